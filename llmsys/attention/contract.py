@@ -1,0 +1,70 @@
+"""The contract that every attention stage keeps, and the checks that keep it.
+
+    f(q, k, v, *, causal=False, scale=None, return_lse=False) -> o  or  (o, lse)
+
+    q (B, Hq, Tq, Dk)   k (B, Hkv, Tk, Dk)   v (B, Hkv, Tk, Dv)   ->   o (B, Hq, Tq, Dv)   lse (B, Hq, Tq), fp32
+
+One query head attends with one key head; with grouped queries (Hq = G · Hkv) the G query heads of a group share
+theirs: query head h reads key head h // G. `causal` is aligned **bottom-right**: the last query is the last token, as
+it is when the keys come from a cache, so query i sees the keys j ≤ i + Tk − Tq. A row that sees no key has o = 0 and
+lse = −∞.
+
+Stages check their arguments here, before anything is computed, so that a wrong shape is a sentence and not a crash
+thirty frames down in a kernel.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Attention = Callable[..., Tensor | tuple[Tensor, Tensor]]
+
+
+def check_arguments(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> float:
+    """Check the arguments of an attention stage, and return the scale to use (1/√Dk where `scale` is None).
+
+    Raises
+    ------
+    ValueError
+        Names the first argument that breaks the contract, what it was and what was expected.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor of shape (B, H, T, D), got {type(x).__name__}")
+        if x.dim() != 4:
+            raise ValueError(
+                f"{name} must have four dimensions (B, H, T, D), got shape {tuple(x.shape)}; "
+                "add the missing ones with x[None] or split the heads with x.view(B, T, H, D).transpose(1, 2)"
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name} must have q's dtype, {q.dtype}, got {x.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name} must be on q's device, {q.device}, got {x.device}")
+    B, Hq, _, Dk = q.shape
+    Hkv, Tk = k.shape[1], k.shape[2]
+    if k.shape[0] != B or v.shape[0] != B:
+        raise ValueError(f"q, k and v must have the same batch size, got {B}, {k.shape[0]} and {v.shape[0]}")
+    if k.shape[3] != Dk:
+        raise ValueError(f"k must have q's head size Dk = {Dk}, got {k.shape[3]}")
+    if Dk == 0:
+        raise ValueError("q and k must have a head size Dk of at least 1, got 0")
+    if v.shape[1] != Hkv or v.shape[2] != Tk:
+        raise ValueError(f"v must have k's heads and tokens, ({Hkv}, {Tk}), got ({v.shape[1]}, {v.shape[2]})")
+    if Hkv == 0 or Hq % Hkv:
+        raise ValueError(f"q must have a multiple of k's {Hkv} heads (grouped queries), got {Hq}")
+    if scale is None:
+        return 1 / math.sqrt(Dk)
+    if not 0 < scale < math.inf:  # kernels take the maximum before they scale
+        raise ValueError(f"scale must be a positive number or None (for 1/√Dk), got {scale}")
+    return float(scale)
+
+
+def visible_keys(Tq: int, Tk: int, *, device: torch.device | str | None = None) -> Tensor:
+    """The causal mask, aligned bottom-right: a bool (Tq, Tk) matrix, True where the query sees the key."""
+    query = torch.arange(Tq, device=device)[:, None]  # (Tq, 1)
+    key = torch.arange(Tk, device=device)[None, :]  #   (1, Tk)
+    return key <= query + (Tk - Tq)

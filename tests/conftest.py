@@ -1,0 +1,24 @@
+"""What every test gets: shapes in signatures checked at run time, and GPU tests left out where there is no GPU."""
+
+import os
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# jaxtyping's annotations are promises until something checks them: here beartype does, in every call of every test.
+# (Files of Triton kernels are left out: @triton.jit must meet the function as it was written.)
+install_import_hook(
+    ["llmsys.attention.naive", "llmsys.attention.online", "llmsys.attention.sdpa", "llmsys.models"], "beartype.beartype"
+)
+
+
+def pytest_collection_modifyitems(items):
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
