@@ -134,7 +134,7 @@ def solutions_dir() -> Path:
 
 @functools.cache
 def read_manifest(path: Path) -> tuple[Lesson, ...]:
-    """The lessons of a manifest file. Raises ManifestError where an entry is missing, misspelt or contradicts another."""
+    """The lessons of a manifest file. Raises ManifestError where an entry is incomplete, misspelt or contradictory."""
     table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     found = tuple(_lesson(entry) for entry in table.get("lesson", []))
     numbers = [each.number for each in found]
