@@ -1,0 +1,158 @@
+"""How results, hints and predictions look: as text in a terminal, as a card in JupyterLab.
+
+A passed check looks the same on every machine and in every run, because nbval compares it: no times, devices or paths.
+Cards take their colours from JupyterLab's theme, light or dark, and stand on their own where there is none (GitHub,
+nbviewer). What a colour says is also said by a glyph: ✓ on blue, ✗ on orange, a pair that colour-blind eyes tell apart.
+"""
+
+import textwrap
+from html import escape
+
+FAIL, PASS, NOTE = "#b34700", "#0b66a8", "#6b6b6b"  # white text on each has a contrast of at least 4.5 : 1
+_FONT = "color:var(--jp-content-font-color1,inherit);font-size:var(--jp-content-font-size1,14px);line-height:1.5"
+_MONO = (
+    "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px);white-space:pre-wrap;"
+    "overflow-wrap:anywhere;margin:0;padding:0;background:none;color:inherit"
+)
+_RULE = "border-top:1px solid var(--jp-border-color2,#bbb)"
+
+
+def result_text(result) -> str:
+    """A `Result` as plain text."""
+    lines = [f"{_glyph(result.passed)} {result.id}" + (" passed" if result.passed else "")]
+    if result.failure and result.failure.kind == "stub":
+        return f"… {result.id} is {result.failure.message}"
+    lines += [f"  {_glyph(each.passed)} {each.name}" for each in result.properties]
+    for label, text in _rows(result):
+        first, *rest = text.splitlines() or [""]
+        lines += [f"      {label:<10}{first}", *(f"      {'':<10}{line}" for line in rest)]
+    if result.misconception:
+        lines += ["", *_wrapped(f"This looks like: {_sentences(result.misconception)}")]
+    if result.hint:
+        lines += ["", *_wrapped(f"Hint {result.hint_number} of {result.hints}: {result.hint}")]
+        if more := _more(result):
+            lines += _wrapped(more)
+    return "\n".join(lines)
+
+
+def result_html(result) -> str:
+    """A `Result` as an HTML card."""
+    if result.failure and result.failure.kind == "stub":
+        return _card(NOTE, "…", result.id, f"<div>{escape(result.failure.message)}</div>")
+    items = "".join(
+        f'<li style="list-style:none;margin:0">{_chip(each.passed)} {escape(each.name)}</li>'
+        for each in result.properties
+    )
+    body = [f'<ul style="margin:4px 0;padding:0">{items}</ul>']
+    if rows := _rows(result):
+        cells = "".join(
+            f'<div style="opacity:.8">{escape(label)}</div>'
+            + (f"<div>{escape(text)}</div>" if label == "why" else f'<pre style="{_MONO}">{escape(text)}</pre>')
+            for label, text in rows
+        )
+        grid = "display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;margin:6px 0 6px 26px"
+        body.append(f'<div style="{grid}">{cells}</div>')
+    if result.misconception:
+        body.append(_note("This looks like", _sentences(result.misconception)))
+    if result.hint:
+        body.append(_note(f"Hint {result.hint_number} of {result.hints}", result.hint, _more(result)))
+    title = f"{result.id} passed" if result.passed else result.id
+    return _card(PASS if result.passed else FAIL, _glyph(result.passed), title, "".join(body))
+
+
+def hint_text(hint) -> str:
+    """A `Hint` as plain text."""
+    if not hint.of:
+        return f"{hint.id}: {hint.text}"
+    return "\n".join(_wrapped(f"Hint {hint.number} of {hint.of}: {hint.text}", indent=""))
+
+
+def hint_html(hint) -> str:
+    """A `Hint` as an HTML card."""
+    title = f"{hint.id}: hint {hint.number} of {hint.of}" if hint.of else hint.id
+    return _card(NOTE, "?", title, f'<div style="white-space:pre-wrap">{escape(hint.text)}</div>')
+
+
+def bars_html(title: str, rows: list[tuple[str, str, float, str]], note: str) -> str:
+    """A card with a bar for each row, (label, figure, length between 0 and 1, colour), and a sentence under them."""
+    bars = "".join(
+        f"<div>{escape(label)}</div><div>{escape(figure)}</div>"
+        f'<div style="background:{colour};height:.8em;min-width:2px;width:{100 * length:.1f}%"></div>'
+        for label, figure, length, colour in rows
+    )
+    columns = "grid-template-columns:max-content max-content minmax(80px,320px)"
+    grid = f"display:grid;{columns};gap:2px 12px;align-items:center"
+    summary = "; ".join(f"{label} {figure}" for label, figure, *_ in rows)
+    drawn = f'<div role="img" aria-label="{escape(summary)}" style="{grid}">{bars}</div>' if rows else ""
+    return _card(NOTE, "±", title, f"{drawn}<div>{escape(note)}</div>")
+
+
+def note_html(title: str, text: str) -> str:
+    """A card that says one thing."""
+    return _card(NOTE, "±", title, f"<div>{escape(text)}</div>")
+
+
+def _rows(result) -> list[tuple[str, str]]:
+    """The failed property's particulars, (label, text)."""
+    failure = result.failure
+    if failure is None:
+        return []
+    why = next((each.why for each in result.properties if not each.passed), "")
+    rows = [
+        ("called", failure.call),
+        ("", failure.message),
+        ("got", failure.got),
+        ("expected", failure.expected),
+        ("why", why),
+        ("printed", _beginning(failure.printed)),
+    ]
+    return [(label, text) for label, text in rows if text]
+
+
+def _beginning(text: str, lines: int = 8, characters: int = 400) -> str:
+    short = "\n".join(text[:characters].splitlines()[:lines])
+    return short if short == text.rstrip("\n") else short + " …"
+
+
+def _sentences(misconception) -> str:
+    return f"{misconception.message} {misconception.why}".strip()
+
+
+def _more(result) -> str:
+    if result.hint_number >= result.hints:
+        return ""
+    return f'For more: hint("{result.id}")'
+
+
+def _wrapped(text: str, indent: str = "  ") -> list[str]:
+    """Lines of at most 110 characters; line breaks of the text's own stay, for pseudocode has them."""
+    lines = text.splitlines()
+    wrapped = [textwrap.wrap(line, 110, subsequent_indent=_margin(line)) or [""] for line in lines]
+    return [indent + line for part in wrapped for line in part]
+
+
+def _margin(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
+def _glyph(passed: bool) -> str:
+    return "✓" if passed else "✗"
+
+
+def _chip(passed: bool) -> str:
+    colour = PASS if passed else FAIL
+    style = f"display:inline-block;width:1.35em;text-align:center;border-radius:3px;background:{colour};color:#fff"
+    return f'<span style="{style};font-size:.85em;margin-right:4px">{_glyph(passed)}</span>'
+
+
+def _note(label: str, text: str, more: str = "") -> str:
+    tail = f'<div><code style="{_MONO}">{escape(more)}</code></div>' if more else ""
+    body = f'<b>{escape(label)}.</b> <span style="white-space:pre-wrap">{escape(text)}</span>'
+    return f'<div style="{_RULE};margin-top:6px;padding-top:6px">{body}{tail}</div>'
+
+
+def _card(colour: str, glyph: str, title: str, body: str) -> str:
+    frame = f"{_FONT};border-left:4px solid {colour};padding:4px 0 4px 12px;margin:2px 0;max-width:60em;text-align:left"
+    chip = f"background:{colour};color:#fff;border-radius:3px;padding:0 6px;margin-right:8px"
+    head = f'<div style="font-weight:600"><span style="{chip}">{glyph}</span>{escape(title)}</div>'
+    return f'<div class="llmsys-card" style="{frame}">{head}{body}</div>'

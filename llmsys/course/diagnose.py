@@ -1,0 +1,86 @@
+"""Misconceptions, recognised: which plausible wrong answer is the learner's?
+
+A misconception is a function with the contract of the exercise that is wrong in one way that people are:
+
+    @misconception("02.merge", "You added the sums without rescaling them.", why="Each l was taken under its own m.")
+    def no_rescaling(a, b): ...
+
+Where a property fails, every misconception of the exercise is run on the arguments of that property's calls. One that
+is wrong in the same way on all of them (the same value; the same number of passes, where that was the failure) is what
+the learner's answer looks like, and its message is worth more than "expected 3.0".
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from llmsys.course.answer import Call, Rejected, same_outcome
+from llmsys.course.runner import LocalRunner
+
+
+@dataclass(frozen=True)
+class Misconception:
+    """A wrong answer with a name. `function` is an answer to the exercise: a function, or a Triton kernel."""
+
+    exercise: str
+    message: str
+    why: str
+    function: object
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+_registry: dict[str, list[Misconception]] = {}
+
+
+def misconception(exercise: str, message: str, *, why: str = "") -> Callable:
+    """Register the decorated function as a wrong answer to `exercise`. `message` says to the learner, in a sentence,
+    what they did; `why` says why it does not work."""
+
+    def register(function):
+        known = _registry.setdefault(exercise, [])
+        if any(each.message == message for each in known):
+            raise ValueError(f"{exercise} has two misconceptions with the message {message!r}")
+        known.append(Misconception(exercise, message, why, function))
+        return function
+
+    return register
+
+
+def misconceptions_of(exercise: str, *, kernel: bool = False) -> list[Misconception]:
+    """The misconceptions of an exercise, in the order in which they were written. Those that are Triton kernels live in
+    a module of their own, which is only imported for a `kernel` exercise."""
+    number = exercise.partition(".")[0]
+    for name in (f"lesson_{number}", *([f"lesson_{number}_kernels"] if kernel else [])):
+        module = f"llmsys.course.misconceptions.{name}"
+        if importlib.util.find_spec(module) is not None:
+            import_module(module)
+    return list(_registry.get(exercise, ()))
+
+
+def diagnose(check, calls: Sequence[Call], rejected: Rejected, earlier: Sequence[Call] = ()) -> Misconception | None:
+    """The misconception of `check` that explains why `rejected`, if one does.
+
+    `calls` are those of the failed property; where several misconceptions explain them, the one that also agrees most
+    often with the answer in the `earlier` calls is taken.
+    """
+    if rejected.failure.kind in ("stub", "forbidden") or not calls:
+        return None
+    fitting = []
+    for each in misconceptions_of(check.id, kernel=check.kernel):
+        runner = LocalRunner(each.function, adapt=check.adapt, kernel=check.kernel)
+        if all(_alike(runner, call, rejected) for call in calls):
+            fitting.append((each, runner))
+    if len(fitting) > 1:
+        fitting.sort(key=lambda pair: -sum(_alike(pair[1], call, rejected) for call in earlier))  # stable
+    return fitting[0][0] if fitting else None
+
+
+def _alike(runner: LocalRunner, call: Call, rejected: Rejected) -> bool:
+    run = runner.run(call.args, call.kwargs)
+    if call.run is rejected.run:
+        return rejected.same(call.run, run) and rejected.wrong(run)
+    return same_outcome(call.run, run)
