@@ -44,7 +44,7 @@ def identity(*shape: int, dtype: torch.dtype = torch.float32, device: torch.devi
 
 
 def summarize(x: Float[Tensor, "*rows n"]) -> Partial:
-    """Summarise one tile, x (..., n), over its last dimension: two tensors (...), in fp32 or wider."""
+    """Summarise one tile, x (..., n), over its last dimension: a maximum and a sum a row, in fp32 or wider."""
     x = x.to(_wide(x))
     if x.shape[-1] == 0:
         return identity(*x.shape[:-1], dtype=x.dtype, device=x.device)
@@ -52,10 +52,11 @@ def summarize(x: Float[Tensor, "*rows n"]) -> Partial:
     return Partial(m, torch.exp(x - _finite(m)[..., None]).sum(dim=-1))
 
 
-def merge(a: Partial, b: Partial) -> Partial:
+def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Partial:
     """The summary of two pieces together. Associative, commutative, with `identity` (equation *merge* above)."""
-    m = torch.maximum(a.m, b.m)
-    return Partial(m, a.l * rescale(a.m, m) + b.l * rescale(b.m, m))
+    (m1, l1), (m2, l2) = a, b
+    m = torch.maximum(m1, m2)
+    return Partial(m, l1 * rescale(m1, m) + l2 * rescale(m2, m))
 
 
 def rescale(m_old: Tensor, m_new: Tensor) -> Tensor:
@@ -68,10 +69,9 @@ def safe_softmax(x: Float[Tensor, "*rows n"], tile: int) -> Float[Tensor, "*rows
 
     A row of nothing but −∞ gives zeros.
     """
-    m = x.new_full(x.shape[:-1], float("-inf"), dtype=_wide(x))
+    m, l = identity(*x.shape[:-1], dtype=_wide(x), device=x.device)
     for part in tiles(x, tile):  # pass 1
         m = torch.maximum(m, part.amax(dim=-1))
-    l = torch.zeros_like(m)
     for part in tiles(x, tile):  # pass 2
         l = l + torch.exp(part - _finite(m)[..., None]).sum(dim=-1)
     return _normalise(x, Partial(m, l), tile)  # pass 3
@@ -128,17 +128,20 @@ def online_attention(
 
 
 def tiles(x: Tensor, tile: int) -> Iterator[Tensor]:
-    """Views of x (..., n), `tile` columns wide, the last one as wide as what is left."""
+    """Load x (..., n) tile by tile, in fp32 or wider: `tile` columns at a time, and in the end what is left.
+
+    Each tile is a copy. It stands for the tile on the chip: making it reads x once, and what is then done to it is free.
+    """
     if tile < 1:
         raise ValueError(f"tile must be at least 1 column, got {tile}")
-    return (x[..., start : start + tile] for start in range(0, x.shape[-1], tile))
+    return (x[..., start : start + tile].to(_wide(x), copy=True) for start in range(0, x.shape[-1], tile))
 
 
 def _normalise(x: Tensor, whole: Partial, tile: int) -> Tensor:
     y = torch.empty_like(x)
     shift, l = _finite(whole.m)[..., None], torch.where(whole.l > 0, whole.l, 1)[..., None]
-    for part, out in zip(tiles(x, tile), tiles(y, tile), strict=True):
-        out.copy_(torch.exp(part - shift) / l)
+    for i, part in enumerate(tiles(x, tile)):
+        y[..., i * tile : (i + 1) * tile] = torch.exp(part - shift) / l
     return y
 
 

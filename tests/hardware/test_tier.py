@@ -25,7 +25,7 @@ needs_triton = pytest.mark.skipif(not tier.triton_installed(), reason="Triton is
 
 @needs_triton
 def test_without_a_gpu_triton_is_interpreted_and_with_one_it_is_not():
-    out = in_a_fresh_process("from llmsys.hardware.tier import *; import llmsys.hardware.tier as t; print(t.interpreting(), t.tier())")
+    out = in_a_fresh_process("from llmsys.hardware import tier; print(tier.interpreting(), tier.tier())")
     assert out == ("False gpu" if torch.cuda.is_available() else "True interpreter")
 
 
