@@ -7,6 +7,7 @@
 PYTHON   ?= python3
 PIP_ARGS ?=
 WORK     ?= work
+JOBS     ?= 2
 VENV     := .venv
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip --disable-pip-version-check -q
@@ -20,7 +21,9 @@ lab: $(VENV)/ready
 	cd $(WORK) && exec "$(abspath $(BIN))/jupyter" lab --ip=127.0.0.1 00_start_here.ipynb
 
 test: $(VENV)/ready-to-test
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/run.py
+	@$(BIN)/ruff check -q .
+	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax solutions/*.ipynb
 
 setup: $(VENV)/ready
 

@@ -130,7 +130,8 @@ def online_attention(
 def tiles(x: Tensor, tile: int) -> Iterator[Tensor]:
     """Load x (..., n) tile by tile, in fp32 or wider: `tile` columns at a time, and in the end what is left.
 
-    Each tile is a copy. It stands for the tile on the chip: making it reads x once, and what is then done to it is free.
+    Each tile is a copy. It stands for the tile on the chip: making it reads x once, and what is then done to it is
+    free.
     """
     if tile < 1:
         raise ValueError(f"tile must be at least 1 column, got {tile}")

@@ -1,8 +1,8 @@
 """Meters for memory: what a piece of PyTorch allocates, and how often it reads a tensor.
 
-A claim like "this attention never holds a T × T buffer" or "two passes instead of three" is about what a program *does*,
-not about what it returns. The meters watch torch's dispatcher, through which every operation goes, in Python or
-hidden in C++:
+A claim like "this attention never holds a T × T buffer" or "two passes instead of three" is about what a program
+*does*, not about what it returns. The meters watch torch's dispatcher, through which every operation goes, in Python
+or hidden in C++:
 
     with largest_allocation() as allocated, reads_of(x) as reads:
         y = online_softmax(x, tile=64)
@@ -44,7 +44,7 @@ class Reads:
 
 @contextmanager
 def largest_allocation() -> Iterator[Allocation]:
-    """Meter the largest tensor that an operation in the block newly allocates. Views and in-place results are not new."""
+    """Meter the largest tensor that an operation in the block newly allocates: views and in-place results are not."""
     largest = Allocation()
     with _LargestAllocation(largest):
         yield largest
@@ -101,7 +101,7 @@ def _storage(x: Tensor) -> int:
 
 
 def _is_view(operator) -> bool:
-    # in an operator's schema, a result that aliases an argument without writing to it is a view: "Tensor(a) self -> Tensor(a)"
+    # In its schema, a view's result aliases an argument and does not write to it: "Tensor(a) self -> Tensor(a)".
     return any(r.alias_info is not None and not r.alias_info.is_write for r in operator._schema.returns)
 
 

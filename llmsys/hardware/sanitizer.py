@@ -1,0 +1,280 @@
+"""A sanitizer for Triton kernels: the interpreter, watched.
+
+A kernel that reads or writes outside its tensors is the commonest mistake in GPU programming, and the quietest: on a
+GPU the neighbouring bytes are usually there, and in the interpreter they are somebody's Python objects. While `watch`
+is active, every load and store of an interpreted kernel is looked at before it happens:
+
+    with watch(x=x) as report:
+        softmax_kernel[(rows,)](x, y, …)
+    print(report)
+
+- The tensors that a launch is given, and those named in `watch`, are the only memory that may be touched. A tensor is
+  its *elements*: the gaps between the rows of a slice are outside. A lane that goes astray is masked off, so that the
+  process survives, and is reported with its kernel, its program, its line, and the tensor that it just missed.
+- Two programs of one launch that store to one address are reported: one after the other, as the interpreter runs them,
+  they give an answer; on a GPU it is a race.
+- The bytes that are loaded from and stored to each tensor are counted, masked lanes left out.
+
+The interpreter's internals are touched in this file and nowhere else (Triton 3.6 to 3.7). Where they look different,
+`available()` is false, and `watch` watches nothing: kernels then run as they always do.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmsys.hardware.tier import interpreting, triton_installed
+
+LOAD, STORE, RACE = "load outside", "store outside", "two programs stored to one address"
+MOST_FINDINGS = 50  # a kernel that is wrong everywhere does not need more to be understood
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that went wrong in one load or store of one program."""
+
+    kind: str  # LOAD, STORE or RACE
+    kernel: str
+    program: tuple[int, int, int]
+    lanes: tuple[int, ...]  # flat positions in the tile
+    tensor: str  # the one that was missed, or stored to twice
+    where: str  # "3 elements past its end"
+    line: int | None = None
+    source: str = ""
+
+    def __str__(self) -> str:
+        lanes = f"{len(self.lanes)} lane{'s' * (len(self.lanes) > 1)}"
+        at = f"\n    line {self.line}: {self.source}" if self.source else ""
+        if self.kind == RACE:
+            return f"{self.kernel}, program {self.program}: {lanes} stored to {self.tensor} {self.where}{at}"
+        what = f"{self.kind} every tensor, {lanes}, {self.where} {self.tensor}"
+        return f"{self.kernel}, program {self.program}: {what}{at}"
+
+
+@dataclass
+class Report:
+    """What the kernels did to memory inside a `watch`."""
+
+    findings: list[Finding] = field(default_factory=list)
+    bytes_loaded: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    bytes_stored: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    programs: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Nothing was touched that should not be."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        traffic = [
+            f"  {name}: {self.bytes_loaded.get(name, 0):,} bytes loaded, {self.bytes_stored.get(name, 0):,} stored"
+            for name in dict.fromkeys([*self.bytes_loaded, *self.bytes_stored])
+        ]
+        more = ["  …"] if len(self.findings) >= MOST_FINDINGS else []
+        verdict = "no access outside the tensors, no races" if self.ok else "memory errors:"
+        found = [f"  {finding}" for finding in self.findings] + more
+        return "\n".join([f"{self.programs} programs: {verdict}", *found, *traffic])
+
+
+def available() -> bool:
+    """Whether kernels run in Triton's interpreter here, and its internals are those that this file knows."""
+    return triton_installed() and interpreting() and _interpreter() is not None
+
+
+@contextmanager
+def watch(**tensors: Tensor) -> Iterator[Report]:
+    """Watch every interpreted kernel that is launched in the block. `tensors` may be touched besides a launch's own
+    arguments, and gives names to them (otherwise a tensor is called what the kernel calls it)."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    report = Report()
+    if not available():
+        yield report
+        return
+    interpreter = _interpreter()
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    before = {
+        (owner, name): owner.__dict__[name]
+        for owner, names in ((builder, _HOOKED), (executor, ("__call__",)))
+        for name in names
+    }
+    watcher = _Watcher(report, [_Region(name, x) for name, x in tensors.items()], interpreter)
+    try:
+        for (owner, name), original in before.items():
+            setattr(owner, name, watcher.hook(name, original))
+        yield report
+    finally:
+        for (owner, name), original in before.items():
+            setattr(owner, name, original)
+
+
+_HOOKED = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
+
+
+def _interpreter():
+    """Triton's interpreter module, if it has what is hooked here."""
+    import triton.runtime.interpreter as interpreter
+
+    builder = getattr(interpreter, "InterpreterBuilder", None)
+    known = all(name in getattr(builder, "__dict__", {}) for name in _HOOKED)
+    return interpreter if known and hasattr(interpreter, "GridExecutor") else None
+
+
+class _Region:
+    """The memory of one tensor: its elements between the first and the last byte, and who stored to them."""
+
+    def __init__(self, name: str, x: Tensor):
+        self.name, self.x, self.start, self.size = name, x, x.data_ptr(), x.element_size()
+        span = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+        self.end = self.start + span * self.size
+        self.inside: np.ndarray | None = None  # (span,) bool; None where everything from start to end belongs to x
+        if span > x.numel():
+            offsets = torch.arange(span).as_strided(x.shape, x.stride(), 0) if span else torch.empty(0)
+            self.inside = np.zeros(span, dtype=bool)
+            self.inside[offsets.reshape(-1).numpy()] = True
+        self.forget()
+
+    def forget(self) -> None:
+        """A new launch: nobody has stored yet."""
+        self.stored_by: np.ndarray | None = None
+
+    def contains(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        within = (addresses >= self.start) & (addresses + size <= self.end)
+        if self.inside is not None and within.any():
+            within[within] = self.inside[self._elements(addresses[within])]
+        return within
+
+    def claim(self, addresses: np.ndarray, program: int) -> np.ndarray:
+        """Note that `program` stores to these addresses of this region; True where another one has before."""
+        if self.stored_by is None:
+            self.stored_by = np.full((self.end - self.start) // self.size, -1, dtype=np.int64)
+        elements = self._elements(addresses)
+        others = (self.stored_by[elements] != -1) & (self.stored_by[elements] != program)
+        self.stored_by[elements] = program
+        return others
+
+    def miss(self, address: int) -> tuple[int, str]:
+        """How far an address is from this tensor, in bytes and in words."""
+        if address < self.start:
+            distance = self.start - address
+            return distance, f"{_elements(distance / self.size)} before the beginning of"
+        if address >= self.end:
+            distance = address - self.end
+            return distance, f"{_elements(distance // self.size + 1)} past the end of"
+        return 0, f"at offset {(address - self.start) // self.size}, between the elements of"
+
+    def _elements(self, addresses: np.ndarray) -> np.ndarray:
+        return ((addresses - self.start) // self.size).astype(np.int64)
+
+
+def _elements(n: float) -> str:
+    return f"{int(n):,} element{'s' * (int(n) != 1)}"
+
+
+class _Watcher:
+    """The hooks, and what they have to know of the launch that is running."""
+
+    def __init__(self, report: Report, named: list[_Region], interpreter):
+        self.report, self.named, self.interpreter = report, named, interpreter
+        self.regions, self.kernel = named, ""
+        self.seen: set[tuple] = set()
+
+    def hook(self, name: str, original):
+        watcher = self
+
+        def launch(executor, *args, **kwargs):
+            with watcher.launch(executor, args, kwargs):
+                return original(executor, *args, **kwargs)
+
+        def load(builder, ptrs, mask, other, *rest):
+            return original(builder, ptrs, watcher.masked(builder, ptrs, mask, LOAD), other, *rest)
+
+        def store(builder, ptrs, value, mask, *rest):
+            return original(builder, ptrs, value, watcher.masked(builder, ptrs, mask, STORE), *rest)
+
+        def atomic(builder, operation, ptrs, value, mask, *rest):
+            mask = watcher.masked(builder, ptrs, mask, STORE, exclusive=False)
+            return original(builder, operation, ptrs, value, mask, *rest)
+
+        def compare_and_swap(builder, ptrs, *rest):  # has no mask: if it goes astray, nothing but an error is safe
+            everywhere = watcher.interpreter.TensorHandle(np.ones(ptrs.data.shape, dtype=bool), None)
+            if not watcher.masked(builder, ptrs, everywhere, STORE, exclusive=False).data.all():
+                raise IndexError("an atomic_cas outside every tensor")
+            return original(builder, ptrs, *rest)
+
+        return {
+            "__call__": launch,
+            "create_masked_load": load,
+            "create_masked_store": store,
+            "create_atomic_rmw": atomic,
+            "create_atomic_cas": compare_and_swap,
+        }[name]
+
+    @contextmanager
+    def launch(self, executor, args, kwargs) -> Iterator[None]:
+        given = list(zip(executor.arg_names, args, strict=False)) + list(kwargs.items())
+        tensors = [(name, x) for name, x in given if isinstance(x, Tensor)]
+        names = {(r.start, r.x.shape, r.x.stride()): r for r in self.named}
+        own = [names.get((x.data_ptr(), x.shape, x.stride())) or _Region(name, x) for name, x in tensors]
+        outer = self.regions, self.kernel
+        self.regions = list({id(region): region for region in own + self.named}.values())
+        self.kernel = executor.fn.__name__
+        for region in self.regions:
+            region.forget()
+        try:
+            yield
+        finally:
+            self.regions, self.kernel = outer
+
+    def masked(self, builder, ptrs, mask, kind: str, exclusive: bool = True):
+        """The mask without the lanes that are astray; what there is to report about the others is reported."""
+        active = np.broadcast_to(mask.data, ptrs.data.shape).astype(bool)
+        addresses = ptrs.data.astype(np.int64)
+        size = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
+        program = tuple(int(i) for i in builder.grid_idx)
+        index = np.ravel_multi_index(program, [int(n) for n in builder.grid_dim])
+        self.report.programs = max(self.report.programs, int(np.prod(builder.grid_dim)))
+        left = active.copy()
+        for region in self.regions:
+            hit = left & region.contains(addresses, size)
+            if hit.any():
+                traffic = self.report.bytes_loaded if kind == LOAD else self.report.bytes_stored
+                traffic[region.name] += int(hit.sum()) * size
+                if kind == STORE and exclusive:
+                    again = np.zeros_like(hit)
+                    again[hit] = region.claim(addresses[hit], index)
+                    if again.any():
+                        self.note(RACE, program, again, region.name, "where another program had stored")
+                left &= ~hit
+        if left.any():
+            first = int(addresses[left].ravel()[0])
+            region = min(self.regions, key=lambda r: r.miss(first)[0], default=None)
+            missed, where = (region.name, region.miss(first)[1]) if region else ("any tensor", "far from")
+            self.note(kind, program, left, missed, where)
+        return self.interpreter.TensorHandle(active & ~left, mask.dtype)
+
+    def note(self, kind: str, program: tuple, lanes: np.ndarray, tensor: str, where: str) -> None:
+        line, source = self._line()
+        key = kind, self.kernel, program, line, tensor  # a loop repeats itself: once a line and program is enough
+        if key not in self.seen and len(self.report.findings) < MOST_FINDINGS:
+            self.seen.add(key)
+            flat = tuple(int(i) for i in np.flatnonzero(lanes))
+            self.report.findings.append(Finding(kind, self.kernel, program, flat, tensor, where, line, source))
+
+    def _line(self) -> tuple[int | None, str]:
+        """The line of the kernel that is running: its frame is the nearest one outside Triton and this file."""
+        import linecache
+
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code.co_name != self.kernel:
+            frame = frame.f_back
+        if frame is None:
+            return None, ""
+        return frame.f_lineno, linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()

@@ -1,0 +1,148 @@
+"""The sanitizer names what a kernel does to memory that is not its own, survives it, and leaves nothing behind."""
+
+import pytest
+import torch
+
+from llmsys.hardware import sanitizer
+from llmsys.hardware.tier import load_triton, triton_installed
+
+if not (triton_installed() and sanitizer.available()):
+    pytest.skip("the sanitizer watches Triton's interpreter, which does not run here", allow_module_level=True)
+triton, tl = load_triton()
+
+
+@triton.jit
+def copy_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr, MASK: tl.constexpr):
+    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if MASK:
+        tl.store(y_ptr + cols, tl.load(x_ptr + cols, mask=cols < n), mask=cols < n)
+    else:
+        tl.store(y_ptr + cols, tl.load(x_ptr + cols))
+
+
+@triton.jit
+def rows_kernel(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * row_stride + tl.arange(0, BLOCK)
+    tl.store(y_ptr + tl.arange(0, BLOCK), tl.load(x_ptr + offsets))  # every program stores to the same place
+
+
+@triton.jit
+def wild_kernel(x_ptr, y_ptr, far):
+    tl.store(y_ptr, tl.load(x_ptr + far))
+    tl.store(y_ptr - far, 1.0)
+
+
+@triton.jit
+def sum_kernel(x_ptr, y_ptr, far, BLOCK: tl.constexpr):
+    x = tl.load(x_ptr + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))
+    tl.atomic_add(y_ptr + far, tl.sum(x, axis=0))
+
+
+def test_a_clean_kernel_is_clean_unchanged_and_counted_to_the_byte():
+    x, y = torch.randn(37), torch.zeros(37)
+    with sanitizer.watch(x=x) as report:
+        copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=True)
+    assert report.ok and report.findings == []
+    assert torch.equal(x, y)
+    assert report.bytes_loaded == {"x": 37 * 4} and report.bytes_stored == {"y_ptr": 37 * 4}
+    assert report.programs == 3 and "no access outside" in str(report)
+
+
+def test_a_forgotten_mask_is_named_by_kernel_program_lane_and_line():
+    x, y = torch.randn(37), torch.zeros(37)
+    with sanitizer.watch(x=x, y=y) as report:
+        copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=False)
+    load, store = report.findings
+    assert load.kind == sanitizer.LOAD and store.kind == sanitizer.STORE
+    assert load.kernel == "copy_kernel" and load.program == (2, 0, 0)
+    assert load.lanes == tuple(range(5, 16)) and load.tensor == "x"
+    assert "1 element past the end" in load.where and "tl.load(x_ptr + cols)" in load.source
+    assert "program (2, 0, 0): load outside every tensor, 11 lanes, 1 element past the end of x" in str(report)
+    assert torch.equal(x, y), "what was inside has been copied all the same"
+
+
+def test_neighbouring_memory_stays_what_it_was():
+    memory = torch.zeros(64)
+    x, y = torch.ones(37), memory[:37]
+    with sanitizer.watch() as report:
+        copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=False)
+    assert not report.ok and (memory[37:] == 0).all()
+
+
+def test_a_wild_pointer_does_not_kill_the_process():
+    x, y = torch.randn(4), torch.zeros(4)
+    with sanitizer.watch() as report:
+        wild_kernel[(1,)](x, y, 1 << 40)
+    assert [finding.kind for finding in report.findings] == [sanitizer.LOAD, sanitizer.STORE]
+    assert (y == 0).all()
+
+
+def test_the_gap_between_the_rows_of_a_slice_is_outside():
+    x, y = torch.randn(4, 32)[:, :16], torch.empty(32)
+    with sanitizer.watch() as report:
+        copy_kernel[(1,)](x, y, 32, BLOCK=32, MASK=True)
+    (finding,) = report.findings
+    assert finding.lanes == tuple(range(16, 32)) and "between the elements of x_ptr" in str(finding)
+
+
+def test_a_wrong_stride_is_found_where_it_leaves_the_tensor():
+    x, y = torch.randn(4, 16), torch.empty(16)
+    with sanitizer.watch(x=x) as report:
+        rows_kernel[(4,)](x, y, 32, BLOCK=16)
+    assert {f.program for f in report.findings if f.kind == sanitizer.LOAD} == {(2, 0, 0), (3, 0, 0)}
+
+
+def test_two_programs_that_store_to_one_address_race_but_two_launches_do_not():
+    x, y = torch.randn(2, 16), torch.empty(16)
+    with sanitizer.watch(y=y) as report:
+        rows_kernel[(2,)](x, y, 16, BLOCK=16)
+    (finding,) = report.findings
+    assert finding.kind == sanitizer.RACE and finding.program == (1, 0, 0) and finding.tensor == "y"
+    assert "16 lanes stored to y where another program had stored" in str(finding)
+    with sanitizer.watch(y=y) as report:
+        rows_kernel[(1,)](x, y, 16, BLOCK=16)
+        rows_kernel[(1,)](x, y, 16, BLOCK=16)
+    assert report.ok
+
+
+def test_atomics_may_meet_but_not_go_astray():
+    x, y = torch.ones(64), torch.zeros(1)
+    with sanitizer.watch() as report:
+        sum_kernel[(4,)](x, y, 0, BLOCK=16)
+    assert report.ok and y.item() == 64
+    with sanitizer.watch() as report:
+        sum_kernel[(4,)](x, y, 1000, BLOCK=16)
+    assert {finding.kind for finding in report.findings} == {sanitizer.STORE} and y.item() == 64
+
+
+def test_the_hooks_go_when_the_block_ends_whatever_happens():
+    import triton.runtime.interpreter as interpreter
+
+    load, call = interpreter.InterpreterBuilder.create_masked_load, interpreter.GridExecutor.__call__
+    with pytest.raises(KeyError), sanitizer.watch():
+        assert interpreter.InterpreterBuilder.create_masked_load is not load
+        raise KeyError
+    assert interpreter.InterpreterBuilder.create_masked_load is load and interpreter.GridExecutor.__call__ is call
+
+
+def test_watches_nest():
+    x, y = torch.randn(37), torch.zeros(37)
+    with sanitizer.watch(x=x) as outer, sanitizer.watch(x=x) as inner:
+        copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=False)
+    assert not inner.ok and inner.bytes_loaded == outer.bytes_loaded
+
+
+def test_only_tensors_can_be_watched():
+    with pytest.raises(ValueError, match="x must be a torch.Tensor"), sanitizer.watch(x=[1.0]):
+        pass
+
+
+def test_where_triton_looks_different_kernels_simply_run(monkeypatch):
+    import triton.runtime.interpreter as interpreter
+
+    monkeypatch.delattr(interpreter.InterpreterBuilder, "create_atomic_cas")
+    assert not sanitizer.available()
+    x, y = torch.randn(16), torch.zeros(16)
+    with sanitizer.watch(x=x) as report:
+        copy_kernel[(1,)](x, y, 16, BLOCK=16, MASK=True)
+    assert torch.equal(x, y) and report.ok and report.programs == 0
