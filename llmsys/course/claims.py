@@ -1,8 +1,8 @@
 """Numbers in prose: which of them claim something, and whether an output or a source stands behind each.
 
 A number with a unit (12 ms, 3.35 TB/s, 40%, 2×) or with decimals (11.09) is a claim. It is covered where it appears,
-as it is written, in an output that nbval compares (a check's, or that of a cell tagged `claim`), or where its cell cites
-a source: a link, or a comment that the page does not show, `<!-- source: … -->`. Names are not claims: `code`,
+as it is written, in an output that nbval compares (a check's, or that of a cell tagged `claim`), or where its cell
+cites a source: a link, or a comment that the page does not show, `<!-- source: … -->`. Names are not claims: `code`,
 section 3.2, Python 3.11, 128×64.
 """
 
