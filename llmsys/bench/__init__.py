@@ -1,0 +1,16 @@
+"""Benchmarks: what is measured, how, and the recorded results (JSON, one file a benchmark and GPU, in `recorded/`).
+
+    python -m llmsys.bench softmax --out results/
+
+A speed is always a ratio to a peer that is timed in the same process, in turn, on the same fresh random inputs, after
+both have been shown to compute the same thing (`timing`); a record says on which GPU, with which versions and when
+(`record`). One module a benchmark; `BENCHMARKS` names them.
+"""
+
+from llmsys.bench.record import Record, load, recorded
+from llmsys.bench.timing import Timing, interleaved
+
+BENCHMARKS = {"softmax": "llmsys.bench.softmax"}
+"""Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
+
+__all__ = ["BENCHMARKS", "Record", "Timing", "interleaved", "load", "recorded"]
