@@ -1,0 +1,210 @@
+"""The doctor: right about this machine, and of use on machines that are not like it."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmsys.course import doctor
+from llmsys.course.doctor import LIMITED, MISSING, OK, PACKAGES, diagnose
+from llmsys.hardware.tier import tier
+
+ROOT = Path(__file__).parents[2]
+SMI = "NVIDIA H100 80GB HBM3, 81559, {driver}, {capability}"
+
+
+def line(name):
+    return next(each for each in diagnose().lines if each.name == name)
+
+
+def pretend(monkeypatch, **versions):
+    """Say that these packages are installed in these versions (None: not at all)."""
+    installed = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: versions[name] if name in versions else installed(name))
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A function that installs the tool of an NVIDIA driver, and a torch that was built for CUDA 13."""
+
+    def install(driver="580.95.05", capability="9.0", count=1, cuda="13.0"):
+        tool = tmp_path / "nvidia-smi"
+        listed = "\n".join([SMI.format(driver=driver, capability=capability)] * count)
+        tool.write_text(f"#!/bin/sh\ncat <<END\n{listed}\nEND\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        monkeypatch.setattr(doctor, "torch_cuda", lambda: cuda)
+
+    return install
+
+
+def test_it_agrees_with_the_library_about_the_tier():
+    assert diagnose().tier == tier()
+    assert diagnose() and re.search(r"runs? here", diagnose().verdict)
+
+
+def test_it_asks_for_what_pyproject_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {}
+    for requirement in project["dependencies"]:
+        name, bounds = re.match(r"([\w-]+)([^;]*)", requirement).groups()
+        low, high = re.search(r">=([\d.]+)", bounds), re.search(r"<([\d.]+)", bounds)
+        asked[name] = (low.group(1), high.group(1) if high else None)
+    assert asked == PACKAGES
+    assert project["requires-python"] == ">={},<{}".format(*doctor.PYTHONS)
+    assert doctor.MODEL in (ROOT / "Makefile").read_text()
+
+
+def test_it_needs_the_standard_library_alone_and_says_how_to_get_torch():
+    code = "from llmsys.course.doctor import diagnose; d = diagnose(); print(d); raise SystemExit(not d)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert done.returncode == 1 and done.stderr == ""
+    assert '✗ torch' in done.stdout and 'python -m pip install "torch>=2.11,<2.14"' in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("The lessons do not run here yet: see torch, ")
+
+
+def test_it_answers_without_importing_what_it_looks_for():
+    code = "import sys; from llmsys.course.doctor import diagnose; diagnose(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"torch", "triton", "numpy", "matplotlib"}.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("version", "mark"),
+    [(None, MISSING), ("2.10.1", MISSING), ("2.11.0", OK), ("2.13.0+cu130", OK), ("2.14.0", LIMITED), ("3.0", LIMITED)],
+)
+def test_torch_versions(monkeypatch, version, mark):
+    pretend(monkeypatch, torch=version)
+    found = line("torch")
+    assert found.mark == mark
+    assert bool(found.remedy) == (mark != OK)
+    assert bool(diagnose()) == (mark != MISSING)
+
+
+def test_a_missing_package_is_named_with_the_command(monkeypatch):
+    pretend(monkeypatch, tokenizers=None, gguf="0.9")
+    found = line("packages")
+    assert found.mark == MISSING and "tokenizers, gguf" in found.found
+    assert found.remedy == 'python -m pip install "tokenizers>=0.21" "gguf>=0.17"'
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "bad"), [("3.6.0", "2.4.0", True), ("3.6.0", "2.3.5", False), ("3.7.1", "2.4.6", False)]
+)
+def test_triton_and_numpy_that_do_not_go_together(monkeypatch, triton, numpy, bad):
+    pretend(monkeypatch, triton=triton, numpy=numpy)
+    monkeypatch.setattr(doctor, "_triton_of_torch", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = line("triton")
+    assert (found.mark == LIMITED) == bad and ("numpy<2.4" in found.remedy) == bad
+    if bad:  # a compiled kernel does not care
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        assert line("triton").mark == OK
+
+
+def test_a_triton_that_torch_was_not_released_with(monkeypatch):
+    pretend(monkeypatch, triton="3.7.0")
+    monkeypatch.setattr(doctor, "_triton_of_torch", lambda: "3.7.1")
+    assert line("triton").mark == LIMITED and "triton==3.7.1" in line("triton").remedy
+
+
+def test_without_triton_the_lessons_run(monkeypatch):
+    pretend(monkeypatch, triton=None)
+    found = diagnose()
+    assert found and found.tier == "pytorch" and found.verdict.endswith("Triton kernels do not.")
+
+
+def test_a_gpu_that_torch_can_use(gpu, monkeypatch):
+    gpu(count=2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert diagnose().tier == tier() == "gpu"
+    assert line("GPU") == doctor.Line(OK, "GPU", "2 × NVIDIA H100 80GB HBM3, 80 GiB, driver 580.95.05")
+    assert diagnose().verdict.endswith("Triton kernels are compiled for the GPU.")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "TRITON_INTERPRET=1" in diagnose().verdict
+
+
+@pytest.mark.parametrize(
+    ("machine", "environment", "why"),
+    [
+        ({"driver": "535.183.01"}, {}, "driver is too old for torch's CUDA 13.0"),
+        ({"cuda": None}, {}, "a build for the CPU"),
+        ({}, {"CUDA_VISIBLE_DEVICES": ""}, "hidden by CUDA_VISIBLE_DEVICES"),
+        ({"capability": "7.5"}, {}, "8.0 (Ampere) and later"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_says_why(gpu, monkeypatch, machine, environment, why):
+    gpu(**machine)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert line("GPU").mark == LIMITED and why in line("GPU").found and line("GPU").remedy
+
+
+def test_the_c_compiler_matters_on_a_gpu_only(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "C compiler" not in [each.name for each in diagnose().lines]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert line("C compiler").mark == LIMITED and "a C compiler" in line("C compiler").found
+
+
+def test_the_kernel_is_found_and_is_this_python(monkeypatch, tmp_path):
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    folder = tmp_path / "kernels" / "llmsys"
+    folder.mkdir(parents=True)
+    for program, mark in ((sys.executable, OK), ("/somewhere/else/bin/python", LIMITED)):
+        (folder / "kernel.json").write_text(json.dumps({"argv": [program, "-m", "ipykernel_launcher"]}))
+        assert line("kernel").mark == mark
+    assert "/somewhere/else" in line("kernel").found and "ipykernel install" in line("kernel").remedy
+
+
+@pytest.mark.parametrize(("system", "advice"), [("darwin", "dev container"), ("win32", "WSL 2")])
+def test_other_systems_are_told_what_to_do_instead(monkeypatch, system, advice):
+    pretend(monkeypatch, triton=None)
+    monkeypatch.setattr(doctor.sys, "platform", system)
+    found = doctor._system()
+    assert found.mark == LIMITED and advice in found.remedy and "Colab" in found.remedy
+
+
+def test_no_model_no_trouble_but_for_its_cells(monkeypatch):
+    find = doctor.importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if "smollm" in name else find(name))
+    found = diagnose()
+    assert found and "but for their cells with a model" in found.verdict
+    assert f"--no-deps {doctor.MODEL}" in line("model").remedy
+
+
+def test_the_workspace_is_found_from_above_and_from_inside(monkeypatch, tmp_path):
+    monkeypatch.delenv("LLMSYS_WORKSPACE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert line("workspace").remedy == "llmsys start work"
+    (tmp_path / "work" / ".llmsys").mkdir(parents=True)
+    assert line("workspace").found == str(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    assert line("workspace").found == str(tmp_path / "work")
+
+
+def test_the_notebooks_table_holds_what_the_text_holds(monkeypatch):
+    pretend(monkeypatch, torch=None)
+    found = diagnose()
+    html = found._repr_html_()
+    assert html.count("<tr") == len(found.lines) and "&quot;torch&gt;=2.11,&lt;2.14&quot;" in html
+    shown = re.sub(r"<[^>]*>", " ", html)
+    assert all(each.name in shown and each.name in repr(found) for each in found.lines)
+    assert found.verdict in shown
+
+
+def test_versions_are_compared_as_numbers():
+    assert doctor.numbers("2.13.0+cpu") == (2, 13, 0) and doctor.numbers("3.7.1.post2") == (3, 7, 1)
+    assert doctor.numbers("2.9") < doctor.numbers("2.11") and doctor.numbers("[N/A]") == ()
