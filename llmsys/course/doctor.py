@@ -11,14 +11,11 @@ The verdict names the tier: "gpu" (Triton kernels are compiled), "interpreter" (
 another) or "pytorch" (they do not run here). A GPU that torch cannot use counts as none, and the doctor says why.
 """
 
-import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
-import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass, replace
@@ -26,6 +23,7 @@ from html import escape
 from pathlib import Path
 
 from . import workspace as workspaces
+from .probes import cores, gpus, memory, numbers, torch_cuda, triton_of_torch, version
 
 OK, LIMITED, MISSING = "✓", "!", "✗"
 
@@ -61,16 +59,6 @@ class Line:
     name: str
     found: str
     remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What the driver says of one GPU; memory in bytes, `capability` as in (9, 0) for Hopper."""
-
-    name: str
-    memory: int
-    driver: str
-    capability: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -130,48 +118,6 @@ def diagnose() -> Diagnosis:
     return Diagnosis(tier, tuple(lines), _verdict(tier, lines))
 
 
-def gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that the driver's tool lists; none where there is no driver."""
-    if (tool := shutil.which("nvidia-smi")) is None:
-        return []
-    query = [tool, "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[field.strip() for field in line.split(",")] for line in answer.splitlines()]
-    rows = [row for row in rows if len(row) == 4]
-    return [Gpu(row[0], int(row[1]) << 20 if row[1].isdigit() else 0, row[2], numbers(row[3])) for row in rows]
-
-
-def version(package: str) -> str | None:
-    """The installed version of a package, or None. Does not import it."""
-    if sys.modules.get(package, package) is None:
-        return None  # a test blocks a package by putting None there
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "2.13.0+cpu" is (2, 13, 0)."""
-    return tuple(int(part) for part in re.match(r"[\d.]*", version).group().strip(".").split(".") if part)
-
-
-def torch_cuda() -> str | None:
-    """The CUDA version that the installed torch was built for ("13.0"), or None for a CPU build or no torch at all."""
-    spec = importlib.util.find_spec("torch") if version("torch") else None
-    if spec is None or not spec.origin:
-        return None
-    try:
-        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
-    return found.group(1) if found else None
-
-
 def supported(package: str) -> str:
     """The supported versions in words: "2.11 to 2.13", "2.0 or later"."""
     low, high = PACKAGES[package]
@@ -208,28 +154,14 @@ def _python() -> Line:
 
 
 def _cores() -> Line:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found, memory = f"{cores} core{'s' if cores != 1 else ''}", _memory()
-    if memory is None:
+    number, size = cores(), memory()
+    found = f"{number} core{'s' if number != 1 else ''}"
+    if size is None:
         return Line(OK, "processor", found)
-    found += f", {memory / 2**30:.1f} GiB of memory"
-    if memory < 3 * 2**30:
+    found += f", {size / 2**30:.1f} GiB of memory"
+    if size < 3 * 2**30:
         return Line(LIMITED, "processor", found, "the model needs about 2 GiB: close other programs while it runs")
     return Line(OK, "processor", found)
-
-
-def _memory() -> int | None:
-    """Bytes of memory: the machine's, or its container's limit where that is lower."""
-    try:
-        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found = min(found, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            pass
-    return found
 
 
 def _gpu() -> tuple[bool, Line]:
@@ -279,17 +211,10 @@ def _triton(tier: str) -> Line:
     if interpreting and numbers(found)[:2] == (3, 6) and numbers(numpy) >= (2, 4):
         pair = f"{found} with numpy {numpy}: the interpreter fails on loops whose bounds are tensors"
         return Line(LIMITED, "triton", pair, 'python -m pip install "numpy<2.4" (or torch 2.13 with triton 3.7)')
-    if (wanted := _triton_of_torch()) and wanted != found.partition("+")[0]:
+    if (wanted := triton_of_torch()) and wanted != found.partition("+")[0]:
         remedy = f"python -m pip install triton=={wanted}"
         return Line(LIMITED, "triton", f"{found}, but torch asks for {wanted}", remedy)
     return Line(line.mark, "triton", line.found + (", interpreting" if interpreting else ", compiling"), line.remedy)
-
-
-def _triton_of_torch() -> str | None:
-    """The triton version that the installed torch was released with, if its metadata names one."""
-    requirements = importlib.metadata.requires("torch") or [] if version("torch") else []
-    found = (re.match(r"triton\s*\(?==\s*([\d.]+)", each) for each in requirements)
-    return next((each.group(1) for each in found if each), None)
 
 
 def _others() -> Line:

@@ -102,7 +102,7 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
 )
 def test_triton_and_numpy_that_do_not_go_together(monkeypatch, triton, numpy, bad):
     pretend(monkeypatch, triton=triton, numpy=numpy)
-    monkeypatch.setattr(doctor, "_triton_of_torch", lambda: None)
+    monkeypatch.setattr(doctor, "triton_of_torch", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = line("triton")
     assert (found.mark == LIMITED) == bad and ("numpy<2.4" in found.remedy) == bad
@@ -114,7 +114,7 @@ def test_triton_and_numpy_that_do_not_go_together(monkeypatch, triton, numpy, ba
 
 def test_a_triton_that_torch_was_not_released_with(monkeypatch):
     pretend(monkeypatch, triton="3.7.0")
-    monkeypatch.setattr(doctor, "_triton_of_torch", lambda: "3.7.1")
+    monkeypatch.setattr(doctor, "triton_of_torch", lambda: "3.7.1")
     assert line("triton").mark == LIMITED and "triton==3.7.1" in line("triton").remedy
 
 
