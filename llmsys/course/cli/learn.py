@@ -1,0 +1,144 @@
+"""What a learner does in a terminal: lay the lessons out, see how far they are, check, take a hint, start over."""
+
+import contextlib
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import manifest
+from .. import workspace as workspaces
+
+Exercise = Annotated[str, typer.Argument(metavar="EXERCISE", help='The id of an exercise, like "02.merge".')]
+
+RELOAD = "If it is open in JupyterLab: File › Reload Notebook from Disk."
+
+
+def here() -> Path:
+    """The workspace of the current directory, or the one in work/ below it. WorkspaceError where there is none."""
+    return workspaces.require(workspaces.find() or workspaces.find(Path.cwd() / "work"))
+
+
+def start(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where you want to work; made if need be.")] = Path(
+        "work"
+    ),
+) -> None:
+    """Lay the lessons into a directory, your workspace. Whatever is there already stays as it is."""
+    done = workspaces.start(directory)
+    laid = [name for name in done.laid if name.endswith(".ipynb")]
+    kept = [name for name in done.kept if name.endswith(".ipynb")]
+    if laid:
+        print(f"{_count(len(laid), 'lesson')} laid into {done.workspace}: {', '.join(laid)}")
+    if kept:
+        print(f"{_count(len(kept), 'lesson')} there already, left as {'it is' if len(kept) == 1 else 'they are'}")
+    print(f"To begin: cd {shlex.quote(str(directory))} && jupyter lab {manifest.lessons()[0].notebook}")
+
+
+def update() -> None:
+    """Bring new and corrected lessons into your workspace. Cells that you have edited are never overwritten."""
+    from ..update import update
+
+    changed = [each for each in update(here()) if each.action not in ("same", "kept")]
+    print("\n".join(map(str, changed)) if changed else "Every lesson is up to date.")
+    if any(each.action == "updated" for each in changed):
+        print(RELOAD.replace("it is", "one of them is"))
+
+
+def status() -> None:
+    """Show how far you are: lessons, exercises passed, points, hints, and what comes next."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from .. import progress
+
+    workspace = here()
+    records = progress.load(workspace).exercises
+    found = workspaces.status(workspace)
+    table = Table(box=box.SIMPLE, caption=f"workspace {workspace}", caption_justify="left")
+    for column in ("", "lesson", "exercises", "points", "hints"):
+        right = column in ("points", "hints")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column != "lesson")
+    for each in found:
+        glyphs = " ".join("✓" if exercise in each.passed else "·" for exercise in each.lesson.exercises)
+        hints = sum(records[exercise.id].hints for exercise in each.lesson.exercises if exercise.id in records)
+        points = f"{each.points} of {each.lesson.points}"
+        table.add_row(each.lesson.number, each.lesson.title, glyphs, points, str(hints or ""))
+    total, of = sum(each.points for each in found), sum(each.lesson.points for each in found)
+    table.add_section()
+    table.add_row("", "in all", f"{sum(len(each.passed) for each in found)} passed", f"{total} of {of}", "")
+    Console(highlight=False).print(table)
+    for each in found:
+        if not each.present:
+            print(f"{each.lesson.notebook} is not here yet: `llmsys update` brings it")
+    print(_next(found))
+
+
+def check(
+    what: Annotated[
+        str | None, typer.Argument(metavar="LESSON|EXERCISE", help='"02" or "02.merge"; every lesson if left out.')
+    ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Test the checks themselves: stubs, solutions, mistakes, mutations.")
+    ] = False,
+) -> None:
+    """Check the answers in your notebooks, as saved, and say what each check found."""
+    if self_test:
+        _self_test(what)
+        return
+    from ..grade import check_notebook
+
+    workspace = here()
+    exercise = manifest.exercise(what) if what and "." in what else None
+    chosen = [manifest.lesson(exercise.lesson if exercise else what)] if what else manifest.lessons()
+    failed = 0
+    for lesson in chosen:
+        for result in check_notebook(workspace / lesson.notebook, only=exercise and exercise.id):
+            print(result)
+            failed += not result
+    raise typer.Exit(1 if failed else 0)
+
+
+def _self_test(what: str | None) -> None:
+    from ..self_test import self_test
+
+    report = self_test(what, progress=lambda line: print(line, flush=True))
+    print(str(report).splitlines()[-1])
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def hint(exercise: Exercise) -> None:
+    """Show the next hint for an exercise: a nudge, then the invariant, then pseudocode."""
+    from ..checking import hint
+
+    id = manifest.exercise(exercise).id
+    with contextlib.chdir(workspaces.find() or workspaces.find(Path.cwd() / "work") or Path.cwd()):
+        print(repr(hint(id)))  # recorded in the workspace of the current directory
+
+
+def reset(
+    what: Annotated[str, typer.Argument(metavar="LESSON|EXERCISE", help='"02" or "02.merge".')],
+) -> None:
+    """Put a lesson, or one exercise, back as it was. Your version is kept."""
+    done = workspaces.reset(what, here())
+    print(f"{done.id} is as it was in {done.notebook}. Your version is kept: {done.backup}")
+    print(RELOAD)
+
+
+def _next(found: list[workspaces.LessonStatus]) -> str:
+    """What to do next: the first exercise that has not passed, of a lesson already begun if there is one."""
+    begun = sorted(found, key=lambda each: not (0 < len(each.passed) < len(each.lesson.exercises)))
+    for each in begun:
+        for exercise in each.lesson.exercises:
+            if exercise not in each.passed:
+                where = f"in {each.lesson.notebook}, about {_count(exercise.minutes, 'minute')}"
+                return f"Next: {exercise.id} ({where}). {exercise.summary}"
+    return "All exercises have passed. `llmsys update` brings new lessons when there are some."
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+

@@ -1,0 +1,321 @@
+"""The command line: what each command says, what it exits with, and that a mistake costs one line and no traceback."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from llmsys.course import cli, manifest
+from llmsys.course.cli import errors, learn
+from llmsys.course.notebook import cells_by_id, read_notebook, write_notebook
+
+ROOT = Path(__file__).parents[2]
+MANIFEST = """
+[[lesson]]
+number = "90"
+slug = "tiny"
+title = "A tiny lesson"
+minutes = 5
+part = "Test"
+summary = "Doubling."
+[[lesson.exercise]]
+id = "90.double"
+function = "double"
+points = 2
+minutes = 1
+summary = "Double a number."
+[[lesson.exercise]]
+id = "90.halve"
+function = "halve"
+points = 3
+minutes = 7
+summary = "Halve a number."
+"""
+STUB = "def {}(x):\n    # Your code here\n    raise NotImplementedError\n"
+
+
+def code(id, source):
+    return {"cell_type": "code", "id": id, "source": source, "metadata": {}, "outputs": [], "execution_count": None}
+
+
+def lesson_with(*cells):
+    return {"cells": list(cells), "metadata": {"llmsys": {"lesson": "90"}}, "nbformat": 4, "nbformat_minor": 5}
+
+
+@pytest.fixture
+def lessons(tmp_path, monkeypatch):
+    """A course of one lesson with two stubs; returns its directory of pristine lessons."""
+    (tmp_path / "lessons.toml").write_text(MANIFEST, encoding="utf-8")
+    folder = tmp_path / "lessons"
+    cells = [code(f"90-{name}", STUB.format(name)) for name in ("double", "halve")]
+    write_notebook(folder / "90_tiny.ipynb", lesson_with(*cells))
+    found = manifest.read_manifest(tmp_path / "lessons.toml")
+    monkeypatch.setattr(manifest, "lessons", lambda: found)
+    monkeypatch.setattr(manifest, "lessons_dir", lambda: folder)
+    monkeypatch.delenv("LLMSYS_WORKSPACE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def work(lessons, tmp_path, monkeypatch):
+    """That course's workspace, which is the current directory."""
+    assert run("start", "work").exit_code == 0
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(each) for each in arguments], prog_name="llmsys")
+
+
+def run_alone(*arguments, cwd, before="", path=ROOT):
+    """The command in a process of its own, after a line of Python."""
+    program = f"{before}\nfrom llmsys.course.cli import main; main()"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(path)}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def commands(group=None, path=()):
+    """Every command that can be run, as (words, command)."""
+    group = group or typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+# Every command
+
+
+def test_the_commands_are_those_of_the_design():
+    names = {" ".join(words) for words, _ in commands()}
+    learner = {"doctor", "start", "update", "status", "check", "hint", "reset"}
+    assert names == learner | {"grade", "export nbgrader", "bench", "generate", "build"}
+
+
+@pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
+def test_help_has_an_example_that_the_command_accepts(words):
+    shown = run(*words, "--help")
+    assert shown.exit_code == 0
+    example = " ".join(shown.output[shown.output.index("Example: ") :].removeprefix("Example: ").split())
+    program, *arguments = shlex.split(example)
+    assert program == "llmsys" and tuple(arguments[: len(words)]) == words
+    command = dict(commands())[words]
+    command.make_context(" ".join(words), arguments[len(words) :])  # raises where it would be refused
+
+
+@pytest.mark.parametrize("arguments", ["--help", "status", "start elsewhere", "update", "doctor"])
+def test_the_quick_commands_import_nothing_slow(arguments, tmp_path):
+    (tmp_path / ".llmsys").mkdir()
+    before = "import atexit, sys; atexit.register(lambda: print('IMPORTED', *sys.modules))"
+    done = run_alone(*arguments.split(), cwd=tmp_path, before=before)
+    assert "Traceback" not in done.stderr
+    slow = {"torch", "triton", "numpy", "matplotlib", "nbformat", "nbconvert", "IPython", "jupyterlab"}
+    assert slow.isdisjoint(done.stdout.partition("IMPORTED")[2].split())
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["status"], "make one with `llmsys start work`"),
+        (["check"], "make one with `llmsys start work`"),
+        (["update"], "make one with `llmsys start work`"),
+        (["reset", "90.double"], "make one with `llmsys start work`"),
+        (["hint", "90.doubel"], "did you mean 90.double"),
+        (["check", "91"], "did you mean 90"),
+        (["start", "lessons"], "pristine lessons"),
+        (["start", "lessons.toml"], "is a file"),
+        (["build", "77"], "no lesson '77'"),
+        (["export", "nbgrader", "nothing", "out"], "no lesson 'nothing'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_users_mistake_is_one_line_with_a_remedy(lessons, arguments, says):
+    if arguments[0] == "check" and len(arguments) > 1:
+        run("start", "work")
+    done = run(*arguments)
+    assert done.exit_code == 2 and says in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_a_bug_keeps_its_traceback(lessons, monkeypatch):
+    monkeypatch.setattr(learn.workspaces, "start", lambda directory: {}["bug"])
+    done = run("start", "work")
+    assert done.exit_code == 1 and isinstance(done.exception, KeyError)
+
+
+def test_a_missing_package_is_named_a_missing_module_of_ours_is_a_bug():
+    assert "needs torch" in errors.for_people(ModuleNotFoundError("no", name="torch.nn"))
+    assert "llmsys doctor" in errors.for_people(ModuleNotFoundError("no", name="torch"))
+    assert errors.for_people(ModuleNotFoundError("no", name="llmsys.course.nothing")) is None
+    assert errors.for_people(ValueError("a bug")) is None
+
+
+def test_the_errors_for_people_exist():
+    for name in errors.FOR_PEOPLE:
+        module, _, kind = name.partition(":")
+        assert issubclass(getattr(__import__(module, fromlist=[kind]), kind), Exception)
+
+
+def test_without_torch_a_command_says_what_it_needs(tmp_path):
+    done = run_alone("hint", "02.merge", cwd=tmp_path, before="import sys; sys.modules['torch'] = None")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("this command needs torch, which is missing: `llmsys doctor`")
+
+
+# The learner's commands
+
+
+def test_start_lays_the_lessons_and_overwrites_nothing(lessons, tmp_path):
+    first = run("start", "my work")
+    assert first.exit_code == 0 and "1 lesson laid into" in first.stdout and "90_tiny.ipynb" in first.stdout
+    assert "cd 'my work' && jupyter lab 90_tiny.ipynb" in first.stdout
+    again = run("start", "my work")
+    assert again.exit_code == 0 and "1 lesson there already, left as it is" in again.stdout
+    assert (tmp_path / "my work" / ".llmsys").is_dir()
+
+
+def test_status_knows_what_passed_and_what_is_next(work, monkeypatch):
+    shown = run("status").stdout
+    assert "A tiny lesson" in shown and "· ·" in shown and "0 of 5" in shown
+    assert "Next: 90.double (in 90_tiny.ipynb, about 1 minute). Double a number." in shown
+    record(work, double={"passed": "2026-01-01T00:00:00+00:00", "hints": 2}, halve={"hints": 1})
+    for place in (work, work.parent, work / "mine"):
+        monkeypatch.chdir(place)
+        shown = run("status").stdout
+        assert "✓ ·" in shown and "1 passed" in shown
+        assert re.search(r"90 +A tiny lesson +✓ · +2 of 5 +3", shown)
+        assert "Next: 90.halve (in 90_tiny.ipynb, about 7 minutes)" in shown
+    record(work, double={"passed": "now"}, halve={"passed": "now"})
+    assert "5 of 5" in run("status").stdout and "All exercises have passed" in run("status").stdout
+
+
+def test_status_says_where_a_lesson_is_missing(work):
+    (work / "90_tiny.ipynb").unlink()
+    assert "90_tiny.ipynb is not here yet: `llmsys update` brings it" in run("status").stdout
+
+
+def test_next_is_the_lesson_that_was_begun(monkeypatch):
+    def exercise(id):
+        return manifest.Exercise(id, "f", 1, 1, "", id[:2])
+
+    def status(number, passed):
+        exercises = (exercise(f"{number}.a"), exercise(f"{number}.b"))
+        lesson = manifest.Lesson(number, "x", "X", 1, "Test", "", exercises=exercises)
+        return learn.workspaces.LessonStatus(lesson, True, exercises[:passed])
+
+    assert "Next: 03.b" in learn._next([status("01", 2), status("02", 0), status("03", 1)])
+    assert "Next: 02.a" in learn._next([status("01", 2), status("02", 0), status("03", 2)])
+
+
+def test_update_says_what_changed_and_keeps_edits(work, lessons):
+    assert run("update").stdout.strip() == "Every lesson is up to date."
+    edit(work / "90_tiny.ipynb", "90-double", "def double(x):\n    return 2 * x\n")
+    upstream = read_notebook(lessons / "90_tiny.ipynb")
+    upstream["cells"].append(code("90-more", "print('more')"))
+    write_notebook(lessons / "90_tiny.ipynb", upstream)
+    done = run("update")
+    assert done.exit_code == 0 and "1 added" in done.stdout and "Reload Notebook from Disk" in done.stdout
+    cells = cells_by_id(read_notebook(work / "90_tiny.ipynb"))
+    assert "90-more" in cells and "return 2 * x" in cells["90-double"]["source"]
+
+
+def test_reset_puts_an_exercise_back_and_says_where_yours_is(work):
+    edit(work / "90_tiny.ipynb", "90-double", "def double(x):\n    return 3 * x\n")
+    done = run("reset", "90.double")
+    assert done.exit_code == 0
+    assert "raise NotImplementedError" in cells_by_id(read_notebook(work / "90_tiny.ipynb"))["90-double"]["source"]
+    kept = Path(done.stdout.splitlines()[0].partition("kept: ")[2])
+    assert "return 3 * x" in cells_by_id(read_notebook(kept))["90-double"]["source"]
+
+
+def test_a_notebook_that_is_none_is_an_error_for_people(work):
+    (work / "90_tiny.ipynb").write_text("<<<<<<< HEAD\n")
+    done = run("reset", "90.double")
+    assert done.exit_code == 2 and "merge conflict" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_hints_come_one_after_another_and_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.delenv("LLMSYS_WORKSPACE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work" / ".llmsys").mkdir(parents=True)
+    shown = [run("hint", "00.next_token").stdout for _ in range(4)]
+    assert [text[:11] for text in shown] == ["Hint 1 of 3", "Hint 2 of 3", "Hint 3 of 3", "Hint 3 of 3"]
+    progress = json.loads((tmp_path / "work" / ".llmsys" / "progress.json").read_text())
+    assert progress["exercises"]["00.next_token"]["hints"] == 3
+
+
+def test_doctor_exits_with_1_where_the_lessons_do_not_run(monkeypatch):
+    from llmsys.course import doctor
+
+    well = run("doctor")
+    assert well.exit_code == 0 and "✓ torch" in well.stdout and doctor.diagnose().verdict in well.stdout
+    monkeypatch.setattr(doctor, "version", lambda name: None)
+    ill = run("doctor")
+    assert ill.exit_code == 1 and 'pip install "torch>=2.11,<2.14"' in ill.stdout
+
+
+# The library's, the instructors' and the authors' commands
+
+
+def test_bench_refuses_what_there_is_not():
+    done = run("bench", "nothing")
+    assert done.exit_code == 2 and "softmax" in done.stderr
+
+
+def test_generate_refuses_what_there_is_not():
+    done = run("generate", "Hello", "--attention", "nothing")
+    assert done.exit_code == 2 and "online" in done.stderr and "sdpa" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--model", "/nowhere/model.gguf"], "/nowhere/model.gguf"), (["--model", "README.md"], "README.md")],
+)
+def test_generate_says_what_is_wrong_with_a_model(options, says, tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("not a model")
+    monkeypatch.chdir(tmp_path)
+    done = run("generate", "Hello", *options)
+    assert done.exit_code == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_generate_streams_what_the_model_says():
+    """On a stage that is written in Python, and the same text as on torch's own."""
+    online = run("generate", "What is the capital of France?", "--attention", "online", "--max-new-tokens", "12")
+    assert online.exit_code == 0 and "Paris" in online.stdout
+    assert run("generate", "What is the capital of France?", "--max-new-tokens", "12").stdout == online.stdout
+
+
+def test_build_and_export_need_a_checkout(lessons, monkeypatch):
+    def nowhere():
+        raise FileNotFoundError("the solutions are not part of the installed package: clone the repository")
+
+    monkeypatch.setattr(manifest, "solutions_dir", nowhere)
+    for arguments in (["build", "90"], ["export", "nbgrader", "90", "out"]):
+        done = run(*arguments)
+        assert done.exit_code == 2 and "clone the repository" in done.stderr
+
+
+def record(work, **exercises):
+    entries = {f"90.{name}": entry for name, entry in exercises.items()}
+    text = json.dumps({"version": 1, "exercises": entries, "predictions": {}})
+    (work / ".llmsys" / "progress.json").write_text(text)
+
+
+def edit(path, cell, source):
+    notebook = read_notebook(path)
+    cells_by_id(notebook)[cell]["source"] = source
+    write_notebook(path, notebook)
