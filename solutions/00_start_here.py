@@ -140,7 +140,7 @@ check("00.next_token", next_token)
 # %% tags=["engine"]
 from llmsys.models import greedy
 
-your_next_token = mine("00.next_token", default=greedy)
+your_next_token = mine("next_token", default=greedy)
 yours = generate(model, "Why is the sky blue? Answer in one sentence.", next_token=your_next_token, max_new_tokens=60)
 print(yours.text)
 

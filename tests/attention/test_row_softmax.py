@@ -17,7 +17,7 @@ from llmsys.hardware.tier import interpreting, triton_device, triton_installed
 if not triton_installed():
     pytest.skip("Triton is not installed here", allow_module_level=True)
 
-from llmsys.attention.row_softmax import LARGEST_BLOCK, launcher, softmax_kernel, softmax_rows  # noqa: E402
+from llmsys.attention.row_softmax import LARGEST_BLOCK, softmax_kernel, softmax_rows  # noqa: E402
 
 DEVICE = triton_device()
 if DEVICE.type == "cuda" and not torch.cuda.is_available():
@@ -76,7 +76,7 @@ def test_the_launcher_takes_another_kernel():
             return softmax_kernel[grid]
 
     x = torch.randn(3, 5, device=DEVICE)
-    torch.testing.assert_close(launcher(Spy())(x, block=4), softmax_rows(x))
+    torch.testing.assert_close(softmax_rows(x, kernel=Spy(), block=4), softmax_rows(x))
     assert launched == [(3,)]
 
 
@@ -113,7 +113,7 @@ def test_on_a_gpu(rows, n, dtype):
     y = softmax_rows(x)
     error = (y.double() - softmax(x)).abs().max().item()
     allowed = (torch.softmax(x, -1).double() - softmax(x)).abs().max().item()
-    assert error <= 2 * allowed + 1e-7
+    assert error <= 2 * allowed + 1e-6
     huge = torch.randn(rows, n, device="cuda") * 1e4
     torch.testing.assert_close(softmax_rows(huge).double(), softmax(huge), atol=1e-6, rtol=1e-4)
 
@@ -127,7 +127,7 @@ def test_compiled_for_hopper_it_spills_nothing_and_needs_little_shared_memory():
         from triton.compiler import ASTSource
         from llmsys.attention.row_softmax import LARGEST_BLOCK, softmax_kernel
         found = {}
-        for block, warps in ((1, 1), (1024, 2), (4096, 8), (LARGEST_BLOCK, 32)):
+        for block, warps in ((1, 1), (1024, 4), (4096, 16), (LARGEST_BLOCK, 32)):
             for dtype in ("fp32", "bf16"):
                 source = ASTSource(
                     softmax_kernel,
