@@ -23,7 +23,8 @@ lab: $(VENV)/ready
 test: $(VENV)/ready-to-test
 	@$(BIN)/ruff check -q .
 	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax solutions/*.ipynb
+	@PATH="$(abspath $(BIN)):$$PATH" LLMSYS_WORKSPACE="$$(mktemp -d)" \
+		$(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax solutions/*.ipynb
 
 setup: $(VENV)/ready
 

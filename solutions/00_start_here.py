@@ -65,11 +65,12 @@ answer = generate(model, "Why is the sky blue? Answer in one sentence.", max_new
 print(answer.text)
 
 # %% [markdown]
-# ## Predict, then measure
+# ## Predict
 #
-# The course asks for your guess before it measures anything, because a number that you have guessed at is a number you remember. Put
-# yours in place of `None`: **how many tokens per second does the model produce on this machine?** (A token is about three
-# quarters of a word. There is no wrong answer, and nobody grades it; you can also leave it at `None`.)
+# The course asks for your guess before it measures anything, because a number that you have guessed at is a number you
+# remember. Put yours in place of `None`: **how many tokens per second did the model produce just now, on this machine?**
+# (A token is about three quarters of a word. There is no wrong answer, and nobody grades it; you can also leave it at
+# `None`.) The measurement comes further down.
 
 # %% tags=["predict"]
 predict("00.tokens_per_second", None, "tok/s")
@@ -78,9 +79,6 @@ predict("00.tokens_per_second", None, "tok/s")
 measured("00.tokens_per_second", answer.tokens_per_second, "tok/s")
 
 # %% [markdown]
-# On an H100, a good engine reaches thousands of tokens per second with this model, for a single reader. Why, and how, is
-# part II of the course.
-#
 # ## How a model writes
 #
 # A language model does not write sentences. It takes a sequence of **tokens** (numbers that stand for pieces of text), and returns, for each

@@ -14,8 +14,8 @@
 # # 02 · Online softmax
 #
 # A softmax wants the whole row before it gives away a single weight: the largest element may be the last one. Yet
-# FlashAttention computes attention over rows that never exist in memory, a tile at a time, and gets the same answer to the
-# last bit that matters. This lesson is about the one idea that makes that possible.
+# FlashAttention computes attention over rows that never exist in memory, a tile at a time, and gets the same
+# answer. This lesson is about the one idea that makes that possible.
 #
 # **The idea:** all that has to be remembered of the part of a row that has gone by is *two numbers*, and two such pairs
 # can be merged, in any order.
@@ -32,8 +32,14 @@ import torch
 
 from llmsys import viz
 from llmsys.attention import online
+from llmsys.bench import interleaved, recorded
 from llmsys.course import check, hint, measured, mine, predict
+from llmsys.hardware import sanitizer
 from llmsys.hardware.meters import reads_of
+from llmsys.hardware.tier import load_triton, tier, triton_device
+
+if tier() != "pytorch":  # Triton decides when it is first imported whether it interprets: so, before anything else
+    load_triton()
 
 # %%
 viz.online_softmax_overview()
@@ -83,7 +89,7 @@ measured("02.overflow_fp32", last_finite(torch.float32)[0], "x")
 viz.exp_overflow()
 
 # %% [markdown]
-# The logarithm of the largest number is the border: 11.09 for `float16`, 88.72 for `float32`. What does a softmax do beyond
+# The logarithm of the largest number is the border: about 11 for `float16`, between 88 and 89 for the other two. What does a softmax do beyond
 # it? Equation (1) breaks at both ends, and differently:
 
 # %% tags=["claim"]
@@ -120,10 +126,16 @@ print("too small:", softmax_as_written(torch.tensor([-120.0, -119.0, -118.0])))
 #
 # ## Exercise (a): safe softmax, in three passes
 #
-# Write (3) for a row that is too long to hold. You may look at `tile` columns of `x` at a time, which in PyTorch is the slice
-# `x[..., start : start + tile]`; what you keep from one tile to the next may have one number a row (or a few), and the
-# only long thing that you make is the result. Three loops. Rows have any length: the last tile may be a short one (a slice that
-# reaches beyond the end is simply shorter).
+# Write (3) for a row that is too long to hold. You may load `tile` columns of `x` at a time, which in PyTorch is
+#
+# ```python
+# part = x[..., start : start + tile].clone()
+# ```
+#
+# The slice alone is only a view; the *copy* stands for the tile on the chip. Making it reads `x` once, and whatever you then do with
+# `part` is free. What you keep from one tile to the next may have one number a row (or a few), and the only long thing that
+# you make is the result. Three loops. Rows have any length: the last tile may be a short one (a slice that reaches beyond the
+# end is simply shorter).
 
 # %% tags=["exercise"] exercise="02.safe_softmax"
 import torch
@@ -133,7 +145,7 @@ def safe_softmax(x, tile):
     """Softmax over the last dimension, in three passes over x.
 
     x       (..., N)  float tensor, N at least 1
-    tile    int       how many columns may be read at a time, as x[..., start : start + tile]
+    tile    int       how many columns may be loaded at a time, as x[..., start : start + tile].clone()
 
     Returns y (..., N), of x's dtype.
     Not allowed: torch's softmax, log_softmax and logsumexp; any tensor longer than a tile, other than y.
@@ -301,9 +313,9 @@ measured("02.rescalings", average, "records")
 # %% [markdown]
 # The $i$-th element is the largest of the first $i$ with probability $1/i$, so the expected number of records is the harmonic
 # sum, which grows like $\ln N$: 7.49 for a thousand elements, and only about 14.39 for a
-# million <!-- source: harmonic numbers, H_n = ln n + 0.5772 + …; H_1000000 = 14.3927 -->. Rescaling is rare. FlashAttention-4 makes use
-# of that: it skips rescalings that would change little, and corrects at the end.
-# ([source](https://github.com/Dao-AILab/flash-attention))
+# million <!-- source: harmonic numbers, H_n = ln n + 0.5772 + …; H_1000000 = 14.3927 -->. Rescaling is rare.
+# [FlashAttention-4](https://www.together.ai/blog/flashattention-4) makes use of that: it rescales only when the maximum has risen by
+# so much that it matters, and corrects the rest at the end.
 #
 # ## Exercise (c): softmax in two passes
 #
@@ -327,7 +339,7 @@ def online_softmax(x, tile):
     """Softmax over the last dimension, in two passes over x: fold `merge` over the tiles, then write.
 
     x       (..., N)  float tensor, N at least 1; -inf may occur, a whole tile of it too
-    tile    int       how many columns may be read at a time, as x[..., start : start + tile]
+    tile    int       how many columns may be loaded at a time, as x[..., start : start + tile].clone()
 
     Returns y (..., N), of x's dtype. Every row has at least one finite element.
     Not allowed: torch's softmax, log_softmax and logsumexp; any tensor longer than a tile, other than y.
@@ -383,9 +395,6 @@ viz.softmax_passes(passes)
 # tile of them at once, calculates, and stores. Here is a complete one: the maximum of each row.
 
 # %%
-from llmsys.hardware import sanitizer
-from llmsys.hardware.tier import load_triton, tier, triton_device
-
 triton, tl = load_triton()
 
 
@@ -500,8 +509,6 @@ check("02.softmax_kernel", softmax_kernel)
 predict("02.two_passes_speedup", None, "×")
 
 # %% tags=["measure"]
-from llmsys.bench.timing import interleaved
-
 long_row = torch.randn(1, 1 << 22)  # 16 MiB
 times = interleaved(
     {"three passes": lambda: safe(long_row, 1 << 15), "two passes": lambda: two_pass(long_row, 1 << 15)}, repeats=7
@@ -542,7 +549,7 @@ print("your softmax chooses the same tokens as torch's fused attention:", yours.
 print("so does attention in a single pass, stage 'online':             ", one_pass.tokens == torchs.tokens)
 
 # %% [markdown]
-# The second line is a look ahead: `online_attention` in [`llmsys/attention/online.py`](https://github.com/llmsys/llmsys/blob/main/llmsys/attention/online.py)
+# The second line is a look ahead: `online.online_attention` (read it with `??online.online_attention` in a cell of your own)
 # carries the weighted sum of the values along with $\ell$ and reads the keys and the values once. It is slow, a key at a time. The next
 # lessons make it fast.
 #
