@@ -75,9 +75,6 @@ print(answer.text)
 # %% tags=["predict"]
 predict("00.tokens_per_second", None, "tok/s")
 
-# %% tags=["measure"]
-measured("00.tokens_per_second", answer.tokens_per_second, "tok/s")
-
 # %% [markdown]
 # ## How a model writes
 #
@@ -130,7 +127,29 @@ check("00.next_token", next_token)
 #
 # When it passes, your answer is saved in `mine/`, a library of your own that grows with the course: `from mine import next_token` now works
 # in every notebook.
+
+# %% [markdown]
+# ## Look inside: the model chooses
 #
+# Step through the sentence as it is being written: the candidates at each position, with their probabilities, and the one that (1)
+# takes.
+
+# %% tags=["widget"]
+viz.next_token_stepper(model, "The capital of France is", steps=12)
+
+# %% [markdown]
+# ## Measure: how fast was that?
+#
+# Your guess from above, beside what the first answer in this notebook took:
+
+# %% tags=["measure"]
+measured("00.tokens_per_second", answer.tokens_per_second, "tok/s")
+
+# %% [markdown]
+# On an H100, a good engine reaches many times as much with this model, for a single reader. Why, and how, is part II of
+# the course.
+
+# %% [markdown]
 # ## Your function, in the model
 #
 # Now let the model talk through your function. (`mine` fetches what you have passed, and otherwise the library's own function, and says which.)
@@ -155,14 +174,6 @@ print(babble.text)
 # %% [markdown]
 # Nothing crashed, nothing was out of range; only the text is nonsense. Most mistakes in LLM systems are of this kind, and that is why
 # this course checks properties instead of waiting for exceptions.
-#
-# ## Look inside: the model chooses
-#
-# Step through the sentence as it is being written: the candidates at each position, with their probabilities, and the one that (1)
-# takes.
-
-# %% tags=["widget"]
-viz.next_token_stepper(model, "The capital of France is", steps=12)
 
 # %% [markdown]
 # ## What production does differently
