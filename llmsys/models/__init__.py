@@ -1,0 +1,32 @@
+"""A real language model, on any attention.
+
+    from llmsys.models import generate, load_model
+    model = load_model()                                   # SmolLM2-135M-Instruct, or a path
+    print(generate(model, "Why is the sky blue?", attention="online").text)
+"""
+
+from llmsys.models.backends import Backend, Batch, ContiguousCache, NoCache, as_backend
+from llmsys.models.generate import Generation, generate, stream_generate
+from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.sampling import greedy, sampler
+from llmsys.models.tokenizer import TextStream, Tokenizer
+from llmsys.models.weights import find_smollm2, load_model
+
+__all__ = [
+    "Backend",
+    "Batch",
+    "ContiguousCache",
+    "Generation",
+    "Llama",
+    "LlamaConfig",
+    "NoCache",
+    "TextStream",
+    "Tokenizer",
+    "as_backend",
+    "find_smollm2",
+    "generate",
+    "greedy",
+    "load_model",
+    "sampler",
+    "stream_generate",
+]

