@@ -15,10 +15,13 @@ is active, every load and store of an interpreted kernel is looked at before it 
   they give an answer; on a GPU it is a race.
 - The bytes that are loaded from and stored to each tensor are counted, masked lanes left out.
 
+Block pointers and tensor descriptors come down to the same loads and stores, and are watched with them.
+
 The interpreter's internals are touched in this file and nowhere else (Triton 3.6 to 3.7). Where they look different,
 `available()` is false, and `watch` watches nothing: kernels then run as they always do.
 """
 
+import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -28,8 +31,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from llmsys.hardware.tier import interpreting, triton_installed
+from llmsys.hardware.tier import interpreting, load_triton, triton_installed
 
 LOAD, STORE, RACE = "load outside", "store outside", "two programs stored to one address"
 MOST_FINDINGS = 50  # a kernel that is wrong everywhere does not need more to be understood
@@ -64,7 +68,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     bytes_loaded: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bytes_stored: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    programs: int = 0
+    programs: int = 0  # in all launches together
 
     @property
     def ok(self) -> bool:
@@ -90,7 +94,10 @@ def available() -> bool:
 @contextmanager
 def watch(**tensors: Tensor) -> Iterator[Report]:
     """Watch every interpreted kernel that is launched in the block. `tensors` may be touched besides a launch's own
-    arguments, and gives names to them (otherwise a tensor is called what the kernel calls it)."""
+    arguments, and gives names to them (otherwise a tensor is called what the kernel calls it).
+
+    Raises ValueError for anything but tensors, and at the launch for tensors that are not on the CPU.
+    """
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise ValueError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
@@ -115,16 +122,25 @@ def watch(**tensors: Tensor) -> Iterator[Report]:
             setattr(owner, name, original)
 
 
-_HOOKED = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
+_HOOKED = {  # the methods, and how their parameters begin
+    "create_masked_load": ["self", "ptrs", "mask", "other"],
+    "create_masked_store": ["self", "ptrs", "value", "mask"],
+    "create_atomic_rmw": ["self", "rmwOp", "ptr", "val", "mask"],
+    "create_atomic_cas": ["self", "ptr", "cmp", "val"],
+}
 
 
 def _interpreter():
-    """Triton's interpreter module, if it has what is hooked here."""
+    """Triton's interpreter module, if what is hooked here looks as it is known."""
     import triton.runtime.interpreter as interpreter
 
-    builder = getattr(interpreter, "InterpreterBuilder", None)
-    known = all(name in getattr(builder, "__dict__", {}) for name in _HOOKED)
-    return interpreter if known and hasattr(interpreter, "GridExecutor") else None
+    methods = getattr(getattr(interpreter, "InterpreterBuilder", None), "__dict__", {})
+    for name, parameters in _HOOKED.items():
+        # A watch that is already active has put its own functions there: those are known.
+        method = inspect.unwrap(methods[name]) if name in methods else None
+        if method is None or list(inspect.signature(method).parameters)[: len(parameters)] != parameters:
+            return None
+    return interpreter if hasattr(interpreter, "GridExecutor") else None
 
 
 class _Region:
@@ -135,10 +151,11 @@ class _Region:
         span = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
         self.end = self.start + span * self.size
         self.inside: np.ndarray | None = None  # (span,) bool; None where everything from start to end belongs to x
-        if span > x.numel():
+        if not x.is_contiguous():
             offsets = torch.arange(span).as_strided(x.shape, x.stride(), 0) if span else torch.empty(0)
             self.inside = np.zeros(span, dtype=bool)
             self.inside[offsets.reshape(-1).numpy()] = True
+            self.inside = None if self.inside.all() else self.inside
         self.forget()
 
     def forget(self) -> None:
@@ -164,7 +181,7 @@ class _Region:
         """How far an address is from this tensor, in bytes and in words."""
         if address < self.start:
             distance = self.start - address
-            return distance, f"{_elements(distance / self.size)} before the beginning of"
+            return distance, f"{_elements(-(-distance // self.size))} before the beginning of"
         if address >= self.end:
             distance = address - self.end
             return distance, f"{_elements(distance // self.size + 1)} past the end of"
@@ -174,8 +191,8 @@ class _Region:
         return ((addresses - self.start) // self.size).astype(np.int64)
 
 
-def _elements(n: float) -> str:
-    return f"{int(n):,} element{'s' * (int(n) != 1)}"
+def _elements(n: int) -> str:
+    return f"{n:,} element{'s' * (n != 1)}"
 
 
 class _Watcher:
@@ -184,6 +201,7 @@ class _Watcher:
     def __init__(self, report: Report, named: list[_Region], interpreter):
         self.report, self.named, self.interpreter = report, named, interpreter
         self.regions, self.kernel = named, ""
+        self.counted = False
         self.seen: set[tuple] = set()
 
     def hook(self, name: str, original):
@@ -193,39 +211,48 @@ class _Watcher:
             with watcher.launch(executor, args, kwargs):
                 return original(executor, *args, **kwargs)
 
-        def load(builder, ptrs, mask, other, *rest):
-            return original(builder, ptrs, watcher.masked(builder, ptrs, mask, LOAD), other, *rest)
+        def load(builder, ptrs, mask, other, *rest, **options):
+            mask = watcher.masked(builder, ptrs, mask.data, LOAD)
+            return original(builder, ptrs, mask, other, *rest, **options)
 
-        def store(builder, ptrs, value, mask, *rest):
-            return original(builder, ptrs, value, watcher.masked(builder, ptrs, mask, STORE), *rest)
+        def store(builder, ptrs, value, mask, *rest, **options):
+            mask = watcher.masked(builder, ptrs, mask.data, STORE)
+            return original(builder, ptrs, value, mask, *rest, **options)
 
-        def atomic(builder, operation, ptrs, value, mask, *rest):
-            mask = watcher.masked(builder, ptrs, mask, STORE, exclusive=False)
-            return original(builder, operation, ptrs, value, mask, *rest)
+        def atomic(builder, operation, ptrs, value, mask, *rest, **options):
+            mask = watcher.masked(builder, ptrs, mask.data, STORE, exclusive=False)
+            return original(builder, operation, ptrs, value, mask, *rest, **options)
 
-        def compare_and_swap(builder, ptrs, *rest):  # has no mask: if it goes astray, nothing but an error is safe
-            everywhere = watcher.interpreter.TensorHandle(np.ones(ptrs.data.shape, dtype=bool), None)
-            if not watcher.masked(builder, ptrs, everywhere, STORE, exclusive=False).data.all():
-                raise IndexError("an atomic_cas outside every tensor")
-            return original(builder, ptrs, *rest)
+        def compare_and_swap(builder, ptrs, *rest, **options):
+            if not watcher.masked(builder, ptrs, np.True_, STORE, exclusive=False).data.all():
+                # It has no mask that could keep it from there, so the kernel cannot go on.
+                raise IndexError("atomic_cas outside every tensor")
+            return original(builder, ptrs, *rest, **options)
 
-        return {
+        hook = {
             "__call__": launch,
             "create_masked_load": load,
             "create_masked_store": store,
             "create_atomic_rmw": atomic,
             "create_atomic_cas": compare_and_swap,
         }[name]
+        hook.__wrapped__ = original
+        return hook
 
     @contextmanager
     def launch(self, executor, args, kwargs) -> Iterator[None]:
         given = list(zip(executor.arg_names, args, strict=False)) + list(kwargs.items())
-        tensors = [(name, x) for name, x in given if isinstance(x, Tensor)]
+        # An argument may be a tuple, and hold a tensor that a descriptor or triton.reinterpret wraps.
+        leaves = [(name, getattr(x, "base", x)) for name, value in given for x in tree_leaves(value)]
+        tensors = [(name, x) for name, x in leaves if isinstance(x, Tensor)]
+        for name, x in tensors:
+            if x.device.type != "cpu":
+                raise ValueError(f"{name} must be on the CPU for its kernel to be watched, got {str(x.device)!r}")
         names = {(r.start, r.x.shape, r.x.stride()): r for r in self.named}
         own = [names.get((x.data_ptr(), x.shape, x.stride())) or _Region(name, x) for name, x in tensors]
         outer = self.regions, self.kernel
         self.regions = list({id(region): region for region in own + self.named}.values())
-        self.kernel = executor.fn.__name__
+        self.kernel, self.counted = executor.fn.__name__, False
         for region in self.regions:
             region.forget()
         try:
@@ -233,14 +260,16 @@ class _Watcher:
         finally:
             self.regions, self.kernel = outer
 
-    def masked(self, builder, ptrs, mask, kind: str, exclusive: bool = True):
-        """The mask without the lanes that are astray; what there is to report about the others is reported."""
-        active = np.broadcast_to(mask.data, ptrs.data.shape).astype(bool)
+    def masked(self, builder, ptrs, mask: np.ndarray, kind: str, exclusive: bool = True):
+        """The mask without the lanes that are astray. What is to be said about those and the others is noted."""
+        active = np.broadcast_to(mask, ptrs.data.shape).astype(bool)
         addresses = ptrs.data.astype(np.int64)
         size = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
         program = tuple(int(i) for i in builder.grid_idx)
         index = np.ravel_multi_index(program, [int(n) for n in builder.grid_dim])
-        self.report.programs = max(self.report.programs, int(np.prod(builder.grid_dim)))
+        if not self.counted:
+            self.report.programs += int(np.prod(builder.grid_dim))
+            self.counted = True
         left = active.copy()
         for region in self.regions:
             hit = left & region.contains(addresses, size)
@@ -258,7 +287,7 @@ class _Watcher:
             region = min(self.regions, key=lambda r: r.miss(first)[0], default=None)
             missed, where = (region.name, region.miss(first)[1]) if region else ("any tensor", "far from")
             self.note(kind, program, left, missed, where)
-        return self.interpreter.TensorHandle(active & ~left, mask.dtype)
+        return self.interpreter.TensorHandle(active & ~left, load_triton()[1].int1)
 
     def note(self, kind: str, program: tuple, lanes: np.ndarray, tensor: str, where: str) -> None:
         line, source = self._line()

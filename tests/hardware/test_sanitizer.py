@@ -38,6 +38,34 @@ def sum_kernel(x_ptr, y_ptr, far, BLOCK: tl.constexpr):
     tl.atomic_add(y_ptr + far, tl.sum(x, axis=0))
 
 
+@triton.jit
+def descriptor_kernel(x, y, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * BLOCK
+    y.store((row, 0), x.load((row, 0)))  # a descriptor checks its own bounds
+
+
+@triton.jit
+def block_pointer_kernel(x_ptr, y_ptr, rows, cols, BLOCK: tl.constexpr, CHECK: tl.constexpr):
+    at = (tl.program_id(0) * BLOCK, 0)
+    x = tl.make_block_ptr(x_ptr, (rows, cols), (cols, 1), at, (BLOCK, BLOCK), (1, 0))
+    y = tl.make_block_ptr(y_ptr, (rows, cols), (cols, 1), at, (BLOCK, BLOCK), (1, 0))
+    if CHECK:
+        tl.store(y, tl.load(x, boundary_check=(0, 1)), boundary_check=(0, 1))
+    else:
+        tl.store(y, tl.load(x))
+
+
+@triton.jit
+def add_kernel(xs, y_ptr, BLOCK: tl.constexpr):
+    cols = tl.arange(0, BLOCK)
+    tl.store(y_ptr + cols, tl.load(xs[0] + cols) + tl.load(xs[1] + cols))
+
+
+@triton.jit
+def compare_and_swap_kernel(x_ptr, offset):
+    tl.atomic_cas(x_ptr + offset, 0, 1)
+
+
 def test_a_clean_kernel_is_clean_unchanged_and_counted_to_the_byte():
     x, y = torch.randn(37), torch.zeros(37)
     with sanitizer.watch(x=x) as report:
@@ -105,6 +133,80 @@ def test_two_programs_that_store_to_one_address_race_but_two_launches_do_not():
     assert report.ok
 
 
+def test_a_store_and_a_later_load_in_place_are_no_race():
+    x = torch.randn(32)
+    with sanitizer.watch(x=x) as report:
+        copy_kernel[(2,)](x, x, 32, BLOCK=16, MASK=True)
+    assert report.ok and report.bytes_loaded == report.bytes_stored == {"x": 128}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8, torch.int64, torch.bool])
+def test_any_dtype_is_counted_in_bytes(dtype):
+    x, y = torch.ones(37).to(dtype), torch.zeros(37).to(dtype)
+    with sanitizer.watch(x=x) as report:
+        copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=True)
+    assert report.ok and torch.equal(x, y) and report.bytes_loaded == {"x": x.nbytes}
+
+
+def test_a_slice_that_is_expanded_still_has_gaps():
+    x, y = torch.randn(2, 9)[:, ::2][:, None].expand(2, 50, 5), torch.empty(16)
+    with sanitizer.watch(x=x) as report:
+        copy_kernel[(1,)](x, y, 9, BLOCK=16, MASK=True)
+    (finding,) = report.findings
+    assert finding.lanes == (1, 3, 5, 7) and "at offset 1, between the elements of x" in str(finding)
+
+
+def test_descriptors_are_watched():
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    x, y = torch.randn(20, 20), torch.zeros(20, 20)
+    with sanitizer.watch() as report:
+        blocks = (TensorDescriptor.from_tensor(t, [16, 32]) for t in (x, y))
+        descriptor_kernel[(2,)](*blocks, BLOCK=16)
+    assert report.ok and torch.equal(x, y)
+    assert report.bytes_loaded == {"x": x.nbytes} and report.bytes_stored == {"y": x.nbytes}
+
+
+@pytest.mark.filterwarnings("ignore:tl.make_block_ptr is deprecated")
+def test_block_pointers_are_watched():
+    x, y = torch.randn(20, 16), torch.zeros(20, 16)
+    with sanitizer.watch() as report:
+        block_pointer_kernel[(2,)](x, y, 20, 16, BLOCK=16, CHECK=True)
+    assert report.ok and torch.equal(x, y) and report.bytes_loaded == {"x_ptr": x.nbytes}
+    with sanitizer.watch() as report:
+        block_pointer_kernel[(2,)](x, y, 20, 16, BLOCK=16, CHECK=False)
+    assert [finding.kind for finding in report.findings] == [sanitizer.LOAD, sanitizer.STORE]
+    assert report.findings[0].program == (1, 0, 0) and len(report.findings[0].lanes) == 12 * 16
+
+
+def test_tensors_in_tuples_and_in_wrappers_belong_to_the_launch():
+    a, b, y = torch.randn(16), torch.randn(16), torch.zeros(16)
+    with sanitizer.watch(a=a, b=b) as report:
+        add_kernel[(1,)]((a, b), y, BLOCK=16)
+    assert report.ok and torch.equal(y, a + b) and report.bytes_loaded == {"a": 64, "b": 64}
+    with sanitizer.watch() as report:
+        copy_kernel[(1,)](triton.reinterpret(a.view(torch.int32), tl.float32), y, 16, BLOCK=16, MASK=True)
+    assert report.ok and torch.equal(y, a)
+
+
+def test_compare_and_swap_is_watched_and_stops_a_kernel_that_cannot_be_saved():
+    x = torch.zeros(4, dtype=torch.int32)
+    with sanitizer.watch() as report:
+        compare_and_swap_kernel[(3,)](x, 1)
+    assert report.ok and x.tolist() == [0, 1, 0, 0] and report.programs == 3
+    with sanitizer.watch() as report, pytest.raises(Exception, match="atomic_cas outside every tensor"):
+        compare_and_swap_kernel[(1,)](x, 1 << 40)
+    assert [finding.kind for finding in report.findings] == [sanitizer.STORE]
+
+
+def test_programs_of_several_launches_add_up():
+    x, y = torch.randn(37), torch.zeros(37)
+    with sanitizer.watch() as report:
+        copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=True)
+        copy_kernel[(5, 2)](x, y, 0, BLOCK=16, MASK=True)
+    assert report.programs == 13 and report.bytes_loaded["x_ptr"] == 37 * 4
+
+
 def test_atomics_may_meet_but_not_go_astray():
     x, y = torch.ones(64), torch.zeros(1)
     with sanitizer.watch() as report:
@@ -128,6 +230,7 @@ def test_the_hooks_go_when_the_block_ends_whatever_happens():
 def test_watches_nest():
     x, y = torch.randn(37), torch.zeros(37)
     with sanitizer.watch(x=x) as outer, sanitizer.watch(x=x) as inner:
+        assert sanitizer.available()
         copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=False)
     assert not inner.ok and inner.bytes_loaded == outer.bytes_loaded
 
@@ -135,6 +238,11 @@ def test_watches_nest():
 def test_only_tensors_can_be_watched():
     with pytest.raises(ValueError, match="x must be a torch.Tensor"), sanitizer.watch(x=[1.0]):
         pass
+
+
+def test_a_tensor_elsewhere_cannot_be_watched():
+    with pytest.raises(ValueError, match="y_ptr must be on the CPU .* got 'meta'"), sanitizer.watch():
+        copy_kernel[(1,)](torch.randn(4), torch.empty(4, device="meta"), 4, BLOCK=4, MASK=True)
 
 
 def test_where_triton_looks_different_kernels_simply_run(monkeypatch):
@@ -146,3 +254,10 @@ def test_where_triton_looks_different_kernels_simply_run(monkeypatch):
     with sanitizer.watch(x=x) as report:
         copy_kernel[(1,)](x, y, 16, BLOCK=16, MASK=True)
     assert torch.equal(x, y) and report.ok and report.programs == 0
+
+
+def test_parameters_in_another_order_are_noticed(monkeypatch):
+    import triton.runtime.interpreter as interpreter
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", lambda self, mask, ptrs, other: None)
+    assert not sanitizer.available()
