@@ -13,24 +13,23 @@ they have in the notebook's file.
 
 To look at a lesson as it will look, in both themes, without a browser on the desk:
 
-    python -m tests.browser.lab lessons/02_online_softmax.ipynb out/
+    python -m tests.browser.lab lessons/02_online_softmax.ipynb out/       what a learner meets
+    python -m tests.browser.lab solutions/02_online_softmax.py out/        the source, before it is built
 """
 
 import argparse
+import contextlib
 import json
-import os
 import re
-import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.browser.server import THEMES, Server
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic", "--no-first-run",
          "--disable-component-update", "--disable-sync")  # fmt: skip
@@ -65,23 +64,22 @@ class Lab:
     def __enter__(self) -> "Lab":
         from playwright.sync_api import sync_playwright
 
-        self._server = Server(self.workspace, self.scratch / "jupyter", self.theme)
-        try:
-            self._playwright = sync_playwright().start()
-            self._browser = self._playwright.chromium.launch(executable_path=browser(), args=list(QUIET))
-            self.page = self._browser.new_page(viewport=self.size)
-        except BaseException:
-            self._server.stop()
-            raise
+        with contextlib.ExitStack() as opened:
+            self._server = Server(self.workspace, self.scratch / "jupyter", self.theme)
+            opened.callback(self._server.stop)
+            playwright = sync_playwright().start()
+            opened.callback(playwright.stop)
+            chromium = playwright.chromium.launch(executable_path=browser(), args=list(QUIET))
+            opened.callback(chromium.close)
+            self.page = chromium.new_page(viewport=self.size)
+            self._opened = opened.pop_all()  # from here on, __exit__ closes them
         self.page.set_default_timeout(30_000)
         self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.console_errors.append(f"uncaught: {error}"))
         return self
 
     def __exit__(self, *exception) -> None:
-        self._browser.close()
-        self._playwright.stop()
-        self._server.stop()
+        self._opened.close()
 
     # What a learner does
 
@@ -171,7 +169,7 @@ class Lab:
         outputs = ".jp-NotebookPanel .jp-OutputArea-output:not([data-mime-type$=stderr])"  # tracebacks are Jupyter's
         found = self.page.evaluate((HERE / "contrast.js").read_text(encoding="utf-8"), outputs)
         if not found:
-            raise AssertionError("no output shows any text: is something lying over the notebook?")
+            return ["no output shows any text: is something lying over the notebook?"]
         return [f"{text!r} has a contrast of {contrast} : 1" for text, contrast in found if contrast < least]
 
     def wait_idle(self, timeout: float = 60) -> None:
@@ -213,84 +211,21 @@ class Lab:
             self.console_errors.append(f"{message.text} ({message.location.get('url', '')})")
 
 
-class Server:
-    """`jupyter lab` on 127.0.0.1, on a free port, with a token; all it keeps is under `scratch`."""
+def _lay(notebook: Path, workspace: Path) -> str:
+    """Put a notebook into a workspace, or what a lesson's source is as a notebook. Returns its name."""
+    if notebook.suffix == ".py":
+        from llmsys.course import build, manifest
 
-    def __init__(self, workspace: Path, scratch: Path, theme: str):
-        self.token, self.runtime = secrets.token_hex(16), scratch / "runtime"
-        self._settings(scratch / "settings", theme)
-        environment = os.environ | {
-            "JUPYTER_CONFIG_DIR": str(scratch / "config"),
-            "JUPYTER_DATA_DIR": str(scratch / "data"),
-            "JUPYTER_RUNTIME_DIR": str(self.runtime),
-            "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"),
-            "JUPYTERLAB_WORKSPACES_DIR": str(scratch / "workspaces"),
-            "IPYTHONDIR": str(scratch / "ipython"),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        }
-        for name in ("LLMSYS_WORKSPACE", "JUPYTER_TOKEN", "MPLBACKEND"):
-            environment.pop(name, None)
-        _register_kernel(scratch / "data")
-        self._log = open(scratch / "server.log", "w+", encoding="utf-8")
-        command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--allow-root"]
-        command += ["--ServerApp.port=0", f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={workspace}"]
-        self._process = subprocess.Popen(
-            command, cwd=workspace, env=environment, stdout=self._log, stderr=subprocess.STDOUT
-        )
-        self._address = self._wait()
-
-    def url(self, path: str) -> str:
-        return f"{self._address}{path}?token={self.token}"
-
-    def stop(self) -> None:
-        """End the server, and with it its kernels."""
-        self._process.terminate()
-        try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
-
-    def _wait(self, timeout: float = 60) -> str:
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and self._process.poll() is None:
-            for file in self.runtime.glob("jpserver-*.json"):
-                try:
-                    return json.loads(file.read_text())["url"]
-                except ValueError:  # half written
-                    pass
-            time.sleep(0.1)
-        self.stop_log = Path(self._log.name).read_text(encoding="utf-8")
-        self.stop()
-        raise RuntimeError(f"JupyterLab did not start:\n{self.stop_log[-3000:]}")
-
-    @staticmethod
-    def _settings(folder: Path, theme: str) -> None:
-        settings = {
-            "apputils-extension/themes": {"theme": THEMES[theme]},
-            # By default a cell is in the document only while it is near the screen.
-            "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
-            "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-        }
-        for plugin, values in settings.items():
-            path = folder / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(values), encoding="utf-8")
-
-
-def _register_kernel(data: Path) -> None:
-    """The kernel that the notebooks ask for, as `make lab` registers it, for this interpreter."""
-    folder = data / "kernels" / "llmsys"
-    folder.mkdir(parents=True, exist_ok=True)
-    launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": launch, "display_name": "llmsys", "language": "python"}
-    (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+        source = build.read_source(manifest.lesson(notebook.stem), notebook.parent)
+        (workspace / f"{notebook.stem}.ipynb").write_text(build.writes(source), encoding="utf-8")
+    else:
+        shutil.copy(notebook, workspace)
+    return f"{notebook.stem}.ipynb"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.browser.lab", description="Look at a notebook.")
-    parser.add_argument("notebook", type=Path, help="run as it is, in a workspace of its own")
+    parser.add_argument("notebook", type=Path, help="an .ipynb, or a lesson's source; run as it is")
     parser.add_argument("out", type=Path, help="folder for the pictures")
     parser.add_argument("--theme", choices=[*THEMES, "both"], default="both")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for all cells")
@@ -304,9 +239,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="llmsys-lab-") as scratch:
             workspace = Path(scratch) / "work"
             (workspace / ".llmsys").mkdir(parents=True)
-            shutil.copy(options.notebook, workspace)
+            name = _lay(options.notebook, workspace)
             with Lab(workspace, scratch=Path(scratch), theme=theme, width=1400, height=1100) as lab:
-                lab.open(options.notebook.name)
+                lab.open(name)
                 lab.run_all(options.timeout)
                 pictures = lab.pages(options.out, f"{options.notebook.stem}-{theme}")
                 trouble += [f"{theme}: {each}" for each in lab.errors() + lab.console_errors + lab.hard_to_read()]

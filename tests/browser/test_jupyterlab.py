@@ -11,7 +11,8 @@ import pytest
 from llmsys.course import manifest
 from llmsys.course.notebook import read_notebook, role
 from llmsys.course.self_test import exercise_cell
-from tests.browser.lab import ROOT, THEMES, Lab, missing
+from tests.browser.lab import Lab, missing
+from tests.browser.server import ROOT, THEMES
 
 pytestmark = pytest.mark.slow
 LESSON = manifest.lesson("02")

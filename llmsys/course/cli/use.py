@@ -26,7 +26,7 @@ def doctor(
         with console.status("measuring"):
             from llmsys.hardware.devices import this_machine
 
-            spec = this_machine()
+            spec = this_machine(refresh=True)
         console.print(f"\nmeasured     {spec.bandwidth / 1e9:.1f} GB/s copied (read + write)", markup=False)
         for dtype, flops in spec.flops.items():
             console.print(f"             {flops / 1e9:,.0f} GFLOP/s, {dtype} matrix product", markup=False)
