@@ -61,7 +61,8 @@ model = load_model()
 print(model.config)
 
 # %% tags=["engine"]
-answer = generate(model, "Why is the sky blue? Answer in one sentence.", max_new_tokens=60)
+question = "What is a language model? Answer in one sentence."
+answer = generate(model, question, max_new_tokens=60)
 print(answer.text)
 
 # %% [markdown]
@@ -158,22 +159,29 @@ measured("00.tokens_per_second", answer.tokens_per_second, "tok/s")
 from llmsys.models import greedy
 
 your_next_token = mine("next_token", default=greedy)
-yours = generate(model, "Why is the sky blue? Answer in one sentence.", next_token=your_next_token, max_new_tokens=60)
+yours = generate(model, question, next_token=your_next_token, max_new_tokens=60)
 print(yours.text)
 
 # %% tags=["engine", "claim"]
 print("the same words as the library's:", yours.tokens == answer.tokens)
 
 # %% [markdown]
-# And this is what the wrong axis sounds like: the maximum over the *positions*, whose results happen to be valid token ids, too.
+# And this is what wrong answers sound like. The first takes the maximum over the *positions* instead of the vocabulary, whose results
+# happen to be valid token ids, too; the second looks one position too early; the third takes the smallest logit.
 
 # %% tags=["engine"]
-babble = generate(model, "Why is the sky blue?", next_token=lambda logits: logits.argmax(dim=1)[:, -1], max_new_tokens=30)
-print(babble.text)
+wrong = {
+    "over the wrong axis": lambda logits: logits.argmax(dim=1)[:, -1],
+    "one position too early": lambda logits: logits[:, -2].argmax(dim=-1),
+    "the smallest": lambda logits: logits[:, -1].argmin(dim=-1),
+}
+for mistake, choose in wrong.items():
+    babble = generate(model, "Why is the sky blue?", next_token=choose, max_new_tokens=20)
+    print(f"{mistake}: {babble.text!r}, tokens {babble.tokens[:5]} …")
 
 # %% [markdown]
-# Nothing crashed, nothing was out of range; only the text is nonsense. Most mistakes in LLM systems are of this kind, and that is why
-# this course checks properties instead of waiting for exceptions.
+# Nothing crashed, nothing was out of range; only the text is nonsense, or not there at all (token 1 is the invisible mark at which a turn
+# begins). Most mistakes in LLM systems are of this kind, and that is why this course checks properties instead of waiting for exceptions.
 
 # %% [markdown]
 # ## What production does differently
