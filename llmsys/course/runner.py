@@ -26,6 +26,7 @@ from torch import Tensor
 
 from llmsys.course.compare import NotPlain, copy_arguments, plain, unchanged
 from llmsys.course.watch import Forbidden, underlying, watch
+from llmsys.hardware import meters
 
 PRINTED_LIMIT = 2000  # characters kept of what a call prints
 
@@ -116,8 +117,8 @@ class LocalRunner:
         before = copy_arguments(args), copy_arguments(kwargs)
         given = copy_arguments(args), copy_arguments(kwargs)
         value, error, printed = None, None, _Bounded(PRINTED_LIMIT)
-        shortcuts, meters = watch(self.forbids), _Meters(*given, self.kernel)
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), meters:
+        shortcuts, metered = watch(self.forbids), _Meters(*given, self.kernel)
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), metered:
             try:
                 with shortcuts:
                     value = self.function(*given[0], **given[1])
@@ -138,7 +139,7 @@ class LocalRunner:
             refused=refused,
             error=error,
             printed=str(printed),
-            **meters.figures,
+            **metered.figures,
         )
 
 
@@ -152,17 +153,19 @@ class _Meters(contextlib.ExitStack):
         self._kernel = kernel
 
     def __enter__(self) -> "_Meters":
-        from llmsys.hardware import meters, sanitizer
-
         super().__enter__()
         self.callback(self._collect)
-        self._report = None
-        if self._kernel and sanitizer.available():
-            named = {f"argument {path}": tensor for path, tensor in self._tensors.items()}
-            self._report = self.enter_context(sanitizer.watch(**named))
+        self._report = self._sanitizer() if self._kernel else None
         self._reads = {path: self.enter_context(meters.reads_of(x)) for path, x in self._tensors.items()}
         self._largest = self.enter_context(meters.largest_allocation())
         return self
+
+    def _sanitizer(self):
+        from llmsys.hardware import sanitizer  # which loads Triton
+
+        if not sanitizer.available():
+            return None
+        return self.enter_context(sanitizer.watch(**{f"argument {path}": x for path, x in self._tensors.items()}))
 
     def _collect(self) -> None:
         self.figures = {

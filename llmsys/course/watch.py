@@ -5,11 +5,11 @@ help: it may have happened in the first cell, under another name. So the *calls*
 
 - a Python function is known by its code object. `sys.setprofile` reports every call with the frame that makes it, in
   this thread and, by `threading.setprofile`, in those that start meanwhile; whatever the function was called, wrapped
-  in or stored under, the code that runs is the same. A name like `"llmsys.models.generate:greedy"` is matched with the
+  in or stored under, the code that runs is the same. A name like `"llmsys.models.sampling:greedy"` is matched with the
   module and the qualified name of the code that runs, so that nothing has to be imported to forbid it.
 - an operator of torch ("aten::logaddexp", "aten::*softmax*") is seen twice: in Python as it is called
-  (TorchFunctionMode, before C++ takes a composite operator apart) and at the dispatcher (TorchDispatchMode, whatever
-  the call was hidden in).
+  (TorchFunctionMode, before C++ takes a composite operator apart) and at the dispatcher (whatever the call was hidden
+  in).
 
 The call is stopped with an error, and is remembered, so that swallowing the error does not help. What was installed
 before (a debugger, a coverage tool) is put back afterwards. Only what runs inside the block is watched: the check
@@ -26,7 +26,8 @@ from types import CodeType
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from llmsys.hardware.meters import Observer
 
 Forbidden = Callable | str
 
@@ -129,7 +130,7 @@ class _Functions(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(Observer):
     def __init__(self, owner: watch):
         super().__init__()
         self.owner = owner

@@ -62,7 +62,17 @@ def reads_of(x: Tensor) -> Iterator[Reads]:
         yield reads
 
 
-class _LargestAllocation(TorchDispatchMode):
+class Observer(TorchDispatchMode):
+    """Sees every operation that goes through torch's dispatcher. For those that only look and change nothing."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True would keep torch's compiler out of `__torch_dispatch__` by importing it, at the first operation seen. That
+        # takes two seconds; and it imports Triton, in a mode that `load_triton` could no longer change.
+        return False
+
+
+class _LargestAllocation(Observer):
     def __init__(self, largest: Allocation):
         super().__init__()
         self.largest = largest
@@ -77,7 +87,7 @@ class _LargestAllocation(TorchDispatchMode):
         return result
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(Observer):
     def __init__(self, storage: torch.UntypedStorage, reads: Reads):
         super().__init__()
         self.storage, self.reads = storage._cdata, reads

@@ -1,5 +1,8 @@
 """The meters count what operations do to memory, and nothing else."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -76,3 +79,17 @@ def test_an_empty_tensor_has_no_passes():
     with reads_of(torch.empty(0)) as reads:
         pass
     assert reads.passes == 0
+
+
+def test_metering_does_not_import_triton_or_the_compiler():
+    """torch would, for a dispatch mode of its usual kind, and so fix Triton's mode before `load_triton` can."""
+    program = (
+        "import sys, torch\n"
+        "from llmsys.hardware.meters import largest_allocation, reads_of\n"
+        "x = torch.ones(3)\n"
+        "with largest_allocation(), reads_of(x):\n"
+        "    x + x\n"
+        "assert not {'triton', 'torch._dynamo'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

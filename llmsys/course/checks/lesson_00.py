@@ -7,7 +7,7 @@ from llmsys.course.checking import exercise_check
 
 @exercise_check(
     "00.next_token",
-    reference="llmsys.models.generate:greedy",
+    reference="llmsys.models.sampling:greedy",
     hints=(
         "logits has three dimensions, (B, T, V). Which one is time, and which one is the vocabulary?",
         "logits[b, t] scores every token of the vocabulary as the one that comes after token t of sequence b. Only "
@@ -15,6 +15,7 @@ from llmsys.course.checking import exercise_check
         "1. Take the last position of every sequence: (B, T, V) -> (B, V).\n"
         "2. Take the index of the largest score of every row: (B, V) -> (B,).",
     ),
+    equivalent={"-1 → +1 (2)": "(B, V) has two dimensions, and so its last one is also its dimension 1"},
 )
 def next_token(answer):
     with answer.property("gives one whole number for each sequence", why="The model appends one token to each."):
