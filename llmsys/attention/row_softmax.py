@@ -1,8 +1,9 @@
 """The course's first Triton kernel: a softmax of each row, two passes over it.
 
 One program takes one row and walks over it in tiles of BLOCK columns. The first loop folds the tiles into (m, ℓ) with
-equation (4) of lesson 02; inside a program both are single numbers. The second loop reads the row once more and
-writes y. Lanes beyond the end of the row load −∞, which changes neither a maximum nor, as e^(−∞ − m) = 0, a sum.
+equation (4) of lesson 02; inside a program both are single numbers. The second loop reads the row once more and writes
+y; it goes backwards, because the tiles that were read last are the likeliest to be still in a cache. Lanes beyond the
+end of the row load −∞, which changes neither a maximum nor, as e^(−∞ − m) = 0, a sum.
 
 How fast it is depends on where the second pass finds the row. A row that fits in one tile is loaded into registers
 twice, but the second time it comes out of the multiprocessor's L1 cache, so that the big memory sees one read and one
@@ -38,8 +39,9 @@ def softmax_kernel(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.c
         m = m_new
     finite = tl.where(m == float("-inf"), 0.0, m)
     scale = 1.0 / tl.where(l > 0, l, 1.0)
-    for start in range(0, n_cols, BLOCK):  # pass 2: y
-        cols = start + tl.arange(0, BLOCK)
+    last = (n_cols - 1) // BLOCK * BLOCK
+    for behind in range(0, n_cols, BLOCK):  # pass 2: y, from the last tile to the first
+        cols = last - behind + tl.arange(0, BLOCK)
         x = tl.load(x_row + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
         tl.store(y_row + cols, tl.exp(x - finite) * scale, mask=cols < n_cols)
 

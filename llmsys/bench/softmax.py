@@ -46,11 +46,14 @@ def table(record: Record):
 
     names = list(dict.fromkeys(row["name"] for row in record.rows))
     shown = Table("rows", "columns", "dtype", *names, title=f"softmax, GB/s (of the copy's) on {record.device}")
+    memory = all("extra_bytes" in row for row in record.rows)
     shapes = dict.fromkeys((row["rows"], row["cols"], row["dtype"]) for row in record.rows)
     for shape in shapes:
         here = {r["name"]: r for r in record.rows if (r["rows"], r["cols"], r["dtype"]) == shape}
         figures = [f"{here[n]['gbps']:.0f} ({here[n]['ratio']:.2f})" if n in here else "–" for n in names]
         shown.add_row(f"{shape[0]:,}", f"{shape[1]:,}", shape[2], *figures)
+    extra = {n: max(r["extra_bytes"] for r in record.rows if r["name"] == n) for n in names if memory}
+    shown.caption = "; ".join(f"{name}: {n / 2**20:.1f} MiB beyond input and output" for name, n in extra.items())
     return shown
 
 
@@ -58,10 +61,10 @@ def _compare(peers: dict, rows: int, n: int, dtype: torch.dtype, *, repeats: int
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = [((torch.randn(rows, n, device=device) * 4).to(dtype),) for _ in range(2)]
     exact = torch.softmax(inputs[0][0][:64].double(), -1)
-    right = {}
+    right, extra = {}, {}
     for name, function in peers.items():
         try:
-            y = function(*inputs[0])
+            y, extra[name] = _with_extra_memory(function, inputs[0])
         except Exception as error:  # a peer that cannot run here is listed with its reason, the others go on
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
@@ -82,8 +85,20 @@ def _compare(peers: dict, rows: int, n: int, dtype: torch.dtype, *, repeats: int
             "gbps": round(moved / timing.median / 1e9, 1),
             "ratio": round(timings[COPY].median / timing.median, 4),
         }
+        | ({"extra_bytes": extra[name]} if extra[name] is not None else {})
         for name, timing in timings.items()
     ]
+
+
+def _with_extra_memory(function, arguments: tuple) -> tuple[torch.Tensor, int | None]:
+    """The result, and the bytes that it took for a while beyond input and result; None on a CPU, which does not say."""
+    if not torch.cuda.is_available():
+        return function(*arguments), None
+    function(*arguments)  # whatever is set up once is not part of the cost
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    y = function(*arguments)
+    return y, max(0, torch.cuda.max_memory_allocated() - before - y.nbytes)
 
 
 def _ours():

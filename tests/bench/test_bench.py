@@ -8,7 +8,7 @@ import torch
 from llmsys.bench import BENCHMARKS, interleaved, recorded
 from llmsys.bench.__main__ import main, run
 from llmsys.bench.record import load, new_record
-from llmsys.bench.softmax import COPY, OURS, TORCH, _compare
+from llmsys.bench.softmax import COPY, OURS, TORCH, _compare, table
 
 
 def test_functions_take_turns_on_rotating_inputs():
@@ -81,3 +81,20 @@ def test_the_h100_record_is_complete_and_its_ratios_are_those_of_its_times():
     copies = {shape(row): row["ms"] for row in record.rows if row["name"] == COPY}
     for row in record.rows:
         assert row["ratio"] == pytest.approx(copies[shape(row)] / row["ms"], rel=0.01)
+
+
+def test_the_table_says_what_memory_a_peer_took_besides():
+    shape = {"rows": 4, "cols": 8, "dtype": "float32", "gbps": 1.0, "ratio": 1.0}
+    rows = [{"name": name, "extra_bytes": n, **shape} for name, n in ((OURS, 0), (TORCH, 3 << 20), (COPY, 0))]
+    assert f"{TORCH}: 3.0 MiB beyond input and output" in table(new_record("softmax", rows, {})).caption
+    for row in rows:
+        del row["extra_bytes"]
+    assert not table(new_record("softmax", rows, {})).caption
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_softmax_in_two_steps_is_charged_for_what_it_holds_between_them():
+    peers = {"ours": lambda x: torch.softmax(x, -1), "wasteful": lambda x: torch.exp(x) / torch.exp(x).sum(-1, True)}
+    rows = _compare(peers | {COPY: torch.clone}, 1024, 1024, torch.float32, repeats=3, missing={})
+    extra = {row["name"]: row["extra_bytes"] for row in rows}
+    assert extra["ours"] == extra[COPY] == 0 and extra["wasteful"] >= 4 * 1024 * 1024
