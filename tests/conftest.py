@@ -3,9 +3,14 @@
 import os
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# The first call of anything imports half of torch: time is not what these tests test. In CI, the same examples each time.
+settings.register_profile("llmsys", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("llmsys")
 
 # jaxtyping's annotations are promises until something checks them: here beartype does, in every call of every test.
 # (Files of Triton kernels are left out: @triton.jit must meet the function as it was written.)
