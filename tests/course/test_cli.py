@@ -1,11 +1,13 @@
 """The command line: what each command says, what it exits with, and that a mistake costs one line and no traceback."""
 
+import csv
 import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import typer.main
@@ -266,6 +268,89 @@ def test_doctor_exits_with_1_where_the_lessons_do_not_run(monkeypatch):
     monkeypatch.setattr(doctor, "version", lambda name: None)
     ill = run("doctor")
     assert ill.exit_code == 1 and 'pip install "torch>=2.11,<2.14"' in ill.stdout
+
+
+# Checking and grading
+
+RIGHT = "def next_token(logits):\n    return logits[:, -1].argmax(dim=-1)\n"
+WRONG = "def next_token(logits):\n    return logits.argmax(dim=1)[:, -1]\n"
+CHECK = 'check("00.next_token", next_token)'
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A function that puts an answer to 00.next_token into a workspace, and its check cell under it."""
+    monkeypatch.delenv("LLMSYS_WORKSPACE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "work"
+    (work / ".llmsys").mkdir(parents=True)
+
+    def lesson(answer, check=CHECK):
+        check = code("00-next_token-check", check) | {"metadata": {"tags": ["check", "nbval-check-output"]}}
+        notebook = lesson_with(code("00-next_token", answer), check)
+        notebook["metadata"]["llmsys"]["lesson"] = "00"
+        return notebook
+
+    def put(answer, check=CHECK, where=work):
+        write_notebook(where / "00_start_here.ipynb", lesson(answer, check))
+        return where / "00_start_here.ipynb"
+
+    put(STUB.format("next_token"), where=tmp_path / "pristine")
+    monkeypatch.setattr(manifest, "lessons_dir", lambda: tmp_path / "pristine")
+    return put
+
+
+def test_check_shows_what_the_notebook_shows(begun, tmp_path):
+    begun(STUB.format("next_token"))
+    done = run("check", "00.next_token")
+    assert done.exit_code == 1 and "00.next_token is not written yet" in done.stdout
+    begun(WRONG)
+    done = run("check", "00")
+    assert done.exit_code == 1 and "This looks like: You took the argmax over positions" in done.stdout
+    begun(RIGHT)
+    done = run("check", "00")
+    assert done.exit_code == 0 and "✓ 00.next_token passed" in done.stdout
+    assert "Run the check cells of 00.next_token in the notebook" in done.stdout
+    text = '{"version": 1, "exercises": {"00.next_token": {"passed": "now"}}, "predictions": {}}'
+    (tmp_path / "work" / ".llmsys" / "progress.json").write_text(text)
+    assert "Run the check cells" not in run("check", "00").stdout
+
+
+def test_grade_writes_every_form_that_is_asked_for(begun, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    begun(WRONG)
+    forms = ("--json", "out/g.json", "--junit", "out/g.xml", "--summary")
+    done = run("grade", "work", "--lesson", "00", "--seed", 7, *forms)
+    assert done.exit_code == 1 and "0 of 1" in done.stdout and "seed 7" in done.stdout
+    (graded,) = json.loads((tmp_path / "out" / "g.json").read_text())["exercises"]
+    assert graded["exercise"] == "00.next_token" and graded["status"] == "failed"
+    suite = ElementTree.parse(tmp_path / "out" / "g.xml").getroot().find("testsuite")
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "1")
+    assert "0 of 1 points" in (tmp_path / "summary.md").read_text()
+    begun(RIGHT)
+    assert run("grade", "--lesson", "00").exit_code == 0  # the workspace below the current directory
+
+
+def test_grade_puts_the_original_check_cells_back(begun):
+    path = begun(RIGHT, check="print('passed')")
+    done = run("grade", "work", "--lesson", "0", "--restore")
+    assert done.exit_code == 0 and "00-next_token-check put back" in done.stdout
+    assert cells_by_id(read_notebook(path))["00-next_token-check"]["source"] == CHECK
+
+
+def test_grade_class_prints_a_csv(begun, tmp_path):
+    for learner, answer in (("ada", RIGHT), ("blaise", WRONG)):
+        begun(answer, where=tmp_path / "class" / learner)
+    done = run("grade", "--class", "class", "--lesson", "00")
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert done.exit_code == 0
+    assert [(row["learner"], row["00.next_token"]) for row in rows] == [("ada", "1"), ("blaise", "0")]
+    assert run("grade", "work", "--class", "class").exit_code == 2
+
+
+def test_grade_names_a_directory_that_is_not_there(begun):
+    done = run("grade", "nowhere", "--lesson", "00")
+    assert done.exit_code == 2 and "nowhere is not a directory" in done.stderr
 
 
 # The library's, the instructors' and the authors' commands

@@ -51,7 +51,7 @@ for panel, function, example in (
     ("Use", use.doctor, "llmsys doctor --measure"),
     ("Use", use.generate, 'llmsys generate "Why is the sky blue?" --attention online'),
     ("Use", use.bench, "llmsys bench softmax"),
-    # ("Teach", teach.grade, "llmsys grade work --json grade.json --junit grade.xml"),
+    ("Teach", teach.grade, "llmsys grade work --json grade.json --junit grade.xml"),
     ("Teach", teach.build, "llmsys build 02"),
 ):
     app.command(rich_help_panel=panel, epilog=f"Example: {example}")(function)

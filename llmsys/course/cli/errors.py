@@ -17,6 +17,7 @@ FOR_PEOPLE = (
     "llmsys.course.workspace:WorkspaceError",
     "llmsys.course.notebook:NotebookError",
     "llmsys.course.execute:BuildError",
+    "llmsys.course.sandbox:GradeError",
 )
 
 

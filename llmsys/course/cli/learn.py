@@ -84,20 +84,32 @@ def check(
         bool, typer.Option("--self-test", help="Test the checks themselves: stubs, solutions, mistakes, mutations.")
     ] = False,
 ) -> None:
-    """Check the answers in your notebooks, as saved, and say what each check found."""
+    """Check the answers in your notebooks, as saved, and say what each check found.
+
+    Each runs in a process of its own, as in the grader. Progress is what your check cells record when you run them.
+    """
     if self_test:
         _self_test(what)
         return
-    from ..grade import check_notebook
-
     workspace = here()
     exercise = manifest.exercise(what) if what and "." in what else None
     chosen = [manifest.lesson(exercise.lesson if exercise else what)] if what else manifest.lessons()
-    failed = 0
+    from rich.console import Console
+
+    from .. import progress
+    from ..grade import check_notebook
+
+    known, passed, failed = progress.passed(workspace), [], []
     for lesson in chosen:
-        for result in check_notebook(workspace / lesson.notebook, only=exercise and exercise.id):
-            print(result)
-            failed += not result
+        grades = check_notebook(workspace / lesson.notebook, only=exercise and exercise.id)
+        while True:
+            with Console(stderr=True).status(f"checking lesson {lesson.number}"):
+                if (grade := next(grades, None)) is None:
+                    break
+            print(grade, end="\n\n")
+            (passed if grade else failed).append(grade.exercise.id)
+    if unknown := [id for id in passed if id not in known]:
+        print(f"Run the check cells of {', '.join(unknown)} in the notebook, and `llmsys status` will know, too.")
     raise typer.Exit(1 if failed else 0)
 
 

@@ -6,9 +6,72 @@ from typing import Annotated
 import typer
 
 from .. import manifest
+from .. import workspace as workspaces
+from ..notebook import NotebookError, write_text
 from .errors import Refused
+from .learn import here
 
 Lesson = Annotated[str, typer.Argument(metavar="LESSON", help='A lesson\'s number, like "02".')]
+
+
+def grade(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Where the notebooks are; your workspace if left out.")
+    ] = None,
+    lesson: Annotated[list[str] | None, typer.Option(metavar="NN", help="Only this lesson; may be repeated.")] = None,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="First put the original check cells back into the notebooks.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JUnit XML.")] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="Add the report to GitHub's step summary.")] = False,
+    classroom: Annotated[
+        Path | None, typer.Option("--class", metavar="DIR", help="A directory for each learner in it; prints a CSV.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw the inputs of the report with this seed again.")] = None,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that an exercise may take.")] = 60.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 2,
+) -> None:
+    """Grade notebooks: each exercise in a process of its own, by the original checks, on inputs drawn anew."""
+    from rich.console import Console
+
+    numbers = [manifest.lesson(each).number for each in lesson] if lesson else None
+    if classroom and (directory or restore or json or junit or summary):
+        raise typer.BadParameter("a class gets a CSV, and no other form of report", param_hint="--class")
+    place = classroom or directory or here()
+    if restore:
+        _restore(place, numbers)
+    from ..grade import grade_class, grade_workspace
+    from ..report import write_step_summary
+
+    with Console(stderr=True).status("grading") as status:
+        report = (grade_class if classroom else grade_workspace)(
+            place, numbers, jobs=jobs, time_limit=time_limit, seed=seed,
+            progress=lambda learner, grade: status.update(f"graded {learner} {grade.exercise.id}: {grade.status}"),
+        )  # fmt: skip
+    if classroom:
+        print(report.to_csv(), end="")
+        raise typer.Exit(report.exit_code)
+    Console(highlight=False).print(report.table())
+    for path, text in ((json, report.to_json), (junit, report.to_junit)):
+        if path:
+            write_text(path, text())
+    if summary and write_step_summary(report) is None:
+        raise Refused("there is no step summary here: --summary is for GitHub Actions, which sets GITHUB_STEP_SUMMARY")
+    raise typer.Exit(report.exit_code)
+
+
+def _restore(place: Path, numbers: list[str] | None) -> None:
+    """Put the original check cells back. A notebook that cannot be read is left to the report."""
+    for each in manifest.lessons():
+        path = place / each.notebook
+        if path.exists() and (numbers is None or each.number in numbers):
+            try:
+                edited = workspaces.restore_checks(path)
+            except NotebookError as error:
+                typer.secho(error, err=True)
+                continue
+            print(f"{path}: {', '.join(edited) or 'no check cell'} put back")
 
 
 def build(
