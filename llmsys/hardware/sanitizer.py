@@ -10,7 +10,10 @@ is active, every load and store of an interpreted kernel is looked at before it 
 
 - The tensors that a launch is given, and those named in `watch`, are the only memory that may be touched. A tensor is
   its *elements*: the gaps between the rows of a slice are outside. A lane that goes astray is masked off, so that the
-  process survives, and is reported with its kernel, its program, its line, and the tensor that it just missed.
+  process survives, and is reported with its kernel, its program, its line, and by how far it missed which tensor.
+- A pointer knows its tensor. Every pointer that a kernel is given carries the number of its storage in the upper bits,
+  which pointer arithmetic leaves alone (Arm's memory tagging extension does the same in hardware). So a lane that runs
+  past the end of x is astray even where another tensor happens to lie next door.
 - Two programs of one launch that store to one address are reported: one after the other, as the interpreter runs them,
   they give an answer; on a GPU it is a race.
 - The bytes that are loaded from and stored to each tensor are counted, masked lanes left out.
@@ -37,6 +40,8 @@ from llmsys.hardware.tier import interpreting, load_triton, triton_installed
 
 LOAD, STORE, RACE = "load outside", "store outside", "two programs stored to one address"
 MOST_FINDINGS = 50  # a kernel that is wrong everywhere does not need more to be understood
+TAG_SHIFT = 52  # no user-space address has so many bits
+ADDRESS = np.uint64((1 << TAG_SHIFT) - 1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Finding:
         at = f"\n    line {self.line}: {self.source}" if self.source else ""
         if self.kind == RACE:
             return f"{self.kernel}, program {self.program}: {lanes} stored to {self.tensor} {self.where}{at}"
-        what = f"{self.kind} every tensor, {lanes}, {self.where} {self.tensor}"
+        what = f"{self.kind} its tensor, {lanes}, {self.where} {self.tensor}"
         return f"{self.kernel}, program {self.program}: {what}{at}"
 
 
@@ -109,7 +114,7 @@ def watch(**tensors: Tensor) -> Iterator[Report]:
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     before = {
         (owner, name): owner.__dict__[name]
-        for owner, names in ((builder, _HOOKED), (executor, ("__call__",)))
+        for owner, names in ((builder, _HOOKED), (executor, ("__call__",)), (interpreter, ("_implicit_cvt",)))
         for name in names
     }
     watcher = _Watcher(report, [_Region(name, x) for name, x in tensors.items()], interpreter)
@@ -140,7 +145,7 @@ def _interpreter():
         method = inspect.unwrap(methods[name]) if name in methods else None
         if method is None or list(inspect.signature(method).parameters)[: len(parameters)] != parameters:
             return None
-    return interpreter if hasattr(interpreter, "GridExecutor") else None
+    return interpreter if hasattr(interpreter, "GridExecutor") and hasattr(interpreter, "_implicit_cvt") else None
 
 
 class _Region:
@@ -148,6 +153,7 @@ class _Region:
 
     def __init__(self, name: str, x: Tensor):
         self.name, self.x, self.start, self.size = name, x, x.data_ptr(), x.element_size()
+        self.storage = x.untyped_storage().data_ptr()  # views of one storage share it: they may overlap
         span = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
         self.end = self.start + span * self.size
         self.inside: np.ndarray | None = None  # (span,) bool; None where everything from start to end belongs to x
@@ -201,6 +207,7 @@ class _Watcher:
     def __init__(self, report: Report, named: list[_Region], interpreter):
         self.report, self.named, self.interpreter = report, named, interpreter
         self.regions, self.kernel = named, ""
+        self.tags: dict[int, int] = {}  # of the storages
         self.counted = False
         self.seen: set[tuple] = set()
 
@@ -211,26 +218,33 @@ class _Watcher:
             with watcher.launch(executor, args, kwargs):
                 return original(executor, *args, **kwargs)
 
+        def convert(argument):
+            converted = original(argument)
+            if hasattr(argument, "data_ptr"):
+                watcher.tag(converted.handle, getattr(argument, "base", argument))
+            return converted
+
         def load(builder, ptrs, mask, other, *rest, **options):
-            mask = watcher.masked(builder, ptrs, mask.data, LOAD)
+            ptrs, mask = watcher.checked(builder, ptrs, mask.data, LOAD)
             return original(builder, ptrs, mask, other, *rest, **options)
 
         def store(builder, ptrs, value, mask, *rest, **options):
-            mask = watcher.masked(builder, ptrs, mask.data, STORE)
+            ptrs, mask = watcher.checked(builder, ptrs, mask.data, STORE)
             return original(builder, ptrs, value, mask, *rest, **options)
 
         def atomic(builder, operation, ptrs, value, mask, *rest, **options):
-            mask = watcher.masked(builder, ptrs, mask.data, STORE, exclusive=False)
+            ptrs, mask = watcher.checked(builder, ptrs, mask.data, STORE, exclusive=False)
             return original(builder, operation, ptrs, value, mask, *rest, **options)
 
         def compare_and_swap(builder, ptrs, *rest, **options):
-            if not watcher.masked(builder, ptrs, np.True_, STORE, exclusive=False).data.all():
-                # It has no mask that could keep it from there, so the kernel cannot go on.
-                raise IndexError("atomic_cas outside every tensor")
+            ptrs, mask = watcher.checked(builder, ptrs, np.True_, STORE, exclusive=False)
+            if not mask.data.all():  # it has no mask that could keep it from there, so the kernel cannot go on
+                raise IndexError("atomic_cas outside its tensor")
             return original(builder, ptrs, *rest, **options)
 
         hook = {
             "__call__": launch,
+            "_implicit_cvt": convert,
             "create_masked_load": load,
             "create_masked_store": store,
             "create_atomic_rmw": atomic,
@@ -250,7 +264,8 @@ class _Watcher:
                 raise ValueError(f"{name} must be on the CPU for its kernel to be watched, got {str(x.device)!r}")
         names = {(r.start, r.x.shape, r.x.stride()): r for r in self.named}
         own = [names.get((x.data_ptr(), x.shape, x.stride())) or _Region(name, x) for name, x in tensors]
-        outer = self.regions, self.kernel
+        outer = self.regions, self.kernel, self.tags
+        self.tags = {}
         self.regions = list({id(region): region for region in own + self.named}.values())
         self.kernel, self.counted = executor.fn.__name__, False
         for region in self.regions:
@@ -258,12 +273,17 @@ class _Watcher:
         try:
             yield
         finally:
-            self.regions, self.kernel = outer
+            self.regions, self.kernel, self.tags = outer
 
-    def masked(self, builder, ptrs, mask: np.ndarray, kind: str, exclusive: bool = True):
-        """The mask without the lanes that are astray. What is to be said about those and the others is noted."""
+    def tag(self, handle, x: Tensor) -> None:
+        """Write the number of x's storage into the upper bits of a pointer to it."""
+        tag = self.tags.setdefault(x.untyped_storage().data_ptr(), len(self.tags) + 1)
+        handle.data = (handle.data & ADDRESS) | np.uint64(tag << TAG_SHIFT)
+
+    def checked(self, builder, ptrs, mask: np.ndarray, kind: str, exclusive: bool = True):
+        """The pointers without their tags, and the mask without the lanes that are astray, which are noted."""
         active = np.broadcast_to(mask, ptrs.data.shape).astype(bool)
-        addresses = ptrs.data.astype(np.int64)
+        addresses, tags = (ptrs.data & ADDRESS).astype(np.int64), ptrs.data >> np.uint64(TAG_SHIFT)
         size = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
         program = tuple(int(i) for i in builder.grid_idx)
         index = np.ravel_multi_index(program, [int(n) for n in builder.grid_dim])
@@ -272,7 +292,8 @@ class _Watcher:
             self.counted = True
         left = active.copy()
         for region in self.regions:
-            hit = left & region.contains(addresses, size)
+            own = (tags == self.tags.get(region.storage, 0)) | (tags == 0)  # 0: the kernel found it in memory
+            hit = left & own & region.contains(addresses, size)
             if hit.any():
                 traffic = self.report.bytes_loaded if kind == LOAD else self.report.bytes_stored
                 traffic[region.name] += int(hit.sum()) * size
@@ -283,11 +304,13 @@ class _Watcher:
                         self.note(RACE, program, again, region.name, "where another program had stored")
                 left &= ~hit
         if left.any():
-            first = int(addresses[left].ravel()[0])
-            region = min(self.regions, key=lambda r: r.miss(first)[0], default=None)
+            first, tag = int(addresses[left][0]), int(tags[left][0])
+            meant = [r for r in self.regions if tag and self.tags.get(r.storage) == tag] or self.regions
+            region = min(meant, key=lambda r: r.miss(first)[0], default=None)
             missed, where = (region.name, region.miss(first)[1]) if region else ("any tensor", "far from")
             self.note(kind, program, left, missed, where)
-        return self.interpreter.TensorHandle(active & ~left, load_triton()[1].int1)
+        handle = self.interpreter.TensorHandle
+        return handle(addresses.astype(np.uint64), ptrs.dtype), handle(active & ~left, load_triton()[1].int1)
 
     def note(self, kind: str, program: tuple, lanes: np.ndarray, tensor: str, where: str) -> None:
         line, source = self._line()

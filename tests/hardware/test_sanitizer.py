@@ -85,7 +85,7 @@ def test_a_forgotten_mask_is_named_by_kernel_program_lane_and_line():
     assert load.kernel == "copy_kernel" and load.program == (2, 0, 0)
     assert load.lanes == tuple(range(5, 16)) and load.tensor == "x"
     assert "1 element past the end" in load.where and "tl.load(x_ptr + cols)" in load.source
-    assert "program (2, 0, 0): load outside every tensor, 11 lanes, 1 element past the end of x" in str(report)
+    assert "program (2, 0, 0): load outside its tensor, 11 lanes, 1 element past the end of x" in str(report)
     assert torch.equal(x, y), "what was inside has been copied all the same"
 
 
@@ -95,6 +95,22 @@ def test_neighbouring_memory_stays_what_it_was():
     with sanitizer.watch() as report:
         copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=False)
     assert not report.ok and (memory[37:] == 0).all()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_next_door_is_outside_too(order):
+    memory = torch.arange(64.0)
+    # Two storages, side by side in one piece of memory: past the end of the one, the other begins.
+    halves = [torch.from_numpy(half) for half in (memory.numpy()[:32], memory.numpy()[32:])]
+    x, y = (halves[i] for i in order)
+    with sanitizer.watch(x=x, y=y) as report:
+        copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=True)
+    assert [(f.kind, f.tensor, f.program) for f in report.findings] == [
+        (sanitizer.LOAD, "x", (2, 0, 0)),
+        (sanitizer.STORE, "y", (2, 0, 0)),
+    ]
+    assert all(f.lanes == tuple(range(5)) and f.where == "1 element past the end of" for f in report.findings)
+    assert report.bytes_loaded == {"x": 128} and report.bytes_stored == {"y": 128}
 
 
 def test_a_wild_pointer_does_not_kill_the_process():
@@ -194,9 +210,27 @@ def test_compare_and_swap_is_watched_and_stops_a_kernel_that_cannot_be_saved():
     with sanitizer.watch() as report:
         compare_and_swap_kernel[(3,)](x, 1)
     assert report.ok and x.tolist() == [0, 1, 0, 0] and report.programs == 3
-    with sanitizer.watch() as report, pytest.raises(Exception, match="atomic_cas outside every tensor"):
+    with sanitizer.watch() as report, pytest.raises(Exception, match="atomic_cas outside its tensor"):
         compare_and_swap_kernel[(1,)](x, 1 << 40)
     assert [finding.kind for finding in report.findings] == [sanitizer.STORE]
+
+
+@triton.jit
+def indirect_kernel(addresses_ptr, y_ptr):
+    address = tl.load(addresses_ptr + tl.program_id(0)).to(tl.pointer_type(tl.float32))
+    tl.store(y_ptr + tl.program_id(0), tl.load(address))
+
+
+def test_pointers_that_a_kernel_finds_in_memory_may_go_to_the_named_tensors():
+    a, b, y = torch.randn(1), torch.randn(1), torch.zeros(2)
+    addresses = torch.tensor([a.data_ptr(), b.data_ptr()])
+    with sanitizer.watch(a=a, b=b) as report:
+        indirect_kernel[(2,)](addresses, y)
+    assert report.ok and torch.equal(y, torch.cat([a, b])) and report.bytes_loaded["a"] == 4
+    with sanitizer.watch(a=a) as report:
+        indirect_kernel[(2,)](addresses, y)
+    (finding,) = report.findings
+    assert finding.program == (1, 0, 0)
 
 
 def test_programs_of_several_launches_add_up():
@@ -220,11 +254,16 @@ def test_atomics_may_meet_but_not_go_astray():
 def test_the_hooks_go_when_the_block_ends_whatever_happens():
     import triton.runtime.interpreter as interpreter
 
-    load, call = interpreter.InterpreterBuilder.create_masked_load, interpreter.GridExecutor.__call__
+    load, call, convert = (
+        interpreter.InterpreterBuilder.create_masked_load,
+        interpreter.GridExecutor.__call__,
+        interpreter._implicit_cvt,
+    )
     with pytest.raises(KeyError), sanitizer.watch():
         assert interpreter.InterpreterBuilder.create_masked_load is not load
         raise KeyError
-    assert interpreter.InterpreterBuilder.create_masked_load is load and interpreter.GridExecutor.__call__ is call
+    assert interpreter.InterpreterBuilder.create_masked_load is load
+    assert interpreter.GridExecutor.__call__ is call and interpreter._implicit_cvt is convert
 
 
 def test_watches_nest():
