@@ -11,8 +11,8 @@ from importlib import import_module
 _MODULES = {
     "check": "llmsys.course.checking",
     "hint": "llmsys.course.checking",
-    "predict": "llmsys.course.predict",
-    "measured": "llmsys.course.predict",
+    "predict": "llmsys.course.predictions",
+    "measured": "llmsys.course.predictions",
     "mine": "llmsys.course.export",
     "diagnose": "llmsys.course.doctor",
 }

@@ -21,13 +21,14 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from llmsys.course import cards, export, progress
 from llmsys.course.answer import Answer, Failure, PropertyResult, Rejected
-from llmsys.course.diagnose import Misconception, diagnose
+from llmsys.course.diagnosis import Misconception, diagnose
 from llmsys.course.manifest import UnknownId, lessons
 from llmsys.course.runner import LocalRunner, Runner, resolve
 from llmsys.course.watch import Forbidden, underlying
@@ -192,14 +193,15 @@ def get_check(id: str) -> Check:
     return _registry[id]
 
 
-def run_check(check: Check, runner: Runner, *, seed: int = 0) -> Result:
-    """Run a check through a runner. The same seed draws the same inputs."""
+def run_check(check: Check, runner: Runner, *, seed: int = 0, name_mistakes: bool = True) -> Result:
+    """Run a check through a runner. The same seed draws the same inputs. Looking for the misconception that a wrong
+    answer shows takes longer than finding it wrong: name_mistakes=False does without."""
     answer = Answer(runner, name=_name(check.id), reference=check.reference_function(), seed=_seed(check.id, seed))
     try:
         check.function(answer)
     except Rejected as rejected:
         calls, earlier = answer.calls[answer.first_call :], answer.calls[: answer.first_call]
-        named = diagnose(check, calls, rejected, earlier)
+        named = diagnose(check, calls, rejected, earlier) if name_mistakes else None
         return Result(check.id, False, tuple(answer.properties), rejected.failure, named)
     if not answer.properties:
         raise RuntimeError(f"the check of {check.id} shows no property")
@@ -220,7 +222,7 @@ def _fingerprint(answer: object) -> str:
     function = underlying(answer)
     try:
         source = inspect.getsource(function)
-        source = ast.unparse(ast.parse(inspect.cleandoc(source)))
+        source = ast.unparse(ast.parse(textwrap.dedent(source)))
     except (OSError, TypeError, SyntaxError, ValueError):
         code = getattr(function, "__code__", None)
         source = repr((code.co_code, code.co_consts)) if code else repr(type(function))

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from llmsys.course import manifest
 from llmsys.course.checking import Check, get_check, run_check
-from llmsys.course.diagnose import Misconception, misconceptions_of
+from llmsys.course.diagnosis import Misconception, misconceptions_of
 from llmsys.course.runner import LocalRunner, resolve
 from llmsys.hardware.tier import load_triton, triton_installed
 
@@ -188,7 +188,7 @@ def _test_mutants(check: Check, exercise: manifest.Exercise, cell: str, limit: i
 def _rejected(check: Check, exercise: manifest.Exercise, source: str) -> bool:
     try:
         with time_limit(TIME_LIMIT):
-            return not run_check(check, check.local_runner(load(source, exercise)))
+            return not run_check(check, check.local_runner(load(source, exercise)), name_mistakes=False)
     except Exception:  # the mutant cannot even be defined, or its result breaks the check
         return True
 
@@ -258,14 +258,20 @@ def mutations(cell: str) -> Iterator[tuple[str, str]]:
         for change in _changes(node):
             mutant = copy.deepcopy(tree)
             target = next(itertools.islice(ast.walk(mutant), index, None))
-            before = ast.unparse(target)
+            before = _short(target)
             change(target)
-            after = ast.unparse(target) if not isinstance(target, ast.Pass) else "left out"
+            after = _short(target)
             text, source = f"{before} → {after}", ast.unparse(ast.fix_missing_locations(mutant))
             if source not in seen:
                 seen.add(source)
                 times[text] += 1
                 yield text if times[text] == 1 else f"{text} ({times[text]})", source
+
+
+def _short(node: ast.AST) -> str:
+    if isinstance(node, ast.Pass):
+        return "left out"
+    return ast.unparse(node).partition("\n")[0].rstrip(":")  # of an `if`, the condition
 
 
 _MARKS = ("### BEGIN SOLUTION", "### END SOLUTION")
@@ -287,6 +293,8 @@ def _changes(node: ast.AST) -> Iterator[Callable[[ast.AST], None]]:
         yield lambda n: setattr(n, "attr", _OTHER_NAME[n.attr])
     if isinstance(node, ast.Name) and node.id in _OTHER_NAME:
         yield lambda n: setattr(n, "id", _OTHER_NAME[n.id])
+    if isinstance(node, (ast.If, ast.IfExp, ast.While)):
+        yield lambda n: setattr(n, "test", ast.UnaryOp(ast.Not(), n.test))
     if isinstance(node, (ast.Assign, ast.AugAssign, ast.Expr)):
         yield _leave_out
 

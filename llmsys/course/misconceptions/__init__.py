@@ -1,4 +1,4 @@
 """Plausible wrong answers: one module a lesson, `lesson_02`; those that are Triton kernels in `lesson_02_kernels`.
 
-`llmsys.course.diagnose` says what they are for.
+`llmsys.course.diagnosis` says what they are for.
 """

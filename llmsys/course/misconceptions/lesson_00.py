@@ -2,7 +2,7 @@
 
 import torch
 
-from llmsys.course.diagnose import misconception
+from llmsys.course.diagnosis import misconception
 
 
 @misconception(

@@ -3,7 +3,7 @@
 import torch
 
 from llmsys.attention.online import merge as library_merge
-from llmsys.course.diagnose import misconception
+from llmsys.course.diagnosis import misconception
 
 # 02.safe_softmax
 

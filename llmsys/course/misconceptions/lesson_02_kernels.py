@@ -1,6 +1,6 @@
 """Wrong Triton kernels for lesson 02: each differs from the right one in one place."""
 
-from llmsys.course.diagnose import misconception
+from llmsys.course.diagnosis import misconception
 from llmsys.hardware.tier import load_triton
 
 triton, tl = load_triton()
