@@ -67,11 +67,11 @@ def generate(
         Keep K and V between steps. By default a stage of the library has a cache, and a callable does not: it then gets
         the whole sequence each time, Tq = Tk.
     temperature, top_k, top_p, seed
-        How the next token is drawn (`llmsys.models.sampling.sampler`). At temperature 0, the default, it is not: greedy.
+        How the next token is drawn (`llmsys.models.sampling.sampler`). Temperature 0 is greedy.
     next_token
         Picks the next token instead: logits (1, T, V) of **all** positions of the sequence so far, prompt included and
-        cache or no cache, to an int64 tensor (1,). (With a cache, only the newest row is computed at each step and the older
-        ones are kept.)
+        cache or no cache, to an int64 tensor (1,). (With a cache, a step computes its own rows and the older ones are
+        kept.)
     stream
         Called with each piece of text as soon as it is there, e.g. `partial(print, end="", flush=True)`.
 
@@ -183,11 +183,11 @@ class _Run:
         token = self.pick(logits)
         V = logits.shape[2]
         if not isinstance(token, Tensor):
-            raise ValueError(f"next_token must return an int64 tensor of shape (1,), got {type(token).__name__} {token!r}")
+            raise ValueError(f"next_token must return an int64 tensor of shape (1,), got {type(token).__name__}")
         if token.shape != (1,) or token.dtype != torch.int64:
             raise ValueError(
-                f"next_token must return an int64 tensor of shape (1,), one token id a sequence, got {token.dtype} of shape "
-                f"{tuple(token.shape)} for logits of shape {tuple(logits.shape)}"
+                "next_token must return an int64 tensor of shape (1,), one token id a sequence, got "
+                f"{token.dtype} of shape {tuple(token.shape)} for logits of shape {tuple(logits.shape)}"
             )
         if not 0 <= int(token) < V:
             raise ValueError(f"next_token must return ids from 0 to {V - 1}, got {int(token)}")

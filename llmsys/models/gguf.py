@@ -6,8 +6,8 @@
     data       aligned to 32 bytes, in the order of the offsets
 
 A quantised matrix is cut into blocks of 32 numbers of a row. In type Q4_1 a block is 20 bytes: a scale d, a minimum m
-and 32 numbers q of 4 bits, meaning d · q + m. That and Q8_0 are unpacked here, straight into torch; the other types by the `gguf`
-package (whose reader takes seconds for a vocabulary: it makes an array of each string).
+and 32 numbers q of 4 bits, meaning d · q + m. That and Q8_0 are unpacked here, straight into torch; the other types by
+the `gguf` package (whose reader is not used: it takes seconds for a vocabulary, as it makes an array of each string).
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -140,18 +140,36 @@ def dequantise(raw: Tensor, kind: int) -> Tensor:
     kind = Type(kind)
     if kind in (Type.F32, Type.F16, Type.BF16):
         return raw.view({Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}[kind]).clone()
-    if kind == Type.Q4_1:  # fp16 d, fp16 m, 16 bytes: the low halves are numbers 0…15, the high halves 16…31
-        blocks = raw.view(-1, 20)
-        d, m = blocks[:, :4].contiguous().view(torch.float16).float()[:, :, None].unbind(1)  # (blocks, 1) each
-        q = torch.cat((blocks[:, 4:] & 15, blocks[:, 4:] >> 4), dim=1)  # (blocks, 32)
-        return q.float().mul_(d).add_(m).view(-1)
-    if kind == Type.Q8_0:  # fp16 d, 32 signed bytes
-        blocks = raw.view(-1, 34)
-        d = blocks[:, :2].contiguous().view(torch.float16).float()  # (blocks, 1)
-        return blocks[:, 2:].view(torch.int8).float().mul_(d).view(-1)
+    if kind in _UNPACK:
+        block_bytes, unpack = _UNPACK[kind]
+        blocks = raw.view(-1, block_bytes)
+        x = torch.empty(blocks.shape[0], 32)
+        for part, packed in zip(x.split(_BLOCKS_AT_A_TIME), blocks.split(_BLOCKS_AT_A_TIME), strict=True):
+            unpack(packed, part)
+        return x.view(-1)
     from gguf.quants import dequantize
 
     return torch.from_numpy(dequantize(raw.numpy(), kind))
+
+
+def _unpack_q4_1(blocks: Tensor, x: Tensor) -> None:
+    # fp16 d, fp16 m, 16 bytes: the low halves are numbers 0…15, the high halves 16…31
+    d, m = blocks[:, :4].contiguous().view(torch.float16).float().split(1, dim=1)  # (blocks, 1) each
+    x[:, :16] = blocks[:, 4:] & 15
+    x[:, 16:] = blocks[:, 4:] >> 4
+    x.mul_(d).add_(m)
+
+
+def _unpack_q8_0(blocks: Tensor, x: Tensor) -> None:
+    # fp16 d, 32 signed bytes
+    x[:] = blocks[:, 2:].view(torch.int8)
+    x.mul_(blocks[:, :2].contiguous().view(torch.float16).float())
+
+
+_UNPACK = {3: (20, _unpack_q4_1), 8: (34, _unpack_q8_0)}  # by the type's number: a block's bytes, and how to read it
+# At a time, so few that they are still in the CPU's cache when they are scaled, and that torch does not share them out
+# among threads (it does from 32,768 numbers on): where another program is busy, waiting for those takes half a minute.
+_BLOCKS_AT_A_TIME = 1000
 
 
 def read_header(data, path: Path) -> tuple[dict[str, Any], Mapping[str, TensorInfo]]:
@@ -166,8 +184,8 @@ def read_header(data, path: Path) -> tuple[dict[str, Any], Mapping[str, TensorIn
 
     if data[:4] != b"GGUF":
         raise ValueError(
-            f"{path}: not a GGUF file (it begins with {bytes(data[:4])!r}, not b'GGUF'); load_model takes a .gguf file or a "
-            "Hugging Face directory"
+            f"{path}: not a GGUF file (it begins with {bytes(data[:4])!r}, not b'GGUF'); load_model takes a .gguf file "
+            "or a Hugging Face directory"
         )
     reader = _Reader(data)
     try:
@@ -195,10 +213,10 @@ def read_header(data, path: Path) -> tuple[dict[str, Any], Mapping[str, TensorIn
             raise ValueError(f"{path}: {name} has quantisation type {kind}, which this version of gguf does not know")
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         tensors[name] = TensorInfo(shape, kind, start + offset, math.prod(shape) // block * block_bytes)
-        if start + offset + tensors[name].size > len(data):
+        end = start + offset + tensors[name].size
+        if end > len(data):
             raise ValueError(
-                f"{path}: truncated, {name} ends at byte {start + offset + tensors[name].size:,} and the file has {len(data):,}; "
-                "download it again"
+                f"{path}: truncated, {name} ends at byte {end:,} and the file at {len(data):,}; download it again"
             )
     return settings, tensors
 

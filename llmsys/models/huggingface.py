@@ -1,6 +1,5 @@
 """A directory as on Hugging Face: config.json, *.safetensors (one file, or several and an index), tokenizer.json."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any

@@ -59,7 +59,9 @@ class LlamaConfig:
         if self.head_size % 2:
             raise ValueError(f"head_size must be even (rotary positions turn pairs), got {self.head_size}")
         if self.rope_divisors is not None and len(self.rope_divisors) != self.head_size // 2:
-            raise ValueError(f"rope_divisors must be head_size / 2 = {self.head_size // 2}, got {len(self.rope_divisors)}")
+            raise ValueError(
+                f"rope_divisors must be one a pair, {self.head_size // 2} in all, got {len(self.rope_divisors)}"
+            )
 
 
 class Llama(nn.Module):
@@ -76,10 +78,10 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = Linear(config.hidden_size, config.vocab_size)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -143,13 +145,13 @@ class Layer(nn.Module):
         self.head_size = D
         self.heads_of_qkv = (Hq, Hkv, Hkv)
         self.attention_norm = RMSNorm(C, config.norm_eps)
-        self.qkv = nn.Linear(C, (Hq + 2 * Hkv) * D, bias=False)
+        self.qkv = Linear(C, (Hq + 2 * Hkv) * D)
         self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else None
-        self.output = nn.Linear(Hq * D, C, bias=False)
+        self.output = Linear(Hq * D, C)
         self.mlp_norm = RMSNorm(C, config.norm_eps)
-        self.gate_up = nn.Linear(C, 2 * config.mlp_size, bias=False)
-        self.down = nn.Linear(config.mlp_size, C, bias=False)
+        self.gate_up = Linear(C, 2 * config.mlp_size)
+        self.down = Linear(config.mlp_size, C)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], backend: Backend, batch: Batch) -> Tensor:
         x = x + self.attention(self.attention_norm(x), turn, backend, batch)
@@ -167,6 +169,23 @@ class Layer(nn.Module):
     def mlp(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+
+class Linear(nn.Linear):
+    """x Wᵀ, W (outputs, inputs). No bias."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        _initialise(self.weight)
+
+
+class Embedding(nn.Embedding):
+    """A row of the matrix for each token id."""
+
+    def reset_parameters(self) -> None:
+        _initialise(self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -205,3 +224,9 @@ def rotate(x: Float[Tensor, "B H T D"], turn: tuple[Tensor, Tensor]) -> Float[Te
     cos, sin = turn
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _initialise(weight: Tensor) -> None:
+    # On the meta device there are no numbers to draw; asking all the same makes torch import its compiler, and Triton.
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=0.02)

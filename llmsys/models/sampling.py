@@ -49,7 +49,7 @@ def sampler(
     if temperature == 0:
         for name, value in (("top_k", top_k), ("top_p", top_p)):
             if value is not None:
-                raise ValueError(f"{name} has no effect at temperature 0, which is greedy: give a temperature, e.g. 0.8")
+                raise ValueError(f"{name} has no effect at temperature 0, which is greedy: set temperature, e.g. 0.8")
         return greedy
     random = torch.Generator()
     if seed is None:

@@ -1,14 +1,15 @@
 """Text to token ids and back, and a conversation to the text that the model was trained to continue.
 
-The vocabularies here are byte-level BPE: text is cut into words by a pattern, a word into bytes, and pairs are merged in the
-order in which training found them. As a token is a string of *bytes*, a character may be spread over several, and a
-stream of text must wait for the rest of it (`TextStream`). The work is done by the `tokenizers` library; a GGUF file
-holds the vocabulary and the merges, but of the pattern only its name.
+The vocabularies here are byte-level BPE: text is cut into words by a pattern, a word into bytes, and pairs are merged
+in the order in which training found them. As a token is a string of *bytes*, a character may be spread over several,
+and a stream of text must wait for the rest of it (`TextStream`). The work is done by the `tokenizers` library; a GGUF
+file holds the vocabulary and the merges, but of the pattern only its name.
 
-A conversation becomes text by the checkpoint's chat template, a Jinja program. It comes from strangers, so it runs in Jinja's
-sandbox.
+A conversation becomes text by the checkpoint's chat template, a Jinja program. It comes from strangers, so it runs in
+Jinja's sandbox.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -21,7 +22,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 Messages = Sequence[Mapping[str, Any]]
 
 _LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _CONTROL, _USER_DEFINED = 3, 4  # token types in GGUF
 
@@ -65,7 +67,7 @@ class Tokenizer:
         return self.core.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """The text of token ids; special tokens are left out unless `special`. Bytes that are no UTF-8 become U+FFFD."""
+        """The text of token ids, special tokens left out unless `special`. Bytes that are no UTF-8 become U+FFFD."""
         return self.core.decode(list(ids), skip_special_tokens=not special)
 
     def chat(self, messages: Messages) -> list[int]:
@@ -108,8 +110,6 @@ class Tokenizer:
             raise TemplateError(reason)
 
         def as_json(value: Any, **options: Any) -> str:
-            import json
-
             return json.dumps(value, ensure_ascii=False, **options)  # Jinja's own escapes for HTML
 
         environment = ImmutableSandboxedEnvironment(
@@ -164,9 +164,7 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: Path, *, eos_ids: Sequence[int] = ()) -> "Tokenizer":
-        """The tokenizer.json of a Hugging Face directory, with what tokenizer_config.json and chat_template.jinja add."""
-        from llmsys.models.huggingface import read_json
-
+        """tokenizer.json of a Hugging Face directory, with what tokenizer_config.json and chat_template.jinja add."""
         try:
             core = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
         except Exception as error:  # the library raises nothing narrower
@@ -223,6 +221,14 @@ class TextStream:
     def _new_text(self) -> str:
         before = self._tokenizer.decode(self._said)
         return self._tokenizer.decode(self._said + self._waiting)[len(before) :]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; what is none is refused with the file's name."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); download it again") from error
 
 
 def _pattern(name: str) -> pre_tokenizers.PreTokenizer:
