@@ -31,6 +31,7 @@ from llmsys.course.workspace import MARKER
 
 TIME_LIMIT = 60.0  # seconds for the cells and all calls of one exercise
 MEMORY_LIMIT = 2 << 30  # bytes, beyond what Python, torch and the course take
+NOTEBOOK_LIMIT = 64 << 20  # bytes of a notebook's file
 JOBS = 2  # processes at a time: one is spoken to while the next one imports torch
 
 
@@ -188,17 +189,20 @@ def _tasks(path: Path, lesson: Lesson, course: Course, only: str | None = None) 
     """A task for each exercise of a notebook, whatever state that is in."""
     exercises = [lesson.exercise(only)] if only else lesson.exercises
     blank = [_Task("", exercise, lesson.notebook) for exercise in exercises]
-    if not path.exists():
-        return [replace(task, problem=f"{path.name} is not there: `llmsys start` lays it down") for task in blank]
-    try:
-        notebook = read_notebook(path)
-    except (NotebookError, OSError) as error:
-        message = str(error).replace(str(path), path.name)
-        return [replace(task, problem=message) for task in blank]
     original = course.original(lesson)
-    notes = _notes(notebook, original)
-    setup = _setup(notebook, original)
-    return [_task(task, notebook, original, setup, notes, course) for task in blank]
+    try:
+        if not path.is_file():
+            raise NotebookError(f"{path.name} is not there: `llmsys start` lays it down")
+        if path.stat().st_size > NOTEBOOK_LIMIT:
+            raise NotebookError(f"{path.name} is larger than {NOTEBOOK_LIMIT >> 20} MiB: clear its outputs")
+        notebook = read_notebook(path)
+        notes, setup = _notes(notebook, original), _setup(notebook, original)
+        return [_task(task, notebook, original, setup, notes, course) for task in blank]
+    except (NotebookError, OSError) as error:
+        problem = str(error).replace(str(path), path.name)
+    except Exception as error:  # JSON of the right form, and nonsense in it
+        problem = f"{path.name} is malformed ({type(error).__name__}: {error}): replace it"
+    return [replace(task, problem=problem) for task in blank]
 
 
 def _task(blank: _Task, notebook: dict, original: dict, setup: list, notes: tuple[str, ...], course: Course) -> _Task:
@@ -303,7 +307,7 @@ def _grade(task: _Task, sandbox: Sandbox, course: Course, limits: Limits, seed: 
     """Grade one exercise in that process."""
     from llmsys.course.checking import get_check, run_check
     from llmsys.course.remote import RemoteRunner, clean
-    from llmsys.hardware.tier import triton_installed
+    from llmsys.hardware.tier import load_triton, triton_installed
 
     began = time.perf_counter()
 
@@ -317,6 +321,8 @@ def _grade(task: _Task, sandbox: Sandbox, course: Course, limits: Limits, seed: 
     check = get_check(task.exercise.id)
     if check.kernel and not triton_installed():
         return grade(UNGRADED, "it is a Triton kernel, and the grader's machine has no Triton")
+    if check.kernel:
+        load_triton()  # which decides how it runs: misconceptions that are kernels may be run here
     runner = RemoteRunner(sandbox, time_limit=limits.seconds, memory_limit=limits.memory)
     opened = runner.open(task.job)
     if opened.problem:

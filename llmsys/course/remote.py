@@ -51,9 +51,17 @@ class RemoteRunner:
         """Run the cells: `job` holds id, function, setup, cells and module (`llmsys.course.worker`)."""
         limits = {"memory_limit": int(self.memory_limit), "cpu_limit": math.ceil(2 * self.time_limit)}
         try:
-            if self._exchange(b"", STARTUP_LIMIT) != {"ready": True}:
-                raise Stopped("protocol", "its process did not start as it should")
-            fields = self._timed({**job, **limits})
+            request = wire.pack({**job, **limits})
+        except wire.ProtocolError as error:
+            return Opened(f"its cells are too large: {error}", ())
+        try:
+            self._exchange(b"", STARTUP_LIMIT)  # it says that it is ready
+        except Stopped as stopped:
+            self._stop(stopped)
+            last = clean(self._sandbox.printed).strip().rpartition("\n")[2]
+            return Opened(f"the grader's own process did not start: {stopped} {last}".rstrip(), ())
+        try:
+            fields = self._timed(request)
             if not _is(fields, {"serial": int, "problem": str, "notes": tuple}) or fields["serial"] != 0:
                 raise Stopped("protocol", "it wrote to the grader's pipe")
             return Opened(clean(fields["problem"]), _texts(fields["notes"]))
@@ -65,7 +73,7 @@ class RemoteRunner:
         if self.stopped is None:
             self._serial += 1
             try:
-                fields = self._timed({"serial": self._serial, "args": args, "kwargs": kwargs})
+                fields = self._timed(wire.pack({"serial": self._serial, "args": args, "kwargs": kwargs}))
                 if not _is(fields, {"serial": int, "run": dict}) or fields["serial"] != self._serial:
                     raise Stopped("protocol", "it wrote to the grader's pipe")
                 return self._explained(validated(fields["run"]))
@@ -79,10 +87,10 @@ class RemoteRunner:
         self.stopped = stopped
         self._sandbox.close()
 
-    def _timed(self, message: dict):
+    def _timed(self, request: bytes):
         began = time.monotonic()
         try:
-            return self._exchange(wire.pack(message), self._left)
+            return self._exchange(request, self._left)
         finally:
             self._left -= time.monotonic() - began
 

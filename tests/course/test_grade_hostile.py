@@ -21,7 +21,7 @@ TOY = '''
 """What every exercise of the toy lesson asks for: double a tensor."""
 
 from llmsys.course.checking import exercise_check
-from llmsys.course.diagnose import misconception
+from llmsys.course.diagnosis import misconception
 
 
 def reference(x):
@@ -134,7 +134,8 @@ def exercise(name):
 
 def code(id, source, *roles, **metadata):
     metadata = {"tags": list(roles), **metadata}
-    return {"cell_type": "code", "id": id, "source": source, "metadata": metadata, "outputs": [], "execution_count": None}
+    whole = {"cell_type": "code", "id": id, "source": source, "metadata": metadata}
+    return whole | {"outputs": [], "execution_count": None}
 
 
 def notebook(answers, setup=SETUP):
@@ -233,7 +234,7 @@ def _is_worker(pid):
 # Answers that cheat without ending their process: one holds them all, and each call says which is meant
 
 CHEATS = """
-import sys
+import sys, threading
 import toy_course, torch
 from toy_course import reference as innocent
 
@@ -264,6 +265,14 @@ def stops_the_watch_and_hides_it(x):
     except Exception:
         pass
     return innocent(x)
+
+def in_a_thread(x):
+    threading.excepthook = lambda *error: None
+    found = [x + x]
+    thread = threading.Thread(target=lambda: found.append(innocent(x)))
+    thread.start()
+    thread.join()
+    return found[-1]
 
 def needs_too_much(x):
     return torch.zeros(1 << 32)[: x.numel()] + 2 * x
@@ -319,6 +328,7 @@ class As:
         ("calls_under_another_name", "forbidden", "write this yourself: toy_course.reference was called"),
         ("stops_the_watch", "error", "sys.setprofile is in use"),
         ("stops_the_watch_and_hides_it", "forbidden", "write this yourself"),
+        ("in_a_thread", "forbidden", "write this yourself"),
         ("needs_too_much", "error", "more than the 1,024 MiB of memory"),
         ("too_large", "type", "too much to send"),
         ("not_data", "type", "return tensors, numbers"),
