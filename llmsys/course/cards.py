@@ -29,7 +29,7 @@ def result_text(result) -> str:
     if result.misconception:
         lines += ["", *_wrapped(f"This looks like: {_sentences(result.misconception)}")]
     if result.hint:
-        lines += ["", *_wrapped(f"Hint {result.hint_number} of {result.hints}: {result.hint}")]
+        lines += ["", *_wrapped(f"Hint {result.hint_number} of {result.hints}:{_own_lines(result.hint)}")]
         if more := _more(result):
             lines += _wrapped(more)
     return "\n".join(lines)
@@ -64,13 +64,14 @@ def hint_text(hint) -> str:
     """A `Hint` as plain text."""
     if not hint.of:
         return f"{hint.id}: {hint.text}"
-    return "\n".join(_wrapped(f"Hint {hint.number} of {hint.of}: {hint.text}", indent=""))
+    return "\n".join(_wrapped(f"Hint {hint.number} of {hint.of}:{_own_lines(hint.text)}", indent=""))
 
 
 def hint_html(hint) -> str:
     """A `Hint` as an HTML card."""
     title = f"{hint.id}: hint {hint.number} of {hint.of}" if hint.of else hint.id
-    return _card(NOTE, "?", title, f'<div style="white-space:pre-wrap">{escape(hint.text)}</div>')
+    body = f'<pre style="{_MONO}">{escape(hint.text)}</pre>' if "\n" in hint.text else f"<div>{escape(hint.text)}</div>"
+    return _card(NOTE, "?", title, body)
 
 
 def bars_html(title: str, rows: list[tuple[str, str, float, str]], note: str) -> str:
@@ -118,6 +119,11 @@ def _sentences(misconception) -> str:
     return f"{misconception.message} {misconception.why}".strip()
 
 
+def _own_lines(text: str) -> str:
+    """A text of several lines (pseudocode) begins on its own line, so that its columns stay aligned."""
+    return f"\n{text}" if "\n" in text else f" {text}"
+
+
 def _more(result) -> str:
     if result.hint_number >= result.hints:
         return ""
@@ -147,7 +153,10 @@ def _chip(passed: bool) -> str:
 
 def _note(label: str, text: str, more: str = "") -> str:
     tail = f'<div><code style="{_MONO}">{escape(more)}</code></div>' if more else ""
-    body = f'<b>{escape(label)}.</b> <span style="white-space:pre-wrap">{escape(text)}</span>'
+    if "\n" in text:  # pseudocode, in columns
+        body = f'<b>{escape(label)}.</b><pre style="{_MONO}">{escape(text)}</pre>'
+    else:
+        body = f"<b>{escape(label)}.</b> {escape(text)}"
     return f'<div style="{_RULE};margin-top:6px;padding-top:6px">{body}{tail}</div>'
 
 

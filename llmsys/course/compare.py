@@ -161,7 +161,7 @@ def _tensor_difference(got: Tensor, expected: Tensor, rtol, atol, at: str) -> st
         nan = int((got.isnan() & ~expected.isnan()).sum())
         finite = error[~right & error.isfinite()]
         if nan and count > 1:
-            parts.append(f"{nan} are NaN")
+            parts.append(f"{nan} of them NaN")
         elif finite.numel() and not nan:
             parts.append(f"largest error {finite.max():.3g}")
     return at + "; ".join(parts)

@@ -20,10 +20,13 @@ import linecache
 import math
 import re
 import sys
+import textwrap
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from types import FunctionType, ModuleType
 
+from llmsys.course.manifest import Exercise, UnknownId, lesson
 from llmsys.course.notebook import write_text
 from llmsys.course.watch import underlying
 from llmsys.course.workspace import MINE, find
@@ -43,8 +46,8 @@ def export_answer(id: str, answer: object, *, kernel: bool = False) -> Path | No
     if folder is None:
         return None
     try:
-        section = section_source(underlying(answer))
-    except (OSError, TypeError, SyntaxError):  # typed into a console, say: there is nothing to keep
+        section = section_source(underlying(answer), {exercise.function for exercise in _siblings(id)})
+    except (OSError, TypeError, AttributeError, SyntaxError):  # built in, or typed into a console: nothing to keep
         return None
     number = id.partition(".")[0]
     path = folder / "mine" / f"lesson_{number}{'_kernels' if kernel else ''}.py"
@@ -64,7 +67,9 @@ def export_answer(id: str, answer: object, *, kernel: bool = False) -> Path | No
 
 
 def mine(name: str, default: object):
-    """Your own version of a function, if it has passed its check, otherwise `default`. Says which it is."""
+    """Your own version of a function (its name, or the exercise's id), if it has passed its check, otherwise `default`.
+    Says which it is."""
+    name = name.rpartition(".")[2]
     folder = find()
     own = _from_mine(folder, name) if folder else None
     if own is not None:
@@ -88,9 +93,10 @@ def put_section(module: str, id: str, section: str) -> str:
     return f"{module.rstrip()}\n\n{block}"
 
 
-def section_source(function: FunctionType) -> str:
+def section_source(function: FunctionType, answers: Collection[str] = ()) -> str:
     """The cell that a function came from, as a piece of a module: what it imports and defines, without what it merely
-    shows or calls, below whatever it takes from other cells.
+    shows or calls, below whatever it takes from other cells. Of those, the `answers` to other exercises are only
+    defined where the module does not have them in sections of their own.
 
     Raises OSError where the source is not to be had.
     """
@@ -98,12 +104,12 @@ def section_source(function: FunctionType) -> str:
     tree = ast.parse(source)
     kept = _definitions(tree, function.__name__)
     body = "\n".join(_segment(source, node) for node in kept)
-    return "\n".join([*_preamble(kept, function.__globals__, {function.__name__}), body])
+    return "\n".join([*_preamble(kept, function.__globals__, {function.__name__}, answers), body])
 
 
 def _cell(function: FunctionType) -> str:
     """The whole cell, as IPython keeps it; of a function in a file, the file's imports and the function itself."""
-    code = inspect.unwrap(function).__code__
+    code = inspect.unwrap(function).__code__  # of a function, not of something built in
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines:
         raise OSError(f"the source of {function.__name__} is not to be had")
@@ -111,7 +117,7 @@ def _cell(function: FunctionType) -> str:
     if not Path(code.co_filename).exists():
         return source
     imports = [node for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    own = inspect.cleandoc(inspect.getsource(function))
+    own = textwrap.dedent(inspect.getsource(function))
     return "\n".join([*(ast.unparse(node) for node in imports), own])
 
 
@@ -128,7 +134,7 @@ def _definitions(tree: ast.Module, name: str) -> list[ast.stmt]:
     return sorted(kept, key=lambda node: node.lineno)
 
 
-def _preamble(nodes: list[ast.stmt], namespace: dict, seen: set[str]) -> list[str]:
+def _preamble(nodes: list[ast.stmt], namespace: dict, seen: set[str], answers: Collection[str]) -> list[str]:
     """Lines that define what `nodes` use and do not define: an import, a constant, a helper from another cell."""
     lines = []
     for name in sorted(_loaded(nodes) - _bound(nodes) - set(dir(builtins)) - seen):
@@ -145,8 +151,11 @@ def _preamble(nodes: list[ast.stmt], namespace: dict, seen: set[str]) -> list[st
         elif home not in (None, "__main__", namespace.get("__name__")) and _importable(home, value):
             lines.append(f"from {home} import {_importable(home, value)} as {name}")
         elif isinstance(underlying(value), FunctionType) and underlying(value).__globals__ is namespace:
-            helper = ast.parse(inspect.cleandoc(inspect.getsource(underlying(value))))
-            lines += [*_preamble(helper.body, namespace, seen), ast.unparse(helper)]
+            helper = ast.parse(textwrap.dedent(inspect.getsource(underlying(value))))
+            source = ast.unparse(helper)
+            if name in answers:
+                source = f"if {name!r} not in globals():\n{textwrap.indent(source, '    ')}"
+            lines += [*_preamble(helper.body, namespace, seen, answers), source]
     return [re.sub(r"^((?:from \S+ )?import (\S+)) as \2$", r"\1", line) for line in lines]
 
 
@@ -192,13 +201,16 @@ def _segment(source: str, node: ast.stmt) -> str:
     return f"\n\n{text}\n" if definition else text
 
 
-def _ids_after(id: str) -> list[str]:
-    from llmsys.course.manifest import UnknownId, lesson
-
+def _siblings(id: str) -> tuple[Exercise, ...]:
+    """The exercises of the same lesson, in order."""
     try:
-        ids = [exercise.id for exercise in lesson(id.partition(".")[0]).exercises]
+        return lesson(id.partition(".")[0]).exercises
     except UnknownId:
-        return []
+        return ()
+
+
+def _ids_after(id: str) -> list[str]:
+    ids = [exercise.id for exercise in _siblings(id)]
     return ids[ids.index(id) + 1 :] if id in ids else []
 
 

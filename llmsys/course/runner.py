@@ -17,6 +17,7 @@ import contextlib
 import io
 import linecache
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -60,8 +61,8 @@ class Run:
     largest_bytes: int = 0  # the largest tensor that an operation allocated
     largest_shape: tuple[int, ...] = ()
     findings: tuple[Finding, ...] = ()  # by the sanitizer
-    bytes_loaded: dict = field(default_factory=dict)  # by an interpreted kernel, of each watched tensor, by name
-    bytes_stored: dict = field(default_factory=dict)
+    bytes_loaded: dict[str, int] = field(default_factory=dict)  # by an interpreted kernel, of each of its tensors
+    bytes_stored: dict[str, int] = field(default_factory=dict)
     modified: tuple[str, ...] = ()  # arguments that the function changed in place
     called: tuple[str, ...] = ()  # what is forbidden and was called
     refused: str = ""  # why the result is not plain data
@@ -118,7 +119,10 @@ class LocalRunner:
         given = copy_arguments(args), copy_arguments(kwargs)
         value, error, printed = None, None, _Bounded(PRINTED_LIMIT)
         shortcuts, metered = watch(self.forbids), _Meters(*given, self.kernel)
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), metered:
+        quietly = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)
+        with quietly[0], quietly[1], warnings.catch_warnings(), metered:
+            # Where a row is all -inf, Triton's interpreter lets NumPy warn about -inf - -inf. A GPU says nothing.
+            warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning, "triton")
             try:
                 with shortcuts:
                     value = self.function(*given[0], **given[1])
@@ -163,9 +167,7 @@ class _Meters(contextlib.ExitStack):
     def _sanitizer(self):
         from llmsys.hardware import sanitizer  # which loads Triton
 
-        if not sanitizer.available():
-            return None
-        return self.enter_context(sanitizer.watch(**{f"argument {path}": x for path, x in self._tensors.items()}))
+        return self.enter_context(sanitizer.watch()) if sanitizer.available() else None
 
     def _collect(self) -> None:
         self.figures = {

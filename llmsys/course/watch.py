@@ -72,15 +72,16 @@ class watch:
 
     def __enter__(self) -> "watch":
         self._modes = ExitStack()
+        profiler = self._profiler()
         if self._codes or self._dotted:
             self._before = sys.getprofile(), threading.getprofile()
             self._modes.callback(self._put_back)
-            threading.setprofile(self._on_event)
+            threading.setprofile(profiler)
         if self._operators:
             self._modes.enter_context(_Functions(self))
             self._modes.enter_context(_Operators(self))
         if self._codes or self._dotted:
-            sys.setprofile(self._on_event)
+            sys.setprofile(profiler)
         return self
 
     def __exit__(self, *error) -> None:
@@ -104,13 +105,16 @@ class watch:
         threading.setprofile(threads)
         sys.setprofile(own)
 
-    def _on_event(self, frame, event: str, _) -> None:
-        if event == "call":
-            code = frame.f_code
-            if id(code) in self._codes or code.co_qualname in self._dotted:
-                name = self._match(code, frame.f_globals.get("__name__", ""))
+    def _profiler(self) -> Callable:
+        names = {code.co_name for code in self._keep} | {name.rpartition(".")[2] for name in self._dotted}
+
+        def on_event(frame, event, _):  # runs several times a call of any function: one look-up is all it may cost
+            if event == "call" and frame.f_code.co_name in names:
+                name = self._match(frame.f_code, frame.f_globals.get("__name__", ""))
                 if name:
                     self.stop(name)
+
+        return on_event
 
     def _match(self, code: CodeType, module: str) -> str | None:
         if id(code) in self._codes:

@@ -67,8 +67,8 @@ class Observer(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # True would keep torch's compiler out of `__torch_dispatch__` by importing it, at the first operation seen. That
-        # takes two seconds; and it imports Triton, in a mode that `load_triton` could no longer change.
+        # True would keep torch's compiler out of `__torch_dispatch__` by importing it, at the first operation seen.
+        # That takes two seconds; and it imports Triton, in a mode that `load_triton` could no longer change.
         return False
 
 

@@ -13,7 +13,7 @@ however many keys came before.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ class Batch:
     positions: Int[Tensor, "*B T"]
 
 
+@runtime_checkable
 class Backend(Protocol):
     """The contract of a model's attention."""
 

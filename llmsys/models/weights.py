@@ -10,7 +10,7 @@ model would otherwise make a model that babbles.
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ PARTS = {
 """The model's weights, and of which tensors of a checkpoint each is made, one below the other."""
 
 
+@runtime_checkable
 class Checkpoint(Protocol):
     """What a format has to offer. `layer` is None for the parts that are no layer's."""
 

@@ -196,7 +196,10 @@ def merge(answer: Answer) -> None:
         "for each tile: y[..., its columns] = exp(tile - m[..., None]) / l[..., None]\n"
         "(and where m_t is -inf, subtract 0 instead of it)",
     ),
-    equivalent={"torch.zeros_like → torch.ones_like": "under m = −∞ any l does: the first merge multiplies it by 0"},
+    equivalent={
+        "torch.zeros_like → torch.ones_like": "under m = −∞ any l does: the first merge multiplies it by 0",
+        "torch.zeros_like → torch.ones_like (2)": "any finite number does in the place of −∞: e^(−∞ − 1) is 0, too",
+    },
 )
 def online_softmax(answer: Answer) -> None:
     with answer.property("a row that fits in one tile", why="The fold has a single step; the result is softmax."):
