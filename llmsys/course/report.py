@@ -50,7 +50,7 @@ class Grade:
         return self.status == PASSED
 
     def __str__(self) -> str:
-        card = self.details or f"{_GLYPHS[self.status]} {self.exercise.id} {self.status}: {self.message}"
+        card = self.details or f"{_GLYPHS[self.status]} {self.exercise.id}: {self.message}"
         return "\n".join([card, *(f"  note: {note}" for note in self.notes)])
 
     @property

@@ -123,7 +123,7 @@ def double(x):
         "passed",
         "",
     ),
-    "stub": ("def double(x):\n    raise NotImplementedError\n", "not written yet", ""),
+    "stub": ("def double(x):\n    # Let me think.\n    raise NotImplementedError\n", "not written yet", ""),
 }
 SETUP = "import torch\n"
 
