@@ -204,7 +204,7 @@ class Lab:
     def _menu(self, menu: str, *items: str) -> None:
         self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{menu}$")).click()
         for item in items:
-            self.page.locator(".lm-Menu-item", has_text=re.compile(f"^{item}")).last.click()
+            self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}$")).last.click()
 
     def _listen(self, message) -> None:
         if message.type == "error":
