@@ -28,9 +28,10 @@ import torch
 
 from llmsys import viz
 from llmsys.course import check, diagnose, hint, measured, mine, predict
+from llmsys.course.manifest import lessons
 
 # %%
-viz.course_map()
+viz.course_map(lessons())
 
 # %% [markdown]
 # ## What can this machine do?

@@ -539,7 +539,7 @@ model = load_model()
 question = "What is the softmax function good for? Answer in one sentence."
 your_attention = attention_with(lambda scores: two_pass(scores, tile=16))
 
-yours = generate(model, question, attention=your_attention, max_new_tokens=24)
+yours = generate(model, question, attention=your_attention, cache=True, max_new_tokens=24)
 print(yours.text)
 
 # %% tags=["engine", "claim"]
