@@ -53,9 +53,9 @@ def result_html(result) -> str:
         grid = "display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;margin:6px 0 6px 26px"
         body.append(f'<div style="{grid}">{cells}</div>')
     if result.misconception:
-        body.append(_note("This looks like", _sentences(result.misconception)))
+        body.append(_note("This looks like:", _sentences(result.misconception)))
     if result.hint:
-        body.append(_note(f"Hint {result.hint_number} of {result.hints}", result.hint, _more(result)))
+        body.append(_note(f"Hint {result.hint_number} of {result.hints}:", result.hint, _more(result)))
     title = f"{result.id} passed" if result.passed else result.id
     return _card(PASS if result.passed else FAIL, _glyph(result.passed), title, "".join(body))
 
@@ -101,7 +101,7 @@ def _rows(result) -> list[tuple[str, str]]:
     why = next((each.why for each in result.properties if not each.passed), "")
     rows = [
         ("called", failure.call),
-        ("", failure.message),
+        ("problem", failure.message),
         ("got", failure.got),
         ("expected", failure.expected),
         ("why", why),
@@ -154,9 +154,9 @@ def _chip(passed: bool) -> str:
 def _note(label: str, text: str, more: str = "") -> str:
     tail = f'<div><code style="{_MONO}">{escape(more)}</code></div>' if more else ""
     if "\n" in text:  # pseudocode, in columns
-        body = f'<b>{escape(label)}.</b><pre style="{_MONO}">{escape(text)}</pre>'
+        body = f'<b>{escape(label)}</b><pre style="{_MONO}">{escape(text)}</pre>'
     else:
-        body = f"<b>{escape(label)}.</b> {escape(text)}"
+        body = f"<b>{escape(label)}</b> {escape(text)}"
     return f'<div style="{_RULE};margin-top:6px;padding-top:6px">{body}{tail}</div>'
 
 

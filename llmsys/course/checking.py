@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
-from llmsys.course import cards, export, progress
+from llmsys.course import cards, export, interpreted, progress
 from llmsys.course.answer import Answer, Failure, PropertyResult, Rejected
 from llmsys.course.diagnosis import Misconception, diagnose
 from llmsys.course.manifest import UnknownId, lessons
@@ -125,6 +125,8 @@ def check(id: str, answer: object) -> Result:
             f"got the {type(answer).__name__} {answer!r:.60}"
         )
     result = run_check(found, found.local_runner(answer))
+    if result and found.kernel:
+        result = interpreted.confirm(found, answer, result)
     if result.failure and result.failure.kind == "stub":
         return result
     record = progress.attempt(id, _fingerprint(answer), result.passed)

@@ -104,7 +104,7 @@ def compare(
 
 
 def _difference(got, expected, tolerance, where: str) -> str:
-    at = f"{where}: " if where else ""
+    at = f"result{where}: " if where else ""
     if isinstance(expected, Tensor):
         if type(got) is not Tensor:
             return f"{at}expected a tensor of shape {_shape(expected)}, got {_describe(got)}"
@@ -202,7 +202,8 @@ def _text(value) -> str:
         return body if value.numel() <= 40 else f"{body}  {_brief(value)}"
     if isinstance(value, (tuple, list)):
         left, right = ("(", ")") if isinstance(value, tuple) else ("[", "]")
-        return left + ", ".join(map(_text, value)) + right
+        apart = ",\n " if any(isinstance(x, Tensor) and x.dim() for x in value) else ", "
+        return left + apart.join(map(_text, value)) + right
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {_text(x)}" for k, x in value.items()) + "}"
     return repr(value)

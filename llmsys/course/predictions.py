@@ -42,7 +42,8 @@ class Prediction:
         return f"{self.id}: you say {figure(self.guess, self.unit)}."
 
     def _repr_html_(self) -> str:
-        return cards.note_html("Prediction", repr(self).partition(": ")[2])
+        text = repr(self).partition(": ")[2]
+        return cards.note_html("Prediction", text[0].upper() + text[1:])
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import copy
 import hashlib
 import itertools
 import linecache
+import os
 import re
 import signal
 import sys
@@ -33,6 +34,7 @@ from llmsys.course import manifest
 from llmsys.course.checking import Check, get_check, run_check
 from llmsys.course.diagnosis import Misconception, misconceptions_of
 from llmsys.course.runner import LocalRunner, resolve
+from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import load_triton, triton_installed
 
 MUTANTS = 16  # of each exercise's solution, drawn by the exercise's id
@@ -88,6 +90,8 @@ def self_test(
         chosen = [manifest.lesson(only)] if only else manifest.lessons()
         exercises = [exercise for lesson in chosen for exercise in lesson.exercises]
     if triton_installed():
+        if "triton" not in sys.modules:  # a GPU machine, too, tests its kernels where their memory is watched
+            os.environ.setdefault("TRITON_INTERPRET", "1")
         load_triton()  # first, before anything of torch imports Triton in its own mode
     folder, start, lines = solutions or manifest.solutions_dir(), time.perf_counter(), []
     for exercise in exercises:
@@ -110,6 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _test_exercise(exercise: manifest.Exercise, source: Path, mutants: int) -> Iterator[Line]:
     if exercise.kernel and not triton_installed():
         yield Line(exercise.id, "needs Triton", None, "its answer is a Triton kernel, and Triton is not installed here")
+        return
+    if exercise.kernel and not sanitizer.available():
+        why = "kernels are compiled in this process, and their memory is not watched: set TRITON_INTERPRET=1"
+        yield Line(exercise.id, "needs the sanitizer", None, why)
         return
     try:
         check = get_check(exercise.id)

@@ -85,7 +85,7 @@ def test_a_named_tuple_is_a_tuple():
         (torch.tensor([1.0, math.nan]), torch.ones(2), "1 of them NaN"),
         (torch.tensor([1.0, math.inf]), torch.ones(2), r"first at \[1\]: inf, expected 1"),
         (torch.tensor(2), torch.tensor(3), "^2, expected 3$"),
-        ((torch.ones(1), torch.ones(1)), (torch.ones(1), torch.zeros(1)), r"^\[1\]: first at \[0\]"),
+        ((torch.ones(1), torch.ones(1)), (torch.ones(1), torch.zeros(1)), r"^result\[1\]: first at \[0\]"),
         (torch.tensor(3), 3, "expected the int 3, got a int64 tensor"),
         (3, torch.tensor(3), r"expected a tensor of shape \(\), got the int 3"),
         (None, torch.ones(1), "is a `return` missing"),

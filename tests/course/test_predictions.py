@@ -28,7 +28,8 @@ def test_a_guess_is_drawn_beside_the_measurement():
 
 @pytest.mark.parametrize("guess", [None, ...])
 def test_no_guess_stops_nothing(guess):
-    assert "no guess yet" in repr(predict("a", guess, "ms")) and "no guess yet" in predict("a", guess)._repr_html_()
+    shown = predict("a", guess, "ms")
+    assert "no guess yet" in repr(shown) and "No guess yet" in shown._repr_html_()
     assert repr(measured("a", 3, "ms")) == "a: measured 3 ms. You wrote down no guess for this one."
     assert "measured" in measured("never asked", 2.0, "tok/s")._repr_html_()
 

@@ -1,0 +1,38 @@
+"""A kernel that passed on a GPU, once more in the interpreter, where its memory is watched.
+
+Compiled, a load past the end of a tensor finds whatever lies there, and the result may well be right. Only Triton's
+interpreter can be watched (`llmsys.hardware.sanitizer`), and it cannot share a process with compiled kernels. So on a
+GPU machine `check` has a kernel that passed called again in the grader's worker process, which always interprets.
+"""
+
+from dataclasses import replace
+
+from llmsys.course import export
+from llmsys.course.answer import Failure
+from llmsys.course.watch import underlying
+
+
+def confirm(check, answer: object, result):
+    """The `result` of a check that passed, or what the check finds when the kernel is interpreted. Where that cannot be
+    had (no source, no worker process on this platform), the result as it is."""
+    from llmsys.course.checking import run_check
+    from llmsys.course.remote import RemoteRunner
+    from llmsys.course.sandbox import GradeError, Sandbox
+    from llmsys.hardware.tier import interpreting
+
+    if interpreting():
+        return result
+    function = underlying(answer)
+    try:
+        cell = export.section_source(function)
+        sandbox = Sandbox()
+    except (OSError, TypeError, AttributeError, SyntaxError, GradeError):
+        return result
+    with sandbox:
+        runner = RemoteRunner(sandbox)
+        job = {"id": check.id, "function": function.__name__, "setup": (), "cells": ((check.id, cell),), "module": ""}
+        opened = runner.open(job)
+        if opened.problem:
+            failure = Failure("error", f"on the GPU it passes, but in the interpreter {opened.problem}")
+            return replace(result, passed=False, failure=failure)
+        return run_check(check, runner, name_mistakes=False)  # misconceptions would run compiled, unwatched

@@ -1,0 +1,59 @@
+"""A kernel that passes on a GPU is looked at again where its memory is watched."""
+
+import linecache
+
+import pytest
+
+from llmsys.course import interpreted
+from llmsys.course.checking import Result, get_check
+from llmsys.course.manifest import exercise
+from llmsys.course.self_test import exercise_cell, load
+from llmsys.hardware import tier
+
+if not tier.triton_installed():
+    pytest.skip("needs Triton", allow_module_level=True)
+
+
+@pytest.fixture
+def solution():
+    from llmsys.course.manifest import lesson, solutions_dir
+
+    source = (solutions_dir() / f"{lesson('02').name}.py").read_text(encoding="utf-8")
+    return exercise_cell(source, "02.softmax_kernel")
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """This process takes itself for one that compiles, as on a GPU machine."""
+    monkeypatch.setattr(tier, "interpreting", lambda: False)
+
+
+PASSED = Result("02.softmax_kernel", True, ())
+
+
+def confirm(cell):
+    kernel = load(cell, exercise("02.softmax_kernel"))
+    return interpreted.confirm(get_check("02.softmax_kernel"), kernel, PASSED)
+
+
+def test_a_right_kernel_passes_again(solution, compiled):
+    result = confirm(solution)
+    assert result and result is not PASSED and len(result.properties) >= 3
+
+
+def test_a_kernel_that_strays_is_rejected(solution, compiled):
+    stray = solution.replace("/ l, mask=cols < n_cols)", "/ l)")
+    assert stray != solution
+    result = confirm(stray)
+    assert not result and result.failure.kind == "memory" and "outside" in result.failure.message
+
+
+def test_what_cannot_be_run_again_keeps_its_result(solution, compiled, monkeypatch):
+    kernel = load(solution, exercise("02.softmax_kernel"))
+    monkeypatch.setattr(linecache, "getlines", lambda *_: [])
+    assert interpreted.confirm(get_check("02.softmax_kernel"), kernel, PASSED) is PASSED
+
+
+def test_where_kernels_are_interpreted_there_is_nothing_to_do(solution):
+    if tier.interpreting():
+        assert confirm(solution) is PASSED
