@@ -23,7 +23,7 @@ from html import escape
 from pathlib import Path
 
 from . import workspace as workspaces
-from .probes import cores, gpus, memory, numbers, torch_cuda, triton_of_torch, version
+from .probes import cores, gpus, memory, numbers, system, torch_cuda, triton_of_torch, version
 
 OK, LIMITED, MISSING = "✓", "!", "✗"
 
@@ -137,8 +137,7 @@ def install(*packages: str) -> str:
 
 
 def _system() -> Line:
-    name = {"linux": "Linux", "darwin": "macOS", "win32": "Windows"}.get(sys.platform, sys.platform)
-    found = f"{name} {platform.release()}, {platform.machine()}"
+    found = f"{system()}, {platform.machine()}"
     if sys.platform == "linux":
         return Line(OK, "system", found)
     also = " or in WSL 2" if sys.platform == "win32" else ""
@@ -282,7 +281,7 @@ def _browser() -> Line:
     """Only the course's developers need one, so its absence limits nobody else: shown in a checkout only."""
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if found:
-        return Line(OK, "chromium", found)
+        return Line(OK, "chromium", "there, for the browser test")
     return Line(LIMITED, "chromium", "missing: the browser test is skipped", "on Debian: apt install chromium")
 
 

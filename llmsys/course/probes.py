@@ -7,6 +7,7 @@ that comes with its driver. Everything here is the standard library, and says No
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -72,6 +73,19 @@ def triton_of_torch() -> str | None:
     requirements = importlib.metadata.requires("torch") or [] if version("torch") else []
     found = (re.match(r"triton\s*\(?==\s*([\d.]+)", each) for each in requirements)
     return next((each.group(1) for each in found if each), None)
+
+
+def system() -> str:
+    """The operating system's name and version, as people call it."""
+    if sys.platform == "darwin":
+        return f"macOS {platform.mac_ver()[0]}"
+    if sys.platform != "linux":
+        return f"{platform.system()} {platform.release()}"
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = "Linux"
+    return f"{name} in WSL" if "microsoft" in platform.release().lower() else name
 
 
 def cores() -> int:

@@ -303,7 +303,7 @@ def begun(tmp_path, monkeypatch):
 def test_check_shows_what_the_notebook_shows(begun, tmp_path):
     begun(STUB.format("next_token"))
     done = run("check", "00.next_token")
-    assert done.exit_code == 1 and "00.next_token is not written yet" in done.stdout
+    assert done.exit_code == 1 and "· 00.next_token: not written yet" in done.stdout
     begun(WRONG)
     done = run("check", "00")
     assert done.exit_code == 1 and "This looks like: You took the argmax over positions" in done.stdout
