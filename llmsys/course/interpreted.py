@@ -5,16 +5,14 @@ interpreter can be watched (`llmsys.hardware.sanitizer`), and it cannot share a 
 GPU machine `check` has a kernel that passed called again in the grader's worker process, which always interprets.
 """
 
-from dataclasses import replace
-
 from llmsys.course import export
-from llmsys.course.answer import Failure
 from llmsys.course.watch import underlying
 
 
 def confirm(check, answer: object, result):
-    """The `result` of a check that passed, or what the check finds when the kernel is interpreted. Where that cannot be
-    had (no source, no worker process on this platform), the result as it is."""
+    """The `result` of a check that passed, unless the kernel, interpreted, touches memory that it should not: then the
+    result of that. Nothing else that may go wrong over there (no source, no worker process on this platform, something
+    that the interpreter does not know) takes the pass away."""
     from llmsys.course.checking import run_check
     from llmsys.course.remote import RemoteRunner
     from llmsys.course.sandbox import GradeError, Sandbox
@@ -31,8 +29,7 @@ def confirm(check, answer: object, result):
     with sandbox:
         runner = RemoteRunner(sandbox)
         job = {"id": check.id, "function": function.__name__, "setup": (), "cells": ((check.id, cell),), "module": ""}
-        opened = runner.open(job)
-        if opened.problem:
-            failure = Failure("error", f"on the GPU it passes, but in the interpreter {opened.problem}")
-            return replace(result, passed=False, failure=failure)
-        return run_check(check, runner, name_mistakes=False)  # misconceptions would run compiled, unwatched
+        if runner.open(job).problem:
+            return result
+        again = run_check(check, runner, name_mistakes=False)  # misconceptions would run compiled, unwatched
+    return again if again.failure and again.failure.kind == "memory" else result

@@ -28,17 +28,23 @@ def compiled(monkeypatch):
     monkeypatch.setattr(tier, "interpreting", lambda: False)
 
 
+EXERCISE = exercise("02.softmax_kernel")
 PASSED = Result("02.softmax_kernel", True, ())
 
 
 def confirm(cell):
-    kernel = load(cell, exercise("02.softmax_kernel"))
+    kernel = load(cell, EXERCISE)
     return interpreted.confirm(get_check("02.softmax_kernel"), kernel, PASSED)
 
 
-def test_a_right_kernel_passes_again(solution, compiled):
-    result = confirm(solution)
-    assert result and result is not PASSED and len(result.properties) >= 3
+def test_a_right_kernel_keeps_its_pass(solution, compiled):
+    assert confirm(solution) is PASSED
+
+
+@pytest.mark.parametrize("problem", ["import nothing_of_this_name\n", "raise OSError\n"])
+def test_what_only_the_interpreter_cannot_do_costs_nothing(solution, compiled, problem):
+    kernel = load(solution.replace("row = tl.program_id(0)\n", f"row = tl.program_id(0)\n    {problem}"), EXERCISE)
+    assert interpreted.confirm(get_check("02.softmax_kernel"), kernel, PASSED) is PASSED
 
 
 def test_a_kernel_that_strays_is_rejected(solution, compiled):
@@ -49,7 +55,7 @@ def test_a_kernel_that_strays_is_rejected(solution, compiled):
 
 
 def test_what_cannot_be_run_again_keeps_its_result(solution, compiled, monkeypatch):
-    kernel = load(solution, exercise("02.softmax_kernel"))
+    kernel = load(solution, EXERCISE)
     monkeypatch.setattr(linecache, "getlines", lambda *_: [])
     assert interpreted.confirm(get_check("02.softmax_kernel"), kernel, PASSED) is PASSED
 
