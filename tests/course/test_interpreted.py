@@ -41,9 +41,10 @@ def test_a_right_kernel_keeps_its_pass(solution, compiled):
     assert confirm(solution) is PASSED
 
 
-@pytest.mark.parametrize("problem", ["import nothing_of_this_name\n", "raise OSError\n"])
-def test_what_only_the_interpreter_cannot_do_costs_nothing(solution, compiled, problem):
-    kernel = load(solution.replace("row = tl.program_id(0)\n", f"row = tl.program_id(0)\n    {problem}"), EXERCISE)
+def test_what_only_the_interpreter_cannot_do_costs_nothing(solution, compiled):
+    first = "row = tl.program_id(0)\n"
+    assert first in solution
+    kernel = load(solution.replace(first, f"{first}    raise OSError\n"), EXERCISE)
     assert interpreted.confirm(get_check("02.softmax_kernel"), kernel, PASSED) is PASSED
 
 
