@@ -24,9 +24,7 @@
 # language model talk through your code.
 
 # %% tags=["setup"]
-import math
 import random
-from functools import reduce
 
 import torch
 
@@ -54,10 +52,12 @@ viz.online_softmax_overview()
 # The exponential grows fast and number formats end. The largest number of `float16` is 65,504; `float32` and `bfloat16`
 # reach about $3.4 \cdot 10^{38}$. <!-- source: IEEE 754-2019, table 3.5; bfloat16 has float32's exponent range --> A
 # logit of 20 is nothing special in a language model. So: **from which $x$ on is $e^x$ infinite?** Write down your guesses
-# in place of `None` (a rough one is fine: $e \approx 2.7$, and no calculator) and run the cell.
+# in place of `None` (rough ones are fine: $e \approx 2.7$, and no calculator) and run the cells.
 
 # %% tags=["predict"]
 predict("02.overflow_fp16", None, "x")
+
+# %% tags=["predict"]
 predict("02.overflow_fp32", None, "x")
 
 # %% [markdown]

@@ -8,7 +8,7 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
-# The first call of anything imports half of torch: time is not what these tests test. In CI, the same examples each time.
+# The first call of anything imports half of torch: time is not what these tests test. In CI, the same examples always.
 settings.register_profile("llmsys", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("llmsys")
 

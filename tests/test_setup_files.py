@@ -1,4 +1,4 @@
-"""The ways to install agree with each other: pyproject.toml, constraints.txt, environment.yml, the dev container, CI."""
+"""The ways to install agree: pyproject.toml, constraints.txt, environment.yml, the dev container, CI."""
 
 import json
 import re
@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(
-    line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
+    line.split("==")
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
 )
 
 

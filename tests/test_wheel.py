@@ -1,4 +1,4 @@
-"""The built wheel, in an environment that has nothing but the terminal's two packages, starts a course and examines the machine."""
+"""The built wheel, with nothing but the terminal's two packages: it starts a course and examines the machine."""
 
 import os
 import subprocess

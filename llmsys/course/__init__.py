@@ -2,7 +2,8 @@
 
     from llmsys.course import check, diagnose, hint, measured, mine, predict
 
-Each name is fetched from its module when it is first used, so that `llmsys start` and `llmsys doctor` need neither torch
+Each name is fetched from its module when it is first used, so that `llmsys start` and `llmsys doctor` need neither
+torch
 nor a second of start-up.
 """
 

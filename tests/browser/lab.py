@@ -94,7 +94,7 @@ class Lab:
         """Run › Run All Cells, by the menu; returns when the last cell is done, or one has ended in an error."""
         self._menu("Run", "Run All Cells")
         busy = ".jp-Notebook-ExecutionIndicator[data-status='busy'], .jp-InputPrompt:has-text('[*]')"
-        self.page.locator(f".jp-NotebookPanel :is({busy})").first.wait_for()  # idle is also how it looks before it starts
+        self.page.locator(f".jp-NotebookPanel :is({busy})").first.wait_for()  # before it starts it looks idle, too
         self.wait_idle(timeout)
 
     def run_cell(self, cell: str, timeout: float = 60) -> None:

@@ -38,7 +38,8 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
     forbids=(*FUSED, *LIBRARY, online.summarize),
     hints=(
         "Three loops over `range(0, N, tile)`, one after another. What does each one need from the loop before it?",
-        "After the first loop m holds each row's maximum; after the second, l holds each row's Σ e^(x − m). Both have x's "
+        "After the first loop m holds each row's maximum; after the second, l holds each row's Σ e^(x − m). "
+        "Both have x's "
         "shape without its last dimension, and need a [..., None] to meet a tile.",
         "m = -inf for each row; for each tile: m = maximum(m, tile.amax(-1))\n"
         "l = 0 for each row;    for each tile: l = l + exp(tile - m[..., None]).sum(-1)\n"
@@ -101,13 +102,16 @@ def safe_softmax(answer: Answer) -> None:
     hints=(
         "Which of the two sums was taken under a maximum that is too small? What is it too large by, as a factor?",
         "Both sums are brought to m = max(m1, m2) with a factor e^(m_i − m) ≤ 1, then added. For two identities that "
-        "exponent is −∞ − (−∞) = NaN: put some finite number in m's place there; e^(−∞ − finite) is the 0 that you want.",
+        "exponent is −∞ − (−∞) = NaN: put some finite number in m's place there; e^(−∞ − finite) is the 0 "
+        "that you want.",
         "m      = maximum(m1, m2)\n"
         "finite = where(m == -inf, 0, m)\n"
         "l      = l1 * exp(m1 - finite) + l2 * exp(m2 - finite)\n"
         "return m, l",
     ),
-    equivalent={"torch.zeros_like → torch.ones_like": "any finite number does in the place of −∞: e^(−∞ − 1) is 0, too"},
+    equivalent={
+        "torch.zeros_like → torch.ones_like": "any finite number does in the place of −∞: e^(−∞ − 1) is 0, too"
+    },
 )
 def merge(answer: Answer) -> None:
     def halves(*shape: int, scale: float = 1.0):
@@ -149,7 +153,8 @@ def merge(answer: Answer) -> None:
         answer.matches(rounded(whole), a, b)
 
     with answer.property(
-        "the identity (−∞, 0) changes nothing, on either side", why="It is the summary of nothing: a fold begins with it."
+        "the identity (−∞, 0) changes nothing, on either side",
+        why="It is the summary of nothing: a fold begins with it.",
     ):
         nothing = (torch.full((4,), -math.inf), torch.zeros(4))
         a = (answer.randn(4, scale=10), 1 + answer.randn(4).abs())
@@ -187,9 +192,12 @@ def merge(answer: Answer) -> None:
     reference=online.online_softmax,
     forbids=(*FUSED, *LIBRARY),
     hints=(
-        "The first loop carries two tensors from tile to tile, m and l, one number a row. What are they before the first tile?",
-        "In the first loop, load the tile once (.clone()), summarise it under its own maximum, (m_t, Σ e^(x − m_t)), then "
-        "(m, l) = merge((m, l), that). Nothing is written before the loop is over: the first weights need the whole row's l.",
+        "The first loop carries two tensors from tile to tile, m and l, one number a row. What are they "
+        "before the first tile?",
+        "In the first loop, load the tile once (.clone()), summarise it under its own maximum, (m_t, Σ e^(x − "
+        "m_t)), then "
+        "(m, l) = merge((m, l), that). Nothing is written before the loop is over: the first weights need the "
+        "whole row's l.",
         "m, l = -inf, 0 for each row\n"
         "for each tile: tile = x[..., its columns].clone();  m_t = tile.amax(-1)\n"
         "               m, l = merge((m, l), (m_t, exp(tile - m_t[..., None]).sum(-1)))\n"
@@ -234,14 +242,17 @@ def online_softmax(answer: Answer) -> None:
         answer.matches(softmax(x), x, 8)
 
     with answer.property(
-        "a tile of nothing but −∞ adds nothing", why="That is how a mask looks; its maximum is −∞, and −∞ − (−∞) is NaN."
+        "a tile of nothing but −∞ adds nothing",
+        why="That is how a mask looks; its maximum is −∞, and −∞ − (−∞) is NaN.",
     ):
         x = answer.randn(3, 20, scale=3)
         x[:, :8] = -math.inf
         x[1, 16:] = -math.inf
         answer.matches(softmax(x), x, 4)
 
-    with answer.property("x is read twice, a tile at a time", why="Two passes is what this was about: three were safe."):
+    with answer.property(
+        "x is read twice, a tile at a time", why="Two passes is what this was about: three were safe."
+    ):
         run = answer(x := answer.randn(2, 256), 16)
         answer.reads(run, at_most=2)
         answer.that(
@@ -259,10 +270,13 @@ def online_softmax(answer: Answer) -> None:
     forbids=("triton.language.standard:softmax",),
     adapt="llmsys.course.checks.lesson_02:launch",
     hints=(
-        "Start from row_max_kernel: it already walks over the tiles of one row. Give it a second number to carry, l, and a "
+        "Start from row_max_kernel: it already walks over the tiles of one row. Give it a second number to "
+        "carry, l, and a "
         "second loop that stores.",
-        "In the first loop, m_new = max(m, largest of the tile); l shrinks by e^(m − m_new) and grows by the tile's sum of "
-        "e^(x − m_new). Lanes beyond the end must add 0 to that sum: load −∞ there. In the second loop, mask the store, too, "
+        "In the first loop, m_new = max(m, largest of the tile); l shrinks by e^(m − m_new) and grows by the "
+        "tile's sum of "
+        "e^(x − m_new). Lanes beyond the end must add 0 to that sum: load −∞ there. In the second loop, mask "
+        "the store, too, "
         "and use y's own row stride.",
         "for each tile: x = load(x row + cols, mask=cols < n_cols, other=-inf)\n"
         "               m_new = maximum(m, max(x));  l = l * exp(m - m_new) + sum(exp(x - m_new));  m = m_new\n"
@@ -278,7 +292,9 @@ def softmax_kernel(answer: Answer) -> None:
         x = answer.randn(3, 16)
         answer.matches(softmax(x), x, block=16)
 
-    with answer.property("several tiles a row", why="m and l are carried from tile to tile, and l shrinks when m rises."):
+    with answer.property(
+        "several tiles a row", why="m and l are carried from tile to tile, and l shrinks when m rises."
+    ):
         for x in (answer.randn(2, 64, scale=3).sort().values, answer.randn(2, 64, scale=3)):
             answer.matches(softmax(x), x, block=16)
 

@@ -35,7 +35,10 @@ def one_maximum_for_all(x, tile):
 @misconception(
     "02.safe_softmax",
     "You leave out the last tile where it is not full.",
-    why="N // tile counts the full tiles only. range(0, N, tile) begins the short one, too, and a slice ends with the row.",
+    why=(
+        "N // tile counts the full tiles only. range(0, N, tile) begins the short one, too, and a "
+        "slice ends with the row."
+    ),
 )
 def no_ragged_end(x, tile):
     starts = range(0, x.shape[-1] // tile * tile, tile)
@@ -199,7 +202,10 @@ def nan_from_a_masked_tile(x, tile):
 @misconception(
     "02.online_softmax",
     "You read each tile from x twice in the first pass: once for its maximum, once for its sum.",
-    why="Load the tile once, part = x[..., start : start + tile].clone(), and compute both from the copy, which is on the chip.",
+    why=(
+        "Load the tile once, part = x[..., start : start + tile].clone(), and compute both from "
+        "the copy, which is on the chip."
+    ),
 )
 def reads_the_tile_twice(x, tile):
     m, l = _nothing(x)
