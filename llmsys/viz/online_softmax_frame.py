@@ -76,21 +76,19 @@ def _stack(svg: Svg, step: "Step") -> None:
             height += term
             svg.rect(OLD_STACK, base - height * scale, OLD_WIDTH, term * scale, "blue-soft edged", rx=0)
         svg.text(OLD_STACK + OLD_WIDTH / 2, base + 14, "before", "middle small muted")
-        svg.text(
-            (OLD_STACK + OLD_WIDTH + STACK) / 2,
-            max(old - 6, ROW_TOP - 4),
-            f"× {number(step.factor)}",
-            "middle orange bold",
-        )
+        svg.text(STACK - 5, max(old - 6, ROW_TOP - 4), f"× {number(step.factor)}", "end orange bold")
+    moves = step.shrinks and step.factor > 1e-3  # what shrinks to less than that, vanishes at once
     height, now = 0.0, len(step.terms) - 1 if step.clock == step.read else -1
-    start = f"--scale:{min(1 / step.factor, 1e3):.3f}" if step.shrinks and step.factor > 0 else ""
     for j, term in enumerate(step.terms):
         y, h = base - (height + term) * scale, term * scale
-        fresh = j == now
-        # Shrinking happens around the foot of the whole stack; a block alone would shrink around its own.
-        rise = f"--dy:{(base - y - h) * (1 - 1 / step.factor):.1f}px;{start}" if start and step.factor > 1e-3 else ""
-        classes = ("orange" if fresh else "blue settle" if rise else "blue") + (" edged" if h > 3 else "")
-        svg.rect(STACK, y, STACK_WIDTH, h, classes, rx=0, style="" if fresh else rise)
+        if j == now:  # rides down on the stack that it has made shrink
+            start = f"--dy:{(shrunk - step.l_before) * scale:.1f}px"
+        else:  # the whole stack shrinks around its foot, a block alone would around its own
+            start = (
+                f"--dy:{height * scale * (1 - 1 / step.factor):.1f}px;--scale:{1 / step.factor:.3f}" if moves else ""
+            )
+        classes = ("orange" if j == now else "blue") + (" settle" if moves else "") + (" edged" if h > 3 else "")
+        svg.rect(STACK, y, STACK_WIDTH, h, classes, rx=0, style=start if moves else "")
         if h >= 12:
             svg.text(STACK + STACK_WIDTH / 2, y + h / 2 + 4, f"x{subscript(j + 1)}", "middle small on")
         height += term

@@ -17,7 +17,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from llmsys.viz.style import LIGHT, ROOT, stylesheet
+from llmsys.viz.style import LIGHT, ROOT, chart_style, stylesheet
 
 
 class Picture:
@@ -54,7 +54,8 @@ def chart(figure, alt: str) -> Picture:
     import matplotlib.pyplot as plt
 
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with chart_style():  # how text is written is decided only now
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     plt.close(figure)  # or the notebook's inline backend would show it a second time
     markup = file.getvalue()
     width, height = (float(v) for v in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', markup).groups())
@@ -63,6 +64,7 @@ def chart(figure, alt: str) -> Picture:
     for name, value in LIGHT.items():
         body = body.replace(value, f"var(--{name})")
     body = re.sub(r"font: (?:(\d+|bold) )?([\d.]+)px [^;\"]*", _font, body)
+    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)  # the page's
     body = _with_own_ids(body)
     points = 4 / 3  # an SVG of matplotlib counts in points, the page in pixels
     return Picture(

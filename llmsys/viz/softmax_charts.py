@@ -64,8 +64,8 @@ def exp_overflow(dtypes: Sequence[torch.dtype] = (torch.float16, torch.bfloat16,
         limits = "; ".join(f"{_name(d)} holds e^x from x = {a:.2f} to x = {b:.2f}" for d, (a, b) in ends.items())
     return chart(figure, alt=(
         "On a logarithmic axis e^x is a straight line, and each number format is a box that it leaves at a corner: "
-        f"{limits}. Above that e^x is infinite, below it is zero. After subtracting the maximum, only x at most 0 is left, "
-        "and e^x at most 1."
+        f"{limits}. Above that e^x is infinite, below it is zero. After subtracting the maximum, only x ≤ 0 is left, "
+        "and e^x ≤ 1."
     ))  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """How a stepper looks in JupyterLab: its fields, its buttons and its frame, made of ipywidgets.
 
-Everything can be reached with the Tab key. Buttons have words, not only icons; the slider moves with the arrow keys.
+Everything can be reached with the Tab key. Buttons have words, not only icons (which is why the player is not
+ipywidgets' own, whose buttons have no names); the slider moves with the arrow keys.
 """
 
+import asyncio
 from html import escape
 
 import ipywidgets as widgets
@@ -25,15 +27,16 @@ class View:
             description="Step", min=0, max=1, continuous_update=True, layout=widgets.Layout(width="300px")
         )
         self.slider.style.description_width = "initial"
-        self.player = widgets.Play(min=0, max=1, interval=stepper.interval, show_repeat=False, tooltip="Play")
-        widgets.jslink((self.player, "value"), (self.slider, "value"))
+        self.player = widgets.Button(layout=widgets.Layout(width="auto"))
+        self.player.on_click(self._play_or_pause)
+        self._playing: asyncio.Task | None = None
         self.slider.observe(self._moved, "value")
         self.fields = {control.name: self._field(control) for control in stepper.controls}
         buttons = [
-            self._button("First", "fast-backward", lambda: 0),
-            self._button("Back", "step-backward", lambda: stepper.index - 1),
-            self._button("Next", "step-forward", lambda: stepper.index + 1),
-            self._button("Last", "fast-forward", lambda: len(stepper.frames) - 1),
+            self._button("First", "the first step", "fast-backward", lambda: 0),
+            self._button("Back", "one step back", "step-backward", lambda: stepper.index - 1),
+            self._button("Next", "one step on", "step-forward", lambda: stepper.index + 1),
+            self._button("Last", "the last step", "fast-forward", lambda: len(stepper.frames) - 1),
         ]
         title = widgets.HTML(
             f"<style>{stylesheet()}</style>"
@@ -48,6 +51,7 @@ class View:
             self.picture,
         ]
         self.box = widgets.VBox(rows, layout=widgets.Layout(max_width="800px"))
+        self._name_player()
         self.show()
 
     def show(self) -> None:
@@ -55,9 +59,8 @@ class View:
         self._busy = True
         try:
             last = len(self.stepper.frames) - 1
-            for each in (self.slider, self.player):
-                each.max = max(last, 1)  # a slider needs somewhere to go
-                each.value = self.stepper.index
+            self.slider.max = max(last, 1)  # a slider needs somewhere to go
+            self.slider.value = self.stepper.index
             for name, field in self.fields.items():
                 if field.value != self.stepper.values[name]:
                     field.value = self.stepper.values[name]
@@ -69,6 +72,30 @@ class View:
     def _moved(self, change) -> None:
         if not self._busy:
             self.stepper.go(change["new"])
+
+    def _play_or_pause(self, _) -> None:
+        if self._playing:
+            self._playing.cancel()
+            self._playing = None
+        else:
+            self._playing = asyncio.get_running_loop().create_task(self._play())  # the kernel's: it goes on when idle
+        self._name_player()
+
+    async def _play(self) -> None:
+        try:
+            if self.stepper.index == len(self.stepper.frames) - 1:
+                self.stepper.go(0)
+            while self.stepper.index < len(self.stepper.frames) - 1:
+                await asyncio.sleep(self.stepper.interval / 1000)
+                self.stepper.go(self.stepper.index + 1)
+        finally:
+            if self._playing is asyncio.current_task():
+                self._playing = None
+                self._name_player()
+
+    def _name_player(self) -> None:
+        name, icon = ("Pause", "pause") if self._playing else ("Play", "play")
+        self.player.description, self.player.icon, self.player.tooltip = name, icon, f"{name} the steps"
 
     def _chosen(self, name: str, value) -> None:
         if self._busy:
@@ -89,15 +116,15 @@ class View:
             options = list(control.options.items())
             field = widgets.Dropdown(options=options, value=control.start, **common)
         else:
-            common["layout"].width = "320px"
+            common["layout"].width = "440px"
             field = widgets.Text(
                 value=control.start, placeholder=control.placeholder, continuous_update=False, **common
             )
         field.observe(lambda change: self._chosen(control.name, change["new"]), "value")
         return field
 
-    def _button(self, name: str, icon: str, target) -> widgets.Button:
+    def _button(self, name: str, tooltip: str, icon: str, target) -> widgets.Button:
         layout = widgets.Layout(width="auto")
-        button = widgets.Button(description=name, icon=icon, tooltip=f"{name} step", layout=layout)
+        button = widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=layout)
         button.on_click(lambda _: self.stepper.go(target()))
         return button
