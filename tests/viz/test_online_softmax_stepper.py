@@ -96,7 +96,8 @@ def test_passes_are_counted_not_known(monkeypatch):
 def test_a_step_that_rescales_shows_the_factor_and_moves_the_stack():
     stepper = online_softmax_stepper([1, 3])
     picture = stepper.svg(2)
-    assert "× 0.135" in picture and "e^" not in picture and "settle" in picture  # e^(1 − 3)
+    assert "× 0.135" in picture and "e^" not in picture  # e^(1 − 3)
+    assert "settle" in picture and "--scale:7.389" in picture  # it starts as high as it was
     assert "settle" not in stepper.svg(1)
 
 
