@@ -92,15 +92,17 @@ class Lab:
 
     def run_all(self, timeout: float = 180) -> None:
         """Run › Run All Cells, by the menu; returns when the last cell is done, or one has ended in an error."""
+        before = self._prompts()
         self._menu("Run", "Run All Cells")
-        busy = ".jp-Notebook-ExecutionIndicator[data-status='busy'], .jp-InputPrompt:has-text('[*]')"
-        self.page.locator(f".jp-NotebookPanel :is({busy})").first.wait_for()  # before it starts it looks idle, too
+        self.wait_until(lambda: self._prompts() != before)  # before it starts it looks idle, too
         self.wait_idle(timeout)
 
     def run_cell(self, cell: str, timeout: float = 60) -> None:
         """Put the cursor into a cell and press Control-Enter."""
+        before = self._prompts()
         self._editor(cell).click()
         self.page.keyboard.press("Control+Enter")
+        self.wait_until(lambda: self._prompts() != before)
         self.wait_idle(timeout)
 
     def edit_cell(self, cell: str, source: str) -> None:
@@ -196,6 +198,10 @@ class Lab:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"that has not happened within {timeout:.0f} s")
             self.page.wait_for_timeout(50)
+
+    def _prompts(self) -> list[str]:
+        """What stands before the cells: [ ], [*] for one that waits or runs, and after each run a new number."""
+        return self.page.locator(".jp-NotebookPanel .jp-InputPrompt").all_inner_texts()
 
     def _cells(self) -> list[dict]:
         return json.loads(self.notebook.read_text(encoding="utf-8"))["cells"]

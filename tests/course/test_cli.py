@@ -125,6 +125,11 @@ def test_the_quick_commands_import_nothing_slow(arguments, tmp_path):
     assert slow.isdisjoint(done.stdout.partition("IMPORTED")[2].split())
 
 
+def test_python_m_llmsys_is_the_same():
+    done = subprocess.run([sys.executable, "-m", "llmsys", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage: llmsys " in done.stdout
+
+
 # Errors
 
 
