@@ -29,7 +29,7 @@ class Course:
     (`module` is imported here and in the worker, and may lie in `path`)."""
 
     lessons: Sequence[Lesson] = field(default_factory=manifest.lessons)
-    pristine: Path = field(default_factory=manifest.lessons_dir)
+    pristine: Path = field(default_factory=lambda: manifest.lessons_dir())
     module: str | None = None
     path: Sequence[str | Path] = ()
 
