@@ -116,6 +116,10 @@ def rope_divisors(rope: dict[str, Any], base: float, head_size: int, where: Path
         return None
     if kind not in ("linear", "llama3"):
         raise ValueError(f"{where}: rotary positions are scaled by {kind!r}; load_model knows linear and llama3")
+    needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    for key in needed if kind == "llama3" else needed[:1]:
+        if key not in rope:
+            raise ValueError(f"{where}: rotary positions are scaled by {kind!r}, and its {key} is missing")
     factor = float(rope["factor"])
     if kind == "linear":
         return (factor,) * (head_size // 2)

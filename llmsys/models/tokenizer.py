@@ -63,7 +63,10 @@ class Tokenizer:
         return f"Tokenizer({len(self):,} tokens, eos_ids={sorted(self.eos_ids)}, {chat} chat template)"
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of `text`. Special tokens written out in it are recognised; none are added."""
+        """The token ids of `text`. Special tokens written out in it are recognised; none are added.
+
+        Bytes that the vocabulary lacks are dropped (SmolLM2's lacks a few control characters, such as U+0004).
+        """
         return self.core.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -135,13 +138,13 @@ class Tokenizer:
                 f"tokenizer.ggml.model is {kind!r}; only byte-level BPE ('gpt2') is read from GGUF: take the model's "
                 "Hugging Face directory, whose tokenizer.json says everything"
             )
-        tokens = settings["tokenizer.ggml.tokens"]
-        merges = [tuple(merge.split(" ")) for merge in settings["tokenizer.ggml.merges"]]
-        core = tokenizers.Tokenizer(
-            models.BPE(
-                vocab={token: i for i, token in enumerate(tokens)}, merges=merges, ignore_merges=pattern == "llama-bpe"
-            )
-        )
+        tokens = settings.get("tokenizer.ggml.tokens", [])
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        merges = [tuple(merge.split(" ")) for merge in settings.get("tokenizer.ggml.merges", [])]
+        try:
+            core = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pattern == "llama-bpe"))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"tokenizer.ggml.merges do not go with tokenizer.ggml.tokens ({error})") from error
         core.pre_tokenizer = _pattern(pattern)
         core.decoder = decoders.ByteLevel()
         for i, kind in enumerate(settings.get("tokenizer.ggml.token_type", ())):

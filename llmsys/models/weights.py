@@ -114,7 +114,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise FileNotFoundError(
             f"{path}: no such file or directory; give load_model a .gguf file or a Hugging Face directory"
         )
-    return HuggingFaceCheckpoint(path) if path.is_dir() else GGUFCheckpoint(path)
+    try:
+        return HuggingFaceCheckpoint(path) if path.is_dir() else GGUFCheckpoint(path)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error  # settings or a tokenizer that made no sense
 
 
 def assemble(checkpoint: Checkpoint, model: Llama) -> Iterator[tuple[str, Tensor]]:

@@ -95,15 +95,6 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    try:
-        find_smollm2()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    return load_model()
-
-
 @torch.no_grad()
 def test_smollm2_is_what_transformers_makes_of_the_same_weights(smollm2):
     theirs = transformers.LlamaForCausalLM(
@@ -144,14 +135,14 @@ def read_by_the_gguf_package() -> dict[str, torch.Tensor]:
 
 
 def test_smollm2_says_the_same_with_every_stage_with_and_without_a_cache(smollm2):
-    question = "Name three colours."
+    prompt = smollm2.tokenizer.encode("The capital of France is")  # short: without a cache each token costs all again
     said = {
-        (stage, cache): generate(smollm2, question, attention=stage, cache=cache, max_new_tokens=10).tokens
+        (stage, cache): generate(smollm2, prompt, attention=stage, cache=cache, max_new_tokens=8).tokens
         for stage in STAGES
         for cache in (True, False)
     }
     assert len(set(map(tuple, said.values()))) == 1, said
-    assert len(said["sdpa", True]) == 10
+    assert len(said["sdpa", True]) == 8 and "Paris" in smollm2.tokenizer.decode(said["sdpa", True])
 
 
 @pytest.mark.parametrize(
@@ -172,11 +163,11 @@ def test_a_foreign_or_truncated_gguf_is_named(tmp_path, content, named):
     assert "model.gguf" in str(caught.value)
 
 
-def test_half_a_model_is_refused(smollm2, tmp_path):
-    path = tmp_path / "half.gguf"
+def test_the_beginning_of_a_model_is_refused(smollm2, tmp_path):
+    path = tmp_path / "beginning.gguf"
     with open(find_smollm2(), "rb") as whole:
-        path.write_bytes(whole.read(50_000_000))
-    with pytest.raises(ValueError, match="half.gguf"):
+        path.write_bytes(whole.read(5_000_000))
+    with pytest.raises(ValueError, match="beginning.gguf"):
         load_model(path)
 
 
