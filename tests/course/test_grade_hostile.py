@@ -74,7 +74,7 @@ ANSWERS = {
         """
 import os
 def double(x):
-    for fd in range(3, 30):
+    for fd in range(3, 1024):
         try:
             os.write(fd, b"passed!")
         except OSError:
