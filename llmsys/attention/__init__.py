@@ -10,10 +10,12 @@ from llmsys.attention.contract import Attention, check_arguments
 from llmsys.attention.naive import naive_attention
 from llmsys.attention.online import online_attention
 from llmsys.attention.sdpa import sdpa_attention
+from llmsys.attention.tiled import tiled_attention
 
 STAGES: dict[str, Attention] = {
     "naive": naive_attention,
     "online": online_attention,
+    "tiled": tiled_attention,
     "sdpa": sdpa_attention,
 }
 """The stages in course order; last, the peer."""
@@ -44,4 +46,5 @@ __all__ = [
     "naive_attention",
     "online_attention",
     "sdpa_attention",
+    "tiled_attention",
 ]

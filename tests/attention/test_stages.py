@@ -167,7 +167,7 @@ def test_another_softmax_can_be_put_into_naive_attention():
 def test_get_stage():
     assert get_stage("online") is STAGES["online"]
     assert get_stage(random.shuffle) is random.shuffle
-    with pytest.raises(ValueError, match="one of naive, online, sdpa.*Did you mean 'naive'"):
+    with pytest.raises(ValueError, match="one of naive, online, tiled, .*sdpa.*Did you mean 'naive'"):
         get_stage("naiv")
 
 
