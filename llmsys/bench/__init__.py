@@ -10,7 +10,7 @@ both have been shown to compute the same thing (`timing`); a record says on whic
 from llmsys.bench.record import Record, load, recorded
 from llmsys.bench.timing import Timing, interleaved
 
-BENCHMARKS = {"softmax": "llmsys.bench.softmax"}
+BENCHMARKS = {"softmax": "llmsys.bench.softmax", "attention": "llmsys.bench.attention"}
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 
 __all__ = ["BENCHMARKS", "Record", "Timing", "interleaved", "load", "recorded"]
