@@ -125,7 +125,7 @@ def _check(name: str, o: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool) 
     naive = (naive_attention(q, k, v, causal=causal).double() - exact).abs().max().item()
     error = (o - exact).abs().max().item()
     if not error <= 2 * naive + 1e-6:
-        raise RuntimeError(f"{name} is wrong by {error:.2e}, the naive form by {naive:.2e} at T = {k.shape[2]}: not timed")
+        raise RuntimeError(f"{name} is off by {error:.2e}, the naive form by {naive:.2e}, at T = {k.shape[2]}: not timed")
 
 
 @contextmanager
