@@ -46,6 +46,12 @@ class DeviceSpec:
     interconnect: float | None
     """To its peers, B/s, both directions added up, as NVLink is advertised: one direction has half."""
     source: str
+    l2_bandwidth: float | None = None
+    """Between the L2 cache and all multiprocessors, reading, B/s."""
+    sram_bandwidth: float | None = None
+    """Of the shared memories of all multiprocessors together, each with its own SM, B/s."""
+    exponentials: float | None = None
+    """Per second, by the units for special functions of all multiprocessors together."""
 
     def flops_per_byte(self, dtype: str = "bfloat16") -> float:
         """The operations that the device does in the time of one byte: the least intensity at which they can be busy.
