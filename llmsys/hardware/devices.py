@@ -47,7 +47,7 @@ class DeviceSpec:
     """To its peers, B/s, both directions added up, as NVLink is advertised: one direction has half."""
     source: str
     l2_bandwidth: float | None = None
-    """Between the L2 cache and all multiprocessors, reading, B/s."""
+    """Between the L2 cache and all multiprocessors, reading, B/s; of the devices here, only the A100's is published."""
     sram_bandwidth: float | None = None
     """Of the shared memories of all multiprocessors together, each with its own SM, B/s."""
     exponentials: float | None = None
@@ -61,6 +61,17 @@ class DeviceSpec:
         if dtype not in self.flops:
             raise ValueError(f"dtype must be one of {', '.join(self.flops)} on {self.name}, got {dtype!r}")
         return self.flops[dtype] / self.bandwidth
+
+
+def _per_sm(sms: int, clock: float) -> dict[str, float]:
+    """What every multiprocessor does in each cycle at the clock (Hz) at which the data sheet's FLOP/s hold.
+
+    Shared memory: 32 banks of 4 bytes. Special functions: 16 results. So it has been from compute capability 8.0 to
+    10.0 (CUDA C++ programming guide, compute capabilities and table of arithmetic throughput,
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/; the same for the H100 in https://arxiv.org/abs/2407.08608,
+    and for the B200 in https://www.together.ai/blog/flashattention-4).
+    """
+    return {"sram_bandwidth": sms * 128 * clock, "exponentials": sms * 16 * clock}
 
 
 _HOPPER_FLOPS = {
@@ -84,6 +95,7 @@ _SPECS = (
         interconnect=900e9,
         source="NVIDIA H100 Tensor Core GPU data sheet, https://resources.nvidia.com/en-us-tensor-core/"
         "nvidia-tensor-core-gpu-datasheet (halved: sparse there); SMs and caches: H100 architecture white paper",
+        **_per_sm(132, 1.83e9),
     ),
     DeviceSpec(
         name="H200",
@@ -96,6 +108,7 @@ _SPECS = (
         interconnect=900e9,
         source="NVIDIA H200 Tensor Core GPU data sheet (SXM), https://www.nvidia.com/en-us/data-center/h200/ "
         "(halved: sparse there); the chip is the H100's",
+        **_per_sm(132, 1.83e9),
     ),
     DeviceSpec(
         name="H800",
@@ -108,6 +121,7 @@ _SPECS = (
         interconnect=400e9,
         source="Zhao et al., Insights into DeepSeek-V3, https://arxiv.org/abs/2505.09343: an H100 whose NVLink is cut "
         "from 900 to 400 GB/s (and whose float64 is cut, too)",
+        **_per_sm(132, 1.83e9),
     ),
     DeviceSpec(
         name="A100 80GB SXM",
@@ -124,8 +138,10 @@ _SPECS = (
         sms=108,
         l2_bytes=40 * MIB,
         interconnect=600e9,
-        source="NVIDIA A100 80GB data sheet, https://www.nvidia.com/en-us/data-center/a100/; SMs and caches: A100 "
-        "architecture white paper",
+        source="NVIDIA A100 80GB data sheet, https://www.nvidia.com/en-us/data-center/a100/; SMs and caches (L2: 5120 "
+        "bytes a cycle): A100 architecture white paper",
+        l2_bandwidth=5120 * 1.41e9,
+        **_per_sm(108, 1.41e9),
     ),
     DeviceSpec(
         name="B200",
@@ -147,6 +163,7 @@ _SPECS = (
         source="NVIDIA Blackwell data sheet, HGX B200, https://resources.nvidia.com/en-us-blackwell-architecture/"
         "datasheet (halved where sparse); SMs, L2 and the width of the memory bus as the driver says, in "
         "https://github.com/pytorch/ao/pull/4002",
+        **_per_sm(148, 1.86e9),
     ),
     DeviceSpec(
         name="RTX 4090",
@@ -166,6 +183,7 @@ _SPECS = (
         interconnect=64e9,  # PCIe 4.0 × 16: there is no NVLink
         source="NVIDIA Ada GPU architecture white paper v2.01, appendix A, https://images.nvidia.com/aem-dam/Solutions/"
         "geforce/ada/nvidia-ada-gpu-architecture.pdf",
+        **_per_sm(128, 2.52e9),
     ),
     DeviceSpec(
         name="Apple M3 Max",
