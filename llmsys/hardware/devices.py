@@ -64,7 +64,7 @@ class DeviceSpec:
 
 
 def _per_sm(sms: int, clock: float) -> dict[str, float]:
-    """What every multiprocessor does in each cycle at the clock (Hz) at which the data sheet's FLOP/s hold.
+    """What every multiprocessor does in each cycle at the clock (Hz) at which the tensor cores reach their FLOP/s.
 
     Shared memory: 32 banks of 4 bytes. Special functions: 16 results. So it has been from compute capability 8.0 to
     10.0 (CUDA C++ programming guide, compute capabilities and table of arithmetic throughput,
