@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
+from llmsys.hardware import calibration
+
 from . import workspace as workspaces
 from .probes import cores, gpus, memory, numbers, system, torch_cuda, triton_of_torch, version
 
@@ -109,7 +111,7 @@ def diagnose() -> Diagnosis:
     linux = sys.platform == "linux"
     have_triton = version("triton") is not None
     tier = "pytorch" if not have_triton else "gpu" if usable else "interpreter"
-    lines = [_system(), _python(), _cores(), gpu, _package("torch")]
+    lines = [_system(), _python(), _cores(), gpu, _speed(), _package("torch")]
     lines += [_triton(tier)] if linux or have_triton else []
     lines += [_package("numpy"), _package("jupyterlab"), _others()]
     lines += [_compiler()] if tier == "gpu" else []
@@ -184,6 +186,24 @@ def _gpu() -> tuple[bool, Line]:
         old = "Triton supports compute capability 8.0 (Ampere) and later"
         return cuda is not None, Line(LIMITED, "GPU", f"{named}: {old}", "TRITON_INTERPRET=1 runs kernels on the CPU")
     return cuda is not None, Line(OK, "GPU", named)
+
+
+def _speed() -> Line:
+    """What the roofline of lesson 01 needs to know of this machine, where `this_machine` has measured it."""
+    key, spec = calibration.read() or ("", {})
+    if f", torch {version('torch')}," not in key:
+        return Line(OK, "speed", "not measured yet: llmsys doctor --measure does")
+    flops, bandwidth = spec["flops"], spec["bandwidth"]
+    dtype = "bfloat16" if "bfloat16" in flops else "float32"
+    products = " and ".join(f"{_si(rate)}FLOP/s in {name}" for name, rate in flops.items())
+    ridge = f"the ridge is at {flops[dtype] / bandwidth:.3g} FLOP a byte"
+    return Line(OK, "speed", f"copies {_si(bandwidth)}B/s, multiplies matrices at {products}: {ridge}")
+
+
+def _si(rate: float) -> str:
+    """Three digits and a prefix: 6.71e11 is "671 G"."""
+    size, prefix = (1e12, "T") if rate >= 1e12 else (1e9, "G")
+    return f"{rate / size:.3g} {prefix}"
 
 
 def _package(name: str) -> Line:

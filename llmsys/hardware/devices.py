@@ -10,7 +10,6 @@ of memory is 2³⁰ bytes there, a gigabyte per second 10⁹. And no program rea
 3.0 of its 3.35 TB/s and multiplies bf16 matrices at 746 of 989 TFLOP/s. Hence `this_machine`, which measures.
 """
 
-import json
 import os
 import platform
 import sys
@@ -21,6 +20,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
+from llmsys.hardware import calibration
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 TFLOPS = 1e12
@@ -243,13 +244,13 @@ def this_machine(path: str | os.PathLike | None = None, *, refresh: bool = False
     the result is kept in a file, for this device and this version of torch. `path` is that file, by default
     `llmsys/this_machine.json` in the user's cache folder; `refresh` measures again.
     """
-    path = Path(path) if path is not None else _cache_folder() / "this_machine.json"
+    path = Path(path) if path is not None else calibration.default_path()
     key = f"{_device_name()}, torch {torch.__version__}, {_threads()} threads"
-    kept = None if refresh else _read(path, key)
-    if kept is not None:
-        return kept
+    kept = None if refresh else calibration.read(path)
+    if kept is not None and kept[0] == key and kept[1].keys() == DeviceSpec.__dataclass_fields__.keys():
+        return DeviceSpec(**kept[1])
     spec = _measure()
-    _write(path, key, spec)
+    calibration.write(path, key, asdict(spec))
     return spec
 
 
@@ -317,31 +318,3 @@ def _main_memory() -> int:
     kilobytes = ctypes.c_ulonglong()  # on Windows
     ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
     return kilobytes.value * KIB
-
-
-def _cache_folder() -> Path:
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "llmsys"
-
-
-def _read(path: Path, key: str) -> DeviceSpec | None:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return DeviceSpec(**kept["spec"]) if kept["key"] == key else None
-    except (OSError, ValueError, TypeError, KeyError):  # no file, or not one of ours: it is only a cache
-        return None
-
-
-def _write(path: Path, key: str, spec: DeviceSpec) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps({"key": key, "spec": asdict(spec)}, indent=1), encoding="utf-8")
-        beside.replace(path)  # at once: two notebooks may do this at the same time
-    except OSError:  # a home that cannot be written: measured again next time
-        pass

@@ -12,9 +12,8 @@ Weights are read once for all tokens of a step, and that is the whole difference
 n tokens does about n FLOP for each byte of a 16-bit weight. Attention has no weights. It reads the cache of each
 sequence for that sequence alone, so a larger batch does not help it.
 
-What is left out: the rotation of q and k and the embedding's lookup (a thousandth of the traffic), and everything
-between GPUs. Scores, cache and activations are as wide as the weights (`dtype`). The logits are those of each
-sequence's last token.
+What is left out: the rotation of q and k and the embedding's lookup, which are small, and everything between GPUs.
+Scores, cache and activations are as wide as the weights (`dtype`). The logits are those of each sequence's last token.
 """
 
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ class ModelShape:
 class ModelOperation(Operation):
     """An operation of a model. `weight_bytes` of its `bytes` are weights: the others grow with the tokens."""
 
-    weight_bytes: float = 0
+    weight_bytes: int | float = 0
 
 
 _SHAPES = (
@@ -235,7 +234,7 @@ class _Step:
                 yield from self.attend(H, D + rope, D, cached=2 * D + rope)
         yield self.linear("output", H * D, C, count=layers)
 
-    def seen(self) -> float:
+    def seen(self) -> int:
         """Pairs of a query and a key that it may see, in one head: a query sees itself and all before it."""
         return self.queries * self.context - self.queries * (self.queries - 1) // 2
 

@@ -12,6 +12,7 @@ import torch
 
 from llmsys.course import doctor
 from llmsys.course.doctor import LIMITED, MISSING, OK, PACKAGES, diagnose
+from llmsys.hardware import calibration, devices
 from llmsys.hardware.tier import tier
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +204,42 @@ def test_the_notebooks_table_holds_what_the_text_holds(monkeypatch):
     shown = re.sub(r"<[^>]*>", " ", html)
     assert all(each.name in shown and each.name in repr(found) for each in found.lines)
     assert found.verdict in shown
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """A function that puts a measurement into this user's cache."""
+    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def put(key, **spec):
+        calibration.write(calibration.default_path(), key, spec)
+
+    return put
+
+
+def test_the_speed_is_shown_once_it_was_measured(cache):
+    assert line("speed").mark == OK and "not measured yet: llmsys doctor --measure" in line("speed").found
+    torch_here = f"torch {torch.__version__}"
+    cache(f"Some GPU, {torch_here}, 4 threads", bandwidth=3e12, flops={"float32": 5e13, "bfloat16": 7.5e14})
+    products = "50 TFLOP/s in float32 and 750 TFLOP/s in bfloat16"
+    said = f"copies 3 TB/s, multiplies matrices at {products}: the ridge is at 250 FLOP a byte"
+    assert line("speed") == doctor.Line(OK, "speed", said)
+    cache(f"Some CPU, {torch_here}, 2 threads", bandwidth=1.234e10, flops={"float32": 9.87e10})
+    assert "12.3 GB/s" in line("speed").found and "98.7 GFLOP/s in float32: the ridge is at 8 " in line("speed").found
+
+
+def test_the_speed_of_another_torch_is_not_shown(cache, tmp_path):
+    cache("Some CPU, torch 1.0, 2 threads", bandwidth=1e10, flops={"float32": 1e11})
+    assert "not measured yet" in line("speed").found
+    (tmp_path / "llmsys" / "this_machine.json").write_text("[]")
+    assert "not measured yet" in line("speed").found
+
+
+def test_what_is_measured_here_is_what_is_shown(cache, monkeypatch):
+    monkeypatch.setattr(devices, "_seconds", lambda run: run() is None or 1e-3)
+    spec = devices.this_machine()
+    assert f"the ridge is at {spec.flops_per_byte(list(spec.flops)[-1]):.3g} FLOP a byte" in line("speed").found
 
 
 def test_versions_are_compared_as_numbers():

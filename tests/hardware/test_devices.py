@@ -36,6 +36,24 @@ def test_tensor_core_figures_are_dense_and_double_with_every_halving_of_the_type
             assert spec.flops[narrow] == pytest.approx(2 * spec.flops[wide], rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("name", "per_cycle"),  # FLOP of 16-bit types, summed in float32, by one SM in a cycle
+    [("H100 SXM", 4096), ("H200", 4096), ("H800", 4096), ("A100 80GB SXM", 2048), ("B200", 8192), ("RTX 4090", 512)],
+)
+def test_the_units_of_a_multiprocessor_run_at_the_clock_of_its_tensor_cores(name, per_cycle):
+    spec = DEVICES[name]
+    clock = spec.flops["float16"] / spec.sms / per_cycle
+    assert spec.sram_bandwidth / spec.sms / 128 == pytest.approx(clock, rel=0.005)
+    assert spec.exponentials / spec.sms / 16 == pytest.approx(clock, rel=0.005)
+
+
+def test_nearer_memory_is_faster():
+    for spec in DEVICES.values():
+        rates = [rate for rate in (spec.bandwidth, spec.l2_bandwidth, spec.sram_bandwidth) if rate is not None]
+        assert rates == sorted(rates)
+    assert DEVICES["H100 SXM"].exponentials == pytest.approx(3.9e12, rel=0.01), "https://arxiv.org/abs/2407.08608"
+
+
 def test_an_h800_is_an_h100_with_less_nvlink():
     h100, h800 = DEVICES["H100 SXM"], DEVICES["H800"]
     assert h800.interconnect == 400e9 < h100.interconnect == 900e9
@@ -100,12 +118,21 @@ def measured_at_once(monkeypatch):
     return spec
 
 
-@pytest.mark.parametrize("kept", ["", "{", "[]", "null", '{"key": "another machine", "spec": {}}'])
+@pytest.mark.parametrize("kept", ["", "{", "[]", "null", '{"key": 1, "spec": [1]}', '{"key": "another", "spec": {}}'])
 def test_a_file_that_is_not_of_this_machine_is_replaced(tmp_path, measured_at_once, kept):
     path = tmp_path / "machine.json"
     path.write_text(kept)
     assert this_machine(path) == measured_at_once
     assert json.loads(path.read_text())["spec"]["name"] == "made up"
+
+
+def test_a_file_of_an_older_version_is_replaced(tmp_path, measured_at_once):
+    path = tmp_path / "machine.json"
+    this_machine(path)
+    kept = json.loads(path.read_text())
+    del kept["spec"]["exponentials"]
+    path.write_text(json.dumps(kept))
+    assert this_machine(path) == measured_at_once and "exponentials" in path.read_text()
 
 
 def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path, measured_at_once):

@@ -20,16 +20,14 @@ def doctor(
     console = Console(highlight=False, soft_wrap=True)  # a command must not be broken in two
     colours = {OK: "green", LIMITED: "yellow", MISSING: "red"}
     found = diagnose()
-    for line in repr(found).splitlines():
-        console.print(line, style=colours.get(line[:1], ""), markup=False)
-    if measure:
+    if measure and found:  # with torch missing, say that instead
         with console.status("measuring"):
             from llmsys.hardware.devices import this_machine
 
-            spec = this_machine(refresh=True)
-        console.print(f"\nmeasured     {spec.bandwidth / 1e9:.1f} GB/s copied (read + write)", markup=False)
-        for dtype, flops in spec.flops.items():
-            console.print(f"             {flops / 1e9:,.0f} GFLOP/s, {dtype} matrix product", markup=False)
+            this_machine(refresh=True)
+        found = diagnose()
+    for line in repr(found).splitlines():
+        console.print(line, style=colours.get(line[:1], ""), markup=False)
     raise typer.Exit(0 if found else 1)
 
 
