@@ -1,0 +1,113 @@
+"""A kernel as text: what another process, which compiles it, is given of a kernel that lives in this one.
+
+Kernels of a module are found again by the module's name. A kernel in a notebook is nowhere but in its cells;
+`source_of` writes it down again, with the helpers, constants and imports that it uses.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import sys
+import textwrap
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Constant = int | float | bool | str | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel as text: Python with all its imports and helpers, and the kernel's name in it."""
+
+    text: str
+    name: str
+
+
+def source_of(kernel: Callable) -> Source:
+    """The text of a kernel, with the helpers, constants and imports that it uses: what a notebook's cells have defined.
+
+    Raises ValueError where Python does not have the text.
+    """
+    function = _plain(kernel)
+    imports, constants, functions = {}, {}, {}
+
+    def visit(function: types.FunctionType) -> None:
+        try:
+            text = textwrap.dedent(inspect.getsource(function))
+        except (OSError, TypeError):
+            raise ValueError(
+                f"the text of {function.__name__} is not to be had (was it made with exec?); give Source(text, name)"
+            ) from None
+        functions[function.__name__] = ""  # a function may call itself
+        names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+        for name in sorted(names & function.__globals__.keys() - functions.keys()):
+            value = function.__globals__[name]
+            used = _plain(value)
+            if isinstance(value, types.ModuleType):
+                imports[name] = f"import {value.__name__} as {name}"
+            elif isinstance(used, types.FunctionType) and used.__globals__ is function.__globals__:
+                visit(used)
+            elif type(value).__name__ == "constexpr":
+                constants[name] = f"{name} = _constexpr({value.value!r})"
+            elif isinstance(value, Constant):
+                constants[name] = f"{name} = {value!r}"
+            elif _at_its_address(used) is value:
+                imports[name] = f"from {used.__module__} import {used.__name__} as {name}"
+        functions[function.__name__] = text
+
+    if not isinstance(function, types.FunctionType):
+        raise ValueError(f"kernel must be a Triton kernel, 'package.module:name' or a Source, got {kernel!r}")
+    visit(function)
+    constexpr = ["from triton.language import constexpr as _constexpr"]
+    # Helpers may stand in any order: names are looked up when the kernel is compiled.
+    text = "\n".join([*imports.values(), *constexpr, *constants.values(), "", *functions.values()])
+    return Source(text, function.__name__)
+
+
+def texts_of(module: str) -> dict[str, str]:
+    """Hashes of a module's text, and of those of its package that it imports: a kernel's helpers may be there.
+
+    Raises ValueError where there is no such module.
+    """
+    found, left = {}, [module]
+    while left:
+        name = left.pop()
+        spec = _spec(name)
+        if spec is None or name in found or not (spec.origin or "").endswith(".py"):
+            continue
+        text = Path(spec.origin).read_text(encoding="utf-8")
+        found[name] = hashlib.sha256(text.encode()).hexdigest()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), spec.parent)
+                names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            left += [each for each in names if each.split(".")[0] == module.split(".")[0]]
+    if not found:
+        raise ValueError(f"kernel is to be in the module {module!r}, and there is no such file of Python here")
+    return dict(sorted(found.items()))
+
+
+def _plain(kernel) -> Callable:
+    """The Python function inside of @triton.jit, @triton.autotune and the like."""
+    while not isinstance(kernel, types.FunctionType) and hasattr(kernel, "fn"):
+        kernel = kernel.fn
+    return kernel
+
+
+def _at_its_address(value):
+    """What is found where a function or class says that it is from."""
+    return getattr(sys.modules.get(getattr(value, "__module__", None)), getattr(value, "__name__", ""), None)
+
+
+def _spec(name: str):
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # its parent is no package: the name is that of a function in a module
+        return None
