@@ -202,6 +202,30 @@ def test_what_operations_move_in_words(run, read, written):
     assert (w.bytes_read, w.bytes_written) == (4 * read, 4 * written)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda q: torch.softmax(q @ q.mT, -1) @ q,
+        lambda q: torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True),
+        lambda q: torch.nn.functional.linear(q, q[0, 0], q[0, 0, :, 0]),
+        lambda q: torch.nn.functional.rms_norm(q, (64,), q[0, 0, 0]),
+        lambda q: torch.nn.functional.layer_norm(q, (64,), q[0, 0, 0], q[0, 0, 1]),
+        lambda q: torch.nn.functional.silu(q) * q,
+    ],
+)
+def test_what_is_computed_does_not_depend_on_the_device(run, dtype):
+    counts = []
+    for device in ("cpu", "cuda"):
+        q = torch.randn(2, 4, 64, 64).to(device, dtype)
+        for inference in (False, True):
+            with torch.inference_mode(inference), work() as w:
+                run(q)
+            counts.append((w.matmul_flops, w.other_flops, w.exponentials))
+    assert len(set(counts)) == 1
+
+
 def test_gradients_are_counted_where_they_are_made():
     x, weight = torch.randn(5, 6), torch.randn(6, 7, requires_grad=True)
     with work() as forward:
