@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 
@@ -159,13 +159,11 @@ class _Work(Observer):
     def _read(self, operator, args, kwargs) -> int:
         if _only_takes_the_shape(operator):
             return 0
-        overwritten, name = _write_only(operator), _name(operator)
+        overwritten = _write_only(operator)
         named = {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)}
         given = [x for key, value in (named | kwargs).items() if key not in overwritten for x in _tensors(value)]
-        if name in _PICKS:
-            return sum(map(_bytes, given[1:]))  # of the table, what is picked: `_written` knows how much that is
-        if operator._schema.name in _PUTS:
-            return sum(map(_bytes, given[1:]))
+        if _name(operator) in _PICKS or operator._schema.name in _PUTS:
+            given = given[1:]  # not the whole table: `_written` knows how much is picked of it
         return sum(map(_bytes, given))
 
     def _written(self, operator, args, result) -> int:
@@ -173,7 +171,8 @@ class _Work(Observer):
         if "empty" in name:
             return 0
         if operator._schema.name in _PUTS:
-            places = torch.ops.aten.index(args[0], args[1]) if name == "index_put" else args[3]
+            with _disable_current_modes():  # what is asked here is not the block's work, for another meter neither
+                places = torch.ops.aten.index(args[0], args[1]) if name == "index_put" else args[3]
             return places.numel() * args[0].element_size()
         size = sum(map(_bytes, _tensors(result)))
         self.done.bytes_read += size if name in _PICKS else 0

@@ -17,8 +17,8 @@ HBM and the matrix units are not the only ones that can be late. Where an operat
 of the chip's SRAM or of the unit for exponentials, and the device what these deliver, they take part in the maximum.
 
 It is a bound from below: it assumes perfect overlap, full use of each unit, and that starting a kernel takes no time.
-On this project's H100 a large product of matrices comes to 75–80 % of it, a copy to 89 %. A kernel that is far off has a
-reason, and finding that is the use of a bound.
+On this project's H100 a large product of matrices comes to 75–80 % of it, a copy to 89 %. A kernel that is far off has
+a reason, and finding that is the use of a bound.
 """
 
 from collections.abc import Iterable
