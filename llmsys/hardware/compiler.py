@@ -30,7 +30,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -155,7 +156,8 @@ def compile_kernels(
 ) -> list[Compiled | CompileError]:
     """Compile many kernels, in one process. One that does not compile gives its CompileError, which is not raised.
 
-    `report` is called with the number of kernels that are done, whenever it has grown.
+    Results are kept one by one, so that an interrupted run is not lost. `report` is called with the number of kernels
+    that are done, whenever another one is.
     """
     _check_triton()
     requests = [_request(build) for build in builds]
@@ -163,12 +165,11 @@ def compile_kernels(
     paths = [folder / f"{hashlib.sha256(json.dumps(request).encode()).hexdigest()}.json.gz" for request in requests]
     results: list[Compiled | CompileError | None] = [_read(path) for path in paths]
     while missing := [i for i, result in enumerate(results) if result is None]:
-        report(len(results) - len(missing))
-        for i, result in zip(missing, _in_a_process([requests[i] for i in missing], report), strict=False):
-            results[i] = result
+        for done, result in enumerate(_in_a_process([requests[i] for i in missing])):
+            results[missing[done]] = result
             if isinstance(result, Compiled):
-                _write(paths[i], result)
-    report(len(results))
+                _write(paths[missing[done]], result)
+            report(len(results) - len(missing) + done + 1)
     return results
 
 
@@ -201,33 +202,41 @@ def _request(build: Build) -> dict:
 
 _BEGIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from llmsys.hardware.compiler import _compile_requests; _compile_requests()"
+    "from llmsys.hardware.compiler import _compile_requests; _compile_requests(sys.argv[2])"
 )
 
 
-def _in_a_process(requests: list[dict], report: Callable[[int], None]) -> list[Compiled | CompileError]:
-    """The results of the first of these, at least of one: the compiler may take its process down with it."""
+def _in_a_process(requests: list[dict]) -> Iterator[Compiled | CompileError]:
+    """The results of the first of these, as they come: after one that takes the compiler down with it, no more do."""
     with tempfile.TemporaryDirectory(prefix="llmsys-compiler-") as scratch:
+        asked, said = Path(scratch, "requests.json"), Path(scratch, "stderr")
+        asked.write_text(json.dumps(requests), encoding="utf-8")
         environment = os.environ | {
             "TRITON_INTERPRET": "0",
             "TRITON_CACHE_DIR": scratch,  # nothing is taken from there: the assembler speaks only when it runs
             "TRITON_DUMP_PTXAS_LOG": "1",
         }
-        try:
-            run = subprocess.run(
-                [sys.executable, "-c", _BEGIN, json.dumps(sys.path)],
-                input=json.dumps(requests), capture_output=True, text=True, encoding="utf-8", errors="replace",
-                env=environment, timeout=SECONDS_A_KERNEL * len(requests),
-            )  # fmt: skip
-            out, err, how = run.stdout, run.stderr, f"ended with {run.returncode}"
-        except subprocess.TimeoutExpired as expired:
-            out, err = ((each or b"").decode(errors="replace") for each in (expired.stdout, expired.stderr))
-            how = f"was not ready after {expired.timeout:.0f} seconds"
-    results = [_result(json.loads(line)) for line in out.splitlines() if line.endswith("}")]
-    if len(results) < len(requests):
-        name = requests[len(results)]["name"]
-        results.append(CompileError(f"{name}: Triton's compiler {how}. Its last words:\n{err.strip()[-2000:]}"))
-    return results
+        with (
+            said.open("w") as stderr,
+            subprocess.Popen(
+                [sys.executable, "-c", _BEGIN, json.dumps(sys.path), asked],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8", env=environment,
+            ) as process,
+        ):  # fmt: skip
+            try:
+                for request in requests:
+                    limit = threading.Timer(SECONDS_A_KERNEL, process.kill)
+                    limit.start()
+                    line = process.stdout.readline()
+                    limit.cancel()
+                    if not line.endswith("\n"):
+                        how = f"ended with {process.wait()}, or was ended after {SECONDS_A_KERNEL} seconds"
+                        last = said.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
+                        yield CompileError(f"{request['name']}: Triton's compiler {how}. Its last words:\n{last}")
+                        return
+                    yield _result(json.loads(line))
+            finally:
+                process.kill()  # whoever stops listening does not leave it running
 
 
 def _result(reply: dict) -> Compiled | CompileError:
@@ -236,9 +245,9 @@ def _result(reply: dict) -> Compiled | CompileError:
     return Compiled(**reply | {"warnings": tuple(reply["warnings"])})
 
 
-def _compile_requests() -> None:
-    """The process's own part: requests on stdin, a line for each on stdout; all that is printed goes to stderr."""
-    requests = json.load(sys.stdin)
+def _compile_requests(path: str) -> None:
+    """The process's own part: a line on stdout for each request of the file. All that is printed goes to stderr."""
+    requests = json.loads(Path(path).read_text(encoding="utf-8"))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for request in requests:

@@ -55,7 +55,7 @@ def results(cache):
     }
     done = []
     found = dict(zip(builds, compile_kernels(builds.values(), cache=cache, report=done.append), strict=True))
-    assert done == sorted(done) and done[-1] == len(builds)
+    assert done == [*range(1, len(builds) + 1)]
     return found
 
 
@@ -92,6 +92,13 @@ def test_one_that_does_not_compile_shows_its_line_and_stops_nobody(results):
 def test_one_that_takes_the_compiler_down_is_the_only_one_lost(results):
     assert isinstance(results["aborts"], CompileError)
     assert "product: Triton's compiler ended with" in str(results["aborts"])
+
+
+def test_one_that_takes_too_long_is_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiler, "SECONDS_A_KERNEL", 0.5)
+    slow = Source("import time\ntime.sleep(60)\n", "product")
+    with pytest.raises(CompileError, match="product: Triton's compiler ended with -9, or was ended after 0.5 seconds"):
+        compile_kernel(slow, signature={}, cache=tmp_path)
 
 
 def test_what_is_kept_is_not_compiled_again_and_what_is_damaged_is(results, cache, monkeypatch):
