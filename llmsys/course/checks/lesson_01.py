@@ -222,27 +222,25 @@ def roofline_seconds(answer: Answer) -> None:
     with answer.property("nothing to do takes no time", why="A sum over nothing is 0."):
         seconds(0.0)
 
-    with answer.property(
-        "a kernel that only computes: FLOP over peak", why="It moves nothing, so it waits for nothing."
-    ):
-        flops = size()
-        seconds(flops / 100e12, (flops, 0))
-
-    with answer.property("a kernel that only moves: bytes over bandwidth", why="A copy computes nothing."):
+    with answer.property("a kernel on the ridge: both take equally long", why="They go on at once, and end at once."):
         moved = size()
-        seconds(moved / 2e12, (0, moved))
+        seconds(moved / 2e12, (50 * moved, moved))
 
     with answer.property(
-        "above the ridge the arithmetic sets the time", why="The bytes arrive while the chip is still computing."
+        "one kernel: the longer of its two times",
+        why="Above the ridge, bytes arrive while the chip still computes; below it, the chip is done and waits.",
     ):
         moved = size()
-        seconds(60 * moved / 100e12, (60 * moved, moved))
+        above = answer([(60 * moved, moved)], **machine)
+        below = answer([(40 * moved, moved)], **machine)
+        answer.equal(above, 60 * moved / 100e12, rtol=1e-9, atol=1e-15)
+        answer.equal(below, moved / 2e12, rtol=1e-9, atol=1e-15)
 
     with answer.property(
-        "below the ridge the traffic sets the time", why="The chip is done, and waits for the next bytes."
+        "a kernel that only computes, and one that only moves", why="A copy has no arithmetic, and takes its time."
     ):
-        moved = size()
-        seconds(moved / 2e12, (40 * moved, moved))
+        seconds(3.0, (300e12, 0))
+        seconds(3.0, (0, 6e12))
 
     with answer.property(
         "kernels one after another: their times add up",
