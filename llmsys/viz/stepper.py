@@ -71,6 +71,8 @@ class Stepper:
         frame, if nothing is said.
     interval
         Milliseconds between two frames when it plays.
+    keep_place
+        Whether a control leaves the stepper at its step, because that means the same whatever the controls say.
     """
 
     def __init__(
@@ -83,12 +85,13 @@ class Stepper:
         controls: Sequence[Choice | Entry] = (),
         static: int | Callable[[Sequence], int] = -1,
         interval: int = 1000,
+        keep_place: bool = False,
     ):
         self.title, self.controls, self.interval = title, tuple(controls), interval
         self.values = {control.name: control.start for control in self.controls}
         self._make = frames if callable(frames) else lambda: frames
         self._draw, self._describe, self._static = draw, describe, static
-        self._view = None
+        self._view, self._keep_place = None, keep_place
         self.frames: Sequence = ()
         self.index = 0
         self._rebuild(self.values)
@@ -107,7 +110,7 @@ class Stepper:
             self._view.show()
 
     def set(self, **values: Any) -> None:
-        """Give controls new values, and start at the first of the frames that they make.
+        """Give controls new values, and start at the first of the frames that they make (see `keep_place`).
 
         Raises ValueError, and changes nothing, where the frames cannot be made of them.
         """
@@ -170,7 +173,8 @@ class Stepper:
         frames = self._make(**values)
         if not len(frames):
             raise ValueError(f"{self.title}: no frames were made of {values or 'nothing'}; there must be at least one")
-        self.frames, self.values, self.index = frames, values, 0
+        self.frames, self.values = frames, values
+        self.index = min(self.index, len(frames) - 1) if self._keep_place else 0
 
 
 _CAPTION = (

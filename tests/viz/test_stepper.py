@@ -51,6 +51,15 @@ def test_controls_make_new_frames():
     assert (list(stepper.frames), stepper.index) == ([0, 2, 4], 0)
 
 
+def test_a_control_may_leave_it_at_its_step():
+    stepper = counting(keep_place=True)
+    stepper.go(3)
+    stepper.set(step="2")
+    assert (stepper.frame, stepper.index) == (6, 3)
+    stepper.set(upto=4)
+    assert (stepper.frame, stepper.index) == (4, 2)
+
+
 def test_what_cannot_be_is_refused_and_changes_nothing():
     stepper = counting()
     stepper.set(upto=4)
