@@ -132,7 +132,7 @@ for name, deferred in (("normalised at every tile (3)", False), ("divided at the
     print(f"{name:29} {done.matmul_flops:,} FLOP in products, {done.other_flops:,} others, {done.exponentials:,} of them exp")
 
 # %% [markdown]
-# The products are the same. Of the rest, (4) saves about a tenth here, and it saves more the smaller the tiles are. FlashAttention-2 made
+# The products are the same. Of the rest, (4) saves one in seven here, and it saves more the smaller the tiles are. FlashAttention-2 made
 # that change ([section 3.1](https://arxiv.org/abs/2307.08691)).
 #
 # ## A machine with two memories
@@ -258,8 +258,8 @@ viz.tile_walker()
 def tiled_bytes(T, D, block_q, *, itemsize=4, causal=False):
     """Bytes that tiled attention moves between HBM and the chip for one head, with the query tiles outside.
 
-    T tokens, heads of D (Dk = Dv = D), block_q queries a tile, `itemsize` bytes an element of q, k, v and o.
-    q and o cross once, lse is stored in fp32 (4 bytes), k and v are loaded for each query tile as far as it sees them.
+    T, D       q, k, v and o are all (T, D), with `itemsize` bytes an element; lse is (T,) in fp32, 4 bytes each
+    block_q    queries a tile; k and v are loaded for each tile of queries, with causal only as far as it sees them
 
     Returns an int.
     """
@@ -297,13 +297,9 @@ measured("03.bytes_saved", naive / moved[64], "×")
 viz.bytes_by_tile(predicted, moved, naive=naive, once=moved[1024])
 
 # %% [markdown]
-# With tiles of 64 rows you win a factor of 1.90, and with tiles of 16 you *lose*. That is less than the article's and many other texts' "104 ×".
-# <!-- source: the article, section FlashAttention; a best case --> Two things are still missing. Real chips do not compute in `float32` but in 16 bits, so that
-# tiles are larger. And the quotient grows with nothing but the tile: $S$ and $P$ cost $4\,T^2$ elements, $K$ and $V$ cost $2\,T^2 D / B_q$. It is the *tile of
-# queries against the head size* that decides, not $T$.
-#
-# What does not stay small is the time that naive attention takes to *allocate and fill* two matrices of $T^2$. That is the next measurement; but first, a
-# competition.
+# With tiles of 64 rows you win a factor of 2.00, and with tiles of 16 you *lose*. Compare the large terms: $S$ and $P$ cost $4\,T^2$ elements, $K$ and $V$ cost
+# $2\,T^2 D / B_q$. So it is the *tile of queries against the head size* that decides, $2 B_q / D$, and not $T$. In 16 bits a tile of the same size holds
+# twice the rows, which is one reason why real kernels do better than this one. The other thing that you save is the *memory* for $S$ and $P$, and that does grow with $T^2$.
 #
 # ## The byte leaderboard
 #

@@ -31,6 +31,10 @@ _MODULES = {
     "bandwidth_plot": "llmsys.viz.softmax_charts",
     "exp_overflow": "llmsys.viz.softmax_charts",
     "softmax_passes": "llmsys.viz.softmax_diagrams",
+    "tiled_overview": "llmsys.viz.tiled_diagrams",
+    "tile_walker": "llmsys.viz.tile_stepper",
+    "attention_growth": "llmsys.viz.attention_charts",
+    "bytes_by_tile": "llmsys.viz.attention_charts",
 }
 __all__ = sorted(_MODULES)
 
