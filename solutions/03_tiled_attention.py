@@ -303,7 +303,7 @@ viz.bytes_by_tile(predicted, moved, naive=naive, once=moved[1024])
 #
 # ## The byte leaderboard
 #
-# A chip of 128 KiB, 1024 tokens, one head of 64, `float32`, not causal. **Fewest bytes wins.** Your tiled attention runs with tiles that you choose. What
+# A chip as large as the board says, 1024 tokens, one head of 64, `float32`, not causal. **Fewest bytes wins.** Your tiled attention runs with tiles that you choose. What
 # counts against the chip is everything that is alive at the same time: `P = torch.exp(S - m)` holds $S$, the difference and $P$; `S.sub_(m).exp_()` holds one. The
 # library's own is written to be read and fits tiles of 56 × 56. Work in place, drop what you no longer need with `del`, take many queries and few keys,
 # and beat it by far. Edit the cell, run it again; your best is kept.
