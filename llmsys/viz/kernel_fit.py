@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmsys.hardware.occupancy import RESERVED_SHARED, Occupancy, registers_of_warp, sm_of
-from llmsys.viz.kernel_explorer_frame import draw
+from llmsys.viz.kernel_fit_frame import draw
 from llmsys.viz.kernel_sweep import HEADS, KEYS, ROWS, STAGES, TARGET, WARPS, Configuration, Result, recorded
 from llmsys.viz.stepper import Choice, Stepper
 
@@ -101,7 +101,9 @@ def describe(step: Step) -> str:
     many = "1 program fits" if fits.programs == 1 else f"{fits.programs} programs fit"
     said = f"{tile}: {many} on an SM, and {_and(step.limits)} {_stop(step.limits)} one more."
     if result.spill_bytes:
-        said += f" A thread has no register for all it needs, and moves {result.spill_bytes:,} bytes to memory and back."
+        said += (
+            f" A thread has no register for all it needs, and moves {result.spill_bytes:,} bytes to memory and back."
+        )
     if not result.wgmma:
         said += " The tile is too small for wgmma: the tensor cores are fed by Ampere's instruction."
     return said
