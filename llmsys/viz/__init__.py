@@ -35,7 +35,6 @@ _MODULES = {
     "tile_walker": "llmsys.viz.tile_stepper",
     "attention_growth": "llmsys.viz.attention_charts",
     "bytes_by_tile": "llmsys.viz.attention_charts",
-    "kernel_explorer": "llmsys.viz.kernel_fit",
 }
 __all__ = sorted(_MODULES)
 
