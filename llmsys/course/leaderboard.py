@@ -4,13 +4,14 @@
 
 The learner's tiled attention runs on the two-level machine (`llmsys.hardware.memory`) with tiles of their choice. What
 it keeps alive must fit the chip, so an implementation that works in place can take larger tiles, and larger tiles of
-queries move fewer bytes. Beside it stand naive attention, the library's own with the largest square tiles that fit, in
-both orders, and what cannot be undercut: every tensor once. The best entry is kept with the learner's progress.
+queries move fewer bytes. Beside it stand naive attention, the library's own tiled attention with several tiles and in
+both orders, and what no attention undercuts: every tensor once. The best is kept with the learner's progress.
 """
 
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -19,12 +20,14 @@ from llmsys.attention.cost import naive_cost, tiled_bytes
 from llmsys.course import cards, progress
 from llmsys.hardware.memory import HBM, KIB, SRAMOverflow
 
-_COLOURS = {"yours": "#0072b2", "your best": "#56b4e9"}
+YOURS, BEST = "yours", "your best so far"
+_COLOURS = {YOURS: "#0072b2", BEST: "#56b4e9"}
+_OTHERS = "#999999"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: the bytes that crossed and the chip's peak, or in `note` why there are none."""
+    """One line: the bytes that crossed and the most that was on the chip; or no bytes, and in `note` the reason."""
 
     name: str
     bytes: int | None
@@ -34,82 +37,102 @@ class Entry:
 
 @dataclass(frozen=True)
 class Board:
-    """The entries, the fewest bytes first, and those that were not entered last."""
+    """The entries, the fewest bytes first; what could not be ranked comes last."""
 
     title: str
     entries: tuple[Entry, ...]
 
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of that name."""
+        return next(entry for entry in self.entries if entry.name == name)
+
     def __repr__(self) -> str:
         lines = [self.title]
         for entry in self.entries:
-            bytes_ = "–" if entry.bytes is None else f"{entry.bytes:,}"
-            peak = "" if entry.sram_peak is None else f"{entry.sram_peak / KIB:.1f} KiB on the chip"
-            lines.append(f"{entry.name:34} {bytes_:>12} B   {'; '.join(filter(None, (peak, entry.note)))}".rstrip())
+            size = "not ranked" if entry.bytes is None else f"{entry.bytes:,} B"
+            lines.append(f"{entry.name:26} {size:>14}   {_remark(entry)}".rstrip())
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         ranked = [entry for entry in self.entries if entry.bytes is not None]
         most = max(entry.bytes for entry in ranked)
-        rows = [(e.name, f"{e.bytes:,} B", e.bytes / most, _COLOURS.get(e.name, "#999999")) for e in ranked]
-        refused = [f"{entry.name}: {entry.note}" for entry in self.entries if entry.bytes is None]
-        note = " ".join(refused) or "Bytes that crossed between HBM and the chip. Shorter is better."
-        return cards.bars_html(self.title, rows, note)
+        rows = [(e.name, f"{e.bytes:,} B", e.bytes / most, _COLOURS.get(e.name, _OTHERS)) for e in ranked]
+        refused = [f"Not ranked: {entry.name}. {entry.note}." for entry in self.entries if entry.bytes is None]
+        mine = [f"Yours: {_remark(entry)}." for entry in ranked if entry.name == YOURS]
+        note = " ".join([*refused, *mine])
+        return cards.bars_html(f"{self.title}: bytes that crossed, fewer is better", rows, note)
 
 
 def byte_leaderboard(
     attention: Callable, *, block_q: int, block_k: int, sram: int = 128 * KIB, T: int = 1024, D: int = 64
 ) -> Board:
-    """Run `attention` (the contract of exercise 03.tiled_attention) with these tiles, one head, fp32, not causal.
+    """Run `attention` (the contract of exercise 03.tiled_attention) with these tiles: one head, fp32, not causal.
 
-    An entry that overflows the chip, or is wrong, is not ranked, and the board says why.
+    What overflows the chip, raises or is wrong is not ranked, and the board says why.
     """
-    entries = [_run("yours", attention, block_q, block_k, sram, T, D), *_others(sram, T, D)]
-    key = f"03.leaderboard {sram} B, T = {T}, D = {D}"
-    record = progress.load().predictions.get(key)
-    best = record.measured if record else None
-    if entries[0].bytes is not None and (best is None or entries[0].bytes < best):
-        progress.prediction(key, None, "B")
-        progress.measurement(key, entries[0].bytes)
-    elif best is not None:
-        entries.append(Entry("your best", int(best)))
+    entries = [_run(YOURS, attention, block_q, block_k, sram, T, D), *_others(sram, T, D)]
+    game = f"03.bytes of {T} x {D} on {sram}"
+    before = progress.load().bests.get(game)
+    if entries[0].bytes is not None:
+        progress.best(game, entries[0].bytes)
+    if before is not None and before != entries[0].bytes:
+        entries.append(Entry(BEST, int(min(before, entries[0].bytes or before))))
     entries.sort(key=lambda entry: (entry.bytes is None, entry.bytes or 0))
-    return Board(f"{T} tokens, a head of {D}, a chip of {sram / KIB:g} KiB", tuple(entries))
+    return Board(f"{T} tokens, one head of {D}, a chip of {sram / KIB:g} KiB", tuple(entries))
 
 
 def _run(name: str, attention: Callable, block_q: int, block_k: int, sram: int, T: int, D: int) -> Entry:
     q, k, v, exact = _problem(T, D)
+    tiles = f"tiles of {block_q} × {block_k}"
     try:
         with HBM(sram=sram, q=q, k=k, v=v) as hbm:
             o = attention(q, k, v, block_q=block_q, block_k=block_k, hbm=hbm)
+        right = torch.allclose(o.double(), exact, atol=1e-4)
     except SRAMOverflow as error:
-        return Entry(name, None, note=f"tiles of {block_q} × {block_k} do not fit: {error}")
-    except Exception as error:  # the learner's own code: whatever it raises, the board goes on
-        return Entry(name, None, note=f"{type(error).__name__}: {error}")
-    if not torch.allclose(o.double(), exact, atol=1e-4):
-        return Entry(name, None, note="the result is wrong: the check above says where")
-    return Entry(name, hbm.bytes, hbm.sram_peak, f"tiles of {block_q} × {block_k}")
+        return Entry(name, None, note=f"{tiles} do not fit: {str(error).rstrip('.')}")
+    except Exception as error:  # it is the learner's code: whatever it raises, the board is shown
+        return Entry(name, None, note=f"{tiles} raised {type(error).__name__}: {str(error).rstrip('.')}")
+    if not right:
+        return Entry(name, None, note=f"with {tiles} the result is wrong: does it pass its check?")
+    return Entry(name, hbm.bytes, hbm.sram_peak, tiles)
 
 
 @cache
-def _problem(T: int, D: int):
+def _problem(T: int, D: int) -> tuple[torch.Tensor, ...]:
+    """q, k, v (1, 1, T, D), the same for everyone, and the exact o in float64."""
     q, k, v = (torch.randn(1, 1, T, D, generator=torch.Generator().manual_seed(i)) for i in range(3))
     return q, k, v, naive_attention(q.double(), k.double(), v.double())
 
 
 @cache
 def _others(sram: int, T: int, D: int) -> tuple[Entry, ...]:
-    naive = Entry("naive: S and P in HBM", naive_cost(1, 1, T, D, itemsize=4).hbm_bytes)
-    bound = Entry("every tensor once", tiled_bytes(T, T, D, D, block_q=T), note="on a chip that holds all of q")
-    return naive, *(_largest_that_fits(order, sram, T, D) for order in ("query", "key")), bound
+    """What the learner's entry is ranked against."""
+    entries = [
+        Entry("naive, S and P in HBM", naive_cost(1, 1, T, D, itemsize=4).hbm_bytes),
+        Entry("every tensor once", tiled_bytes(T, T, D, D, block_q=T), note="on a chip that holds all of q"),
+    ]
+    for order, name in (("query", "queries outside"), ("key", "keys outside")):
+        peaks = partial(_peak, order=order, sram=sram, D=D)
+        blocks = range(8, T + 1, 8)
+        fitting = bisect(blocks, False, key=lambda block, peaks=peaks: peaks(block) is None)
+        if not fitting:
+            continue
+        largest = blocks[fitting - 1]
+        tiles = {largest: "the library's largest"}
+        if order == "query":
+            tiles = {largest // 4: "", largest // 2: ""} | tiles
+        for block, note in tiles.items():
+            size = tiled_bytes(T, T, D, D, block_q=block, order=order)
+            entries.append(Entry(f"{name}, {block} × {block}", size, peaks(block), note))
+    return tuple(entries)
 
 
-def _largest_that_fits(order: str, sram: int, T: int, D: int) -> Entry:
-    def attention(*args, **options):
-        return tiled_attention(*args, order=order, **options)
+def _peak(block: int, *, order: str, sram: int, D: int) -> int | None:
+    """What the library's own keeps on the chip with such tiles; None where they do not fit. Two tiles show it."""
+    attention = partial(tiled_attention, order=order)
+    return _run("", attention, block, block, sram, 2 * block, D).sram_peak
 
-    name = {"query": "the library, queries outside", "key": "the library, keys outside"}[order]
-    for block in range(T // 8 * 8, 0, -8):  # from above: what does not fit overflows in its first tiles
-        entry = _run(name, attention, block, block, sram, T, D)
-        if entry.bytes is not None:
-            return entry
-    return Entry(name, None, note="no tile fits")
+
+def _remark(entry: Entry) -> str:
+    peak = "" if entry.sram_peak is None else f"{entry.sram_peak / KIB:.1f} KiB on the chip"
+    return ", ".join(filter(None, (entry.note, peak)))

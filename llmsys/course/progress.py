@@ -1,4 +1,4 @@
-"""What the learner has done, in one file of their workspace: exercises, hints, predictions.
+"""What the learner has done, in one file of their workspace: exercises, hints, predictions, best results.
 
 It is `.llmsys/progress.json` in the workspace (`llmsys.course.workspace.find`). Outside of one, as in the grader,
 nothing is written, and what hints and predictions need is remembered for as long as the process lives.
@@ -49,10 +49,11 @@ class PredictionProgress:
 
 @dataclass
 class Progress:
-    """All of it: by exercise id, and by prediction id."""
+    """All of it: by exercise id, by prediction id, and by the name of a competition, where less is better."""
 
     exercises: dict[str, ExerciseProgress] = field(default_factory=dict)
     predictions: dict[str, PredictionProgress] = field(default_factory=dict)
+    bests: dict[str, float] = field(default_factory=dict)
 
 
 _in_memory = Progress()  # where there is no workspace
@@ -118,6 +119,16 @@ def measurement(id: str, measured: float) -> None:
     _change(lambda progress: setattr(progress.predictions.setdefault(id, PredictionProgress()), "measured", measured))
 
 
+def best(id: str, value: float) -> float:
+    """Record a result where less is better. Returns the best so far."""
+
+    def change(progress: Progress) -> float:
+        progress.bests[id] = min(value, progress.bests.get(id, value))
+        return progress.bests[id]
+
+    return _change(change)
+
+
 def _change(change: Callable[[Progress], object]):
     folder = find()
     if folder is None:
@@ -147,6 +158,7 @@ def _read(path: Path) -> Progress:
         return Progress(
             {id: _record(ExerciseProgress, entry) for id, entry in data["exercises"].items()},
             {id: _record(PredictionProgress, entry) for id, entry in data["predictions"].items()},
+            {id: float(value) for id, value in data.get("bests", {}).items()},  # a file of before has none
         )
     except FileNotFoundError:
         return Progress()

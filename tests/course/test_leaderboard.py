@@ -1,45 +1,125 @@
-"""The byte leaderboard: ranks what ran, says why something did not, and keeps the best."""
+"""The byte leaderboard: what is ranked is right, fits and is counted; and the best is kept."""
+
+import math
+from functools import partial
 
 import pytest
+import torch
 
-from llmsys.attention import tiled_attention
+from llmsys.attention import naive_attention, tiled_attention
 from llmsys.attention.cost import tiled_bytes
-from llmsys.course import progress
-from llmsys.course.leaderboard import byte_leaderboard
+from llmsys.course import leaderboard, progress
+from llmsys.course.leaderboard import BEST, YOURS, byte_leaderboard
 from llmsys.hardware.memory import KIB
 
-SMALL = {"sram": 16 * KIB, "T": 64, "D": 16}
+GAME = {"sram": 12 * KIB, "T": 96, "D": 16}
 
 
 @pytest.fixture(autouse=True)
-def no_workspace(monkeypatch):
+def nowhere(monkeypatch):
+    """No workspace, and no memory of other tests."""
+    monkeypatch.setenv("LLMSYS_WORKSPACE", "")
     monkeypatch.setattr(progress, "find", lambda: None)
     monkeypatch.setattr(progress, "_in_memory", progress.Progress())
 
 
-def entry(board, name):
-    return next(each for each in board.entries if each.name == name)
+def frugal(q, k, v, *, block_q, block_k, hbm):
+    """Tiled attention that holds q, o and one more tile: everything in place, nothing longer than needed."""
+    o, lse = hbm.empty(q.shape, name="o"), hbm.empty(q.shape[:3], name="lse")
+    for i in range(0, q.shape[2], block_q):
+        Q = hbm.load(q[:, :, i : i + block_q]).mul_(1 / math.sqrt(q.shape[-1]))[0]
+        m, l, O = Q.new_full((1, Q.shape[1], 1), -math.inf), Q.new_zeros(1, Q.shape[1], 1), torch.zeros_like(Q)
+        for j in range(0, k.shape[2], block_k):
+            S = Q @ hbm.load(k[:, :, j : j + block_k])[0].mT
+            m_new = torch.maximum(m, S.amax(-1, keepdim=True))
+            shrink = m.sub_(m_new).exp_()
+            S.sub_(m_new).exp_()
+            l.mul_(shrink).add_(S.sum(-1, keepdim=True))
+            O.mul_(shrink).baddbmm_(S, hbm.load(v[:, :, j : j + block_k])[0])
+            m = m_new
+            del S, shrink, m_new
+        hbm.store(o[:, :, i : i + block_q], O.div_(l)[None])
+        hbm.store(lse[:, :, i : i + block_q], m.add_(l.log_())[None, ..., 0])
+        del Q, O, m, l  # or they would be alive beside the next tile of q
+    return o
 
 
-def test_an_entry_is_ranked_by_the_bytes_it_moved():
-    board = byte_leaderboard(tiled_attention, block_q=16, block_k=8, **SMALL)
-    assert entry(board, "yours").bytes == tiled_bytes(64, 64, 16, 16, block_q=16)
-    ranked = [each.bytes for each in board.entries]
-    assert ranked == sorted(ranked) and board.entries[0].name == "every tensor once"
-    assert "yours" in repr(board) and "yours" in board._repr_html_()
+def test_an_entry_moves_what_the_formula_says():
+    entry = byte_leaderboard(tiled_attention, block_q=16, block_k=16, **GAME)[YOURS]
+    assert entry.bytes == tiled_bytes(96, 96, 16, 16, block_q=16)
+    assert 0 < entry.sram_peak <= GAME["sram"]
 
 
-def test_what_does_not_fit_or_is_wrong_is_not_ranked_and_says_why():
-    board = byte_leaderboard(tiled_attention, block_q=64, block_k=64, **SMALL)
-    assert entry(board, "yours").bytes is None and "do not fit" in repr(board)
-    board = byte_leaderboard(lambda q, k, v, **options: v, block_q=8, block_k=8, **SMALL)
-    assert "the result is wrong" in entry(board, "yours").note
-    board = byte_leaderboard(lambda *args, **options: 1 / 0, block_q=8, block_k=8, **SMALL)
-    assert "ZeroDivisionError" in board._repr_html_()
+def test_working_in_place_pays():
+    def most(attention):  # the rows of the largest tile of queries that fits
+        boards = {rows: byte_leaderboard(attention, block_q=rows, block_k=4, **GAME) for rows in range(8, 97, 8)}
+        return max(rows for rows, board in boards.items() if board[YOURS].bytes)
+
+    assert most(frugal) > 1.5 * most(tiled_attention)
+    board = byte_leaderboard(frugal, block_q=most(frugal), block_k=4, **GAME)
+    names = [entry.name for entry in board.entries]
+    assert names[:2] == ["every tensor once", YOURS]
+    assert all(e.bytes > board[YOURS].bytes for e in board.entries[2:])
 
 
-def test_the_best_is_kept():
-    byte_leaderboard(tiled_attention, block_q=16, block_k=8, **SMALL)
-    board = byte_leaderboard(tiled_attention, block_q=8, block_k=8, **SMALL)
-    assert entry(board, "your best").bytes == tiled_bytes(64, 64, 16, 16, block_q=16)
-    assert entry(board, "yours").bytes == tiled_bytes(64, 64, 16, 16, block_q=8)
+def test_the_board_ranks_naive_both_orders_and_several_tiles():
+    board = byte_leaderboard(frugal, block_q=8, block_k=8, **GAME)
+    names = [entry.name for entry in board.entries]
+    assert sum(name.startswith("queries outside") for name in names) == 3
+    assert sum(name.startswith("keys outside") for name in names) == 1
+    assert any(name.startswith("naive") for name in names)
+    sizes = [entry.bytes for entry in board.entries]
+    assert sizes == sorted(sizes)
+    for entry in board.entries:
+        assert entry.sram_peak is None or entry.sram_peak <= GAME["sram"]
+
+
+@pytest.mark.parametrize("order, name", [("query", "queries outside"), ("key", "keys outside")])
+def test_the_librarys_entries_are_what_it_does(order, name):
+    board = byte_leaderboard(frugal, block_q=8, block_k=8, **GAME)
+    entries = {int(entry.name.split()[-1]): entry for entry in board.entries if entry.name.startswith(name)}
+    for block, entry in entries.items():
+        run = byte_leaderboard(partial(tiled_attention, order=order), block_q=block, block_k=block, **GAME)[YOURS]
+        assert (run.bytes, run.sram_peak) == (entry.bytes, entry.sram_peak)
+    larger = max(entries) + 8
+    refused = byte_leaderboard(partial(tiled_attention, order=order), block_q=larger, block_k=larger, **GAME)[YOURS]
+    assert refused.bytes is None
+
+
+@pytest.mark.parametrize(
+    "attention, why",
+    [
+        (lambda q, k, v, **options: naive_attention(q, k, v), "NotLoaded"),
+        (lambda q, k, v, *, hbm, **options: hbm.empty(q.shape), "the result is wrong"),
+        (lambda q, k, v, **options: None, "AttributeError"),
+        (lambda q, k, v, *, hbm, **options: hbm.load(q) @ hbm.load(k).mT, "do not fit"),
+    ],
+)
+def test_what_cheats_fails_or_overflows_is_not_ranked(attention, why):
+    board = byte_leaderboard(attention, block_q=8, block_k=8, **GAME)
+    assert board.entries[-1].name == YOURS and board[YOURS].bytes is None and why in board[YOURS].note
+    assert progress.load().bests == {}
+    assert why in repr(board) and why in board._repr_html_()
+
+
+def test_the_best_is_kept_and_shown_beside_a_worse_one():
+    first = byte_leaderboard(frugal, block_q=48, block_k=4, **GAME)
+    assert BEST not in [entry.name for entry in first.entries]
+    worse = byte_leaderboard(frugal, block_q=8, block_k=4, **GAME)
+    assert worse[BEST].bytes == first[YOURS].bytes < worse[YOURS].bytes
+    failed = byte_leaderboard(frugal, block_q=96, block_k=96, **GAME)
+    assert failed[BEST].bytes == first[YOURS].bytes and failed[YOURS].bytes is None
+    again = byte_leaderboard(frugal, block_q=48, block_k=8, **GAME)
+    assert BEST not in [entry.name for entry in again.entries]
+
+
+def test_another_game_has_another_best():
+    byte_leaderboard(frugal, block_q=8, block_k=4, **GAME)
+    board = byte_leaderboard(frugal, block_q=8, block_k=4, sram=6 * KIB, T=64, D=16)
+    assert BEST not in [entry.name for entry in board.entries]
+
+
+def test_a_chip_that_holds_no_tile_of_the_library_still_has_a_board():
+    board = byte_leaderboard(frugal, block_q=1, block_k=1, sram=1 * KIB, T=16, D=16)
+    assert board[YOURS].bytes is not None and len(board.entries) == 3
+    assert leaderboard._others.cache_info().currsize > 0

@@ -45,6 +45,15 @@ def test_a_guess_stays_when_the_cell_is_run_without_one(work):
     assert progress.load().predictions["p"] == progress.PredictionProgress(12.5, "ms", 20.0)
 
 
+def test_the_best_is_the_least_and_a_file_of_before_has_none(work):
+    assert [progress.best("bytes", value) for value in (30, 20, 25)] == [30, 20, 20]
+    assert progress.load().bests == {"bytes": 20} and progress.load().predictions == {}
+    data = json.loads(file(work).read_text())
+    del data["bests"]
+    file(work).write_text(json.dumps(data))
+    assert progress.load().bests == {} and progress.best("bytes", 50) == 50
+
+
 def test_without_a_workspace_nothing_is_written_and_hints_still_escalate(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "_in_memory", progress.Progress())
     monkeypatch.setenv("LLMSYS_WORKSPACE", "")

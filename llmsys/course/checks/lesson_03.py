@@ -134,6 +134,7 @@ def attend_one_query(answer: Answer) -> None:
         "    store(o rows, O / l);  store(lse rows, m + log l)      (l = 1 where it is 0)",
     ),
     equivalent={
+        "0.0 → 1.0": "any finite number does in the place of −∞: e^(−∞ − 1) is 0, too",
         "0 → 1 (4)": "l is 0 or at least 1; and to divide by 1 changes nothing",
         "1.0 → 2.0": "for a query without a key: 0 / 2 is 0, and −∞ + ln 2 is −∞",
     },
@@ -218,6 +219,9 @@ def tiled_attention(answer: Answer) -> None:
         q, k, v = draw(64, 64)
         loads = {"q": q.nbytes, "k": k.nbytes * 10 // 4, "v": v.nbytes * 10 // 4}  # 1 + 2 + 3 + 4 tiles of 4
         answer.matches(loads, q, k, v, block_q=16, block_k=16, causal=True, report="loaded")
+        q, k, v = draw(12, 4)  # the first eight queries, two tiles of them, see nothing
+        loads = {"q": q.nbytes, "k": k.nbytes, "v": v.nbytes}
+        answer.matches(loads, q, k, v, block_q=4, block_k=4, causal=True, report="loaded")
 
     with answer.property(
         "nothing with Tq × Tk elements is ever made, and the chip is large enough",
