@@ -21,21 +21,20 @@
 # cut into tiles that fit on the chip, and the $T \times T$ matrix of scores is never written anywhere. This is
 # FlashAttention's forward pass.
 #
-# You will derive it, write it against a machine that counts every byte, predict how many bytes a tile size costs, and let
-# SmolLM2 talk through it.
+# You will derive it, write it for a machine that counts every byte, derive what a tile size costs before you measure it,
+# compete for the fewest bytes, and let SmolLM2 talk through your tiles.
 
 # %% tags=["setup"]
 import torch
 
 from llmsys import viz
-from llmsys.attention import naive_attention
-from llmsys.attention import tiled
-from llmsys.attention.cost import naive_cost, tiled_bytes as library_tiled_bytes
+from llmsys.attention import STAGES, naive_attention, tiled
+from llmsys.attention.cost import naive_cost, tiled_bytes as library_bytes
 from llmsys.bench import interleaved, recorded
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.course.leaderboard import byte_leaderboard
-from llmsys.hardware.memory import DIRECT, H100_SRAM, HBM, KIB
-from llmsys.hardware.meters import work
+from llmsys.hardware.memory import H100_SRAM, HBM, KIB
+from llmsys.hardware.meters import largest_allocation, work
 
 # %%
 viz.tiled_overview()
@@ -43,11 +42,12 @@ viz.tiled_overview()
 # %% [markdown]
 # ## Predict: how much has to move?
 #
-# One head of attention: $T = 1024$ tokens, heads of $D = 64$, `float32`. Naive attention writes the scores $S$ to the big
-# memory, reads them for the softmax, writes the weights $P$, and reads them again for $P V$.
+# One head of attention: $T = 1024$ tokens, a head size of $D = 64$, `float32`. Naive attention writes the scores $S$ to the
+# big memory, reads them for the softmax, writes the weights $P$, and reads them again for $P V$. Each of the two has
+# $T^2$ elements.
 #
-# The chip of the machine below has room for tiles of 64 queries and 64 keys. If nothing but $q$, $k$, $v$ and $o$ crossed
-# between memory and chip, **how many times fewer bytes would move?** Write down a factor before you compute one.
+# Tiled attention moves neither. It works through tiles of 64 queries and 64 keys, on a chip that has room for a few of them.
+# **How many times fewer bytes does it move than naive attention?** Write down a factor before you compute one.
 
 # %% tags=["predict"]
 predict("03.bytes_saved", None, "×")
@@ -60,22 +60,25 @@ predict("03.bytes_saved", None, "×")
 # $$ o = \sum_{j=1}^{T} \frac{e^{s_j - m}}{\ell}\, v_j, \qquad m = \max_j s_j, \qquad \ell = \sum_{j=1}^{T} e^{s_j - m} \tag{1} $$
 #
 # with $o$ and $v_j$ of size $D_v$. Suppose that only the keys before some tile have gone by. Call what (1) gives for *those
-# keys alone* $o'$: a correct attention output, over fewer keys. It is made of $\ell$ and $m$ as they were then. Now a tile arrives. The
-# maximum becomes $m_\text{new}$, and the denominator, by lesson 02,
+# keys alone* $o'$: a correct attention output, over fewer keys, made of $m$ and $\ell$ as they are so far. Now a tile
+# arrives. The maximum becomes $m_\text{new}$, and the denominator, by lesson 02,
 #
 # $$ \ell_\text{new} = \ell\, e^{m - m_\text{new}} + \sum_{j \in \text{tile}} e^{s_j - m_\text{new}} \tag{2} $$
 #
-# Every weight inside $o'$ has the wrong maximum and the wrong denominator, and all of them *by the same factor*: multiply by $\ell$ to
-# undo the old division, by $e^{m - m_\text{new}}$ to change the maximum, divide by $\ell_\text{new}$. Then add what is new:
+# Every weight inside $o'$ now has the wrong maximum and the wrong denominator, and all of them are wrong *by the same
+# factor*. Multiply by $\ell$ to undo the old division, by $e^{m - m_\text{new}}$ to change the maximum, and divide by
+# $\ell_\text{new}$. Then add what is new:
 #
 # $$ o'_\text{new} = o' \cdot \frac{\ell\, e^{m - m_\text{new}}}{\ell_\text{new}} + \sum_{j \in \text{tile}} \frac{e^{s_j - m_\text{new}}}{\ell_\text{new}}\, v_j \tag{3} $$
 #
-# After the last tile, $o'$ is $o$. Each key and each value was read **once**. The last pass has fallen.
+# After the last tile, $o'$ is $o$. Each key and each value was read **once**: the last pass has fallen. (Mind where the
+# fractions end if you meet (3) elsewhere. In the article that this course grew out of, a misplaced brace loses the last
+# one: $v_j$ stands beside the weight, not below it.)
 #
 # ## Exercise (a): one query, streaming keys
 #
-# Write (2) and (3) for a single query. Start with nothing: $m = -\infty$, $\ell = 0$, $o' = 0$. What you keep between tiles is one
-# number, one number and one vector of $D_v$.
+# Write (2) and (3) for a single query. Start with nothing: $m = -\infty$, $\ell = 0$, $o' = 0$. What you keep between
+# tiles is two numbers and one vector of $D_v$.
 
 # %% tags=["exercise"] exercise="03.attend_one_query"
 import math
@@ -114,61 +117,91 @@ check("03.attend_one_query", attend_one_query)
 # %% [markdown]
 # ## Divide later
 #
-# (3) divides at every tile, and every time undoes it at the next. Leave $o$ undivided instead, as a plain sum under $m$, and
-# divide once at the end. For a tile of queries at once, with $S$ and $P$ of shape (rows, keys):
+# (3) divides in every tile, and undoes it in the next. Leave $o$ undivided instead, a plain sum under $m$, and divide once,
+# at the end. For a whole tile of queries, with $S$ and $P$ of shape (rows, keys), $O$ of shape (rows, $D_v$), and
+# $m$, $\ell$ and $a$ with a number for each row:
 #
-# $$ P = e^{S - m_\text{new}}, \quad a = e^{m - m_\text{new}}, \qquad \ell \leftarrow a\,\ell + \textstyle\sum_j P_j, \qquad O \leftarrow a\,O + P\,V, \qquad \text{at the end } o = O / \ell \tag{4} $$
+# $$ \begin{aligned} P &= e^{S - m_\text{new}} & a &= e^{m - m_\text{new}} \\ \ell &\leftarrow a\,\ell + \textstyle\sum_j P_j & O &\leftarrow a\,O + P\,V & \text{and after the last tile } o &= O / \ell \end{aligned} \tag{4} $$
 #
-# Why care about a division? A tensor core multiplies matrices about 15 times as fast as the rest of an H100 can do anything
-# else. <!-- source: H100 SXM data sheet, 989 TFLOP/s dense bf16 against 67 TFLOP/s fp32 --> Every operation outside of the two
-# products is an expensive one. The library has both forms; a meter counts.
+# Why fuss about a division? The tensor cores of an H100 multiply matrices about 15 times as fast as the rest of it computes
+# anything else. <!-- source: H100 SXM data sheet, 989 TFLOP/s dense bf16 against 67 TFLOP/s fp32 --> What is not part of a
+# product is expensive. The library has both forms, and a meter counts what each of them does:
 
 # %% tags=["claim"]
 generator = torch.Generator().manual_seed(0)
-q, k, v = (torch.randn(1, 1, 1024, 64, generator=generator) for _ in range(3))
-for name, deferred in (("normalised at every tile (3)", False), ("divided at the end (4)", True)):
-    with work() as done:
-        tiled.tiled_attention(q, k, v, deferred=deferred)
-    print(f"{name:29} {done.matmul_flops:,} FLOP in products, {done.other_flops:,} others, {done.exponentials:,} of them exp")
+q, k, v = (torch.randn(1, 1, 1024, 64, generator=generator) for _ in range(3))  # (B, H, T, D)
+print("keys a tile   in products   others, by (3)   others, by (4)   saved   exponentials")
+for block_k in (32, 128):
+    with work() as normalised:
+        tiled.tiled_attention(q, k, v, block_k=block_k, deferred=False)
+    with work() as deferred:
+        tiled.tiled_attention(q, k, v, block_k=block_k, deferred=True)
+    saved = 1 - deferred.other_flops / normalised.other_flops
+    print(f"{block_k:11} {deferred.matmul_flops:13,} {normalised.other_flops:16,} {deferred.other_flops:16,}"
+          f" {saved:7.0%} {deferred.exponentials:14,}")  # fmt: skip
 
 # %% [markdown]
-# The products are the same. Of the rest, (4) saves one in seven here, and it saves more the smaller the tiles are. FlashAttention-2 made
-# that change ([section 3.1](https://arxiv.org/abs/2307.08691)).
+# The products are the same. What (4) saves is, first of all, one multiplication for each of the $T^2$ weights, $P / \ell_\text{new}$:
+# $1024^2$ is about a million. FlashAttention-2 made that change. The table shows another lever, too: $O$ is rescaled once for
+# every tile of keys, so longer tiles of keys rescale less often.
+#
+# What remains is hard to get rid of. Each score needs an exponential, and those come from a unit that an H100 has even less of:
+# 3.9 TFLOP/s. At $D = 64$, the two products are $4D = 256$ FLOP a score, and the tensor cores do them in the time of a single
+# exponential. <!-- source: FlashAttention-3, https://arxiv.org/abs/2407.08608, section 3.1: 989 against 3.9 TFLOP/s; 989 / 3.9 = 254 -->
+# That is the thread that lesson 06 takes up.
 #
 # ## A machine with two memories
 #
-# In PyTorch you cannot see what is on the chip. So here is a machine where you can. Tensors that it is given live in **HBM**,
-# and to compute with one you must load a tile of it. Whatever you compute is on the **chip**, for as long as you hold it, and the
-# chip is small. A GPU has one such chip for each program that runs; an H100 gives a program 227 KiB. <!-- source: CUDA C++ programming guide, compute capability 9.0 -->
+# PyTorch does not show what is on the chip. So here is a machine that does. The tensors that it is given live in **HBM**, and
+# to compute with one you load a tile of it. Whatever you compute is on the **chip**, for as long as you hold it, and the
+# chip is small. A GPU has a chip for each program that runs on it; an H100's has
+# 227 KiB. <!-- source: CUDA C++ programming guide, compute capability 9.0, shared memory of a thread block -->
 
 # %% tags=["claim"]
 with HBM(sram=H100_SRAM, q=q, k=k) as hbm:
-    scores = hbm.empty((64, 128), name="scores")
+    scores = hbm.empty((64, 128), name="scores")  # a new tensor in HBM
     tile = hbm.load(q[0, 0, :64]) @ hbm.load(k[0, 0, :128]).T  # (64, 64) times (64, 128)
     hbm.store(scores, tile)
-print("loaded:", dict(hbm.loaded), " stored:", dict(hbm.stored), " most on the chip:", hbm.sram_peak, "bytes")
+print("loaded:", dict(hbm.loaded), " stored:", dict(hbm.stored), " at most on the chip:", hbm.sram_peak, "bytes")
 
 # %% [markdown]
-# Three laws hold inside the block. Break each of them once in a cell of your own, and read what the machine says:
-#
-# - `q + 1` is refused: `q` was not loaded.
-# - `hbm.load(q[0, 0, :1000])` does not fit.
-# - What `hbm.empty` makes is NaN until you store to it.
-#
-# A tensor may carry many heads side by side, `(B, H, T, D)`. They are computed by as many programs, each with a chip of its own,
-# which is what `HBM(programs=…)` says. So you load a tile of *all* heads in one line, `k[:, :, j : j + block_k]`.
+# Three laws hold inside the block. Break them:
+
+# %% tags=["claim"]
+def not_loaded(hbm):
+    return q + 1
+
+
+def too_large(hbm):
+    return hbm.load(q)
+
+
+def not_written(hbm):
+    return hbm.load(hbm.empty((2,), name="new"))
+
+
+for crime in (not_loaded, too_large, not_written):
+    try:
+        with HBM(sram=H100_SRAM, q=q, k=k) as hbm:
+            print(f"{crime.__name__}: {crime(hbm)}")
+    except RuntimeError as error:
+        print(f"{crime.__name__}: {type(error).__name__}: {error}")
+
+# %% [markdown]
+# A tensor may carry many heads side by side, (B, H, T, D). They are computed by as many programs, each with a chip of its own;
+# `HBM(programs=…)` says by how many. So you load a tile of *all* heads in one line, `hbm.load(k[:, :, j : j + block_k])`.
 #
 # ## Exercise (b): tiled attention
 #
-# The whole forward pass, with the contract of every attention stage of this course. Two loops: tiles of queries outside, tiles of keys
-# inside. A tile of queries is loaded once; its state $(m, \ell, O)$ stays on the chip until all of its keys have gone by; then $o$ and the
-# log-sum-exp $\mathrm{lse} = m + \ln \ell$ are stored, once. Three details make it real:
+# The whole forward pass, with the contract of every attention stage of this course. Two loops: tiles of queries outside,
+# tiles of keys inside. A tile of queries is loaded once. Its state $(m, \ell, O)$ stays on the chip until all of its keys have
+# gone by; then $o$ and the log-sum-exp $\mathrm{lse} = m + \ln \ell$ are stored, once. Three details make it real:
 #
-# - **Causal.** The last query is the last token, so query $i$ sees the keys $j \le i + T_k - T_q$. Keys that no query of the tile
-#   sees are not even loaded. A query that sees none has $o = 0$ and $\mathrm{lse} = -\infty$.
-# - **Grouped queries.** $G$ query heads share a key head: head $h$ reads key head $h // G$. Stack the rows of a group below each
-#   other in one tile, $(B, H_{kv}, G \cdot \text{rows}, D_k)$, and one load of $K$ serves them all. `x.unflatten(1, (Hkv, G))` and
-#   `x.flatten(2, 3)` do that; the first one is a view, also on a tensor in HBM.
+# - **Causal.** The last query is the last token, so query $i$ sees the keys $j \le i + T_k - T_q$. Keys that no query of the
+#   tile sees are not even loaded. A query that sees none at all has $o = 0$ and $\mathrm{lse} = -\infty$.
+# - **Grouped queries.** $G$ query heads share a key head: query head $h$ reads key head $h // G$. Stack the rows of a group
+#   below each other in one tile, $(B, H_{kv}, G \cdot \text{rows}, D_k)$, and one load of $K$ serves them all.
+#   `x.unflatten(1, (Hkv, G))` and `x.flatten(2, 3)` do that; the first one is a view, also of a tensor in HBM.
 # - **Ragged ends.** A slice that reaches beyond the end is simply shorter.
 
 # %% tags=["exercise"] exercise="03.tiled_attention"
@@ -236,10 +269,11 @@ check("03.tiled_attention", tiled_attention)
 # %% [markdown]
 # ## Watch it
 #
-# Every step below is a transfer that the machine recorded while the library's tiled attention ran on it: 64 tokens, a head of 16. The
-# square is the matrix of scores that never exists as a whole. Compare the two orders. With **queries outside** (FlashAttention-2), $K$ and $V$
-# stream past a waiting tile of $q$. With **keys outside** (the first FlashAttention), a tile of $K$ and $V$ waits, and every query tile
-# visits it, with its whole state in the luggage, in and out. Then turn causality on.
+# Every step below is a transfer that the machine recorded while the library's tiled attention ran on it, with 64 tokens and a
+# head size of 16. The square is the matrix of scores that never exists as a whole. Walk through it once with **queries
+# outside**: a tile of $q$ waits on the chip while $K$ and $V$ stream past. Then once with **keys outside**, the order of the first
+# FlashAttention: a tile of $K$ and $V$ waits, and every tile of queries visits it, its whole state in the luggage, in and
+# out. Then turn causality on, and look for the tiles that are skipped, masked and full.
 
 # %% tags=["widget"]
 viz.tile_walker()
@@ -247,12 +281,10 @@ viz.tile_walker()
 # %% [markdown]
 # ## Exercise (c): bytes as a function of the tile
 #
-# $q$ and $o$ cross once. It is often said that $K$ and $V$ do, too. They do not: they cross once **for each tile of queries**,
-#
-# $$ \text{bytes} = \underbrace{2\,T D\, e + 4\,T}_{q,\ o,\ \mathrm{lse}} + \left\lceil \frac{T}{B_q} \right\rceil \cdot \underbrace{2\,T D\, e}_{k,\ v} \tag{5} $$
-#
-# with $e$ bytes an element and $B_q$ queries a tile. The tile of *keys* does not appear: it only has to fit. Causally, a tile of queries
-# loads the keys up to its last query and no more. Write both.
+# How many bytes is that? Take one head, all of $q$, $k$, $v$ and $o$ of shape $(T, D)$, and queries outside. It is often said that
+# FlashAttention transfers every matrix only once. Look at the walker again: which of them does cross once, and which
+# more often? Does the tile of *keys* matter? And causally, how far does a tile of queries read? Derive it on paper, then
+# write it down.
 
 # %% tags=["exercise"] exercise="03.tiled_bytes"
 def tiled_bytes(T, D, block_q, *, itemsize=4, causal=False):
@@ -275,20 +307,24 @@ def tiled_bytes(T, D, block_q, *, itemsize=4, causal=False):
 check("03.tiled_bytes", tiled_bytes)
 
 # %% [markdown]
-# Does it hold? Predict with (5), run on the machine, compare:
+# With $e$ bytes an element and $B_q$ queries a tile, that is, not causal,
+#
+# $$ \text{bytes} = \underbrace{2\,T D\, e + 4\,T}_{q,\ o \text{ and lse, once}} + \left\lceil \frac{T}{B_q} \right\rceil \cdot \underbrace{2\,T D\, e}_{K \text{ and } V} \tag{5} $$
+#
+# Does it hold? Predict with your formula, run your attention on the machine, compare:
 
 # %% tags=["claim"]
-predict_bytes = mine("tiled_bytes", default=lambda T, D, block_q: library_tiled_bytes(T, T, D, D, block_q=block_q))
+predict_bytes = mine("tiled_bytes", default=lambda T, D, block_q: library_bytes(T, T, D, D, block_q=block_q))
 attention = mine("tiled_attention", default=tiled.tiled_attention)
 predicted, moved = {}, {}
 for block_q in (16, 32, 64, 128, 256, 512, 1024):
     predicted[block_q] = predict_bytes(1024, 64, block_q)
     with HBM(sram=None, q=q, k=k, v=v) as hbm:
-        attention(q, k, v, block_q=block_q, block_k=64, hbm=hbm, return_lse=True)
+        attention(q, k, v, block_q=block_q, block_k=64, hbm=hbm)
     moved[block_q] = hbm.bytes
     print(f"{block_q:5} queries a tile: predicted {predicted[block_q]:>10,} B, moved {moved[block_q]:>10,} B")
 naive = naive_cost(1, 1, 1024, 64, itemsize=4).hbm_bytes
-print(f"naive attention moves {naive:,} B: {naive / moved[64]:.2f} × as much as tiles of 64 queries")
+print(f"naive attention moves {naive:,} B: {naive / moved[64]:.2f}× as much as tiles of 64 queries")
 
 # %% tags=["measure"]
 measured("03.bytes_saved", naive / moved[64], "×")
@@ -297,42 +333,98 @@ measured("03.bytes_saved", naive / moved[64], "×")
 viz.bytes_by_tile(predicted, moved, naive=naive, once=moved[1024])
 
 # %% [markdown]
-# With tiles of 64 rows you win a factor of 2.00, and with tiles of 16 you *lose*. Compare the large terms: $S$ and $P$ cost $4\,T^2$ elements, $K$ and $V$ cost
-# $2\,T^2 D / B_q$. So it is the *tile of queries against the head size* that decides, $2 B_q / D$, and not $T$. In 16 bits a tile of the same size holds
-# twice the rows, which is one reason why real kernels do better than this one. The other thing that you save is the *memory* for $S$ and $P$, and that does grow with $T^2$.
+# Did you guess more than 2.00×? Most people do. $S$ and $P$ cost naive attention $4\,T^2$ elements; by (5), $K$ and $V$ cost
+# tiled attention $2\,T^2 D / B_q$. The quotient is $2 B_q / D$: **$T$ drops out**, and what decides is the tile of queries
+# against the head size. Tiles of 32 only just break even, tiles of 16 *lose*.
+#
+# So the queries' tile should be as large as the chip allows. It holds $q$ and $O$, $2 B_q D$ elements, and with room for
+# $M$ elements $B_q$ can be about $M / 2D$: the bytes fall as $T^2 D^2 / M$. That is the theorem in the FlashAttention
+# paper, which also shows that no exact attention does better over all sizes of
+# $M$ ([Dao et al., 2022](https://arxiv.org/abs/2205.14135), theorem 2 and proposition 3). On a real GPU it
+# looks better still: there is a cache between the two memories, and when one program has fetched a tile of $K$ and $V$, its
+# neighbours find it there.
+#
+# ## Which loop outside?
+#
+# With the keys outside, $K$ and $V$ do cross only once. Is that not better? Say by how much, for tiles of 64 × 64: **the bytes with
+# keys outside, over those with queries outside.** (The walker shows what else has to travel.)
+
+# %% tags=["predict"]
+predict("03.keys_outside", None, "×")
+
+# %% tags=["claim"]
+total = {}
+for order in ("query", "key"):
+    with HBM(sram=None, q=q, k=k, v=v) as hbm:
+        tiled.tiled_attention(q, k, v, order=order, hbm=hbm)
+    total[order] = hbm.bytes
+    print(f"{order} tiles outside: {hbm.bytes:,} B")
+    for name in ("q", "k", "v", "o", "m", "l", "lse"):
+        print(f"    {name:3} loaded {hbm.loaded[name] / q.nbytes:6.2f}, stored {hbm.stored[name] / q.nbytes:6.2f} times the size of q")
+
+# %% tags=["measure"]
+measured("03.keys_outside", total["key"] / total["query"], "×")
+
+# %% [markdown]
+# For each tile that does not wait, the one order moves two tensors, $K$ and $V$. The other moves three: $q$ in, $O$ in, and $O$
+# out again, with $m$ and $\ell$ on top. And it has a worse flaw, which bytes do not show: the tiles of queries depend on each other, by
+# their states in HBM. With queries outside, each tile of queries is finished by one program that needs nobody else, so a GPU
+# can run a hundred of them side by side even for a single head. FlashAttention-2 turned the loops around.
 #
 # ## The byte leaderboard
 #
-# A chip as large as the board says, 1024 tokens, one head of 64, `float32`, not causal. **Fewest bytes wins.** Your tiled attention runs with tiles that you choose. What
-# counts against the chip is everything that is alive at the same time: `P = torch.exp(S - m)` holds $S$, the difference and $P$; `S.sub_(m).exp_()` holds one. The
-# library's own is written to be read and fits tiles of 56 × 56. Work in place, drop what you no longer need with `del`, take many queries and few keys,
-# and beat it by far. Edit the cell, run it again; your best is kept.
+# Now spend a chip well. **Fewest bytes wins**, on a chip of the size printed below. Your tiled attention runs with the tiles
+# that you choose; what counts against the chip is everything that is alive at the same time. `P = torch.exp(S - m)` holds
+# three tiles of scores, $S$, the difference, and $P$; `S.sub_(m).exp_()` holds one. The library's own is written to be read, and wastes
+# plenty. Work in place, `del` what is done with (the last tile's, too, before the next one is loaded), take many queries and few
+# keys. The machine's complaint lists what was alive when it overflowed.
+
+# %% tags=["claim"]
+SRAM = 128 * KIB
+print(f"The chip: {SRAM // KIB} KiB. In five tiles of queries, tiled attention would move {predict_bytes(1024, 64, 205):,} B.")
+
+# %% [markdown]
+# Five tiles can be done. Write your frugal version in a cell of your own (the contract is that of exercise (b); here it is
+# never causal), put it in place of `attention`, and choose tiles. Your best is kept. And five tiles are not quite the end: what of the keys that are on the
+# chip when one tile of queries ends and the next begins?
 
 # %%
-byte_leaderboard(attention, block_q=48, block_k=48)
+byte_leaderboard(attention, block_q=48, block_k=48, sram=SRAM, T=1024, D=64)
 
 # %% [markdown]
 # ## Measure: time and memory
 #
-# On your machine, in plain PyTorch, with no chip to spare: naive attention, your tiles, and torch's own fused kernel. How much longer than `sdpa` will your
-# tiled attention take at 1024 tokens?
+# Bytes are a means. The ends are memory and time. First memory: the largest tensor that each of the two makes for one head, as $T$
+# doubles.
+
+# %% tags=["claim"]
+for T in (512, 1024, 2048):
+    inputs = [torch.zeros(1, 1, T, 64) for _ in range(3)]
+    with largest_allocation() as by_naive:
+        naive_attention(*inputs)
+    with largest_allocation() as by_tiles:
+        attention(*inputs, block_q=128, block_k=128)
+    print(f"T = {T:4}: naive {by_naive.bytes:>10,} B {tuple(by_naive.shape)},  tiled {by_tiles.bytes:>7,} B {tuple(by_tiles.shape)}")
+
+# %% [markdown]
+# Four times as much against twice as much; and what the tiles' largest is, $o$ itself, nobody can save. Now time, on this machine: naive
+# attention, your tiles, and torch's own fused kernel, `sdpa`. How many times as long as `sdpa` will your tiled attention take at 1024
+# tokens?
 
 # %% tags=["predict"]
 predict("03.tiled_against_sdpa", None, "×")
 
 # %% tags=["measure"]
-from llmsys.attention import STAGES
-
+stages = {
+    "naive": naive_attention,
+    "tiled": lambda q, k, v: attention(q, k, v, block_q=128, block_k=128),
+    "sdpa": STAGES["sdpa"],
+}
 here = []
-for T in (256, 512, 1024):
+for T in (256, 512, 1024, 2048):
     inputs = [tuple(torch.randn(1, 2, T, 64) for _ in range(3)) for _ in range(2)]
-    stages = {
-        "naive": naive_attention,
-        "tiled": lambda q, k, v: attention(q, k, v, block_q=128, block_k=128),
-        "sdpa": STAGES["sdpa"],
-    }
     times = interleaved(stages, inputs, repeats=5)
-    here += [{"name": name, "sweep": "growth", "T": T, "ms": t.median * 1e3} for name, t in times.items()]
+    here += [{"name": name, "sweep": "growth", "T": T, "ms": time.median * 1e3} for name, time in times.items()]
 at_1024 = {row["name"]: row["ms"] for row in here if row["T"] == 1024}
 measured("03.tiled_against_sdpa", at_1024["tiled"] / at_1024["sdpa"], "×")
 
@@ -340,15 +432,26 @@ measured("03.tiled_against_sdpa", at_1024["tiled"] / at_1024["sdpa"], "×")
 viz.attention_growth(recorded("attention"), here=here)
 
 # %% [markdown]
-# Look at the right scale of things. The recorded panels are an H100: one sequence, 16 heads of 64, `bfloat16`, from 1k to 64k tokens. Naive attention takes extra memory
-# that grows with $T^2$ and stops when the GPU is full. The tiled form takes what a few tiles take, but in PyTorch each of its steps is a dozen
-# separate kernels that write to HBM after all: it *is* the right algorithm, in the wrong language. `sdpa` is the same algorithm as one kernel. Lesson 04
-# writes that kernel.
+# The recorded panels are an H100: one sequence, 16 heads of 64, `bfloat16`, from 1k to 64k tokens. Naive attention's extra memory
+# grows with $T^2$ until the GPU is full: its line ends. That of the tiles stays where it is. But its *time* is the worst of all! In
+# PyTorch, each step of (4) is a kernel of its own that reads its operands from HBM and writes its result back; the tile that we
+# imagined on the chip never stays there. It is the right algorithm in the wrong language. `sdpa` is the same algorithm in a single kernel.
+# How far apart are the two ends?
+
+# %% tags=["claim"]
+rows = [row for row in recorded("attention").rows if row["sweep"] == "growth"]
+ms = {(row["name"], row["T"]): row["ms"] for row in rows}
+for T in sorted({T for name, T in ms if name == "naive"}):
+    print(f"T = {T:6,}: naive attention takes {ms['naive', T] / ms['sdpa', T]:4.1f} times as long as sdpa on the H100")
+
+# %% [markdown]
+# A fair number, and a good deal less than the 104× that the article reports. <!-- source: the article's section on FlashAttention, a best case -->
+# Speed-ups depend on what they are compared with. Lesson 04 writes that kernel.
 #
 # ## Your tiles in a real model
 #
-# SmolLM2 has 9 query heads and 3 key heads of 64: grouped queries with $G = 3$. With a cache, each step has one query and many keys, so the causal
-# alignment matters. The model must say the same, to the letter.
+# SmolLM2 has 9 query heads and 3 key heads of 64: grouped queries with $G = 3$. With a cache, each step has one query and many keys,
+# so the causal alignment matters. The model must say the same, to the letter.
 
 # %% tags=["engine"]
 from llmsys.models import generate, load_model
@@ -363,32 +466,43 @@ torchs = generate(model, question, attention="sdpa", max_new_tokens=24)
 print("your tiled attention chooses the same tokens as torch's fused attention:", yours.tokens == torchs.tokens)
 
 # %% [markdown]
+# (What it says about the sky is its own. A model of this size is fluent before it is right.)
+#
 # ## What production does differently
 #
-# - **FlashAttention** ([2022](https://arxiv.org/abs/2205.14135), algorithm 1) had the keys outside; **FlashAttention-2** ([2023](https://arxiv.org/abs/2307.08691)) put the
-#   queries outside, so that tiles of queries are independent programs and no state travels. In its code, `compute_attn_1rowblock` in `csrc/flash_attn/src/flash_fwd_kernel.h` is
-#   your outer loop's body, and `Softmax::softmax_rescale_o` is (4).
-# - **Grouped queries** are stacked just as here for decoding: FlashAttention calls it `pack_gqa`, since a single token's query would leave a tile almost empty.
-# - **PyTorch** reaches these kernels through `torch.nn.functional.scaled_dot_product_attention`; on a CPU it tiles too, in `aten/src/ATen/native/cpu/FlashAttentionKernel.cpp`.
-# - **Other accelerators** have the same loop under other names: the chunked attention of [Rabe and Staats](https://arxiv.org/abs/2112.05682) was written for TPUs.
-# - The **log-sum-exp** is stored because the backward pass recomputes $P$ from it (lesson 05), and because results over different keys can be merged with it (lesson 08).
+# - **FlashAttention** ([2022](https://arxiv.org/abs/2205.14135), algorithm 1) has the keys outside and divides in every tile;
+#   **FlashAttention-2** ([2023](https://arxiv.org/abs/2307.08691), section 3.1) has (4), and the queries outside. In its code,
+#   `compute_attn_1rowblock` in `csrc/flash_attn/src/flash_fwd_kernel.h` is the body of your outer loop, and
+#   `Softmax::softmax_rescale_o` in `softmax.h` is (4). It walks the keys from the last tile to the first, so that the
+#   masked ones come first.
+# - **Grouped queries** are stacked as yours are when there are few queries: the Hopper version calls it `pack_gqa`. A single token's query
+#   would leave a tile almost empty.
+# - **PyTorch** comes to such kernels through `torch.nn.functional.scaled_dot_product_attention`. On a CPU it tiles, too:
+#   `cpu_flash_attention` in `aten/src/ATen/native/cpu/FlashAttentionKernel.cpp`.
+# - The **idea of chunks** is older than the kernel: [Rabe and Staats, 2021](https://arxiv.org/abs/2112.05682), wrote it in JAX, for
+#   TPUs, to save memory.
+# - The **log-sum-exp** is stored for two reasons. The backward pass computes $P$ anew from it (lesson 05), and results over different
+#   keys can be merged with it (lesson 08).
 #
 # ## Do you have it?
 #
 # <details><summary><b>1.</b> "FlashAttention transfers every matrix only once." Correct the sentence.</summary>
 #
-# q and o cross once. k and v cross once per tile of queries: ⌈T / B_q⌉ times. Only if a tile could hold all the queries would everything cross once.
+# q and o cross once. k and v cross once per tile of queries: ⌈T / B_q⌉ times. Only if a tile held all of the queries would
+# everything cross once.
 # </details>
 #
 # <details><summary><b>2.</b> You double the chip. In which dimension do you let the tiles grow, and what happens to the bytes?</summary>
 #
-# Let the query tile grow: by (5) the traffic of k and v is inversely proportional to B_q, and B_k does not appear at all. With twice the rows, half of that traffic.
+# In the queries'. By (5), the traffic of k and v is inversely proportional to B_q, and B_k does not appear: twice the rows, half of
+# that traffic. (Longer tiles of keys have a merit of their own: O is rescaled less often. But they save no bytes.)
 # </details>
 #
-# <details><summary><b>3.</b> Tiled attention computes as many products as naive attention, and more of everything else. Why can it be faster?</summary>
+# <details><summary><b>3.</b> Tiled attention computes as many products as naive attention, and more of everything else. Why can it be
+# faster?</summary>
 #
-# Because naive attention does not wait for arithmetic. It waits for S and P, 4·T² elements that cross between memory and chip. Doing a little more on the chip to move much less pays
-# as long as memory is what limits.
+# Because naive attention does not wait for arithmetic. It waits for S and P, 4·T² elements that cross between memory and chip. To do a
+# little more on the chip and to move much less pays as long as memory is what limits.
 # </details>
 #
 # **Next:** lesson 04, the same loop as one Triton kernel.
