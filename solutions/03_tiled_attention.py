@@ -360,7 +360,8 @@ for order in ("query", "key"):
     total[order] = hbm.bytes
     print(f"{order} tiles outside: {hbm.bytes:,} B")
     for name in ("q", "k", "v", "o", "m", "l", "lse"):
-        print(f"    {name:3} loaded {hbm.loaded[name] / q.nbytes:6.2f}, stored {hbm.stored[name] / q.nbytes:6.2f} times the size of q")
+        loaded, stored = hbm.loaded[name] / q.nbytes, hbm.stored[name] / q.nbytes
+        print(f"    {name:3} loaded {loaded:6.2f}, stored {stored:6.2f} times the size of q")
 
 # %% tags=["measure"]
 measured("03.keys_outside", total["key"] / total["query"], "×")
@@ -381,7 +382,8 @@ measured("03.keys_outside", total["key"] / total["query"], "×")
 
 # %% tags=["claim"]
 SRAM = 128 * KIB
-print(f"The chip: {SRAM // KIB} KiB. In five tiles of queries, tiled attention would move {predict_bytes(1024, 64, 205):,} B.")
+five = predict_bytes(1024, 64, 205)
+print(f"The chip: {SRAM // KIB} KiB. In five tiles of queries, tiled attention would move {five:,} B.")
 
 # %% [markdown]
 # Five tiles can be done. Write your frugal version in a cell of your own (the contract is that of exercise (b); here it is
@@ -404,7 +406,8 @@ for T in (512, 1024, 2048):
         naive_attention(*inputs)
     with largest_allocation() as by_tiles:
         attention(*inputs, block_q=128, block_k=128)
-    print(f"T = {T:4}: naive {by_naive.bytes:>10,} B {tuple(by_naive.shape)},  tiled {by_tiles.bytes:>7,} B {tuple(by_tiles.shape)}")
+    for name, largest in (("naive", by_naive), ("tiled", by_tiles)):
+        print(f"T = {T:4}, {name}: {largest.bytes:>10,} B, of shape {largest.shape}")
 
 # %% [markdown]
 # Four times as much against twice as much; and what the tiles' largest is, $o$ itself, nobody can save. Now time, on this machine: naive
@@ -445,7 +448,7 @@ for T in sorted({T for name, T in ms if name == "naive"}):
     print(f"T = {T:6,}: naive attention takes {ms['naive', T] / ms['sdpa', T]:4.1f} times as long as sdpa on the H100")
 
 # %% [markdown]
-# A fair number, and a good deal less than the 104× that the article reports. <!-- source: the article's section on FlashAttention, a best case -->
+# A fair number, and a good deal less than the 104× that our article reports. <!-- source: the article's section on FlashAttention, a best case -->
 # Speed-ups depend on what they are compared with. Lesson 04 writes that kernel.
 #
 # ## Your tiles in a real model
@@ -471,10 +474,10 @@ print("your tiled attention chooses the same tokens as torch's fused attention:"
 # ## What production does differently
 #
 # - **FlashAttention** ([2022](https://arxiv.org/abs/2205.14135), algorithm 1) has the keys outside and divides in every tile;
-#   **FlashAttention-2** ([2023](https://arxiv.org/abs/2307.08691), section 3.1) has (4), and the queries outside. In its code,
-#   `compute_attn_1rowblock` in `csrc/flash_attn/src/flash_fwd_kernel.h` is the body of your outer loop, and
-#   `Softmax::softmax_rescale_o` in `softmax.h` is (4). It walks the keys from the last tile to the first, so that the
-#   masked ones come first.
+#   **FlashAttention-2** ([2023](https://arxiv.org/abs/2307.08691), sections 3.1 and 3.2) has (4), and the queries outside, an order
+#   that it credits to Phil Tillet's kernel in Triton. In its code, `compute_attn_1rowblock` in
+#   `csrc/flash_attn/src/flash_fwd_kernel.h` is the body of your outer loop, and `Softmax::softmax_rescale_o` in `softmax.h` is
+#   (4). It walks the keys from the last tile to the first, so that the masked tiles come first.
 # - **Grouped queries** are stacked as yours are when there are few queries: the Hopper version calls it `pack_gqa`. A single token's query
 #   would leave a tile almost empty.
 # - **PyTorch** comes to such kernels through `torch.nn.functional.scaled_dot_product_attention`. On a CPU it tiles, too:
