@@ -33,6 +33,11 @@ _MODULES = {
     "softmax_passes": "llmsys.viz.softmax_diagrams",
     "tiled_overview": "llmsys.viz.tiled_diagrams",
     "tile_walker": "llmsys.viz.tile_stepper",
+    "memory_wall_overview": "llmsys.viz.memory_wall",
+    "naive_traffic": "llmsys.viz.memory_wall",
+    "roofline_chart": "llmsys.viz.roofline_charts",
+    "ridge_plot": "llmsys.viz.roofline_charts",
+    "roofline_explorer": "llmsys.viz.roofline_model",
     "attention_growth": "llmsys.viz.attention_charts",
     "bytes_by_tile": "llmsys.viz.attention_charts",
 }
