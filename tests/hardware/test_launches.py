@@ -1,5 +1,6 @@
 """A launch that is only noted asks the compiler for what Triton would compile."""
 
+import ctypes
 import importlib.util
 
 import pytest
@@ -58,14 +59,51 @@ def test_arguments_that_no_kernel_takes_are_refused():
         recorder[(1,)](torch.empty(3), torch.empty(3), 1.0, 3, 1)
 
 
+class Caught:
+    """A kernel that is launched, and whose handles are kept."""
+
+    def __init__(self, kernel):
+        self.kernel, self.handles = kernel, []
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.handles.append(self.kernel[grid](*args, **options))
+
+
+def programs_by_the_driver(handle, warps: int) -> int:
+    """NVIDIA's own answer, for the GPU that is here."""
+    handle._init_handles()
+    driver, programs = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    ask = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
+    shared = ctypes.c_size_t(handle.metadata.shared)
+    assert ask(ctypes.byref(programs), ctypes.c_void_p(handle.function), ctypes.c_int(32 * warps), shared) == 0
+    return programs.value
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("stride", [1, 2, 16])
 def test_it_is_what_a_gpu_of_that_kind_runs(stride):
     x, y = torch.randn(16_000, device="cuda"), torch.empty(1000, device="cuda", dtype=torch.float16)
-    target = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    recorder = Recorder(saxpy, target=target)
+    recorder = Recorder(saxpy, target="sm_{}{}".format(*torch.cuda.get_device_capability()))
     launch(x[:1000], y, 0.5, kernel=recorder, stride=stride, rounded=True)
     ran = launch(x[:1000], y, 0.5, stride=stride, rounded=True)
-    ran._init_handles()
     compiled = recorder.compiled()
+    assert compiled.occupancy().programs == programs_by_the_driver(ran, 4)
+    assert (compiled.registers, compiled.shared_bytes) == (ran.n_regs, ran.metadata.shared)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("D", "tiles"), [(64, (64, 64, 4, 3)), (64, (32, 32, 8, 2)), (64, (64, 64, 1, 2)), (128, (128, 64, 8, 2))]
+)
+def test_the_flash_kernel_is_what_runs_and_the_driver_counts_as_many_programs(D, tiles):
+    from llmsys.attention import flash
+    from llmsys.attention.flash_kernels import flash_forward_kernel
+
+    q = torch.randn(1, 2, 256, D, device="cuda", dtype=torch.bfloat16)
+    caught = Caught(flash_forward_kernel)
+    recorder = Recorder(flash_forward_kernel, target="sm_{}{}".format(*torch.cuda.get_device_capability()))
+    for kernel in (caught, recorder):
+        flash.launch(q, q, q, True, 0.1, "ieee", flash.TileConfig(*tiles), kernel)
+    (ran,), compiled = caught.handles, recorder.compiled()
+    assert compiled.occupancy().programs == programs_by_the_driver(ran, tiles[2])
     assert (compiled.registers, compiled.shared_bytes) == (ran.n_regs, ran.metadata.shared)

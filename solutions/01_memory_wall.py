@@ -1,0 +1,665 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: llmsys
+#     language: python
+#     name: llmsys
+# ---
+
+# %% [markdown]
+# # 01 · The memory wall
+#
+# Attention is two matrix products with a softmax between them. GPUs are made for matrix products. And yet attention,
+# written down like that, runs at a few percent of what the chip can do, and long before it gets slow it runs out of
+# memory.
+#
+# **The idea:** a chip computes faster than it is fed. Count what an algorithm *computes* and what it *moves*, divide each
+# by what the machine can do, and the longer of the two times is the one you get. For attention, it is the moving.
+#
+# You will count attention's operations and bytes, write attention itself, put both on a machine's roofline, predict where
+# this machine runs into the wall, and measure whether it does. Then SmolLM2, a real language model, talks through your
+# code.
+
+# %% tags=["setup"]
+import math
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from llmsys import viz
+from llmsys.attention import cost, naive, sdpa_attention
+from llmsys.bench import interleaved, recorded
+from llmsys.course import check, hint, measured, mine, predict
+from llmsys.hardware import roofline
+from llmsys.hardware.devices import DEVICES, this_machine
+from llmsys.hardware.memory import HBM
+from llmsys.hardware.meters import work
+
+# %%
+viz.memory_wall_overview()
+
+# %% [markdown]
+# ## Predict: how large, and how slow?
+#
+# Take a model of ordinary size in training. A batch of $B = 1024$ sequences, $T = 4096$ tokens each, $H = 32$ heads of
+# $D = 128$. (The article that this course grew out of writes $b$, $s$, $n$ and $h$ for $B$, $T$, $H$ and $C$, where the
+# width $C = H \cdot D$ is 4096. This course uses the letters of its [notation table](notation.md).) In **one layer**,
+# every head of every sequence computes a score for every pair of tokens.
+#
+# **How many TiB are these scores** in `bfloat16`, two bytes each? (1 TiB is $2^{40}$ bytes. An H100 has 80 GiB.) <!--
+# source: NVIDIA H100 data sheet -->
+
+# %% tags=["predict"]
+predict("01.score_bytes", None, "TiB")
+
+# %% [markdown]
+# The picture shows one of these heads. An H100 computes $989 \cdot 10^{12}$ operations a second in `bfloat16` and moves
+# $3.35 \cdot 10^{12}$ bytes between its memory and the chip. <!-- source: NVIDIA H100 SXM data sheet, dense --> At these
+# rates the traffic takes nearly five times as long as the arithmetic. Now cut the same width into twice as many heads,
+# half as large: 64 heads of 64. **How many times as long as its arithmetic does attention's traffic take then?**
+
+# %% tags=["predict"]
+predict("01.smaller_heads", None, "×")
+
+# %% [markdown]
+# ## The idea: what is computed, what is moved
+#
+# One head has queries $q$, keys $k$ and values $v$, each of shape $(T, D)$. Its output $o$, $(T, D)$, is made in three
+# steps:
+#
+# $$ S = \frac{q\,k^\top}{\sqrt{D}} \;\; (T, T) \qquad P = \operatorname{softmax}(S) \;\; (T, T) \qquad o = P\,v \;\; (T, D) \tag{1} $$
+#
+# Row $i$ of $S$ says how well query $i$ matches each key. The softmax makes weights of it, positive numbers that sum to
+# one. Row $i$ of $o$ is the average of the values under these weights. Why the $\sqrt{D}$? A dot product of two random
+# vectors of $D$ numbers has a standard deviation of $\sqrt{D}$; divided by it, the scores stay of order 1 whatever the
+# head size is, and the softmax does not collapse onto a single key.
+#
+# **Computed.** To multiply a matrix of $(m, k)$ by one of $(k, n)$ takes $m \cdot n$ dot products of length $k$, and each of
+# their steps is a multiplication and an addition:
+#
+# $$ \text{FLOP} = 2 \cdot m \cdot k \cdot n \tag{2} $$
+#
+# **Moved.** A chip computes on what is *on the chip*: registers, shared memory, caches; here called SRAM. Everything else
+# is in a memory a thousand times as large, outside of it: HBM on a GPU, DRAM on a laptop. A **kernel** is a program that
+# the chip runs on its own: it reads its operands from that memory and writes its result back, where the next kernel finds
+# it. PyTorch runs (1) as three kernels, so $S$ and $P$ make the way out *and* the way back.
+#
+# ## A first version
+#
+# Here is (1) for tensors of shape $(B, H, T, D)$. (`k.mT` transposes the last two dimensions, and `@` multiplies all the
+# $B \cdot H$ matrices at once.) Look at the shapes:
+
+# %% tags=["claim"]
+def first_version(q, k, v):
+    S = q @ k.mT / math.sqrt(q.shape[-1])
+    P = torch.softmax(S, dim=-1)
+    return P @ v
+
+
+generator = torch.Generator().manual_seed(0)
+q, k, v = (torch.randn(2, 4, 256, 64, generator=generator).bfloat16() for _ in range(3))
+S = q @ k.mT
+print(f"q, k, v {tuple(q.shape)}: {q.numel():,} elements each.  S {tuple(S.shape)}: {S.numel():,}")
+print(f"o {tuple(first_version(q, k, v).shape)}")
+
+# %% [markdown]
+# With 256 tokens, $S$ is already four times as large as $q$. Twice the tokens, and it is eight times as large.
+#
+# ## Exercise (a): count
+#
+# Count one forward pass of (1), for $B$ sequences with $H$ heads of $T$ tokens and head size $D$, no mask. Four numbers:
+#
+# 1. the **operations** of the two products by (2). The softmax is a few per score where a product has hundreds; leave it
+#    out, and the scale with it;
+# 2. the **elements of $S$**;
+# 3. the **bytes that cross** between memory and chip in three kernels: $q\,k^\top$, softmax, $P\,v$. Each reads its
+#    operands once and writes its result once;
+# 4. the bytes that **autograd keeps** for the backward pass, beside $q$, $k$ and $v$, which are there anyway. It needs
+#    the gradients of both factors of $P v$, so it keeps $P$. Does it also need $S$? A row of $P$ with gradient $dP$ gives
+#    $dS_i = P_i \, (dP_i - \sum_j P_j \, dP_j)$. Is there an $S$ in that?
+
+# %% tags=["exercise"] exercise="01.naive_cost"
+def naive_cost(B, H, T, D, *, itemsize=2):
+    """What naive attention costs, forward, without a mask: q, k, v and o are (B, H, T, D), S and P (B, H, T, T).
+
+    B, H, T, D    ints: sequences, heads, tokens, head size
+    itemsize      bytes of an element: 2 in bf16, 4 in fp32
+
+    Returns (flops, score_elements, hbm_bytes, saved_bytes), four ints: the operations of the two products, the elements
+    of S, the bytes that three kernels read and write, and the bytes that autograd keeps beside q, k and v.
+    """
+    ### BEGIN SOLUTION
+    scores = B * H * T * T
+    rows = B * H * T * D  # elements of q, and of k, v and o
+    flops = 2 * scores * D + 2 * scores * D  # q kᵀ and P v
+    crossing = (2 * rows + scores) + 2 * scores + (scores + 2 * rows)  # q kᵀ, softmax, P v
+    return flops, scores, itemsize * crossing, itemsize * scores
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="01.naive_cost"
+check("01.naive_cost", naive_cost)
+
+# %% [markdown]
+# Stuck? `hint("01.naive_cost")` in a cell of your own gives the next of three hints: a nudge, the invariant, then
+# pseudocode.
+#
+# ### Is that what PyTorch does?
+#
+# A count is a claim. The library has a meter, `work()`, that watches every operation of torch and adds up what it
+# computes, reads and writes. And autograd can be asked what it keeps: it hands each tensor that it saves to a hook.
+# (`mine` fetches your answer once it has passed, and the library's own until then.)
+
+# %% tags=["claim"]
+counted = mine("naive_cost", default=cost.naive_cost)
+
+
+def kept_by_autograd(attention, *inputs):
+    """Bytes of the tensors that autograd saves in a call of `attention`, beside the inputs."""
+    kept = {}
+
+    def remember(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
+        o = attention(*inputs)  # noqa: F841  (as long as o lives, so does what is kept for it)
+    for x in inputs:
+        kept.pop(x.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
+
+
+flops, scores, hbm_bytes, saved_bytes = counted(2, 4, 256, 64)
+scaled = q / math.sqrt(64)
+with work() as done:
+    P = torch.softmax(scaled @ k.mT, dim=-1)
+    o = P @ v
+print(f"operations of the products   counted {flops:,}, metered {done.matmul_flops:,}")
+print(f"bytes read and written       counted {hbm_bytes:,}, metered {done.bytes:,}")
+print(f"bytes kept for backward      counted {saved_bytes:,}, found {kept_by_autograd(first_version, q, k, v):,}")
+
+with work() as done:
+    first_version(q, k, v)
+print(f"\nfirst_version, which scales S and not q, moves {done.bytes:,} bytes")
+
+# %% [markdown]
+# To the byte. The last line is a warning: dividing $S$ by $\sqrt{D}$ is a kernel of its own, and it reads all of $S$ and
+# writes all of $S$. Dividing $q$ instead costs next to nothing. In this business the cheap operations are the expensive
+# ones.
+#
+# Now the example. One layer, forward:
+
+# %% tags=["claim"]
+flops, scores, hbm_bytes, saved_bytes = counted(1024, 32, 4096, 128)
+print(f"operations           2^{math.log2(flops):g}")
+print(f"elements of S        2^{math.log2(scores):g}, in units of 2^30: {scores / 2**30:g}")
+print(f"S in bf16            {2 * scores / 2**40:g} TiB")
+print(f"bytes that cross     {hbm_bytes / 2**40:.3f} TiB")
+print(f"kept for backward    {saved_bytes / 2**40:g} TiB")
+
+# %% tags=["measure"]
+measured("01.score_bytes", 2 * scores / 2**40, "TiB")
+
+# %% [markdown]
+# $B\,T^2 H = 2^{39}$ scores and $4\,B\,T^2 C = 2^{48}$ operations. (The article gives the first as "512 GB". <!-- source:
+# the article --> It is 512 times $2^{30}$ *elements*; in `bfloat16` that makes 1 TiB.) Another tebibyte, $P$, has to stay
+# until the backward pass comes by, in **each layer**. $q$, $k$, $v$ and $o$ together are a thirty-second of $S$.
+#
+# Nobody trains a batch like that on one GPU. But divide $B$ by a thousand, and it is a gibibyte a layer for a *single*
+# sequence, for a matrix that nobody asked for: what we want is $o$.
+#
+# ## Exercise (b): naive attention
+#
+# Now write attention, with what a real model needs. Three things come on top of (1):
+#
+# - **Causal mask.** A language model predicts the next token, so a query may see its own token and those before it, no
+#   later one. A score that must not count becomes $-\infty$ *before* the softmax, for $e^{-\infty} = 0$. With a cache there
+#   are fewer queries than keys, $T_q < T_k$: the queries are the **end** of the sequence. So query $i$ sees key $j$ if
+#   $$ j \le i + T_k - T_q \tag{3} $$
+#   (`is_causal` of torch's own function is aligned at the *beginning* instead. A single new token would then see only the
+#   very first key.) With $T_q > T_k$, the first queries see no key at all. Their output is 0.
+# - **Grouped queries.** Keys and values of many models have fewer heads than the queries: $H_q = G \cdot H_{kv}$. Query
+#   head $h$ reads key head $\lfloor h / G \rfloor$, so that the $G$ neighbours of a group share one. SmolLM2 has 9 query
+#   heads and 3 key heads.
+# - **The log-sum-exp.** On request, return also $\mathrm{lse}_i = \ln \sum_j e^{S_{ij}}$, the logarithm of the softmax's
+#   denominator. It looks like a by-product; lessons 02 to 05 live on it. A query that sees no key has
+#   $\mathrm{lse} = -\infty$.
+#
+# All attention functions of this course have these arguments, and so yours will fit wherever the library's do.
+
+# %% tags=["exercise"] exercise="01.naive_attention"
+import math
+
+import torch
+
+
+def naive_attention(q, k, v, *, causal=False, scale=None, return_lse=False):
+    """Attention that stores the whole score matrix.
+
+    q (B, Hq, Tq, Dk)   k (B, Hkv, Tk, Dk)   v (B, Hkv, Tk, Dv)    Hq is a multiple of Hkv, and Tk at least 1
+    causal              query i sees key j only if j <= i + Tk - Tq
+    scale               the scores are q kᵀ · scale; None stands for 1/√Dk
+
+    Returns o (B, Hq, Tq, Dv), of v's dtype; with return_lse=True the pair of o and lse (B, Hq, Tq), float32. A query that
+    sees no key has o = 0 and lse = -inf. In 16 bits, take the softmax in float32.
+    Not allowed: torch's scaled_dot_product_attention. (torch.softmax and torch.logsumexp are yours to use.)
+    """
+    ### BEGIN SOLUTION
+    Hq, Tq, Dk = q.shape[1:]
+    Hkv, Tk = k.shape[1:3]
+    scale = 1 / math.sqrt(Dk) if scale is None else scale
+    k, v = (x.repeat_interleave(Hq // Hkv, dim=1) for x in (k, v))  # (B, Hq, Tk, ·): each head G times in a row
+    s = (q @ k.mT).float() * scale  # (B, Hq, Tq, Tk)
+    if causal:
+        query = torch.arange(Tq, device=q.device)[:, None] + Tk - Tq  # (Tq, 1): the place of each among the keys
+        s = s.masked_fill(torch.arange(Tk, device=q.device) > query, -math.inf)
+    p = torch.softmax(s, dim=-1)
+    if causal:
+        p = p.masked_fill(query < 0, 0)  # a row that sees no key was 0/0
+    o = p.to(v.dtype) @ v
+    return (o, torch.logsumexp(s, dim=-1)) if return_lse else o
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="01.naive_attention"
+check("01.naive_attention", naive_attention)
+
+# %% [markdown]
+# Correct, general, and a dozen lines. What do they move? Every line that makes something of the size of $S$ is a kernel
+# that reads such a thing and writes such a thing. In bytes for each score, in `bfloat16`, where the three kernels of
+# exercise (a) need 8:
+
+# %% tags=["claim"]
+attention = mine("naive_attention", default=naive.naive_attention)
+q, k, v = (torch.randn(1, 4, 512, 64, generator=generator).bfloat16() for _ in range(3))
+small = 4 * q.nbytes  # q, k, v and o, once each
+for name, function, options in (
+    ("first_version", first_version, {}),
+    ("the library's", naive.naive_attention, {}),
+    ("the library's, causal", naive.naive_attention, {"causal": True}),
+    ("yours", attention, {}),
+    ("yours, causal", attention, {"causal": True}),
+):
+    with work() as done:
+        function(q, k, v, **options)
+    each = (done.bytes - small) / (4 * 512 * 512)
+    print(f"{name:24} moves {each:4.1f} bytes a score")
+
+# %% [markdown]
+# The library's scales the scores, widens them to `float32` for the softmax and narrows the weights for the second product:
+# three more passes, and a softmax twice as wide. The mask is two more. Causality spares half of the arithmetic, in
+# principle; eagerly, it costs more bytes than ever. (And yours?) Keep the 28 in mind. <!-- source: the output above: 28.0
+# bytes a score -->
+#
+# ## The roofline
+#
+# How long must that take? A chip loads one tile while it computes on another. So within a kernel, arithmetic and traffic
+# overlap, and the slower of the two hides the other:
+#
+# $$ t = \max\!\left( \frac{\text{FLOP}}{\text{peak}},\; \frac{\text{bytes}}{\text{bandwidth}} \right) \tag{4} $$
+#
+# Which one is it? Divide both by the bytes. What is left of the kernel is its **intensity**
+# $I = \text{FLOP} / \text{bytes}$; of the machine, its **ridge** $R = \text{peak} / \text{bandwidth}$, the operations that
+# it can do in the time of a byte. If $I > R$, the kernel is bound by arithmetic. If $I < R$, by memory, and it reaches only
+# the fraction $I/R$ of the peak. Plotted over $I$, the speed within reach is a slope and then a flat roof
+# ([Williams, Waterman and Patterson, 2009](https://doi.org/10.1145/1498765.1498785)):
+
+# %%
+viz.naive_traffic(4096, 128)
+
+# %%
+T, D = 4096, 128
+three_kernels = [  # of one head; a softmax is five operations an element: maximum, difference, exponential, sum, quotient
+    roofline.Operation("q kᵀ", flops=2 * T * T * D, bytes=2 * (2 * T * D + T * T)),
+    roofline.Operation("softmax", flops=5 * T * T, bytes=2 * (2 * T * T)),
+    roofline.Operation("P v", flops=2 * T * T * D, bytes=2 * (T * T + 2 * T * D)),
+]
+viz.roofline_chart(three_kernels, DEVICES["H100 SXM"])
+
+# %% [markdown]
+# For one head the first and the last kernel do $2T^2D$ operations on about $2\,T^2$ bytes, as long as $T$ is much larger
+# than $D$. So their intensity is about $D$, whatever $T$ is: more tokens do not help. The softmax does next to nothing
+# for each byte. All three stand on the slope.
+#
+# ## Exercise (c): the time of a sequence of kernels
+#
+# Kernels run one after another, because each needs the result of the one before. Given a list of them, each as its
+# operations and its bytes, what is the least time that all take together?
+
+# %% tags=["exercise"] exercise="01.roofline_seconds"
+def roofline_seconds(operations, *, peak_flops, bandwidth):
+    """The least seconds for kernels that run one after another.
+
+    operations    a list of pairs (FLOP, bytes), one a kernel
+    peak_flops    FLOP/s of the machine
+    bandwidth     B/s between its memory and its chip
+
+    Returns a float. Within a kernel arithmetic and traffic overlap completely; between two kernels nothing does.
+    """
+    ### BEGIN SOLUTION
+    return sum(max(flops / peak_flops, size / bandwidth) for flops, size in operations)
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="01.roofline_seconds"
+check("01.roofline_seconds", roofline_seconds)
+
+# %% [markdown]
+# Put the example in. For all heads and sequences there are $2^{15}$ times as many operations and bytes as for the one head
+# above:
+
+# %% tags=["claim"]
+seconds = mine("roofline_seconds", default=roofline.roofline_seconds)
+h100 = DEVICES["H100 SXM"]
+machine = {"peak_flops": h100.flops["bfloat16"], "bandwidth": h100.bandwidth}
+pairs = [(1024 * 32 * op.flops, 1024 * 32 * op.bytes) for op in three_kernels]
+for op, pair in zip(three_kernels, pairs, strict=True):
+    print(f"{op.name:8} {op.intensity:6.1f} FLOP a byte   {seconds([pair], **machine):.3f} s")
+products = [(flops, 0) for flops, _ in (pairs[0], pairs[2])]
+print(f"all three {seconds(pairs, **machine):.2f} s; "
+      f"the arithmetic of the products alone {seconds(products, **machine):.2f} s")  # fmt: skip
+print(f"the ridge of {h100.name}: {h100.flops_per_byte('bfloat16'):.0f} FLOP a byte")
+
+# %% tags=["measure"]
+flops, _, hbm_bytes, _ = counted(1024, 64, 4096, 64)
+measured("01.smaller_heads", (hbm_bytes / h100.bandwidth) / (flops / h100.flops["bfloat16"]), "×")
+
+# %% [markdown]
+# About a second of waiting for a quarter of a second of work. Nearly half of the time goes to the softmax, which computes
+# almost nothing. And with smaller heads it is worse: the operations stay, $4\,B\,T^2 C$, but there are twice as many
+# matrices $S$ and $P$.
+#
+# What would one have to change? Not the arithmetic. If *one* kernel did all three steps and kept $S$ and $P$ on the chip,
+# only $q$, $k$, $v$ and $o$ would cross: their $4\,T D$ elements against $4\,T^2 D$ operations make an intensity of $T/2$ in
+# `bfloat16`, and that grows without end. That kernel is FlashAttention, and lessons 02 to 04 build it.
+#
+# ## A model on the roofline
+#
+# Attention is not all of a model. The explorer below places **every** operation of a real model's step on the roofline of
+# a real device. Batch and context can be turned up, and the points move. Find out:
+#
+# - In decoding, one token at a time, *nothing* is near the ridge. Which operations does a larger batch carry over it, and
+#   which one stays where it is? Why that one?
+# - In prefill, switch attention from naive to flash. Which points vanish, and where does the new one stand?
+# - DeepSeek-V3 caches one short latent vector for all heads. What does that do to its attention in decoding?
+
+# %% tags=["widget"]
+viz.roofline_explorer(device="H100 SXM", model="Llama-3-8B")
+
+# %% [markdown]
+# ## Measure: time and memory against tokens
+#
+# Next to the clock, the memory. On an H100, naive attention of one sequence with 16 heads of 64 was run at 16,384 tokens,
+# in `bfloat16`. The matrix $S$ alone is 8 GiB. <!-- source: 16 · 16384² · 2 bytes = 2^33 --> **How many GiB did it
+# allocate at its peak**, beyond its inputs and its output? Think of the lines of your own version: which tensors are
+# alive at the same time, and how wide are they?
+
+# %% tags=["predict"]
+predict("01.extra_memory", None, "GiB")
+
+# %% [markdown]
+# Measure here first. On a GPU, the allocator keeps a record of its peak. On a CPU there is nobody to ask, so we use the
+# machine with two memories from `llmsys.hardware.memory`, which sees every tensor come to life and die.
+
+# %% tags=["measure"]
+gpu = torch.cuda.is_available()
+kind = {"device": "cuda", "dtype": torch.bfloat16} if gpu else {"device": "cpu", "dtype": torch.float32}
+H, D = (16 if gpu else 1), 64
+
+
+def extra_bytes(function, *inputs):
+    """The most that is alive during a call beyond its inputs and its output."""
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        o = function(*inputs)
+        return torch.cuda.max_memory_allocated() - before - o.nbytes
+    with HBM(sram=None) as machine:  # as large as need be
+        o = function(*inputs)
+    return max(machine.sram_peak - o.nbytes, 0)
+
+
+growth = []
+for T in (256, 512, 1024, 2048, 4096):
+    inputs = tuple(torch.randn(1, H, T, D, **kind) for _ in range(3))
+    with torch.no_grad():
+        times = interleaved({"naive": attention, "sdpa": sdpa_attention}, [inputs], repeats=3, warmup=1)
+        for name, function in (("naive", attention), ("sdpa", sdpa_attention)):
+            row = {"name": name, "sweep": "growth", "B": 1, "H": H, "T": T, "D": D}
+            growth.append(row | {"ms": 1e3 * times[name].median, "extra_bytes": extra_bytes(function, *inputs)})
+
+for T in (1024, 2048, 4096):
+    mine_mib, fused_mib = (row["extra_bytes"] / 2**20 for row in growth if row["T"] == T)
+    print(f"here, {T:5,} tokens: yours allocates {mine_mib:7.1f} MiB, torch's {fused_mib:.2f} MiB")
+viz.attention_growth(recorded("attention"), here=growth)
+
+# %% tags=["claim"]
+rows = {(row["name"], row["T"]): row for row in recorded("attention").rows if row["sweep"] == "growth"}
+naive_16k, fused_16k = rows["naive", 16384], rows["sdpa", 16384]
+print(f"recorded at 16k tokens: naive attention takes {naive_16k['ms'] / fused_16k['ms']:.1f}× as long as torch's fused one,")
+print(f"and {naive_16k['extra_bytes'] / 2**30:.0f} GiB of memory beside its inputs and output, where that takes "
+      f"{fused_16k['extra_bytes']:,} bytes")  # fmt: skip
+print(f"that is {naive_16k['extra_bytes'] / (16 * 16384**2):g} bytes a score")
+print(f"from 8k to 16k tokens: {naive_16k['extra_bytes'] / rows['naive', 8192]['extra_bytes']:.0f}× the memory, "
+      f"{naive_16k['ms'] / rows['naive', 8192]['ms']:.1f}× the time")  # fmt: skip
+print("at 32k tokens:", "naive attention runs out of memory" if ("naive", 32768) not in rows else "it ran")
+
+# %% tags=["measure"]
+measured("01.extra_memory", naive_16k["extra_bytes"] / 2**30, "GiB")
+
+# %% [markdown]
+# Both curves rise by four for each doubling: the square that you have counted. But the H100 does not run out of *time*.
+# It runs out of memory, at 32k tokens of a single sequence, one layer, without a backward pass. At the peak, ten bytes a
+# score are alive: the scores and the weights in `float32`, and the weights again in `bfloat16`. The fused kernel allocates
+# next to nothing: no $T \times T$ matrix exists.
+#
+# Does the roofline explain the time, too? The meter said that the library's version moves 28 bytes a score: <!-- source:
+# the meter's output under exercise (b) -->
+
+# %% tags=["claim"]
+scores = 16 * 16384**2  # heads · T²
+least = seconds([(4 * scores * 64, 28 * scores)], **machine)
+print(f"28 bytes a score at {h100.bandwidth / 1e12:.2f} TB/s take {1e3 * least:.1f} ms; "
+      f"recorded: {100 * 1e3 * least / naive_16k['ms']:.0f}% of that speed")  # fmt: skip
+share = 1e12 * naive_16k["tflops"] / machine["peak_flops"]
+print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}% of the peak")
+
+# %% [markdown]
+# A bound, and a kernel sequence that comes within a quarter of it: there is nothing mysterious left. The chip with nearly
+# a thousand TFLOP/s is a memory-moving machine with a calculator attached, and this code uses the calculator at two to
+# three percent.
+#
+# ## Where does the wall stand?
+#
+# Between the chip's registers and its memory there are caches, each larger and slower than the one before. *Where do $S$
+# and $P$ live?* At whatever level they fit. Let $i$ be the bytes of an element. With respect to **that** level, (1) does
+# $4\,T^2 D$ operations on $4\,T^2 i$ bytes, for $S$ and $P$ are written and read there, once each:
+#
+# $$ I = \frac{4\,T^2 D}{4\,T^2\, i} = \frac{D}{i} \tag{5} $$
+#
+# It does not depend on $T$. What does depend on $T$ is the level: both matrices of all heads fit into a cache of $M$
+# bytes up to
+#
+# $$ 2\, i\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, i\, B H}} \tag{6} $$
+#
+# While they fit, the memory behind that cache sees nothing but $q$, $k$, $v$ and $o$. Beyond $T^\star$ it sees everything.
+# So every level of memory has a ridge of its own, $\text{peak}$ over *its* bandwidth, and at $T^\star$ naive attention
+# falls through to the next one. It hits the wall there if $D/i$ lies below the next ridge. Two GPUs, with heads of 64:
+
+# %% tags=["claim"]
+print("bf16, D = 64: naive attention has D/2 = 32 FLOP a byte where S and P are. The ridges:")
+for name in ("A100 80GB SXM", "H100 SXM"):
+    spec = DEVICES[name]
+    levels = {"SRAM": spec.sram_bandwidth, "L2": spec.l2_bandwidth, "HBM": spec.bandwidth}
+    peak, largest = spec.flops["bfloat16"], math.sqrt(spec.l2_bytes / (2 * 2 * 16))
+    ridges = [f"{level} {peak / rate:.0f}" if rate else f"{level} not published" for level, rate in levels.items()]
+    print(f"  {name:14}", ", ".join(ridges))
+    print(f"  {'':14} S and P of 16 heads fit into its L2 of {spec.l2_bytes >> 20} MiB up to T = {largest:.0f}")
+
+# %% [markdown]
+# On a GPU, naive attention is *never* on the good side. Separate kernels hand $S$ over through L2 at best, and even the
+# A100's L2 has a ridge above 32. After about a thousand tokens it is HBM, and the ridge is five or nine times too high.
+# Only in SRAM would 32 be enough (barely, on the H100: lesson 06 comes back to that), and there $S$ can stay only if the
+# kernels are one.
+#
+# And on a CPU? There, one core computes far less, and memory is not that much slower. Calibrate this machine: its largest
+# product, its largest copy, and copies of all sizes. A copy that fits into the cache never gets as far as the memory, so
+# the rate falls where the cache ends.
+
+# %% tags=["measure"]
+here = this_machine()
+dtype = str(kind["dtype"]).removeprefix("torch.")
+
+
+def copies(n, times, x, y):
+    for _ in range(times):  # again and again: from the second time on a small copy finds its bytes in the cache
+        y[:n].copy_(x[:n])
+
+
+sizes = [1 << p for p in range(21, 29)]  # bytes that a copy touches: half of them it reads, half it writes
+x = torch.randn(sizes[-1] // 8, device=kind["device"])
+often = {size: max((64 << 20) // size, 2) for size in sizes}
+functions = {size: partial(copies, size // 8, often[size]) for size in sizes}
+turns = interleaved(functions, [(x, torch.empty_like(x))], repeats=7, warmup=1)
+rates = {size: often[size] * size / min(turns[size].seconds) for size in sizes}  # the shortest: what nothing disturbed
+for size, rate in rates.items():
+    print(f"{size >> 20:4d} MiB {rate / 1e9:8.1f} GB/s  " + "=" * round(40 * rate / max(rates.values())))
+slow, fast = rates[max(rates)], max(rates.values())
+cache = max(size for size, rate in rates.items() if rate >= math.sqrt(slow * fast))
+here = replace(here, l2_bytes=cache, l2_bandwidth=max(fast, here.bandwidth))
+print(f"\n{here.name}: {here.flops[dtype] / 1e9:,.0f} GFLOP/s in {dtype}")
+print(f"the ridge of its memory is at {here.flops[dtype] / here.bandwidth:.1f} FLOP a byte,")
+print(f"that of its cache at {here.flops[dtype] / here.l2_bandwidth:.1f}. The cache seems to end at {cache >> 20} MiB.")
+print(f"naive attention with D = {D}: {D / kind['dtype'].itemsize:g} FLOP a byte")
+
+# %% [markdown]
+# Now the prediction. By (6), with the cache that you see, the bytes of an element printed above (4 in `float32`, 2 in
+# `bfloat16`), and one head on a CPU or 16 on a GPU: **at how many tokens $T$ does naive attention begin to fall?** And by
+# (5) against the ridge of the memory: will it fall deep, or hardly?
+
+# %% tags=["predict"]
+predict("01.ridge_tokens", None, "tokens")
+
+# %% [markdown]
+# To see the memory and nothing else, the three kernels write into buffers that are there already. Beside them runs the
+# same attention as PyTorch runs it, with new tensors in every call.
+
+# %% tags=["measure"]
+def kept_buffers(T, times, q, k, v, S, P, o):
+    S, P = (x.flatten()[: H * T * T].view(H, T, T) for x in (S, P))
+    o = o.flatten()[: H * T * D].view(H, T, D)
+    for _ in range(times):
+        torch.matmul(q[:, :T], k[:, :T].mT, out=S)
+        torch.softmax(S, dim=-1, out=P)
+        torch.matmul(P, v[:, :T], out=o)
+
+
+def new_tensors(T, times, q, k, v, *_):
+    for _ in range(times):
+        torch.softmax(q[:, :T] @ k[:, :T].mT, dim=-1) @ v[:, :T]
+
+
+lengths = (128, 256, 362, 512, 724, 1024, 1448, 2048, 2896, 4096)
+often = {T: max(round((1024 / T) ** 2), 2) for T in lengths}
+q, k, v, o = (torch.randn(H, lengths[-1], D, **kind) for _ in range(4))
+S, P = (torch.zeros(H, lengths[-1], lengths[-1], **kind) for _ in range(2))
+functions = {(f, T): partial(f, T, often[T]) for T in lengths for f in (kept_buffers, new_tensors)}
+with torch.no_grad():
+    turns = interleaved(functions, [(q, k, v, S, P, o)], repeats=3, warmup=1)
+del S, P
+
+wall = []
+for (function, T), timing in turns.items():
+    row = {"name": function.__name__.replace("_", " "), "B": 1, "H": H, "T": T, "D": D, "dtype": dtype}
+    wall.append(row | {"tflops": 4e-12 * H * T * T * D * often[T] / min(timing.seconds)})
+viz.ridge_plot(wall, here)
+
+# %% tags=["measure"]
+kept = {row["T"]: row["tflops"] for row in wall if row["name"] == "kept buffers"}
+measured("01.ridge_tokens", max(T for T, rate in kept.items() if rate >= 0.9 * max(kept.values())), "tokens")
+
+# %% [markdown]
+# (Measured is the last $T$ that still reaches nine tenths of the best.) What you see depends on your machine, and that is
+# the point of calibrating it:
+#
+# - **On a CPU**, $D/i = 16$ usually lies *above* the ridge of the memory. Then the products do not mind where $S$ is, and
+#   only the softmax feels it. The wall is a step, not a cliff. Also, a CPU's exponentials are slow: the roof that counts
+#   only products and bytes is out of reach even in the cache. A roofline is a bound; what it leaves open is where to look
+#   next.
+# - If *new tensors* falls much deeper than *kept buffers*, that is not the memory's bandwidth at all. Tensors of that
+#   size come from the operating system and go back to it, and each of their pages has to be mapped and zeroed again, in
+#   every call. It is one more price of materialising $S$. (PyTorch keeps a GPU's memory for itself, so that the two
+#   curves coincide there.)
+# - **On a GPU**, the few-token end is low because launching three kernels takes longer than running them, and the
+#   many-token end because 32 is far below the ridge.
+#
+# ## Your attention in a real model
+#
+# SmolLM2 has 30 layers with 9 query heads and 3 key heads of 64 each. Your function is causal, knows groups, and can
+# start from a cache. So it can be the model's attention. Greedy decoding takes the most probable token each time: if you
+# compute the same thing as torch's fused kernel, the model says the same thing, to the letter.
+
+# %% tags=["engine"]
+from llmsys.models import generate, load_model
+
+model = load_model()
+question = "What does attention do in a language model? Answer in one sentence."
+
+yours = generate(model, question, attention=attention, cache=True, max_new_tokens=32)
+print(yours.text)
+
+# %% tags=["engine", "claim"]
+torchs = generate(model, question, attention="sdpa", max_new_tokens=32)
+print("your attention chooses the same tokens as torch's fused attention:", yours.tokens == torchs.tokens)
+
+# %% [markdown]
+# ## What production does differently
+#
+# - **PyTorch** keeps naive attention as the fallback: `_scaled_dot_product_attention_math`, which
+#   `sdpa_kernel(SDPBackend.MATH)` selects. For stability it scales $q$ and $k$ before the product, each by the *square
+#   root* of the scale: that is $T D$ elements instead of $T^2$. Otherwise `scaled_dot_product_attention` dispatches to fused
+#   kernels, in which $S$ never leaves the chip.
+# - **Megatron-LM**'s `DotProductAttention` shows how far one gets without tiling.
+#   `torch.baddbmm(…, alpha=self.softmax_scale)` folds the scale into the product, `FusedScaleMaskSoftmax` makes one kernel
+#   of scale, mask and softmax, and the scores go into one preallocated buffer for all layers. Three kernels, as you have
+#   counted. $S$ and $P$ still cross.
+# - **Selective recomputation** ([Korthikanti et al., 2022](https://arxiv.org/abs/2205.05198)) drops $P$ and computes it
+#   again in the backward pass, in exactly that class: for GPT-3, 2.7% more operations save 70% of the activations'
+#   memory. Lesson 22.
+# - **transformers** has it as `eager_attention_forward`; `repeat_kv` there does what `repeat_interleave` does here, copies
+#   included. The library's `naive_attention` stacks the queries of a group instead, and copies nothing.
+# - **FlashAttention** ([Dao et al., 2022](https://arxiv.org/abs/2205.14135)) is where bytes, not operations, were first
+#   counted for attention; its section 3.2 proves how few are enough. That most of a transformer's time is data movement
+#   had been measured by [Ivanov et al., 2020](https://arxiv.org/abs/2007.00072).
+# - **Nsight Compute** draws the roofline of every kernel it profiles, with its L1 and L2 as levels of their own:
+#   `ncu --set roofline`.
+#
+# ## Do you have it?
+#
+# <details><summary><b>1.</b> A kernel has an intensity of 10 on a machine whose ridge is 295. The next machine computes twice as fast, with the same memory. How much faster is the kernel there? And what if, on the old machine, its tensors are stored in fp8 instead of bf16?</summary>
+#
+# Not at all: it waits for memory, and that is as slow as before. Narrower tensors help, for half of the bytes take half
+# of the time, although the arithmetic has not changed.
+# </details>
+#
+# <details><summary><b>2.</b> "We are memory-bound, so let us double the batch." For which operations of a model is that good advice, and why not for naive attention?</summary>
+#
+# For those with weights: the weights are read once for the whole batch, so that bytes hardly grow and operations double.
+# Attention has no weights. Every sequence has an S of its own, and bytes and operations grow alike.
+# </details>
+#
+# <details><summary><b>3.</b> You train SmolLM2 with naive attention, 8 sequences of 2048 tokens, bf16. How much memory do the P of all its layers take, beside 0.27 GB of weights?</summary>
+#
+# 30 layers · 8 sequences · 9 heads · 2048² · 2 bytes = 16.9 GiB, 67 times the weights. <!-- source: 30·8·9·2048²·2 =
+# 18,119,393,280 bytes; 134.5 million weights of 2 bytes --> Without grouping it would be the same: P has the query heads.
+# With FlashAttention it is the log-sum-exp, 4 bytes a row, 17 MiB; and o, which is needed anyway. <!-- source:
+# 30·8·9·2048·4 = 17,694,720 bytes -->
+# </details>
+#
+# **Next:** lesson 02, online softmax: how to take the softmax of a row that you never hold.
