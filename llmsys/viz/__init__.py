@@ -40,6 +40,7 @@ _MODULES = {
     "roofline_explorer": "llmsys.viz.roofline_model",
     "attention_growth": "llmsys.viz.attention_charts",
     "bytes_by_tile": "llmsys.viz.attention_charts",
+    "kernel_explorer": "llmsys.viz.kernel_fit",
 }
 __all__ = sorted(_MODULES)
 
