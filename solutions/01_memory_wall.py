@@ -539,9 +539,9 @@ print(f"that of its cache at {here.flops[dtype] / here.l2_bandwidth:.1f}. The ca
 print(f"naive attention with D = {D}: {D / kind['dtype'].itemsize:g} FLOP a byte")
 
 # %% [markdown]
-# Now the prediction. By (6), with the cache that you see, the bytes of an element printed above (4 in `float32`, 2 in
-# `bfloat16`), and one head on a CPU or 16 on a GPU: **at how many tokens $T$ does naive attention begin to fall?** And by
-# (5) against the ridge of the memory: will it fall deep, or hardly?
+# Now the prediction. By (6), with the cache that you see, the bytes of an element (4 in `float32`, 2 in `bfloat16`) and one
+# head on a CPU or 16 on a GPU: **at how many tokens $T$ does naive attention begin to fall?** And by (5) against the
+# ridge of the memory: will it fall deep, or hardly?
 
 # %% tags=["predict"]
 predict("01.ridge_tokens", None, "tokens")
