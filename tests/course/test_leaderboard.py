@@ -9,7 +9,7 @@ import torch
 from llmsys.attention import naive_attention, tiled_attention
 from llmsys.attention.cost import tiled_bytes
 from llmsys.course import leaderboard, progress
-from llmsys.course.leaderboard import BEST, YOURS, byte_leaderboard
+from llmsys.course.leaderboard import BEST, YOURS, Board, Entry, byte_leaderboard
 from llmsys.hardware.memory import KIB
 
 GAME = {"sram": 12 * KIB, "T": 96, "D": 16}
@@ -86,6 +86,52 @@ def test_the_librarys_entries_are_what_it_does(order, name):
     assert refused.bytes is None
 
 
+def test_a_run_that_overwrites_its_inputs_spoils_no_other():
+    def careless(q, k, v, *, hbm, **options):
+        hbm.store(q[:, :, :8], hbm.load(v[:, :, :8]))
+        return tiled_attention(q, k, v, hbm=hbm, **options)
+
+    assert not byte_leaderboard(careless, block_q=16, block_k=16, **GAME)[YOURS].ok
+    assert byte_leaderboard(tiled_attention, block_q=16, block_k=16, **GAME)[YOURS].ok
+
+
+def test_a_result_that_was_never_stored_is_not_ranked_nor_kept():
+    def unstored(q, k, v, *, hbm, **options):
+        return naive_attention(hbm.load(q), hbm.load(k), hbm.load(v))
+
+    board = byte_leaderboard(unstored, block_q=8, block_k=8, sram=1024 * KIB, T=96, D=16)
+    assert not board[YOURS].ok and "on the chip" in board[YOURS].note
+    assert progress.load().bests == {}
+
+
+@pytest.mark.parametrize("T", [96, 1024, 4096])  # the more keys, the smaller o and its error
+def test_keeping_the_result_in_16_bits_does_not_pay(T):
+    q, k, v, exact = leaderboard._problem(T, 64)
+    o = tiled_attention(q, k, v, block_q=512, block_k=512)
+
+    def told(o):
+        def attention(q, k, v, *, hbm, **options):
+            home = hbm.empty(o.shape, dtype=o.dtype, name="o")
+            hbm.store(home, o)
+            return home
+
+        return leaderboard._run(YOURS, attention, 8, 8, 16 * KIB, T, 64)
+
+    assert told(o).ok and "wrong" in told(o.half()).note
+
+
+def test_an_entry_knows_its_tiles():
+    yours = byte_leaderboard(tiled_attention, block_q=16, block_k=8, **GAME)[YOURS]
+    assert (yours.block_q, yours.block_k, yours.ok) == (16, 8, True)
+    refused = byte_leaderboard(tiled_attention, block_q=96, block_k=80, **GAME)[YOURS]
+    assert (refused.block_q, refused.block_k, refused.ok) == (96, 80, False)
+
+
+def test_the_table_is_aligned_whatever_the_names():
+    rows = repr(Board("title", (Entry("queries outside, 1000 × 1000", 12), Entry(YOURS, 12345)))).splitlines()[1:]
+    assert len({row.index(" B") for row in rows}) == 1
+
+
 @pytest.mark.parametrize(
     "attention, why",
     [
@@ -111,6 +157,13 @@ def test_the_best_is_kept_and_shown_beside_a_worse_one():
     assert failed[BEST].bytes == first[YOURS].bytes and failed[YOURS].bytes is None
     again = byte_leaderboard(frugal, block_q=48, block_k=8, **GAME)
     assert BEST not in [entry.name for entry in again.entries]
+
+
+def test_a_new_best_is_not_listed_twice():
+    worse = byte_leaderboard(frugal, block_q=8, block_k=4, **GAME)
+    better = byte_leaderboard(frugal, block_q=48, block_k=4, **GAME)
+    assert better[YOURS].bytes < worse[YOURS].bytes and BEST not in [entry.name for entry in better.entries]
+    assert list(progress.load().bests.values()) == [better[YOURS].bytes]
 
 
 def test_another_game_has_another_best():
