@@ -1,8 +1,8 @@
 """Stage 4's backward pass: what surrounds the kernels of `flash_backward_kernels`.
 
-Three launches: delta, a sum over each row of dO ∘ o; then dk and dv, a program for each tile of keys; then dq, a program
-for each tile of queries. Beyond the gradients, the memory is that of two numbers a row: O(T), as in the forward pass.
-Nothing is added atomically, so the gradients are the same, bit for bit, every time.
+Three launches: delta, a sum over each row of dO ∘ o; then dk and dv, a program for each tile of keys; then dq, a
+program for each tile of queries. Beyond the gradients, the memory is that of two numbers a row: O(T), as in the forward
+pass. Nothing is added atomically, so the gradients are the same, bit for bit, every time.
 
 Each launcher takes a kernel of one's own with the same arguments: `backward(…, dkdv_kernel=mine)`.
 """
@@ -54,7 +54,7 @@ def backward(
     tiles
         How to cut the kernels; by default what `backward_tiles_for` says.
     """
-    q, k, v, do = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v, do))
+    q, k, v, do = (x if _addressable(x) else x.contiguous() for x in (q, k, v, do))
     tiles = tiles or backward_tiles_for(max(q.shape[3], v.shape[3]), q.element_size())
     delta, lse_log2 = launch_delta(o, do, lse, dlse, delta_kernel)
     dk, dv = launch_dkdv(q, k, v, do, lse_log2, delta, causal, scale, precision, tiles.dkdv, dkdv_kernel)
@@ -63,14 +63,17 @@ def backward(
 
 
 def backward_tiles_for(D: int, itemsize: int) -> BackwardTiles:
-    """The tiles for heads of D (the larger of Dk and Dv) and elements of `itemsize` bytes, measured on an H100."""
-    if itemsize == 4:
-        small = TileConfig(32, 32, 4, 2)
-        return BackwardTiles(small, small)
+    """The tiles for heads of D (the larger of Dk and Dv) and elements of `itemsize` bytes.
+
+    Measured on an H100. dk and dv together are twice as many numbers as o in the forward pass, and both lie in
+    registers: so a tile of keys has 64 of them and no more.
+    """
+    if itemsize == 4:  # in full precision, products are made of many small ones: small tiles, few registers
+        return BackwardTiles(TileConfig(32, 32, 4, 2), TileConfig(32, 32, 4, 2))
     if D <= 64:
-        return BackwardTiles(TileConfig(64, 128, 8, 3), TileConfig(64, 64, 4, 3))
+        return BackwardTiles(TileConfig(128, 64, 4, 2), TileConfig(128, 64, 8, 3))
     if D <= 128:
-        return BackwardTiles(TileConfig(64, 128, 8, 2), TileConfig(128, 64, 8, 2))
+        return BackwardTiles(TileConfig(64, 64, 4, 2), TileConfig(128, 64, 8, 3))
     return BackwardTiles(TileConfig(32, 64, 8, 2), TileConfig(64, 32, 8, 2))
 
 
@@ -163,3 +166,8 @@ def _launch(kernel, grid, results, q, k, v, do, lse_log2, delta, causal, scale, 
 
 def _power_of_two(D: int) -> int:
     return max(16, 1 << (D - 1).bit_length())  # tl.dot wants at least 16
+
+
+def _addressable(x: Tensor) -> bool:
+    """Whether the kernels can walk through x as it lies: they count the elements of a head in 32 bits, one by one."""
+    return x.stride(3) == 1 and x.shape[2] * x.stride(2) < 2**31

@@ -10,8 +10,9 @@ o, and with delta_i = Σ_d dO_id o_id, which stands for the sum over a row in th
     dV_j = Σ_i P_ij dO_i        dP_ij = dO_i·v_j        dS_ij = P_ij (dP_ij − delta_i)
     dQ_i = scale · Σ_j dS_ij k_j            dK_j = scale · Σ_i dS_ij q_i
 
-(https://arxiv.org/abs/2205.14135, appendix B.2 and B.4; https://arxiv.org/abs/2307.08691, section 3.1.2). Where lse itself
-is used, its gradient dlse adds P_ij · dlse_i to dS_ij: it is subtracted from delta_i, and no other line knows of it.
+(https://arxiv.org/abs/2205.14135, appendix B.2 and B.4; https://arxiv.org/abs/2307.08691, section 3.1.2). Where lse
+itself is used, its gradient dlse adds P_ij · dlse_i to dS_ij: it is subtracted from delta_i, and no other line knows
+of it.
 
 The sums run in two directions, and that decides the kernels. dK and dV of a key are sums over queries: one program has
 a tile of keys and walks over the queries that see them. dQ is a sum over keys: one program has a tile of queries, and
@@ -38,7 +39,8 @@ def flash_delta_kernel(
 ):  # fmt: skip
     """What both of the other kernels want of a row: delta − dlse, and lse in base two.
 
-    Grid: (ceil(Tq / BLOCK_M), B · Hq). o and do (B, Hq, Tq, DV); the rest (B, Hq, Tq) fp32, contiguous; dlse may be None.
+    Grid: (ceil(Tq / BLOCK_M), B · Hq). o and do (B, Hq, Tq, DV); the rest (B, Hq, Tq) fp32, contiguous; dlse may be
+    None.
     """
     b = (tl.program_id(1) // Hq).to(tl.int64)
     h = (tl.program_id(1) % Hq).to(tl.int64)
@@ -76,66 +78,72 @@ def flash_dkdv_kernel(
 
     Grid: (ceil(Tk / BLOCK_N), B · Hkv). q (B, G·Hkv, Tq, DK), k (B, Hkv, Tk, DK), v (B, Hkv, Tk, DV), do as q with DV,
     all with unit stride in the last dimension; lse_log2 and delta (B, G·Hkv, Tq) fp32, dk as k and dv as v, contiguous.
-    scale_log2 = scale · log2(e). With a causal mask the first tiles have the most queries, and start first.
+    scale_log2 = scale · log2(e). With a causal mask, the first tile of keys is seen by the most queries: the longest
+    programs start first by themselves.
     """
     first_key = tl.program_id(0) * BLOCK_N
-    b = (tl.program_id(1) // Hkv).to(tl.int64)
-    h = (tl.program_id(1) % Hkv).to(tl.int64)
+    group = tl.program_id(1).to(tl.int64)  # a key head of a sequence, and the query heads that share it
+    b = group // Hkv
+    h = group % Hkv
     keys = first_key + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
+    lanes = tl.arange(0, BLOCK_N)[:, None]
     columns_k = tl.arange(0, BLOCK_DK)
     columns_v = tl.arange(0, BLOCK_DV)
     k_inside = (keys < Tk)[:, None] & (columns_k < DK)[None, :]
     v_inside = (keys < Tk)[:, None] & (columns_v < DV)[None, :]
-    k_at = k_ptr + b * k_stride_b + h * k_stride_h + keys.to(tl.int64)[:, None] * k_stride_t + columns_k[None, :]
-    v_at = v_ptr + b * v_stride_b + h * v_stride_h + keys.to(tl.int64)[:, None] * v_stride_t + columns_v[None, :]
-    k = tl.load(k_at, mask=k_inside, other=0.0)  # (BLOCK_N, BLOCK_DK)
-    v = tl.load(v_at, mask=v_inside, other=0.0)  # (BLOCK_N, BLOCK_DV)
+    k_at = k_ptr + b * k_stride_b + h * k_stride_h + first_key.to(tl.int64) * k_stride_t
+    v_at = v_ptr + b * v_stride_b + h * v_stride_h + first_key.to(tl.int64) * v_stride_t
+    k = tl.load(k_at + (lanes * k_stride_t + columns_k[None, :]), mask=k_inside, other=0.0)  # (BLOCK_N, BLOCK_DK)
+    v = tl.load(v_at + (lanes * v_stride_t + columns_v[None, :]), mask=v_inside, other=0.0)  # (BLOCK_N, BLOCK_DV)
     dk = tl.zeros((BLOCK_N, BLOCK_DK), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
 
-    rows = G * Tq
-    whole = rows // BLOCK_M * BLOCK_M  # in the tiles before it, every row exists
-    seen_from = 0  # rows before it see no key of the tile
-    clear = 0  # rows from it on see every key of the tile
     q_at = q_ptr + b * q_stride_b + h * G * q_stride_h
     do_at = do_ptr + b * do_stride_b + h * G * do_stride_h
-    head_rows = (b * Hkv + h) * G * Tq  # where the group begins in lse_log2 and delta
+    lse_log2_at = lse_log2_ptr + group * (G * Tq)
+    delta_at = delta_ptr + group * (G * Tq)
+    rows = G * Tq
+    whole = rows // BLOCK_M * BLOCK_M  # in the tiles before it, every row exists
+    start = 0  # rows before it see no key of this tile
+    clear = 0  # rows from it on see every key of this tile
     if CAUSAL:
         last_key = tl.minimum(first_key + BLOCK_N, Tk) - 1
-        seen_from = tl.maximum(first_key - (Tk - Tq), 0) * G // BLOCK_M * BLOCK_M
+        start = tl.maximum(first_key - (Tk - Tq), 0) * G // BLOCK_M * BLOCK_M
         clear = tl.minimum(tl.cdiv(tl.maximum(last_key - (Tk - Tq), 0) * G, BLOCK_M) * BLOCK_M, whole)
-        dk, dv = _absorb_queries(  # the diagonal
-            dk, dv, k, v, q_at, do_at, lse_log2_ptr + head_rows, delta_ptr + head_rows,
-            q_stride_h, q_stride_t, do_stride_h, do_stride_t, seen_from, clear, keys, Tq, Tk, scale_log2,
-            G, DK, DV, CAUSAL, True, BLOCK_M, BLOCK_DK, BLOCK_DV, PRECISION,
+        dk, dv = _absorb_queries(  # the tiles that the diagonal cuts
+            dk, dv, k, v, q_at, do_at, lse_log2_at, delta_at, q_stride_h, q_stride_t, do_stride_h, do_stride_t,
+            start, clear, keys, Tq, Tk, scale_log2,
+            G, DK, DV, True, False, BLOCK_M, BLOCK_DK, BLOCK_DV, PRECISION,
         )  # fmt: skip
-    dk, dv = _absorb_queries(
-        dk, dv, k, v, q_at, do_at, lse_log2_ptr + head_rows, delta_ptr + head_rows,
-        q_stride_h, q_stride_t, do_stride_h, do_stride_t, clear, whole, keys, Tq, Tk, scale_log2,
-        G, DK, DV, CAUSAL, False, BLOCK_M, BLOCK_DK, BLOCK_DV, PRECISION,
+    dk, dv = _absorb_queries(  # nearly all: no mask
+        dk, dv, k, v, q_at, do_at, lse_log2_at, delta_at, q_stride_h, q_stride_t, do_stride_h, do_stride_t,
+        clear, whole, keys, Tq, Tk, scale_log2,
+        G, DK, DV, False, False, BLOCK_M, BLOCK_DK, BLOCK_DV, PRECISION,
     )  # fmt: skip
-    dk, dv = _absorb_queries(  # a ragged end, if there is one
-        dk, dv, k, v, q_at, do_at, lse_log2_ptr + head_rows, delta_ptr + head_rows,
-        q_stride_h, q_stride_t, do_stride_h, do_stride_t, tl.maximum(whole, seen_from), rows, keys, Tq, Tk, scale_log2,
+    dk, dv = _absorb_queries(  # the last tile, if it is not whole
+        dk, dv, k, v, q_at, do_at, lse_log2_at, delta_at, q_stride_h, q_stride_t, do_stride_h, do_stride_t,
+        tl.maximum(whole, start), rows, keys, Tq, Tk, scale_log2,
         G, DK, DV, CAUSAL, True, BLOCK_M, BLOCK_DK, BLOCK_DV, PRECISION,
     )  # fmt: skip
 
-    key_rows = ((b * Hkv + h) * Tk + keys)[:, None]
-    tl.store(dk_ptr + key_rows * DK + columns_k[None, :], (dk * scale).to(dk_ptr.dtype.element_ty), mask=k_inside)
-    tl.store(dv_ptr + key_rows * DV + columns_v[None, :], dv.to(dv_ptr.dtype.element_ty), mask=v_inside)
+    dk_at = dk_ptr + (group * Tk + first_key) * DK + (lanes * DK + columns_k[None, :])
+    dv_at = dv_ptr + (group * Tk + first_key) * DV + (lanes * DV + columns_v[None, :])
+    tl.store(dk_at, (dk * scale).to(dk_ptr.dtype.element_ty), mask=k_inside)
+    tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=v_inside)
 
 
 @triton.jit
 def _absorb_queries(
-    dk, dv, k, v, q_at, do_at, lse_log2_at, delta_at,
-    q_stride_h, q_stride_t, do_stride_h, do_stride_t, start, stop, keys, Tq, Tk, scale_log2,
-    G: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+    dk, dv, k, v, q_at, do_at, lse_log2_at, delta_at, q_stride_h, q_stride_t, do_stride_h, do_stride_t,
+    start, stop, keys, Tq, Tk, scale_log2,
+    G: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, CAUSAL: tl.constexpr, RAGGED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv after the rows from `start` to `stop`, a tile of BLOCK_M at a time.
 
-    Scores are made transposed, keys by rows, as dk and dv want them: pᵀ and dsᵀ go from one product into the next as
-    they are. Keys beyond the last give rows of dk and dv that are not stored; rows beyond the last are zeros.
+    Both products that need nothing but inputs come first, so that few values are alive at once. Scores are made
+    transposed, keys by rows, as dk and dv want them: pᵀ and dsᵀ go on into the next product without
+    leaving the registers. Keys beyond the last need no mask: what they give are rows of dk and dv that nobody stores.
     """
     columns_k = tl.arange(0, BLOCK_DK)
     columns_v = tl.arange(0, BLOCK_DV)
@@ -144,20 +152,19 @@ def _absorb_queries(
         exists = rows < G * Tq
         query = rows // G
         head = (rows % G).to(tl.int64)
-        at = head * Tq + query  # in lse_log2 and delta
-        q_tile = q_at + (head * q_stride_h + query.to(tl.int64) * q_stride_t)[:, None] + columns_k[None, :]
-        do_tile = do_at + (head * do_stride_h + query.to(tl.int64) * do_stride_t)[:, None] + columns_v[None, :]
-        q = _load(q_tile, exists[:, None], (columns_k < DK)[None, :], MASKED, DK < BLOCK_DK)  # (BLOCK_M, BLOCK_DK)
+        q_tile = q_at + (head * q_stride_h + query * q_stride_t)[:, None] + columns_k[None, :]
+        do_tile = do_at + (head * do_stride_h + query * do_stride_t)[:, None] + columns_v[None, :]
+        q = _load(q_tile, exists[:, None], (columns_k < DK)[None, :], RAGGED, DK < BLOCK_DK)  # (BLOCK_M, BLOCK_DK)
+        do = _load(do_tile, exists[:, None], (columns_v < DV)[None, :], RAGGED, DV < BLOCK_DV)  # (BLOCK_M, BLOCK_DV)
         s_t = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
-        lse_log2 = tl.load(lse_log2_at + at, mask=exists, other=float("inf")) if MASKED else tl.load(lse_log2_at + at)
+        dp_t = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        lse_log2 = _load_row(lse_log2_at + (head * Tq + query), exists, float("inf"), RAGGED)  # (BLOCK_M,)
         p_t = tl.exp2(s_t * scale_log2 - lse_log2[None, :])
-        if MASKED and CAUSAL:
+        if CAUSAL:
             p_t = tl.where(keys[:, None] <= (query + (Tk - Tq))[None, :], p_t, 0.0)
-        do = _load(do_tile, exists[:, None], (columns_v < DV)[None, :], MASKED, DV < BLOCK_DV)  # (BLOCK_M, BLOCK_DV)
-        dv = tl.dot(p_t.to(do.dtype), do, dv, input_precision=PRECISION)
-        dp_t = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
-        delta = tl.load(delta_at + at, mask=exists, other=0.0) if MASKED else tl.load(delta_at + at)
+        delta = _load_row(delta_at + (head * Tq + query), exists, 0.0, RAGGED)
         ds_t = p_t * (dp_t - delta[None, :])
+        dv = tl.dot(p_t.to(do.dtype), do, dv, input_precision=PRECISION)
         dk = tl.dot(ds_t.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
@@ -179,8 +186,9 @@ def flash_dq_kernel(
     Grid: (ceil(G · Tq / BLOCK_M), B · Hkv). dq (B, G·Hkv, Tq, DK) is contiguous; the rest as in `flash_dkdv_kernel`.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
-    b = (tl.program_id(1) // Hkv).to(tl.int64)
-    h = (tl.program_id(1) % Hkv).to(tl.int64)
+    group = tl.program_id(1).to(tl.int64)
+    b = group // Hkv
+    h = group % Hkv
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
     query = rows // G
     head = h * G + rows % G
@@ -232,18 +240,18 @@ def _absorb_keys(
     for key in range(start, stop, BLOCK_N):
         keys = key + tl.arange(0, BLOCK_N)
         exists = keys < Tk
-        k_tile = k_at + keys.to(tl.int64)[:, None] * k_stride_t + columns_k[None, :]
-        v_tile = v_at + keys.to(tl.int64)[:, None] * v_stride_t + columns_v[None, :]
+        k_tile = k_at + (keys * k_stride_t)[:, None] + columns_k[None, :]
+        v_tile = v_at + (keys * v_stride_t)[:, None] + columns_v[None, :]
         k = _load(k_tile, exists[:, None], (columns_k < DK)[None, :], MASKED, DK < BLOCK_DK)  # (BLOCK_N, BLOCK_DK)
+        v = _load(v_tile, exists[:, None], (columns_v < DV)[None, :], MASKED, DV < BLOCK_DV)  # (BLOCK_N, BLOCK_DV)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         p = tl.exp2(s * scale_log2 - lse_log2[:, None])
         if MASKED:
             seen = exists[None, :]
             if CAUSAL:
                 seen = seen & (keys[None, :] <= last_key[:, None])
             p = tl.where(seen, p, 0.0)
-        v = _load(v_tile, exists[:, None], (columns_v < DV)[None, :], MASKED, DV < BLOCK_DV)  # (BLOCK_N, BLOCK_DV)
-        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     return dq
@@ -254,5 +262,14 @@ def _load(at, row_exists, column_exists, RAGGED_ROWS: tl.constexpr, RAGGED_HEAD:
     """A tile with zeros beyond the last row and the head's size. Where nothing is ragged, there is no mask at all."""
     if RAGGED_ROWS or RAGGED_HEAD:
         return tl.load(at, mask=row_exists & column_exists, other=0.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def _load_row(at, exists, beyond: tl.constexpr, RAGGED: tl.constexpr):
+    """A number for each row of a tile; `beyond` where there is no row."""
+    if RAGGED:
+        return tl.load(at, mask=exists, other=beyond)
     else:
         return tl.load(at)
