@@ -38,7 +38,7 @@ __all__ = [
 @dataclass(frozen=True)
 class Failure:
     """Why a property does not hold, in words. `kind` is one of: stub, error, forbidden, modified, type, memory, value,
-    reads, allocation."""
+    reads, allocation, traffic."""
 
     kind: str
     message: str
@@ -208,13 +208,24 @@ class Answer:
             )
 
     def that(
-        self, run: Run, holds: Callable[[Run], bool], expected: str, got: str | Callable[[Run], object] = ""
+        self,
+        run: Run,
+        holds: Callable[[Run], bool],
+        expected: str,
+        got: str | Callable[[Run], object] = "",
+        by: Callable[[Run], object] | None = None,
     ) -> None:
-        """Anything else about a run: `holds(run)` is true. `expected` says what that means, `got` shows what was."""
+        """Anything else about a run: `holds(run)` is true. `expected` says what that means, `got` shows what was. Where
+        it is not about the value, `by(run)` is by what another run that is wrong alike is known."""
         if not holds(run):
             shown = got if isinstance(got, str) else show(got(run))
             self._reject(
-                "value", f"expected {expected}", run, got=shown or show(run.value), wrong=lambda r: not holds(r)
+                "value",
+                f"expected {expected}",
+                run,
+                got=shown or show(run.value),
+                wrong=lambda r: not holds(r),
+                same=by and (lambda a, b: same_outcome(a, b) and by(a) == by(b)),
             )
 
     def reads(self, run: Run, at_most: float, of: int | str = 0) -> None:
@@ -248,6 +259,29 @@ class Answer:
                 expected=f"at most {bound}",
                 wrong=lambda r: r.largest_bytes > at_most,
                 same=lambda a, b: same_outcome(a, b) and a.largest_bytes == b.largest_bytes,
+            )
+
+    def traffic(self, run: Run, loaded: int, stored: int) -> None:
+        """The call's kernels loaded at most so many bytes and stored exactly so many, of all their tensors together.
+        The sanitizer counts them: where kernels are compiled, there is nothing to hold against the bounds."""
+
+        def moved(r: Run) -> tuple[int, int]:
+            return sum(r.bytes_loaded.values()), sum(r.bytes_stored.values())
+
+        def wrong(r: Run) -> bool:
+            return moved(r) != (0, 0) and (moved(r)[0] > loaded or moved(r)[1] != stored)
+
+        if wrong(run):
+            loads, stores = moved(run)
+            enough = f"it loaded {loads:,} bytes, where {loaded:,} are enough"
+            self._reject(
+                "traffic",
+                enough if loads > loaded else f"it stored {stores:,} bytes, where the result has {stored:,}",
+                run,
+                got=f"{loads:,} bytes loaded, {stores:,} stored",
+                expected=f"at most {loaded:,} bytes loaded, {stored:,} stored",
+                wrong=wrong,
+                same=lambda a, b: same_outcome(a, b) and moved(a) == moved(b),
             )
 
     def _call(self, args: tuple, kwargs: dict) -> Run:

@@ -1,8 +1,9 @@
 """A kernel that passed on a GPU, once more in the interpreter, where its memory is watched.
 
-Compiled, a load past the end of a tensor finds whatever lies there, and the result may well be right. Only Triton's
-interpreter can be watched (`llmsys.hardware.sanitizer`), and it cannot share a process with compiled kernels. So on a
-GPU machine `check` has a kernel that passed called again in the grader's worker process, which always interprets.
+Compiled, a load past the end of a tensor finds whatever lies there, and the result may well be right; nor does anybody
+count the bytes. Only Triton's interpreter can be watched (`llmsys.hardware.sanitizer`), and it cannot share a process
+with compiled kernels. So on a GPU machine `check` has a kernel that passed called again in the grader's worker process,
+which always interprets.
 """
 
 from llmsys.course import export
@@ -10,9 +11,9 @@ from llmsys.course.watch import underlying
 
 
 def confirm(check, answer: object, result):
-    """The `result` of a check that passed, unless the kernel, interpreted, touches memory that it should not: then the
-    result of that. Nothing else that may go wrong over there (no source, no worker process on this platform, something
-    that the interpreter does not know) takes the pass away."""
+    """The `result` of a check that passed, unless the kernel, interpreted, touches memory that it should not, or moves
+    more bytes than it may: then the result of that. Nothing else that may go wrong over there (no source, no worker
+    process on this platform, something that the interpreter does not know) takes the pass away."""
     from llmsys.course.checking import run_check
     from llmsys.course.remote import RemoteRunner
     from llmsys.course.sandbox import GradeError, Sandbox
@@ -32,4 +33,4 @@ def confirm(check, answer: object, result):
         if runner.open(job).problem:
             return result
         again = run_check(check, runner, name_mistakes=False)  # misconceptions would run compiled, unwatched
-    return again if again.failure and again.failure.kind == "memory" else result
+    return again if again.failure and again.failure.kind in ("memory", "traffic") else result

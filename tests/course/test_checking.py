@@ -9,7 +9,7 @@ import torch
 from llmsys.course import checking, diagnosis, progress
 from llmsys.course.checking import check, exercise_check, get_check, hint, run_check
 from llmsys.course.diagnosis import misconception, misconceptions_of
-from llmsys.course.runner import LocalRunner
+from llmsys.course.runner import LocalRunner, Run
 
 
 def library_softmax(x):
@@ -293,6 +293,46 @@ def test_low_precision_is_held_to_twice_the_naive_error():
     assert check("97.sum", lambda x: x.sum(-1))
     for wrong in (lambda x: x.sum(-1) * 1.02, lambda x: x.sum(-1) * float("nan"), lambda x: x.float().sum(-1)):
         assert not check("97.sum", wrong)
+
+
+def test_bytes_are_held_to_their_bounds_where_they_are_counted():
+    class Moves:
+        def __init__(self, loaded, stored):
+            self.moved = {"bytes_loaded": loaded, "bytes_stored": stored}
+
+        def run(self, args, kwargs):
+            return Run(value=1, **self.moved)
+
+    @exercise_check("97.moves")
+    def moves(answer):
+        with answer.property("16 bytes in, 8 out", why="No more are needed."):
+            answer.traffic(answer(), loaded=16, stored=8)
+
+    def tell(loaded, stored):
+        result = run_check(moves, Moves(loaded, stored))
+        return result.failure.message if result.failure else ""
+
+    assert tell({"a": 8, "b": 8}, {"y": 8}) == tell({"a": 4}, {"y": 8}) == ""
+    assert tell({}, {}) == ""  # compiled: nobody counts
+    assert tell({"a": 8, "b": 16}, {"y": 8}) == "it loaded 24 bytes, where 16 are enough"
+    assert tell({"a": 8}, {"y": 16}) == "it stored 16 bytes, where the result has 8"
+    assert tell({"a": 8}, {}) == "it stored 0 bytes, where the result has 8"
+
+
+def test_what_is_not_about_the_value_is_known_by_its_own_figure():
+    @exercise_check("97.reads")
+    def reads(answer):
+        with answer.property("x is read twice", why="It is long."):
+            run = answer(answer.randn(8))
+            answer.that(run, lambda run: run.reads[0] == 2, "two reads", by=lambda run: run.reads[0])
+
+    @misconception("97.reads", "You read x three times.")
+    def three(x):
+        return (x + x + x) * 0
+
+    named = check("97.reads", lambda x: (x * x + x) * 0).misconception
+    assert named is not None and named.function is three
+    assert check("97.reads", lambda x: x * 0).misconception is None  # the same value, but one read
 
 
 def test_of_two_misconceptions_that_fit_the_one_that_fits_more_is_named():

@@ -55,6 +55,14 @@ def test_a_kernel_that_strays_is_rejected(solution, compiled):
     assert not result and result.failure.kind == "memory" and "outside" in result.failure.message
 
 
+def test_a_kernel_that_reads_too_much_is_rejected(solution, compiled):
+    before = "    for start in range(0, n_cols, BLOCK):  # pass 2: y\n"
+    third = "    for start in range(0, n_cols, BLOCK):\n        tl.store(y_row, tl.load(x_row + start))\n"
+    assert before in solution
+    result = confirm(solution.replace(before, third + before))
+    assert not result and result.failure.kind == "traffic" and "bytes" in result.failure.message
+
+
 def test_what_cannot_be_run_again_keeps_its_result(solution, compiled, monkeypatch):
     kernel = load(solution, EXERCISE)
     monkeypatch.setattr(linecache, "getlines", lambda *_: [])

@@ -18,7 +18,11 @@ from llmsys.course.checking import exercise_check
     equivalent={"-1 → +1 (2)": "(B, V) has two dimensions, and so its last one is also its dimension 1"},
 )
 def next_token(answer):
-    with answer.property("gives one whole number for each sequence", why="The model appends one token to each."):
+    with answer.property("gives whole numbers", why="A token is a number: its place in the vocabulary."):
+        run = answer(answer.randn(3, 5, 11))
+        answer.that(run, lambda run: getattr(run.value, "dtype", None) == torch.int64, "an int64 tensor")
+
+    with answer.property("gives one of them for each sequence", why="The model appends one token to each."):
         for B, T, V in ((1, 1, 7), (3, 5, 11), (4, 2, 5)):
             run = answer(answer.randn(B, T, V))
             answer.form(run, torch.zeros(B, dtype=torch.int64))

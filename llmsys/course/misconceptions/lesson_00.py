@@ -8,10 +8,28 @@ from llmsys.course.diagnosis import misconception
 @misconception(
     "00.next_token",
     "You took the argmax over positions (dim=1), not over the vocabulary.",
+    why="That says for each word of the vocabulary at which position it is scored highest. No word is chosen.",
+)
+def positions_of_every_word(logits):
+    return logits.argmax(dim=1)
+
+
+@misconception(
+    "00.next_token",
+    "You took the argmax over positions (dim=1), not over the vocabulary, and one of the results.",
     why="That says at which position a token is scored highest, and a position is not a word: the model babbles.",
 )
 def over_positions(logits):
     return logits.argmax(dim=1)[:, -1]
+
+
+@misconception(
+    "00.next_token",
+    "You chose a token for every position.",
+    why="Each position predicts the one after it, and only what follows the last one is not known yet: [:, -1].",
+)
+def every_position(logits):
+    return logits.argmax(dim=-1)
 
 
 @misconception(

@@ -34,6 +34,36 @@ def one_maximum_for_all(x, tile):
 
 @misconception(
     "02.safe_softmax",
+    "Your maximum begins at 0 instead of −∞.",
+    why="A row of large negative numbers never gets above 0: every term vanishes under it, and 0/0 is left.",
+)
+def begins_at_zero(x, tile):
+    starts = range(0, x.shape[-1], tile)
+    m, l = torch.zeros(x.shape[:-1]), torch.zeros(x.shape[:-1])
+    for start in starts:
+        m = torch.maximum(m, _load(x, start, tile).amax(-1))
+    for start in starts:
+        l = l + torch.exp(_load(x, start, tile) - m[..., None]).sum(-1)
+    return _write(x, tile, lambda part: torch.exp(part - m[..., None]) / l[..., None])
+
+
+@misconception(
+    "02.safe_softmax",
+    "Your m has one dimension fewer than a tile, and so it meets the tile's columns instead of its rows.",
+    why="m[..., None] gives it a last dimension of 1, for all columns; or keep it: amax(dim=-1, keepdim=True).",
+)
+def last_dimension_dropped(x, tile):
+    starts = range(0, x.shape[-1], tile)
+    m, l = torch.full(x.shape[:-1], float("-inf")), torch.zeros(x.shape[:-1])
+    for start in starts:
+        m = torch.maximum(m, _load(x, start, tile).amax(-1))
+    for start in starts:
+        l = l + torch.exp(_load(x, start, tile) - m).sum(-1)
+    return _write(x, tile, lambda part: torch.exp(part - m) / l)
+
+
+@misconception(
+    "02.safe_softmax",
     "You leave out the last tile where it is not full.",
     why=(
         "N // tile counts the full tiles only. range(0, N, tile) begins the short one, too, and a "
@@ -65,8 +95,8 @@ def each_tile_by_itself(x, tile):
 
 @misconception(
     "02.safe_softmax",
-    "You keep e^(x − m) of the whole row.",
-    why="That is a second tensor as long as the row, and the reason for this exercise is that there is no room for it.",
+    "You kept the row, or something as long as it; or you have made one loop of two already, which is exercise (c).",
+    why="There is no room for a second row, which is the reason for this exercise: each of the three loops reads x.",
 )
 def keeps_the_row(x, tile):
     m = x.amax(-1, keepdim=True)
@@ -121,8 +151,19 @@ def nan_for_two_identities(a, b):
 
 @misconception(
     "02.merge",
-    "You replace NaN by zero after the fact, in the whole sum.",
-    why="Where m is −∞ that happens to be right, but the m that you return then must still be −∞, not 0.",
+    "You replace NaN by a number after the fact.",
+    why="Two identities come out right, but a NaN that came in is gone as well, and with it the sign of an error.",
+)
+def hides_nan(a, b):
+    (m1, l1), (m2, l2) = a, b
+    m = torch.maximum(m1, m2)
+    return m, torch.nan_to_num(l1 * torch.exp(m1 - m) + l2 * torch.exp(m2 - m))
+
+
+@misconception(
+    "02.merge",
+    "You return the finite number that you subtract in the place of −∞ as the maximum.",
+    why="It is only there to keep the exponents from NaN. The maximum of nothing is −∞, also when it is handed on.",
 )
 def maximum_becomes_zero(a, b):
     (m1, l1), (m2, l2) = a, b
@@ -212,6 +253,20 @@ def reads_the_tile_twice(x, tile):
     for start in range(0, x.shape[-1], tile):
         m, l = library_merge((m, l), _summary(x[..., start : start + tile]))
     return _write(x, tile, lambda part: torch.exp(part - m[..., None]) / l[..., None])
+
+
+@misconception(
+    "02.online_softmax",
+    "You kept the row, or something as long as it, from one loop to the other.",
+    why="There is no room for it: of the first pass only m and ℓ remain, and the second one reads x again.",
+)
+def keeps_the_tiles(x, tile):
+    m, l = _nothing(x)
+    parts = []
+    for start in range(0, x.shape[-1], tile):
+        parts.append(_load(x, start, tile))
+        m, l = library_merge((m, l), _summary(parts[-1]))
+    return torch.cat([torch.exp(part - m[..., None]) / l[..., None] for part in parts], dim=-1)
 
 
 def _load(x, start, tile):
