@@ -45,6 +45,8 @@ def backward(
 ) -> tuple[Float[Tensor, "B Hq Tq Dk"], Float[Tensor, "B Hkv Tk Dk"], Float[Tensor, "B Hkv Tk Dv"]]:
     """dq, dk and dv, contiguous, in q's dtype. The arguments are those that the forward pass has checked.
 
+    Raises ValueError for 2^31 elements of q, k or v, or more, that belong to one key head of one sequence.
+
     Parameters
     ----------
     o, lse
@@ -54,9 +56,10 @@ def backward(
     tiles
         How to cut the kernels; by default what `backward_tiles_for` says.
     """
-    q, k, v, do = (x if _addressable(x) else x.contiguous() for x in (q, k, v, do))
+    given = {"q": q, "k": k, "v": v, "o": o, "do": do}
+    q, k, v, o, do = (_within_reach(name, x, k.shape[1]) for name, x in given.items())
     tiles = tiles or backward_tiles_for(max(q.shape[3], v.shape[3]), q.element_size())
-    delta, lse_log2 = launch_delta(o, do, lse, dlse, delta_kernel)
+    delta, lse_log2 = launch_delta(o, do, lse.contiguous(), dlse, delta_kernel)
     dk, dv = launch_dkdv(q, k, v, do, lse_log2, delta, causal, scale, precision, tiles.dkdv, dkdv_kernel)
     dq = launch_dq(q, k, v, do, lse_log2, delta, causal, scale, precision, tiles.dq, dq_kernel)
     return dq, dk, dv
@@ -65,8 +68,8 @@ def backward(
 def backward_tiles_for(D: int, itemsize: int) -> BackwardTiles:
     """The tiles for heads of D (the larger of Dk and Dv) and elements of `itemsize` bytes.
 
-    Measured on an H100. dk and dv together are twice as many numbers as o in the forward pass, and both lie in
-    registers: so a tile of keys has 64 of them and no more.
+    Measured on an H100. A program holds dk and dv in registers, twice what o is in the forward pass: a tile has no more
+    than 64 keys. dq is alone, and has tiles of 128 rows.
     """
     if itemsize == 4:  # in full precision, products are made of many small ones: small tiles, few registers
         return BackwardTiles(TileConfig(32, 32, 4, 2), TileConfig(32, 32, 4, 2))
@@ -168,6 +171,14 @@ def _power_of_two(D: int) -> int:
     return max(16, 1 << (D - 1).bit_length())  # tl.dot wants at least 16
 
 
-def _addressable(x: Tensor) -> bool:
-    """Whether the kernels can walk through x as it lies: they count the elements of a head in 32 bits, one by one."""
-    return x.stride(3) == 1 and x.shape[2] * x.stride(2) < 2**31
+def _within_reach(name: str, x: Tensor, Hkv: int) -> Tensor:
+    """x as the kernels can walk over it: they count the elements of a group of heads one by one, in 32 bits."""
+    heads = x.shape[1] // Hkv
+    if x.stride(3) != 1 or heads * x.stride(1) + x.shape[2] * x.stride(2) >= 2**31:
+        x = x.contiguous()
+    if heads * x.shape[2] * x.shape[3] >= 2**31:
+        raise ValueError(
+            f"{name} must have fewer than 2^31 elements for each key head for the backward pass of stage flash, "
+            f"got {heads} × {x.shape[2]} × {x.shape[3]}; split the sequence, or its heads"
+        )
+    return x

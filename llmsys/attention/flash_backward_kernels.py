@@ -141,9 +141,10 @@ def _absorb_queries(
 ):  # fmt: skip
     """dk and dv after the rows from `start` to `stop`, a tile of BLOCK_M at a time.
 
-    Both products that need nothing but inputs come first, so that few values are alive at once. Scores are made
-    transposed, keys by rows, as dk and dv want them: pᵀ and dsᵀ go on into the next product without
-    leaving the registers. Keys beyond the last need no mask: what they give are rows of dk and dv that nobody stores.
+    Scores are made transposed, keys by rows, as dk and dv want them: pᵀ and dsᵀ go on into the next product without
+    leaving the registers. These are scarce, and the order of the lines minds them: the two products that need only
+    inputs come first, lse and delta are loaded where they are used. Keys beyond the last need no mask: what they give
+    are rows of dk and dv that nobody stores.
     """
     columns_k = tl.arange(0, BLOCK_DK)
     columns_v = tl.arange(0, BLOCK_DV)
@@ -151,7 +152,7 @@ def _absorb_queries(
         rows = row + tl.arange(0, BLOCK_M)
         exists = rows < G * Tq
         query = rows // G
-        head = (rows % G).to(tl.int64)
+        head = rows % G
         q_tile = q_at + (head * q_stride_h + query * q_stride_t)[:, None] + columns_k[None, :]
         do_tile = do_at + (head * do_stride_h + query * do_stride_t)[:, None] + columns_v[None, :]
         q = _load(q_tile, exists[:, None], (columns_k < DK)[None, :], RAGGED, DK < BLOCK_DK)  # (BLOCK_M, BLOCK_DK)
@@ -191,19 +192,21 @@ def flash_dq_kernel(
     h = group % Hkv
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
     query = rows // G
-    head = h * G + rows % G
+    head = rows % G
     exists = rows < G * Tq
     columns_k = tl.arange(0, BLOCK_DK)
     columns_v = tl.arange(0, BLOCK_DV)
     q_inside = exists[:, None] & (columns_k < DK)[None, :]
     do_inside = exists[:, None] & (columns_v < DV)[None, :]
-    q_rows = b * q_stride_b + head * q_stride_h + query.to(tl.int64) * q_stride_t
-    do_rows = b * do_stride_b + head * do_stride_h + query.to(tl.int64) * do_stride_t
-    q = tl.load(q_ptr + q_rows[:, None] + columns_k[None, :], mask=q_inside, other=0.0)  # (BLOCK_M, BLOCK_DK)
-    do = tl.load(do_ptr + do_rows[:, None] + columns_v[None, :], mask=do_inside, other=0.0)  # (BLOCK_M, BLOCK_DV)
-    at = (b * Hkv * G + head) * Tq + query
-    lse_log2 = tl.load(lse_log2_ptr + at, mask=exists, other=float("inf"))
-    delta = tl.load(delta_ptr + at, mask=exists, other=0.0)
+    q_at = q_ptr + b * q_stride_b + h * G * q_stride_h
+    do_at = do_ptr + b * do_stride_b + h * G * do_stride_h
+    q_tile = q_at + ((head * q_stride_h + query * q_stride_t)[:, None] + columns_k[None, :])
+    do_tile = do_at + ((head * do_stride_h + query * do_stride_t)[:, None] + columns_v[None, :])
+    q = tl.load(q_tile, mask=q_inside, other=0.0)  # (BLOCK_M, BLOCK_DK)
+    do = tl.load(do_tile, mask=do_inside, other=0.0)  # (BLOCK_M, BLOCK_DV)
+    at = head * Tq + query
+    lse_log2 = tl.load(lse_log2_ptr + group * (G * Tq) + at, mask=exists, other=float("inf"))
+    delta = tl.load(delta_ptr + group * (G * Tq) + at, mask=exists, other=0.0)
     dq = tl.zeros((BLOCK_M, BLOCK_DK), tl.float32)
 
     last_key = query + (Tk - Tq)  # (BLOCK_M,): bottom-right
@@ -224,7 +227,7 @@ def flash_dq_kernel(
         dq, q, do, lse_log2, delta, k_at, v_at, k_stride_t, v_stride_t, clear, stop, Tk, last_key, scale_log2,
         DK, DV, CAUSAL, True, BLOCK_N, BLOCK_DK, BLOCK_DV, PRECISION,
     )  # fmt: skip
-    dq_at = dq_ptr + at[:, None] * DK + columns_k[None, :]
+    dq_at = dq_ptr + group * (G * Tq) * DK + (at[:, None] * DK + columns_k[None, :])
     tl.store(dq_at, (dq * scale).to(dq_ptr.dtype.element_ty), mask=q_inside)
 
 

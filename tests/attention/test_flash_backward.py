@@ -207,6 +207,13 @@ def test_compiled_for_hopper_at_the_shipped_tiles():
         assert compiled.wgmma == (name != "delta" and dtype != torch.float32), what
 
 
+def test_a_group_of_heads_that_32_bits_cannot_count_is_refused():
+    q = torch.empty(1, 64, 2**18, 128, device="meta")
+    k, lse = torch.empty(1, 1, 4, 128, device="meta"), torch.empty(1, 64, 2**18, device="meta")
+    with pytest.raises(ValueError, match=r"q must have fewer than 2\^31 elements for each key head"):
+        backward(q, k, k, q, lse, q, None, False, 1.0, "ieee")
+
+
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("D", [16, 64, 128, 256])
 def test_tiles_are_powers_of_two(D, itemsize):
