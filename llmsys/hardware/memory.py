@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 
 from llmsys.hardware.meters import Observer, _is_view, _only_takes_the_shape, _storage, _tensors
 
@@ -106,7 +107,7 @@ class HBM(Direct):
         self._homes: dict[int, tuple[str, Tensor]] = {}
         for name, tensor in tensors.items():
             self._place(name, tensor)
-        self._watch = _Watch(self)
+        self._watch, self._door = _Watch(self), _Door(self)
 
     @property
     def bytes(self) -> int:
@@ -117,9 +118,11 @@ class HBM(Direct):
         self._no_grad = torch.no_grad()
         self._no_grad.__enter__()
         self._watch.__enter__()
+        self._door.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
+        self._door.__exit__(*error)
         self._watch.__exit__(*error)
         self._no_grad.__exit__(*error)
 
@@ -214,6 +217,24 @@ class _Watch(Observer):
                 "Take smaller tiles, work in place (x.exp_(), x.mul_(…)), or del what is done with"
             )
         self.hbm.sram_peak = max(self.hbm.sram_peak, live)
+
+
+class _Door(TorchFunctionMode):
+    """NumPy and Python lists are no operations of torch's, so `_Watch` does not see them. What is in HBM does not get
+    out through them either."""
+
+    OUT = ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr")
+
+    def __init__(self, hbm: HBM):
+        super().__init__()
+        self.hbm = hbm
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in self.OUT and (name := self.hbm.home(args[0])):
+            raise NotLoaded(
+                f"{function.__name__}() was called on {name}, which is in HBM: hbm.load(...) a tile of it first"
+            )
+        return function(*args, **(kwargs or {}))
 
 
 def _index(tile: Tensor, home: Tensor) -> tuple[int, ...]:

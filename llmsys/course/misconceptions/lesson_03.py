@@ -37,8 +37,9 @@ def _stream(q, k, v, tile, wrong=""):
 
 @misconception(
     "03.attend_one_query",
-    "You add each tile's part to o without rescaling what is there.",
-    why="o was normalised with the old ℓ, under the old maximum: both have changed.",
+    "What is in o keeps the old denominator.",
+    why="It was divided by the old ℓ: times ℓ, divided by ℓ_new, and times e^(m − m_new) where the maximum rose. (To shrink "
+    "it by e^(m − m_new) alone is the rule for an o that is not divided before the end.)",
 )
 def o_not_rescaled(q, k, v, *, tile=16):
     return _stream(q, k, v, tile, "o not rescaled")
@@ -64,8 +65,8 @@ def no_maximum_in_o(q, k, v, *, tile=16):
 
 @misconception(
     "03.attend_one_query",
-    "You never divide by ℓ.",
-    why="This is the numerator, the sum of e^(s − m) v. The weights sum to one only after the division.",
+    "What a tile adds to o is not divided by ℓ_new.",
+    why="In (3), both terms stand above ℓ_new. This one is a numerator, the sum of e^(s − m) v: its weights do not sum to one.",
 )
 def never_divided(q, k, v, *, tile=16):
     return _stream(q, k, v, tile, "divided at the end only")
@@ -83,6 +84,24 @@ def no_scale(q, k, v, *, tile=16):
 )
 def maximum_from_zero(q, k, v, *, tile=16):
     return _stream(q, k, v, tile, "m from 0")
+
+
+@misconception(
+    "03.attend_one_query",
+    "You do not rescale ℓ when the maximum rises.",
+    why="Its terms were taken under m_old: ℓ · e^(m_old − m_new) comes first, while m_old is still at hand.",
+)
+def l_not_rescaled(q, k, v, *, tile=16):
+    return _stream(q, k, v, tile, "l not rescaled")
+
+
+@misconception(
+    "03.attend_one_query",
+    "Your m_new is the maximum of the tile, not of all scores so far.",
+    why="Where the scores fall, e^(m − m_new) then has a positive exponent, and overflows. The maximum never falls.",
+)
+def maximum_of_the_tile(q, k, v, *, tile=16):
+    return _stream(q, k, v, tile, "last maximum")
 
 
 @misconception(
@@ -121,25 +140,31 @@ def _attention(q, k, v, *, causal=False, scale=None, return_lse=False, block_q=6
     for i in range(0, Tq, block_q):
         rows = min(block_q, Tq - i)
         Q = hbm.load(qg[..., i : i + rows, :]).flatten(2, 3) * scale
-        m, l, O = Q.new_full(Q.shape[:3], -math.inf), Q.new_zeros(Q.shape[:3]), Q.new_zeros(*Q.shape[:3], Dv)
+        m, l, O = (
+            Q.new_full(Q.shape[:3], 0.0 if wrong == "m from 0" else -math.inf),
+            Q.new_zeros(Q.shape[:3]),
+            Q.new_zeros(*Q.shape[:3], Dv),
+        )
         stop = min(max(i + rows + offset, 0), Tk) if causal and wrong != "loads all" else Tk
         if causal and wrong == "no diagonal":
             stop = min(max(i + 1 + offset, 0), Tk) // block_k * block_k
         for j in range(0, stop, block_k):
-            end = min(j + block_k, stop)
+            end = min(j + block_k, Tk if wrong == "last tile whole" else stop)
             if wrong == "q again":
                 Q = hbm.load(qg[..., i : i + rows, :]).flatten(2, 3) * scale
             K, V = hbm.load(k[:, :, j:end]), hbm.load(v[:, :, j:end])
             for _ in range(G - 1 if wrong == "k per head" else 0):
                 K, V = hbm.load(k[:, :, j:end]), hbm.load(v[:, :, j:end])
             S = Q @ K.mT
+            m_new = torch.maximum(m, S.amax(-1))
             if causal and wrong != "no mask":
                 query = torch.arange(i, i + rows)[:, None]
                 S.unflatten(2, (G, rows)).masked_fill_(torch.arange(j, end) > query + offset, -math.inf)
-            m_new = torch.maximum(m, S.amax(-1))
-            finite = m_new if wrong == "nan" else torch.where(m_new == -math.inf, 0.0, m_new)
+            if wrong != "late mask":
+                m_new = torch.maximum(m, S.amax(-1))
+            finite = m_new if wrong in ("nan", "nan in a tile") else torch.where(m_new == -math.inf, 0.0, m_new)
             P, shrink = torch.exp(S - finite[..., None]), torch.exp(m - finite)
-            l = l * shrink + P.sum(-1)
+            l = (l if wrong == "l not rescaled" else l * shrink) + P.sum(-1)
             O = (O if wrong == "o not rescaled" else O * shrink[..., None]) + P @ V
             m = m_new
             if wrong == "stores often":
@@ -218,6 +243,51 @@ def blind_queries(q, k, v, **options):
 
 @misconception(
     "03.tiled_attention",
+    "A query that sees no key in a tile makes a NaN.",
+    why="Its maximum is still −∞, and −∞ − (−∞) is NaN. Where m_new is −∞, subtract 0 instead.",
+)
+def blind_in_a_tile(q, k, v, **options):
+    return _attention(q, k, v, **options, wrong="nan in a tile")
+
+
+@misconception(
+    "03.tiled_attention",
+    "You do not rescale ℓ when the maximum rises.",
+    why="Its terms were taken under m_old: ℓ · e^(m_old − m_new) comes first, as for o.",
+)
+def only_o_rescaled(q, k, v, **options):
+    return _attention(q, k, v, **options, wrong="l not rescaled")
+
+
+@misconception(
+    "03.tiled_attention",
+    "You start with a maximum of 0.",
+    why="Where all scores are far below 0, every e^(s − 0) vanishes and ℓ is 0. The maximum of nothing is −∞.",
+)
+def attention_from_zero(q, k, v, **options):
+    return _attention(q, k, v, **options, wrong="m from 0")
+
+
+@misconception(
+    "03.tiled_attention",
+    "You take the maximum before you mask.",
+    why="A key that the query must not see then sets its m: where it is far above, all that it does see vanishes.",
+)
+def maximum_before_mask(q, k, v, **options):
+    return _attention(q, k, v, **options, wrong="late mask")
+
+
+@misconception(
+    "03.tiled_attention",
+    "You load the last tile of keys whole.",
+    why="Some of its keys are seen by no query of the tile: let the slice end where they begin.",
+)
+def last_tile_whole(q, k, v, **options):
+    return _attention(q, k, v, **options, wrong="last tile whole")
+
+
+@misconception(
+    "03.tiled_attention",
     "Your groups are interleaved: query head h reads key head h % Hkv.",
     why="The query heads of a group are neighbours: q.unflatten(1, (Hkv, G)), not (G, Hkv).",
 )
@@ -234,9 +304,7 @@ def base_two(q, k, v, **options):
     return _attention(q, k, v, **options, wrong="base two")
 
 
-@misconception(
-    "03.tiled_attention", "Your lse is m + ℓ, without the logarithm.", why="ln(e^m · ℓ) = m + ln ℓ."
-)
+@misconception("03.tiled_attention", "Your lse is m + ℓ, without the logarithm.", why="ln(e^m · ℓ) = m + ln ℓ.")
 def no_logarithm(q, k, v, **options):
     return _attention(q, k, v, **options, wrong="no log")
 
@@ -297,6 +365,10 @@ def _bytes(T, D, block_q, *, itemsize=4, causal=False, wrong=""):
         total += T * (itemsize if wrong == "lse in itemsize" else 4)
     for i in range(tiles):
         seen = min((i + 1) * block_q, T) if causal else T
+        if causal and wrong == "not causal":
+            seen = T
+        if causal and wrong == "one short":
+            seen -= 1
         if causal and wrong == "half":
             seen = T / 2
         if causal and wrong == "before the diagonal":
@@ -324,7 +396,7 @@ def only_keys(T, D, block_q, *, itemsize=4, causal=False):
 @misconception(
     "03.tiled_bytes",
     "You count only the full tiles of queries.",
-    why="A last tile with ten rows loads as many keys as a full one: ceil(T / block_q) tiles.",
+    why="A last tile that is not full loads as many keys as a full one: ceil(T / block_q) tiles.",
 )
 def full_tiles_only(T, D, block_q, *, itemsize=4, causal=False):
     return _bytes(T, D, block_q, itemsize=itemsize, causal=causal, wrong="floor")
@@ -360,3 +432,21 @@ def half_of_the_keys(T, D, block_q, *, itemsize=4, causal=False):
 )
 def before_the_diagonal(T, D, block_q, *, itemsize=4, causal=False):
     return _bytes(T, D, block_q, itemsize=itemsize, causal=causal, wrong="before the diagonal")
+
+
+@misconception(
+    "03.tiled_bytes",
+    "You do not count causal any differently.",
+    why="The first tile of queries sees its own keys and no others; only the last one loads all of them.",
+)
+def not_causal(T, D, block_q, *, itemsize=4, causal=False):
+    return _bytes(T, D, block_q, itemsize=itemsize, causal=causal, wrong="not causal")
+
+
+@misconception(
+    "03.tiled_bytes",
+    "With causal, you are one key short for each tile.",
+    why="Query i sees itself, too: that makes i + 1 keys.",
+)
+def one_key_short(T, D, block_q, *, itemsize=4, causal=False):
+    return _bytes(T, D, block_q, itemsize=itemsize, causal=causal, wrong="one short")
