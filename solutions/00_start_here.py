@@ -43,7 +43,7 @@ viz.course_map(lessons())
 #    place to look inside a kernel.
 # 3. **GPU**: the same kernels, compiled.
 #
-# The doctor says which one is yours, and what to do about anything that is missing. In a terminal, it is `llmsys doctor`.
+# The doctor says which one is yours, in its line *tier*, and what to do about anything that is missing. In a terminal, it is `llmsys doctor`.
 
 # %%
 diagnose()
@@ -96,12 +96,14 @@ print("logits:", tuple(logits.shape), "(B, T, V)")
 # $$ \mathrm{next}_b = \operatorname*{arg\,max}_{v} \; \mathrm{logits}_{b,\,T-1,\,v} \tag{1} $$
 #
 # The token is appended, the longer sequence goes in again, and so on until the model says that it is done. That loop is called *greedy
-# decoding*. Everything else in this course makes it faster.
+# decoding*. Everything else in this course makes it faster. (`generate` makes it faster already: it computes the new token's row of logits only, and
+# keeps the older ones. A function that chooses the next token gets them all, as if the whole sequence had gone in: $T$ grows with each step.)
 #
-# ## Exercise: the next token
+# ## Exercise: the next token (10 minutes)
 #
 # Write (1) for a whole batch. An exercise in this course is always one cell with one function (here it lacks two lines at the most), and a second
-# cell that checks it. **Do it wrongly first**: take the maximum over the wrong axis, and see what the check has to say about it.
+# cell that checks it. What you see under a check before you have run it is what it will look for. **Do it wrongly first**: take the maximum over the
+# wrong axis, `dim=1`, and see what the check has to say about it.
 
 # %% tags=["exercise"] exercise="00.next_token"
 import torch

@@ -110,7 +110,7 @@ print(f"o {tuple(first_version(q, k, v).shape)}")
 # %% [markdown]
 # With 256 tokens, $S$ is already four times as large as $q$. Twice the tokens, and it is eight times as large.
 #
-# ## Exercise (a): count
+# ## Exercise (a): count (15 minutes)
 #
 # Count one forward pass of (1), for $B$ sequences with $H$ heads of $T$ tokens and head size $D$, no mask. Four numbers:
 #
@@ -214,7 +214,7 @@ measured("01.score_bytes", 2 * scores / 2**40, "TiB")
 # Nobody trains a batch like that on one GPU. But divide $B$ by a thousand, and it is a gibibyte a layer for a *single*
 # sequence, for a matrix that nobody asked for: what we want is $o$.
 #
-# ## Exercise (b): naive attention
+# ## Exercise (b): naive attention (30 minutes)
 #
 # Now write attention, with what a real model needs. Three things come on top of (1):
 #
@@ -327,7 +327,7 @@ viz.roofline_chart(three_kernels, DEVICES["H100 SXM"])
 # than $D$. So their intensity is about $D$, whatever $T$ is: more tokens do not help. The softmax does next to nothing
 # for each byte. All three stand on the slope.
 #
-# ## Exercise (c): the time of a sequence of kernels
+# ## Exercise (c): the time of a sequence of kernels (15 minutes)
 #
 # Kernels run one after another, because each needs the result of the one before. Given a list of them, each as its
 # operations and its bytes, what is the least time that all take together?

@@ -55,14 +55,14 @@ viz.online_softmax_overview()
 # in place of `None` (rough ones are fine: $e \approx 2.7$, and no calculator) and run the cells.
 
 # %% tags=["predict"]
-predict("02.overflow_fp16", None, "x")
+predict("02.overflow_fp16", None)
 
 # %% tags=["predict"]
-predict("02.overflow_fp32", None, "x")
+predict("02.overflow_fp32", None)
 
 # %% [markdown]
-# Now let the machine say. The cell walks through the numbers of each format and finds the last one whose exponential is
-# still finite, and the next one, whose exponential is not.
+# Now let the machine say. Of each format, the cell wants the last number whose exponential is still finite, and the next one, whose
+# exponential is not. It halves an interval between a finite and an infinite end until there is no number left between them.
 
 # %% tags=["measure", "claim"]
 def last_finite(dtype):
@@ -77,20 +77,20 @@ def last_finite(dtype):
 
 for dtype in (torch.float16, torch.bfloat16, torch.float32):
     last, first_infinite = last_finite(dtype)
-    print(f"{str(dtype):15} e^{last:.4f} is finite, e^{first_infinite:.4f} is inf")
+    print(f"{str(dtype):15} e^{last:.9g} is finite, e^{first_infinite:.9g} is inf")
 
 # %% tags=["measure"]
-measured("02.overflow_fp16", last_finite(torch.float16)[0], "x")
+measured("02.overflow_fp16", last_finite(torch.float16)[0])
 
 # %% tags=["measure"]
-measured("02.overflow_fp32", last_finite(torch.float32)[0], "x")
+measured("02.overflow_fp32", last_finite(torch.float32)[0])
 
 # %%
 viz.exp_overflow()
 
 # %% [markdown]
-# The logarithm of the largest number is the border: about 11 for `float16`, between 88 and 89 for the other two. What does a softmax do beyond
-# it? Equation (1) breaks at both ends, and differently:
+# The logarithm of the largest number is the border: about 11 for `float16`, between 88 and 89 for the other two. What does a
+# softmax do beyond it? Equation (1) breaks at both ends, and differently:
 
 # %% tags=["claim"]
 def softmax_as_written(x):
@@ -101,8 +101,8 @@ print("too large:", softmax_as_written(torch.tensor([9.0, 10.0, 12.0], dtype=tor
 print("too small:", softmax_as_written(torch.tensor([-120.0, -119.0, -118.0])))
 
 # %% [markdown]
-# Too large, and one term is infinite: $\infty / \infty$ is NaN, and $10 / \infty$ is a confident, wrong zero. Too small, and every
-# term has vanished: $0/0$. Both rows have a perfectly ordinary answer, for the differences between their elements are small.
+# Too large, and one term is infinite: $\infty / \infty$ is NaN, and $e^{10} / \infty$ is a confident, wrong zero. Too small, and
+# every term has vanished: $0/0$. Both rows have a perfectly ordinary answer, for the differences between their elements are small.
 #
 # ## The idea: only differences matter
 #
@@ -121,10 +121,10 @@ print("too small:", softmax_as_written(torch.tensor([-120.0, -119.0, -118.0])))
 # It has a price. The three parts of (3) depend on each other: $\ell$ needs $m$, and $y$ needs $\ell$. Each is a loop over the
 # whole row. That is no matter if the row stays close to the arithmetic, but rows are long: the logits over Llama 3's vocabulary are
 # 128,256 numbers, 501 KiB in `float32`, and a multiprocessor of an H100 has 227 KiB of memory on the chip to
-# work in. <!-- source: Llama 3, https://arxiv.org/abs/2407.21783, section 3.2; CUDA C++ programming guide, compute capability 9.0 -->
+# work in, room for 58,112 such numbers. <!-- source: Llama 3, https://arxiv.org/abs/2407.21783, section 3.2; CUDA C++ programming guide, compute capability 9.0 -->
 # So the row is read from the big memory behind it, a **tile** at a time; and once per loop.
 #
-# ## Exercise (a): safe softmax, in three passes
+# ## Exercise (a): safe softmax, in three passes (15 minutes)
 #
 # Write (3) for a row that is too long to hold. You may load `tile` columns of `x` at a time, which in PyTorch is
 #
@@ -207,12 +207,13 @@ print(f"safe softmax read {reads.elements} elements of a tensor that has {x.nume
 # together, however they are grouped. And it has an identity, the summary of *nothing*: a maximum of $-\infty$ and an empty
 # sum, $(-\infty, 0)$. Mathematicians call that a **commutative monoid**; for us it means that the tiles may come in any
 # order, from any number of processors. (Watch the identity when you write it: for a computer $-\infty - (-\infty)$
-# is not 0. Rows with nothing in them do occur: a causal mask makes many.)
+# is not 0. Pieces of a row with nothing in them do occur: a causal mask hides whole tiles from a query.)
 #
-# ## Exercise (b): merge
+# ## Exercise (b): merge (20 minutes)
 #
 # Write (4). The summaries are pairs `(m, l)` of tensors of the same shape, one number a row; a row of `a` goes with the same row of
-# `b`. Any of them may be the identity.
+# `b`. Any of them may be the identity. Make no NaN of your own; but one that is handed to you must go through, for it says that something
+# has gone wrong before.
 
 # %% tags=["exercise"] exercise="02.merge"
 import torch
@@ -224,7 +225,7 @@ def merge(a, b):
     a, b    pairs (m, l) of float tensors, all of one shape (...): the maximum, and the sum of e^(x - m).
             The summary of nothing is (-inf, 0).
 
-    Returns the pair (m, l) of both pieces together, with no NaN in it, ever.
+    Returns the pair (m, l) of both pieces together. NaN only in the rows where a or b has one.
     Not allowed: torch.logsumexp, torch.logaddexp.
     """
     ### BEGIN SOLUTION
@@ -313,11 +314,18 @@ measured("02.rescalings", average, "records")
 # %% [markdown]
 # The $i$-th element is the largest of the first $i$ with probability $1/i$, so the expected number of records is the harmonic
 # sum, which grows like $\ln N$: 7.49 for a thousand elements, and only about 14.39 for a
-# million. <!-- source: harmonic numbers, H_n = ln n + 0.5772 + …; H_1000000 = 14.3927 --> Rescaling is rare.
-# [FlashAttention-4](https://www.together.ai/blog/flashattention-4) makes use of that: it rescales only when the maximum has risen by
-# so much that it matters, and corrects the rest at the end.
+# million. <!-- source: harmonic numbers, H_n = ln n + 0.5772 + …; H_1000000 = 14.3927 --> There is one rescaling fewer than
+# records, because before the first one there is nothing to rescale: the stepper above counts those. Rescaling is rare.
 #
-# ## Exercise (c): softmax in two passes
+# It can be made rarer still. By (2), *any* $c$ gives the same softmax; the maximum is only the one that cannot fail, and a $c$ not far below it
+# does not fail either. So FlashAttention-4 keeps the $c$ that it has, and takes $\ell$ and the output under it, as long as the maximum has
+# grown beyond $c$ by no more than a threshold, a factor of $2^8 = 256$ in the
+# terms. <!-- source: github.com/Dao-AILab/flash-attention, flash_attn/cute/softmax.py, SoftmaxSm100.update_row_max, and flash_fwd_sm100.py: rescale_threshold 8.0, in powers of two, for 16-bit q -->
+# Only when it has grown by more, $c$ becomes the maximum, and what was summed is rescaled. Nothing has to be made up for in the end, since the
+# numerator and the denominator were always under the same $c$.
+# ([`SoftmaxSm100.update_row_max`](https://github.com/Dao-AILab/flash-attention/blob/main/flash_attn/cute/softmax.py))
+#
+# ## Exercise (c): softmax in two passes (20 minutes)
 #
 # Put it together. Start with the summary of nothing. For each tile, compute its own summary and merge it in: after one pass over
 # the row, you hold its $(m, \ell)$. Programmers call that a **fold**. The second pass writes $y$ by (3).
@@ -385,8 +393,8 @@ viz.softmax_passes(passes)
 
 # %% [markdown]
 # Three passes became two, not one: the weights can only be written when $\ell$ is complete, so the row is needed once more. The
-# *last* pass falls in lesson 03, where nobody asks for the weights themselves but for a sum weighted by them. That sum is a second
-# $\ell$, and can be rescaled along with the first.
+# *last* pass disappears in lesson 03, where nobody asks for the weights themselves but for a sum weighted by them. That sum is a
+# second $\ell$, and can be rescaled along with the first.
 #
 # ## A first Triton kernel
 #
@@ -451,11 +459,12 @@ else:
 # Only the last row's program read beyond the *tensor*; the programs before it read their neighbours' rows, which is legal, and wrong. A sanitizer
 # finds the crime against memory, not the wrong answer. That is why the check below looks at both, and also counts the bytes.
 #
-# ## Exercise (d): a row softmax in Triton
+# ## Exercise (d): a row softmax in Triton (40 minutes)
 #
 # Now the softmax. One program a row, two loops over the tiles of that row: the first one folds (4) over them, the second one writes
 # $y$. Inside a program, `m` and `l` are single numbers. What you need: `tl.load`, `tl.store` (it takes a `mask`, too), `tl.maximum`,
-# `tl.max(…, axis=0)`, `tl.sum(…, axis=0)`, `tl.exp`.
+# `tl.max(…, axis=0)`, `tl.sum(…, axis=0)`, `tl.exp`. The sum belongs in float32, also for float16 rows, and `tl.exp` takes nothing
+# narrower: `tl.max` of float16 gives float32, so that $x - m$ is float32, too; or write `tl.load(…).to(tl.float32)`.
 #
 # The argument list is fixed: it is the one of the library's kernel, and the library's launcher will call yours.
 
@@ -469,7 +478,7 @@ triton, tl = load_triton()
 def softmax_kernel(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
     """Softmax of one row: y[row, :] = softmax(x[row, :]).
 
-    x_ptr, y_ptr                  pointers to x and y, both (rows, n_cols), float32 or float16
+    x_ptr, y_ptr                  pointers to x and y, both (rows, n_cols), float32 or float16; x is finite
     x_row_stride, y_row_stride    elements from one row to the next; they may differ, and exceed n_cols
     n_cols                        columns in a row, at least 1
     BLOCK                         columns in a tile: a power of two
@@ -503,7 +512,10 @@ check("02.softmax_kernel", softmax_kernel)
 # ## Measure: what is a pass worth?
 #
 # If memory is what limits a softmax, then 3 transfers instead of 4 should make it 4/3 ≈ 1.33 times as
-# fast. <!-- source: 4 transfers over 3, counted above --> Here and now, both loops are PyTorch on your CPU. How much faster will two passes be than three?
+# fast. <!-- source: 4 transfers over 3, counted above --> Is it memory, here and now? Both loops are PyTorch on your CPU. Both compute two
+# exponentials an element, each of which takes a CPU longer than to read a number. Two passes save one reading of the row, and pay with a
+# copy of each tile and a `merge` of about ten small operations for it. The row has $2^{21}$ columns, a tile $2^{18}$. How many times as
+# fast as three passes will two be? (Less than 1: slower.)
 
 # %% tags=["predict"]
 predict("02.two_passes_speedup", None, "×")
@@ -511,27 +523,48 @@ predict("02.two_passes_speedup", None, "×")
 # %% tags=["measure"]
 long_row = torch.randn(1, 1 << 21)  # 8 MiB
 times = interleaved(
-    {"three passes": lambda: safe(long_row, 1 << 15), "two passes": lambda: two_pass(long_row, 1 << 15)}, repeats=5
+    {"three passes": lambda: safe(long_row, 1 << 18), "two passes": lambda: two_pass(long_row, 1 << 18)}, repeats=5
 )
 measured("02.two_passes_speedup", times["three passes"].median / times["two passes"].median, "×")
 
 # %% [markdown]
-# On a CPU the exponentials cost more than the memory, and both versions compute two per element; so do not be surprised if you
-# gained little. A GPU has arithmetic to spare, and there the count of transfers decides. These are recorded runs on an H100. On the
-# right, two passes against three over rows of a million columns, far too long for any cache: the ratio is the 4/3 that you have
-# counted. On the left, the library's kernel (yours, with a tile as long as the row while that fits) against torch's softmax and a plain copy of
-# the tensor, which no softmax can beat, for it also reads everything once and writes everything once. As long as a row fits on the chip, the second pass
-# finds it there, and softmax runs nearly as fast as a copy; beyond that, the second read shows.
+# Close to 1, and as soon below it as above: that is what to expect here. What is saved is the cheapest part, and each tile has its fixed
+# costs, so that small tiles lose outright (try `1 << 12`). Counting transfers predicts a time only where transfers are what takes the time.
+#
+# A GPU has arithmetic to spare, and there they are. These are recorded runs on an H100. **Left:** rows of 256 to 131,072 columns. The dashed
+# line is a plain copy of the tensor, which no softmax can beat, for it also reads everything once and writes everything once. *llmsys* is the
+# library's kernel: yours, with a tile as long as the row, up to 32,768 columns. *torch.softmax* is PyTorch's own kernel, *torch.compile*
+# the one that PyTorch's compiler generates, in Triton, too. **Right:** two passes against three, in Triton, over rows of a million
+# columns, far too long for any cache: the ratio is the 4/3 that you have counted.
 
 # %% tags=["measure"]
 viz.bandwidth_plot(recorded("softmax"))
+
+# %% [markdown]
+# Where a row is short enough to stay on the chip (58,112 numbers of `float32` would fill all of a multiprocessor's 227 KiB), the second pass finds it
+# there, and softmax can be nearly as fast as a copy. Beyond that, the further reads show; and by how much tells how many there are. A copy makes
+# 2 transfers. Two passes make 3, so they can reach 2/3 of a copy's speed; three passes make 4, and can reach 2/4. <!-- source: CUDA C++ programming guide, compute capability 9.0: 227 KiB = 58,112 · 4 bytes -->
+# At the right end of the left panel:
+
+# %% tags=["measure", "claim"]
+longest = [row for row in recorded("softmax").rows if row["cols"] == 131_072 and row["dtype"] == "float32"]
+for row in sorted(longest, key=lambda row: -row["ratio"]):
+    print(f"{row['name']:15} {row['ratio']:.2f} of the copy's speed")
+
+# %% [markdown]
+# So torch.softmax reads such a row three times, and the other two read it twice.
+#
+# In between, bytes do not explain everything. torch.softmax zigzags because PyTorch changes its kernel with the length of the row (the names are
+# further down). And our own line dips at 16,384 columns although nothing changes there that we could count: it is the same kernel as at 8,192, with 32
+# warps a program, 2 programs a multiprocessor, and no register spilled, as the compiler says. <!-- source: hardware.compiler on softmax_kernel, sm_90, num_warps=32: 30 and 31 registers a thread, no spill, occupancy 2 -->
+# A count of bytes says how fast a kernel can be; why it is not takes a profiler.
 
 # %% [markdown]
 # ## Your softmax in a real model
 #
 # Attention is where a language model keeps its softmax. `attention_with` builds naive attention around any softmax over the last
 # dimension, with the contract of the library's attention stages; so SmolLM2, a real model of 135 million parameters, can
-# run on the softmax that you have written. It must say the same thing, to the letter.
+# run on the softmax that you have written. It must say the same thing as with torch's, to the letter.
 
 # %% tags=["engine"]
 from llmsys.attention.naive import attention_with
@@ -551,15 +584,20 @@ print("your softmax chooses the same tokens as torch's fused attention:", yours.
 print("so does attention in a single pass, stage 'online':             ", one_pass.tokens == torchs.tokens)
 
 # %% [markdown]
+# The same tokens, and so the same words, which are wrong, by the way: softmax is no optimization algorithm, and it reduces no complexity. With 135 million
+# parameters, a model knows how an explanation sounds. What your code owes it is to change nothing.
+#
 # The second line is a look ahead: `online.online_attention` (read it with `??online.online_attention` in a cell of your own)
 # carries the weighted sum of the values along with $\ell$ and reads the keys and the values once. It is slow, a key at a time. The next
 # lessons make it fast.
 #
 # ## What production does differently
 #
-# - **PyTorch** has two softmax kernels on a GPU: `softmax_warp_forward` keeps a short row in the registers of one warp, so that it is read once;
-#   `cunn_SoftMaxForward` loops over long rows, and its `…Smem` variant keeps a row in shared memory if it fits. Keeping beats any number of
-#   passes, if you can. The library's kernel does it, too: it takes a tile as long as the row while that fits.
+# - **PyTorch** chooses its kernel by the length of the row: up to 1,024 columns, `softmax_warp_forward` keeps it in the registers of one warp;
+#   then `cunn_SoftMaxForwardReg` keeps it in those of a whole block, or `cunn_SoftMaxForwardSmem` in shared memory, if it fits;
+#   `cunn_SoftMaxForward` loops over it three times
+#   ([SoftMax.cu](https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/cuda/SoftMax.cu)). Keeping beats any number of passes, if
+#   you can. The library's kernel comes close to it: with a tile as long as the row, the second pass reads what is still in the cache next to it.
 # - **FlashAttention** has (4) in its inner loop: `Softmax::softmax_rescale_o` in `csrc/flash_attn/src/softmax.h`. It computes
 #   $2^x$ instead of $e^x$, since that is what the hardware has, and folds the $\log_2 e$ into the scale.
 # - Two *finished* results can be merged as well: keep the **log-sum-exp** $\mathrm{lse} = m + \ln \ell$ with each. It is called
@@ -590,4 +628,4 @@ print("so does attention in a single pass, stage 'online':             ", one_pa
 # precision: once the sum is 256 times a term, adding the term changes nothing. Sums belong in float32.
 # </details>
 #
-# **Next:** lesson 03, tiled attention, where the last pass falls.
+# **Next:** lesson 03, tiled attention, where the last pass disappears.

@@ -75,7 +75,7 @@ predict("03.bytes_saved", None, "×")
 # fractions end if you meet (3) elsewhere. In the article that this course grew out of, a misplaced brace loses the last
 # one: $v_j$ stands beside the weight, not below it.)
 #
-# ## Exercise (a): one query, streaming keys
+# ## Exercise (a): one query, streaming keys (20 minutes)
 #
 # Write (2) and (3) for a single query. Start with nothing: $m = -\infty$, $\ell = 0$, $o' = 0$. What you keep between
 # tiles is two numbers and one vector of $D_v$.
@@ -191,7 +191,7 @@ for crime in (not_loaded, too_large, not_written):
 # A tensor may carry many heads side by side, (B, H, T, D). They are computed by as many programs, each with a chip of its own;
 # `HBM(programs=…)` says by how many. So you load a tile of *all* heads in one line, `hbm.load(k[:, :, j : j + block_k])`.
 #
-# ## Exercise (b): tiled attention
+# ## Exercise (b): tiled attention (50 minutes)
 #
 # The whole forward pass, with the contract of every attention stage of this course. Two loops: tiles of queries outside,
 # tiles of keys inside. A tile of queries is loaded once. Its state $(m, \ell, O)$ stays on the chip until all of its keys have
@@ -279,7 +279,7 @@ check("03.tiled_attention", tiled_attention)
 viz.tile_walker()
 
 # %% [markdown]
-# ## Exercise (c): bytes as a function of the tile
+# ## Exercise (c): bytes as a function of the tile (15 minutes)
 #
 # How many bytes is that? Take one head, all of $q$, $k$, $v$ and $o$ of shape $(T, D)$, and queries outside. It is often said that
 # FlashAttention transfers every matrix only once. Look at the walker again: which of them does cross once, and which

@@ -37,6 +37,7 @@ from .notebook import role, tags, write_text
 
 STUB = "# Your code here\nraise NotImplementedError"
 KERNELSPEC = {"display_name": "llmsys", "language": "python", "name": "llmsys"}
+MINUTES = re.compile(r"\s*\((\d+) minutes?\b[^)]*\)\s*$")  # what an exercise's heading ends in; no part of cell ids
 LANGUAGE_INFO = {  # without the version of the Python that happened to build it
     "codemirror_mode": {"name": "ipython", "version": 3},
     "file_extension": ".py",
@@ -185,7 +186,7 @@ def _name_cells(lesson: Lesson, notebook: NotebookNode, path: Path) -> None:
     place, counts = "start", {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and (found := headings(cell.source)):
-            place = slug(found[-1][1].removeprefix(lesson.number))
+            place = slug(MINUTES.sub("", found[-1][1].removeprefix(lesson.number)))
         if role(cell) in ("exercise", "check"):
             exercise = _exercise_of(lesson, cell, path)
             cell.id = exercise.cell_id if role(cell) == "exercise" else exercise.check_cell_id
@@ -262,4 +263,3 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-

@@ -9,6 +9,7 @@ import textwrap
 from html import escape
 
 FAIL, PASS, NOTE = "#b34700", "#0b66a8", "#6b6b6b"  # white text on each has a contrast of at least 4.5 : 1
+ANNOUNCED = "What this check will look for"
 _FONT = "color:var(--jp-content-font-color1,inherit);font-size:var(--jp-content-font-size1,14px);line-height:1.5"
 _MONO = (
     "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px);white-space:pre-wrap;"
@@ -58,6 +59,21 @@ def result_html(result) -> str:
         body.append(_note(f"Hint {result.hint_number} of {result.hints}:", result.hint, _more(result)))
     title = f"{result.id} passed" if result.passed else result.id
     return _card(PASS if result.passed else FAIL, _glyph(result.passed), title, "".join(body))
+
+
+def announcement(passed: str) -> dict[str, str]:
+    """The output of a check that passed, `result_text`, as it stands under a check that nobody has run yet: what it
+    will look for. Text and HTML by MIME type; empty where `passed` is something else."""
+    title, *lines = passed.splitlines() or [""]
+    marks = f"{_glyph(True)} ", f"  {_glyph(True)} "
+    if not title.startswith(marks[0]) or not all(line.startswith(marks[1]) for line in lines):
+        return {}
+    names = [line.removeprefix(marks[1]) for line in lines]
+    items = "".join(f'<li style="margin:0">{escape(name)}</li>' for name in names)
+    return {
+        "text/plain": "\n".join([f"… {ANNOUNCED}", *(f"  · {name}" for name in names)]),
+        "text/html": _card(NOTE, "…", ANNOUNCED, f'<ul style="margin:4px 0;padding:0 0 0 20px">{items}</ul>'),
+    }
 
 
 def hint_text(hint) -> str:

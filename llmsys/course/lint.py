@@ -4,8 +4,8 @@
     python -m llmsys.course.lint 02         one lesson
 
 A rule is a function of the lesson and of its notebook, the source's cells with the outputs of the executed solution;
-it yields what is wrong, where, and how to mend it. `RULES` lists them: roles, exercises, self-contained answers,
-predictions, the order of the sections, pictures, self-test questions, equations, numbers, outputs.
+it yields what is wrong, where, and how to mend it. `RULES` lists them: roles, exercises, their minutes, self-contained
+answers, predictions, the order of the sections, pictures, self-test questions, equations, numbers, outputs.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from . import manifest
-from .build import BuildError, read_source, with_outputs_of
+from .build import MINUTES, BuildError, headings, read_source, with_outputs_of
 from .claims import claims, compared_text, is_cited, is_shown, prose
 from .manifest import Lesson
 from .notebook import ROLES, role
@@ -101,6 +101,19 @@ def exercises_are_whole(lesson: Lesson, notebook: NotebookNode) -> Found:
         elif not _ends_in_check(following[0].source, exercise):
             wanted = f'check("{exercise.id}", {exercise.function})'
             yield following[0].id, "it does not end in its check", f"make its last line {wanted}"
+
+
+def headings_say_the_minutes(lesson: Lesson, notebook: NotebookNode) -> Found:
+    """The heading above an exercise ends in the minutes that the manifest gives it: (15 minutes), (5 minutes each)."""
+    minutes = {exercise.cell_id: exercise.minutes for exercise in lesson.exercises}
+    said = None
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (found := headings(cell.source)):
+            match = MINUTES.search(found[-1][1])
+            said = int(match[1]) if match else None
+        elif cell.id in minutes and said != minutes[cell.id]:
+            wanted = f"({minutes[cell.id]} minute{'s' * (minutes[cell.id] != 1)})"
+            yield cell.id, f"the heading above says {said or 'no'} minutes", f"end it in {wanted}, or mend lessons.toml"
 
 
 def answers_are_self_contained(lesson: Lesson, notebook: NotebookNode) -> Found:
@@ -238,6 +251,7 @@ def outputs_are_clean(lesson: Lesson, notebook: NotebookNode) -> Found:
 RULES = (
     every_role_is_there,
     exercises_are_whole,
+    headings_say_the_minutes,
     answers_are_self_contained,
     predictions_are_measured,
     sections_are_in_order,

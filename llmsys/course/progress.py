@@ -76,8 +76,8 @@ def passed(folder: Path | None = None) -> set[str]:
     return {id for id, record in load(folder).exercises.items() if record.passed}
 
 
-def attempt(id: str, fingerprint: str, passed: bool) -> ExerciseProgress:
-    """Record an attempt. A wrong answer that was not given before raises the grade of the hint by one."""
+def attempt(id: str, fingerprint: str, passed: bool, hints: int | None = None) -> ExerciseProgress:
+    """Record an attempt. A wrong answer not given before raises the grade of the hint by one, up to `hints`."""
 
     def change(progress: Progress) -> ExerciseProgress:
         record = progress.exercises.setdefault(id, ExerciseProgress())
@@ -86,7 +86,7 @@ def attempt(id: str, fingerprint: str, passed: bool) -> ExerciseProgress:
             record.passed = record.passed or datetime.now(UTC).isoformat(timespec="seconds")
         elif fingerprint not in record.failed:
             record.failed = [*record.failed, fingerprint][-50:]
-            record.hints += 1
+            record.hints = record.hints + 1 if hints is None else min(record.hints + 1, hints)
         return record
 
     return _change(change)

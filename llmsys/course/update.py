@@ -85,7 +85,7 @@ def update(workspace: str | Path | None = None) -> list[Updated]:
         if result.merge is not None:
             write_notebook(target, result.merge.notebook)
         elif result.action in ("new", "updated"):
-            workspaces.copy_file(origin, target)
+            workspaces.lay(origin, target)
         if result.action not in ("same", "absent"):
             workspaces.copy_file(origin, base)  # last: if this is cut off, the next update finds the same again
     return [result for _, _, result in planned]
@@ -188,5 +188,6 @@ def _plan(workspace: Path, name: str, origin: Path) -> Updated:
         unedited = target.read_bytes() in (base.read_bytes() if base.exists() else None, origin.read_bytes())
         return Updated(name, "updated" if unedited else "kept")
     nothing = {"cells": [], "metadata": {}}
-    merged = merge(read_notebook(base) if base.exists() else nothing, read_notebook(target), read_notebook(origin))
+    theirs = workspaces.announced(read_notebook(origin))
+    merged = merge(read_notebook(base) if base.exists() else nothing, read_notebook(target), theirs)
     return Updated(name, "updated", merged)

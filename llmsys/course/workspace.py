@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from . import manifest
+from . import cards, manifest
 from .manifest import Exercise, Lesson
 from .notebook import NotebookError, cells_by_id, read_notebook, role, tags, write_notebook, write_text
 
@@ -122,7 +122,7 @@ def start(directory: str | Path) -> Started:
             kept.append(relative)
             continue
         copy_file(origin, pristine(workspace) / relative)  # the base first: a crash between leaves nothing without one
-        copy_file(origin, target)
+        lay(origin, target)
         laid.append(relative)
     return Started(workspace, tuple(laid), tuple(kept))
 
@@ -143,7 +143,7 @@ def reset(id: str, workspace: str | Path | None = None) -> Reset:
         kept = backup(workspace, path)
         origin = manifest.lessons_dir() / lesson.notebook
         copy_file(origin, base)
-        copy_file(origin, path)
+        lay(origin, path)
         return Reset(lesson.number, path, kept)
     notebook = read_notebook(path)
     original = read_notebook(base if base.exists() else manifest.lessons_dir() / lesson.notebook)
@@ -231,6 +231,28 @@ def backup(workspace: Path, path: Path) -> Path:
     target = next(directory / name for name in names if not (directory / name).exists())
     copy_file(path, target)
     return target
+
+
+def lay(source: Path, target: Path) -> None:
+    """Copy a file to where a learner works with it; of a lesson, `announced`."""
+    if target.suffix == ".ipynb":
+        write_notebook(target, announced(read_notebook(source)))
+    else:
+        copy_file(source, target)
+
+
+def announced(notebook: dict) -> dict:
+    """A lesson whose check cells show what they will look for. The lesson has the output of a pass there, which nbval
+    compares, and which would puzzle a learner who has not written a line. `restore_checks` puts it back."""
+    for cell in notebook["cells"]:
+        if role(cell) != "check":
+            continue
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if said := cards.announcement("".join(data.get("text/plain", ""))):
+                output["data"] = data | said
+                output["execution_count"] = cell["execution_count"] = None
+    return notebook
 
 
 def copy_file(source: Path, target: Path) -> None:

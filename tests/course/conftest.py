@@ -79,7 +79,7 @@ def measured(id, value, unit):
 predict("90.guess", None, "points")
 
 # %% [markdown]
-# ## Exercises
+# ## Exercises (1 minute each)
 
 # %% tags=["exercise"] exercise="90.double"
 def double(x):

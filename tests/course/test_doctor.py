@@ -69,7 +69,7 @@ def test_it_needs_the_standard_library_alone_and_says_how_to_get_torch():
         [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
     )
     assert done.returncode == 1 and done.stderr == ""
-    assert '✗ torch' in done.stdout and 'python -m pip install "torch>=2.11,<2.14"' in done.stdout
+    assert "✗ torch" in done.stdout and 'python -m pip install "torch>=2.11,<2.14"' in done.stdout
     assert done.stdout.splitlines()[-1].startswith("The lessons do not run here yet: see torch, ")
 
 
@@ -123,6 +123,7 @@ def test_without_triton_the_lessons_run(monkeypatch):
     pretend(monkeypatch, triton=None)
     found = diagnose()
     assert found and found.tier == "pytorch" and found.verdict.endswith("Triton kernels do not.")
+    assert found.lines[0] == doctor.Line(OK, "tier", "1 of 3, PyTorch: all but the Triton kernels")
 
 
 def test_a_gpu_that_torch_can_use(gpu, monkeypatch):
@@ -131,8 +132,10 @@ def test_a_gpu_that_torch_can_use(gpu, monkeypatch):
     assert diagnose().tier == tier() == "gpu"
     assert line("GPU") == doctor.Line(OK, "GPU", "2 × NVIDIA H100 80GB HBM3, 80 GiB, driver 580.95.05")
     assert diagnose().verdict.endswith("Triton kernels are compiled for the GPU.")
+    assert line("tier").found == "3 of 3, GPU: kernels are compiled"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "TRITON_INTERPRET=1" in diagnose().verdict
+    assert line("tier").found.startswith("2 of 3, Triton's interpreter") and "TRITON_INTERPRET=1" in line("tier").found
 
 
 @pytest.mark.parametrize(

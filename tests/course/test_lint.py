@@ -34,6 +34,8 @@ def test_a_whole_lesson_has_nothing_to_mend(built_course):
         ("def halve(x):", "def half(x):", "90-halve", "defines no function halve"),
         ("Double x, of shape (...).", "Double x.", "90-double", "says no shapes"),
         ("    ### BEGIN SOLUTION\n    return 2 * x", "    return 2 * x", "90-double", "not one solution"),
+        (" (1 minute each)", "", "90-double", "the heading above says no minutes"),
+        (" (1 minute each)", " (10 minutes)", "90-halve", "the heading above says 10 minutes"),
         ('check("90.double", double)\n', 'check("90.double", double)\ndouble(2)\n', "90-double-check", "does not end"),
         ('check("90.double", double)\n', 'check("90.double", halve)\n', "90-double-check", "does not end in its check"),
         ('# %% tags=["check"] exercise="90.double"', "# %% [markdown]\n# x\n\n# %%", "90-double", "does not follow"),

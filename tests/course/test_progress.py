@@ -114,6 +114,11 @@ def _write(folder, name):
         progress.attempt(name, "x", True)
 
 
+def test_no_more_hints_are_counted_than_there_are(work):
+    for n in range(1, 6):
+        assert progress.attempt("a", f"{n}", False, 3).hints == min(n, 3)
+
+
 @pytest.mark.skipif(progress.fcntl is None, reason="no file locks on this platform")
 def test_two_notebooks_at_once_lose_nothing(work):
     start = multiprocessing.get_context("fork").Process

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from llmsys.course import manifest, workspace
+from llmsys.course import manifest, update, workspace
+from llmsys.course.answer import PropertyResult
+from llmsys.course.checking import Result
 from llmsys.course.notebook import NotebookError, cells_by_id, read_notebook, write_notebook
 
 
@@ -131,6 +133,43 @@ def test_checks_are_restored_and_nothing_else(work):
     (kept,) = (work / ".llmsys" / "backups").iterdir()
     assert kept.read_bytes() == edited
     assert workspace.restore_checks(path) == []
+
+
+def test_a_learners_copy_announces_what_a_check_looks_for(built_course, tmp_path):
+    name = "90_tiny.ipynb"
+    lesson = read_notebook(built_course.lessons / name)
+    check = cells_by_id(lesson)["90-double-check"]
+    passed = Result("90.double", True, (PropertyResult("doubles 1 < 2", True), PropertyResult("doubles 0", True)))
+    check["outputs"][0]["data"] = {"text/plain": repr(passed), "text/html": passed._repr_html_()}
+    write_notebook(built_course.lessons / name, lesson)
+    work = workspace.start(tmp_path / "work").workspace
+    path = work / name
+
+    def shown():
+        return cells_by_id(read_notebook(path))["90-double-check"]
+
+    def announces(cell):
+        data, html = cell["outputs"][0]["data"], cell["outputs"][0]["data"]["text/html"]
+        assert data["text/plain"] == "… What this check will look for\n  · doubles 1 < 2\n  · doubles 0"
+        assert "What this check will look for" in html and "doubles 1 &lt; 2" in html and "passed" not in html
+        assert cell["execution_count"] is None and cell["source"] == check["source"]
+        return True
+
+    assert announces(shown())
+    assert read_notebook(workspace.pristine(work) / name) == lesson  # the base of an update is the lesson itself
+    assert cells_by_id(read_notebook(path)) | {"90-double-check": check} == cells_by_id(lesson)
+    workspace.restore_checks(path)
+    assert shown() == check  # what nbval compares
+    workspace.reset("90", work)
+    assert announces(shown())
+    notebook = read_notebook(path)
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["id"] != "90-double-check"]
+    write_notebook(path, notebook)
+    workspace.reset("90", work)
+    check["source"] = "check('90.double', double)"
+    write_notebook(built_course.lessons / name, lesson)
+    update.update(work)
+    assert announces(shown())  # an update brings it in alike
 
 
 def test_a_notebook_that_is_no_lesson_is_refused(work):
