@@ -7,6 +7,7 @@
 import difflib
 
 from llmsys.attention.contract import Attention, check_arguments
+from llmsys.attention.flash import flash_attention
 from llmsys.attention.naive import naive_attention
 from llmsys.attention.online import online_attention
 from llmsys.attention.sdpa import sdpa_attention
@@ -16,6 +17,7 @@ STAGES: dict[str, Attention] = {
     "naive": naive_attention,
     "online": online_attention,
     "tiled": tiled_attention,
+    "flash": flash_attention,
     "sdpa": sdpa_attention,
 }
 """The stages in course order; last, the peer."""
@@ -42,6 +44,7 @@ __all__ = [
     "STAGES",
     "Attention",
     "check_arguments",
+    "flash_attention",
     "get_stage",
     "naive_attention",
     "online_attention",

@@ -6,30 +6,21 @@ arguments goes the same way, with `flash_attention(…, kernel=mine)`.
 
 Half-precision inputs are multiplied on the tensor cores and summed in fp32. float32 is multiplied in full precision;
 `precision="tf32"` trades 13 bits of mantissa for the tensor cores. In the interpreter bf16 is refused: it adds raw bits
-there.
+there. The backward pass is in `flash_backward`.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from llmsys.attention.contract import check_arguments
+from llmsys.attention.flash_backward import flash_backward
+from llmsys.attention.flash_tiles import LOG2_E, TileConfig, block_of, target_of, tiles_for, tuned_tiles
 
 LARGEST_HEAD = 256
-LOG2_E = 1 / math.log(2)
-
-
-@dataclass(frozen=True)
-class TileConfig:
-    """How the kernel is cut: rows of a query tile, keys of a K tile, warps a program, and tiles in flight."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
 
 
 def flash_attention(
@@ -42,6 +33,7 @@ def flash_attention(
     return_lse: bool = False,
     precision: str = "ieee",
     tiles: TileConfig | None = None,
+    autotune: bool = False,
     kernel=None,
 ) -> Float[Tensor, "B Hq Tq Dv"] | tuple[Float[Tensor, "B Hq Tq Dv"], Float[Tensor, "B Hq Tq"]]:
     """FlashAttention's forward. The contract is `llmsys.attention.contract`'s, for fp32, fp16, bf16, heads up to 256.
@@ -51,45 +43,57 @@ def flash_attention(
     precision
         Of products of float32: "ieee" for all of it, "tf32" for the tensor cores.
     tiles
-        How to cut it; by default what `tiles_for` says.
+        How to cut it; by default what `flash_tiles.tiles_for` says.
+    autotune
+        On a GPU, measure which tiles are the fastest for such tensors, once, and remember it (`flash_tiles`).
     kernel
         A Triton kernel with the arguments of `flash_kernels.flash_forward_kernel`, in its place.
+
+    Gradients are those of `flash_backward`; the result of a kernel of one's own has none.
     """
     scale = check_arguments(q, k, v, scale=scale)
     if precision not in ("ieee", "tf32"):
         raise ValueError(f'precision must be "ieee" or "tf32", got {precision!r}')
     _check_supported(q, v)
-    if kernel is None and tiles is None:
-        o, lse = flash_forward(q, k, v, causal, scale, precision)
+    if autotune and tiles is None:
+        tiles = tuned_tiles(q, k, v, causal, lambda tiles: launch(q, k, v, causal, scale, precision, tiles, kernel))
+    if kernel is None:
+        o, lse = flash_forward(q, k, v, causal, scale, precision, list(astuple(tiles)) if tiles else None)
     else:
         o, lse = launch(q, k, v, causal, scale, precision, tiles, kernel)
     return (o, lse) if return_lse else o
 
 
-def tiles_for(D: int, itemsize: int, rows: int) -> TileConfig:
-    """The tiles for heads of D (the larger of Dk and Dv), elements of `itemsize` bytes, and so many rows of queries.
-
-    Measured on an H100 (`python -m llmsys.bench attention`); on other devices they are a start.
-    """
-    if itemsize == 4:  # in full precision, products are made of many small ones: small tiles, few registers
-        return TileConfig(32, 32, 4, 2) if D > 64 else TileConfig(64, 32, 4, 2)
-    if rows <= 16:  # decoding: a tile of one token's heads
-        return TileConfig(16, 64, 4, 3)
-    if D <= 128:
-        return TileConfig(64, 64, 4, 3)  # of 128 rows in four warps, the registers spill; in eight, fewer programs fit
-    return TileConfig(64, 64, 8, 2)
-
-
 @torch.library.custom_op("llmsys::flash_forward", mutates_args=())
-def flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str) -> tuple[Tensor, Tensor]:
-    """The operator: o (B, Hq, Tq, Dv) in q's dtype and lse (B, Hq, Tq) in fp32. Arguments have been checked."""
-    return launch(q, k, v, causal, scale, precision, None, None)
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str, tiles: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """The operator: o (B, Hq, Tq, Dv) in q's dtype and lse (B, Hq, Tq) in fp32. Arguments have been checked; `tiles`
+    are the numbers of a TileConfig."""
+    return launch(q, k, v, causal, scale, precision, TileConfig(*tiles) if tiles else None, None)
 
 
 @flash_forward.register_fake
-def _(q, k, v, causal, scale, precision):
+def _(q, k, v, causal, scale, precision, tiles):
     B, Hq, Tq, _ = q.shape
     return q.new_empty(B, Hq, Tq, v.shape[3]), q.new_empty(B, Hq, Tq, dtype=torch.float32)
+
+
+def _keep(ctx, inputs, output) -> None:
+    q, k, v, ctx.causal, ctx.scale, ctx.precision, _ = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.set_materialize_grads(False)  # None, and not zeros, for a result that is not used
+
+
+def _backward(ctx, do, dlse):
+    q, k, v, o, lse = ctx.saved_tensors
+    if do is None:  # only lse is used
+        do = torch.zeros_like(o)
+    dq, dk, dv = flash_backward(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, ctx.precision)
+    return dq, dk, dv, None, None, None, None
+
+
+flash_forward.register_autograd(_backward, setup_context=_keep)
 
 
 def launch(
@@ -106,7 +110,7 @@ def launch(
     if o.numel() == 0:
         return o, lse.fill_(float("-inf")) if Tk == 0 else _lse_alone(q, k, lse, causal, scale)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    tiles = tiles or tiles_for(max(Dk, Dv), q.element_size(), G * Tq)
+    tiles = tiles or tiles_for(max(Dk, Dv), q.element_size(), G * Tq, target_of(q.device))
     grid = (-(-G * Tq // tiles.block_m), B * Hkv)
     with torch.cuda.device_of(q):
         kernel[grid](
@@ -114,7 +118,7 @@ def launch(
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
             Hkv, Tq, Tk, scale * LOG2_E,
             G=G, DK=Dk, DV=Dv, CAUSAL=causal, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-            BLOCK_DK=_power_of_two(Dk), BLOCK_DV=_power_of_two(Dv), PRECISION=precision,
+            BLOCK_DK=block_of(Dk), BLOCK_DV=block_of(Dv), PRECISION=precision,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
     return o, lse
@@ -142,7 +146,3 @@ def _check_supported(q: Tensor, v: Tensor) -> None:
             f"q must be on a GPU for stage flash, got {q.device}; q.cuda(), or TRITON_INTERPRET=1 set before Triton is "
             "imported, to run the kernel in the interpreter"
         )
-
-
-def _power_of_two(D: int) -> int:
-    return max(16, 1 << (D - 1).bit_length())  # tl.dot wants at least 16

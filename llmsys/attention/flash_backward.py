@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmsys.attention.flash import LOG2_E, TileConfig
+from llmsys.attention.flash_tiles import LOG2_E, SMALL, TABLES, TileConfig, block_of, target_of
 
 DELTA_ROWS = 32  # of a program of the delta kernel; any number of rows moves the same bytes
 
@@ -58,21 +58,25 @@ def backward(
     """
     given = {"q": q, "k": k, "v": v, "o": o, "do": do}
     q, k, v, o, do = (_within_reach(name, x, k.shape[1]) for name, x in given.items())
-    tiles = tiles or backward_tiles_for(max(q.shape[3], v.shape[3]), q.element_size())
+    tiles = tiles or backward_tiles_for(max(q.shape[3], v.shape[3]), q.element_size(), target_of(q.device))
     delta, lse_log2 = launch_delta(o, do, lse.contiguous(), dlse, delta_kernel)
     dk, dv = launch_dkdv(q, k, v, do, lse_log2, delta, causal, scale, precision, tiles.dkdv, dkdv_kernel)
     dq = launch_dq(q, k, v, do, lse_log2, delta, causal, scale, precision, tiles.dq, dq_kernel)
     return dq, dk, dv
 
 
-def backward_tiles_for(D: int, itemsize: int) -> BackwardTiles:
-    """The tiles for heads of D (the larger of Dk and Dv) and elements of `itemsize` bytes.
+def backward_tiles_for(D: int, itemsize: int, target: str = "sm_90") -> BackwardTiles:
+    """The tiles for heads of D (the larger of Dk and Dv), elements of `itemsize` bytes and the GPU `target`.
 
-    Measured on an H100. A program holds dk and dv in registers, twice what o is in the forward pass: a tile has no more
+    Measured on an H100; for GPUs with little shared memory, what fits. A program holds dk and dv in registers, twice what o is in the forward pass: a tile has no more
     than 64 keys. dq is alone, and has tiles of 128 rows.
     """
     if itemsize == 4:  # in full precision, products are made of many small ones: small tiles, few registers
-        return BackwardTiles(TileConfig(32, 32, 4, 2), TileConfig(32, 32, 4, 2))
+        small = TileConfig(32, 32, 4, 2) if D <= 128 else TileConfig(16, 16, 4, 1)
+        return BackwardTiles(small, small)
+    if TABLES.get(target, SMALL) is SMALL:
+        small = TileConfig(64, 64, 4, 1) if D <= 64 else TileConfig(32, 32, 4, 1)
+        return BackwardTiles(small, small)
     if D <= 64:
         return BackwardTiles(TileConfig(128, 64, 4, 2), TileConfig(128, 64, 8, 3))
     if D <= 128:
@@ -108,7 +112,7 @@ def launch_delta(o: Tensor, do: Tensor, lse: Tensor, dlse: Tensor | None, kernel
         kernel[grid](
             o, do, lse, None if dlse is None else dlse.contiguous(), delta, lse_log2,
             *o.stride()[:3], *do.stride()[:3], Hq, Tq,
-            DV=Dv, BLOCK_M=DELTA_ROWS, BLOCK_DV=_power_of_two(Dv), num_warps=4,
+            DV=Dv, BLOCK_M=DELTA_ROWS, BLOCK_DV=block_of(Dv), num_warps=4,
         )  # fmt: skip
     return delta, lse_log2
 
@@ -162,13 +166,9 @@ def _launch(kernel, grid, results, q, k, v, do, lse_log2, delta, causal, scale, 
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3],
             Hkv, Tq, Tk, scale, scale * LOG2_E,
             G=Hq // Hkv, DK=Dk, DV=Dv, CAUSAL=causal, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-            BLOCK_DK=_power_of_two(Dk), BLOCK_DV=_power_of_two(Dv), PRECISION=precision,
+            BLOCK_DK=block_of(Dk), BLOCK_DV=block_of(Dv), PRECISION=precision,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
-
-
-def _power_of_two(D: int) -> int:
-    return max(16, 1 << (D - 1).bit_length())  # tl.dot wants at least 16
 
 
 def _within_reach(name: str, x: Tensor, Hkv: int) -> Tensor:
