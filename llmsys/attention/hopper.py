@@ -1,0 +1,151 @@
+"""Stage 5, hopper: FlashAttention's forward written for one GPU, the H100 (and H200), in Gluon.
+
+`flash` is the same algorithm for any GPU: its warps load a tile, multiply, and compute exponentials, one after another,
+and an H100's tensor cores are busy for half of the time. Here, copies, products and exponentials overlap. The chapter,
+in the order in which to read it:
+
+    hopper_ring       how warps wait for each other: rings of tiles, barriers and their phases, turns
+    hopper_kernels    the roles of the warps, the producer, and the grid that stays
+    hopper_consumer   the consumer: products and softmax at the same time
+    hopper_schedule   which program computes which tile, made on the host
+    hopper_gluon      the language, and the one difference between versions of Triton
+
+The copy engine reads tensors as they lie, whatever their strides, if addresses are multiples of 16 bytes: this file
+checks that, copies what is not so, and says where else to go with what the kernel does not do.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llmsys.attention.contract import check_arguments
+from llmsys.attention.flash_backward import flash_backward
+from llmsys.attention.flash_tiles import LOG2_E
+from llmsys.attention.hopper_schedule import ROWS, hopper_schedule, hopper_tiles
+
+HEADS = (64, 128)
+ALIGNED = 16  # bytes: what the copy engine wants of addresses and strides
+
+
+def hopper_attention(
+    q: Float[Tensor, "B Hq Tq D"],
+    k: Float[Tensor, "B Hkv Tk D"],
+    v: Float[Tensor, "B Hkv Tk D"],
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Float[Tensor, "B Hq Tq D"] | tuple[Float[Tensor, "B Hq Tq D"], Float[Tensor, "B Hq Tq"]]:
+    """FlashAttention's forward on a Hopper GPU. The contract is `llmsys.attention.contract`'s, for float16 and bfloat16
+    and for heads of 64 and 128, of which keys and values have the same. Gradients are `flash_backward`'s.
+
+    Raises
+    ------
+    ValueError
+        An argument breaks the contract, or is not one that this stage takes; the message names it, and `flash`.
+    RuntimeError
+        This GPU is no Hopper (compute capability 9.0).
+    """
+    scale = check_arguments(q, k, v, scale=scale)
+    _check_supported(q, v)
+    o, lse = hopper_forward(q, k, v, causal, scale)
+    return (o, lse) if return_lse else o
+
+
+@torch.library.custom_op("llmsys::hopper_forward", mutates_args=())
+def hopper_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """The operator: o (B, Hq, Tq, D) in q's dtype and lse (B, Hq, Tq) in fp32. Arguments have been checked."""
+    return launch(q, k, v, causal, scale)
+
+
+@hopper_forward.register_fake
+def _(q, k, v, causal, scale):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _keep(ctx, inputs, output) -> None:
+    q, k, v, ctx.causal, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.set_materialize_grads(False)  # None, and not zeros, for a result that is not used
+
+
+def _backward(ctx, do, dlse):
+    q, k, v, o, lse = ctx.saved_tensors
+    if do is None:  # only lse is used
+        do = torch.zeros_like(o)
+    dq, dk, dv = flash_backward(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, "ieee")
+    return dq, dk, dv, None, None
+
+
+hopper_forward.register_autograd(_backward, setup_context=_keep)
+
+
+def launch(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Run the kernel: one program an SM, as long as there are tiles for it."""
+    from llmsys.attention.hopper_kernels import hopper_forward_kernel  # Triton: not before now
+
+    B, Hq, Tq, D = q.shape
+    Hkv, Tk = k.shape[1:3]
+    o, lse = q.new_empty(B, Hq, Tq, D), q.new_empty(B, Hq, Tq, dtype=torch.float32)
+    if Tk == 0:
+        return o.zero_(), lse.fill_(float("-inf"))
+    if o.numel() == 0:
+        return o, lse
+    tiles = hopper_tiles(D, Tq, causal)
+    programs = min(B * Hq * -(-Tq // tiles.block_m), torch.cuda.get_device_properties(q.device).multi_processor_count)
+    schedule = hopper_schedule(B, Hq, Hkv, Tq, Tk, D, causal, programs, q.device)
+    with torch.cuda.device_of(q):
+        hopper_forward_kernel[(programs,)](
+            descriptor(q, ROWS), descriptor(k, tiles.block_n), descriptor(v, tiles.block_n), descriptor(o, ROWS),
+            lse, schedule, Hq, Hq // Hkv, Tq, Tk, scale * LOG2_E,
+            CAUSAL=causal, CONSUMERS=tiles.consumers, SLOTS=tiles.slots,
+            CONSUMER_REGISTERS=tiles.consumer_registers, PRODUCER_REGISTERS=tiles.producer_registers, num_warps=4,
+        )  # fmt: skip
+    return o, lse
+
+
+def descriptor(x: Tensor, rows: int):
+    """What the copy engine must know of x (B, H, T, D): where it is, its shape and strides, and that a tile has so many
+    rows of one head. In shared memory, 16-byte pieces of a row are swapped so that wgmma reads without bank conflicts.
+    """
+    from llmsys.attention.hopper_gluon import TensorDescriptor, gl
+
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    x = for_copy_engine(x)
+    # A dimension of size 1 may have any stride, and the copy engine wants a good one.
+    strides = [stride if size > 1 else x.shape[3] for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, x.shape[3]], layout)
+
+
+def for_copy_engine(x: Tensor) -> Tensor:
+    """x itself if the copy engine can read it as it lies, or else a copy."""
+    strides = [stride * x.element_size() for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
+    good = x.stride(3) == 1 and all(stride > 0 and stride % ALIGNED == 0 for stride in strides)
+    return x if good and x.data_ptr() % ALIGNED == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
+def _check_supported(q: Tensor, v: Tensor) -> None:
+    D = q.shape[3]
+    if D not in HEADS:
+        raise ValueError(f"q must have heads of 64 or 128 for stage hopper, got {D}; stage flash takes any up to 256")
+    if v.shape[3] != D:
+        raise ValueError(f"v must have q's head size, {D}, for stage hopper, got {v.shape[3]}; stage flash takes both")
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"q must be float16 or bfloat16 for stage hopper, got {q.dtype}; stage flash takes float32, too"
+        )
+    if not q.is_cuda:
+        raise ValueError(
+            f"q must be on a Hopper GPU for stage hopper, got {q.device}; q.cuda(), or stage flash or tiled"
+        )
+    if (capability := torch.cuda.get_device_capability(q.device)) != (9, 0):
+        raise RuntimeError(
+            f"stage hopper needs a GPU of compute capability 9.0 (H100, H200), and {torch.cuda.get_device_name(q.device)} "
+            f"has {capability[0]}.{capability[1]}; use stage flash"
+        )
+    from llmsys.hardware.tier import interpreting
+
+    if interpreting():
+        raise RuntimeError(
+            "stage hopper does not run in Triton's interpreter; unset TRITON_INTERPRET, or use stage flash"
+        )

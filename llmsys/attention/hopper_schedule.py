@@ -1,0 +1,111 @@
+"""The hopper kernel's schedule: which program computes which tile of queries, and when. It is data, made on the host.
+
+One program runs on each SM, and works through a list of tiles. Two things decide what is a good list:
+
+- *Balance.* With a causal mask, the last tile of a sequence sees all keys and the first one tile of them. So the
+  longest go first, each to the program that will be free first: a greedy rule ("longest processing time first") whose
+  last program ends at most a third later than in the best schedule there is, and here, with short tiles for the end,
+  almost at once (R. Graham, "Bounds on Multiprocessing Timing Anomalies", 1969).
+- *Cache.* All tiles of a head read the same keys and values. If all heads' longest tiles went first, the programs would
+  at any time read all heads' keys, more than the L2 cache holds. So key heads are taken in groups whose K and V fit
+  into a part of it, and the longest go first within a group.
+
+The schedule of a shape is made once and remembered: its greedy loop takes about a microsecond a tile.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+ROWS = 64
+"""Rows of queries of one consumer: wgmma's own number."""
+
+
+@dataclass(frozen=True)
+class HopperTiles:
+    """How the kernel is cut.
+
+    consumers            warpgroups that compute; a tile of queries has 64 rows for each
+    block_n              keys of a tile
+    slots                tiles in the ring of keys, and in that of values
+    consumer_registers   a thread; with those of the producer's warpgroup, at most 65,536 in all
+    producer_registers   a thread
+    """
+
+    consumers: int
+    block_n: int
+    slots: int
+    consumer_registers: int
+    producer_registers: int
+
+    @property
+    def block_m(self) -> int:
+        """Rows of a tile of queries."""
+        return ROWS * self.consumers
+
+
+TWO = {64: HopperTiles(2, 128, 4, 240, 24), 128: HopperTiles(2, 128, 2, 240, 24)}
+THREE = HopperTiles(3, 128, 4, 160, 32)
+
+
+def hopper_tiles(D: int, Tq: int, causal: bool) -> HopperTiles:
+    """The tiles for heads of D, 64 or 128.
+
+    A consumer holds 64 · D numbers of O and 64 · 128 of S in fp32, 64 · 128 of P in half precision: with D = 128 that is
+    160 registers a thread, and two consumers fit; with D = 64 it is 128, and three fit into 160 registers each. Three
+    read K and V less often; but their tile of 192 rows wastes more of a short triangle.
+    """
+    if D == 128 or (causal and Tq <= 2048):
+        return TWO[D]
+    return THREE
+
+
+@lru_cache(maxsize=256)
+def hopper_schedule(
+    B: int, Hq: int, Hkv: int, Tq: int, Tk: int, D: int, causal: bool, programs: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The lists of tiles: int32 (rounds + 1, programs). Row 0 holds the length of each program's list, row r its r-th.
+
+    Tile number n is the (n mod N)-th tile of query head n div N of all B · Hq, where a head has N tiles. Beyond the end
+    of a list is 0.
+    """
+    tiles = hopper_tiles(D, Tq, causal)
+    lists = [[] for _ in range(programs)]
+    free = [(0, program) for program in range(programs)]
+    for tile, cost in _tiles_in_order(B, Hq, Hkv, Tq, Tk, D, causal, tiles):
+        time, program = heapq.heappop(free)
+        lists[program].append(tile)
+        heapq.heappush(free, (time + cost, program))
+    rounds = max(map(len, lists))
+    table = [[len(x) for x in lists], *([x[r] if r < len(x) else 0 for x in lists] for r in range(rounds))]
+    return torch.tensor(table, dtype=torch.int32, device=device)
+
+
+CACHE = {64: 8 << 20, 128: 16 << 20}
+"""Bytes of K and V that a group may have, by D: measured on an H100, whose L2 cache has 50 MB."""
+
+
+def _tiles_in_order(
+    B: int, Hq: int, Hkv: int, Tq: int, Tk: int, D: int, causal: bool, tiles: HopperTiles
+) -> Iterator[tuple[int, int]]:
+    """Tiles in the order in which they are given out, and what each costs, in tiles of keys."""
+    a_head = -(-Tq // tiles.block_m)
+    group = max(1, CACHE[D] // (Tk * D * 2 * 2)) if causal else 1  # key heads, of all sequences together
+    G = Hq // Hkv
+    for start in range(0, B * Hkv, group):
+        heads = range(start * G, min(start + group, B * Hkv) * G)
+        for head in heads if not causal else (None,):
+            for n in reversed(range(a_head)):
+                cost = 1 + _key_tiles(n, Tq, Tk, causal, tiles)  # 1: to begin and to end it
+                for each in heads if causal else (head,):
+                    yield each * a_head + n, cost
+
+
+def _key_tiles(n: int, Tq: int, Tk: int, causal: bool, tiles: HopperTiles) -> int:
+    """How many tiles of keys the n-th tile of queries needs."""
+    seen = min(max((n + 1) * tiles.block_m + Tk - Tq, 0), Tk) if causal else Tk
+    return max(-(-seen // tiles.block_n), 1)
