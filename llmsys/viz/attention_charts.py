@@ -12,7 +12,11 @@ SERIES = {  # name in the records -> colour, marker
     "naive": ("orange", "s"),
     "tiled": ("purple", "^"),
     "flash": ("green", "D"),
+    "hopper": ("green", "*"),
     "sdpa": ("blue", "o"),
+    "cuDNN": ("blue", "P"),
+    "FA2": ("orange", "v"),
+    "FlexAttention": ("purple", "X"),
 }
 
 
@@ -126,9 +130,11 @@ def _cross(axes, name: str, points: Sequence[tuple[int, float]], T: int, *, say:
     end = high * (T / last) ** slope
     axes.plot([last, T], [high, end], color=colour, lw=1.2, ls=(0, (3, 2)))
     axes.plot([T], [end], marker="x", ms=8, mew=2, color=colour)
-    if say:
+    if say:  # above the line, which rises: so room is needed there
+        low, top = axes.get_ylim()
+        axes.set_ylim(low, max(top, end * (end / low) ** 0.12))
         axes.annotate(
-            "out of memory", (T, end), (4, -15), textcoords="offset points", color=colour, ha="center", fontsize=8
+            "out of memory", (T, end), (4, 9), textcoords="offset points", color=colour, ha="right", fontsize=8
         )
 
 

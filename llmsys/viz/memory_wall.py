@@ -44,7 +44,7 @@ def memory_wall_overview() -> Picture:
     for x, name in ((265, "S"), (495, "P")):
         svg.rect(x - side / 2, top, side, side, "orange-soft", rx=2)
         svg.rect(x - side / 2, top, side, side, "line-orange", rx=2)
-        svg.text(x, top + 56, name, "huge middle bold orange")
+        svg.text(x, top + 56, name, "huge middle bold")
         svg.text(x, top + 80, size_in_words(large), "middle bold")
         svg.text(x, top + 97, f"{T:,} × {T:,}", "middle small")
     svg.text(84, top + 70, size_in_words(small), "end small muted")
