@@ -49,6 +49,9 @@ def attention_growth(record, *, here: Sequence[dict] | None = None, names: Seque
                     if name in full:
                         _cross(axes, name, points, full[name], say=key == "extra_bytes")
             _tokens(axes, {T for line in lines.values() for T in line})
+        if full:  # room for the words above the cross
+            low, top = panels[1].get_ylim()
+            panels[1].set_ylim(low, top * (top / low) ** 0.08)
         panels[0].set(title=f"{device.removeprefix('NVIDIA ')}: time", ylabel="ms")
         panels[1].set_title("extra memory")
         _sizes(panels[1])
@@ -130,9 +133,7 @@ def _cross(axes, name: str, points: Sequence[tuple[int, float]], T: int, *, say:
     end = high * (T / last) ** slope
     axes.plot([last, T], [high, end], color=colour, lw=1.2, ls=(0, (3, 2)))
     axes.plot([T], [end], marker="x", ms=8, mew=2, color=colour)
-    if say:  # above the line, which rises: so room is needed there
-        low, top = axes.get_ylim()
-        axes.set_ylim(low, max(top, end * (end / low) ** 0.12))
+    if say:  # above the line, which rises
         axes.annotate(
             "out of memory", (T, end), (4, 9), textcoords="offset points", color=colour, ha="right", fontsize=8
         )

@@ -75,8 +75,8 @@ def causal_tiles(Tq: int = 64, Tk: int = 64, block_q: int = 16, block_k: int = 1
     scale = min(WIDE / Tk, HIGH / Tq)
     svg = Svg(760, TOP + max(scale * Tq, 216) + 4, alt=(
         f"The scores of {Tq:,} queries and {Tk:,} keys under a causal mask, in tiles of {block_q} × {block_k}: "
-        f"{full:,} are seen as a whole and need no mask, {masked:,} are cut by the mask or the end, and {skipped:,} are "
-        "seen by no query: neither loaded nor computed."
+        f"{full:,} are seen as a whole and need no mask, {masked:,} are cut by the mask or the end, and {skipped:,} "
+        "are seen by no query: neither loaded nor computed."
     ))  # fmt: skip
     svg.text(LEFT, 28, f"keys: {Tk:,}", "small")
     svg.text(LEFT - 10, TOP + 12, "queries:", "end small")

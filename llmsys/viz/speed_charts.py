@@ -16,10 +16,8 @@ ORDER = (*OURS, "FlexAttention", "FA2", "cuDNN")
 """From top to bottom; other names follow."""
 REFERENCE = "cuDNN"
 ORIGIN = {
-    "flash": "this library, in Triton",
-    "hopper": "this library, in Gluon",
-    "FlexAttention": "torch's template in Triton",
-    "FA2": "FlashAttention-2 in torch",
+    "FlexAttention": "torch's, in Triton",
+    "FA2": "FlashAttention-2, in torch",
     "cuDNN": "NVIDIA's, in torch",
 }
 LEFT, PANEL, BETWEEN, LONGEST = 148, 300, 12, 204
@@ -49,24 +47,26 @@ def attention_speed(record, *, names: Sequence[str] | None = None) -> Picture:
     svg = Svg(LEFT + 2 * PANEL + BETWEEN, 50 + block * len(heads), alt=_in_words(found, names, device, passes))
     dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in found.values()))
     svg.text(0, 14, [("Attention, ", "bold"), (f"{passes} pass, TFLOP/s", "bold"), (f" · {device}, {dtypes}", "muted")])
-    svg.text(svg.width, 14, "longer is faster", "end small muted")
+    total = {row["B"] * row["T"] for row in found.values()}
+    batch = f"batches of {_short(total.pop())} tokens · " if len(total) == 1 else ""
+    svg.text(svg.width, 14, f"{batch}longer is faster", "end small muted")
     scale = LONGEST / max(row["tflops"] for row in found.values())
     for i, D in enumerate(heads):
         top = 26 + i * block
-        _heading(svg, top, D, masks)
+        _heading(svg, top, next(f"{row['H']} heads of {D}" for row in found.values() if row["D"] == D), masks)
         for j, T in enumerate(lengths):
             y = top + HEADING + j * (ROW * len(names) + GROUP)
             _length(svg, y, T, names)
             for panel, causal in enumerate(masks):
                 here = {name: found[key] for name in names if (key := (D, causal, T, name)) in found}
                 _bars(svg, LEFT + panel * (PANEL + BETWEEN), y, here, names, scale)
-    svg.text(0, svg.height - 8, " · ".join(f"{n}: {ORIGIN[n]}" for n in names if n in ORIGIN), "small muted")
+    svg.text(0, svg.height - 8, _who(names), "small muted")
     return svg.picture()
 
 
-def _heading(svg: Svg, top: float, D: int, masks: Sequence[bool]) -> None:
+def _heading(svg: Svg, top: float, heads: str, masks: Sequence[bool]) -> None:
     svg.rect(0, top, svg.width, 24, "panel", rx=4)
-    svg.text(8, top + 17, f"heads of {D}", "bold")
+    svg.text(8, top + 17, heads, "bold")
     for panel, causal in enumerate(masks):
         what = "causal: half the work is counted" if causal else "every query sees every key"
         svg.text(LEFT + panel * (PANEL + BETWEEN), top + 17, what, "small")
@@ -102,6 +102,12 @@ def _bars(svg: Svg, x: float, y: float, here: dict[str, dict], names: Sequence[s
 
 def _colour(name: str) -> str:
     return SERIES.get(name, ("muted", "."))[0]
+
+
+def _who(names: Sequence[str]) -> str:
+    ours = " and ".join(name for name in names if name in OURS)
+    theirs = [f"{name}: {ORIGIN[name]}" for name in names if name in ORIGIN]
+    return " · ".join([f"{ours}: this library"] * bool(ours) + theirs)
 
 
 def _in_order(names: Sequence[str]) -> list[str]:
