@@ -73,7 +73,8 @@ def mine(name: str, default: object):
     folder = find()
     own = _from_mine(folder, name) if folder else None
     if own is not None:
-        print(f"{name}: yours, from mine/{own.__module__.partition('.')[2]}.py")
+        home = underlying(own).__module__  # an interpreted kernel is of a class of Triton's
+        print(f"{name}: yours, from mine/{home.partition('.')[2]}.py")
         return own
     inner = underlying(default)
     print(f"{name}: the library's {getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', name)}")
