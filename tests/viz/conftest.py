@@ -1,4 +1,4 @@
-"""Where the texts of an SVG stand: for tests that none leaves the picture, and that no two overlap."""
+"""Where the texts of an SVG stand: for tests that none leaves the picture, overlaps another, or is hard to read."""
 
 import itertools
 from xml.etree import ElementTree
@@ -7,6 +7,9 @@ import pytest
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
+from llmsys.viz.style import DARK, LIGHT, contrast
+
+SVG = "{http://www.w3.org/2000/svg}"
 SIZES = {"huge": 30, "big": 16, "small": 11, "tiny": 9.5}
 _FONTS = {
     weight: FT2Font(font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight=weight)))
@@ -16,11 +19,12 @@ _FONTS = {
 
 @pytest.fixture
 def assert_legible():
-    """A function of an SVG: it fails where a text leaves the picture, or lies on another."""
+    """A function of an SVG: it fails where a text leaves the picture, lies on another, or is too faint."""
 
     def check(markup: str) -> None:
         assert outside(markup) == []
         assert overlaps(markup) == []
+        assert faint(markup) == []
 
     return check
 
@@ -28,7 +32,7 @@ def assert_legible():
 def boxes(markup: str) -> list[tuple[str, float, float, float, float]]:
     """Each text with its left, top, right and bottom, in DejaVu Sans, which is wider than most fonts of pages."""
     found = []
-    for text in ElementTree.fromstring(markup).iter("{http://www.w3.org/2000/svg}text"):
+    for text in ElementTree.fromstring(markup).iter(f"{SVG}text"):
         classes = text.get("class", "").split()
         size = next((SIZES[name] for name in classes if name in SIZES), 13)
         width = 0.0
@@ -48,6 +52,30 @@ def overlaps(markup: str) -> list[tuple[str, str]]:
         for one, other in itertools.combinations(boxes(markup), 2)
         if one[1] + 1 < other[3] and other[1] + 1 < one[3] and one[2] + 1 < other[4] and other[2] + 1 < one[4]
     ]
+
+
+def faint(markup: str) -> list[tuple[str, str, str]]:
+    """Texts with less than 4.5 : 1 to the rectangle that they stand on, in either theme: text, colour, ground.
+
+    Ground is the last filled rectangle drawn before a text that has its middle; the page where there is none.
+    """
+    places = iter(boxes(markup))
+    grounds, found = [], []
+    for shape in ElementTree.fromstring(markup).iter():
+        classes = shape.get("class", "").split()
+        if shape.tag == f"{SVG}rect" and (fill := next((name for name in classes if name in LIGHT), None)):
+            x, y, w, h = (float(shape.get(key)) for key in ("x", "y", "width", "height"))
+            grounds.append((x, y, x + w, y + h, fill))
+        elif shape.tag == f"{SVG}text":
+            _, left, top, right, bottom = next(places)
+            x, y = (left + right) / 2, (top + bottom) / 2
+            ground = next((g[4] for g in reversed(grounds) if g[0] <= x <= g[2] and g[1] <= y <= g[3]), "surface")
+            for text, more in [(shape.text, ""), *((span.text, span.get("class", "")) for span in shape)]:
+                colour = next((name for name in (classes + more.split())[::-1] if name in LIGHT), "ink")
+                colour = "surface" if "on" in classes else colour
+                if text and any(contrast(theme[colour], theme[ground]) < 4.5 for theme in (LIGHT, DARK)):
+                    found.append((text, colour, ground))
+    return found
 
 
 def outside(markup: str) -> list[str]:
