@@ -73,7 +73,7 @@ def block_of(D: int) -> int:
 
 
 def target_of(device: torch.device) -> str:
-    """The compute capability of a device as "sm_90"; where there is no GPU (interpreted, or only compiled), that one."""
+    """The compute capability of a device, as "sm_90"; that one, too, where there is no GPU."""
     if device.type != "cuda":
         return "sm_90"
     major, minor = torch.cuda.get_device_capability(device)

@@ -10,7 +10,11 @@ both have been shown to compute the same thing (`timing`); a record says on whic
 from llmsys.bench.record import Record, load, recorded
 from llmsys.bench.timing import Timing, interleaved
 
-BENCHMARKS = {"softmax": "llmsys.bench.softmax", "attention": "llmsys.bench.attention"}
+BENCHMARKS = {
+    "softmax": "llmsys.bench.softmax",
+    "attention": "llmsys.bench.attention",
+    "attention_backward": "llmsys.bench.attention_backward",
+}
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 
 __all__ = ["BENCHMARKS", "Record", "Timing", "interleaved", "load", "recorded"]

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llmsys.attention import STAGES, naive_attention
+from llmsys.bench.attention_peers import fused
 from llmsys.bench.record import Record, new_record
 from llmsys.bench.timing import interleaved
 
@@ -31,7 +30,7 @@ def measure(quick: bool = False) -> Record:
     """Run both sweeps on the GPU; on a CPU a short growth in float32, of the stages that are PyTorch."""
     gpu = torch.cuda.is_available()
     rows: list[dict] = []
-    missing: dict[str, str] = {}
+    missing: dict[str, str] = {} if gpu else {"flash": "there is no GPU, and an interpreter's time is not a kernel's"}
     lengths = [1 << p for p in range(10, 17)] if gpu else [1 << p for p in range(7, 12)]
     heads, dtype = (16, torch.bfloat16) if gpu else (2, torch.float32)
     for T in lengths[:3] if quick else lengths:
@@ -40,7 +39,7 @@ def measure(quick: bool = False) -> Record:
         for T in (1024, 4096, 16384):
             for causal in (False, True):
                 shape = (16384 // T, 2048 // D, T, D)
-                rows += _compare(_peers(causal), shape, dtype, causal, "table", missing)
+                rows += _compare(fused(causal), shape, dtype, causal, "table", missing)
     return new_record("attention", rows, missing)
 
 
@@ -49,7 +48,7 @@ def table(record: Record):
     from rich.table import Table
 
     names = list(dict.fromkeys(row["name"] for row in record.rows))
-    shown = Table("sweep", "(B, H, T, D)", "causal", *names, title=f"attention forward, TFLOP/s on {record.device}")
+    shown = Table("sweep", "(B, H, T, D)", "causal", *names, title=f"{record.benchmark}, TFLOP/s on {record.device}")
     keys = ("sweep", "B", "H", "T", "D", "causal")
     for key in dict.fromkeys(tuple(row[k] for k in keys) for row in record.rows):
         here = {row["name"]: row for row in record.rows if tuple(row[k] for k in keys) == key}
@@ -67,19 +66,8 @@ def _stages(gpu: bool, T: int) -> dict[str, Callable]:
     """The stages that a growth compares. On a GPU tiles are large, for each step of the loop costs several launches."""
     block = min(T, 512) if gpu else 128
     found = dict(STAGES) | {"tiled": partial(STAGES["tiled"], block_q=block, block_k=block)}
-    return {name: stage for name, stage in found.items() if name != "online"}  # a key at a time: hours
-
-
-def _peers(causal: bool) -> dict[str, Callable]:
-    """The fused kernels: the stages that are, and torch's by backend."""
-    fused = {name: stage for name, stage in STAGES.items() if name not in ("naive", "online", "tiled", "sdpa")}
-    backends = {"FA2": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
-    return fused | {"sdpa": STAGES["sdpa"]} | {name: partial(_sdpa, backend=b) for name, b in backends.items()}
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, backend: SDPBackend) -> Tensor:
-    with sdpa_kernel(backend):  # as many queries as keys: torch's top-left mask is the bottom-right one
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    left_out = ("online",) if gpu else ("online", "flash")  # a key at a time: hours; interpreted: no kernel's time
+    return {name: stage for name, stage in found.items() if name not in left_out}
 
 
 def _compare(stages, shape, dtype: torch.dtype, causal: bool, sweep: str, missing: dict[str, str]) -> list[dict]:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from llmsys.attention import naive_attention
 from llmsys.attention.flash import launch
-from llmsys.attention.flash_tiles import TileConfig
 from llmsys.attention.flash_backward import BackwardTiles, backward, backward_tiles_for, flash_backward
+from llmsys.attention.flash_tiles import TileConfig
 from llmsys.hardware import sanitizer
 from llmsys.hardware.compiler import compile_kernels
 from llmsys.hardware.launches import Recorder

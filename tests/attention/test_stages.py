@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from llmsys.attention import STAGES, get_stage
 from llmsys.attention.naive import attention_with
+from llmsys.hardware.tier import tier
 
-EVERY_STAGE = pytest.mark.parametrize("stage", STAGES)
+HERE = [stage for stage in STAGES if stage != "flash" or tier() == "interpreter"]  # on a GPU: test_flash
+"""The stages that take tensors of the CPU."""
+EVERY_STAGE = pytest.mark.parametrize("stage", HERE)
+IN_FLOAT64 = pytest.mark.parametrize("stage", [stage for stage in HERE if stage != "flash"])
 
 
 def by_hand(q, k, v, *, causal, scale=None):
@@ -108,6 +112,8 @@ def test_strides_do_not_matter(stage):
 @EVERY_STAGE
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_errs_at_most_twice_as_much_as_the_naive_form(stage, dtype):
+    if stage == "flash" and dtype == torch.bfloat16:
+        pytest.skip("the interpreter gets bfloat16 wrong, and flash refuses it there: test_flash")
     torch.manual_seed(2)
     q, k, v = qkv(2, 4, 2, 33, 65, 32, 32, dtype=dtype)
     exact, _ = by_hand(q, k, v, causal=True)
@@ -116,7 +122,7 @@ def test_low_precision_errs_at_most_twice_as_much_as_the_naive_form(stage, dtype
     assert error <= 2 * naive_error + 1e-5
 
 
-@EVERY_STAGE
+@IN_FLOAT64
 def test_gradients_agree_with_finite_differences(stage):
     torch.manual_seed(3)
     arguments = [x.double().requires_grad_() for x in qkv(1, 2, 1, 4, 3, 3, 2)]  # its first row sees no key
