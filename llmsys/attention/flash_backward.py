@@ -68,8 +68,8 @@ def backward(
 def backward_tiles_for(D: int, itemsize: int, target: str = "sm_90") -> BackwardTiles:
     """The tiles for heads of D (the larger of Dk and Dv), elements of `itemsize` bytes and the GPU `target`.
 
-    Measured on an H100; for GPUs with little shared memory, what fits there. A program holds dk and dv in registers, twice what o is in the forward pass: a tile has no more
-    than 64 keys. dq is alone, and has tiles of 128 rows.
+    Measured on an H100; for GPUs with little shared memory, what fits there. A program holds dk and dv in registers,
+    twice what o is in the forward pass: a tile has no more than 64 keys. dq is alone, and has tiles of 128 rows.
     """
     if itemsize == 4:  # in full precision, products are made of many small ones: small tiles, few registers
         small = TileConfig(32, 32, 4, 2) if D <= 128 else TileConfig(16, 16, 4, 1)
