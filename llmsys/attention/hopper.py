@@ -93,7 +93,7 @@ def launch(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple
         return o, lse
     tiles = hopper_tiles(D, Tq, causal)
     programs = min(B * Hq * -(-Tq // tiles.block_m), torch.cuda.get_device_properties(q.device).multi_processor_count)
-    schedule = hopper_schedule(B, Hq, Hkv, Tq, Tk, D, causal, programs, q.device)
+    schedule = hopper_schedule(B, Hq, Hkv, Tq, Tk, D, causal, tiles, programs, q.device)
     with torch.cuda.device_of(q):
         hopper_forward_kernel[(programs,)](
             descriptor(q, ROWS), descriptor(k, tiles.block_n), descriptor(v, tiles.block_n), descriptor(o, ROWS),
@@ -140,8 +140,8 @@ def _check_supported(q: Tensor, v: Tensor) -> None:
         )
     if (capability := torch.cuda.get_device_capability(q.device)) != (9, 0):
         raise RuntimeError(
-            f"stage hopper needs a GPU of compute capability 9.0 (H100, H200), and {torch.cuda.get_device_name(q.device)} "
-            f"has {capability[0]}.{capability[1]}; use stage flash"
+            "stage hopper needs a GPU of compute capability 9.0 (H100, H200), and "
+            f"{torch.cuda.get_device_name(q.device)} has {capability[0]}.{capability[1]}; use stage flash"
         )
     from llmsys.hardware.tier import interpreting
 

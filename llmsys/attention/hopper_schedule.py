@@ -55,9 +55,9 @@ THREE = HopperTiles(3, 128, 4, 160, 32)
 def hopper_tiles(D: int, Tq: int, causal: bool) -> HopperTiles:
     """The tiles for heads of D, 64 or 128.
 
-    A consumer holds 64 · D numbers of O and 64 · 128 of S in fp32, 64 · 128 of P in half precision: with D = 128 that is
-    160 registers a thread, and two consumers fit; with D = 64 it is 128, and three fit into 160 registers each. Three
-    read K and V less often; but their tile of 192 rows wastes more of a short triangle.
+    A consumer holds 64 · D numbers of O and 64 · 128 of S in fp32, 64 · 128 of P in half precision: with D = 128 that
+    is 160 registers a thread, and two consumers fit; with D = 64 it is 128, and three fit into 160 registers each.
+    Three read K and V less often; but their tile of 192 rows wastes more of a short triangle.
     """
     if D == 128 or (causal and Tq <= 2048):
         return TWO[D]
@@ -66,14 +66,14 @@ def hopper_tiles(D: int, Tq: int, causal: bool) -> HopperTiles:
 
 @lru_cache(maxsize=256)
 def hopper_schedule(
-    B: int, Hq: int, Hkv: int, Tq: int, Tk: int, D: int, causal: bool, programs: int, device: torch.device | str = "cpu"
-) -> Tensor:
+    B: int, Hq: int, Hkv: int, Tq: int, Tk: int, D: int, causal: bool,
+    tiles: HopperTiles, programs: int, device: torch.device | str = "cpu",
+) -> Tensor:  # fmt: skip
     """The lists of tiles: int32 (rounds + 1, programs). Row 0 holds the length of each program's list, row r its r-th.
 
     Tile number n is the (n mod N)-th tile of query head n div N of all B · Hq, where a head has N tiles. Beyond the end
     of a list is 0.
     """
-    tiles = hopper_tiles(D, Tq, causal)
     lists = [[] for _ in range(programs)]
     free = [(0, program) for program in range(programs)]
     for tile, cost in _tiles_in_order(B, Hq, Hkv, Tq, Tk, D, causal, tiles):
