@@ -1,11 +1,13 @@
 """Lesson 04's pictures: the compiler's sizes, the tiles that are visited, and the record's bars."""
 
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
+from llmsys.attention.flash_tiles import tiles_for
 from llmsys.attention.tiled import tiled_attention
 from llmsys.bench import recorded
 from llmsys.hardware.memory import HBM
@@ -14,9 +16,25 @@ from llmsys.viz.flash_diagrams import TILES
 from llmsys.viz.kernel_sweep import Configuration
 from llmsys.viz.kernel_sweep import recorded as compiled
 
+IMAGE = Path(__file__).parents[2] / "lessons" / "images" / "attention_speed.svg"
 SVG = "{http://www.w3.org/2000/svg}"
-COLOURS = {"flash": "green", "hopper": "green", "FlexAttention": "purple", "FA2": "orange", "cuDNN": "blue"}
-SPEEDS = {"flash": 400.0, "hopper": 620.0, "FlexAttention": 450.0, "FA2": 340.0, "cuDNN": 600.0, "sdpa": 600.0}
+COLOURS = {
+    "flash": "green",
+    "hopper": "green",
+    "FlexAttention": "purple",
+    "FA2": "orange",
+    "naive": "orange",
+    "cuDNN": "blue",
+}
+SPEEDS = {
+    "flash": 400.0,
+    "hopper": 620.0,
+    "FlexAttention": 450.0,
+    "FA2": 340.0,
+    "cuDNN": 600.0,
+    "sdpa": 600.0,
+    "naive": 7.0,
+}
 
 
 def texts(picture):
@@ -52,6 +70,7 @@ def test_the_overview_has_the_compilers_sizes(assert_legible):
     picture = flash_overview()
     assert_legible(picture.svg)
     of = compiled()[Configuration(64, TILES.block_m, TILES.block_n, TILES.num_warps, TILES.num_stages)]
+    assert tiles_for(64, 2, 4096) == TILES  # the library's own choice
     tile = 64 * 64 * 2
     assert of.shared_bytes == tile * (1 + 2 * TILES.num_stages)  # what is drawn is all: q, and k and v of each stage
     assert f"shared memory: {of.shared_bytes // 1024} KiB" in texts(picture)
@@ -94,7 +113,7 @@ def test_a_map_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
-    "names", [list(SPEEDS), ["FA2", "cuDNN", "sdpa"], ["flash", "FA2"], ["flash"], ["sdpa"], ["cuDNN", "new", "naive"]]
+    "names", [[*SPEEDS], ["FA2", "cuDNN", "sdpa"], ["flash", "FA2"], ["flash"], ["sdpa"], ["cuDNN", "new", "naive"]]
 )
 def test_speed_has_a_bar_for_each_kernel_and_shape_as_long_as_it_is_fast(names, assert_legible):
     picture = attention_speed(table(names))
@@ -141,6 +160,12 @@ def test_speed_takes_names_passes_and_gaps():
     assert "1,000" in texts(odd) and "77" in texts(odd) and "batches" not in " ".join(texts(odd))
     with pytest.raises(ValueError, match=r"no table rows of these kernels: take recorded\('attention'\)"):
         attention_speed(rows, names=["FA9"])
+
+
+def test_the_committed_picture_of_speed_is_up_to_date(tmp_path):
+    now = attention_speed(recorded("attention"), framed=True).save(tmp_path / "speed.svg").read_text(encoding="utf-8")
+    remedy = "regenerate it: python -m llmsys.viz.speed_charts lessons/images/attention_speed.svg"
+    assert IMAGE.read_text(encoding="utf-8") == now, remedy
 
 
 def test_growth_gives_each_name_its_colour_and_marker():
