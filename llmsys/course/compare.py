@@ -131,7 +131,8 @@ def _difference(got, expected, tolerance, where: str) -> str:
 def _leaf_difference(got, expected, tolerance, at: str) -> str:
     right_type = type(got) is type(expected) or (type(expected) is float and type(got) is int)
     if not right_type:
-        return f"{at}expected {_describe(expected)}, got {_describe(got)}"
+        wanted = f"a value of type {_type_name(type(expected))}" if tolerance is None else _describe(expected)
+        return f"{at}expected {wanted}, got {_describe(got)}"
     if tolerance is None:
         return ""
     if type(expected) is float:
@@ -214,7 +215,8 @@ def _brief(value) -> str:
         kind = "" if value.is_contiguous() else " not contiguous"
         return f"{_shape(value)} {_dtype(value)}{kind}"
     if isinstance(value, (tuple, list)) and len(value) <= 8:
-        return "(" + ", ".join(map(_brief, value)) + ")"
+        items = ", ".join(map(_brief, value))
+        return f"[{items}]" if isinstance(value, list) else f"({items},)" if len(value) == 1 else f"({items})"
     text = repr(value)
     return text if len(text) <= 60 else text[:58] + " …"
 

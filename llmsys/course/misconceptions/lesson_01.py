@@ -17,10 +17,14 @@ def _cost(B, H, T, D, itemsize, wrong=""):
         "linear": 4 * B * H * T * D,
         "half": 2 * scores * D,
         "width": 4 * scores * H * D,
+        "softmax too": 4 * scores * D + 5 * scores,
     }.get(wrong, 4 * scores * D)
     elements = {
         "not read back": 4 * rows + 2 * scores,
         "scores only": 4 * scores,
+        "scale too": 4 * rows + 6 * scores,
+        "o not written": 3 * rows + 4 * scores,
+        "one kernel": 4 * rows,
     }.get(wrong, 4 * rows + 4 * scores)
     saved = {"saves S": 2 * scores, "saves q, k, v": scores + 3 * rows}.get(wrong, scores)
     size = 1 if wrong == "elements" else 2 if wrong == "always 2" else itemsize
@@ -83,6 +87,42 @@ def scores_only(B, H, T, D, *, itemsize=2):
 
 @misconception(
     "01.naive_cost",
+    "You count the softmax's operations, too.",
+    why="Five a score, say, where the products take 4 · D: the exercise leaves them out.",
+)
+def counts_the_softmax(B, H, T, D, *, itemsize=2):
+    return _cost(B, H, T, D, itemsize, "softmax too")
+
+
+@misconception(
+    "01.naive_cost",
+    "You count a kernel for the scale.",
+    why="Written as S / √D it is one, and you will see it below. The exercise counts three: q kᵀ, softmax, P v.",
+)
+def counts_the_scale(B, H, T, D, *, itemsize=2):
+    return _cost(B, H, T, D, itemsize, "scale too")
+
+
+@misconception(
+    "01.naive_cost",
+    "You leave out one of q, k, v and o.",
+    why="The first kernel reads q and k. The last one reads v, and writes o.",
+)
+def forgets_the_output(B, H, T, D, *, itemsize=2):
+    return _cost(B, H, T, D, itemsize, "o not written")
+
+
+@misconception(
+    "01.naive_cost",
+    "You let S and P stay on the chip.",
+    why="That takes one kernel for all three steps. Here are three, and between two of them there is only the memory.",
+)
+def one_kernel(B, H, T, D, *, itemsize=2):
+    return _cost(B, H, T, D, itemsize, "one kernel")
+
+
+@misconception(
+    "01.naive_cost",
     "You count elements where bytes are asked for.",
     why='An element of bf16 has two bytes, one of fp32 four. (That is how a tebibyte becomes "512 GB".)',
 )
@@ -134,14 +174,14 @@ def _attention(q, k, v, *, causal=False, scale=None, return_lse=False, wrong="")
     lse = torch.logsumexp(s / scale if wrong == "lse without scale" else s, dim=-1)
     visible = torch.ones(Tq, Tk, dtype=torch.bool)
     if causal:
-        offset = {"top-left": 0, "strict": Tk - Tq - 1}.get(wrong, Tk - Tq)
+        offset = {"top-left": 0, "strict": Tk - Tq - 1, "next": Tk - Tq + 1}.get(wrong, Tk - Tq)
         visible = torch.arange(Tk) <= torch.arange(Tq)[:, None] + offset
         if wrong == "upside down":
             visible = torch.arange(Tk) >= torch.arange(Tq)[:, None] + offset
         hidden = {"zero": 0.0, "finite": -1e9}.get(wrong, -math.inf)
         if wrong != "after":
             s = s.masked_fill(~visible, hidden)
-        if wrong != "lse without mask":
+        if wrong not in ("lse without mask", "after"):  # after the softmax, there are no masked scores
             lse = torch.logsumexp(s.masked_fill(~visible, hidden), dim=-1)
     p = torch.softmax(s, dim=-2 if wrong == "over queries" else -1)
     if wrong == "after":
@@ -155,6 +195,12 @@ def _attention(q, k, v, *, causal=False, scale=None, return_lse=False, wrong="")
     o = p.to(v.dtype) @ v
     if wrong == "bf16 lse":
         lse = lse.to(q.dtype)
+    if wrong == "rounded lse":
+        lse = torch.logsumexp(s.to(q.dtype), dim=-1).float()
+    if wrong == "lse to base 2":
+        lse = lse / math.log(2)
+    if wrong == "lse without maximum":
+        lse = lse - s.amax(-1)
     return (o, lse) if return_lse else o
 
 
@@ -256,6 +302,42 @@ def sees_the_future(q, k, v, **options):
 )
 def strictly_before(q, k, v, **options):
     return _attention(q, k, v, **options, wrong="strict")
+
+
+@misconception(
+    "01.naive_attention",
+    "A query sees one key too many, the one after its own.",
+    why="triu(d) keeps the diagonal d itself. The first key to hide is the one after key = query + Tk − Tq.",
+)
+def one_key_too_many(q, k, v, **options):
+    return _attention(q, k, v, **options, wrong="next")
+
+
+@misconception(
+    "01.naive_attention",
+    "Your log-sum-exp is to the base 2.",
+    why="It is the natural logarithm here; kernels that work with exp2 convert at the end.",
+)
+def lse_to_base_two(q, k, v, **options):
+    return _attention(q, k, v, **options, wrong="lse to base 2")
+
+
+@misconception(
+    "01.naive_attention",
+    "Your log-sum-exp lacks the maximum that you took out before the exponential.",
+    why="ln Σ e^s = m + ln Σ e^(s − m).",
+)
+def lse_without_maximum(q, k, v, **options):
+    return _attention(q, k, v, **options, wrong="lse without maximum")
+
+
+@misconception(
+    "01.naive_attention",
+    "Your log-sum-exp was computed in the inputs' precision, and widened afterwards.",
+    why="What a logarithm has lost in bfloat16 does not come back: widen the scores, then take it.",
+)
+def lse_widened_too_late(q, k, v, **options):
+    return _attention(q, k, v, **options, wrong="rounded lse")
 
 
 @misconception(
