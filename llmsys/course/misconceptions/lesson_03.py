@@ -38,8 +38,8 @@ def _stream(q, k, v, tile, wrong=""):
 @misconception(
     "03.attend_one_query",
     "What is in o keeps the old denominator.",
-    why="It was divided by the old ℓ: times ℓ, divided by ℓ_new, and times e^(m − m_new) where the maximum rose. (To shrink "
-    "it by e^(m − m_new) alone is the rule for an o that is not divided before the end.)",
+    why="It was divided by the old ℓ: times ℓ, divided by ℓ_new, and times e^(m − m_new) where the maximum rose. (To "
+    "shrink it by e^(m − m_new) alone is the rule for an o that is not divided before the end.)",
 )
 def o_not_rescaled(q, k, v, *, tile=16):
     return _stream(q, k, v, tile, "o not rescaled")
@@ -66,7 +66,8 @@ def no_maximum_in_o(q, k, v, *, tile=16):
 @misconception(
     "03.attend_one_query",
     "What a tile adds to o is not divided by ℓ_new.",
-    why="In (3), both terms stand above ℓ_new. This one is a numerator, the sum of e^(s − m) v: its weights do not sum to one.",
+    why="In (3), both terms stand above ℓ_new. This one is a numerator, the sum of e^(s − m) v: its weights do not sum "
+    "to one.",
 )
 def never_divided(q, k, v, *, tile=16):
     return _stream(q, k, v, tile, "divided at the end only")
