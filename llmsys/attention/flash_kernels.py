@@ -1,8 +1,8 @@
 """The kernel of stage 4: FlashAttention's forward pass in Triton.
 
 One program has one tile of queries and walks over the keys that they see. What lesson 03 loads and stores explicitly
-are pointers here; what it keeps on the chip are the variables of a program, q, m, l and o, which live in registers
-while tiles of K and V pass through shared memory. Four things make it fast:
+are pointers here; what it keeps on the chip are the variables of a program: the scores, m, l and o live in registers
+while tiles of K and V pass through shared memory, where on Hopper q waits, too. Four things make it fast:
 
 - *Base two.* The hardware computes 2^x. So log2(e) goes into the scale, and e^(s − m) is one multiply-add and one exp2.
 - *Two loops.* A causal mask cuts through few tiles, those on the diagonal, and a ragged end through one. All tiles
