@@ -108,7 +108,7 @@ print(f"q, k, v {tuple(q.shape)}: {q.numel():,} elements each.  S {tuple(S.shape
 print(f"o {tuple(first_version(q, k, v).shape)}")
 
 # %% [markdown]
-# With 256 tokens, $S$ is already four times as large as $q$. Twice the tokens, and it is eight times as large.
+# With 256 tokens, $S$ is already four times as large as $q$. Twice the tokens, and it is eight times as large as $q$.
 #
 # ## Exercise (a): count (15 minutes)
 #
@@ -209,7 +209,7 @@ measured("01.score_bytes", 2 * scores / 2**40, "TiB")
 # %% [markdown]
 # $B\,T^2 H = 2^{39}$ scores and $4\,B\,T^2 C = 2^{48}$ operations. (The article gives the first as "512 GB". <!-- source:
 # the article --> It is 512 times $2^{30}$ *elements*; in `bfloat16` that makes 1 TiB.) Another tebibyte, $P$, has to stay
-# until the backward pass comes by, in **each layer**. $q$, $k$, $v$ and $o$ together are a thirty-second of $S$.
+# until the backward pass comes by, in **each layer**. $q$, $k$, $v$ and $o$ together are an eighth of $S$.
 #
 # Nobody trains a batch like that on one GPU. But divide $B$ by a thousand, and it is a gibibyte a layer for a *single*
 # sequence, for a matrix that nobody asked for: what we want is $o$.

@@ -61,7 +61,8 @@ predict("03.bytes_saved", None, "×")
 #
 # with $o$ and $v_j$ of size $D_v$. Suppose that only the keys before some tile have gone by. Call what (1) gives for *those
 # keys alone* $o'$: a correct attention output, over fewer keys, made of $m$ and $\ell$ as they are so far. Now a tile
-# arrives. The maximum becomes $m_\text{new}$, and the denominator, by lesson 02,
+# arrives. The maximum becomes
+# $m_\text{new} = \max(m, \max_{j \in \text{tile}} s_j)$, which never falls, and the denominator, by lesson 02,
 #
 # $$ \ell_\text{new} = \ell\, e^{m - m_\text{new}} + \sum_{j \in \text{tile}} e^{s_j - m_\text{new}} \tag{2} $$
 #
@@ -121,7 +122,7 @@ check("03.attend_one_query", attend_one_query)
 # at the end. For a whole tile of queries, with $S$ and $P$ of shape (rows, keys), $O$ of shape (rows, $D_v$), and
 # $m$, $\ell$ and $a$ with a number for each row:
 #
-# $$ \begin{aligned} P &= e^{S - m_\text{new}} & a &= e^{m - m_\text{new}} \\ \ell &\leftarrow a\,\ell + \textstyle\sum_j P_j & O &\leftarrow a\,O + P\,V & \text{and after the last tile } o &= O / \ell \end{aligned} \tag{4} $$
+# $$ \begin{aligned} m_\text{new} &= \max(m, \textstyle\max_j S_j) \\ P &= e^{S - m_\text{new}} & a &= e^{m - m_\text{new}} \\ \ell &\leftarrow a\,\ell + \textstyle\sum_j P_j & O &\leftarrow a\,O + P\,V & \text{and after the last tile } o &= O / \ell \end{aligned} \tag{4} $$
 #
 # Why fuss about a division? The tensor cores of an H100 multiply matrices about 15 times as fast as the rest of it computes
 # anything else. <!-- source: H100 SXM data sheet, 989 TFLOP/s dense bf16 against 67 TFLOP/s fp32 --> What is not part of a
@@ -165,7 +166,8 @@ with HBM(sram=H100_SRAM, q=q, k=k) as hbm:
 print("loaded:", dict(hbm.loaded), " stored:", dict(hbm.stored), " at most on the chip:", hbm.sram_peak, "bytes")
 
 # %% [markdown]
-# Three laws hold inside the block. Break them:
+# Three laws hold inside the block: compute only with what you loaded; what is alive has to fit; what was never stored is
+# NaN. Break them (the third raises nothing: it shows):
 
 # %% tags=["claim"]
 def not_loaded(hbm):
@@ -448,7 +450,7 @@ for T in sorted({T for name, T in ms if name == "naive"}):
     print(f"T = {T:6,}: naive attention takes {ms['naive', T] / ms['sdpa', T]:4.1f} times as long as sdpa on the H100")
 
 # %% [markdown]
-# A fair number, and a good deal less than the 104× that our article reports. <!-- source: the article's section on FlashAttention, a best case -->
+# Fair numbers, and a good deal less than the 104× that our article reports. <!-- source: the article's section on FlashAttention, a best case -->
 # Speed-ups depend on what they are compared with. Lesson 04 writes that kernel.
 #
 # ## Your tiles in a real model
