@@ -483,7 +483,10 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 #
 # $$ I = \frac{4\,T^2 D}{4\,T^2\, i} = \frac{D}{i} \tag{5} $$
 #
-# It does not depend on $T$. What does depend on $T$ is the level: both matrices of all heads fit into a cache of $M$
+# That is the three kernels taken together. One by one, as in exercise (c), the two products have twice that, $2D/i$, and
+# the softmax next to nothing: above $D/i$ the products may be bound by arithmetic while the softmax still waits.
+#
+# (5) does not depend on $T$. What does depend on $T$ is the level: both matrices of all heads fit into a cache of $M$
 # bytes up to
 #
 # $$ 2\, i\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, i\, B H}} \tag{6} $$
@@ -503,8 +506,8 @@ for name in ("A100 80GB SXM", "H100 SXM"):
     print(f"  {'':14} S and P of 16 heads fit into its L2 of {spec.l2_bytes >> 20} MiB up to T = {largest:.0f}")
 
 # %% [markdown]
-# On a GPU, naive attention is *never* on the good side. Separate kernels hand $S$ over through L2 at best, and even the
-# A100's L2 has a ridge above 32. After about a thousand tokens it is HBM, and the ridge is five or nine times too high.
+# On a GPU, *some* of naive attention always waits. Separate kernels hand $S$ over through L2 at best, and even the A100's
+# L2 has a ridge above 32: there the products, with 64, do not wait, but the softmax does. After about a thousand tokens it is HBM, and the ridge is five or nine times too high.
 # Only in SRAM would 32 be enough (barely, on the H100: lesson 06 comes back to that), and there $S$ can stay only if the
 # kernels are one.
 #
@@ -540,8 +543,9 @@ print(f"naive attention with D = {D}: {D / kind['dtype'].itemsize:g} FLOP a byte
 
 # %% [markdown]
 # Now the prediction. By (6), with the cache that you see, the bytes of an element (4 in `float32`, 2 in `bfloat16`) and one
-# head on a CPU or 16 on a GPU: **at how many tokens $T$ does naive attention begin to fall?** And by (5) against the
-# ridge of the memory: will it fall deep, or hardly?
+# head on a CPU or 16 on a GPU: **what is the last $T$ before naive attention begins to fall?** (Measured below: the last
+# $T$ whose rate is close to the best, with new tensors, as PyTorch runs it.) If $D/i$ lies above the ridge of the memory, (5) says
+# that the products will not fall. The softmax will, and so will whatever else new tensors cost.
 
 # %% tags=["predict"]
 predict("01.ridge_tokens", None, "tokens")
