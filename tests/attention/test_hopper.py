@@ -42,17 +42,18 @@ def build(tiles: HopperTiles, D: int, causal: bool, dtype: torch.dtype) -> Build
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[tuple, Compiled]:
-    """Every kernel that this stage can launch, through one process."""
+    """The kernels of all tiles that this stage can choose, in bfloat16, and two in float16; through one process."""
     builds = {}
     for D, causal, Tq in CASES:
-        for dtype in DTYPES:
-            builds[D, causal, hopper_tiles(D, Tq, causal), dtype] = build(hopper_tiles(D, Tq, causal), D, causal, dtype)
+        tiles = hopper_tiles(D, Tq, causal)
+        for dtype in DTYPES if (D == 128) is causal else [torch.bfloat16]:
+            builds[D, causal, tiles, dtype] = build(tiles, D, causal, dtype)
     return dict(zip(builds, compile_kernels(builds.values(), cache=tmp_path_factory.mktemp("compiled")), strict=True))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_every_kernel_is_what_hopper_wants_of_it(compiled):
-    assert len(compiled) >= 8
+    assert len(compiled) == 7
     for (D, causal, tiles, dtype), kernel in compiled.items():
         assert isinstance(kernel, Compiled), kernel
         what = f"D {D}, causal {causal}, {tiles}, {dtype}: {kernel}"
@@ -235,11 +236,8 @@ def test_strides_do_not_matter_and_a_result_is_repeatable():
 
 @pytest.mark.gpu
 @on_hopper
-def test_the_operator_traces_and_has_gradients():
-    from llmsys.attention.hopper import hopper_forward
-
+def test_gradients_on_the_gpu():
     q, k, v = (x.requires_grad_() for x in qkv(1, 4, 2, 150, 200, 64))
-    torch.library.opcheck(hopper_forward, (q.detach(), k.detach(), v.detach(), True, 0.125))
     hopper_attention(q, k, v, causal=True).float().square().sum().backward()
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     naive_attention(*exact, causal=True).square().sum().backward()
