@@ -9,9 +9,23 @@ in the order in which to read it:
     hopper_consumer   the consumer: products and softmax at the same time
     hopper_schedule   which program computes which tile, made on the host
     hopper_gluon      the language, and the one difference between versions of Triton
+    hopper_simulate   the same kernel on a laptop: warps that take turns at random, deadlocks and races named
 
 The copy engine reads tensors as they lie, whatever their strides, if addresses are multiples of 16 bytes: this file
 checks that, copies what is not so, and says where else to go with what the kernel does not do.
+
+TFLOP/s and, in brackets, the ratio to cuDNN, timed in turns with it on an H100 80GB HBM3 (16k tokens in all, 2048 wide,
+bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-23; two timings differ by up to 5%):
+
+    T               1k            4k            16k
+    D 64   full     417 (0.94)    507 (1.10)    561 (1.18)
+    D 64   causal   304 (0.89)    453 (1.02)    491 (1.09)
+    D 128  full     625 (1.02)    709 (1.05)    656 (1.07)
+    D 128  causal   460 (1.04)    629 (1.09)    661 (1.09)
+
+At D 128, full, 16k, the GPU draws its 700 W and lowers its clock to 1515 MHz. At 1k, a tile of queries meets 8 tiles of
+keys at most, and its first scores, first softmax and last product, which overlap with nothing of the same consumer,
+weigh the most.
 """
 
 import torch

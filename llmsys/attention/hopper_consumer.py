@@ -12,7 +12,8 @@ softmax of tile i as soon as the scores are there, while P V still runs:
     wait for O;  O *= shrink
 
 The two products of a step are started in the consumer's turn (`hopper_ring.Turns`); in the rest of the step the tensor
-cores belong to the other consumers.
+cores belong to the other consumers. That second overlap is the one that can be relied on: within a consumer, the
+assembler has the last word, and that of CUDA 12.8 moves the wait for O up to before most exponentials.
 
 Scores and outputs are the accumulators of wgmma, spread over the registers of 128 threads; P goes back into the
 tensor cores out of registers. So of a tile of keys only K and V are ever in shared memory.

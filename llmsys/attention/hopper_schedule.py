@@ -3,9 +3,8 @@
 One program runs on each SM, and works through a list of tiles. Two things decide what is a good list:
 
 - *Balance.* With a causal mask, the last tile of a sequence sees all keys and the first one tile of them. So the
-  longest go first, each to the program that will be free first: a greedy rule ("longest processing time first") whose
-  last program ends at most a third later than in the best schedule there is, and here, with short tiles for the end,
-  almost at once (R. Graham, "Bounds on Multiprocessing Timing Anomalies", 1969).
+  longest go first, each to the program that will be free first, and the short ones fill the gaps at the end: the greedy
+  rule "longest processing time first" (R. Graham, "Bounds on Multiprocessing Timing Anomalies", 1969).
 - *Cache.* All tiles of a head read the same keys and values. If all heads' longest tiles went first, the programs would
   at any time read all heads' keys, more than the L2 cache holds. So key heads are taken in groups whose K and V fit
   into a part of it, and the longest go first within a group.
