@@ -15,7 +15,7 @@ The copy engine reads tensors as they lie, whatever their strides, if addresses 
 checks that, copies what is not so, and says where else to go with what the kernel does not do.
 
 TFLOP/s and, in brackets, the ratio to cuDNN, timed in turns with it on an H100 80GB HBM3 (16k tokens in all, 2048 wide,
-bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-23; two timings differ by up to 5%):
+bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-23; medians of one run, which is in no record yet):
 
     T               1k            4k            16k
     D 64   full     417 (0.94)    507 (1.10)    561 (1.18)
