@@ -72,7 +72,7 @@ predict("03.bytes_saved", None, "×")
 #
 # $$ o'_\text{new} = o' \cdot \frac{\ell\, e^{m - m_\text{new}}}{\ell_\text{new}} + \sum_{j \in \text{tile}} \frac{e^{s_j - m_\text{new}}}{\ell_\text{new}}\, v_j \tag{3} $$
 #
-# After the last tile, $o'$ is $o$. Each key and each value was read **once**: the last pass has fallen. (Mind where the
+# After the last tile, $o'$ is $o$. Each key and each value was read **once**: the last pass has disappeared. (Mind where the
 # fractions end if you meet (3) elsewhere. In the article that this course grew out of, a misplaced brace loses the last
 # one: $v_j$ stands beside the weight, not below it.)
 #
@@ -122,7 +122,7 @@ check("03.attend_one_query", attend_one_query)
 # at the end. For a whole tile of queries, with $S$ and $P$ of shape (rows, keys), $O$ of shape (rows, $D_v$), and
 # $m$, $\ell$ and $a$ with a number for each row:
 #
-# $$ \begin{aligned} m_\text{new} &= \max(m, \textstyle\max_j S_j) \\ P &= e^{S - m_\text{new}} & a &= e^{m - m_\text{new}} \\ \ell &\leftarrow a\,\ell + \textstyle\sum_j P_j & O &\leftarrow a\,O + P\,V & \text{and after the last tile } o &= O / \ell \end{aligned} \tag{4} $$
+# $$ \begin{aligned} m_\text{new} &= \max(m, \textstyle\max_j S_j) \\ P &= e^{S - m_\text{new}} & a &= e^{m - m_\text{new}} \\ \ell &\leftarrow a\,\ell + \textstyle\sum_j P_j & O &\leftarrow a\,O + P\,V & m &\leftarrow m_\text{new} \\ \text{and after the last tile} \quad o &= O / \ell \end{aligned} \tag{4} $$
 #
 # Why fuss about a division? The tensor cores of an H100 multiply matrices about 15 times as fast as the rest of it computes
 # anything else. <!-- source: H100 SXM data sheet, 989 TFLOP/s dense bf16 against 67 TFLOP/s fp32 --> What is not part of a
@@ -145,6 +145,10 @@ for block_k in (32, 128):
 # The products are the same. What (4) saves is, first of all, one multiplication for each of the $T^2$ weights, $P / \ell_\text{new}$:
 # $1024^2$ is about a million. FlashAttention-2 made that change. The table shows another lever, too: $O$ is rescaled once for
 # every tile of keys, so longer tiles of keys rescale less often.
+#
+# A tenth of the small operations, is that worth the trouble? With tiles of 32 keys there are 8.7 million of them by (3),
+# which at a 15th of the speed take as long as 130 million FLOP in products would: half as long as all the products. <!--
+# source: the table above, 8.7 million · 15 against 268 million -->
 #
 # What remains is hard to get rid of. Each score needs an exponential, and those come from a unit that an H100 has even less of:
 # 3.9 TFLOP/s. At $D = 64$, the two products are $4D = 256$ FLOP a score, and the tensor cores do them in the time of a single
@@ -223,10 +227,10 @@ def tiled_attention(
     causal               query i sees the keys j ≤ i + Tk − Tq (bottom-right)
     scale                None for 1/√Dk
     block_q, block_k     rows of a query tile, keys of a key tile
-    hbm                  hbm.load(view) → a copy on the chip; hbm.store(view, value); hbm.empty(shape, name="o") → in HBM
+    hbm                  hbm.load(view) → a copy on the chip; hbm.store(view, value); hbm.empty(shape, device=q.device, name="o") → in HBM
 
-    Returns o (B, Hq, Tq, Dv), and with return_lse also lse (B, Hq, Tq) = m + ln l, both made with hbm.empty, both
-    stored once. A query that sees no key: o = 0, lse = −∞. k and v are loaded once per query tile that sees them.
+    Returns o (B, Hq, Tq, Dv), and with return_lse also lse (B, Hq, Tq) = m + ln l, both made with hbm.empty and stored
+    once, lse whether or not it is returned. A query that sees no key: o = 0, lse = −∞. k and v are loaded once per query tile that sees them.
     Not allowed: softmax, logsumexp; anything with Tq · Tk elements.
     """
     ### BEGIN SOLUTION
@@ -316,7 +320,11 @@ check("03.tiled_bytes", tiled_bytes)
 # Does it hold? Predict with your formula, run your attention on the machine, compare:
 
 # %% tags=["claim"]
-predict_bytes = mine("tiled_bytes", default=lambda T, D, block_q: library_bytes(T, T, D, D, block_q=block_q))
+def library_formula(T, D, block_q, *, causal=False):
+    return library_bytes(T, T, D, D, block_q=block_q, causal=causal)
+
+
+predict_bytes = mine("tiled_bytes", default=library_formula)
 attention = mine("tiled_attention", default=tiled.tiled_attention)
 predicted, moved = {}, {}
 for block_q in (16, 32, 64, 128, 256, 512, 1024):
@@ -325,6 +333,10 @@ for block_q in (16, 32, 64, 128, 256, 512, 1024):
         attention(q, k, v, block_q=block_q, block_k=64, hbm=hbm)
     moved[block_q] = hbm.bytes
     print(f"{block_q:5} queries a tile: predicted {predicted[block_q]:>10,} B, moved {moved[block_q]:>10,} B")
+with HBM(sram=None, q=q, k=k, v=v) as hbm:
+    attention(q, k, v, causal=True, block_q=64, block_k=64, hbm=hbm)
+by_formula = predict_bytes(1024, 64, 64, causal=True)
+print(f"   64, and causal:     predicted {by_formula:>10,} B, moved {hbm.bytes:>10,} B")
 naive = naive_cost(1, 1, 1024, 64, itemsize=4).hbm_bytes
 print(f"naive attention moves {naive:,} B: {naive / moved[64]:.2f}× as much as tiles of 64 queries")
 
@@ -336,7 +348,7 @@ viz.bytes_by_tile(predicted, moved, naive=naive, once=moved[1024])
 
 # %% [markdown]
 # Did you guess more than 2.00×? Most people do. $S$ and $P$ cost naive attention $4\,T^2$ elements; by (5), $K$ and $V$ cost
-# tiled attention $2\,T^2 D / B_q$. The quotient is $2 B_q / D$: **$T$ drops out**, and what decides is the tile of queries
+# tiled attention $2\,T^2 D / B_q$. The quotient is about $2 B_q / D$ (without $q$ and $o$, once each): **$T$ drops out**, and what decides is the tile of queries
 # against the head size. Tiles of 32 only just break even, tiles of 16 *lose*.
 #
 # So the queries' tile should be as large as the chip allows. It holds $q$ and $O$, $2 B_q D$ elements, and with room for
@@ -369,8 +381,8 @@ for order in ("query", "key"):
 measured("03.keys_outside", total["key"] / total["query"], "×")
 
 # %% [markdown]
-# For each tile that does not wait, the one order moves two tensors, $K$ and $V$. The other moves three: $q$ in, $O$ in, and $O$
-# out again, with $m$ and $\ell$ on top. And it has a worse flaw, which bytes do not show: the tiles of queries depend on each other, by
+# Each time that a tile streams past, queries outside move two tensors, $K$ and $V$. Keys outside move three: $q$ in, $O$ in, and
+# $O$ out again (the first visit has no $O$ to bring in), with $m$ and $\ell$ on top. And it has a worse flaw, which bytes do not show: the tiles of queries depend on each other, by
 # their states in HBM. With queries outside, each tile of queries is finished by one program that needs nobody else, so a GPU
 # can run a hundred of them side by side even for a single head. FlashAttention-2 turned the loops around.
 #
@@ -380,7 +392,8 @@ measured("03.keys_outside", total["key"] / total["query"], "×")
 # that you choose; what counts against the chip is everything that is alive at the same time. `P = torch.exp(S - m)` holds
 # three tiles of scores, $S$, the difference, and $P$; `S.sub_(m).exp_()` holds one. The library's own is written to be read, and wastes
 # plenty. Work in place, `del` what is done with (the last tile's, too, before the next one is loaded), take many queries and few
-# keys. The machine's complaint lists what was alive when it overflowed.
+# keys. `P @ V` makes a third tile of (rows, $D_v$) beside $q$ and $O$; `O.mul_(a).baddbmm_(P, V)`, on three-dimensional tensors,
+# adds the product without making it. The machine's complaint lists what was alive when it overflowed.
 
 # %% tags=["claim"]
 SRAM = 128 * KIB
@@ -414,7 +427,8 @@ for T in (512, 1024, 2048):
 # %% [markdown]
 # Four times as much against twice as much; and what the tiles' largest is, $o$ itself, nobody can save. Now time, on this machine: naive
 # attention, your tiles, and torch's own fused kernel, `sdpa`. How many times as long as `sdpa` will your tiled attention take at 1024
-# tokens?
+# tokens? (All do the same products. Your inner loop runs about a dozen operations of torch for each pair of tiles of 128, and each
+# of them goes over a tile or a state; `sdpa` takes it all in one go.)
 
 # %% tags=["predict"]
 predict("03.tiled_against_sdpa", None, "×")
@@ -437,8 +451,11 @@ measured("03.tiled_against_sdpa", at_1024["tiled"] / at_1024["sdpa"], "×")
 viz.attention_growth(recorded("attention"), here=here)
 
 # %% [markdown]
+# On a CPU the caches keep a tile close by, so that your tiles lose less than one might fear, and for long $T$ may pass naive
+# attention. What is left against `sdpa` is the loop in Python and one pass over the tile for each operation. On a GPU it is worse.
+#
 # The recorded panels are an H100: one sequence, 16 heads of 64, `bfloat16`, from 1k to 64k tokens. Naive attention's extra memory
-# grows with $T^2$ until the GPU is full: its line ends. That of the tiles stays where it is. But its *time* is the worst of all! In
+# grows with $T^2$ until the GPU is full: the cross, "out of memory". That of the tiles stays where it is. But its *time* is the worst of all! In
 # PyTorch, each step of (4) is a kernel of its own that reads its operands from HBM and writes its result back; the tile that we
 # imagined on the chip never stays there. It is the right algorithm in the wrong language. `sdpa` is the same algorithm in a single kernel.
 # How far apart are the two ends?
@@ -450,7 +467,7 @@ for T in sorted({T for name, T in ms if name == "naive"}):
     print(f"T = {T:6,}: naive attention takes {ms['naive', T] / ms['sdpa', T]:4.1f} times as long as sdpa on the H100")
 
 # %% [markdown]
-# Fair numbers, and a good deal less than the 104× that our article reports. <!-- source: the article's section on FlashAttention, a best case -->
+# At most 19.3 times: fair numbers, and a good deal less than the 104× that our article reports. <!-- source: the article's section on FlashAttention, a best case -->
 # Speed-ups depend on what they are compared with. Lesson 04 writes that kernel.
 #
 # ## Your tiles in a real model

@@ -27,6 +27,7 @@ from .manifest import Lesson
 from .notebook import ROLES, role
 from .pictures import pictures
 
+PRODUCTION = r"^#{1,6} .*\bproduction\b"  # the heading of what production does differently
 SHAPE = re.compile(r"\bshape|\([^()\n]*(?:,|\.\.\.|…)[^()\n]*\)")
 ELSEWHERE = re.compile(r"(?<![\w.:])(?:/[\w.-]+){2,}|\b0x[0-9a-f]{6,}\b")  # a path or an address, in an output
 
@@ -152,13 +153,13 @@ def predictions_are_measured(lesson: Lesson, notebook: NotebookNode) -> Found:
 
 
 def sections_are_in_order(lesson: Lesson, notebook: NotebookNode) -> Found:
-    """Prediction, exercises, widget, measurement, engine, what production does, self-test."""
+    """Prediction, exercises, widget, measurement, engine, what production does; for the self-test, see below."""
     roles = [role(cell) for cell in notebook.cells]
     last = {each: len(roles) - 1 - roles[::-1].index(each) for each in ROLES if each in roles}
     first = {each: roles.index(each) for each in ROLES if each in roles}
     if "setup" in first and any(cell.cell_type == "code" for cell in notebook.cells[: first["setup"]]):
         yield notebook.cells[first["setup"]].id, "code runs before the setup cell", "move the setup cell up"
-    production = _position(notebook, r"^#{1,6} .*\bproduction\b")
+    production = _position(notebook, PRODUCTION)
     landmarks = [
         ("the first prediction", (first["predict"], 0) if "predict" in first else None),
         ("the first exercise", (first["exercise"], 0) if "exercise" in first else None),
@@ -166,7 +167,6 @@ def sections_are_in_order(lesson: Lesson, notebook: NotebookNode) -> Found:
         ("the last measurement", (last["measure"], 0) if "measure" in last else None),
         ("the learner's code in the engine", (last["engine"], 0) if "engine" in last else None),
         ("what production does differently", production),
-        ("the self-test", _position(notebook, r"<details")),
     ]
     if production is None:
         yield "(none)", "no section says what production does differently", 'give one a heading with "production" in it'
@@ -195,8 +195,9 @@ def pictures_have_alt_text(lesson: Lesson, notebook: NotebookNode) -> Found:
 
 
 def three_questions_with_folded_answers(lesson: Lesson, notebook: NotebookNode) -> Found:
-    """The lesson ends in three questions, each a <details> whose <summary> asks."""
+    """After what production does, three questions, each a <details> whose <summary> asks. Before, they are free."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    text = re.split(PRODUCTION, text, maxsplit=1, flags=re.MULTILINE | re.IGNORECASE)[-1]
     folded = re.findall(r"<details[^>]*>(.*?)</details>", text, re.DOTALL)
     if len(folded) != 3:
         yield "(end)", f"it has {len(folded)} folded answers", "ask three questions, each in a <details>"
