@@ -127,7 +127,8 @@ check("00.next_token", next_token)
 # %% [markdown]
 # A check goes through properties, one after another, and stops at the first that does not hold. It shows what your function returned, what was
 # expected and why it matters; if your mistake is one that it knows, it says so; and there are three hints for each exercise, from a nudge to pseudocode.
-# You get the next one with each new failing attempt, or with `hint("00.next_token")` in a cell of your own.
+# A new failing attempt gives the next one, up to the second; `hint("00.next_token")` in a cell of your own gives it any time, and
+# the pseudocode only there.
 #
 # When it passes, your answer is saved in `mine/`, a library of your own that grows with the course: `from mine import next_token` now works
 # in every notebook.

@@ -114,7 +114,9 @@ def _rows(result) -> list[tuple[str, str]]:
     failure = result.failure
     if failure is None:
         return []
-    why = next((each.why for each in result.properties if not each.passed), "")
+    # A property's reason explains a wrong value. What breaks a rule, whatever was asked, breaks it for other reasons.
+    broken = failure.kind in ("forbidden", "modified")
+    why = "" if broken else next((each.why for each in result.properties if not each.passed), "")
     rows = [
         ("called", failure.call),
         ("problem", failure.message),

@@ -129,7 +129,8 @@ def check(id: str, answer: object) -> Result:
         result = interpreted.confirm(found, answer, result)
     if result.failure and result.failure.kind == "stub":
         return result
-    record = progress.attempt(id, _fingerprint(answer), result.passed, len(found.hints))
+    unasked = max(len(found.hints) - 1, 1)  # the last hint, pseudocode, is only for those who ask for it
+    record = progress.attempt(id, _fingerprint(answer), result.passed, unasked)
     if result.passed:
         export.export_answer(id, answer, kernel=found.kernel)
     elif found.hints:

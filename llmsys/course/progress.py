@@ -86,7 +86,7 @@ def attempt(id: str, fingerprint: str, passed: bool, hints: int | None = None) -
             record.passed = record.passed or datetime.now(UTC).isoformat(timespec="seconds")
         elif fingerprint not in record.failed:
             record.failed = [*record.failed, fingerprint][-50:]
-            record.hints = record.hints + 1 if hints is None else min(record.hints + 1, hints)
+            record.hints = max(record.hints, record.hints + 1 if hints is None else min(record.hints + 1, hints))
         return record
 
     return _change(change)

@@ -184,6 +184,7 @@ def test_hints_escalate_with_new_attempts_and_on_request():
     first = check("97.softmax", lambda x: x + 1)
     assert (first.hint_number, first.hint) == (1, "Divide.") and 'For more: hint("97.softmax")' in repr(first)
     assert check("97.softmax", lambda x: x + 2).hint_number == 2
+    assert check("97.softmax", lambda x: x + 4).hint_number == 2  # pseudocode is for those who ask
     assert hint("97.softmax").number == 3 and hint("97.softmax").text == "a = exp(x)\nreturn a / sum(a)"
     last = check("97.softmax", lambda x: x + 3)
     assert last.hint_number == 3 and "For more" not in repr(last)
