@@ -348,8 +348,8 @@ def loads_all(q, k, v, **options):
 
 @misconception(
     "03.tiled_attention",
-    "You compute all scores of a head at once.",
-    why="That is the T × T matrix that this is about. A tile of queries meets a tile of keys, never more.",
+    "You compute all scores of a head at once (or in tiles of a size of your own, which here is all of it).",
+    why="That is the T × T matrix that this is about. block_q queries meet block_k keys, never more.",
 )
 def whole_matrix(q, k, v, *, block_q=64, block_k=64, **options):
     return _attention(q, k, v, block_q=q.shape[2] or 1, block_k=k.shape[2] or 1, **options)
