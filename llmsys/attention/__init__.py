@@ -1,13 +1,15 @@
 """Exact attention, one stage a lesson, all with one contract (`llmsys.attention.contract`).
 
-    from llmsys.attention import STAGES
-    o = STAGES["online"](q, k, v, causal=True)
+from llmsys.attention import STAGES
+o = STAGES["online"](q, k, v, causal=True)
 """
 
 import difflib
 
+from llmsys.attention.auto import auto_attention
 from llmsys.attention.contract import Attention, check_arguments
 from llmsys.attention.flash import flash_attention
+from llmsys.attention.hopper import hopper_attention
 from llmsys.attention.naive import naive_attention
 from llmsys.attention.online import online_attention
 from llmsys.attention.sdpa import sdpa_attention
@@ -18,13 +20,14 @@ STAGES: dict[str, Attention] = {
     "online": online_attention,
     "tiled": tiled_attention,
     "flash": flash_attention,
+    "hopper": hopper_attention,
     "sdpa": sdpa_attention,
 }
 """The stages in course order; last, the peer."""
 
 
 def get_stage(attention: str | Attention) -> Attention:
-    """The stage of that name; a callable is handed back as it is.
+    """The stage of that name, or "auto" for one that picks among them (`attention.auto`); a callable as it is.
 
     Raises
     ------
@@ -33,19 +36,22 @@ def get_stage(attention: str | Attention) -> Attention:
     """
     if callable(attention):
         return attention
-    if attention in STAGES:
-        return STAGES[attention]
-    near = difflib.get_close_matches(str(attention), STAGES, n=1)
+    named = STAGES | {"auto": auto_attention}
+    if attention in named:
+        return named[attention]
+    near = difflib.get_close_matches(str(attention), named, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"attention must be one of {', '.join(STAGES)}, or a callable; got {attention!r}.{hint}")
+    raise ValueError(f"attention must be one of {', '.join(named)}, or a callable; got {attention!r}.{hint}")
 
 
 __all__ = [
     "STAGES",
     "Attention",
+    "auto_attention",
     "check_arguments",
     "flash_attention",
     "get_stage",
+    "hopper_attention",
     "naive_attention",
     "online_attention",
     "sdpa_attention",

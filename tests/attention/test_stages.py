@@ -13,7 +13,8 @@ from llmsys.attention import STAGES, get_stage
 from llmsys.attention.naive import attention_with
 from llmsys.hardware.tier import tier
 
-HERE = [stage for stage in STAGES if stage != "flash" or tier() == "interpreter"]  # on a GPU: test_flash
+ELSEWHERE = {"hopper"} | ({"flash"} if tier() != "interpreter" else set())  # on a GPU: test_flash, test_hopper
+HERE = [stage for stage in STAGES if stage not in ELSEWHERE]
 """The stages that take tensors of the CPU."""
 EVERY_STAGE = pytest.mark.parametrize("stage", HERE)
 IN_FLOAT64 = pytest.mark.parametrize("stage", [stage for stage in HERE if stage != "flash"])

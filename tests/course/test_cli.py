@@ -382,6 +382,12 @@ def test_generate_says_what_is_wrong_with_a_model(options, says, tmp_path, monke
     assert done.exit_code == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
+def test_generate_says_which_stage_auto_picks():
+    done = run("generate", "Hello", "--attention", "auto", "--max-new-tokens", "1")
+    assert done.exit_code == 0
+    assert "attention, prompt: sdpa (on the cpu" in done.stderr and "attention, each new token: sdpa" in done.stderr
+
+
 def test_generate_streams_what_the_model_says():
     """On a stage that is written in Python, and the same text as on torch's own."""
     online = run("generate", "What is the capital of France?", "--attention", "online", "--max-new-tokens", "12")

@@ -58,7 +58,7 @@ def test_the_library_imports_and_the_pytorch_stages_work_with_triton_blocked():
         from llmsys.hardware.tier import load_triton, tier
         q = torch.randn(1, 2, 5, 8)
         for name, stage in llmsys.attention.STAGES.items():
-            if name != "flash": stage(q, q, q, causal=True)
+            if name not in ("flash", "hopper"): stage(q, q, q, causal=True)
         try: llmsys.attention.STAGES["flash"](q, q, q)
         except ImportError as error: assert "pip install triton" in str(error) or "dev container" in str(error)
         else: raise AssertionError("a stage in Triton ran without Triton")

@@ -13,7 +13,7 @@ PROMPT = [3, 14, 15, 9, 26]
 
 
 @pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "hopper"])
 def test_any_stage_with_and_without_a_cache_says_the_same(tiny, stage, cache):
     tokens = list(PROMPT)
     for _ in range(12):

@@ -33,7 +33,9 @@ def doctor(
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What you ask the model.")],
-    attention: Annotated[str, typer.Option(help="The attention stage to run on: naive, online, sdpa, …")] = "sdpa",
+    attention: Annotated[
+        str, typer.Option(help="The stage to run on: naive, online, sdpa, …, or auto.")
+    ] = "sdpa",
     model: Annotated[
         str | None, typer.Option(help="A .gguf file or a Hugging Face directory; SmolLM2 where it is left out.")
     ] = None,
@@ -49,21 +51,35 @@ def generate(
     with Console(stderr=True).status("loading the model"):
         from llmsys.attention import STAGES
 
-        if attention not in STAGES:
-            stages = ", ".join(STAGES)
+        if attention not in (*STAGES, "auto"):
+            stages = ", ".join((*STAGES, "auto"))
             raise typer.BadParameter(f"no stage {attention!r}; there are: {stages}", param_hint="--attention")
         from llmsys.models import load_model, stream_generate
 
         try:  # both name what is wrong with a file or an option
+            loaded = load_model(model)
             pieces = stream_generate(
-                load_model(model), prompt, attention=attention, max_new_tokens=max_new_tokens,
+                loaded, prompt, attention=attention, max_new_tokens=max_new_tokens,
                 temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
             )  # fmt: skip
         except (ValueError, OSError) as error:
             raise Refused(str(error)) from None
+    if attention == "auto":
+        _say_which(loaded)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def _say_which(model) -> None:
+    """The stages that "auto" will pick for this model: for a prompt, and for one token after the other."""
+    from llmsys.attention.auto import pick
+
+    heads, weight = model.config, next(model.parameters())
+    keys = weight.new_empty(1, heads.kv_heads, 256, heads.head_size)
+    for what, tokens in (("prompt", 256), ("each new token", 1)):
+        found = pick(weight.new_empty(1, heads.heads, tokens, heads.head_size), keys, keys)
+        typer.echo(f"attention, {what}: {found.name} ({found.why})", err=True)
 
 
 def bench(
