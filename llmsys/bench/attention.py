@@ -67,9 +67,8 @@ def _stages(gpu: bool, T: int) -> dict[str, Callable]:
     """The stages that a growth compares. On a GPU tiles are large, for each step of the loop costs several launches."""
     block = min(T, 512) if gpu else 128
     found = dict(STAGES) | {"tiled": partial(STAGES["tiled"], block_q=block, block_k=block)}
-    left_out = ("online",) if gpu else ("online", "flash", "hopper")  # a key at a time: hours; interpreted: no figure
-        ("online",) if gpu else ("online", "flash", "hopper")
-    )  # a key at a time: hours; interpreted: no kernel's time
+    # A key at a time would take hours, and what an interpreter takes is not a kernel's time.
+    left_out = ("online",) if gpu else ("online", "flash", "hopper")
     return {name: stage for name, stage in found.items() if name not in left_out}
 
 
