@@ -68,3 +68,11 @@ def visible_keys(Tq: int, Tk: int, *, device: torch.device | str | None = None) 
     query = torch.arange(Tq, device=device)[:, None]  # (Tq, 1)
     key = torch.arange(Tk, device=device)[None, :]  #   (1, Tk)
     return key <= query + (Tk - Tq)
+
+
+def needs_operator(*tensors: Tensor) -> bool:
+    """Whether torch has to know what is launched: to trace it, or to take its gradient. If not, the kernel is launched
+    at once, for a custom operator costs a call about as much Python as the launch itself."""
+    if torch.compiler.is_compiling() or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

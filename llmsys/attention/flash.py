@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmsys.attention.contract import check_arguments
+from llmsys.attention.contract import check_arguments, needs_operator
 from llmsys.attention.flash_backward import flash_backward
 from llmsys.attention.flash_tiles import LOG2_E, TileConfig, block_of, target_of, tiles_for, tuned_tiles
 
@@ -57,7 +57,7 @@ def flash_attention(
     _check_supported(q, v)
     if autotune and tiles is None:
         tiles = tuned_tiles(q, k, v, causal, lambda tiles: launch(q, k, v, causal, scale, precision, tiles, kernel))
-    if kernel is None and _needs_operator(q, k, v):
+    if kernel is None and needs_operator(q, k, v):
         o, lse = flash_forward(q, k, v, causal, scale, precision, list(astuple(tiles)) if tiles else None)
     else:
         o, lse = launch(q, k, v, causal, scale, precision, tiles, kernel)
@@ -127,14 +127,6 @@ def launch(
 def _lse_alone(q: Tensor, k: Tensor, lse: Tensor, causal: bool, scale: float) -> Tensor:
     """Values without a width: there is no o, but the log-sum-exp is still asked for."""
     return launch(q, k, k, causal, scale, "ieee", None, None)[1] if lse.numel() else lse
-
-
-def _needs_operator(*tensors: Tensor) -> bool:
-    """Whether torch has to know what is launched: to trace it, or to take its gradient. If not, the kernel is launched
-    at once, for a custom operator costs a call about as much Python as the launch itself."""
-    if torch.compiler.is_compiling() or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
-        return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _check_supported(q: Tensor, v: Tensor) -> None:

@@ -28,14 +28,18 @@ keys at most, and its first scores, first softmax and last product, which overla
 weigh the most.
 """
 
+from functools import cache
+
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmsys.attention.contract import check_arguments
+from llmsys.attention.contract import check_arguments, needs_operator
 from llmsys.attention.flash_backward import flash_backward
 from llmsys.attention.flash_tiles import LOG2_E
-from llmsys.attention.hopper_schedule import ROWS, hopper_schedule, hopper_tiles
+from llmsys.attention.hopper_schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles
 
 HEADS = (64, 128)
 ALIGNED = 16  # bytes: what the copy engine wants of addresses and strides
@@ -62,7 +66,7 @@ def hopper_attention(
     """
     scale = check_arguments(q, k, v, scale=scale)
     _check_supported(q, v)
-    o, lse = hopper_forward(q, k, v, causal, scale)
+    o, lse = (hopper_forward if needs_operator(q, k, v) else launch)(q, k, v, causal, scale)
     return (o, lse) if return_lse else o
 
 
@@ -94,9 +98,13 @@ def _backward(ctx, do, dlse):
 hopper_forward.register_autograd(_backward, setup_context=_keep)
 
 
-def launch(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Run the kernel: one program an SM, as long as there are tiles for it."""
-    from llmsys.attention.hopper_kernels import hopper_forward_kernel  # Triton: not before now
+def launch(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float,
+    kernel: Callable | None = None, tiles: HopperTiles | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Run the kernel, or another with its arguments: one program an SM, as long as there are tiles for it."""
+    if kernel is None:
+        from llmsys.attention.hopper_kernels import hopper_forward_kernel as kernel  # Triton: not before now
 
     B, Hq, Tq, D = q.shape
     Hkv, Tk = k.shape[1:3]
@@ -105,11 +113,11 @@ def launch(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple
         return o.zero_(), lse.fill_(float("-inf"))
     if o.numel() == 0:
         return o, lse
-    tiles = hopper_tiles(D, Tq, causal)
+    tiles = tiles or hopper_tiles(D, Tq, causal)
     programs = min(B * Hq * -(-Tq // tiles.block_m), torch.cuda.get_device_properties(q.device).multi_processor_count)
     schedule = hopper_schedule(B, Hq, Hkv, Tq, Tk, D, causal, tiles, programs, q.device)
     with torch.cuda.device_of(q):
-        hopper_forward_kernel[(programs,)](
+        kernel[(programs,)](
             descriptor(q, ROWS), descriptor(k, tiles.block_n), descriptor(v, tiles.block_n), descriptor(o, ROWS),
             lse, schedule, Hq, Hq // Hkv, Tq, Tk, scale * LOG2_E,
             CAUSAL=causal, CONSUMERS=tiles.consumers, SLOTS=tiles.slots,
@@ -122,13 +130,19 @@ def descriptor(x: Tensor, rows: int):
     """What the copy engine must know of x (B, H, T, D): where it is, its shape and strides, and that a tile has so many
     rows of one head. In shared memory, 16-byte pieces of a row are swapped so that wgmma reads without bank conflicts.
     """
-    from llmsys.attention.hopper_gluon import TensorDescriptor, gl
+    from llmsys.attention.hopper_gluon import TensorDescriptor
 
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     x = for_copy_engine(x)
     # A dimension of size 1 may have any stride, and the copy engine wants a good one.
     strides = [stride if size > 1 else x.shape[3] for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, x.shape[3]], layout)
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, x.shape[3]], _layout())
+
+
+@cache
+def _layout():
+    from llmsys.attention.hopper_gluon import gl
+
+    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
 
 def for_copy_engine(x: Tensor) -> Tensor:

@@ -73,7 +73,10 @@ def consume(J: gl.constexpr, work, queries, keys, values, turns, outputs, o_desc
         m = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, S))
         l = gl.zeros([64], gl.float32, gl.SliceLayout(1, S))
         o = gl.zeros([64, D], gl.float32, O)
-        p, m, l, shrink = softmax(s, m, l, seen, (mine - 1) * BLOCK_N, scale_log2, True)
+        if work.seen(row) >= mine * BLOCK_N:  # none of its keys is beyond the end, or in a row's future
+            p, m, l, shrink = softmax(s, m, l, seen, 0, scale_log2, False)
+        else:
+            p, m, l, shrink = softmax(s, m, l, seen, (mine - 1) * BLOCK_N, scale_log2, True)
         p = gl.convert_layout(p.to(o_desc.dtype), P)
 
         # The tiles that the diagonal may cut, then those without a mask.

@@ -220,7 +220,7 @@ class gl:
     """What of Gluon's language the kernel uses."""
 
     tensor, shared_memory_descriptor = Tensor, Shared
-    float32, int64 = torch.float32, torch.int64
+    float32, int32, int64 = torch.float32, torch.int32, torch.int64
     constexpr = staticmethod(lambda x: x)
     static_range = range
     exp2, log2 = torch.exp2, torch.log2

@@ -36,7 +36,7 @@ def hopper_forward_kernel(
     """o and lse of all tiles that this program's column of the schedule names.
 
     Descriptors of q and o (B, Hq, Tq, D) with tiles of 64 rows; of k and v (B, Hkv, Tk, D) with tiles of keys; lse
-    (B, Hq, Tq) fp32; schedule (rounds + 1, programs) int32, see `hopper_schedule`. Hq = G · Hkv; scale_log2 is
+    (B, Hq, Tq) fp32; schedule (rounds + 2, programs) int64, see `hopper_schedule`. Hq = G · Hkv; scale_log2 is
     scale · log2(e). Four warps are asked for: they are the first consumer.
     """
     work = Work(schedule_ptr, Hq, G, Tq, Tk, CAUSAL, CONSUMERS, k_desc.block_type.shape[2])
@@ -118,7 +118,7 @@ class Work:
     @gluon.jit
     def count(self):
         """How many tiles this program has: the first row of the schedule."""
-        return gl.load(self.schedule_ptr + gl.program_id(0))
+        return gl.load(self.schedule_ptr + gl.program_id(0)).to(gl.int32)
 
     @gluon.jit
     def first_tile(self):
@@ -126,16 +126,14 @@ class Work:
 
     @gluon.jit
     def next_tile(self, r):
-        """The tile after number r, asked for a tile ahead: nobody waits for this load. (After the last: any.)"""
-        r = gl.minimum(r + 2, self.count())
-        return gl.load(self.schedule_ptr + r * gl.num_programs(0) + gl.program_id(0))
+        """The tile after number r, asked for a tile ahead: nobody waits for this load. (After the last: 0.)"""
+        return gl.load(self.schedule_ptr + (r + 2) * gl.num_programs(0) + gl.program_id(0))
 
     @gluon.jit
     def place(self, tile):
         """Sequence, query head and first row of a tile of queries."""
-        tiles_a_head = (self.Tq + 64 * self.CONSUMERS - 1) // (64 * self.CONSUMERS)
-        head = tile // tiles_a_head
-        return head // self.Hq, head % self.Hq, tile % tiles_a_head * (64 * self.CONSUMERS)
+        b, h, n = tile >> 40, tile >> 24 & 0xFFFF, tile & 0xFFFFFF
+        return b.to(gl.int32), h.to(gl.int32), n.to(gl.int32) * (64 * self.CONSUMERS)
 
     @gluon.jit
     def seen(self, row):

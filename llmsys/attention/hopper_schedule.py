@@ -68,10 +68,9 @@ def hopper_schedule(
     B: int, Hq: int, Hkv: int, Tq: int, Tk: int, D: int, causal: bool,
     tiles: HopperTiles, programs: int, device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """The lists of tiles: int32 (rounds + 1, programs). Row 0 holds the length of each program's list, row r its r-th.
-
-    Tile number n is the (n mod N)-th tile of query head n div N of all B · Hq, where a head has N tiles. Beyond the end
-    of a list is 0.
+    """The lists of tiles: int64 (rounds + 2, programs). Row 0 holds the length of each program's list, row r its r-th
+    tile, see `packed`. Beyond the end of a list is 0, and the last row is nothing else: who asks for the tile after the
+    last may.
     """
     lists = [[] for _ in range(programs)]
     free = [(0, program) for program in range(programs)]
@@ -79,9 +78,15 @@ def hopper_schedule(
         time, program = heapq.heappop(free)
         lists[program].append(tile)
         heapq.heappush(free, (time + cost, program))
-    rounds = max(map(len, lists))
+    rounds = max(map(len, lists)) + 1
     table = [[len(x) for x in lists], *([x[r] if r < len(x) else 0 for x in lists] for r in range(rounds))]
-    return torch.tensor(table, dtype=torch.int32, device=device)
+    return torch.tensor(table, dtype=torch.int64, device=device)
+
+
+def packed(b: int, h: int, n: int) -> int:
+    """The n-th tile of query head h of sequence b, as one number. Three shifts unpack it; from the tile's number among
+    all, it would take two divisions, at the beginning of every tile."""
+    return b << 40 | h << 24 | n
 
 
 CACHE = {64: 8 << 20, 128: 16 << 20}
@@ -101,7 +106,7 @@ def _tiles_in_order(
             for n in reversed(range(a_head)):
                 cost = 1 + _key_tiles(n, Tq, Tk, causal, tiles)  # 1: to begin and to end it
                 for each in heads if causal else (head,):
-                    yield each * a_head + n, cost
+                    yield packed(*divmod(each, Hq), n), cost
 
 
 def _key_tiles(n: int, Tq: int, Tk: int, causal: bool, tiles: HopperTiles) -> int:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmsys.attention import naive_attention
 from llmsys.attention.hopper import for_copy_engine, hopper_attention
-from llmsys.attention.hopper_schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles
+from llmsys.attention.hopper_schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles, packed
 from llmsys.hardware.compiler import Build, Compiled, compile_kernels
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -32,7 +32,7 @@ def build(tiles: HopperTiles, D: int, causal: bool, dtype: torch.dtype) -> Build
     )
     rows, keys = (f"tensordesc<{DTYPES[dtype]}[1,1,{n},{D}],{layout}>" for n in (ROWS, tiles.block_n))
     signature = {"q_desc": rows, "k_desc": keys, "v_desc": keys, "o_desc": rows, "lse_ptr": "*fp32"}
-    numbers = {"schedule_ptr": "*i32", "Hq": "i32", "G": "i32", "Tq": "i32", "Tk": "i32", "scale_log2": "fp32"}
+    numbers = {"schedule_ptr": "*i64", "Hq": "i32", "G": "i32", "Tq": "i32", "Tk": "i32", "scale_log2": "fp32"}
     constants = {
         "CAUSAL": causal, "CONSUMERS": tiles.consumers, "SLOTS": tiles.slots,
         "CONSUMER_REGISTERS": tiles.consumer_registers, "PRODUCER_REGISTERS": tiles.producer_registers,
@@ -80,7 +80,7 @@ def test_the_registers_of_all_roles_fit_on_an_sm(D, causal, Tq):
 
 def key_tiles(tile: int, Tq: int, Tk: int, causal: bool, tiles: HopperTiles) -> int:
     """Counted from the definition: query i sees the keys j ≤ i + Tk − Tq."""
-    last = (tile % -(-Tq // tiles.block_m) + 1) * tiles.block_m - 1
+    last = (tile % 2**24 + 1) * tiles.block_m - 1
     seen = sum(j <= last + Tk - Tq for j in range(Tk)) if causal else Tk
     return max(-(-seen // tiles.block_n), 1)
 
@@ -97,20 +97,22 @@ def test_every_tile_is_in_one_list_and_no_list_is_much_longer(B, Hkv, G, Tq, Tk,
     programs = min(programs, number)
     table = hopper_schedule(B, Hkv * G, Hkv, Tq, Tk, D, causal, tiles, programs)
     lists = [table[1 : 1 + table[0, p], p].tolist() for p in range(programs)]
-    assert sorted(sum(lists, [])) == list(range(number))
+    a_head = range(-(-Tq // tiles.block_m))
+    assert sorted(sum(lists, [])) == [packed(b, h, n) for b in range(B) for h in range(Hkv * G) for n in a_head]
+    assert (table[-1] == 0).all() and len(table) == max(map(len, lists)) + 2
     lengths = [sum(1 + key_tiles(tile, Tq, Tk, causal, tiles) for tile in each) for each in lists]
-    longest = 1 + key_tiles(-1 % -(-Tq // tiles.block_m), Tq, Tk, causal, tiles)
+    longest = 1 + key_tiles(a_head[-1], Tq, Tk, causal, tiles)
     assert max(lengths) - min(lengths) <= longest  # greedy: who is behind by a tile gets it
 
 
 def test_a_group_s_heads_take_turns_and_the_longest_go_first():
     tiles = HopperTiles(2, 128, 2, 240, 24)
     table = hopper_schedule(1, 4, 4, 16384, 16384, 128, True, tiles, 1)  # 8 MiB of K and V a head: groups of two
-    order = [divmod(tile, 128) for tile in table[1:, 0].tolist()]
+    order = [(tile >> 24, tile % 2**24) for tile in table[1:, 0].tolist()]
     assert order[:4] == [(0, 127), (1, 127), (0, 126), (1, 126)]
     assert order[256:258] == [(2, 127), (3, 127)]
     full = hopper_schedule(1, 4, 4, 16384, 16384, 128, False, tiles, 1)
-    assert sorted(full[1:129, 0].tolist()) == list(range(128))  # a head at a time
+    assert full[1:129, 0].tolist() == list(range(127, -1, -1))  # a head at a time
 
 
 # What goes in
