@@ -28,9 +28,8 @@ keys at most, and its first scores, first softmax and last product, which overla
 weigh the most.
 """
 
-from functools import cache
-
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -135,14 +134,14 @@ def descriptor(x: Tensor, rows: int):
     x = for_copy_engine(x)
     # A dimension of size 1 may have any stride, and the copy engine wants a good one.
     strides = [stride if size > 1 else x.shape[3] for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, x.shape[3]], _layout())
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, x.shape[3]], _layout(8 * x.element_size()))
 
 
 @cache
-def _layout():
+def _layout(bits: int):
     from llmsys.attention.hopper_gluon import gl
 
-    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=bits, rank=4)
 
 
 def for_copy_engine(x: Tensor) -> Tensor:
@@ -162,6 +161,11 @@ def _check_supported(q: Tensor, v: Tensor) -> None:
         raise ValueError(
             f"q must be float16 or bfloat16 for stage hopper, got {q.dtype}; stage flash takes float32, too"
         )
+    check_gpu(q)
+
+
+def check_gpu(q: Tensor) -> None:
+    """ValueError or RuntimeError if q is not where the hopper kernels run: on a Hopper GPU, and Triton compiles."""
     if not q.is_cuda:
         raise ValueError(
             f"q must be on a Hopper GPU for stage hopper, got {q.device}; q.cuda(), or stage flash or tiled"
