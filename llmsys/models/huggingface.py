@@ -114,6 +114,8 @@ def rope_divisors(rope: dict[str, Any], base: float, head_size: int, where: Path
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
+    if kind == "divisors":  # as `llmsys.models.save` writes them
+        return tuple(float(each) for each in rope["divisors"])
     if kind not in ("linear", "llama3"):
         raise ValueError(f"{where}: rotary positions are scaled by {kind!r}; load_model knows linear and llama3")
     needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

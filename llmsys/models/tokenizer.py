@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -25,6 +25,7 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # GPT-2's and its many heirs', Llama 3's, Llama 2's
 _CONTROL, _USER_DEFINED = 3, 4  # token types in GGUF
 
 
@@ -38,6 +39,8 @@ class Tokenizer:
     bos_id : int or None
         The token that a text begins with, where the model wants one.
     chat_template : str or None
+    special : dict
+        What the template may know as bos_token, eos_token …
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Tokenizer:
         self.eos_ids = frozenset(eos_ids)
         self.bos_id = bos_id
         self.chat_template = chat_template
-        self._special = dict(special or {})  # what a template may know as bos_token, eos_token …
+        self.special = dict(special or {})
 
     def __len__(self) -> int:
         return self.core.get_vocab_size()
@@ -100,9 +103,26 @@ class Tokenizer:
         from jinja2 import TemplateError
 
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._special)
+            return self._template.render(messages=list(messages), add_generation_prompt=True, **self.special)
         except TemplateError as error:
             raise ValueError(f"the checkpoint's chat template refuses this conversation: {error}") from error
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The token that separates texts: of a chat model, not the one that ends a turn, if there is another."""
+        found = (self.core.token_to_id(name) for name in _ENDS_OF_TEXT)
+        return next((id for id in found if id is not None), min(self.eos_ids, default=None))
+
+    def core_with_bos(self) -> tokenizers.Tokenizer:
+        """`core`, made to put `bos_id` first by itself, which is how a tokenizer.json says that the model wants it."""
+        if self.bos_id is None or self.core.encode("").ids[:1] == [self.bos_id]:
+            return self.core
+        core = tokenizers.Tokenizer.from_str(self.core.to_str())
+        token = core.id_to_token(self.bos_id)
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{token} $A", pair=f"{token} $A $B", special_tokens=[(token, self.bos_id)]
+        )
+        return core
 
     @cached_property
     def _template(self):

@@ -124,25 +124,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def assemble(checkpoint: Checkpoint, model: Llama) -> Iterator[tuple[str, Tensor]]:
     """Each weight of `model` by its name, read from the checkpoint. All shapes are checked before the first is read."""
-    config = checkpoint.config
-    rows = {  # of the parts of a weight that has several
-        "q": config.heads * config.head_size,
-        "k": config.kv_heads * config.head_size,
-        "v": config.kv_heads * config.head_size,
-        "gate": config.mlp_size,
-        "up": config.mlp_size,
-    }
     plan = []
     names = set()
     for weight_name, weight in model.named_parameters():  # a tied head is not named twice
-        place = weight_name.removesuffix(".weight").split(".")
-        layer = int(place[1]) if place[0] == "layers" else None
-        parts = PARTS[place[0] if layer is None else f"layers.*.{place[2]}"]
-        plan.append((weight_name, parts, layer))
-        for part in parts:
+        layer, parts = parts_of(weight_name, checkpoint.config)
+        plan.append((weight_name, [part for part, _ in parts], layer))
+        for part, rows in parts:
             name = checkpoint.name(part, layer)
             names.add(name)
-            _check_shape(checkpoint, name, (rows.get(part, weight.shape[0]), *weight.shape[1:]))
+            _check_shape(checkpoint, name, (rows or weight.shape[0], *weight.shape[1:]))
     if unknown := checkpoint.unknown(names):
         raise ValueError(
             f"{checkpoint.path}: {unknown[0]} ({len(unknown)} such tensors) has no place in a model of these settings; "
@@ -151,6 +141,21 @@ def assemble(checkpoint: Checkpoint, model: Llama) -> Iterator[tuple[str, Tensor
     for weight_name, parts, layer in plan:
         tensors = [checkpoint.read(part, layer) for part in parts]
         yield weight_name, tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def parts_of(weight_name: str, config: LlamaConfig) -> tuple[int | None, list[tuple[str, int | None]]]:
+    """The layer of a model's weight, None where it is no layer's, and its parts with their rows, None for all."""
+    place = weight_name.removesuffix(".weight").split(".")
+    layer = int(place[1]) if place[0] == "layers" else None
+    parts = PARTS[place[0] if layer is None else f"layers.*.{place[2]}"]
+    rows = {  # of the parts of a weight that has several
+        "q": config.heads * config.head_size,
+        "k": config.kv_heads * config.head_size,
+        "v": config.kv_heads * config.head_size,
+        "gate": config.mlp_size,
+        "up": config.mlp_size,
+    }
+    return layer, [(part, rows.get(part)) for part in parts]
 
 
 def _check_shape(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> None:

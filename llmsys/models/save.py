@@ -1,0 +1,92 @@
+"""From a model to a directory as on Hugging Face, which `load_model`, transformers and vLLM read.
+
+    config.json               sizes and rotary positions, in transformers' words
+    generation_config.json    the tokens at which a turn ends
+    model.safetensors         weights by transformers' names: q, k and v apart, gate and up apart, no tied head
+    tokenizer.json, tokenizer_config.json
+
+It is the other direction of `llmsys.models.huggingface`: what was joined when the model was loaded is split again.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmsys.models.huggingface import NAMES
+from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.tokenizer import Tokenizer
+from llmsys.models.weights import parts_of
+
+
+def save_model(model: Llama, directory: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write `model`, with its tokenizer, into `directory`, which is made if need be.
+
+    Files of these names are overwritten, one after the other: an interruption leaves some of each
+    (`llmsys.training.save_checkpoint` leaves none). `weights`, by the names of `model.named_parameters()`, are written
+    in place of the model's own; those are its masters, where it is trained in fewer bits.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    own = dict(model.named_parameters())  # a tied head is not named twice
+    tensors = {}
+    for name, weight in own.items():
+        weight = (weight if weights is None else weights[name]).detach()
+        layer, parts = parts_of(name, model.config)
+        rows = [count or weight.shape[0] for _, count in parts]
+        for (part, _), piece in zip(parts, weight.split(rows), strict=True):
+            tensors[NAMES[part].format(layer)] = piece.contiguous()
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    _write(directory / "config.json", config_of(model.config) | {"dtype": dtype})
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    if model.tokenizer is not None:
+        _save_tokenizer(model.tokenizer, directory)
+
+
+def config_of(config: LlamaConfig) -> dict[str, Any]:
+    """What transformers calls these settings."""
+    family = "Qwen3" if config.qk_norm else "Llama"
+    return {
+        "architectures": [f"{family}ForCausalLM"],
+        "model_type": family.lower(),
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "intermediate_size": config.mlp_size,
+        "max_position_embeddings": config.context_length,
+        "rope_parameters": {"rope_theta": config.rope_base} | _rope(config.rope_divisors),
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+
+
+def _rope(divisors: tuple[float, ...] | None) -> dict[str, Any]:
+    if divisors is None:
+        return {"rope_type": "default"}
+    if len(set(divisors)) == 1:
+        return {"rope_type": "linear", "factor": divisors[0]}
+    # Of Llama 3's scaling only the result is kept. transformers refuses the word rather than turn wrongly.
+    return {"rope_type": "divisors", "divisors": list(divisors)}
+
+
+def _save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    tokenizer.core_with_bos().save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    settings |= tokenizer.special
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    _write(directory / "tokenizer_config.json", settings)
+    if tokenizer.eos_ids:
+        _write(directory / "generation_config.json", {"eos_token_id": sorted(tokenizer.eos_ids)})
+
+
+def _write(path: Path, settings: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,262 @@
+"""The loop: a batch, a loss, its gradient, a step.
+
+    tokens  (B, T + 1)                       one batch; the model sees the first T and is to say the last T
+    loss    −log p(next token), mean over B · T
+    a step  `accumulate` batches' gradients added, clipped, AdamW
+
+The loss of a model that guesses is log V, 10.8 for SmolLM2's vocabulary. Attention is any stage, or a callable with a
+stage's contract that is differentiable: your own, say.
+
+Nothing here draws random numbers but the order of the batches, and that follows from the seed and the step's number. So
+a run that was interrupted and resumed is the run that was not: on a CPU, with as many threads, to the last bit of every
+weight. (On a GPU, sums whose order depends on which program is first can differ in the last bits.)
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmsys.attention import get_stage
+from llmsys.models.backends import Backend, NoCache
+from llmsys.models.llama import Llama
+from llmsys.training.checkpoint import latest_checkpoint, load_checkpoint, name_of, prune, save_checkpoint
+from llmsys.training.corpus import Batches, Corpus
+from llmsys.training.optimise import Optimiser, cosine_schedule
+from llmsys.training.progress import Progress
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a run. The first group decides the numbers: a run resumes with the same ones only."""
+
+    steps: int = 200
+    batch: int = 4  #            sequences in a batch, B
+    context: int = 256  #        tokens in a sequence, T
+    accumulate: int = 1  #       batches in a step
+    learning_rate: float = 1e-4  #  the highest
+    final_rate: float = 0.1  #   the last, as a part of the highest
+    warmup: int = 10  #          steps until the highest
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clip: float | None = 1.0  #  the longest gradient; None for any
+    dtype: str = "float32"  #    what the model computes in; "bfloat16" keeps fp32 masters
+    seed: int = 0
+
+    evaluate_every: int = field(default=50, metadata={"free": True})  #   steps between held-out losses
+    evaluate_batches: int = field(default=8, metadata={"free": True})  #  batches that a held-out loss is the mean of
+    save_every: int = field(default=100, metadata={"free": True})  #      steps between checkpoints
+    keep: int = field(default=2, metadata={"free": True})  #              checkpoints that are kept, the newest
+
+    def __post_init__(self):
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists
+        counts = "steps batch context accumulate evaluate_every evaluate_batches save_every keep".split()
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.warmup <= self.steps:
+            raise ValueError(f"warmup must be from 0 to steps = {self.steps}, got {self.warmup}")
+        for name in ("learning_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        if not 0 <= self.final_rate <= 1:
+            raise ValueError(f"final_rate must be from 0 to 1, a part of learning_rate, got {self.final_rate}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step was like."""
+
+    number: int  # counted from 1
+    loss: float  # of its batches, before its update
+    learning_rate: float
+    gradient_norm: float  # before clipping
+    seconds: float
+
+
+@dataclass
+class Run:
+    """What `train` did, from the first step on, those before a resumption included."""
+
+    model: Llama = field(repr=False)
+    config: TrainConfig
+    steps: list[Step] = field(default_factory=list, repr=False)
+    held_out: dict[int, float] = field(default_factory=dict)  # loss by how many steps had been taken
+    checkpoint: Path | None = None  # the last one
+    stopped: bool = False  # by `should_stop`, before the last step
+
+    @property
+    def losses(self) -> list[float]:
+        """Of each step."""
+        return [step.loss for step in self.steps]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens trained on in a second, of the median step."""
+        seconds = sorted(step.seconds for step in self.steps)
+        return self.config.batch * self.config.context * self.config.accumulate / seconds[len(seconds) // 2]
+
+
+def train(
+    model: Llama,
+    corpus: Corpus,
+    config: TrainConfig = TrainConfig(),  # noqa: B008, it is frozen
+    *,
+    attention: str | Callable | Backend = "sdpa",
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    on_step: Callable[[Step], object] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Run:
+    """Train `model`, in place, to predict the corpus' next tokens.
+
+    Parameters
+    ----------
+    attention
+        A stage's name, a differentiable callable with a stage's contract, or a backend.
+    out
+        The folder for checkpoints, step-NNNNNN each, which `load_model` reads. None writes nothing.
+    resume
+        Go on from the newest checkpoint in `out`.
+    progress
+        Show a bar on stderr.
+    on_step
+        Called after each step.
+    should_stop
+        Asked after each step; True writes a checkpoint and ends the run there.
+
+    Raises
+    ------
+    ValueError
+        Settings and model, corpus or checkpoint do not go together; or a weight got no gradient, as with an attention
+        that has no backward pass.
+    FileExistsError, FileNotFoundError
+        There is a run in `out` and `resume` is not asked for; or the other way round.
+    FloatingPointError
+        The loss or its gradient is no finite number any more. The last checkpoint is from before.
+    OSError
+        A checkpoint could not be written; those before are whole.
+    """
+    if config.context > model.config.context_length:
+        raise ValueError(f"context must be at most the model's {model.config.context_length}, got {config.context}")
+    if out is not None:
+        out = Path(out)
+        _check_folder(out, resume)
+    elif resume:
+        raise ValueError("out must be given to resume: the folder that holds the run's checkpoints")
+    batches = corpus.batches(config.batch, config.context, seed=config.seed)
+    held_out = corpus.held_out_batches(config.batch, config.context)
+    backend = attention if hasattr(attention, "attend") else NoCache(get_stage(attention))
+
+    model.requires_grad_(True).train()
+    try:
+        optimiser = Optimiser(model, dtype=DTYPES[config.dtype], betas=config.betas, weight_decay=config.weight_decay)
+        run = Run(model, config)
+        if resume:
+            _resume(run, corpus, optimiser, latest_checkpoint(out))
+        with Progress(config.steps, len(run.steps), show=progress) as bar:
+            if not run.steps:
+                run.held_out[0] = evaluate(model, held_out, backend, config.evaluate_batches)
+            while len(run.steps) < config.steps:
+                step = _step(len(run.steps), model, batches, backend, optimiser, config)
+                run.steps.append(step)
+                last = step.number == config.steps
+                if last or step.number % config.evaluate_every == 0:
+                    run.held_out[step.number] = evaluate(model, held_out, backend, config.evaluate_batches)
+                bar.update(step.number, step.loss, run.tokens_per_second, run.held_out)
+                if on_step is not None:
+                    on_step(step)
+                run.stopped = not last and should_stop is not None and should_stop()
+                if out is not None and (last or run.stopped or step.number % config.save_every == 0):
+                    run.checkpoint = out / name_of(step.number)
+                    save_checkpoint(run.checkpoint, model, optimiser, _state(run, corpus))
+                    prune(out, config.keep)
+                if run.stopped:
+                    break
+    finally:
+        model.requires_grad_(False).eval()
+    return run
+
+
+def next_token_loss(
+    model: Llama, tokens: Int[Tensor, "B T1"], attention: str | Callable | Backend = "sdpa"
+) -> Float[Tensor, ""]:
+    """−log p of each token after the first, given those before it: the mean, in fp32."""
+    backend = attention if hasattr(attention, "attend") else NoCache(get_stage(attention))
+    logits = model(tokens[:, :-1], backend)  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+@torch.no_grad()
+def evaluate(model: Llama, batches: Batches, attention: str | Callable | Backend = "sdpa", count: int = 8) -> float:
+    """The mean loss over the first `count` batches, or all where they are fewer."""
+    numbers = range(min(count, len(batches)))
+    losses = [next_token_loss(model, batches[i].to(model.device), attention) for i in numbers]
+    return float(torch.stack(losses).mean())
+
+
+def _step(
+    number: int, model: Llama, batches: Batches, backend: Backend, optimiser: Optimiser, config: TrainConfig
+) -> Step:
+    start = time.perf_counter()
+    total = torch.zeros((), device=model.device)
+    for i in range(number * config.accumulate, (number + 1) * config.accumulate):
+        loss = next_token_loss(model, batches[i].to(model.device), backend) / config.accumulate
+        loss.backward()
+        optimiser.gather()
+        total += loss.detach()
+    peak = config.learning_rate
+    rate = cosine_schedule(number, steps=config.steps, warmup=config.warmup, peak=peak, final=config.final_rate * peak)
+    norm = optimiser.step(rate, clip=config.clip)
+    loss = float(total)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(
+            f"step {number + 1}: the loss is {loss} and its gradient's length {norm}, so the run cannot go on. A lower "
+            "learning_rate or a longer warmup helps most often; an attention of your own may be at fault, too"
+        )
+    return Step(number + 1, loss, rate, norm, time.perf_counter() - start)
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    latest = latest_checkpoint(out)
+    if latest and not resume:
+        raise FileExistsError(f"{out}: holds a run already, up to {latest.name}; resume it, or give another folder")
+    if resume and not latest:
+        raise FileNotFoundError(f"{out}: holds no checkpoint to resume from")
+
+
+def _state(run: Run, corpus: Corpus) -> dict[str, Any]:
+    return {
+        "step": len(run.steps),
+        "config": asdict(run.config),
+        "corpus": {"name": corpus.name, "files": corpus.files, "digest": corpus.digest},
+        "steps": [asdict(step) for step in run.steps],
+        "held_out": run.held_out,
+    }
+
+
+def _resume(run: Run, corpus: Corpus, optimiser: Optimiser, checkpoint: Path) -> None:
+    state = load_checkpoint(checkpoint, run.model, optimiser)
+    saved = TrainConfig(**state["config"])
+    for name, setting in TrainConfig.__dataclass_fields__.items():
+        theirs, ours = getattr(saved, name), getattr(run.config, name)
+        if theirs != ours and "free" not in setting.metadata:
+            raise ValueError(f"{name} must stay what it was to resume {checkpoint}, {theirs}, got {ours}")
+    if state["corpus"]["digest"] != corpus.digest:
+        raise ValueError(f"{checkpoint}: was trained on another corpus, or with another tokenizer ({state['corpus']})")
+    run.steps = [Step(**step) for step in state["steps"]]
+    run.held_out = {int(step): loss for step, loss in state["held_out"].items()}
+    run.checkpoint = checkpoint
