@@ -3,12 +3,15 @@
     from llmsys.models import generate, load_model
     model = load_model()                                   # SmolLM2-135M-Instruct, or a path
     print(generate(model, "Why is the sky blue?", attention="online").text)
+
+`save_model` writes a directory that `load_model` reads; `llmsys.training` changes what is in it.
 """
 
 from llmsys.models.backends import Backend, Batch, ContiguousCache, NoCache, as_backend
 from llmsys.models.generate import Generation, generate, stream_generate
 from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.models.sampling import greedy, sampler
+from llmsys.models.save import save_model
 from llmsys.models.tokenizer import TextStream, Tokenizer
 from llmsys.models.weights import find_smollm2, load_model
 
@@ -28,5 +31,6 @@ __all__ = [
     "greedy",
     "load_model",
     "sampler",
+    "save_model",
     "stream_generate",
 ]

@@ -10,9 +10,9 @@ The weights in it are the fp32 masters. A model in bf16 is these, rounded, so no
 
 **A process may be killed, or a disk fill up, in the middle.** So everything is written into a directory beside it,
 whose name begins with a dot and which nobody reads; each file is flushed to the disk; and then the directory is
-renamed. A rename happens or does not. Without the flushes, a system may put the new name on the disk before the contents, and a
-power cut between the two leaves whole names with empty files. Removing works the other way round: first the name goes,
-then the contents.
+renamed. A rename happens or does not. Without the flushes, a system may put the new name on the disk before the
+contents, and a power cut between the two leaves whole names with empty files. Removing works the other way round: first
+the name goes, then the contents.
 """
 
 import contextlib

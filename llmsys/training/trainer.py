@@ -27,7 +27,8 @@ from torch import Tensor
 from llmsys.attention import get_stage
 from llmsys.models.backends import Backend, NoCache
 from llmsys.models.llama import Llama
-from llmsys.training.checkpoint import latest_checkpoint, load_checkpoint, name_of, prune, save_checkpoint
+from llmsys.models.tokenizer import read_json
+from llmsys.training.checkpoint import STATE, latest_checkpoint, load_checkpoint, name_of, prune, save_checkpoint
 from llmsys.training.corpus import Batches, Corpus
 from llmsys.training.optimise import Optimiser, cosine_schedule
 from llmsys.training.progress import Progress
@@ -45,7 +46,7 @@ class TrainConfig:
     accumulate: int = 1  #       batches in a step
     learning_rate: float = 1e-4  #  the highest
     final_rate: float = 0.1  #   the last, as a part of the highest
-    warmup: int = 10  #          steps until the highest
+    warmup: int | None = None  #  steps until the highest; None: 10, or a tenth of fewer than 100
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     clip: float | None = 1.0  #  the longest gradient; None for any
@@ -59,6 +60,8 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", min(10, self.steps // 10))
         counts = "steps batch context accumulate evaluate_every evaluate_batches save_every keep".split()
         for name in counts:
             if getattr(self, name) < 1:
@@ -189,6 +192,13 @@ def train(
     finally:
         model.requires_grad_(False).eval()
     return run
+
+
+def saved_settings(out: str | Path) -> tuple[TrainConfig, int]:
+    """The settings of the run in `out`, and of how many files its corpus was. Errors as for `train`."""
+    _check_folder(Path(out), resume=True)
+    state = read_json(latest_checkpoint(out) / STATE)
+    return TrainConfig(**state["config"]), state["corpus"]["files"]
 
 
 def next_token_loss(

@@ -50,6 +50,7 @@ for panel, function, example in (
     ("Learn", learn.reset, "llmsys reset 02.merge"),
     ("Use", use.doctor, "llmsys doctor --measure"),
     ("Use", use.generate, 'llmsys generate "Why is the sky blue?" --attention online'),
+    ("Use", use.train, "llmsys train my_run --steps 100 --attention tiled"),
     ("Use", use.bench, "llmsys bench softmax"),
     ("Teach", teach.grade, "llmsys grade work --json grade.json --junit grade.xml"),
     ("Teach", teach.build, "llmsys build 02"),

@@ -1,5 +1,9 @@
-"""What the library does from a terminal: examine the machine, let the model talk, run a benchmark."""
+"""What the library does from a terminal: examine the machine, let the model talk, train it, run a benchmark."""
 
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -80,6 +84,115 @@ def _say_which(model) -> None:
     for what, tokens in (("prompt", 256), ("each new token", 1)):
         found = pick(weight.new_empty(1, heads.heads, tokens, heads.head_size), keys, keys)
         typer.echo(f"attention, {what}: {found.name} ({found.why})", err=True)
+
+
+def train(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the checkpoints go: DIR/step-000100, …")],
+    attention: Annotated[str, typer.Option(help="The stage to train on: tiled, flash, sdpa, …, or auto.")] = "sdpa",
+    model: Annotated[
+        str | None, typer.Option(help="A .gguf file or a Hugging Face directory; SmolLM2 where it is left out.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR, with that run's settings.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="How many updates.", show_default="200")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences in a batch.", show_default="4")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens in a sequence.", show_default="256")] = None,
+    accumulate: Annotated[int | None, typer.Option(min=1, help="Batches in a step.", show_default="1")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest rate.", show_default="0.0001")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=0, help="Steps until that rate.", show_default="10, or a tenth of fewer steps")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32; or bfloat16, with master weights in fp32.", show_default="bfloat16 on a GPU, or float32"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order of the batches.", show_default="0")] = None,
+    files: Annotated[
+        int | None, typer.Option(min=2, help="Only so many of the corpus' files.", show_default="all")
+    ] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between held-out losses.", show_default="50")
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="100")
+    ] = None,
+) -> None:
+    """Fine-tune the model on SymPy's sources, on any attention stage, with checkpoints to resume from.
+
+    The first Ctrl-C ends the run after the step at hand, with a checkpoint; the second one at once.
+    """
+    given = {
+        "steps": steps, "batch": batch, "context": context, "accumulate": accumulate, "learning_rate": learning_rate,
+        "warmup": warmup, "dtype": dtype, "seed": seed, "evaluate_every": evaluate_every, "save_every": save_every,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if resume and (model is not None or files is not None):
+        raise typer.BadParameter("the checkpoint says which model and which files", param_hint="--resume")
+    try:  # all of these say what is wrong with an option, a file, the disk or the numbers
+        _train(out, attention, model, resume, files, given)
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise Refused(str(error)) from None
+
+
+def _train(out: Path, attention: str, model: str | None, resume: bool, files: int | None, given: dict) -> None:
+    from dataclasses import replace
+
+    import torch
+    from rich.console import Console
+
+    from llmsys.attention import get_stage
+    from llmsys.models import load_model
+    from llmsys.training import Corpus, TrainConfig, train
+    from llmsys.training.checkpoint import latest_checkpoint
+    from llmsys.training.trainer import saved_settings
+
+    get_stage(attention)
+    gpu = torch.cuda.is_available()
+    if resume:
+        config, files = saved_settings(out)
+        config = replace(config, **given)
+        model = latest_checkpoint(out)
+    else:
+        config = TrainConfig(**({"dtype": "bfloat16" if gpu else "float32"} | given))
+    with Console(stderr=True).status("loading the model") as status:
+        loaded = load_model(model, device="cuda" if gpu else "cpu")
+        if loaded.tokenizer is None:
+            raise Refused(f"{model}: has no tokenizer, and the corpus is text")
+        corpus = Corpus.load(
+            loaded.tokenizer,
+            files=files,
+            progress=lambda done, of: status.update(f"the corpus as tokens: {done:,} of {of:,} files"),
+        )
+    with _interrupted() as interrupted:
+        run = train(
+            loaded, corpus, config, attention=attention, out=out, resume=resume, progress=True, should_stop=interrupted
+        )
+    first, last = min(run.held_out), max(run.held_out)
+    print(f"held-out loss: {run.held_out[first]:.4f} at first, {run.held_out[last]:.4f} after {last} steps")
+    if run.stopped:
+        print(f"stopped after step {len(run.steps)} of {config.steps}; to go on: llmsys train {out} --resume")
+    print(f'to talk to it: llmsys generate "…" --model {run.checkpoint}')
+
+
+@contextlib.contextmanager
+def _interrupted() -> Iterator[Callable[[], bool]]:
+    """Whether the user, or the system, has asked to stop; asked once more, the process is interrupted as usual."""
+    asked = []
+
+    def note(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+        typer.echo("stopping after this step, with a checkpoint", err=True)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bench(

@@ -1,0 +1,49 @@
+"""A tokenizer of single bytes, a random model of its vocabulary, and a small corpus: training in milliseconds."""
+
+import os
+
+# Which is decided by the first import of triton, and torch.optim imports it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers
+
+from llmsys.models import Llama, LlamaConfig, Tokenizer
+from llmsys.training import Corpus
+
+END = "<|endoftext|>"
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = tokenizers.Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([END, "<|turn|>"])
+    template = "{% for each in messages %}{{ each.content }}<|turn|>{% endfor %}"
+    return Tokenizer(core, eos_ids=[257], chat_template=template, special={"eos_token": "<|turn|>"})
+
+
+@pytest.fixture
+def tiny(tokenizer) -> Llama:
+    """A new one each time, always the same."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        name="tiny", vocab_size=258, hidden_size=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp_size=48,
+        context_length=64,
+    )  # fmt: skip
+    return Llama(config, tokenizer).requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def texts() -> dict[str, str]:
+    """Forty files of a language that is easily learnt."""
+    return {f"{i}.txt": f"{i} is {'even' if i % 2 == 0 else 'odd'}.\n" * 20 for i in range(40)}
+
+
+@pytest.fixture(scope="session")
+def corpus(texts, tokenizer) -> Corpus:
+    return Corpus.from_texts(texts, tokenizer)
