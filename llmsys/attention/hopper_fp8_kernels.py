@@ -1,4 +1,4 @@
-"""The hopper kernel in eight bits: Q, K, V and P are e4m3, and everything that is summed stays fp32.
+"""The hopper kernel in eight bits: Q, K, V and P are e4m3, and everything that is summed is fp32.
 
 Producer, rings and schedule are those of `hopper_kernels`. The consumer is another one, because the balance is another:
 eight bits halve the time of the products, and an exponential takes as long as ever. A tile of 128 × 128 scores with
@@ -6,13 +6,14 @@ heads of 128 costs an SM 1,024 cycles of products and 1,024 of exponentials. So 
 (`step`): each of its two products runs while it computes something that the product does not need,
 
     start S_{i+1} = Q K_{i+1}ᵀ
-    p_i = exp2(…), row sums, O *= shrink      while the scores of the next tile are made
-    start O += P_i V_i
-    wait for S_{i+1};  its maxima             while P_i V_i is added
-    wait for O
+    p_i = exp2(…), row sums                   while the scores of the next tile are made
+    start P_i V_i
+    wait for S_{i+1};  its maxima             while P_i V_i is made
+    wait for P_i V_i;  O = O·shrink + P_i V_i
 
-Nothing here has to be trusted to the assembler: P_i V_i cannot start before p_i is there, and with it no wait can move
-up. The consumers take no turns. (With them, or with `hopper_consumer`'s order, it was slower: see `hopper_fp8`.)
+The assembler likes to move a wait up, to before work that could have gone on meanwhile. It cannot here: P_i V_i does
+not start before p_i is there, and between the maxima and the last wait there is a barrier to wait for, that of the next
+values, where the assembler's blocks of instructions end. The consumers take no turns.
 
 What else is different:
 
@@ -22,6 +23,12 @@ kept in units of the current tile of values' scale; when the unit changes, its r
 
 *P.* Its numbers are at most 1. Times 2⁸, the largest is near the largest of e4m3, and 2⁻¹⁸ the least that does not
 become zero, where it would be 2⁻¹⁰. l is the sum of the same numbers, so the 2⁸ cancels in O / l.
+
+*Sums.* In an 8-bit product, the tensor cores align what they add to the largest of it and cut off what is more than
+about 13 bits below. A long sum loses a little at each addition, always towards zero: with values around 1, adding all
+of P V in the tensor cores made O 1% too small at 1k keys, 5% at 4k, 10% at 8k. So a product sums 128 keys, and O is
+summed by the consumer itself, in the instructions that would have multiplied O with `shrink`. (DeepSeek-V3 does so in
+its matrix products: https://arxiv.org/abs/2412.19437, section 3.3.2.)
 
 *P's order.* The accumulators of S give a thread the columns 2c, 2c + 1, 2c + 8 and 2c + 9 of every 16, c being its
 place among four threads. As left operand of an 8-bit product, the same registers are four adjacent columns. Instead of
@@ -107,13 +114,13 @@ class Scales:
         """What the scores of this row's block are to be multiplied with, but for the keys' scale."""
         blocks = (work.Tq + BLOCK - 1) // BLOCK
         block = gl.minimum(row // BLOCK, blocks - 1)  # the second consumer's rows may all be beyond the end
-        return gl.load(self.q_scales + ((b * work.Hq + h).to(gl.int64) * blocks + block)) * self.scale_log2
+        return gl.load(self.q_scales + (b * work.Hq + h) * blocks + block) * self.scale_log2
 
     @gluon.jit
     def of_keys(self, work, b, h, n):
         """Scales of the n-th tile of keys and of values that query head h sees."""
         blocks = (work.Tk + BLOCK - 1) // BLOCK
-        at = (b * (work.Hq // work.G) + h // work.G).to(gl.int64) * blocks + n
+        at = (b * (work.Hq // work.G) + h // work.G) * blocks + n  # in 32 bits: a block has 16 KiB of codes
         return gl.load(self.k_scales + at), gl.load(self.v_scales + at)
 
 
@@ -151,7 +158,7 @@ def consume(J: gl.constexpr, work, queries, keys, values, scales, outputs, o_des
         s = warpgroup_mma_wait(0, [start_scores(q, keys.take(i), S)])
         keys.give_back(i)
         m = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, S))
-        s, m, shift, shrink = maxima(s, m, seen, n * BLOCK, scale, True)
+        s, m, shrink = maxima(s, m, seen, n * BLOCK, scale, True)
         l = sums(gl.zeros([64, BLOCK], gl.float32, S))
         o = gl.zeros([64, BLOCK], gl.float32, S)
 
@@ -159,27 +166,27 @@ def consume(J: gl.constexpr, work, queries, keys, values, scales, outputs, o_des
         if work.CAUSAL:
             for _ in range(mine - 1 - clear):
                 n -= 1
-                s, m, shift, shrink, l, o, scale, unit, change = step(
-                    q, keys, values, scales, work, b, h, i, n, s, m, shift, shrink, l, o, q_scale, scale, unit, change,
+                s, m, shrink, l, o, scale, unit, change = step(
+                    q, keys, values, scales, work, b, h, i, n, s, m, shrink, l, o, q_scale, scale, unit, change,
                     seen, S, P, True,
                 )  # fmt: skip
                 i += 1
         for _ in range(clear):
             n -= 1
-            s, m, shift, shrink, l, o, scale, unit, change = step(
-                q, keys, values, scales, work, b, h, i, n, s, m, shift, shrink, l, o, q_scale, scale, unit, change,
+            s, m, shrink, l, o, scale, unit, change = step(
+                q, keys, values, scales, work, b, h, i, n, s, m, shrink, l, o, q_scale, scale, unit, change,
                 seen, S, P, False,
             )  # fmt: skip
             i += 1
         queries.give_back(r * 2 + J)
 
         # The last tile's weights and P V, the division that was left to the end, and out.
-        p, l, o = weights(s * scale - (shift - UP)[:, None], l, o, shrink, change)
-        o = warpgroup_mma(pack(p, P), values.take(i).permute((1, 0)), o, is_async=True)
+        p, l = weights(s * scale - (finite(m) - UP)[:, None], l, shrink)
+        pv = start_output(pack(p, P), values.take(i), S)
         total = gl.convert_layout(gl.sum(l, 1), gl.SliceLayout(1, S))
         some = gl.where(total > 0, total, 1.0)  # a row without a key: o = 0 / 1
         lse = (m + gl.log2(some) - UP) * LN_2
-        o = warpgroup_mma_wait(0, [o])
+        o = add(o, shrink * change, warpgroup_mma_wait(0, [pv]))
         values.give_back(i)
         i += 1
         write((o * (unit / some)[:, None]).to(o_desc.dtype), outputs.index(J), o_desc, b, h, row)
@@ -190,48 +197,70 @@ def consume(J: gl.constexpr, work, queries, keys, values, scales, outputs, o_des
 
 @gluon.jit
 def step(
-    q, keys, values, scales, work, b, h, i, n, s, m, shift, shrink, l, o, q_scale, scale, unit, change, seen,
+    q, keys, values, scales, work, b, h, i, n, s, m, shrink, l, o, q_scale, scale, unit, change, seen,
     S: gl.constexpr, P: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Weights and P V of tile i, whose scores s and their maxima are there; scores and maxima of tile i + 1, the n-th
     of its keys.
 
-    shift is m, or 0 in a row that has seen no key; shrink is what o and l are to be multiplied with, and change what
-    o is besides, because its unit changes.
+    shrink is what o and l are to be multiplied with, and change what o is besides, because its unit changes.
     """
-    next_scale, next_unit = scales.of_keys(work, b, h, n)  # asked for long before they are needed
-    exponent = s * scale - (shift - UP)[:, None]  # s is used up: its registers are free for the next scores
-    s = start_scores(q, keys.take(i + 1), S)
-    p, l, o = weights(exponent, l, o, shrink, change)
-    o = warpgroup_mma(pack(p, P), values.take(i).permute((1, 0)), o, is_async=True)
-    s = warpgroup_mma_wait(1, [s])  # of the two, one may still run: P V
-    keys.give_back(i + 1)
-    scale = next_scale * q_scale
-    s, m, shift, shrink = maxima(s, m, seen, n * BLOCK, scale, MASKED)
-    o = warpgroup_mma_wait(0, [o])
+    k_scale, next_unit = scales.of_keys(work, b, h, n)  # asked for long before they are needed
+    exponent = s * scale - (finite(m) - UP)[:, None]  # s is used up: its registers are free for the next scores
+    if MASKED:  # one after the other: with a mask in between, registers would not do for both products at once
+        p, l = weights(exponent, l, shrink)
+        o = add(o, shrink * change, warpgroup_mma_wait(0, [start_output(pack(p, P), values.take(i), S)]))
+        s = warpgroup_mma_wait(0, [start_scores(q, keys.take(i + 1), S)])
+        keys.give_back(i + 1)
+        scale = k_scale * q_scale
+        s, m, shrink = maxima(s, m, seen, n * BLOCK, scale, True)
+    else:
+        s = start_scores(q, keys.take(i + 1), S)
+        p, l = weights(exponent, l, shrink)
+        pv = start_output(pack(p, P), values.take(i), S)
+        s = warpgroup_mma_wait(1, [s])  # of the two, one may still run: P V
+        keys.give_back(i + 1)
+        scale = k_scale * q_scale
+        factor = shrink * change
+        s, m, shrink = maxima(s, m, seen, n * BLOCK, scale, False)
+        values.take(i + 1)  # for the next step; here, so that the maxima stay before the wait for P V
+        o = add(o, factor, warpgroup_mma_wait(0, [pv]))
     values.give_back(i)
-    return s, m, shift, shrink, l, o, scale, next_unit, unit / next_unit
+    return s, m, shrink, l, o, scale, next_unit, unit / next_unit
+
+
+@gluon.jit
+def start_output(p, v, S: gl.constexpr):
+    """Start P V, (64, D) in fp32, of one tile; v lies transposed, (D, keys)."""
+    return warpgroup_mma(p, v.permute((1, 0)), gl.zeros([64, BLOCK], gl.float32, S), use_acc=False, is_async=True)
+
+
+@gluon.jit
+def add(o, factor, pv):
+    return o * factor[:, None] + pv
 
 
 @gluon.jit
 def maxima(s, m, seen, key, scale, MASKED: gl.constexpr):
-    """Of a tile's scores, which begins at key number `key`: s with its mask, the new m, its shift, and shrink."""
+    """Of a tile's scores, which begins at key number `key`: s with its mask, the new m, and shrink."""
     if MASKED:
         columns = key + gl.arange(0, s.shape[1], gl.SliceLayout(0, s.type.layout))
         s = gl.where(columns[None, :] < seen[:, None], s, float("-inf"))
     m_new = gl.maximum(m, gl.max(s, 1) * scale)
-    shift = m_new
-    if MASKED:  # a row may have seen no key yet, and −∞ − (−∞) is NaN
-        shift = gl.where(m_new == float("-inf"), 0.0, m_new)
-    return s, m_new, shift, gl.exp2(m - shift)
+    return s, m_new, gl.exp2(m - finite(m_new))
 
 
 @gluon.jit
-def weights(exponent, l, o, shrink, change):
-    """p = 2^exponent of a tile, and l and o as they go on from here: l with p in it, o ready for P V."""
+def finite(m):
+    """m, or 0 for a row that has seen no key yet: −∞ − (−∞) is NaN."""
+    return gl.where(m == float("-inf"), 0.0, m)
+
+
+@gluon.jit
+def weights(exponent, l, shrink):
+    """p = 2^exponent of a tile, and l with p in it."""
     p = gl.exp2(exponent)
-    l = l * gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None] + sums(p)
-    return p, l, o * (shrink * change)[:, None]
+    return p, l * gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None] + sums(p)
 
 
 @gluon.jit
