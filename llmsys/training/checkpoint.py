@@ -3,8 +3,8 @@
 A checkpoint is a directory. It is a model as on Hugging Face (`llmsys.models.save`), so `load_model` and `llmsys
 generate --model` take it as it is, and two files more:
 
-    training.safetensors    AdamW's running means, fp32: "m.NAME" and "v.NAME" for each weight
-    training.json           the step, the settings, the losses so far
+    training/adamw.safetensors    AdamW's running means, fp32: "m.NAME" and "v.NAME" for each weight
+    training/state.json           the step, the settings, the losses so far
 
 The weights in it are the fp32 masters. A model in bf16 is these, rounded, so nothing is stored twice.
 
@@ -35,7 +35,7 @@ from llmsys.models.tokenizer import read_json
 from llmsys.models.weights import assemble, open_checkpoint
 from llmsys.training.optimise import Optimiser
 
-TENSORS, STATE = "training.safetensors", "training.json"
+TENSORS, STATE = "training/adamw.safetensors", "training/state.json"
 
 
 def save_checkpoint(
@@ -48,7 +48,7 @@ def save_checkpoint(
     optimiser
         What trains the model: its masters and running means. Without it the checkpoint is the model alone.
     state
-        Anything for `training.json`; "step", how many steps have been taken, is needed to go on.
+        What JSON can hold, for `training/state.json`; "step", how many steps have been taken, is needed to go on.
 
     Raises
     ------
@@ -65,12 +65,12 @@ def save_checkpoint(
     _remove(unfinished)  # left by a process that was killed
     try:
         save_model(model, unfinished, weights=optimiser and optimiser.masters)
+        (unfinished / STATE).parent.mkdir()
         if optimiser is not None:
             save_file(optimiser.state(), unfinished / TENSORS)
         (unfinished / STATE).write_text(json.dumps(dict(state or {}), indent=1), encoding="utf-8")
-        for file in unfinished.iterdir():
-            _flush(file)
-        _flush(unfinished)
+        for each in (*unfinished.rglob("*"), unfinished):
+            _flush(each)
         unfinished.rename(path)
         _flush(path.parent)
     except (OSError, SafetensorError) as error:

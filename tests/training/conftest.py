@@ -16,8 +16,7 @@ from llmsys.training import Corpus
 END = "<|endoftext|>"
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
+def make_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = tokenizers.Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -27,21 +26,40 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(core, eos_ids=[257], chat_template=template, special={"eos_token": "<|turn|>"})
 
 
-@pytest.fixture
-def tiny(tokenizer) -> Llama:
+def make_model() -> Llama:
     """A new one each time, always the same."""
     torch.manual_seed(0)
     config = LlamaConfig(
         name="tiny", vocab_size=258, hidden_size=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp_size=48,
         context_length=64,
     )  # fmt: skip
-    return Llama(config, tokenizer).requires_grad_(False).eval()
+    return Llama(config, make_tokenizer()).requires_grad_(False).eval()
+
+
+def make_texts() -> dict[str, str]:
+    """Forty files of a language that is easily learnt."""
+    return {f"{i}.txt": f"{i} is {'even' if i % 2 == 0 else 'odd'}.\n" * 20 for i in range(40)}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def tiny() -> Llama:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def new_model():
+    """`make_model`, for tests that need several."""
+    return make_model
 
 
 @pytest.fixture(scope="session")
 def texts() -> dict[str, str]:
-    """Forty files of a language that is easily learnt."""
-    return {f"{i}.txt": f"{i} is {'even' if i % 2 == 0 else 'odd'}.\n" * 20 for i in range(40)}
+    return make_texts()
 
 
 @pytest.fixture(scope="session")

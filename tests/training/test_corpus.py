@@ -1,4 +1,4 @@
-"""The corpus: split by file, every token once a pass, a batch a function of its number, and SymPy as it was released."""
+"""The corpus: split by file, every token once a pass, a batch a function of its number, SymPy as released."""
 
 import importlib.machinery
 import importlib.util
