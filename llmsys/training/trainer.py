@@ -60,13 +60,11 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists
-        if self.warmup is None:
-            object.__setattr__(self, "warmup", min(10, self.steps // 10))
         counts = "steps batch context accumulate evaluate_every evaluate_batches save_every keep".split()
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.warmup <= self.steps:
+        if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"warmup must be from 0 to steps = {self.steps}, got {self.warmup}")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
@@ -76,6 +74,10 @@ class TrainConfig:
             raise ValueError(f"final_rate must be from 0 to 1, a part of learning_rate, got {self.final_rate}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+    @property
+    def warmup_steps(self) -> int:
+        return min(10, self.steps // 10) if self.warmup is None else self.warmup
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,13 @@ def _step(
         loss.backward()
         optimiser.gather()
         total += loss.detach()
-    peak = config.learning_rate
-    rate = cosine_schedule(number, steps=config.steps, warmup=config.warmup, peak=peak, final=config.final_rate * peak)
+    rate = cosine_schedule(
+        number,
+        steps=config.steps,
+        warmup=config.warmup_steps,
+        peak=config.learning_rate,
+        final=config.learning_rate * config.final_rate,
+    )
     norm = optimiser.step(rate, clip=config.clip)
     loss = float(total)
     if not (math.isfinite(loss) and math.isfinite(norm)):
