@@ -1,0 +1,112 @@
+"""`llmsys train`: what it says, what it leaves behind, and how it is interrupted."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llmsys.course import cli
+from llmsys.models import load_model, save_model
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = "--files 6 --steps 4 --batch 2 --context 32 --save-every 2 --evaluate-every 2 --dtype float32".split()
+
+
+@pytest.fixture
+def folder(tiny, tmp_path, monkeypatch):
+    """A current directory with a tiny model in it, and a cache folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_model(tiny, tmp_path / "model")
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["train", *map(str, arguments)], prog_name="llmsys")
+
+
+def state(path):
+    return json.loads((path / "training" / "state.json").read_text())
+
+
+def test_it_trains_and_says_how_to_use_the_result(folder):
+    done = run("out", "--model", "model", *SETTINGS, "--attention", "tiled", "--seed", 3, "--learning-rate", 0.01)
+    assert done.exit_code == 0, done.output
+    first, last = re.fullmatch(
+        r"held-out loss: (\S+) at first, (\S+) after 4 steps\n"
+        r"to talk to it: llmsys generate \"…\" --model out/step-000004\n",
+        done.stdout,
+    ).groups()
+    assert float(last) < float(first) and "4/4" in done.stderr
+    kept = state(folder / "out" / "step-000004")
+    assert kept["config"]["seed"] == 3 and kept["corpus"] == kept["corpus"] | {"name": "SymPy 1.14.0", "files": 6}
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["step-000002", "step-000004"]
+    generate = ["generate", "def", "--model", "out/step-000004", "--max-new-tokens", "3"]
+    assert CliRunner().invoke(cli.app, generate).exit_code == 0
+
+
+def test_resume_takes_the_runs_own_settings(folder):
+    assert run("out", "--model", "model", *SETTINGS).exit_code == 0
+    whole = load_model(folder / "out" / "step-000004")
+    for file in sorted((folder / "out" / "step-000004").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    (folder / "out" / "step-000004").rmdir()
+    done = run("out", "--resume")
+    assert done.exit_code == 0, done.output
+    again = load_model(folder / "out" / "step-000004")
+    assert all((one == other).all() for one, other in zip(whole.parameters(), again.parameters(), strict=True))
+
+    for arguments, says in (
+        (["--resume", "--steps", "9"], "steps must stay what it was"),
+        (["--resume", "--files", "9"], "the checkpoint says which model and which files"),
+        ([*SETTINGS, "--model", "model"], "holds a run already, up to step-000004"),
+    ):
+        done = run("out", *arguments)
+        assert done.exit_code == 2 and says in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--resume"], "out: holds no checkpoint to resume from"),
+        (["--attention", "tilled"], "Did you mean 'tiled'"),
+        (["--model", "nowhere"], "nowhere: no such file"),
+        (["--model", "model", "--files", "6", "--context", "65"], "context must be at most the model's 64"),
+        (["--dtype", "int8"], "dtype must be one of float32, bfloat16"),
+        (["--steps", "3", "--warmup", "4"], "warmup must be from 0 to steps = 3, got 4"),
+    ],
+)
+def test_what_cannot_be_is_one_line(folder, arguments, says):
+    done = run("out", *arguments)
+    assert done.exit_code == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no such signals")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_finishes_the_step_and_can_go_on(folder, sent):
+    many = [*SETTINGS, "--steps", "100000", "--save-every", "100000", "--evaluate-every", "1"]
+    many += ["--warmup", "1"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "llmsys", "train", "out", "--model", "model", *many],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm", "FORCE_COLOR": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    said = ""
+    while "held out" not in said:  # it has done its first step
+        piece = program.stderr.read(20)
+        assert piece, said
+        said += piece
+    program.send_signal(sent)
+    out, err = program.communicate(timeout=60)
+    assert program.returncode == 0, said + err
+    assert "stopping after this step" in said + err
+    step = int(re.search(r"stopped after step (\d+) of 100000; to go on: llmsys train out --resume", out)[1])
+    (kept,) = (folder / "out").iterdir()
+    assert kept.name == f"step-{step:06d}" and state(kept)["step"] == len(state(kept)["steps"]) == step
