@@ -101,7 +101,7 @@ def commands(group=None, path=()):
 def test_the_commands_are_those_of_the_design():
     names = {" ".join(words) for words, _ in commands()}
     learner = {"doctor", "start", "update", "status", "check", "hint", "reset"}
-    assert names == learner | {"grade", "export nbgrader", "bench", "generate", "build"}
+    assert names == learner | {"grade", "export nbgrader", "bench", "generate", "train", "build"}
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
