@@ -39,7 +39,7 @@ TENSORS, STATE = "training/adamw.safetensors", "training/state.json"
 
 
 def save_checkpoint(
-    path: Path, model: Llama, optimiser: Optimiser | None = None, state: Mapping[str, Any] | None = None
+    path: str | Path, model: Llama, optimiser: Optimiser | None = None, state: Mapping[str, Any] | None = None
 ) -> None:
     """Write a checkpoint to `path`, a directory that is not there yet. When this returns it is on the disk.
 
@@ -81,7 +81,7 @@ def save_checkpoint(
         _remove(unfinished)
 
 
-def load_checkpoint(path: Path, model: Llama, optimiser: Optimiser | None = None) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, model: Llama, optimiser: Optimiser | None = None) -> dict[str, Any]:
     """Put a checkpoint's weights into `model`, and its running means into `optimiser`. Returns the `state`.
 
     Raises
@@ -121,13 +121,13 @@ def name_of(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def checkpoints(directory: Path) -> list[Path]:
+def checkpoints(directory: str | Path) -> list[Path]:
     """The checkpoints of a run, oldest first; none where there is no such directory."""
     found = {path: re.fullmatch(r"step-(\d+)", path.name) for path in Path(directory).glob("step-*")}
     return sorted((path for path, match in found.items() if match), key=lambda path: int(path.name[5:]))
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
+def latest_checkpoint(directory: str | Path) -> Path | None:
     """The newest checkpoint of a run, None where there is none."""
     return next(reversed(checkpoints(directory)), None)
 

@@ -41,35 +41,34 @@ class TrainConfig:
     """The settings of a run. The first group decides the numbers: a run resumes with the same ones only."""
 
     steps: int = 200
-    batch: int = 4  #            sequences in a batch, B
-    context: int = 256  #        tokens in a sequence, T
-    accumulate: int = 1  #       batches in a step
-    learning_rate: float = 1e-4  #  the highest
-    final_rate: float = 0.1  #   the last, as a part of the highest
-    warmup: int | None = None  #  steps until the highest; None: 10, or a tenth of fewer than 100
+    batch: int = 4  # sequences in a batch, B
+    context: int = 256  # tokens in a sequence, T
+    accumulate: int = 1  # batches in a step
+    learning_rate: float = 1e-4  # the highest
+    final_rate: float = 0.1  # the last, as a part of the highest
+    warmup: int | None = None  # steps until the highest; None: 10, or a tenth of fewer than 100
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
-    clip: float | None = 1.0  #  the longest gradient; None for any
-    dtype: str = "float32"  #    what the model computes in; "bfloat16" keeps fp32 masters
-    seed: int = 0
+    clip: float | None = 1.0  # the longest gradient; None for any
+    dtype: str = "float32"  # what the model computes in; "bfloat16" keeps fp32 masters
+    seed: int = 0  # of the order of the batches
 
-    evaluate_every: int = field(default=50, metadata={"free": True})  #   steps between held-out losses
-    evaluate_batches: int = field(default=8, metadata={"free": True})  #  batches that a held-out loss is the mean of
-    save_every: int = field(default=100, metadata={"free": True})  #      steps between checkpoints
-    keep: int = field(default=2, metadata={"free": True})  #              checkpoints that are kept, the newest
+    evaluate_every: int = field(default=50, metadata={"free": True})  # steps between held-out losses
+    evaluate_batches: int = field(default=8, metadata={"free": True})  # batches that a held-out loss is the mean of
+    save_every: int = field(default=100, metadata={"free": True})  # steps between checkpoints
+    keep: int = field(default=2, metadata={"free": True})  # checkpoints that are kept, the newest
 
     def __post_init__(self):
-        object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists
         counts = "steps batch context accumulate evaluate_every evaluate_batches save_every keep".split()
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"warmup must be from 0 to steps = {self.steps}, got {self.warmup}")
-        for name in ("learning_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {value}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip must be a positive number, or None for no limit, got {self.clip}")
         if not 0 <= self.final_rate <= 1:
             raise ValueError(f"final_rate must be from 0 to 1, a part of learning_rate, got {self.final_rate}")
         if self.dtype not in DTYPES:
@@ -109,8 +108,8 @@ class Run:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens trained on in a second, of the median step."""
-        seconds = sorted(step.seconds for step in self.steps)
+        """Tokens trained on in a second, in the median of the last 50 steps."""
+        seconds = sorted(step.seconds for step in self.steps[-50:])
         return self.config.batch * self.config.context * self.config.accumulate / seconds[len(seconds) // 2]
 
 
@@ -200,7 +199,7 @@ def saved_settings(out: str | Path) -> tuple[TrainConfig, int]:
     """The settings of the run in `out`, and of how many files its corpus was. Errors as for `train`."""
     _check_folder(Path(out), resume=True)
     state = read_json(latest_checkpoint(out) / STATE)
-    return TrainConfig(**state["config"]), state["corpus"]["files"]
+    return _config(state), state["corpus"]["files"]
 
 
 def next_token_loss(
@@ -267,7 +266,7 @@ def _state(run: Run, corpus: Corpus) -> dict[str, Any]:
 
 def _resume(run: Run, corpus: Corpus, optimiser: Optimiser, checkpoint: Path) -> None:
     state = load_checkpoint(checkpoint, run.model, optimiser)
-    saved = TrainConfig(**state["config"])
+    saved = _config(state)
     for name, setting in TrainConfig.__dataclass_fields__.items():
         theirs, ours = getattr(saved, name), getattr(run.config, name)
         if theirs != ours and "free" not in setting.metadata:
@@ -277,3 +276,8 @@ def _resume(run: Run, corpus: Corpus, optimiser: Optimiser, checkpoint: Path) ->
     run.steps = [Step(**step) for step in state["steps"]]
     run.held_out = {int(step): loss for step, loss in state["held_out"].items()}
     run.checkpoint = checkpoint
+
+
+def _config(state: dict[str, Any]) -> TrainConfig:
+    saved = state["config"]
+    return TrainConfig(**saved | {"betas": tuple(saved["betas"])})  # JSON has lists
