@@ -9,6 +9,7 @@ It is the other direction of `llmsys.models.huggingface`: what was joined when t
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def save_model(model: Llama, directory: Path, *, weights: Mapping[str, Tensor] |
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     _write(directory / "config.json", config_of(model.config) | {"dtype": dtype})
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    shutil.copymode(
+        directory / "config.json", directory / "model.safetensors"
+    )  # safetensors makes it its owner's alone
     if model.tokenizer is not None:
         _save_tokenizer(model.tokenizer, directory)
 

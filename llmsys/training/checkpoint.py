@@ -66,9 +66,10 @@ def save_checkpoint(
     try:
         save_model(model, unfinished, weights=optimiser and optimiser.masters)
         (unfinished / STATE).parent.mkdir()
+        (unfinished / STATE).write_text(json.dumps(dict(state or {}), indent=1), encoding="utf-8")
         if optimiser is not None:
             save_file(optimiser.state(), unfinished / TENSORS)
-        (unfinished / STATE).write_text(json.dumps(dict(state or {}), indent=1), encoding="utf-8")
+            shutil.copymode(unfinished / STATE, unfinished / TENSORS)  # safetensors makes it its owner's alone
         for each in (*unfinished.rglob("*"), unfinished):
             _flush(each)
         unfinished.rename(path)

@@ -64,6 +64,11 @@ def test_a_context_stretched_by_llama3_comes_back_and_transformers_refuses_it(tm
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+def test_who_may_read_the_settings_may_read_the_weights(tmp_path):
+    save_model(model_of(CONFIG), tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_other_weights_in_place_of_its_own(tmp_path):
     model, other = model_of(CONFIG), model_of(CONFIG)
     with torch.no_grad():
