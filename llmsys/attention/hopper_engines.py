@@ -23,6 +23,7 @@ class Shared:
         self.data = data
 
     shape = property(lambda self: list(self.data.shape))
+    dtype = property(lambda self: self.data.dtype)
 
     def index(self, i):
         return self.data[int(i)] if isinstance(self.data, list) else Shared(self.data[int(i)])
@@ -33,7 +34,17 @@ class Shared:
     def permute(self, order):
         return Shared(self.data.permute(order))
 
+    def slice(self, start, length, dim=0):
+        return Shared(self.data.narrow(dim, start, length))
+
+    def load(self, layout):
+        pause()
+        return _value(self.data.clone())
+
     def store(self, x):
+        for warp in here.machine.warps:
+            if any(self.overlaps(each) for product in warp.products for each in product.reads):
+                raise Race(f"{here.warp.name} stores into a tile that a product of {warp.name} still reads")
         self.data.copy_(x)
         here.warp.unfenced = True
         pause()
@@ -86,13 +97,13 @@ class mbarrier:
 
 
 class Descriptor:
-    """What the copy engine knows of a tensor (B, H, T, D): its shape, and how many rows a tile has."""
+    """What the copy engine knows of a tensor (B, H, T, D): its shape, and how many rows a tile has; or a tile's shape."""
 
     layout = None
 
-    def __init__(self, x: Tensor, rows: int):
+    def __init__(self, x: Tensor, rows: int | list[int]):
         self.x, self.dtype = x, x.dtype
-        shape = [1, 1, rows, x.shape[3]]
+        shape = [1, 1, rows, x.shape[3]] if isinstance(rows, int) else rows
         self.block_type = SimpleNamespace(shape=shape, nbytes=math.prod(shape) * x.element_size())
 
     def inside(self, at) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -122,7 +133,7 @@ class tma:
         pause()
 
     @staticmethod
-    def async_copy_shared_to_global(desc, at, tile):
+    def async_copy_shared_to_global(desc, at, tile, add=False):
         warp = here.warp
         if warp.unfenced:
             raise Race(f"{warp.name}: no fence between storing a tile and having the copy engine read it")
@@ -130,7 +141,7 @@ class tma:
         warp.stores += 1
 
         def copy():
-            desc.x[in_tensor] = tile.data[in_tile]
+            desc.x[in_tensor] = tile.data[in_tile] + (desc.x[in_tensor] if add else 0)
             warp.stores -= 1
 
         here.machine.copies.append(copy)
@@ -140,6 +151,10 @@ class tma:
     def store_wait(pending):
         warp = here.warp
         warp.wait(lambda: warp.stores <= pending, "the copy engine to read what it stored")
+
+
+def add_to_memory(desc, at, tile):
+    tma.async_copy_shared_to_global(desc, at, tile, add=True)
 
 
 def fence_async_shared():
@@ -224,7 +239,7 @@ class gl:
     constexpr = staticmethod(lambda x: x)
     static_range = range
     exp2, log2 = torch.exp2, torch.log2
-    NVMMADistributedLayout = DotOperandLayout = SliceLayout = staticmethod(lambda *a, **k: None)
+    NVMMADistributedLayout = NVMMASharedLayout = DotOperandLayout = SliceLayout = staticmethod(lambda *a, **k: None)
 
     @staticmethod
     def arange(start, stop, layout=None):

@@ -6,6 +6,7 @@ which warps do what, and when they wait; in Gluon the kernel says so. It is a pa
 
 - `gluon.jit`, and `gl`, the language; `aggregate`, a struct that kernels can pass around;
 - `tma`, the copy engine: `async_copy_global_to_shared`, `async_copy_shared_to_global`;
+- `add_to_memory`, the copy engine, too: it adds a tile to what is in memory;
 - `mbarrier`, barriers in shared memory; `fence_async_shared`, before the engines read what threads have written;
 - `warpgroup_mma`, the asynchronous matrix product, and `warpgroup_mma_wait`;
 - `wait_for_warpgroup`, all warps of this partition, whose name differs;
@@ -16,8 +17,10 @@ from llmsys.hardware.tier import load_triton
 
 load_triton()
 
+from triton._C.libtriton import ir  # noqa: E402
 from triton.experimental import gluon  # noqa: E402
 from triton.experimental.gluon import language as gl  # noqa: E402
+from triton.experimental.gluon.language._core import builtin  # noqa: E402
 from triton.experimental.gluon.language.nvidia.hopper import (  # noqa: E402
     fence_async_shared,
     mbarrier,
@@ -30,8 +33,20 @@ from triton.language.core import _aggregate as aggregate  # noqa: E402  (how Tri
 
 wait_for_warpgroup = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # 3.7 | 3.6
 
+
+@builtin
+def add_to_memory(desc, at, tile, _semantic=None):
+    """Start to add a tile of shared memory to the tensor in memory, at these coordinates.
+
+    As `tma.async_copy_shared_to_global`, with a sum. Triton's compiler has it, and its Gluon does not name it yet.
+    """
+    at = _semantic._convert_to_ir_values(at, require_i64=False)
+    _semantic.builder.create_async_tma_reduce(ir.DESCRIPTOR_REDUCE_KIND.ADD, desc.handle, at, tile.handle)
+
+
 __all__ = [
     "TensorDescriptor",
+    "add_to_memory",
     "aggregate",
     "fence_async_shared",
     "gl",

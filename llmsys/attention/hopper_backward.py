@@ -1,0 +1,155 @@
+"""Stage 5's backward pass: what surrounds the kernel of `hopper_backward_kernels`.
+
+Three launches. The first goes over the rows: delta, and zeros where dQ will be summed. The second makes dK and dV, and
+adds up dQ. The third rounds dQ. Beyond the gradients, the memory is dQ's sum in fp32 and two numbers a row: O(T).
+
+Which program adds to a row of dQ first is a matter of luck, and sums in fp32 depend on their order: dQ differs from
+run to run in its last bits. `deterministic=True` has programs wait for their turn to add, and gives the same bits every
+time.
+
+    hopper_backward_rows       before and after
+    hopper_backward_kernels    the kernel, its producer, and what is shared
+    hopper_backward_consumer   the consumer: five products, one step
+"""
+
+import heapq
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llmsys.attention.flash_tiles import LOG2_E
+from llmsys.attention.hopper import descriptor, for_copy_engine
+from llmsys.attention.hopper_schedule import ROWS, packed
+
+KEYS = 128  # of a tile
+FINISH = 4096  # numbers of a program of the last launch
+
+
+@dataclass(frozen=True)
+class HopperBackwardTiles:
+    """How the kernel is cut.
+
+    block_m              queries of a step, 64 or 128
+    slots                tiles of queries in the ring
+    consumer_registers   a thread; with those of the producer's warpgroup, at most 65,536 in all
+    producer_registers   a thread
+    """
+
+    block_m: int
+    slots: int
+    consumer_registers: int
+    producer_registers: int
+
+
+TILES = {64: HopperBackwardTiles(128, 2, 240, 24), 128: HopperBackwardTiles(64, 2, 240, 24)}
+"""By D. A consumer holds 2 · 64 · D numbers of dK and dV in fp32, and 2 · 64 · block_m of S and dP: with D = 128 that
+is 192 registers a thread for steps of 64 queries, with D = 64 for steps of 128."""
+
+
+def backward(
+    q: Float[Tensor, "B Hq Tq D"],
+    k: Float[Tensor, "B Hkv Tk D"],
+    v: Float[Tensor, "B Hkv Tk D"],
+    o: Float[Tensor, "B Hq Tq D"],
+    lse: Float[Tensor, "B Hq Tq"],
+    do: Float[Tensor, "B Hq Tq D"],
+    dlse: Float[Tensor, "B Hq Tq"] | None,
+    causal: bool,
+    scale: float,
+    deterministic: bool = False,
+) -> tuple[Float[Tensor, "B Hq Tq D"], Float[Tensor, "B Hkv Tk D"], Float[Tensor, "B Hkv Tk D"]]:
+    """dq, dk and dv, contiguous, in q's dtype. The arguments are those that the forward pass has checked.
+
+    Parameters
+    ----------
+    o, lse
+        What the forward pass returned for q, k and v.
+    do, dlse
+        The gradients of both; dlse is None where lse was not used.
+    deterministic
+        Whether the same inputs give the same bits every time.
+    """
+    from llmsys.attention.hopper_backward_kernels import hopper_backward_kernel  # Triton: not before now
+    from llmsys.attention.hopper_backward_rows import hopper_finish_kernel, hopper_rows_kernel
+
+    B, Hq, Tq, D = q.shape
+    Hkv, Tk = k.shape[1:3]
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    do = for_copy_engine(do)
+    if q.numel() == 0 or k.numel() == 0:
+        return dq.zero_(), dk.zero_(), dv.zero_()
+    tiles = TILES[D]
+    steps = -(-Tq // tiles.block_m)
+    rows = lse.new_empty(B * Hq * steps * 2 * tiles.block_m)
+    dq_sum = lse.new_empty(q.shape)
+    turns = torch.zeros(1 + (B * Hq * steps * 2 if deterministic else 0), dtype=torch.int32, device=q.device)
+    programs = min(B * Hkv * -(-Tk // KEYS), torch.cuda.get_device_properties(q.device).multi_processor_count)
+    schedule = backward_schedule(B, Hq, Hkv, Tq, Tk, causal, deterministic, tiles, programs, q.device)
+    with torch.cuda.device_of(q):
+        hopper_rows_kernel[(steps, B * Hq)](
+            o, do, lse.contiguous(), None if dlse is None else dlse.contiguous(), rows, dq_sum,
+            *o.stride()[:3], *do.stride()[:3], Hq, Tq, D=D, BLOCK_M=tiles.block_m, num_warps=4,
+        )  # fmt: skip
+        hopper_backward_kernel[(programs,)](
+            descriptor(q, tiles.block_m), descriptor(k, KEYS), descriptor(v, KEYS), descriptor(do, tiles.block_m),
+            _of_rows(rows, 2 * tiles.block_m), _of_dq(dq_sum), descriptor(dk, ROWS), descriptor(dv, ROWS),
+            schedule, turns, Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
+            CAUSAL=causal, DETERMINISTIC=deterministic, SLOTS=tiles.slots,
+            CONSUMER_REGISTERS=tiles.consumer_registers, PRODUCER_REGISTERS=tiles.producer_registers, num_warps=4,
+        )  # fmt: skip
+        hopper_finish_kernel[(-(-dq.numel() // FINISH),)](dq_sum, dq, scale, dq.numel(), BLOCK=FINISH, num_warps=4)
+    return dq, dk, dv
+
+
+def _of_rows(rows: Tensor, n: int):
+    """For the copy engine: n numbers of a row at a time."""
+    from llmsys.attention.hopper_gluon import TensorDescriptor
+
+    return TensorDescriptor(rows, list(rows.shape), [1], [n], _layout(0, 1))
+
+
+def _of_dq(dq: Tensor):
+    """For the copy engine: 64 × 64 numbers in fp32 at a time."""
+    from llmsys.attention.hopper_gluon import TensorDescriptor
+
+    return TensorDescriptor(dq, list(dq.shape), list(dq.stride()), [1, 1, ROWS, 64], _layout(128, 4))
+
+
+@cache
+def _layout(swizzle: int, rank: int):
+    from llmsys.attention.hopper_gluon import gl
+
+    return gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=32, rank=rank)
+
+
+@lru_cache(maxsize=256)
+def backward_schedule(
+    B: int, Hq: int, Hkv: int, Tq: int, Tk: int, causal: bool, deterministic: bool,
+    tiles: HopperBackwardTiles, programs: int, device: torch.device | str = "cpu",
+) -> Tensor:  # fmt: skip
+    """Which program has which tiles of keys, and in which order: a table as `hopper_schedule` makes it.
+
+    A head at a time, whose queries stay in the L2 cache, each tile to the program that will be free first. With a
+    causal mask, the first keys are seen by the most queries: from first to last, the longest go first.
+
+    When programs wait for their turns (`Turns`), the order is one in which a tile waits only for tiles before it, so
+    that the first one that is not done never waits: a causal mask's tiles go from last to first. Their walks begin
+    later and later in the sequence, and would meet earlier rows only after the tiles before them have.
+    """
+    lists = [[] for _ in range(programs)]
+    free = [(0, program) for program in range(programs)]
+    a_head = range(-(-Tk // KEYS))
+    order = a_head[::-1] if causal and deterministic else a_head
+    for head in range(B * Hkv):
+        for n in order:
+            first = max(n * KEYS - (Tk - Tq), 0) // tiles.block_m if causal else 0
+            time, program = heapq.heappop(free)
+            lists[program].append(packed(*divmod(head, Hkv), n))
+            cost = 2 + Hq // Hkv * (-(-Tq // tiles.block_m) - first)  # 2: to begin and to end it
+            heapq.heappush(free, (time + cost, program))
+    rounds = max(map(len, lists)) + 1
+    table = [[len(x) for x in lists], *([x[r] if r < len(x) else 0 for x in lists] for r in range(rounds))]
+    return torch.tensor(table, dtype=torch.int64, device=device)

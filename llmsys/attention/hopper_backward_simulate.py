@@ -1,0 +1,86 @@
+"""The hopper backward kernel on a laptop, as `hopper_simulate` runs the forward one.
+
+    from llmsys.attention.hopper_backward_simulate import simulate_backward
+    dq, dk, dv = simulate_backward(q, k, v, o, lse, do, causal=True, seed=3)
+
+What is done before and after the kernel, PyTorch does. One thing is not as on a GPU: programs run one after another, so
+that nobody ever has to wait for his turn to add to dQ, and `hopper_backward_turns` is not tried out.
+"""
+
+import importlib.util
+import math
+import random
+import sys
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from llmsys.attention import hopper_engines
+from llmsys.attention.contract import check_arguments
+from llmsys.attention.flash_tiles import LOG2_E
+from llmsys.attention.hopper_backward import KEYS, TILES, HopperBackwardTiles, backward_schedule
+from llmsys.attention.hopper_engines import Descriptor, Pointer
+from llmsys.attention.hopper_machine import Machine
+from llmsys.attention.hopper_schedule import ROWS
+
+MODULES = (  # each imports those before it
+    "hopper_ring", "hopper_consumer", "hopper_kernels", "hopper_backward_turns", "hopper_backward_consumer",
+    "hopper_backward_kernels",
+)  # fmt: skip
+
+
+def simulate_backward(
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None = None, *,
+    causal: bool = False, scale: float | None = None, seed: int = 0,
+    tiles: HopperBackwardTiles | None = None, programs: int = 2, kernel: Callable | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk and dv as the hopper backward kernel computes them, on the CPU: `programs` SMs, one after another.
+
+    The arguments are those of `hopper_backward.backward`, in float16 or bfloat16, none of them empty. `kernel` is what
+    `backward_kernel_here` has returned, by default this package's.
+
+    Raises Deadlock, Race, or whatever the kernel does.
+    """
+    scale = check_arguments(q, k, v, scale=scale)
+    B, Hq, Tq, D = q.shape
+    Hkv, Tk = k.shape[1:3]
+    tiles = tiles or TILES[D]
+    kernel = kernel or backward_kernel_here()
+    programs = min(programs, B * Hkv * -(-Tk // KEYS))
+    schedule = backward_schedule(B, Hq, Hkv, Tq, Tk, causal, False, tiles, programs).flatten()
+    rows = _rows(o, lse, do, dlse, tiles.block_m)
+    dq = torch.zeros(q.shape)
+    dk, dv = torch.full_like(k, math.nan), torch.full_like(v, math.nan)
+    for program in range(programs):
+        Machine(program, programs, random.Random(f"{seed} {program}"))
+        kernel(
+            Descriptor(q, tiles.block_m), Descriptor(k, KEYS), Descriptor(v, KEYS), Descriptor(do, tiles.block_m),
+            Descriptor(rows, [2 * tiles.block_m]), Descriptor(dq, [1, 1, ROWS, 64]),
+            Descriptor(dk, ROWS), Descriptor(dv, ROWS),
+            Pointer(schedule), None, Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
+            CAUSAL=causal, DETERMINISTIC=False, SLOTS=tiles.slots, CONSUMER_REGISTERS=0, PRODUCER_REGISTERS=0,
+        )  # fmt: skip
+    return (dq * scale).to(q.dtype), dk, dv
+
+
+def _rows(o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None, block_m: int) -> Tensor:
+    """What `hopper_rows_kernel` makes: lse in base two and delta, side by side for each tile of queries."""
+    B, Hq, Tq, _ = o.shape
+    delta = (o.float() * do.float()).sum(-1) - (0 if dlse is None else dlse)
+    beyond = -Tq % block_m
+    lse = torch.nn.functional.pad(torch.where(lse == -math.inf, math.inf, lse * LOG2_E), (0, beyond), value=math.inf)
+    delta = torch.nn.functional.pad(delta, (0, beyond))
+    return torch.stack([x.view(B, Hq, -1, block_m) for x in (lse, delta)], 3).flatten()
+
+
+def backward_kernel_here(**changes: Callable) -> Callable:
+    """The hopper backward kernel as plain Python. `changes` replace functions of its modules by name."""
+    with mock.patch.dict(sys.modules, {"llmsys.attention.hopper_gluon": hopper_engines}):
+        for name in MODULES:
+            spec = importlib.util.find_spec(f"llmsys.attention.{name}")
+            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            module.__dict__.update({name: each for name, each in changes.items() if hasattr(module, name)})
+    return module.hopper_backward_kernel
