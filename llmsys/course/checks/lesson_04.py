@@ -195,8 +195,9 @@ def causal(answer: Answer) -> None:
         "fewer queries than keys: aligned at the end",
         why="With a cache the queries are the last tokens: query i is token i + Tk − Tq.",
     ):
-        q, k, v = _draw(answer, 32, 64)
-        answer.matches(exact(q, k, v, causal=True), q, k, v, causal=True)
+        for Tk in (64, 128):
+            q, k, v = _draw(answer, 32, Tk)
+            answer.matches(exact(q, k, v, causal=True), q, k, v, causal=True)
 
     with answer.property(
         "tiles that are not square", why="The diagonal crosses two tiles of keys, or ends in the middle of one."
@@ -212,6 +213,10 @@ def causal(answer: Answer) -> None:
         q, k, v = _draw(answer, 16, 16)
         k = k + 10 * (torch.arange(16.0) - 16)[:, None]  # all scores are negative, each about 30 above the one before
         answer.matches(exact(q.abs(), k, v, causal=True), q.abs(), k, v, causal=True, rtol=1e-3, atol=1e-3)
+
+    with answer.property("scores far below zero", why="What is hidden must be below all scores: no number is, −∞ is."):
+        q, k, v = _below_zero(answer, 16, 16, 16, 1e6)
+        answer.matches(exact(q, k, v, causal=True), q, k, v, causal=True, rtol=1e-3, atol=1e-3)
 
     with answer.property("tokens that lie apart, and a scale of one's own", why="As in (a)."):
         q, k, v = _draw(answer, 16, 32)
@@ -383,8 +388,13 @@ def repair_empty_row(answer: Answer) -> None:
             answer.matches(exact(q, k, v, causal=True), q, k, v, causal=True)
 
     with answer.property("scores far below zero", why="m begins below all scores, and 0 is above some."):
-        q, k, v = _below_zero(answer, 24, 16, 16, 100.0)
-        answer.matches(exact(q, k, v, causal=True), q, k, v, causal=True, rtol=1e-3, atol=1e-3)
+        for size in (100.0, 1e6):
+            q, k, v = _below_zero(answer, 24, 16, 16, size)
+            answer.matches(exact(q, k, v, causal=True), q, k, v, causal=True, rtol=1e-3, atol=1e-3)
+
+    with answer.property("not causal: every row sees a key, however many rows there are", why="Ask l, or CAUSAL."):
+        q, k, v = _draw(answer, 24, 16)
+        answer.matches(exact(q, k, v), q, k, v)
 
     with answer.property("a NaN that goes in comes out", why="It is a sign of trouble elsewhere: do not wash it away."):
         q, k, v = _draw(answer, 24, 16)
