@@ -262,7 +262,7 @@ def repair_mask(answer: Answer) -> None:
 
     with answer.property("tokens that lie apart", why="Between them is no memory of ours, either."):
         q, k, v = _draw(answer, 19, 32)
-        answer.matches(exact(q, k, v), q, k, v, gaps=(8, 0, 24))
+        answer.matches(exact(q, k, v), q, k, v, gaps=(8, 16, 24))
 
 
 @exercise_check(
@@ -465,13 +465,23 @@ def ragged_groups(answer: Answer) -> None:
             right(*draw(Tq, Tk), causal=True)
 
     with answer.property("causal, grouped", why="It is the query that sees so far, not the row: r // G + Tk − Tq."):
-        right(*draw(9, 21, G=3), causal=True)
+        for Tk in (21, 20):  # of 20 keys, the last row of a program is the first to see a new tile
+            right(*draw(9, Tk, G=3), causal=True)
 
     with answer.property("rows without a key: o = 0, lse = −∞", why="The fourth repair."):
         right(*draw(24, 7), causal=True)
 
     with answer.property("logits of ±10,000, a scale of one's own", why="Nothing overflows, and lse is in units of s."):
         right(*draw(16, 20, scale=1e4), scale=0.5)
+
+    with answer.property("scores of −1,000,000", why="m begins below all scores: at −∞."):
+        q, k, v = draw(16, 20)
+        right(-q.abs() * 1e6, k.abs(), v, rtol=1e-2, atol=1e-2)
+
+    with answer.property("a NaN that goes in comes out", why="As in the fourth repair."):
+        q, k, v = draw(24, 16)
+        q[0, 0, 20, 3] = float("nan")
+        answer.matches(exact_groups(q, k, v, causal=True)[0], q, k, v, causal=True, only="o")
 
     with answer.property("float16, with sums and lse in float32", why="As (a)."):
         q, k, v = draw(9, 40, half=True)
