@@ -16,7 +16,6 @@ A step is shifted like the forward pass's. Each product runs while something els
     dQ goes out to be added                     while the next S is made
 """
 
-from llmsys.attention.hopper_backward_turns import NOBODY
 from llmsys.attention.hopper_consumer import write
 from llmsys.attention.hopper_gluon import (
     add_to_memory,
@@ -31,9 +30,7 @@ from llmsys.attention.hopper_gluon import (
 
 
 @gluon.jit
-def consume(
-    J: gl.constexpr, work, keys, values, steps, shares, turns, outputs, dq_desc, dk_desc, dv_desc, scale, scale_log2
-):
+def consume(J: gl.constexpr, work, keys, values, steps, shares, outputs, dq_desc, dk_desc, dv_desc, scale, scale_log2):
     """Consumer J: keys 64·J to 64·J + 63 of each tile of keys."""
     D: gl.constexpr = dk_desc.block_type.shape[3]
     BLOCK_M: gl.constexpr = shares.ds.shape[2]
@@ -50,31 +47,26 @@ def consume(
         clear = work.clear_row(key)
         head = h * work.G
         row = first
-        last = NOBODY  # the counter of the share that is on its way to memory
         k = keys.take(r)
         s = warpgroup_mma_wait(0, [start_scores(J, k, steps.take_q(i), S)])
         v = values.take(r)
         dk = gl.zeros([64, D], gl.float32, KV)
         dv = gl.zeros([64, D], gl.float32, KV)
         for _ in range(work.G * ((work.Tq - first + BLOCK_M - 1) // BLOCK_M) - 1):
-            s, dk, dv, last = step(
-                J, work, k, v, steps, shares, turns, last, dq_desc, i, b, head, row, key, clear, s, dk, dv, scale_log2,
-                S, KV, False,
-            )  # fmt: skip
+            s, dk, dv = step(
+                J, work, k, v, steps, shares, dq_desc, i, b, head, row, key, clear, s, dk, dv, scale_log2, S, KV, False
+            )
             i += 1
             row = row + BLOCK_M
             if row >= work.Tq:  # the next query head that shares these keys
                 row = first
                 head += 1
-        s, dk, dv, last = step(
-            J, work, k, v, steps, shares, turns, last, dq_desc, i, b, head, row, key, clear, s, dk, dv, scale_log2,
-            S, KV, True,
-        )  # fmt: skip
+        s, dk, dv = step(
+            J, work, k, v, steps, shares, dq_desc, i, b, head, row, key, clear, s, dk, dv, scale_log2, S, KV, True
+        )
         i += 1
         values.give_back(r)
         keys.give_back(r)
-        if turns.DETERMINISTIC:
-            turns.pass_on(last)
         write(dv.to(dv_desc.dtype), outputs.index(J), dv_desc, b, h, key + 64 * J)
         write((dk * scale).to(dk_desc.dtype), outputs.index(J), dk_desc, b, h, key + 64 * J)
     tma.store_wait(0)
@@ -82,10 +74,10 @@ def consume(
 
 @gluon.jit
 def step(
-    J: gl.constexpr, work, k, v, steps, shares, turns, last, dq_desc, i, b, head, row, key, clear, s, dk, dv, scale_log2,
+    J: gl.constexpr, work, k, v, steps, shares, dq_desc, i, b, head, row, key, clear, s, dk, dv, scale_log2,
     S: gl.constexpr, KV: gl.constexpr, LAST: gl.constexpr,
 ):  # fmt: skip
-    """Queries from `row` on, whose scores are s: what they add to dk, dv and dq. The next step's scores, unless LAST."""
+    """Step i, queries from `row` on, whose scores are s: what they add to dk, dv and dq. And the next scores."""
     COLUMN: gl.constexpr = gl.SliceLayout(0, S)  # a number for each query
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, KV, 2)
     BLOCK_M: gl.constexpr = s.shape[1]
@@ -105,13 +97,13 @@ def step(
     steps.give_back(i)
     if LAST:
         dq = warpgroup_mma_wait(0, [dq])
-        last = add(J, dq, shares, turns, last, dq_desc, b, head, row, key)
+        add(J, dq, shares, dq_desc, b, head, row)
     else:
         s = start_scores(J, k, steps.take_q(i + 1), S)
         dq = warpgroup_mma_wait(1, [dq])
-        last = add(J, dq, shares, turns, last, dq_desc, b, head, row, key)
+        add(J, dq, shares, dq_desc, b, head, row)
         s = warpgroup_mma_wait(0, [s])
-    return s, dk, dv, last
+    return s, dk, dv
 
 
 @gluon.jit
@@ -139,22 +131,15 @@ def start(a, b, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def add(J: gl.constexpr, dq, shares, turns, last, dq_desc, b, head, row, key):
+def add(J: gl.constexpr, dq, shares, dq_desc, b, head, row):
     """Have the copy engine add this consumer's half of a share of dQ to memory; beyond the last row it does nothing."""
     mine = shares.dq.index(J)
-    if turns.DETERMINISTIC:
-        turns.pass_on(last)
-    else:
-        tma.store_wait(0)  # the copy engine has read what was there before
-        wait_for_warpgroup()
+    tma.store_wait(0)  # the copy engine has read what was there before
+    wait_for_warpgroup()
     mine.reshape([64, 64]).store(dq)
     fence_async_shared()
-    if turns.DETERMINISTIC:
-        last = turns.counter(b, head, row, J)
-        turns.wait(last, key, row)
     wait_for_warpgroup()
-    if turns.BLOCK_M == 64:
+    if shares.ds.shape[2] == 64:
         add_to_memory(dq_desc, [b, head, row, 64 * J], mine)
     else:
         add_to_memory(dq_desc, [b, head, row + 64 * J, 0], mine)
-    return last

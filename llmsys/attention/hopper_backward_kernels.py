@@ -19,7 +19,6 @@ the diagonal cuts.
 """
 
 from llmsys.attention.hopper_backward_consumer import consume
-from llmsys.attention.hopper_backward_turns import Turns
 from llmsys.attention.hopper_gluon import aggregate, fence_async_shared, gl, gluon, mbarrier, tma
 from llmsys.attention.hopper_kernels import Work
 from llmsys.attention.hopper_ring import new_barriers, new_ring
@@ -31,35 +30,28 @@ KEYS = gl.constexpr(128)
 @gluon.jit(do_not_specialize=["Hq", "G", "Tq", "Tk", "scale", "scale_log2"])
 def hopper_backward_kernel(
     q_desc, k_desc, v_desc, do_desc, rows_desc, dq_desc, dk_desc, dv_desc,
-    schedule_ptr, turns_ptr, Hq, G, Tq, Tk, scale, scale_log2,
-    CAUSAL: gl.constexpr, DETERMINISTIC: gl.constexpr, SLOTS: gl.constexpr,
+    schedule_ptr, Hq, G, Tq, Tk, scale, scale_log2,
+    CAUSAL: gl.constexpr, SLOTS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """dk and dv of all tiles of keys that this program's column of the schedule names, and their shares of dq.
 
-    Descriptors of q and do (B, Hq, Tq, D) with tiles of BLOCK_M rows; of k and v (B, Hkv, Tk, D) with tiles of 128; of
-    rows (B · Hq · tiles · 2 · BLOCK_M) fp32, where the lse of a tile's queries lie before their delta; of dq (B, Hq, Tq, D) fp32,
-    without the factor `scale`, with tiles of 64 × 64; of dk and dv (B, Hkv, Tk, D) with tiles of 64. The schedule's
-    tiles are tiles of keys of key heads; turns are counters, see `Turns`. Hq = G · Hkv; scale_log2 is scale · log2(e).
+    Descriptors of q and do (B, Hq, Tq, D) with tiles of BLOCK_M rows, of k and v (B, Hkv, Tk, D) with tiles of 128, of
+    dk and dv with tiles of 64; of rows (B · Hq · tiles · 2 · BLOCK_M) fp32, where the lse of a tile's queries come
+    before their delta; of dq (B, Hq, Tq, D) fp32, without the factor `scale`, with tiles of 64 × 64. The schedule's
+    tiles are tiles of keys of key heads. Hq = G · Hkv; scale_log2 is scale · log2(e).
     """
     work = KeyWork(Work(schedule_ptr, Hq, G, Tq, Tk, CAUSAL, 2, KEYS), G, Tq, Tk, CAUSAL)
     keys = new_ring(k_desc, 1, 2)
     values = new_ring(v_desc, 1, 2)
     steps = new_steps(q_desc, do_desc, rows_desc, SLOTS)
     shares = new_shares(q_desc, dq_desc)
-    turns = Turns(turns_ptr, Hq, Tq, Tk, CAUSAL, DETERMINISTIC, q_desc.block_type.shape[2], KEYS)
     outputs = gl.allocate_shared_memory(dk_desc.dtype, [2] + dk_desc.block_type.shape, dk_desc.layout)
     fence_async_shared()
     gl.warp_specialize(
         [
-            (
-                consume,
-                (0, work, keys, values, steps, shares, turns, outputs, dq_desc, dk_desc, dv_desc, scale, scale_log2),
-            ),
-            (
-                consume,
-                (1, work, keys, values, steps, shares, turns, outputs, dq_desc, dk_desc, dv_desc, scale, scale_log2),
-            ),
+            (consume, (0, work, keys, values, steps, shares, outputs, dq_desc, dk_desc, dv_desc, scale, scale_log2)),
+            (consume, (1, work, keys, values, steps, shares, outputs, dq_desc, dk_desc, dv_desc, scale, scale_log2)),
             (produce, (work, keys, values, steps, q_desc, k_desc, v_desc, do_desc, rows_desc)),
         ],
         [4, 1],

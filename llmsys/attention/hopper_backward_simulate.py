@@ -3,8 +3,7 @@
     from llmsys.attention.hopper_backward_simulate import simulate_backward
     dq, dk, dv = simulate_backward(q, k, v, o, lse, do, causal=True, seed=3)
 
-What is done before and after the kernel, PyTorch does. One thing is not as on a GPU: programs run one after another, so
-that nobody ever has to wait for his turn to add to dQ, and `hopper_backward_turns` is not tried out.
+What is done before and after the kernel, PyTorch does.
 """
 
 import importlib.util
@@ -26,7 +25,7 @@ from llmsys.attention.hopper_machine import Machine
 from llmsys.attention.hopper_schedule import ROWS
 
 MODULES = (  # each imports those before it
-    "hopper_ring", "hopper_consumer", "hopper_kernels", "hopper_backward_turns", "hopper_backward_consumer",
+    "hopper_ring", "hopper_consumer", "hopper_kernels", "hopper_backward_consumer",
     "hopper_backward_kernels",
 )  # fmt: skip
 
@@ -49,8 +48,8 @@ def simulate_backward(
     tiles = tiles or TILES[D]
     kernel = kernel or backward_kernel_here()
     programs = min(programs, B * Hkv * -(-Tk // KEYS))
-    schedule = backward_schedule(B, Hq, Hkv, Tq, Tk, causal, False, tiles, programs).flatten()
-    rows = _rows(o, lse, do, dlse, tiles.block_m)
+    schedule = backward_schedule(B, Hq, Hkv, Tq, Tk, causal, tiles, programs).flatten()
+    rows = rows_of(o, lse, do, dlse, tiles.block_m)
     dq = torch.zeros(q.shape)
     dk, dv = torch.full_like(k, math.nan), torch.full_like(v, math.nan)
     for program in range(programs):
@@ -59,13 +58,13 @@ def simulate_backward(
             Descriptor(q, tiles.block_m), Descriptor(k, KEYS), Descriptor(v, KEYS), Descriptor(do, tiles.block_m),
             Descriptor(rows, [2 * tiles.block_m]), Descriptor(dq, [1, 1, ROWS, 64]),
             Descriptor(dk, ROWS), Descriptor(dv, ROWS),
-            Pointer(schedule), None, Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
-            CAUSAL=causal, DETERMINISTIC=False, SLOTS=tiles.slots, CONSUMER_REGISTERS=0, PRODUCER_REGISTERS=0,
+            Pointer(schedule), Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
+            CAUSAL=causal, SLOTS=tiles.slots, CONSUMER_REGISTERS=0, PRODUCER_REGISTERS=0,
         )  # fmt: skip
     return (dq * scale).to(q.dtype), dk, dv
 
 
-def _rows(o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None, block_m: int) -> Tensor:
+def rows_of(o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None, block_m: int) -> Tensor:
     """What `hopper_rows_kernel` makes: lse in base two and delta, side by side for each tile of queries."""
     B, Hq, Tq, _ = o.shape
     delta = (o.float() * do.float()).sum(-1) - (0 if dlse is None else dlse)

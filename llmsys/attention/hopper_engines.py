@@ -97,7 +97,7 @@ class mbarrier:
 
 
 class Descriptor:
-    """What the copy engine knows of a tensor (B, H, T, D): its shape, and how many rows a tile has; or a tile's shape."""
+    """What the copy engine knows of a tensor (B, H, T, D): its shape, and a tile's rows, or a tile's shape."""
 
     layout = None
 
