@@ -47,9 +47,9 @@ viz.flash_overview()
 # %% [markdown]
 # ## Predict: what is one kernel worth?
 #
-# Take one sequence of 16,384 tokens with 16 heads of 64, in `bfloat16`, on an H100. Lesson 03's tiled attention,
-# written in PyTorch, and the kernel of this lesson do the same arithmetic in the same order. **How many times as fast
-# is the kernel?**
+# Take one sequence of 16,384 tokens with 16 heads of 64, in `bfloat16`, no mask, on an H100. Lesson 03's tiled
+# attention, written in PyTorch, with tiles of 512 by 512, and the kernel of this lesson do the same arithmetic. **How
+# many times as fast is the kernel?**
 
 # %% tags=["predict"]
 predict("04.one_kernel", None, "×")
@@ -143,7 +143,8 @@ if sanitizer.available():
 # The skeleton finds the program's rows, loads $q$, makes the state, and stores the result. You write what is between.
 # Lengths are multiples of the tiles, so nothing needs a mask yet. What you need: `tl.load`, `tl.dot`, `tl.trans`,
 # `tl.maximum`, `tl.max(s, axis=1)`, `tl.sum(p, axis=1)`, `tl.exp2`, and `p.to(v.dtype)`, because the second product,
-# too, wants both of its operands in one dtype. `m[:, None]` makes a column of a row's numbers.
+# too, wants both of its operands in one dtype. (Cast $P$ down, not $V$ up: no tensor core multiplies in full
+# `float32`.) `m[:, None]` makes a column of a row's numbers.
 
 # %% tags=["exercise"] exercise="04.inner_loop"
 from llmsys.hardware.tier import load_triton
@@ -313,7 +314,7 @@ measured("04.causal_share", share, "%")
 #
 # Real lengths are not multiples of anything. A query may be alone, a conversation has the length it has, and with
 # more queries than keys there are rows that see nothing. Each of the next four kernels was written by somebody who
-# forgot one of these things. None of the mistakes is contrived: three of the four are silent on a GPU, and the fourth
+# forgot one of these things, or mixed up two strides. None of the mistakes is contrived: three of the four are silent on a GPU, and the fourth
 # is NaN.
 #
 # The routine is the same each time, and takes about five minutes: look at the kernel and at what comes of it, copy
@@ -867,7 +868,8 @@ measured("04.registers", chosen.registers, "registers")
 # %% [markdown]
 # Shared memory is (3), to the byte. Registers can be counted as well. With 128 queries and 64 keys on 128 threads,
 # $S$ takes 64 registers of each thread, $O$ takes 64, and $P$, two numbers to a register, 32: 160 in all. The rest is
-# addresses, masks, $m$, $\ell$ and room for the compiler to move things. With 128 keys, $S$ alone is 128 registers,
+# addresses, masks, $m$, $\ell$ and room for the compiler to move things: without spills, the printed number is what it
+# was free to take (255 is the limit), and not what the kernel needs. Yours may print another. With 128 keys, $S$ alone is 128 registers,
 # and the sum is $128 + 64 + 64 = 256$: one more than a thread may have, before anything else. That is why that row
 # spills, and why the next one, on twice as many threads, does not.
 #
@@ -884,13 +886,13 @@ for name, what in (
     ("ld.global", "loads that wait"),
 ):
     print(f"{ptx.count(name):5} {name:16} {what}")
-print(next(line.strip()[:110] for line in ptx.splitlines() if "wgmma.mma_async" in line))
+print(next((line.strip()[:110] for line in ptx.splitlines() if "wgmma.mma_async" in line), "no wgmma at all"))
 
 # %% [markdown]
 # `wgmma` is Hopper's own instruction. Four warps, a *warpgroup*, multiply together, and they read $K$ and $V$
 # straight from shared memory. The `m64` in its name is the number of rows: with a tile of 16 queries the compiler has
 # to fall back on `mma.sync`, Ampere's instruction, in which each warp feeds the tensor cores from registers. `ex2` is
-# your `tl.exp2`. There is no multiplication before it for a logarithm, because there is none to do.
+# your `tl.exp2`. There is no multiplication of its own before it, for a logarithm, because there is none to do.
 #
 # ## Watch it
 #
