@@ -121,6 +121,20 @@ def backward(
     return dq, dk, dv
 
 
+@torch.library.custom_op("llmsys::hopper_backward", mutates_args=())
+def hopper_backward(
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None,
+    causal: bool, scale: float, deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`backward` as an operator of torch, which `torch.compile` takes as it is."""
+    return backward(q, k, v, o, lse, do, dlse, causal, scale, deterministic)
+
+
+@hopper_backward.register_fake
+def _(q, k, v, o, lse, do, dlse, causal, scale, deterministic):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
 def _of_rows(rows: Tensor, n: int):
     """For the copy engine: n numbers of a row at a time."""
     from llmsys.attention.hopper_gluon import TensorDescriptor

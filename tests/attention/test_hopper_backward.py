@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.attention import naive_attention
-from llmsys.attention.hopper_backward import KEYS, TILES, backward, backward_schedule
+from llmsys.attention.hopper_backward import KEYS, TILES, backward, backward_schedule, hopper_backward
 from llmsys.attention.hopper_backward_simulate import backward_kernel_here, rows_of, simulate_backward
 from llmsys.attention.hopper_machine import Deadlock, Race
 from llmsys.attention.hopper_schedule import packed
@@ -241,6 +241,14 @@ def test_ds_must_be_waited_for_and_needs_two_places():
 
 def test_the_copy_engine_wants_a_fence():
     assert "no fence between storing a tile" in next(outcomes(backward_kernel_here(fence_async_shared=lambda: None)))
+
+
+def test_the_operator_has_a_fake():
+    q, k, v, do = inputs(1, 2, 1, 5, 0, 64)  # no keys: nothing is launched
+    lse = torch.full(q.shape[:3], -math.inf)
+    for dlse in (None, torch.randn_like(lse)):
+        arguments = q, k, v, q, lse, do, dlse, True, 0.3, False
+        torch.library.opcheck(hopper_backward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 # On the GPU
