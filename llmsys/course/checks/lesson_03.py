@@ -114,7 +114,8 @@ def attend_one_query(answer: Answer) -> None:
         answer.matches(one_query(q, k, v), q, k, v, tile=8)
 
     with answer.property(
-        "k and v are read once, and nothing as long as T is made", why="The last pass disappears here: that is the point."
+        "k and v are read once, and nothing as long as T is made",
+        why="The last pass disappears here: that is the point.",
     ):
         q, k, v = draw(320)
         run = answer(q, k, v, tile=8)
