@@ -1,4 +1,4 @@
-"""Meters: what a piece of PyTorch allocates, how often it reads a tensor, and what it computes and moves.
+"""Meters: what a piece of PyTorch allocates, keeps for its backward pass, reads, computes and moves.
 
 A claim like "this attention never holds a T × T buffer" or "two passes instead of three" is about what a program
 *does*, not about what it returns. The meters watch torch's dispatcher, through which every operation goes, in Python
@@ -61,6 +61,33 @@ def reads_of(x: Tensor) -> Iterator[Reads]:
     reads = Reads(size=x.numel())
     with _Reads(x.untyped_storage(), reads):
         yield reads
+
+
+@dataclass
+class Saved:
+    """What autograd keeps: `bytes` in all, and the `shapes` that it kept them in, in order."""
+
+    bytes: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+
+@contextmanager
+def saved_for_backward(*given: Tensor) -> Iterator[Saved]:
+    """Meter what operations in the block keep for their backward pass, beside tensors that are `given` anyway (inputs,
+    weights). What several operations keep of one memory counts once. Works on torch's meta device, too."""
+    saved = Saved()
+    known = [x.untyped_storage() for x in given]  # kept alive, so that no other memory gets the same name
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in {each._cdata for each in known}:
+            known.append(storage)
+            saved.bytes += storage.nbytes()
+            saved.shapes += (tuple(x.shape),)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        yield saved
 
 
 @dataclass

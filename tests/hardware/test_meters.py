@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmsys.attention.cost import naive_cost
-from llmsys.hardware.meters import largest_allocation, reads_of, work
+from llmsys.hardware.meters import largest_allocation, reads_of, saved_for_backward, work
 
 
 def test_a_view_allocates_nothing_and_reads_nothing():
@@ -246,3 +246,17 @@ def test_meters_nest_and_change_nothing():
     assert outer.other_flops == inner.other_flops + 64 and outer.matmul_flops == inner.matmul_flops
     assert largest.shape == (8, 8)
     torch.testing.assert_close(y[1], torch.softmax(x @ x, -1)[1])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_autograd_keeps_is_counted_once_and_without_what_was_given(device):
+    x = torch.ones(8, 16, device=device, requires_grad=True)
+    with saved_for_backward(x) as saved:
+        y = x.exp()  # keeps its result
+        z = (y.view(16, 8) * x.view(16, 8)).sum()  # keeps both, of which nothing is new
+    assert (saved.bytes, saved.shapes) == (y.nbytes, ((8, 16),))
+    with saved_for_backward(x) as saved, torch.no_grad():
+        (x * x.exp()).sum()
+    assert saved.bytes == 0
+    z.backward()
+    assert x.grad.shape == x.shape
