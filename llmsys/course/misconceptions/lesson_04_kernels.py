@@ -4,12 +4,9 @@ So that is how they are written down: the right kernel's text, and what is chang
 the library's `one_head_kernel`, those of the last exercise from `grouped_kernel` below.
 """
 
-import inspect
-import linecache
-
 from llmsys.attention.one_head import one_head_kernel
 from llmsys.course.diagnosis import misconception
-from llmsys.course.watch import underlying
+from llmsys.course.misconceptions.rewritten import rewritten
 from llmsys.hardware.tier import load_triton
 
 triton, tl = load_triton()
@@ -71,16 +68,7 @@ def grouped_kernel(
 def wrong(exercise: str, name: str, message: str, *changes: tuple[str, str], why: str) -> None:
     """Register the kernel called `name`: the right one, with each first text of `changes` replaced by its second."""
     right = grouped_kernel if exercise == "04.ragged_groups" else one_head_kernel
-    text = inspect.getsource(underlying(right))
-    for before, after in [(f"def {underlying(right).__name__}(", f"def {name}("), *changes]:
-        if text.count(before) != 1:
-            raise ValueError(f"{name}: {before!r} must be in the kernel once, it is {text.count(before)} times")
-        text = text.replace(before, after)
-    file = f"<misconception {name}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)  # where Triton looks for it
-    namespace = {"triton": triton, "tl": tl, "__name__": __name__}
-    exec(compile(text, file, "exec"), namespace)
-    misconception(exercise, message, why=why)(namespace[name])
+    misconception(exercise, message, why=why)(rewritten(right, name, *changes))
 
 
 # (a) the loop
