@@ -101,8 +101,6 @@ def backward_tiled(
             raise ValueError(f"{name} must be at least 1 row, got {block}")
     (Hkv, Tk), Tq, wide = k.shape[1:3], q.shape[2], _wide(q)
     delta = (do.to(wide) * o.to(wide)).sum(dim=-1)  # (B, Hq, Tq)
-    # e^(s − lse) is to be 0 where there is no key at all: subtract +∞ there, for −∞ − (−∞) would be NaN.
-    lse = torch.where(lse == float("-inf"), float("inf"), lse).to(wide)
     dq = torch.zeros_like(q, dtype=wide)
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     for j in range(0, Tk, block_k):
@@ -118,6 +116,7 @@ def backward_tiled(
             if causal and keys.stop - 1 > i + Tk - Tq:  # some row of the tile does not see all of its keys
                 query = torch.arange(i, rows.stop, device=q.device)[:, None]
                 hidden = torch.arange(j, keys.stop, device=q.device) > query + (Tk - Tq)  # (rows, keys)
+                # here and not in S: of a row without a key, lse is −∞, and −∞ − (−∞) would be NaN
                 P.unflatten(2, (-1, hidden.shape[0])).masked_fill_(hidden, 0)
             dV += P.mT @ dO
             dS = P * (dO @ V.mT - Delta[..., None])
