@@ -35,6 +35,8 @@ _MODULES = {
     "tile_walker": "llmsys.viz.tile_stepper",
     "causal_tiles": "llmsys.viz.flash_diagrams",
     "flash_overview": "llmsys.viz.flash_diagrams",
+    "backward_overview": "llmsys.viz.backward_diagrams",
+    "backward_stepper": "llmsys.viz.backward_walk",
     "memory_wall_overview": "llmsys.viz.memory_wall",
     "naive_traffic": "llmsys.viz.memory_wall",
     "roofline_chart": "llmsys.viz.roofline_charts",
