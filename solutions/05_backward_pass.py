@@ -14,8 +14,8 @@
 # # 05 · The backward pass
 #
 # A model learns by gradients, and the gradient of attention wants the weights $P$, which lessons 03 and 04 took such
-# pains not to write down. Naive attention simply keeps them: $T \times T$ numbers, for every head of every layer, from the
-# forward pass until the backward pass comes by.
+# pains not to write down. Naive attention simply keeps them: $T \times T$ numbers, for every head of every layer,
+# from the forward pass until the backward pass comes by.
 #
 # **The idea:** keep one number a row instead, the log-sum-exp. With it, any tile of $P$ can be made again where it is
 # needed, used, and forgotten. That takes one product more, and the memory grows with $T$.
@@ -40,21 +40,21 @@ from llmsys.hardware.tier import load_triton, tier, triton_device
 triton, tl = load_triton()  # Triton decides when it is first imported whether it interprets: before anything else
 
 # %%
-viz.causal_tiles(64, 64, 16, 16)
+viz.backward_overview()
 
 # %% [markdown]
 # ## Predict: what does it cost, what does it save?
 #
-# One head of attention with $T = 4096$ tokens and a head size of 64, in `float32`. Backwards from the stored $P$ takes
-# four products of the size of $Q K^T$. If $P$ is not stored, $Q K^T$ has to be computed once more.
-# **How many times as many floating-point operations does the backward pass then have, in its products?**
+# One head of attention with $T = 4096$ tokens and a head size of 64, in `float32`. Backwards from the stored $P$
+# takes four products of the size of $Q K^T$. If $P$ is not stored, $Q K^T$ has to be computed once more. **How many
+# times as many floating-point operations does the backward pass then have, in its products?**
 
 # %% tags=["predict"]
 predict("05.flops", None, "×")
 
 # %% [markdown]
-# Between the two passes, naive attention keeps $P$, beside its inputs $q$, $k$ and $v$. In its place, tiled attention keeps
-# its output $o$ and the log-sum-exp. **How many times fewer bytes is that?**
+# Between the two passes, naive attention keeps $P$, beside its inputs $q$, $k$ and $v$. In its place, tiled attention
+# keeps its output $o$ and the log-sum-exp. **How many times fewer bytes is that?**
 
 # %% tags=["predict"]
 predict("05.bytes", None, "×")
@@ -103,8 +103,8 @@ print("dP = dO Vᵀ  ", torch.allclose(dP, true["dP"]))
 # %% [markdown]
 # ### Through the softmax
 #
-# Rows do not know of each other, so take one: weights $p_j = e^{s_j} / \sum_l e^{s_l}$. A score $s_l$ is in the numerator
-# of its own weight, and in the denominator of *all* of them:
+# Rows do not know of each other, so take one: weights $p_j = e^{s_j} / \sum_l e^{s_l}$. A score $s_l$ is in the
+# numerator of its own weight, and in the denominator of *all* of them:
 #
 # $$ \frac{\partial p_j}{\partial s_l} = \begin{cases} p_l\,(1 - p_l) & j = l \\ -p_j\, p_l & j \ne l \end{cases} $$
 #
@@ -112,14 +112,14 @@ print("dP = dO Vᵀ  ", torch.allclose(dP, true["dP"]))
 #
 # $$ ds_l = \sum_j dp_j \frac{\partial p_j}{\partial s_l} = p_l\, dp_l - p_l \sum_j p_j\, dp_j $$
 #
-# The last sum is the same for all $l$: one number a row, which we call $\delta$ (`delta`). For the whole matrix, with $\circ$ for
-# the product element by element,
+# The last sum is the same for all $l$: one number a row, which we call $\delta$ (`delta`). For the whole matrix, with
+# $\circ$ for the product element by element,
 #
 # $$ dS = P \circ (dP - \delta), \qquad \delta_i = \sum_j P_{ij}\, dP_{ij} \quad (T_q,) \tag{4} $$
 #
-# Read it: $\delta_i$ is the mean of row $i$ of $dP$, under the weights of that row. A score should rise as far as its key is
-# worth more than the mean, and in proportion to its weight. What it gains the others lose, so each row of $dS$ sums to
-# zero. (It must: a number added to a whole row of $S$ does not change $P$.)
+# Read it: $\delta_i$ is the mean of row $i$ of $dP$, under the weights of that row. A score should rise as far as its
+# key is worth more than the mean, and in proportion to its weight. What it gains the others lose, so each row of $dS$
+# sums to zero. (It must: a number added to a whole row of $S$ does not change $P$.)
 
 # %% tags=["claim"]
 delta = (P * dP).sum(dim=1)
@@ -144,7 +144,8 @@ print("dK = scale · dSᵀ Q  ", torch.allclose(scale * dS.T @ Q, true["dK"]))
 # **A mask** needs no line of its own here. A key that is hidden has $P_{ij} = 0$, and by (4) then $dS_{ij} = 0$.
 #
 # **Grouped queries.** $G$ query heads read the same $K$ and $V$. What is used several times gets the *sum* of the
-# gradients. You need not even add: stack the rows of a group below each other, as in lesson 03, and $P^T dO$ sums over all of them.
+# gradients. You need not even add: stack the rows of a group below each other, as in lesson 03, and $P^T dO$ sums
+# over all of them.
 #
 # ## Exercise (a): from the stored matrix (25 minutes)
 #
@@ -189,20 +190,21 @@ check("05.backward_stored", backward_stored)
 # lesson 03: then (2), (3) and (5) need only a tile of each at a time, and add up. Two things are in the way. A tile
 # of $P$ has to come from somewhere; and $\delta$ sums over a whole row.
 #
-# **P again.** In the forward pass, a tile of weights was not final before the last key had gone by: that was what the running
-# maximum was for. Now the row is over. Its log-sum-exp is known, $\mathrm{lse}_i = \ln \sum_j e^{S_{ij}}$, and with it
-# every weight at once:
+# **P again.** In the forward pass, a tile of weights was not final before the last key had gone by: that was what the
+# running maximum was for. Now the row is over. Its log-sum-exp is known, $\mathrm{lse}_i = \ln \sum_j e^{S_{ij}}$,
+# and with it every weight at once:
 #
 # $$ P_{ij} = \frac{e^{S_{ij}}}{\sum_l e^{S_{il}}} = e^{S_{ij} - \mathrm{lse}_i} \tag{6} $$
 #
-# No maximum, nothing to rescale; and since no weight is above 1, no exponent is above 0, so nothing overflows. This is
-# why lesson 03 stored the lse.
+# No maximum, nothing to rescale; and since no weight is above 1, no exponent is above 0, so nothing overflows. This
+# is why lesson 03 stored the lse.
 #
 # **Delta without the row.** Put (3) into the sum of (4), and change the order of the two sums:
 #
 # $$ \delta_i = \sum_j P_{ij} \sum_d dO_{id}\, V_{jd} = \sum_d dO_{id} \sum_j P_{ij} V_{jd} = \sum_d dO_{id}\, O_{id} \tag{7} $$
 #
-# A sum over $T_k$ keys has become one over $D_v$ columns, of two tensors that are at hand: `delta = (do * o).sum(-1)`.
+# A sum over $T_k$ keys has become one over $D_v$ columns, of two tensors that are at hand: `delta = (do *
+# o).sum(-1)`.
 
 # %% tags=["claim"]
 lse = torch.logsumexp(S, dim=1)
@@ -211,8 +213,8 @@ print("delta = rowsum(dO ∘ O)   ", torch.allclose((dO * O).sum(dim=1), delta))
 
 # %% [markdown]
 # Is it not a waste to compute $S$ twice? Ask an H100, for one head with $T = 4096$ and $D = 64$ in `bfloat16`. One
-# side: $P$ is written by the forward pass, and read again by the backward pass. The other: one more product, and the exponentials
-# of (6).
+# side: $P$ is written by the forward pass, and read again by the backward pass. The other: one more product, and the
+# exponentials of (6).
 
 # %% tags=["claim"]
 h100, T = DEVICES["H100 SXM"], 4096
@@ -224,19 +226,19 @@ stored = 32 * 32 * T * T * 2
 print(f"P of 32 layers with 32 heads, one sequence of {T} tokens: {stored / 2**30:.0f} GiB")
 
 # %% [markdown]
-# To compute it again takes a third of the time of storing it. So recomputation is not a price that is paid for memory.
-# On a machine that computes so much faster than it moves, it is the faster way, too; and the 32 GiB, of an H100's
-# 80, need not be there. <!-- source: an H100 SXM has 80 GB, NVIDIA's data sheet -->
+# To compute it again takes a third of the time of storing it. So recomputation is not a price that is paid for
+# memory. On a machine that computes so much faster than it moves, it is the faster way, too; and the 32 GiB, of an
+# H100's 80, need not be there. <!-- source: an H100 SXM has 80 GB, NVIDIA's data sheet -->
 #
 # ## Exercise (b): tile by tile (45 minutes)
 #
-# The same gradients, from what the tiled forward pass returned. You are free in the order of the two loops. The sums say what each
-# order costs: $dK$ and $dV$ of a tile of keys are sums over queries, $dQ$ of a tile of queries is a sum over keys. With keys
-# outside, $dK$ and $dV$ can wait on the chip until all queries have gone by, and each pair of tiles adds its share to
-# $dQ$ in memory. Five products for each pair: $S$, $dV$, $dP$, $dQ$, $dK$.
+# The same gradients, from what the tiled forward pass returned. You are free in the order of the two loops. The sums
+# say what each order costs: $dK$ and $dV$ of a tile of keys are sums over queries, $dQ$ of a tile of queries is a sum
+# over keys. With keys outside, $dK$ and $dV$ can wait on the chip until all queries have gone by, and each pair of
+# tiles adds its share to $dQ$ in memory. Five products for each pair: $S$, $dV$, $dP$, $dQ$, $dK$.
 #
-# - **Causal**, as ever: query $i$ sees the keys $j \le i + T_k - T_q$. So the first query that sees key $j$ is $j - (T_k - T_q)$:
-#   tiles of queries before it take no part.
+# - **Causal**, as ever: query $i$ sees the keys $j \le i + T_k - T_q$. So the first query that sees key $j$ is $j -
+#   (T_k - T_q)$: tiles of queries before it take no part.
 # - **Rows without a key** have $\mathrm{lse} = -\infty$, and no gradient. Mind that $-\infty - (-\infty)$ is NaN.
 # - **Grouped and ragged**, as in lesson 03.
 
@@ -293,8 +295,8 @@ def backward_tiled(q, k, v, o, lse, do, *, causal=False, scale=None, block_q=64,
 check("05.backward_tiled", backward_tiled)
 
 # %% [markdown]
-# Count the operations of all of it, for 4096 tokens. (On torch's `meta` device tensors have a shape and no memory, so this
-# costs nothing.)
+# Count the operations of all of it, for 4096 tokens. (On torch's `meta` device tensors have a shape and no memory, so
+# this costs nothing.)
 
 # %% tags=["claim"]
 stored, tiled = (
@@ -317,9 +319,9 @@ for name, done in (("forwards", forwards), ("backwards, P stored", from_stored),
 measured("05.flops", recomputed.matmul_flops / from_stored.matmul_flops, "×")
 
 # %% [markdown]
-# Five products where four would do: 1.25 times as many operations. <!-- source: the table above, 5/4 --> And the factor in
-# the last line, 2.5, is the convention by which
-# the speed of a backward pass is stated: whatever a kernel really computes, five products are counted.
+# Five products where four would do: 1.25 times as many operations. <!-- source: the table above, 5/4 --> And the
+# factor in the last line, 2.5, is the convention by which the speed of a backward pass is stated: whatever a kernel
+# really computes, five products are counted.
 #
 # Now what is kept. Torch has hooks on everything that autograd saves, and `saved_for_backward` counts with them.
 # `differentiable` makes an attention that autograd can use out of a forward pass and a backward pass: here out of
@@ -343,34 +345,36 @@ for T in (1024, 4096, 16384):
 measured("05.bytes", kept["naive", 4096] / kept["tiled", 4096], "×")
 
 # %% [markdown]
-# $T^2$ elements against $T (D + 1)$: the ratio is about $T / D$, and grows with every token. (The output $o$ would often be there anyway: the
-# layer behind attention keeps its input. Then what is left is the lse, one number a row.)
+# $T^2$ elements against $T (D + 1)$: the ratio is about $T / D$, and grows with every token. (The output $o$ would
+# often be there anyway: the layer behind attention keeps its input. Then what is left is the lse, one number a row.)
 #
 # ## One kernel for dK and dV
 #
-# On a GPU, the outer loop becomes a grid again. With a program for each tile of *keys*, $dK$ and $dV$ stay in its registers, and
-# queries stream by. But $dQ$? Every program has a share in every row of it. They would have to add to the same memory at the same
-# time: with atomic additions, in whatever order they happen to arrive. A sum of floats depends on its order, so the
-# gradients would differ in their last bits from run to run.
+# On a GPU, the outer loop becomes a grid again. With a program for each tile of *keys*, $dK$ and $dV$ stay in its
+# registers, and queries stream by. But $dQ$? Every program has a share in every row of it. They would have to add to
+# the same memory at the same time: with atomic additions, in whatever order they happen to arrive. A sum of floats
+# depends on its order, so the gradients would differ in their last bits from run to run.
 #
-# The library takes the other way: **two kernels**. One has programs for tiles of keys, and makes $dK$ and $dV$. The other has programs
-# for tiles of queries, walks over the keys as the forward pass does, and makes $dQ$. Each computes $S$ and $dP$ for itself:
-# four products and three, seven in all where five would do. In return no program writes where another one does, and the same inputs give the
-# same bits.
+# The library takes the other way: **two kernels**. One has programs for tiles of keys, and makes $dK$ and $dV$. The
+# other has programs for tiles of queries, walks over the keys as the forward pass does, and makes $dQ$. Each computes
+# $S$ and $dP$ for itself: four products and three, seven in all where five would do. In return no program writes
+# where another one does, and the same inputs give the same bits.
 #
 # ## Exercise (c): the kernel (45 minutes)
 #
-# You write the first of the two. The skeleton has found the program's keys, has loaded $k$ and $v$, and stores the results. You
-# write what is between: walk over the rows of all queries that see these keys. Everything you need you had in lesson 04:
+# You write the first of the two. The skeleton has found the program's keys, has loaded $k$ and $v$, and stores the
+# results. You write what is between: walk over the rows of all queries that see these keys. Everything you need you
+# had in lesson 04:
 #
-# - **Rows.** Row $r$ of a group is query $r // G$ of query head $h\,G + r \% G$, and there are $G \cdot T_q$ of them. All heads of the group
-#   pass through the same program, so their sum needs no further thought.
-# - **Base two.** `lse_log2` is $\mathrm{lse} \cdot \log_2 e$, so $P = 2^{S - \texttt{lse\_log2}}$ with $S = Q K^T \cdot
-#   \texttt{scale\_log2}$. For a row without a key it is $+\infty$, and $2^{-\infty} = 0$.
-# - **Which way round?** The skeleton does not say whether $S$ is (BLOCK_M, BLOCK_N) or its transpose. With the first, `dv` and `dk`
-#   need `tl.trans(p)` and `tl.trans(ds)`. With the second they do not, and that is how the library does it.
-# - **Causal.** Start at the tile of the first row that sees the first key, and mask: `tl.where` on $P$, after the exponential.
-#   A product with 0 would not do. A hidden score may be far above the lse, and $\infty \cdot 0$ is NaN.
+# - **Rows.** Row $r$ of a group is query $r // G$ of query head $h\,G + r \% G$, and there are $G \cdot T_q$ of them.
+#   All heads of the group pass through the same program, so their sum needs no further thought.
+# - **Base two.** `lse_log2` is $\mathrm{lse} \cdot \log_2 e$, so $P = 2^{S - \texttt{lse\_log2}}$ with $S = Q K^T
+#   \cdot \texttt{scale\_log2}$. For a row without a key it is $+\infty$, and $2^{-\infty} = 0$.
+# - **Which way round?** The skeleton does not say whether $S$ is (BLOCK_M, BLOCK_N) or its transpose. With the first,
+#   `dv` and `dk` need `tl.trans(p)` and `tl.trans(ds)`. With the second they do not, and that is how the library does
+#   it.
+# - **Causal.** Start at the tile of the first row that sees the first key, and mask: `tl.where` on $P$, after the
+#   exponential. A product with 0 would not do. A hidden score may be far above the lse, and $\infty \cdot 0$ is NaN.
 # - **Dtypes.** Both operands of a `tl.dot` want one dtype: `p.to(do.dtype)`, `ds.to(q.dtype)`.
 
 # %% tags=["exercise"] exercise="05.dkdv_kernel"
@@ -446,8 +450,9 @@ def dkdv_kernel(
 check("05.dkdv_kernel", dkdv_kernel)
 
 # %% [markdown]
-# With the forward kernel of lesson 04, your kernel, and the library's for $dQ$, an attention is complete. `launch_dkdv` launches your
-# kernel as it does its own. SmolLM2's heads, three queries to a key, some ragged number of tokens:
+# With the forward kernel of lesson 04, your kernel, and the library's for $dQ$, an attention is complete.
+# `launch_dkdv` launches your kernel as it does its own. SmolLM2's heads, three queries to a key, some ragged number
+# of tokens:
 
 # %% tags=["claim"]
 from llmsys.attention import flash_attention
@@ -472,19 +477,20 @@ for name, a, b in zip(("dq", "dk", "dv"), yours, theirs, strict=True):
 # %% [markdown]
 # ## Watch it
 #
-# A walk through the backward pass, step by step: a tile of keys waits, with its two sums; tiles of queries come by, each with its
-# $dO$, its lse and its $\delta$; a tile of $P$ is made again and used. Look at what is made, what grows, and what is forgotten. Then turn
-# causality on: which tiles of queries does the last tile of keys see?
+# A walk through the backward pass, step by step: a tile of keys waits, with its two sums; tiles of queries come by,
+# each with its $dO$, its lse and its $\delta$; a tile of $P$ is made again and used. Look at what is made, what
+# grows, and what is forgotten. Then turn causality on: which tiles of queries does the last tile of keys see?
 
 # %% tags=["widget"]
-viz.tile_walker()
+viz.backward_stepper()
 
 # %% [markdown]
 # ## Measure
 #
-# On this machine, with torch: from the stored matrix, against recomputing it in tiles of 128. **How many times as long will
-# recomputing take, for 2 heads with 1024 tokens?** (It computes 1.25 times as much; <!-- source: counted above --> each of its operations goes over a tile of
-# 64 KiB instead of a matrix of 4 MiB, and there are 64 pairs of tiles.) <!-- source: 128² and 1024² elements of 4 bytes -->
+# On this machine, with torch: from the stored matrix, against recomputing it in tiles of 128. **How many times as
+# long will recomputing take, for 2 heads with 1024 tokens?** (It computes 1.25 times as much; <!-- source: counted
+# above --> each of its operations goes over a tile of 64 KiB instead of a matrix of 4 MiB, and there are 64 pairs of
+# tiles.) <!-- source: 128² and 1024² elements of 4 bytes -->
 
 # %% tags=["predict"]
 predict("05.time", None, "×")
@@ -506,8 +512,11 @@ for T in (256, 512, 1024, 2048):
 measured("05.time", ms[1024][1] / ms[1024][0], "×")
 
 # %% [markdown]
-# On a GPU it is one kernel that recomputes, and there the comparison that matters is with the other kernels that do. On an H100 the
-# library's two kernels were timed beside their peers, on the rows of lesson 04's table:
+# Short sequences pay for the many small operations. Long ones hardly pay at all: a matrix that has outgrown the
+# caches travels at every operation, and a tile does not.
+#
+# On a GPU the whole walk is in two kernels, and there the comparison that matters is with the others that recompute:
+# all fused kernels do. On an H100 the library's were timed beside their peers, on the shapes of lesson 04's table:
 
 # %% tags=["measure"]
 viz.attention_speed(recorded("attention_backward"))
@@ -526,21 +535,25 @@ for name in ("flash", *peers):
     print(f"extra memory of {name} at D = 64 and 16,384 tokens, causal: {extra / 2**20:6.1f} MiB")
 
 # %% [markdown]
-# Five products are counted, and ours computes seven: its tensor cores do 1.4 times as much work as the figure says. <!-- source: 7/5 -->
-# It is ahead of FA2 and FlexAttention all the same, since `wgmma` (lesson 04) makes up for more than that, and behind
-# cuDNN, which computes five and adds up $dQ$ in memory. That shows in the extra memory: a sum for $dQ$ in
-# `float32`, 4 bytes for each element of $q$, beside which our two numbers a row are nothing.
+# Five products are counted, and ours computes seven: its tensor cores do 1.4 times as much as the figure says. <!--
+# source: 7/5 --> It is ahead of FA2 and FlexAttention all the same: `wgmma` (lesson 04) makes up for more than that.
+# Of cuDNN it falls short in nearly all rows. The extra memory has its share in the answer why. What flash needs
+# beside the gradients is lse and delta, two numbers a row. What cuDNN needs is just as much as a sum for $dQ$ in
+# `float32` would take, 4 bytes for each of 16,384 × 2048 elements, and a number a row: it seems to compute five
+# products, and to add $dQ$ up in memory. <!-- source: 2^27 + 2^21 bytes recorded; 16,384 · 2048 · 4 = 2^27, 16,384 ·
+# 32 · 4 = 2^21 -->
 #
 # ## Your backward pass trains a model
 #
-# SmolLM2 on the course's corpus, the sources of SymPy: a few steps of fine-tuning, forwards with lesson 03's
-# tiles, backwards with yours. Then the same model again, with torch's fused attention in both directions. The losses should be the same, step by step.
+# SmolLM2 on the course's corpus, the sources of SymPy: a few steps of fine-tuning, forwards with lesson 03's tiles,
+# backwards with yours. Then the same model again, with torch's fused attention in both directions. The losses should
+# be the same, step by step.
 
 # %% tags=["engine"]
 from llmsys.models import load_model
 from llmsys.training import Corpus, TrainConfig, train
 
-few_steps = TrainConfig(steps=4, batch=1, context=64, warmup=1, evaluate_batches=1)
+few_steps = TrainConfig(steps=3, batch=1, context=64, warmup=1, evaluate_batches=1)
 attentions = {"yours": differentiable(tiled_attention, tiled), "sdpa": "sdpa"}
 losses = {}
 for name, attention in attentions.items():
@@ -550,29 +563,31 @@ for name, attention in attentions.items():
 
 # %% tags=["engine", "claim"]
 difference = max(abs(a - b) for a, b in zip(losses["yours"], losses["sdpa"], strict=True))
-print("the losses agree to a thousandth, in each of the four steps:", difference < 1e-3)
+print("the losses agree to a thousandth, in each of the three steps:", difference < 1e-3)
 
 # %% [markdown]
-# (Each step sees another batch, so the loss need not fall from one to the next. `llmsys train --attention flash` trains for longer, on a GPU
-# with lesson 04's kernel and this lesson's.)
+# (Each step sees another batch, so the loss need not fall from one to the next. `llmsys train --attention flash`
+# trains for longer, on a GPU with lesson 04's kernel and this lesson's.)
 #
 # ## What production does differently
 #
-# - **FlashAttention-2** ([2023](https://arxiv.org/abs/2307.08691), algorithm 2) is your exercise (b): programs for tiles of keys, five products, and
-#   $dQ$ by atomic additions into a `float32` buffer, which a small kernel converts at the end. In its code, that is
-#   `compute_dq_dk_dv_1colblock` in `csrc/flash_attn/src/flash_bwd_kernel.h`; delta comes from `compute_dot_do_o` in
-#   `flash_bwd_preprocess_kernel.h`. With `deterministic=True`, programs add into several buffers, which are then summed in order.
+# - **FlashAttention-2** ([2023](https://arxiv.org/abs/2307.08691), algorithm 2) is your exercise (b): programs for
+#   tiles of keys, five products, and $dQ$ by atomic additions into a `float32` buffer, which a small kernel converts
+#   at the end. In its code, that is `compute_dq_dk_dv_1colblock` in `csrc/flash_attn/src/flash_bwd_kernel.h`; delta
+#   comes from `compute_dot_do_o` in `flash_bwd_preprocess_kernel.h`. With `deterministic=True`, programs add into
+#   several buffers, which are then summed in order.
 # - **FlashAttention-3** (`hopper/mainloop_bwd_sm90_tma_gmma_ws.hpp`) lets a warp of its own add $dQ$ to memory, by
-#   the Tensor Memory Accelerator. Deterministic, it makes the programs wait for their turn at a semaphore, `dq_semaphore`.
-#   Our stage `hopper` goes the same way: lesson 06 has the tools for it.
-# - **Triton's tutorial**, `06-fused-attention.py`, has both walks in one kernel: `_attn_bwd_dkdv`, then `_attn_bwd_dq`, seven products as ours.
-#   **FlexAttention**'s template, `torch/_inductor/kernel/flex/templates/flex_backwards.py.jinja`, gives some programs
-#   the one walk and some the other.
+#   the Tensor Memory Accelerator. Deterministic, it makes the programs wait for their turn at a semaphore,
+#   `dq_semaphore`. Our stage `hopper` goes the same way: lesson 06 has the tools for it.
+# - **Triton's tutorial**, `06-fused-attention.py`, has both walks in one kernel: `_attn_bwd_dkdv`, then
+#   `_attn_bwd_dq`, seven products as ours. **FlexAttention**'s template,
+#   `torch/_inductor/kernel/flex/templates/flex_backwards.py.jinja`, gives some programs the one walk and some the
+#   other.
 # - **cuDNN**'s graph has a switch for it, `set_deterministic_algorithm`. For all of torch it is
 #   `torch.use_deterministic_algorithms(True)`.
-# - **Recomputation** is older and more general: whole layers are computed twice to save what they would keep. [Korthikanti et al., 2022](https://arxiv.org/abs/2205.05198),
-#   found that the $T \times T$ part of attention was most of what was worth it, and called it selective. With FlashAttention
-#   that part is gone. The rest is lesson 22.
+# - **Recomputation** is older and more general: whole layers are computed twice to save what they would keep.
+#   [Korthikanti et al., 2022](https://arxiv.org/abs/2205.05198), found that the $T \times T$ part of attention was
+#   most of what was worth it, and called it selective. With FlashAttention that part is gone. The rest is lesson 22.
 #
 # ## Do you have it?
 #
@@ -584,15 +599,16 @@ print("the losses agree to a thousandth, in each of the four steps:", difference
 #
 # <details><summary><b>2.</b> A colleague stores delta in the forward pass, to save the backward pass a kernel. What is wrong with the plan?</summary>
 #
-# delta is rowsum(dO ∘ O), and dO is not known before the backward pass has come through all later layers. What the forward pass can keep is O and
-# lse, and that is what it keeps.
+# delta is rowsum(dO ∘ O), and dO is not known before the backward pass has come through all later layers. What the
+# forward pass can keep is O and lse, and that is what it keeps.
 # </details>
 #
 # <details><summary><b>3.</b> You train twice with the same seed and the same data on the same GPU, and the losses differ from the third decimal of step 200
 # on. Which line of a FlashAttention backward may be at fault, and what are two ways out?</summary>
 #
-# dQ += dS K, by atomic additions: whichever program comes first adds first, and float additions are not associative. Either programs take turns in
-# a fixed order, or a second kernel has a program for each tile of queries, which makes dQ alone, for two products more.
+# dQ += dS K, by atomic additions: whichever program comes first adds first, and float additions are not associative.
+# Either programs take turns in a fixed order, or a second kernel has a program for each tile of queries, which makes
+# dQ alone, for two products more.
 # </details>
 #
 # **Next:** lesson 06, in which the tensor cores no longer wait.
