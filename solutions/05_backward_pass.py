@@ -203,8 +203,8 @@ check("05.backward_stored", backward_stored)
 #
 # $$ \delta_i = \sum_j P_{ij} \sum_d dO_{id}\, V_{jd} = \sum_d dO_{id} \sum_j P_{ij} V_{jd} = \sum_d dO_{id}\, O_{id} \tag{7} $$
 #
-# A sum over $T_k$ keys has become one over $D_v$ columns, of two tensors that are at hand: `delta = (do *
-# o).sum(-1)`.
+# A sum over $T_k$ keys has become one over $D_v$ columns, of two tensors that are at hand:
+# `delta = (do * o).sum(-1)`.
 
 # %% tags=["claim"]
 lse = torch.logsumexp(S, dim=1)
@@ -237,8 +237,9 @@ print(f"P of 32 layers with 32 heads, one sequence of {T} tokens: {stored / 2**3
 # over keys. With keys outside, $dK$ and $dV$ can wait on the chip until all queries have gone by, and each pair of
 # tiles adds its share to $dQ$ in memory. Five products for each pair: $S$, $dV$, $dP$, $dQ$, $dK$.
 #
-# - **Causal**, as ever: query $i$ sees the keys $j \le i + T_k - T_q$. So the first query that sees key $j$ is $j -
-#   (T_k - T_q)$: tiles of queries before it take no part.
+# - **Causal**, as ever: query $i$ sees the keys $j \le i + T_k - T_q$. So the first query that sees key $j$ is
+#   $j - (T_k - T_q)$: tiles of queries before it take no part. In a tile that is cut, select what is seen, do not
+#   multiply by 0 and 1: the lse knows nothing of a hidden score, whose exponential may well be $\infty$.
 # - **Rows without a key** have $\mathrm{lse} = -\infty$, and no gradient. Mind that $-\infty - (-\infty)$ is NaN.
 # - **Grouped and ragged**, as in lesson 03.
 
