@@ -121,8 +121,8 @@ class LocalRunner:
         shortcuts, metered = watch(self.forbids), _Meters(*given, self.kernel)
         quietly = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)
         with quietly[0], quietly[1], warnings.catch_warnings(), metered:
-            # Of -inf - -inf, or an exponential that overflows before it is masked, Triton's interpreter lets NumPy warn.
-            # A GPU says nothing.
+            # Of -inf - -inf, or of an exponential that overflows before it is masked, Triton's interpreter lets NumPy
+            # warn. A GPU says nothing.
             warnings.filterwarnings("ignore", "(invalid value|overflow) encountered", RuntimeWarning, "triton")
             try:
                 with shortcuts:
