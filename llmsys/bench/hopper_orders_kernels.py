@@ -1,0 +1,114 @@
+"""The hopper kernel with its step in other orders: what `hopper_orders` times.
+
+A step of `llmsys.attention.hopper_consumer` adds P V of tile i to O and computes the scores of tile i + 1 and their
+softmax. The steps here do the same in other orders, with the same numbers for a result. `KERNELS` are the kernels that
+have them, by name. They are for attention without a mask: with one, consumers pass turns on outside of steps, too.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from unittest import mock
+
+from llmsys.attention.hopper_consumer import softmax, start_scores
+from llmsys.attention.hopper_gluon import gl, gluon, warpgroup_mma, warpgroup_mma_wait
+from llmsys.attention.hopper_simulate import MODULES
+
+
+def kernel_with(**changes: Callable) -> Callable:
+    """The hopper kernel in which these functions stand in for those of the same name in its modules."""
+    with mock.patch.dict(sys.modules):
+        for name in MODULES:
+            spec = importlib.util.find_spec(f"llmsys.attention.{name}")
+            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            module.__dict__.update({name: each for name, each in changes.items() if hasattr(module, name)})
+    return module.hopper_forward_kernel
+
+
+@gluon.jit
+def step_one_at_a_time(
+    J: gl.constexpr, q, keys, values, turns, i, turn, p, m, l, o, seen, key, scale_log2,
+    S: gl.constexpr, P: gl.constexpr, o_desc, MASKED: gl.constexpr,
+):  # fmt: skip
+    """Nothing overlaps: one consumer after the other, and in each one thing after the other."""
+    k = keys.take(i + 1)
+    v = values.take(i)
+    turns.wait(J, turn)
+    o = warpgroup_mma_wait(0, [warpgroup_mma(p, v, o, is_async=True)])
+    values.give_back(i)
+    s = warpgroup_mma_wait(0, [start_scores(q, k, S)])
+    keys.give_back(i + 1)
+    p, m, l, shrink = softmax(s, m, l, seen, key, scale_log2, MASKED)
+    p = gl.convert_layout(p.to(o_desc.dtype), P)
+    o = o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]
+    turns.pass_on(J)
+    return p, m, l, o
+
+
+@gluon.jit
+def step_independent(
+    J: gl.constexpr, q, keys, values, turns, i, turn, p, m, l, o, seen, key, scale_log2,
+    S: gl.constexpr, P: gl.constexpr, o_desc, MASKED: gl.constexpr,
+):  # fmt: skip
+    """Each consumer does one thing after the other, and takes no notice of the other consumers."""
+    o = warpgroup_mma_wait(0, [warpgroup_mma(p, values.take(i), o, is_async=True)])
+    values.give_back(i)
+    s = warpgroup_mma_wait(0, [start_scores(q, keys.take(i + 1), S)])
+    keys.give_back(i + 1)
+    p, m, l, shrink = softmax(s, m, l, seen, key, scale_log2, MASKED)
+    p = gl.convert_layout(p.to(o_desc.dtype), P)
+    return p, m, l, o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]
+
+
+@gluon.jit
+def step_ping_pong(
+    J: gl.constexpr, q, keys, values, turns, i, turn, p, m, l, o, seen, key, scale_log2,
+    S: gl.constexpr, P: gl.constexpr, o_desc, MASKED: gl.constexpr,
+):  # fmt: skip
+    """Both products in the consumer's turn, which ends when they do; then its softmax."""
+    k = keys.take(i + 1)
+    v = values.take(i)
+    turns.wait(J, turn)
+    s = start_scores(q, k, S)
+    o = warpgroup_mma(p, v, o, is_async=True)
+    s, o = warpgroup_mma_wait(0, [s, o])
+    turns.pass_on(J)
+    keys.give_back(i + 1)
+    values.give_back(i)
+    p, m, l, shrink = softmax(s, m, l, seen, key, scale_log2, MASKED)
+    p = gl.convert_layout(p.to(o_desc.dtype), P)
+    return p, m, l, o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]
+
+
+@gluon.jit
+def step_overlapped_alone(
+    J: gl.constexpr, q, keys, values, turns, i, turn, p, m, l, o, seen, key, scale_log2,
+    S: gl.constexpr, P: gl.constexpr, o_desc, MASKED: gl.constexpr,
+):  # fmt: skip
+    """Softmax while P V runs, as in the hopper kernel, but without turns."""
+    s = start_scores(q, keys.take(i + 1), S)
+    o = warpgroup_mma(p, values.take(i), o, is_async=True)
+    s = warpgroup_mma_wait(1, [s])
+    keys.give_back(i + 1)
+    p, m, l, shrink = softmax(s, m, l, seen, key, scale_log2, MASKED)
+    o = warpgroup_mma_wait(0, [o])
+    p = gl.convert_layout(p.to(o_desc.dtype), P)
+    values.give_back(i)
+    return p, m, l, o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]
+
+
+one_at_a_time = kernel_with(step=step_one_at_a_time)
+independent = kernel_with(step=step_independent)
+ping_pong = kernel_with(step=step_ping_pong)
+overlapped_alone = kernel_with(step=step_overlapped_alone)
+overlapped = kernel_with()
+
+KERNELS = {
+    "one_at_a_time": one_at_a_time,
+    "independent": independent,
+    "ping_pong": ping_pong,
+    "overlapped_alone": overlapped_alone,
+    "overlapped": overlapped,
+}
+"""The last is `llmsys.attention.hopper`'s own."""
