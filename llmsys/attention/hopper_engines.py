@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from llmsys.attention.hopper_machine import Race, here, pause
+from llmsys.attention.hopper_machine import here, pause
+from llmsys.hardware.mbarrier import Barrier, Race
 
 # Shared memory, barriers, the copy engine
 
@@ -54,26 +55,10 @@ class Shared:
         return mine[0] < theirs[1] and theirs[0] < mine[1]
 
 
-class _Barrier:
-    """An mbarrier: a phase ends when so many have arrived and all bytes that were announced are there."""
-
-    def __init__(self, name: str):
-        self.name, self.phase, self.bytes = name, 0, 0
-
-    def change(self, arrivals: int, nbytes: int) -> None:
-        self.missing -= arrivals
-        self.bytes += nbytes
-        if self.missing < 0:
-            raise Race(f"{self.name}: more arrivals in phase {self.phase} than the {self.count} that it counts")
-        if self.missing == 0 and self.bytes == 0:
-            self.phase += 1
-            self.missing = self.count
-
-
 class mbarrier:
     @staticmethod
     def MBarrierLayout():
-        return _Barrier
+        return Barrier
 
     @staticmethod
     def init(barrier, count):
@@ -81,19 +66,19 @@ class mbarrier:
 
     @staticmethod
     def expect(barrier, nbytes):
-        barrier.change(1, nbytes)
+        barrier.expect_bytes(nbytes)
         pause()
 
     @staticmethod
     def arrive(barrier, count=1):
-        barrier.change(count, 0)
+        barrier.arrive(count)
         pause()
 
     @staticmethod
     def wait(barrier, parity):
         parity = int(parity)
         what = f"{barrier.name} to end a phase of parity {parity}; it is in phase {barrier.phase}"
-        here.warp.wait(lambda: (barrier.phase - 1) % 2 == parity, what)
+        here.warp.wait(lambda: barrier.wait(parity), what)
 
 
 class Descriptor:
@@ -127,7 +112,7 @@ class tma:
         def copy():
             tile.data.zero_()
             tile.data[in_tile] = desc.x[in_tensor]
-            barrier.change(0, -desc.block_type.nbytes)
+            barrier.copied(desc.block_type.nbytes)
 
         here.machine.copies.append(copy)
         pause()
@@ -295,8 +280,8 @@ class gl:
 
     @staticmethod
     def allocate_shared_memory(dtype, shape, layout):
-        if layout is _Barrier:
-            return Shared([_Barrier(f"barrier {i} of {shape[0]}") for i in range(shape[0])])
+        if layout is Barrier:
+            return Shared([Barrier(1, f"barrier {i} of {shape[0]}") for i in range(shape[0])])
         return Shared(torch.full(shape, math.nan, dtype=dtype))
 
     @staticmethod

@@ -9,16 +9,12 @@ import random
 import threading
 from collections.abc import Callable
 
+from llmsys.hardware.mbarrier import Deadlock, Race
+
+__all__ = ["Deadlock", "Machine", "Race", "Warp", "here", "pause"]
+
 here = threading.local()
 """`.machine`, the one that this thread belongs to, and `.warp`, which of its warps it is, or None."""
-
-
-class Deadlock(RuntimeError):
-    """Every warp waits, and no copy is under way."""
-
-
-class Race(RuntimeError):
-    """Something is read or overwritten that somebody else may not have finished with."""
 
 
 class Machine:

@@ -15,9 +15,9 @@ for them where its list says so; a softmax it computes itself:
 - warpgroups that want the same engine at the same time share it evenly: schedulers pick instructions of all in turn;
 - starting, waiting and passing on a turn cost nothing, and a result is there as soon as its engine is done.
 
-By the last rule the model is an upper bound. By the second, warpgroups that begin in step stay in step: all multiply,
-then all compute exponentials. Those that begin half a step apart stay apart, and overlap without having arranged it
-(`run(…, begin=…)`); which of the two a GPU does is chance. With turns it is not.
+By the last rule the model is an upper bound. The second is an assumption: no document says how an SM shares. By it,
+warpgroups that begin in step stay in step: all multiply, then all compute exponentials. Those that begin half a step
+apart stay apart, and overlap without having arranged it (`run(…, begin=…)`). Without turns, chance decides which.
 
 Tensor core utilisation with two warpgroups and no mask, and what an H100 reaches of the 989 TFLOP/s for which the model
 stands; "any" is the mean over all distances at which two warpgroups can begin:
@@ -35,9 +35,10 @@ stands; "any" is the mean over all distances at which two warpgroups can begin:
 What the model gets right: which order is faster than which, that heads of 64 are held up by their exponentials and
 heads of 128 are not, and that turns help. How much: turns win 1.09 times on the GPU and 1.29 in the model (from 1.0 to
 1.8, as chance has it); heads of 128 are 1.25 times as fast as those of 64, and 1.5 in the model. What it cannot see is
-what the overlap within a warpgroup wins on the GPU, 1.03 to 1.06 times: it fills the gaps that latencies leave, and
-here are none. FlashAttention-2 has a second handicap: its products are the A100's instruction, which reaches two thirds
-of the H100's. And at 700 W a GPU lowers its clock, from the 1.83 GHz of the 989 TFLOP/s to 1.7 for our D 128.
+what the overlap within a warpgroup wins on the GPU beside turns, 1.03 to 1.06 times: presumably it fills gaps that
+latencies leave, and here are none. FlashAttention-2 has a second handicap: its products are the A100's instruction,
+which reaches two thirds of the H100's. And at 700 W a GPU lowers its clock, from the 1.83 GHz of the 989 TFLOP/s to 1.7
+for our D 128.
 
 (Ours and FlashAttention-2: 16k tokens, bf16, `llmsys.bench.recorded("attention")`; FlashAttention-3: fp16, 8k tokens,
 and the two thirds: https://tridao.me/blog/2024/flash3/, https://arxiv.org/abs/2407.08608 section 3. Orders in the same
