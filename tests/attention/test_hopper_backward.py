@@ -51,7 +51,9 @@ def assert_as_exact_as_the_naive_form(run, q, k, v, do, dlse, causal):
     naive = autograd(q, k, v, do, dlse, causal=causal)[2]
     got = run(o.to(q.dtype), lse.float())
     for name, mine, theirs, right in zip(("dq", "dk", "dv"), got, naive, exact, strict=True):
-        allowed = 2 * (theirs.double() - right).norm() + 1e-3 * math.sqrt(right.numel()) * 2**-8
+        # A gradient of 0, as of a lone key, is a sum of rounding errors in fp32: one for each query, or for each key.
+        terms = k.shape[2] if name == "dq" else q.shape[1] // k.shape[1] * q.shape[2]
+        allowed = 2 * (theirs.double() - right).norm() + 4e-6 * math.sqrt(right.numel() * terms)
         assert mine.dtype == q.dtype and mine.shape == right.shape
         assert (mine.double() - right).norm() <= allowed, (name, q.shape, k.shape, q.dtype, causal)
 
