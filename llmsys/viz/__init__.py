@@ -37,6 +37,8 @@ _MODULES = {
     "flash_overview": "llmsys.viz.flash_diagrams",
     "backward_overview": "llmsys.viz.backward_diagrams",
     "backward_stepper": "llmsys.viz.backward_walk",
+    "hopper_overview": "llmsys.viz.hopper_diagrams",
+    "sm_timeline": "llmsys.viz.sm_orders",
     "memory_wall_overview": "llmsys.viz.memory_wall",
     "naive_traffic": "llmsys.viz.memory_wall",
     "roofline_chart": "llmsys.viz.roofline_charts",

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from html import escape
 
 from llmsys.viz.picture import Picture
@@ -83,8 +84,9 @@ class Svg:
 
     def text(self, x: float, y: float, text: Text, classes: str = "") -> None:
         """Text whose baseline starts at (x, y), or with "middle" or "end" is centred or ends there."""
-        pieces = (text,) if isinstance(text, str) else text
-        self._parts.append(f'<text x="{_n(x)}" y="{_n(y)}"{_attribute("class", classes)}>{_spans(pieces)}</text>')
+        plain = isinstance(text, str) and "^{" not in text  # most are
+        inside = escape(text) if plain else _spans((text,) if isinstance(text, str) else text)
+        self._parts.append(f'<text x="{_n(x)}" y="{_n(y)}"{_attribute("class", classes)}>{inside}</text>')
 
     @contextmanager
     def group(self, *, x: float = 0, y: float = 0, classes: str = "") -> Iterator[None]:
@@ -139,6 +141,7 @@ def _n(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
+@lru_cache(maxsize=4096)  # the same few classes, over and over
 def _attribute(name: str, value: str) -> str:
     return f' {name}="{escape(value)}"' if value else ""
 

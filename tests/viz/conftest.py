@@ -55,9 +55,10 @@ def overlaps(markup: str) -> list[tuple[str, str]]:
 
 
 def faint(markup: str) -> list[tuple[str, str, str]]:
-    """Texts with less than 4.5 : 1 to the rectangle that they stand on, in either theme: text, colour, ground.
+    """Texts with less than 4.5 : 1 to the shape that they stand on, in either theme: text, colour, ground.
 
-    Ground is the last filled rectangle drawn before a text that has its middle; the page where there is none.
+    Ground is the last filled rectangle or polygon drawn before a text that has its middle; the page where there is
+    none.
     """
     places = iter(boxes(markup))
     grounds, found = [], []
@@ -65,17 +66,26 @@ def faint(markup: str) -> list[tuple[str, str, str]]:
         classes = shape.get("class", "").split()
         if shape.tag == f"{SVG}rect" and (fill := next((name for name in classes if name in LIGHT), None)):
             x, y, w, h = (float(shape.get(key)) for key in ("x", "y", "width", "height"))
-            grounds.append((x, y, x + w, y + h, fill))
+            grounds.append(([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], fill))
+        elif shape.tag == f"{SVG}path" and "Z" in shape.get("d") and "C" not in shape.get("d"):
+            corners = [tuple(map(float, corner.split())) for corner in shape.get("d").strip("MZ").split("L")]
+            grounds += [(corners, name) for name in classes if name in LIGHT]
         elif shape.tag == f"{SVG}text":
             _, left, top, right, bottom = next(places)
             x, y = (left + right) / 2, (top + bottom) / 2
-            ground = next((g[4] for g in reversed(grounds) if g[0] <= x <= g[2] and g[1] <= y <= g[3]), "surface")
+            ground = next((fill for corners, fill in reversed(grounds) if inside(x, y, corners)), "surface")
             for text, more in [(shape.text, ""), *((span.text, span.get("class", "")) for span in shape)]:
                 colour = next((name for name in (classes + more.split())[::-1] if name in LIGHT), "ink")
                 colour = "surface" if "on" in classes else colour
                 if text and any(contrast(theme[colour], theme[ground]) < 4.5 for theme in (LIGHT, DARK)):
                     found.append((text, colour, ground))
     return found
+
+
+def inside(x: float, y: float, corners: list[tuple[float, float]]) -> bool:
+    """Whether a polygon has this point: a ray to its right crosses an odd number of edges."""
+    edges = zip(corners, corners[1:] + corners[:1], strict=True)
+    return sum((y1 <= y) != (y2 <= y) and x < x1 + (y - y1) * (x2 - x1) / (y2 - y1) for (x1, y1), (x2, y2) in edges) % 2
 
 
 def outside(markup: str) -> list[str]:
