@@ -39,6 +39,7 @@ _MODULES = {
     "backward_stepper": "llmsys.viz.backward_walk",
     "hopper_overview": "llmsys.viz.hopper_diagrams",
     "sm_timeline": "llmsys.viz.sm_orders",
+    "ring_stepper": "llmsys.viz.ring_walk",
     "memory_wall_overview": "llmsys.viz.memory_wall",
     "naive_traffic": "llmsys.viz.memory_wall",
     "roofline_chart": "llmsys.viz.roofline_charts",
