@@ -41,6 +41,7 @@ _MODULES = {
     "sm_timeline": "llmsys.viz.sm_orders",
     "ring_stepper": "llmsys.viz.ring_walk",
     "fp8_error": "llmsys.viz.fp8_charts",
+    "loss_curves": "llmsys.viz.training_charts",
     "memory_wall_overview": "llmsys.viz.memory_wall",
     "naive_traffic": "llmsys.viz.memory_wall",
     "roofline_chart": "llmsys.viz.roofline_charts",

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -40,13 +41,18 @@ def test_it_trains_and_says_how_to_use_the_result(folder):
     assert done.exit_code == 0, done.output
     first, last = re.fullmatch(
         r"held-out loss: (\S+) at first, (\S+) after 4 steps\n"
+        r"the loss of every step, as a picture: out/losses.svg\n"
         r"to talk to it: llmsys generate \"…\" --model out/step-000004\n",
         done.stdout,
     ).groups()
     assert float(last) < float(first) and "4/4" in done.stderr
     kept = state(folder / "out" / "step-000004")
     assert kept["config"]["seed"] == 3 and kept["corpus"] == kept["corpus"] | {"name": "SymPy 1.14.0", "files": 6}
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["step-000002", "step-000004"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "losses.svg", "step-000002", "step-000004",
+    ]  # fmt: skip
+    picture = ElementTree.parse(folder / "out" / "losses.svg").getroot()
+    assert "in 4 steps" in picture.get("aria-label") and f"{float(last):.4g}" in picture.get("aria-label")
     generate = ["generate", "def", "--model", "out/step-000004", "--max-new-tokens", "3"]
     assert CliRunner().invoke(cli.app, generate).exit_code == 0
 
@@ -108,5 +114,5 @@ def test_interrupted_it_finishes_the_step_and_can_go_on(folder, sent):
     assert program.returncode == 0, said + err
     assert "stopping after this step" in said + err
     step = int(re.search(r"stopped after step (\d+) of 100000; to go on: llmsys train out --resume", out)[1])
-    (kept,) = (folder / "out").iterdir()
+    (kept,) = (folder / "out").glob("step-*")
     assert kept.name == f"step-{step:06d}" and state(kept)["step"] == len(state(kept)["steps"]) == step

@@ -37,9 +37,7 @@ def doctor(
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What you ask the model.")],
-    attention: Annotated[
-        str, typer.Option(help="The stage to run on: naive, online, sdpa, …, or auto.")
-    ] = "sdpa",
+    attention: Annotated[str, typer.Option(help="The stage to run on: naive, online, sdpa, …, or auto.")] = "sdpa",
     model: Annotated[
         str | None, typer.Option(help="A .gguf file or a Hugging Face directory; SmolLM2 where it is left out.")
     ] = None,
@@ -148,6 +146,7 @@ def _train(out: Path, attention: str, model: str | None, resume: bool, files: in
     from llmsys.training import Corpus, TrainConfig, train
     from llmsys.training.checkpoint import latest_checkpoint
     from llmsys.training.trainer import saved_settings
+    from llmsys.viz import loss_curves
 
     get_stage(attention)
     gpu = torch.cuda.is_available()
@@ -170,8 +169,10 @@ def _train(out: Path, attention: str, model: str | None, resume: bool, files: in
         run = train(
             loaded, corpus, config, attention=attention, out=out, resume=resume, progress=True, should_stop=interrupted
         )
+    picture = loss_curves({attention: run.losses}, held_out={attention: run.held_out}).save(out / "losses.svg")
     first, last = min(run.held_out), max(run.held_out)
     print(f"held-out loss: {run.held_out[first]:.4f} at first, {run.held_out[last]:.4f} after {last} steps")
+    print(f"the loss of every step, as a picture: {picture}")
     if run.stopped:
         print(f"stopped after step {len(run.steps)} of {config.steps}; to go on: llmsys train {out} --resume")
     print(f'to talk to it: llmsys generate "…" --model {run.checkpoint}')
