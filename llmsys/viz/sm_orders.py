@@ -107,9 +107,14 @@ def shares(timeline: Timeline) -> tuple[Share, ...]:
 
 
 def most_telling(frames: Sequence[Step]) -> int:
-    """The interval, nearest to the middle, in which most engines are at work."""
-    middle = len(frames) // 2
-    return max(range(len(frames)), key=lambda n: (sum(map(bool, map(frames[n].active, ENGINES))), -abs(n - middle)))
+    """Where most engines are at work: of such intervals that are long enough to be seen, the nearest to the middle."""
+    middle, visible = len(frames) // 2, frames[0].timeline.cycles / 100
+
+    def tells(n: int) -> tuple:
+        busy = sum(bool(frames[n].active(engine)) for engine in ENGINES)
+        return frames[n].end - frames[n].start >= visible, busy, -abs(n - middle)
+
+    return max(range(len(frames)), key=tells)
 
 
 def describe(step: Step) -> str:

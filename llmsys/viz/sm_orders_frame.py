@@ -54,8 +54,8 @@ def draw(step: "Step") -> Svg:
         if view.sees(wait):
             _wait(svg, view, wait, rows + wait.warpgroup * (PROGRAM + 4))
     _axis(svg, view, below + 12)
-    svg.text(0, below + 32, "S, O: the products q kᵀ and P v · P: softmax · K, V: copies · half as high: two share "
-             "an engine · outlined: waits for", "small muted")  # fmt: skip
+    svg.text(0, below + 32, "S, O: the products q kᵀ and P v · P: softmax · K, V: copies · less high: the engine "
+             "is shared · outlined: waits for", "small muted")  # fmt: skip
     _orders(svg, step, below + 48)
     return svg
 
