@@ -71,8 +71,11 @@ def visible_keys(Tq: int, Tk: int, *, device: torch.device | str | None = None) 
 
 
 def needs_operator(*tensors: Tensor) -> bool:
-    """Whether torch has to know what is launched: to trace it, or to take its gradient. If not, the kernel is launched
-    at once, for a custom operator costs a call about as much Python as the launch itself."""
-    if torch.compiler.is_compiling() or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
-        return True
+    """Whether torch must know what is launched, because it traces it. If not, the kernel is launched at once, for a
+    custom operator costs a call about as much Python as the launch itself."""
+    return torch.compiler.is_compiling() or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd must note down what is launched."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

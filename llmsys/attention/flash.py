@@ -15,9 +15,10 @@ from dataclasses import astuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from llmsys.attention.contract import check_arguments, needs_operator
-from llmsys.attention.flash_backward import flash_backward
+from llmsys.attention.contract import check_arguments, needs_gradient, needs_operator
+from llmsys.attention.flash_backward import backward, flash_backward
 from llmsys.attention.flash_tiles import LOG2_E, TileConfig, block_of, target_of, tiles_for, tuned_tiles
 
 LARGEST_HEAD = 256
@@ -57,10 +58,13 @@ def flash_attention(
     _check_supported(q, v)
     if autotune and tiles is None:
         tiles = tuned_tiles(q, k, v, causal, lambda tiles: launch(q, k, v, causal, scale, precision, tiles, kernel))
-    if kernel is None and needs_operator(q, k, v):
+    if kernel is not None:
+        o, lse = launch(q, k, v, causal, scale, precision, tiles, kernel)
+    elif needs_operator(q, k, v):
         o, lse = flash_forward(q, k, v, causal, scale, precision, list(astuple(tiles)) if tiles else None)
     else:
-        o, lse = launch(q, k, v, causal, scale, precision, tiles, kernel)
+        forward = _Noted.apply if needs_gradient(q, k, v) else launch
+        o, lse = forward(q, k, v, causal, scale, precision, tiles)
     return (o, lse) if return_lse else o
 
 
@@ -89,15 +93,27 @@ def _backward(ctx, do, dlse):
     q, k, v, o, lse = ctx.saved_tensors
     if do is None:  # only lse is used
         do = torch.zeros_like(o)
-    dq, dk, dv = flash_backward(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, ctx.precision)
-    return dq, dk, dv, None, None, None, None
+    run = flash_backward if needs_operator(q, do) else backward
+    return *run(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, ctx.precision), None, None, None, None
 
 
 flash_forward.register_autograd(_backward, setup_context=_keep)
 
 
+class _Noted(torch.autograd.Function):
+    """The operator for autograd alone, which costs much less Python."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        output = launch(*arguments)
+        _keep(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(once_differentiable(_backward))
+
+
 def launch(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str, tiles: TileConfig | None, kernel
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str, tiles: TileConfig | None, kernel=None
 ) -> tuple[Tensor, Tensor]:
     """Run the kernel on its grid: a program for each tile of rows of each key head."""
     from llmsys.attention import flash_kernels  # Triton decides on its mode when it is first imported: not before now

@@ -34,9 +34,9 @@ from functools import cache
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from llmsys.attention.contract import check_arguments, needs_operator
-from llmsys.attention.flash_backward import flash_backward
+from llmsys.attention.contract import check_arguments, needs_gradient, needs_operator
 from llmsys.attention.flash_tiles import LOG2_E
 from llmsys.attention.hopper_schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles
 
@@ -54,7 +54,8 @@ def hopper_attention(
     return_lse: bool = False,
 ) -> Float[Tensor, "B Hq Tq D"] | tuple[Float[Tensor, "B Hq Tq D"], Float[Tensor, "B Hq Tq"]]:
     """FlashAttention's forward on a Hopper GPU. The contract is `llmsys.attention.contract`'s, for float16 and bfloat16
-    and for heads of 64 and 128, of which keys and values have the same. Gradients are `flash_backward`'s.
+    and for heads of 64 and 128, of which keys and values have the same. Gradients are
+    `hopper_backward`'s.
 
     Raises
     ------
@@ -65,7 +66,8 @@ def hopper_attention(
     """
     scale = check_arguments(q, k, v, scale=scale)
     _check_supported(q, v)
-    o, lse = (hopper_forward if needs_operator(q, k, v) else launch)(q, k, v, causal, scale)
+    forward = hopper_forward if needs_operator(q, k, v) else _Noted.apply if needs_gradient(q, k, v) else launch
+    o, lse = forward(q, k, v, causal, scale)
     return (o, lse) if return_lse else o
 
 
@@ -87,14 +89,29 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, do, dlse):
+    from llmsys.attention import hopper_backward as backward  # which imports this file
+
     q, k, v, o, lse = ctx.saved_tensors
     if do is None:  # only lse is used
         do = torch.zeros_like(o)
-    dq, dk, dv = flash_backward(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, "ieee")
-    return dq, dk, dv, None, None
+    run = backward.hopper_backward if needs_operator(q, do) else backward.backward
+    exact = torch.are_deterministic_algorithms_enabled()
+    return *run(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, exact), None, None
 
 
 hopper_forward.register_autograd(_backward, setup_context=_keep)
+
+
+class _Noted(torch.autograd.Function):
+    """The operator for autograd alone, which costs much less Python."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        output = launch(*arguments)
+        _keep(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(once_differentiable(_backward))
 
 
 def launch(

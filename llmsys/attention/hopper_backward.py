@@ -6,11 +6,12 @@ adds up dQ. The third rounds dQ. Beyond the gradients, the memory is dQ's sum in
     hopper_backward_rows       before and after
     hopper_backward_kernels    the kernel, its producer, and what is shared
     hopper_backward_consumer   the consumer: five products, one step
+    hopper_backward_turns      sums in a fixed order
     hopper_backward_simulate   the same kernel on a laptop
 
 Which program adds to a row of dQ first is a matter of luck, and sums in fp32 depend on their order: dQ differs from
-run to run in its last bits. dK and dV do not. `deterministic=True` is flash's backward pass, which walks twice and adds
-nothing up in memory.
+run to run in its last bits. dK and dV do not. With `deterministic=True`, programs wait for their turn to add
+(`hopper_backward_turns`), and the same inputs give the same bits.
 
 TFLOP/s (2.5 times the forward pass's operations) and, in brackets, the ratio to cuDNN, timed in turns with it on an
 H100 80GB HBM3 (16k tokens in all, 2048 wide, bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-23; medians of 15):
@@ -34,7 +35,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmsys.attention.flash_backward import backward as flash_gradients
 from llmsys.attention.flash_tiles import LOG2_E
 from llmsys.attention.hopper import descriptor, for_copy_engine
 from llmsys.attention.hopper_schedule import ROWS, packed
@@ -50,14 +50,14 @@ class HopperBackwardTiles:
 
     block_m              queries of a step, 64 or 128
     slots                tiles of queries in the ring
-    consumer_registers   a thread; with those of the producer's warpgroup, at most 65,536 in all
-    producer_registers   a thread
+    consumer_registers   a thread; with those of the others' warpgroup, at most 65,536 in all
+    other_registers      a thread of the producer and of the adder
     """
 
     block_m: int
     slots: int
     consumer_registers: int
-    producer_registers: int
+    other_registers: int
 
 
 TILES = {64: HopperBackwardTiles(128, 2, 240, 24), 128: HopperBackwardTiles(64, 2, 240, 24)}
@@ -88,8 +88,6 @@ def backward(
     deterministic
         Whether the same inputs must give the same bits every time.
     """
-    if deterministic:
-        return flash_gradients(q, k, v, o, lse, do, dlse, causal, scale, "ieee")
     from llmsys.attention.hopper_backward_kernels import hopper_backward_kernel  # Triton: not before now
     from llmsys.attention.hopper_backward_rows import hopper_finish_kernel, hopper_rows_kernel
 
@@ -104,7 +102,8 @@ def backward(
     rows = lse.new_empty(B * Hq * steps * 2 * tiles.block_m)
     dq_sum = lse.new_empty(q.shape)
     programs = min(B * Hkv * -(-Tk // KEYS), torch.cuda.get_device_properties(q.device).multi_processor_count)
-    schedule = backward_schedule(B, Hq, Hkv, Tq, Tk, causal, tiles, programs, q.device)
+    schedule = backward_schedule(B, Hq, Hkv, Tq, Tk, causal, tiles, programs, deterministic, q.device)
+    counters = torch.zeros(B * Hq * steps if deterministic else 0, dtype=torch.int32, device=q.device)
     with torch.cuda.device_of(q):
         hopper_rows_kernel[(steps, B * Hq)](
             o, do, lse.contiguous(), None if dlse is None else dlse.contiguous(), rows, dq_sum,
@@ -113,9 +112,9 @@ def backward(
         hopper_backward_kernel[(programs,)](
             descriptor(q, tiles.block_m), descriptor(k, KEYS), descriptor(v, KEYS), descriptor(do, tiles.block_m),
             _of_rows(rows, 2 * tiles.block_m), _of_dq(dq_sum), descriptor(dk, ROWS), descriptor(dv, ROWS),
-            schedule, Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
-            CAUSAL=causal, SLOTS=tiles.slots,
-            CONSUMER_REGISTERS=tiles.consumer_registers, PRODUCER_REGISTERS=tiles.producer_registers, num_warps=4,
+            schedule, counters, Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
+            CAUSAL=causal, IN_TURN=deterministic, SLOTS=tiles.slots,
+            CONSUMER_REGISTERS=tiles.consumer_registers, OTHER_REGISTERS=tiles.other_registers, num_warps=4,
         )  # fmt: skip
         hopper_finish_kernel[(-(-dq.numel() // FINISH),)](dq_sum, dq, scale, dq.numel(), BLOCK=FINISH, num_warps=4)
     return dq, dk, dv
@@ -159,20 +158,23 @@ def _layout(swizzle: int, rank: int):
 @lru_cache(maxsize=256)
 def backward_schedule(
     B: int, Hq: int, Hkv: int, Tq: int, Tk: int, causal: bool, tiles: HopperBackwardTiles, programs: int,
-    device: torch.device | str = "cpu",
+    in_turn: bool = False, device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
     """Which program has which tiles of keys, and in which order: a table as `hopper_schedule` makes it.
 
     Each tile goes to the program that will be free first. With a causal mask, the first keys are seen by the most
     queries, and the longest walks go first: of as many heads as there are programs for, whose queries stay in the L2
     cache. Without one, a head at a time.
+
+    `in_turn`: programs add to dQ in the order of this table's tiles (`hopper_backward_turns`). Those of a head are then
+    a chain, each about a step behind the one before, and as many heads as keep the GPU busy go together.
     """
     lists = [[] for _ in range(programs)]
     free = [(0, program) for program in range(programs)]
     a_head = -(-Tk // KEYS)
-    group = max(1, programs // a_head) if causal else 1
+    group = max(1, programs // a_head) if causal or in_turn else 1
     for start in range(0, B * Hkv, group):
-        for n in range(a_head):
+        for n in reversed(range(a_head)) if causal and in_turn else range(a_head):
             first = max(n * KEYS - (Tk - Tq), 0) // tiles.block_m if causal else 0
             cost = 2 * (Hq // Hkv) * (-(-Tq // tiles.block_m) - first) + BEGIN_AND_END
             for head in range(start, min(start + group, B * Hkv)):

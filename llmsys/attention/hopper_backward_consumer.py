@@ -18,7 +18,6 @@ A step is shifted like the forward pass's. Each product runs while something els
 
 from llmsys.attention.hopper_consumer import write
 from llmsys.attention.hopper_gluon import (
-    add_to_memory,
     fence_async_shared,
     gl,
     gluon,
@@ -97,11 +96,11 @@ def step(
     steps.give_back(i)
     if LAST:
         dq = warpgroup_mma_wait(0, [dq])
-        add(J, dq, shares, dq_desc, b, head, row)
+        add(J, dq, shares, dq_desc, i, b, head, row)
     else:
         s = start_scores(J, k, steps.take_q(i + 1), S)
         dq = warpgroup_mma_wait(1, [dq])
-        add(J, dq, shares, dq_desc, b, head, row)
+        add(J, dq, shares, dq_desc, i, b, head, row)
         s = warpgroup_mma_wait(0, [s])
     return s, dk, dv
 
@@ -131,15 +130,14 @@ def start(a, b, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def add(J: gl.constexpr, dq, shares, dq_desc, b, head, row):
-    """Have the copy engine add this consumer's half of a share of dQ to memory; beyond the last row it does nothing."""
-    mine = shares.dq.index(J)
-    tma.store_wait(0)  # the copy engine has read what was there before
-    wait_for_warpgroup()
-    mine.reshape([64, 64]).store(dq)
-    fence_async_shared()
-    wait_for_warpgroup()
-    if shares.ds.shape[2] == 64:
-        add_to_memory(dq_desc, [b, head, row, 64 * J], mine)
+def add(J: gl.constexpr, dq, shares, dq_desc, i, b, head, row):
+    """Have this consumer's half of a share of dQ added to memory: at once, or by the adder, in turn."""
+    if shares.IN_TURN:
+        shares.leave(i, J, dq)
     else:
-        add_to_memory(dq_desc, [b, head, row + 64 * J, 0], mine)
+        tma.store_wait(0)  # the copy engine has read what was there before
+        wait_for_warpgroup()
+        shares.dq.index(J).reshape([64, 64]).store(dq)
+        fence_async_shared()
+        wait_for_warpgroup()
+        shares.start_to_add(J, dq_desc, b, head, row)

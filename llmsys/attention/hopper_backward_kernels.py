@@ -19,7 +19,8 @@ the diagonal cuts.
 """
 
 from llmsys.attention.hopper_backward_consumer import consume
-from llmsys.attention.hopper_gluon import aggregate, fence_async_shared, gl, gluon, mbarrier, tma
+from llmsys.attention.hopper_backward_turns import add_in_turn
+from llmsys.attention.hopper_gluon import add_to_memory, aggregate, fence_async_shared, gl, gluon, mbarrier, tma
 from llmsys.attention.hopper_kernels import Work
 from llmsys.attention.hopper_ring import new_barriers, new_ring
 
@@ -30,22 +31,23 @@ KEYS = gl.constexpr(128)
 @gluon.jit(do_not_specialize=["Hq", "G", "Tq", "Tk", "scale", "scale_log2"])
 def hopper_backward_kernel(
     q_desc, k_desc, v_desc, do_desc, rows_desc, dq_desc, dk_desc, dv_desc,
-    schedule_ptr, Hq, G, Tq, Tk, scale, scale_log2,
-    CAUSAL: gl.constexpr, SLOTS: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    schedule_ptr, counters_ptr, Hq, G, Tq, Tk, scale, scale_log2,
+    CAUSAL: gl.constexpr, IN_TURN: gl.constexpr, SLOTS: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, OTHER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """dk and dv of all tiles of keys that this program's column of the schedule names, and their shares of dq.
 
     Descriptors of q and do (B, Hq, Tq, D) with tiles of BLOCK_M rows, of k and v (B, Hkv, Tk, D) with tiles of 128, of
     dk and dv with tiles of 64; of rows (B · Hq · tiles · 2 · BLOCK_M) fp32, where the lse of a tile's queries come
     before their delta; of dq (B, Hq, Tq, D) fp32, without the factor `scale`, with tiles of 64 × 64. The schedule's
-    tiles are tiles of keys of key heads. Hq = G · Hkv; scale_log2 is scale · log2(e).
+    tiles are tiles of keys of key heads. Hq = G · Hkv; scale_log2 is scale · log2(e). IN_TURN: whether programs add to
+    dq in a fixed order, for which there is a counter, int32 and 0, for each tile of queries (`hopper_backward_turns`).
     """
     work = KeyWork(Work(schedule_ptr, Hq, G, Tq, Tk, CAUSAL, 2, KEYS), G, Tq, Tk, CAUSAL)
     keys = new_ring(k_desc, 1, 2)
     values = new_ring(v_desc, 1, 2)
     steps = new_steps(q_desc, do_desc, rows_desc, SLOTS)
-    shares = new_shares(q_desc, dq_desc)
+    shares = new_shares(q_desc, dq_desc, IN_TURN)
     outputs = gl.allocate_shared_memory(dk_desc.dtype, [2] + dk_desc.block_type.shape, dk_desc.layout)
     fence_async_shared()
     gl.warp_specialize(
@@ -53,9 +55,10 @@ def hopper_backward_kernel(
             (consume, (0, work, keys, values, steps, shares, outputs, dq_desc, dk_desc, dv_desc, scale, scale_log2)),
             (consume, (1, work, keys, values, steps, shares, outputs, dq_desc, dk_desc, dv_desc, scale, scale_log2)),
             (produce, (work, keys, values, steps, q_desc, k_desc, v_desc, do_desc, rows_desc)),
+            (add_in_turn, (work, shares, dq_desc, counters_ptr)),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, OTHER_REGISTERS, OTHER_REGISTERS],
     )
 
 
@@ -208,12 +211,18 @@ class Shares:
     ds: gl.shared_memory_descriptor  # (2, 128 keys, BLOCK_M): one step's, and the next one's
     full: gl.shared_memory_descriptor  # (2, 1) mbarriers: both consumers' halves are there
     dq: gl.shared_memory_descriptor  # (2, 1, 1, 64, 64) fp32: a share of each consumer, on its way out
+    dq_full: gl.shared_memory_descriptor  # (2, 1), where the adder takes it from here: it is there
+    dq_empty: gl.shared_memory_descriptor
+    IN_TURN: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, ds, full, dq):
+    def __init__(self, ds, full, dq, dq_full, dq_empty, IN_TURN):
         self.ds = ds
         self.full = full
         self.dq = dq
+        self.dq_full = dq_full
+        self.dq_empty = dq_empty
+        self.IN_TURN = gl.constexpr(IN_TURN)
 
     @gluon.jit
     def put(self, i, J: gl.constexpr, ds):
@@ -232,11 +241,37 @@ class Shares:
         mbarrier.wait(self.full.index(i % 2), i // 2 & 1)
         return self.ds.index(i % 2)
 
+    @gluon.jit
+    def start_to_add(self, J: gl.constexpr, dq_desc, b, head, row):
+        """Have the copy engine add J's half of a share to memory; beyond the last row it does nothing."""
+        if self.ds.shape[2] == 64:
+            add_to_memory(dq_desc, [b, head, row, 64 * J], self.dq.index(J))
+        else:
+            add_to_memory(dq_desc, [b, head, row + 64 * J, 0], self.dq.index(J))
+
+    @gluon.jit
+    def leave(self, i, J: gl.constexpr, dq):
+        """Consumer J's half of step i's share, (64, 64), for the adder."""
+        mbarrier.wait(self.dq_empty.index(J), (i & 1) ^ 1)
+        self.dq.index(J).reshape([64, 64]).store(dq)
+        fence_async_shared()
+        mbarrier.arrive(self.dq_full.index(J), count=1)
+
+    @gluon.jit
+    def wait_for_share(self, i, J: gl.constexpr):
+        """Adder: wait until J's half of step i's share is there."""
+        mbarrier.wait(self.dq_full.index(J), i & 1)
+
+    @gluon.jit
+    def give_share_back(self, J: gl.constexpr):
+        """Adder: the copy engine has read J's half."""
+        mbarrier.arrive(self.dq_empty.index(J), count=1)
+
 
 @gluon.jit
-def new_shares(q_desc, dq_desc):
+def new_shares(q_desc, dq_desc, IN_TURN: gl.constexpr):
     BLOCK_M: gl.constexpr = q_desc.block_type.shape[2]
     DS: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     ds = gl.allocate_shared_memory(q_desc.dtype, [2, KEYS, BLOCK_M], DS)
     dq = gl.allocate_shared_memory(gl.float32, [2] + dq_desc.block_type.shape, dq_desc.layout)
-    return Shares(ds, new_barriers(2, 2), dq)
+    return Shares(ds, new_barriers(2, 2), dq, new_barriers(2, 1), new_barriers(2, 1), IN_TURN)

@@ -3,7 +3,8 @@
     from llmsys.attention.hopper_backward_simulate import simulate_backward
     dq, dk, dv = simulate_backward(q, k, v, o, lse, do, causal=True, seed=3)
 
-What is done before and after the kernel, PyTorch does.
+What is done before and after the kernel, PyTorch does. Where programs add to dQ in turn, one program has all tiles: SMs
+are simulated one after another, and cannot wait for each other.
 """
 
 import importlib.util
@@ -21,18 +22,18 @@ from llmsys.attention.contract import check_arguments
 from llmsys.attention.flash_tiles import LOG2_E
 from llmsys.attention.hopper_backward import KEYS, TILES, HopperBackwardTiles, backward_schedule
 from llmsys.attention.hopper_engines import Descriptor, Pointer
-from llmsys.attention.hopper_machine import Machine
+from llmsys.attention.hopper_machine import Machine, Race
 from llmsys.attention.hopper_schedule import ROWS
 
 MODULES = (  # each imports those before it
-    "hopper_ring", "hopper_consumer", "hopper_kernels", "hopper_backward_consumer",
+    "hopper_ring", "hopper_consumer", "hopper_kernels", "hopper_backward_turns", "hopper_backward_consumer",
     "hopper_backward_kernels",
 )  # fmt: skip
 
 
 def simulate_backward(
     q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None = None, *,
-    causal: bool = False, scale: float | None = None, seed: int = 0,
+    causal: bool = False, scale: float | None = None, deterministic: bool = False, seed: int = 0,
     tiles: HopperBackwardTiles | None = None, programs: int = 2, kernel: Callable | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk and dv as the hopper backward kernel computes them, on the CPU: `programs` SMs, one after another.
@@ -47,8 +48,9 @@ def simulate_backward(
     Hkv, Tk = k.shape[1:3]
     tiles = tiles or TILES[D]
     kernel = kernel or backward_kernel_here()
-    programs = min(programs, B * Hkv * -(-Tk // KEYS))
-    schedule = backward_schedule(B, Hq, Hkv, Tq, Tk, causal, tiles, programs).flatten()
+    programs = 1 if deterministic else min(programs, B * Hkv * -(-Tk // KEYS))
+    schedule = backward_schedule(B, Hq, Hkv, Tq, Tk, causal, tiles, programs, deterministic).flatten()
+    counters = torch.zeros(B * Hq * -(-Tq // tiles.block_m), dtype=torch.int32)
     rows = rows_of(o, lse, do, dlse, tiles.block_m)
     dq = torch.zeros(q.shape)
     dk, dv = torch.full_like(k, math.nan), torch.full_like(v, math.nan)
@@ -58,8 +60,8 @@ def simulate_backward(
             Descriptor(q, tiles.block_m), Descriptor(k, KEYS), Descriptor(v, KEYS), Descriptor(do, tiles.block_m),
             Descriptor(rows, [2 * tiles.block_m]), Descriptor(dq, [1, 1, ROWS, 64]),
             Descriptor(dk, ROWS), Descriptor(dv, ROWS),
-            Pointer(schedule), Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
-            CAUSAL=causal, SLOTS=tiles.slots, CONSUMER_REGISTERS=0, PRODUCER_REGISTERS=0,
+            Pointer(schedule), Pointer(counters), Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
+            CAUSAL=causal, IN_TURN=deterministic, SLOTS=tiles.slots, CONSUMER_REGISTERS=0, OTHER_REGISTERS=0,
         )  # fmt: skip
     return (dq * scale).to(q.dtype), dk, dv
 
@@ -81,5 +83,20 @@ def backward_kernel_here(**changes: Callable) -> Callable:
             spec = importlib.util.find_spec(f"llmsys.attention.{name}")
             sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-            module.__dict__.update({name: each for name, each in changes.items() if hasattr(module, name)})
+            module.__dict__.update({name: each for name, each in (_HERE | changes).items() if hasattr(module, name)})
     return module.hopper_backward_kernel
+
+
+def _wait_for_count(counter: Pointer, count: int) -> None:
+    there = int(counter.memory[int(counter.at)])
+    if there != count:
+        raise Race(f"a share of dQ is number {count} by its turn, and {there} have been added")
+
+
+def _count_on(counter: Pointer) -> None:
+    hopper_engines.tma.store_wait(0)
+    counter.memory[int(counter.at)] += 1
+
+
+_HERE = {"wait_for_count": _wait_for_count, "count_on": _count_on}
+"""In the place of what a GPU does in assembly."""

@@ -19,7 +19,8 @@ def quantize_kernel(
     """codes and scales of x (B, H, T, D), whose columns are adjacent; strides in elements. Grid: (blocks, B · H).
 
     codes is (B, H, T, D), or TURNED, (B, H, blocks · D, ROWS); scales (B, H, blocks) fp32. As
-    `llmsys.precision.fp8.quantize_blocks`: NaN stays NaN, infinity saturates, neither counts for the scale.
+    `llmsys.precision.fp8.quantize_blocks`, bit by bit (`div_rn` divides as IEEE has it): NaN stays NaN, infinity
+    saturates, neither counts for the scale.
     """
     block = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
@@ -30,9 +31,9 @@ def quantize_kernel(
     x = tl.load(at + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     size = tl.abs(x)
     largest = tl.max(tl.max(tl.where(size < float("inf"), size, 0.0), 1), 0)
-    scale = tl.where(largest > 0, tl.maximum(largest / 448.0, 1.1754943508222875e-38), 1.0)
+    scale = tl.where(largest > 0, tl.maximum(tl.div_rn(largest, 448.0), 1.1754943508222875e-38), 1.0)
     tl.store(scales_ptr + head * tl.num_programs(0) + block, scale)
-    x = tl.clamp(x / scale, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    x = tl.clamp(x * tl.div_rn(1.0, scale), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     codes = x.to(tl.float8e4nv)
     if TURNED:
         codes = codes.reshape(ROWS // 16, 2, 4, 2, D).permute(4, 0, 2, 1, 3).reshape(D, ROWS)

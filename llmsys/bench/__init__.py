@@ -14,6 +14,7 @@ BENCHMARKS = {
     "softmax": "llmsys.bench.softmax",
     "attention": "llmsys.bench.attention",
     "attention_backward": "llmsys.bench.attention_backward",
+    "attention_fp8": "llmsys.bench.attention_fp8",
     "hopper_orders": "llmsys.bench.hopper_orders",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""

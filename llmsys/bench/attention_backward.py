@@ -4,6 +4,9 @@ Each function's forward pass is run once, with its graph kept; what is timed is 
 are first compared with those of attention in float64, for the first head of the first sequence, by the rule that the
 error may be at most twice that of the naive form in the same precision.
 
+"hopper deterministic" is the same graph's backward pass with `torch.use_deterministic_algorithms`. (The stage flash is
+deterministic by itself; FA2 and cuDNN as they are called here are not.)
+
 TFLOP/s count 2.5 times the operations of the forward pass: five products of the same size instead of two.
 """
 
@@ -18,7 +21,9 @@ from llmsys.bench.attention_peers import EAGER, fused
 from llmsys.bench.record import Record, new_record
 from llmsys.bench.timing import interleaved
 
-__all__ = ["measure", "table"]
+__all__ = ["DETERMINISTIC", "measure", "table"]
+
+DETERMINISTIC = "hopper deterministic"
 
 
 def measure(quick: bool = False) -> Record:
@@ -56,6 +61,10 @@ def _compare(
         extra[name] = None if peak() is None else max(peak() - sum(x.nbytes for x in gradients), 0)
         _check(name, gradients, *sets[0], causal)
         right[name] = lambda do, i, graphs=graphs: _backward(*graphs[i], do)
+        if name == "hopper":
+            extra[DETERMINISTIC] = extra[name]
+            right[DETERMINISTIC] = lambda do, i, graphs=graphs: _deterministic(*graphs[i], do)
+            _check(DETERMINISTIC, right[DETERMINISTIC](sets[0][3], 0), *sets[0], causal)
         del gradients
     timings = interleaved(right, [(each[3], i) for i, each in enumerate(sets)], repeats=20, warmup=2)
     flops = 10 * B * H * T * T * D / (2 if causal else 1)
@@ -79,6 +88,17 @@ def _graph(stage: Callable, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tu
 
 def _backward(o: Tensor, inputs: list[Tensor], do: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(o, inputs, do, retain_graph=True)
+
+
+def _deterministic(o: Tensor, inputs: list[Tensor], do: Tensor) -> tuple[Tensor, ...]:
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # which is for finding bugs, and takes time
+    try:
+        return _backward(o, inputs, do)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def _check(name: str, gradients, q: Tensor, k: Tensor, v: Tensor, do: Tensor, causal: bool) -> None:

@@ -48,8 +48,10 @@ def quantize_blocks(
     finite = torch.where(blocks.isfinite(), blocks.abs(), 0.0)
     largest = finite.amax((-2, -1)) if blocks.numel() else finite.sum((-2, -1))
     # A number as small as fp32 has them, divided by 448, would be rounded to few bits, or to zero.
-    scales = torch.where(largest > 0, (largest / LARGEST).clamp(min=torch.finfo(torch.float32).tiny), 1.0)
-    scaled = blocks / scales[..., None, None]
+    smallest = torch.finfo(torch.float32).tiny
+    # By a tensor: torch divides by a Python number on a GPU by multiplying with its inverse, in other last bits.
+    scales = torch.where(largest > 0, (largest / torch.full_like(largest, LARGEST)).clamp(min=smallest), 1.0)
+    scaled = blocks * (1 / scales)[..., None, None]  # one division a block
     # torch's cast makes NaN of what is too large. Here that is infinity, and 448 plus a rounding error.
     codes = scaled.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
     return codes.flatten(-3, -2)[..., : x.shape[-2], :], scales

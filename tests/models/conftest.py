@@ -3,11 +3,12 @@
 import importlib.util
 import os
 
-# transformers' model classes import triton, and the first import decides whether it interprets or compiles.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pytest
 import torch
+
+# transformers' model classes import triton, and the first import decides whether it interprets or compiles.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from llmsys.models import Llama, LlamaConfig, load_model
 

@@ -2,12 +2,14 @@
 
 import os
 
-# Which is decided by the first import of triton, and torch.optim imports it.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pytest
 import tokenizers
 import torch
+
+# Which is decided by the first import of triton, and torch.optim imports it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from tokenizers import decoders, models, pre_tokenizers
 
 from llmsys.models import Llama, LlamaConfig, Tokenizer
