@@ -166,6 +166,9 @@ class _Product:
 
 
 def warpgroup_mma(a, b, acc, use_acc=True, is_async=False):
+    dtypes = [x.data.dtype if isinstance(x, Shared) else x.dtype for x in (a, b)]
+    if dtypes[0] != dtypes[1]:
+        raise TypeError(f"warpgroup_mma multiplies operands of one dtype, got {dtypes[0]} and {dtypes[1]}")
     product = _Product(a, b, acc, use_acc)
     here.warp.products.append(product)
     if here.machine.draw.random() < 0.5:

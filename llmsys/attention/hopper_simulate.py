@@ -21,6 +21,7 @@ import math
 import random
 import sys
 from collections.abc import Callable
+from types import FunctionType
 from unittest import mock
 
 import torch
@@ -32,6 +33,7 @@ from llmsys.attention.flash_tiles import LOG2_E
 from llmsys.attention.hopper_engines import Descriptor, Pointer
 from llmsys.attention.hopper_machine import Machine
 from llmsys.attention.hopper_schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles
+from llmsys.hardware.kernel_source import plain_function
 
 MODULES = ("hopper_ring", "hopper_consumer", "hopper_kernels")  # each imports those before it
 
@@ -66,11 +68,20 @@ def simulate(
 
 
 def kernel_here(**changes: Callable) -> Callable:
-    """The hopper kernel as plain Python. `changes` replace functions of its modules by name, to see what happens."""
+    """The hopper kernel as plain Python. `changes` replace functions of its modules by name, to see what happens; one
+    that was decorated with gluon.jit is run as the Python that it was, with the modules' own names."""
     with mock.patch.dict(sys.modules, {"llmsys.attention.hopper_gluon": hopper_engines}):
         for name in MODULES:
             spec = importlib.util.find_spec(f"llmsys.attention.{name}")
             sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-            module.__dict__.update({name: each for name, each in changes.items() if hasattr(module, name)})
+            here = {name: each for name, each in changes.items() if hasattr(module, name)}
+            module.__dict__.update({name: _as_python(each, module.__dict__ | here) for name, each in here.items()})
     return module.hopper_forward_kernel
+
+
+def _as_python(function: Callable, names: dict) -> Callable:
+    plain = plain_function(function)
+    if plain is function:
+        return function
+    return FunctionType(plain.__code__, names | {"__name__": plain.__module__}, plain.__name__, plain.__defaults__)

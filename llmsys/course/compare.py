@@ -198,7 +198,7 @@ def show_call(name: str, args: tuple, kwargs: dict) -> str:
 def _text(value) -> str:
     if isinstance(value, Tensor):
         array = value.detach().cpu()
-        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+        array = (array.float() if array.is_floating_point() and array.itemsize < 4 else array).numpy()
         body = np.array2string(array, threshold=40, edgeitems=3, precision=5, separator=", ", max_line_width=100)
         return body if value.numel() <= 40 else f"{body}  {_brief(value)}"
     if isinstance(value, (tuple, list)):

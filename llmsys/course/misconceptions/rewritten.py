@@ -9,8 +9,9 @@ from llmsys.hardware.tier import load_triton
 triton, tl = load_triton()
 
 
-def rewritten(kernel, name: str, *changes: tuple[str, str]):
-    """`kernel` under another name, with each first text of `changes` replaced by its second.
+def rewritten(kernel, name: str, *changes: tuple[str, str], names: dict | None = None):
+    """`kernel` under another name, with each first text of `changes` replaced by its second. `names`: what its text
+    refers to beside triton and tl.
 
     Raises ValueError where a text is not in the kernel, or more than once.
     """
@@ -21,6 +22,6 @@ def rewritten(kernel, name: str, *changes: tuple[str, str]):
         text = text.replace(before, after)
     file = f"<misconception {name}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)  # where Triton looks for it
-    namespace = {"triton": triton, "tl": tl, "__name__": __name__}
+    namespace = {"triton": triton, "tl": tl, "__name__": __name__} | (names or {})
     exec(compile(text, file, "exec"), namespace)
     return namespace[name]
