@@ -696,9 +696,10 @@ print("your step gives what torch's attention gives:", torch.allclose(o.float(),
 # <details><summary><b>3.</b> A colleague gives K's slot back right after starting the scores, "because the instruction has been issued". It
 # works on all of his inputs. What is wrong?</summary>
 #
-# wgmma reads K from shared memory while it runs. Once all consumers have arrived at empty, the producer overwrites the
-# slot. That this comes later than the product's end is luck, as long as copies are slower than products, and nothing
-# holds them back: it will be wrong one day, on another GPU or with more slots.
+# wgmma reads K from shared memory while it runs, so the slot may be overwritten under it. In this kernel it is not: the
+# producer fills K and V in turn, and before it comes to that slot of K again, it has to wait for a slot of V that is
+# given back later. So the check accepts it, too. It is right by an accident of two other functions: with more slots for
+# V than for K, or another order of the copies, it is a race. Wait for what reads a tile, then give it back.
 # </details>
 #
 # **Next:** part II, where attention meets a cache.

@@ -300,7 +300,7 @@ def quantize_blocks(answer: Answer) -> None:
             "codes · scale within max(|x| / 16, scale / 1024) of x", got=lambda r: _worst(error(r), bound),
         )  # fmt: skip
 
-    with answer.property("codes in 8 bits, scales in float32", why="(..., T, D), and one scale for each block of rows."):
+    with answer.property("codes in 8 bits, scales in float32", why="(..., T, D), and one scale for each block."):
         for shape in ((8, 4), (2, 10, 4)):
             x = answer.randn(*shape)
             answer.form(answer(x, 4), fp8.quantize_blocks(x, 4))

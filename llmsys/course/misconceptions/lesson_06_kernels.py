@@ -1,4 +1,4 @@
-"""Wrong steps of the hopper kernel's consumer, for exercise 06.consumer: the right one, in which a line reads otherwise."""
+"""Wrong steps of the hopper kernel's consumer, for 06.consumer: the right one, in which a line reads otherwise."""
 
 from llmsys.attention import hopper_consumer
 from llmsys.course.diagnosis import misconception
@@ -58,13 +58,6 @@ _step(
     "You do not give V's slot back.",
     ("    values.give_back(i)\n", ""),
     why="The producer waits for it before it fills the slot again: the ring is stuck after as many tiles as it has slots.",
-)
-_step(
-    "keys_given_back_too_early",
-    "You give K's slot back while the scores are being computed.",
-    ("    keys.give_back(i + 1)\n", ""),
-    ("    turns.pass_on(J)\n", "    turns.pass_on(J)\n    keys.give_back(i + 1)\n"),
-    why="wgmma reads K from shared memory until it is done. Wait for the scores first.",
 )
 _step(
     "values_given_back_too_early",
