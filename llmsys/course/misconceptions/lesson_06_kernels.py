@@ -51,13 +51,13 @@ _step(
     "keys_not_given_back",
     "You do not give K's slot back.",
     ("    keys.give_back(i + 1)\n", ""),
-    why="The producer waits for it before it fills the slot again: the ring is stuck after as many tiles as it has slots.",
+    why="The producer waits for it before it fills the slot again: the ring is stuck when all its slots are used.",
 )
 _step(
     "values_not_given_back",
     "You do not give V's slot back.",
     ("    values.give_back(i)\n", ""),
-    why="The producer waits for it before it fills the slot again: the ring is stuck after as many tiles as it has slots.",
+    why="The producer waits for it before it fills the slot again: the ring is stuck when all its slots are used.",
 )
 _step(
     "values_given_back_too_early",
