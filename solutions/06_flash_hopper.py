@@ -64,6 +64,8 @@ for name in ("FA2", "flash", "cuDNN", "hopper"):
 
 # %% tags=["measure"]
 measured("06.fa2", 100 * reached["FA2"] / peak, "%")
+
+# %% tags=["measure"]
 measured("06.speedup", reached["hopper"] / reached["FA2"], "×")
 
 # %% [markdown]
@@ -87,7 +89,8 @@ from llmsys.hardware.sm import attention_costs
 print("cycles of an SM for a warpgroup and a tile of keys")
 for D in (64, 128):
     costs = attention_costs(block_m=64, block_n=128, D=D)
-    print(f"D = {D:3}: copy K or V {costs.load:4.0f}, Q Kᵀ {costs.scores:4.0f}, softmax {costs.softmax:4.0f}, P V {costs.output:4.0f}")
+    products = f"Q Kᵀ {costs.scores:.0f}, P V {costs.output:.0f}"
+    print(f"D = {D:3}: copy K or V {costs.load:.0f}, {products}, softmax {costs.softmax:.0f}")
 
 # %% [markdown]
 # With heads of 128, the two products take 1024 cycles, and the softmax between them 800: one exponential costs as much
@@ -119,11 +122,12 @@ for D in (64, 128):
 threads = 128  # of a warpgroup
 for D in (64, 128):
     s, o, p = 64 * 128 / threads, 64 * D / threads, 64 * 128 / 2 / threads
-    print(f"D = {D:3}: S {s:.0f} + O {o:.0f} + P in half precision {p:.0f} = {s + o + p:.0f} registers a thread, and some for addresses, m and l")
-print(f"two consumers with 240 registers and a producer's warpgroup with 24: {128 * (2 * 240 + 24):,} of 65,536")
+    print(f"D = {D:3}: S {s:.0f} + O {o:.0f} + P in half precision {p:.0f} = {s + o + p:.0f} registers a thread")
+asked = threads * (2 * 240 + 24)
+print(f"two consumers with 240 registers a thread, a producer's warpgroup with 24: {asked:,} of 65,536")
 
 # %% [markdown]
-# 160 and some more do not fit into 168. What does not fit is *spilled*: written to memory and read back, in every step.
+# 160, and some for addresses, $m$ and $l$, do not fit into 168. What does not fit is *spilled*: written to memory and read back, in every step.
 # `setmaxnreg` is the way out, Hopper's third new instruction: a producer gives registers back, 24 are enough for it,
 # and consumers take them, up to 240.
 #
@@ -146,10 +150,11 @@ print(f"two consumers with 240 registers and a producer's warpgroup with 24: {12
 from llmsys.hardware.sm import ORDERS, Load, Output, Pass, Scores, Softmax, Turn, Wait, run
 
 costs = attention_costs(D=128)
-for action in ORDERS["fa2"](tiles=2, warpgroups=2)[1]:
-    print(action, end="  ")
+for n, action in enumerate(ORDERS["fa2"](tiles=2, warpgroups=2)[1]):
+    print(action, end="\n" if n == 6 else " ")
 timeline = run(ORDERS["fa2"](tiles=16, warpgroups=2), costs)
-print(f"\n16 tiles, two warpgroups: {timeline.cycles:,.0f} cycles, tensor cores busy for {timeline.utilisation('tensor'):.0%}")
+busy = timeline.utilisation("tensor")
+print(f"\n16 tiles, two warpgroups: {timeline.cycles:,.0f} cycles, tensor cores busy for {busy:.0%}")
 
 # %% [markdown]
 # The model takes three things for granted: an engine that two warpgroups want at the same time is shared evenly, each
@@ -159,12 +164,9 @@ print(f"\n16 tiles, two warpgroups: {timeline.cycles:,.0f} cycles, tensor cores 
 # %% tags=["claim"]
 from llmsys.hardware.sm import Race
 
+hasty = [Load("K", 0), Load("V", 0), Wait("K", 0), Scores(0), Softmax(0), Wait("V", 0), Output(0), Wait("O", 0)]
 try:
-    run([[Load("K", 0), Load("V", 0), Wait("K", 0), Scores(0), Softmax(0)]], costs)
-except (Race, ValueError) as error:
-    print(error)
-try:
-    run([[Load("K", 0), Load("V", 0), Wait("K", 0), Scores(0), Softmax(0), Wait("V", 0), Output(0), Wait("O", 0)]], costs)
+    run([hasty], costs)
 except Race as error:
     print(error)
 
@@ -423,13 +425,12 @@ from llmsys.attention.hopper_schedule import hopper_schedule, hopper_tiles
 tiles, T = hopper_tiles(128, 4096, True), 4096
 a_head = T // tiles.block_m
 steps = {n: -(-(n + 1) * tiles.block_m // tiles.block_n) for n in range(a_head)}  # tiles of keys that a tile sees
-table = hopper_schedule(1, 16, 16, T, T, 128, True, tiles, 132)
-longest = max(sum(steps[x % 2**24] for x in table[1 : 1 + table[0, p], p].tolist()) for p in range(132))
-plain = [0] * 132
-for n in range(16 * a_head):  # in order, round and round
-    plain[n % 132] += steps[n % a_head]
-print(f"tiles of keys for a program: {16 * sum(steps.values()) / 132:.1f} on average")
-print(f"the busiest program, tiles dealt out in order: {max(plain)}; longest first, to who is free: {longest}")
+table = hopper_schedule(1, 16, 16, T, T, 128, True, tiles, programs=132)
+lists = [table[1 : 1 + table[0, program], program] % 2**24 for program in range(132)]  # each one's tiles of queries
+longest_first = max(sum(steps[n] for n in each.tolist()) for each in lists)
+in_order = [sum(steps[n % a_head] for n in range(program, 16 * a_head, 132)) for program in range(132)]
+print(f"tiles of keys for a program: {16 * sum(steps.values()) / 132:.0f} on average")
+print(f"for the busiest one: {max(in_order)} if tiles are dealt out in order, {longest_first} if longest first")
 
 # %% [markdown]
 # ## Exercise (c): the consumer's step (40 minutes)
@@ -496,6 +497,7 @@ from llmsys.attention.hopper_consumer import step as library_step
 your_step = mine("step", default=library_step)
 if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
     from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
 
     from llmsys.attention.hopper import launch
     from llmsys.bench.hopper_orders_kernels import kernel_with
@@ -504,13 +506,14 @@ if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
 
     def cudnn(q, k, v):
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            return scaled_dot_product_attention(q, k, v)
 
     def yours(q, k, v):
         return launch(q, k, v, False, q.shape[3] ** -0.5, kernel)[0]
 
     for D in (64, 128):
-        sets = [tuple(torch.randn(4, 2048 // D, 4096, D, device="cuda").bfloat16() for _ in range(3)) for _ in range(2)]
+        shape = (4, 2048 // D, 4096, D)  # (B, H, T, D)
+        sets = [tuple(torch.randn(shape, device="cuda").bfloat16() for _ in range(3)) for _ in range(2)]
         torch.testing.assert_close(yours(*sets[0]), cudnn(*sets[0]), atol=2e-2, rtol=2e-2)
         times = interleaved({"yours": yours, "cuDNN": cudnn}, sets)
         tflops = {name: 4 * 4 * 2048 * 4096**2 / time.median / 1e12 for name, time in times.items()}
@@ -550,8 +553,8 @@ for bits, itemsize in ((16, 2), (8, 1)):
 # |x - \text{code} \cdot \text{scale}| \le \max\left(\frac{|x|}{16}, \frac{\text{scale}}{1024}\right) \tag{1} $$
 #
 # The second bound is that of the small ones: below $2^{-6}$ codes are $2^{-9}$ apart. One scale for a whole tensor, and
-# a single outlier, large enough, takes the small codes away from all others. One scale for every 128 rows, and it does
-# so to its neighbours only. 128 rows of a head are what the kernel loads as a tile, so the product of two scales is
+# a single outlier, large enough, takes the small codes away from all others: the picture says how large. One scale for
+# every 128 rows, and it does so to its neighbours only. 128 rows of a head are what the kernel loads as a tile, so the product of two scales is
 # *one* factor for a tile of scores, and goes into the scale of the softmax, for nothing.
 
 # %%
@@ -615,13 +618,13 @@ for name, rounded in {
 # The kernel, on an H100, with heads of 128. Quantising is counted apart: keys and values of a cache are quantised once.
 
 # %% tags=["claim"]
-fp8 = recorded("attention_fp8")
+fp8 = {(row["name"], row["T"], row["causal"]): row for row in recorded("attention_fp8").rows}
 print("     T  causal   8 bits, TFLOP/s   over cuDNN in 16   with quantising   error")
 for T in (1024, 4096, 16384):
     for causal in (False, True):
-        here = {row["name"]: row for row in fp8.rows if (row["T"], row["causal"]) == (T, causal)}
-        eight, both = here["hopper_fp8"], here["both"]
-        print(f"{T:6,} {'yes' if causal else 'no':>7} {eight['tflops']:17.0f} {eight['ratio']:19.2f} {both['ratio']:17.2f} {eight['error']:7.1%}")
+        eight, both = fp8["hopper_fp8", T, causal], fp8["both", T, causal]
+        print(f"{T:6,} {'yes' if causal else 'no':>7} {eight['tflops']:17.0f}", end=" ")
+        print(f"{eight['ratio']:18.2f} {both['ratio']:17.2f} {eight['error']:7.1%}")
 
 # %% [markdown]
 # Twice the rate for the products, and not nearly twice the speed. The model said so: it is the exponentials that are
@@ -635,7 +638,7 @@ for T in (1024, 4096, 16384):
 # %% tags=["engine", "claim"]
 from llmsys.attention import sdpa_attention
 from llmsys.attention.hopper_simulate import kernel_here, simulate
-from llmsys.models import load_model
+from llmsys.models import NoCache, load_model
 
 model, caught = load_model(), []
 
@@ -647,8 +650,6 @@ def catch(q, k, v, *, causal=False, scale=None, return_lse=False):
 
 tokens = model.tokenizer.encode("The tensor cores no longer wait for exponentials, and " * 8)
 with torch.no_grad():
-    from llmsys.models import NoCache
-
     model(torch.tensor([tokens]), NoCache(catch))
 q, k, v = caught[10]  # layer 10
 o, _ = simulate(q, k, v, causal=True, kernel=kernel_here(step=your_step))
