@@ -15,13 +15,13 @@ The copy engine reads tensors as they lie, whatever their strides, if addresses 
 checks that, copies what is not so, and says where else to go with what the kernel does not do.
 
 TFLOP/s and, in brackets, the ratio to cuDNN, timed in turns with it on an H100 80GB HBM3 (16k tokens in all, 2048 wide,
-bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-23; `bench/recorded`):
+bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `bench/recorded`):
 
     T               1k            4k            16k
-    D 64   full     436 (1.01)    540 (1.12)    562 (1.17)
-    D 64   causal   287 (0.87)    449 (1.02)    511 (1.09)
-    D 128  full     616 (1.03)    701 (1.04)    703 (1.05)
-    D 128  causal   420 (1.00)    623 (1.08)    685 (1.08)
+    D 64   full     436 (1.01)    537 (1.12)    560 (1.19)
+    D 64   causal   290 (0.87)    440 (1.02)    514 (1.09)
+    D 128  full     614 (1.03)    702 (1.04)    710 (1.05)
+    D 128  causal   420 (1.00)    616 (1.07)    685 (1.08)
 
 At D 128, full, 16k, counters have the tensor cores active for 83% of the time (cuDNN's kernel: 78%), and the GPU at its
 700 W, which lowers its clock to 1.7 GHz. At 1k, a tile of queries meets 8 tiles of keys at most, and its first scores,

@@ -14,17 +14,23 @@ run to run in its last bits. dK and dV do not. With `deterministic=True`, progra
 (`hopper_backward_turns`), and the same inputs give the same bits.
 
 TFLOP/s (2.5 times the forward pass's operations) and, in brackets, the ratio to cuDNN, timed in turns with it on an
-H100 80GB HBM3 (16k tokens in all, 2048 wide, bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-23; medians of 15):
+H100 80GB HBM3 (16k tokens in all, 2048 wide, bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `bench/recorded`):
 
-    T               1k            4k            16k
-    D 64   full     351 (1.00)    478 (1.04)    523 (1.08)
-    D 64   causal   228 (0.97)    396 (1.04)    485 (1.06)
-    D 128  full     397 (0.95)    551 (0.98)    569 (0.99)
-    D 128  causal   264 (0.92)    445 (0.94)    533 (0.93)
+    T                              1k            4k            16k
+    D 64   full                    351 (1.00)    468 (1.04)    511 (1.11)
+    D 64   causal                  230 (0.98)    388 (1.03)    466 (1.03)
+    D 128  full                    398 (0.95)    544 (0.98)    575 (0.99)
+    D 128  causal                  270 (0.94)    466 (0.99)    531 (0.94)
+    D 64   full, deterministic     353 (1.00)    470 (1.05)    497 (1.08)
+    D 64   causal, deterministic   192 (0.82)    353 (0.94)    443 (0.98)
+    D 128  full, deterministic     352 (0.84)    473 (0.85)    498 (0.86)
+    D 128  causal, deterministic   236 (0.83)    409 (0.87)    484 (0.86)
 
-The causal rows at 1k and 4k were timed when heads did not take turns in `backward_schedule`: the longest list of tiles
-was 7% to 15% longer than the mean at D 128, and is 2% now. The first and the last launch take 0.16 ms, of which a
-third to clear dQ, as long as cuDNN's own: at 4k, causal, that is a tenth of the time.
+What limits it at D 128 is presumably shared memory. In a step of 64 queries, the five products read 256 KiB of
+operands from it, dS and dQ's share are written to it and read again, and the copy engine writes the next tiles: some
+3,000 of its cycles, 128 bytes each, where the products need 2,560 of the tensor cores'. Without adding dQ at all, it
+reached 1.01 × cuDNN at 4k and 16k, full. The first and the last launch take 0.16 ms, of which a third to clear dQ: at 4k,
+causal, that is a tenth of the time.
 """
 
 import heapq

@@ -9,15 +9,15 @@ Blocks, scales and their error are `llmsys.precision.fp8`'s; what eight bits cha
 `hopper_fp8_kernels`; the rest of it is stage hopper's. For inference: it has no gradients.
 
 TFLOP/s and, in brackets, the ratio to cuDNN in bfloat16, timed in turns with it on an H100 80GB HBM3 (16k tokens in
-all, 2048 wide, heads of 128; torch 2.11.0+cu130, triton 3.6.0, 2026-11-23; medians of one run, which is in no record):
+all, 2048 wide, heads of 128; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `bench/recorded`):
 
     T                          1k            4k            16k
-    full                       706 (1.19)    825 (1.22)    838 (1.21)
-    causal                     551 (1.32)    798 (1.39)    926 (1.44)
-    with quantising, full      433 (0.73)    700 (1.04)    802 (1.15)
-    with quantising, causal    273 (0.65)    591 (1.03)    848 (1.31)
+    full                       710 (1.18)    826 (1.23)    811 (1.18)
+    causal                     544 (1.29)    788 (1.37)    890 (1.40)
+    with quantising, full      427 (0.71)    692 (1.03)    776 (1.13)
+    with quantising, causal    269 (0.64)    577 (1.01)    801 (1.26)
 
-Quantising q, k and v of 16k tokens takes 0.125 ms, at 2.4 TB/s; k and v of a cache are quantised once. With normal
+Quantising q, k and v of 16k tokens takes 0.135 ms, at 2.2 TB/s; k and v of a cache are quantised once. With normal
 inputs, the root mean square error is 5% of the output, 24 times that of bfloat16, whose mantissa has four bits more.
 """
 

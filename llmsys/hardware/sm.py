@@ -19,30 +19,29 @@ By the last rule the model is an upper bound. The second is an assumption: no do
 warpgroups that begin in step stay in step: all multiply, then all compute exponentials. Those that begin half a step
 apart stay apart, and overlap without having arranged it (`run(…, begin=…)`). Without turns, chance decides which.
 
-Tensor core utilisation with two warpgroups and no mask, and what an H100 reaches of the 989 TFLOP/s for which the model
-stands; "any" is the mean over all distances at which two warpgroups can begin:
+Tensor core utilisation with two warpgroups, heads of 128 and no mask. Beside the model, what is known of H100s: others'
+kernels, of the 989 TFLOP/s for which the model stands; and our `hopper` with its consumer's step in each of these
+orders, at the clock at which it was timed (`llmsys.bench.recorded("hopper_orders")`). "Apart" is the best distance at
+which two warpgroups can begin, "any" the mean over all:
 
-                      model: in step   any    apart    H100
-    D 128  fa1                0.38                     not measured
-           fa2                0.56     0.63   0.77     0.33   FlashAttention-2, 331 TFLOP/s
-           producer           0.56     0.77   0.99     0.58   FlashAttention-3 without turns, 570
-           ping_pong          0.99                     0.63   the same with turns, 620
-           overlapped         0.99                     0.65 to 0.67   and with the overlap, 640 to 660
-                                                       0.71   our `hopper`, 703
-    D 64   fa2                0.40     0.45   0.50     0.30   FlashAttention-2, 298
-           overlapped         0.66                     0.57   our `hopper`, 562, with three warpgroups
+                 model: in step   any    apart   ours   others' kernels
+    fa1                 0.38                     0.64
+    fa2                 0.56     0.63   0.77            0.33   FlashAttention-2, 331 TFLOP/s
+    producer            0.56     0.77   0.99     0.64   0.58   FlashAttention-3 without turns, 570
+    ping_pong           0.99                     0.64   0.63   the same with turns, 620
+    overlapped          0.99                     0.67   0.65 to 0.67   and with the overlap, 640 to 660
 
-What the model gets right: which order is faster than which, that heads of 64 are held up by their exponentials and
-heads of 128 are not, and that turns help. How much: turns win 1.09 times on the GPU and 1.29 in the model (from 1.0 to
-1.8, as chance has it); heads of 128 are 1.25 times as fast as those of 64, and 1.5 in the model. What it cannot see is
-what the overlap within a warpgroup wins on the GPU beside turns, 1.03 to 1.06 times: presumably it fills gaps that
-latencies leave, and here are none. FlashAttention-2 has a second handicap: its products are the A100's instruction,
-which reaches two thirds of the H100's. And at 700 W a GPU lowers its clock, from the 1.83 GHz of the 989 TFLOP/s to 1.7
-for our D 128.
+What the model gets right: which order is faster than which, among kernels of one kind; and that heads of 64 are held up
+by their exponentials, and heads of 128 are not. What it gets wrong is how much. Turns win 1.09 times in
+FlashAttention-3 and 1.00 in ours, where the model has 1.29 (from 1.0 to 1.8, as chance has it). Our kernel that does
+one thing after the other, `fa1`, with a producer, is hardly slower than those that overlap: the order of a program's
+text is not that of its instructions, for the assembler moves exponentials past barriers, and warpgroups drift apart by
+themselves. The overlap within a warpgroup wins 1.03 to 1.06 times on the GPU: presumably it fills gaps that latencies
+leave, and here are none. FlashAttention-2 has a second handicap: its products are the A100's instruction, which reaches
+two thirds of the H100's.
 
-(Ours and FlashAttention-2: 16k tokens, bf16, `llmsys.bench.recorded("attention")`; FlashAttention-3: fp16, 8k tokens,
-and the two thirds: https://tridao.me/blog/2024/flash3/, https://arxiv.org/abs/2407.08608 section 3. Orders in the same
-kernel, timed beside each other: `llmsys.bench.hopper_orders`, of which there is no record yet.)
+(FlashAttention-2: 16k tokens, bf16, `recorded("attention")`; FlashAttention-3: fp16, 8k tokens, and the two thirds:
+https://tridao.me/blog/2024/flash3/, https://arxiv.org/abs/2407.08608 section 3.)
 """
 
 from llmsys.hardware.mbarrier import Deadlock, Race
