@@ -29,8 +29,8 @@ H100 80GB HBM3 (16k tokens in all, 2048 wide, bf16; torch 2.11.0+cu130, triton 3
 What limits it at D 128 is presumably shared memory. In a step of 64 queries, the five products read 256 KiB of
 operands from it, dS and dQ's share are written to it and read again, and the copy engine writes the next tiles: some
 3,000 of its cycles, 128 bytes each, where the products need 2,560 of the tensor cores'. Without adding dQ at all, it
-reached 1.01 × cuDNN at 4k and 16k, full. The first and the last launch take 0.16 ms, of which a third to clear dQ: at 4k,
-causal, that is a tenth of the time.
+reached 1.01 × cuDNN at 4k and 16k, full. The first and the last launch take 0.16 ms, of which a third to clear dQ: at
+4k, causal, that is a tenth of the time.
 """
 
 import heapq
