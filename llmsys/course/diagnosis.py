@@ -10,13 +10,15 @@ is wrong in the same way on all of them (the same value; the same number of pass
 the learner's answer looks like, and its message is worth more than "expected 3.0".
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from llmsys.course.answer import Call, Rejected, same_outcome
-from llmsys.course.runner import LocalRunner
+from llmsys.course.runner import LocalRunner, Run
+from llmsys.course.wire import pack
 
 
 @dataclass(frozen=True)
@@ -64,23 +66,33 @@ def misconceptions_of(exercise: str, *, kernel: bool = False) -> list[Misconcept
 def diagnose(check, calls: Sequence[Call], rejected: Rejected, earlier: Sequence[Call] = ()) -> Misconception | None:
     """The misconception of `check` that explains why `rejected`, if one does.
 
-    `calls` are those of the failed property; where several misconceptions explain them, the one that also agrees most
-    often with the answer in the `earlier` calls is taken.
+    `calls` are those of the failed property, `earlier` those of the properties that passed: a misconception must agree
+    with the answer in all of them.
     """
     if rejected.failure.kind in ("stub", "forbidden") or not calls:
         return None
-    fitting = []
     for each in misconceptions_of(check.id, kernel=check.kernel):
-        runner = LocalRunner(each.function, adapt=check.adapt, kernel=check.kernel)
-        if all(_alike(runner, call, rejected) for call in calls):
-            fitting.append((each, runner))
-    if len(fitting) > 1:
-        fitting.sort(key=lambda pair: -sum(_alike(pair[1], call, rejected) for call in earlier))  # stable
-    return fitting[0][0] if fitting else None
+        if all(_alike(check, each, call, rejected) for call in (*calls, *earlier)):
+            return each
+    return None
 
 
-def _alike(runner: LocalRunner, call: Call, rejected: Rejected) -> bool:
-    run = runner.run(call.args, call.kwargs)
+def _alike(check, known: Misconception, call: Call, rejected: Rejected) -> bool:
+    run = _run(check, known, call)
     if call.run is rejected.run:
         return rejected.same(call.run, run) and rejected.wrong(run)
-    return same_outcome(call.run, run)
+    return same_outcome(call.run, run) and bool(call.run.findings) == bool(run.findings)
+
+
+def _run(check, known: Misconception, call: Call) -> Run:
+    """What the misconception makes of that call. Kept, for a self-test asks all of them about each of them."""
+    key = known, hashlib.sha256(pack([list(call.args), call.kwargs])).digest()
+    if key not in _runs:
+        if len(_runs) >= RUNS:
+            _runs.pop(next(iter(_runs)))  # the oldest
+        _runs[key] = LocalRunner(known.function, adapt=check.adapt, kernel=check.kernel).run(call.args, call.kwargs)
+    return _runs[key]
+
+
+RUNS = 2000
+_runs: dict[tuple[Misconception, bytes], Run] = {}

@@ -225,8 +225,12 @@ class _Watcher:
             return converted
 
         def load(builder, ptrs, mask, other, *rest, **options):
-            ptrs, mask = watcher.checked(builder, ptrs, mask.data, LOAD)
-            return original(builder, ptrs, mask, other, *rest, **options)
+            asked = mask.data
+            ptrs, mask = watcher.checked(builder, ptrs, asked, LOAD)
+            got = original(builder, ptrs, mask, other, *rest, **options)
+            if other is None and np.issubdtype(got.data.dtype, np.floating):  # masked without `other`: undefined on a GPU
+                got.data = np.where(np.broadcast_to(asked, got.data.shape), got.data, np.nan).astype(got.data.dtype)
+            return got
 
         def store(builder, ptrs, value, mask, *rest, **options):
             ptrs, mask = watcher.checked(builder, ptrs, mask.data, STORE)

@@ -159,3 +159,17 @@ def test_kernels_run_under_the_sanitizer():
     assert sanitizer.STORE in {finding.kind for finding in got.findings}
     assert got.bytes_loaded["x_ptr"] == 2 * 2 * 5 * 4  # two passes over 2 rows of 5 fp32
     assert runner.run((torch.randn(2, 8),), {"block": 8}).findings == ()
+
+
+@pytest.mark.skipif(not triton_installed(), reason="needs Triton")
+def test_a_kernel_that_is_not_written_yet_is_not_launched():
+    """Compiled, a stub would be an error about the statement `raise`."""
+
+    class Stub:  # what a decorated kernel is: an object around a function
+        @staticmethod
+        def fn(x_ptr):
+            raise NotImplementedError
+
+    launched = []
+    run = LocalRunner(Stub, adapt=lambda kernel: launched.append, kernel=True).run((1,), {})
+    assert run.error.type == "NotImplementedError" and not launched

@@ -89,6 +89,23 @@ def test_a_forgotten_mask_is_named_by_kernel_program_lane_and_line():
     assert torch.equal(x, y), "what was inside has been copied all the same"
 
 
+@triton.jit
+def masked_sum_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr, OTHER: tl.constexpr):
+    cols = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + cols, mask=cols < n, other=0.0) if OTHER else tl.load(x_ptr + cols, mask=cols < n)
+    tl.store(y_ptr, tl.sum(x.to(tl.float32), 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_masked_without_another_value_is_undefined_and_shows(dtype):
+    x, y = torch.ones(5, dtype=dtype), torch.zeros(1)
+    for other, expected in ((True, 5.0), (False, float("nan"))):
+        with sanitizer.watch(x=x, y=y) as report:
+            masked_sum_kernel[(1,)](x, y, 5, BLOCK=8, OTHER=other)
+        assert report.ok
+        torch.testing.assert_close(y, torch.tensor([expected]), equal_nan=True)
+
+
 def test_neighbouring_memory_stays_what_it_was():
     memory = torch.zeros(64)
     x, y = torch.ones(37), memory[:37]

@@ -71,6 +71,12 @@ def wrong(exercise: str, name: str, message: str, *changes: tuple[str, str], why
     misconception(exercise, message, why=why)(rewritten(right, name, *changes))
 
 
+# As a first solution writes them: nothing guards a row without a key, so what is wrong shows as NaN, and not as 0.
+PLAIN = (
+    ('shift = tl.where(m_new == float("-inf"), 0.0, m_new)', "shift = m_new"),
+    ("o = o / tl.where(l > 0, l, 1.0)[:, None]", "o = o / l[:, None]"),
+)
+
 # (a) the loop
 
 SHRINK_O = "o * shrink[:, None]"
@@ -96,7 +102,7 @@ wrong(
 )  # fmt: skip
 wrong(
     "04.inner_loop", "no_scale", "You do not scale the scores.",
-    (S, 's = tl.dot(q, tl.trans(k), input_precision="ieee") * 1.4426950408889634'),
+    (S, 's = tl.dot(q, tl.trans(k), input_precision="ieee")'),
     why="The scale is part of scale_log2: multiply q·k by it, and use tl.exp2.",
 )  # fmt: skip
 wrong(
@@ -148,7 +154,7 @@ wrong(
 )  # fmt: skip
 wrong(
     "04.causal", "not_itself", "Your mask hides a token from itself.",
-    (SEEN, "keys[None, :] < rows[:, None] + Tk - Tq"), why="Key i + Tk − Tq is the query's own token: ≤, not <.",
+    (SEEN, "keys[None, :] < rows[:, None] + Tk - Tq"), *PLAIN, why="Key i + Tk − Tq is the query's own token: ≤, not <.",
 )  # fmt: skip
 wrong(
     "04.causal", "skips_and_does_not_mask", "You skip the tiles beyond the diagonal, and do not mask the one on it.",
@@ -166,7 +172,7 @@ wrong(
 wrong(
     "04.causal", "hidden_after_the_maximum", "You hide the keys only after the maximum has been taken.",
     (HIDDEN, "pass"), ("p = tl.exp2(s - shift[:, None])", "p = tl.where(seen, tl.exp2(s - shift[:, None]), 0.0)"),
-    why="The maximum may then be a hidden key's, under which all that is seen can vanish: 0 / 0.",
+    *PLAIN, why="The maximum may then be a hidden key's, under which all that is seen can vanish: 0 / 0.",
 )  # fmt: skip
 wrong(
     "04.causal", "always_causal", "Your kernel is causal even where CAUSAL is False.",
@@ -217,7 +223,7 @@ wrong(
 wrong(
     "04.repair_sum", "after_the_maximum", "You take missing keys out of the sum, but they still set the maximum.",
     (HIDDEN, "pass"), ("p = tl.exp2(s - shift[:, None])", "p = tl.where(seen, tl.exp2(s - shift[:, None]), 0.0)"),
-    why="Their score 0 may be above all the others: then every term vanishes, and 0 / 0 is left.",
+    *PLAIN, why="Their score 0 may be above all the others: then every term vanishes, and 0 / 0 is left.",
 )  # fmt: skip
 wrong(
     "04.repair_sum", "subtracted_again", "You subtract one from l for each key that does not exist.",
