@@ -228,7 +228,7 @@ class _Watcher:
             asked = mask.data
             ptrs, mask = watcher.checked(builder, ptrs, asked, LOAD)
             got = original(builder, ptrs, mask, other, *rest, **options)
-            if other is None and np.issubdtype(got.data.dtype, np.floating):  # masked without `other`: undefined on a GPU
+            if other is None and np.issubdtype(got.data.dtype, np.floating):  # on a GPU, what is masked is undefined
                 got.data = np.where(np.broadcast_to(asked, got.data.shape), got.data, np.nan).astype(got.data.dtype)
             return got
 

@@ -154,7 +154,8 @@ wrong(
 )  # fmt: skip
 wrong(
     "04.causal", "not_itself", "Your mask hides a token from itself.",
-    (SEEN, "keys[None, :] < rows[:, None] + Tk - Tq"), *PLAIN, why="Key i + Tk − Tq is the query's own token: ≤, not <.",
+    (SEEN, "keys[None, :] < rows[:, None] + Tk - Tq"), *PLAIN,
+    why="Key i + Tk − Tq is the query's own token: ≤, not <.",
 )  # fmt: skip
 wrong(
     "04.causal", "skips_and_does_not_mask", "You skip the tiles beyond the diagonal, and do not mask the one on it.",
