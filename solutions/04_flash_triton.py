@@ -888,6 +888,11 @@ for name, what in (
     print(f"{ptx.count(name):5} {name:16} {what}")
 print(next((line.strip()[:110] for line in ptx.splitlines() if "wgmma.mma_async" in line), "no wgmma at all"))
 
+recorder = Recorder(kernel, target="sm_90")
+launch(x, x, x, True, 0.125, "ieee", TileConfig(16, 64, 4, 3), recorder)
+ptx = compile_kernels(recorder.builds)[0].ptx
+print(f"tiles of 16 queries: {ptx.count('wgmma.mma_async')} wgmma.mma_async, {ptx.count('mma.sync')} mma.sync")
+
 # %% [markdown]
 # `wgmma` is Hopper's own instruction. Four warps, a *warpgroup*, multiply together, and they read $K$ and $V$
 # straight from shared memory. The `m64` in its name is the number of rows: with a tile of 16 queries the compiler has
