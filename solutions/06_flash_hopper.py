@@ -127,8 +127,8 @@ asked = threads * (2 * 240 + 24)
 print(f"two consumers with 240 registers a thread, a producer's warpgroup with 24: {asked:,} of 65,536")
 
 # %% [markdown]
-# 160, and some for addresses, $m$ and $l$, do not fit into 168. What does not fit is *spilled*: written to memory and read back, in every step.
-# `setmaxnreg` is the way out, Hopper's third new instruction: a producer gives registers back, 24 are enough for it,
+# 160, and some for addresses, $m$ and $l$, do not fit into 168. What does not fit is *spilled*: written to memory and
+# read back, in every step. `setmaxnreg` is the way out, Hopper's third new instruction: a producer gives registers back, 24 are enough for it,
 # and consumers take them, up to 240.
 #
 # ## The idea, III: orders
@@ -554,8 +554,8 @@ for bits, itemsize in ((16, 2), (8, 1)):
 #
 # The second bound is that of the small ones: below $2^{-6}$ codes are $2^{-9}$ apart. One scale for a whole tensor, and
 # a single outlier, large enough, takes the small codes away from all others: the picture says how large. One scale for
-# every 128 rows, and it does so to its neighbours only. 128 rows of a head are what the kernel loads as a tile, so the product of two scales is
-# *one* factor for a tile of scores, and goes into the scale of the softmax, for nothing.
+# every 128 rows, and it does so to its neighbours only. 128 rows of a head are what the kernel loads as a tile, so the
+# product of two scales is *one* factor for a tile of scores, and goes into the scale of the softmax, for nothing.
 
 # %%
 viz.fp8_error()
@@ -658,8 +658,8 @@ print(f"q {tuple(q.shape)}, k {tuple(k.shape)}: ", end="")
 print("your step gives what torch's attention gives:", torch.allclose(o.float(), expected, atol=4e-3))
 
 # %% [markdown]
-# On an H100 the whole model runs on it: `llmsys generate "…" --attention hopper`, or `auto`, which says which stage it
-# picks.
+# On an H100 the whole model runs on it: `llmsys generate "…" --attention hopper --dtype bfloat16`; with `--attention auto`
+# it says which stage it picks.
 #
 # ## What production does differently
 #

@@ -382,6 +382,19 @@ def test_generate_says_what_is_wrong_with_a_model(options, says, tmp_path, monke
     assert done.exit_code == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--dtype", "int8"), "int8"),
+        (("--device", "abacus"), "abacus"),
+        (("--attention", "hopper", "--device", "cpu"), "stage hopper"),
+    ],
+)
+def test_generate_says_what_a_device_or_a_stage_does_not_take(options, says):
+    done = run("generate", "Hello", "--max-new-tokens", "1", *options)
+    assert done.exit_code == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
 def test_generate_says_which_stage_auto_picks():
     done = run("generate", "Hello", "--attention", "auto", "--max-new-tokens", "1")
     assert done.exit_code == 0

@@ -46,6 +46,12 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that share this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs, like cpu.", show_default="the GPU, where there is one")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, where every stage says the same; bfloat16 or float16, which hopper wants.")
+    ] = "float32",
 ) -> None:
     """Let the model answer, token by token, on any attention stage of the course."""
     from rich.console import Console
@@ -56,20 +62,30 @@ def generate(
         if attention not in (*STAGES, "auto"):
             stages = ", ".join((*STAGES, "auto"))
             raise typer.BadParameter(f"no stage {attention!r}; there are: {stages}", param_hint="--attention")
+        import torch
+
         from llmsys.models import load_model, stream_generate
 
-        try:  # both name what is wrong with a file or an option
-            loaded = load_model(model)
+        if dtype not in (dtypes := ("float32", "bfloat16", "float16")):
+            raise typer.BadParameter(f"must be {' or '.join(dtypes)}, got {dtype!r}", param_hint="--dtype")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:  # all of these name what is wrong with a file or an option
+            loaded = load_model(model, device=device, dtype=getattr(torch, dtype))
             pieces = stream_generate(
                 loaded, prompt, attention=attention, max_new_tokens=max_new_tokens,
                 temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
             )  # fmt: skip
         except (ValueError, OSError) as error:
             raise Refused(str(error)) from None
+        except RuntimeError as error:  # torch's, of a device; the rest of it is about CUDA's debugging
+            raise Refused(str(error).splitlines()[0]) from None
     if attention == "auto":
         _say_which(loaded)
-    for piece in pieces:
-        print(piece, end="", flush=True)
+    try:  # a stage says what it does not take
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except (ValueError, RuntimeError) as error:
+        raise Refused(str(error)) from None
     print()
 
 
