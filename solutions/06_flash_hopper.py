@@ -675,8 +675,9 @@ print("your step gives what torch's attention gives:", torch.allclose(o.float(),
 # - **FlashInfer** compiles such kernels for serving, with paged caches; lesson 08 is about those. **FlashAttention-4**
 #   is for Blackwell, whose tensor cores are twice as fast again, and whose exponential units are not: it computes a part
 #   of the exponentials by polynomials, on the units for multiplications.
-# - **The scales of FlashAttention-3's eight bits** are one for each block of a head, as ours. Before that it multiplies
-#   $Q$ and $K$ with a random orthogonal matrix, which spreads outliers over all columns: *incoherent processing*.
+# - **The scales of FlashAttention-3's eight bits** are one for each block in its paper, as ours, and one for each head of
+#   a sequence in its code. Before that it multiplies $Q$ and $K$ with a random orthogonal matrix, which spreads outliers
+#   over all columns: *incoherent processing*.
 #
 # ## Do you have it?
 #
@@ -691,7 +692,8 @@ print("your step gives what torch's attention gives:", torch.allclose(o.float(),
 #
 # Products take twice the cycles, 2048, and the softmax needs as many exponentials as before: the tensor cores are even
 # more what one waits for, and overlap matters less. But O alone is 64 · 256 / 128 = 128 registers a thread, and with S
-# and P it is 224: hardly anything is left of 240. FlashAttention-3 takes tiles of 80 keys there.
+# and P it is 224: hardly anything is left of 240. And two slots for K and V each would be 256 KiB of shared memory, of
+# which a program can have 227. FlashAttention-3 takes tiles of 80 keys there (`hopper/tile_size.h`).
 # </details>
 #
 # <details><summary><b>3.</b> A colleague gives K's slot back right after starting the scores, "because the instruction has been issued". It
