@@ -368,7 +368,8 @@ measured("05.bytes", kept["naive", 4096] / kept["tiled", 4096], "×")
 # had in lesson 04:
 #
 # - **Rows.** Row $r$ of a group is query $r // G$ of query head $h\,G + r \% G$, and there are $G \cdot T_q$ of them.
-#   All heads of the group pass through the same program, so their sum needs no further thought.
+#   All heads of the group pass through the same program, so their sum needs no further thought. (In (a) and (b) a
+#   group's rows were stacked head after head; here they are interleaved, as in lesson 04. A sum does not care.)
 # - **Base two.** `lse_log2` is $\mathrm{lse} \cdot \log_2 e$, so $P = 2^{S - \texttt{lse\_log2}}$ with $S = Q K^T
 #   \cdot \texttt{scale\_log2}$. For a row without a key it is $+\infty$, and $2^{-\infty} = 0$.
 # - **Which way round?** The skeleton does not say whether $S$ is (BLOCK_M, BLOCK_N) or its transpose. With the first,
