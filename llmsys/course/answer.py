@@ -38,7 +38,7 @@ __all__ = [
 @dataclass(frozen=True)
 class Failure:
     """Why a property does not hold, in words. `kind` is one of: stub, error, forbidden, modified, type, memory, value,
-    reads, allocation, traffic."""
+    reads, allocation, traffic, products."""
 
     kind: str
     message: str
@@ -282,6 +282,28 @@ class Answer:
                 expected=f"at most {loaded:,} bytes loaded, {stored:,} stored",
                 wrong=wrong,
                 same=lambda a, b: same_outcome(a, b) and moved(a) == moved(b),
+            )
+
+    def products(self, run: Run, at_most: int, dtype: str) -> None:
+        """The call's kernels made at most so many multiply-adds with tl.dot, all of operands of that type ("fp16").
+        Counted as `traffic` is."""
+
+        def wrong(r: Run) -> bool:
+            return sum(r.multiply_adds.values()) > at_most or bool(set(r.multiply_adds) - {dtype})
+
+        def work(r: Run) -> tuple:  # who loads more than the answer does wastes for another reason
+            return r.multiply_adds, sum(r.bytes_loaded.values()), sum(r.bytes_stored.values())
+
+        if wrong(run):
+            made = ", ".join(f"{n:,} in {name}" for name, n in sorted(run.multiply_adds.items()))
+            self._reject(
+                "products",
+                f"its products took {made} multiply-adds, where {at_most:,} in {dtype} are enough",
+                run,
+                got=f"{made} multiply-adds",
+                expected=f"at most {at_most:,} multiply-adds, in {dtype}",
+                wrong=wrong,
+                same=lambda a, b: same_outcome(a, b) and work(a) == work(b),
             )
 
     def _call(self, args: tuple, kwargs: dict) -> Run:

@@ -119,13 +119,16 @@ def validated(fields: dict) -> Run:
     error, findings = fields["error"], fields["findings"]
     sound = (
         all(_is(fields, {name: tuple}, exactly=False) for name in ("largest_shape", "findings", "modified", "called"))
-        and all(_is(fields, {name: dict}, exactly=False) for name in ("reads", "bytes_loaded", "bytes_stored"))
+        and all(
+            _is(fields, {name: dict}, exactly=False)
+            for name in ("reads", "bytes_loaded", "bytes_stored", "multiply_adds")
+        )
         and all(type(key) in (int, str) and _figure(n, float) for key, n in fields["reads"].items())
         and _figure(fields["largest_bytes"], int)
         and all(_figure(n, int) for n in fields["largest_shape"])
         and all(
             type(key) is str and _figure(n, int)
-            for name in ("bytes_loaded", "bytes_stored")
+            for name in ("bytes_loaded", "bytes_stored", "multiply_adds")
             for key, n in fields[name].items()
         )
         and all(_is(each, {"kind": str, "message": str}) for each in findings)
@@ -138,7 +141,7 @@ def validated(fields: dict) -> Run:
         raise Stopped("protocol", "its report of a call holds something impossible")
     return Run(
         **{name: fields[name] for name in ("value", "reads", "largest_bytes", "largest_shape")},
-        **{name: fields[name] for name in ("bytes_loaded", "bytes_stored")},
+        **{name: fields[name] for name in ("bytes_loaded", "bytes_stored", "multiply_adds")},
         findings=tuple(Finding(clean(each["kind"]), clean(each["message"])) for each in findings),
         modified=_texts(fields["modified"]),
         called=_texts(fields["called"]),

@@ -63,6 +63,7 @@ class Run:
     findings: tuple[Finding, ...] = ()  # by the sanitizer
     bytes_loaded: dict[str, int] = field(default_factory=dict)  # by an interpreted kernel, of each of its tensors
     bytes_stored: dict[str, int] = field(default_factory=dict)
+    multiply_adds: dict[str, int] = field(default_factory=dict)  # by its tl.dot, of each type of operands
     modified: tuple[str, ...] = ()  # arguments that the function changed in place
     called: tuple[str, ...] = ()  # what is forbidden and was called
     refused: str = ""  # why the result is not plain data
@@ -188,6 +189,7 @@ class _Meters(contextlib.ExitStack):
                 "findings": tuple(Finding(found.kind, str(found)) for found in self._report.findings),
                 "bytes_loaded": dict(self._report.bytes_loaded),
                 "bytes_stored": dict(self._report.bytes_stored),
+                "multiply_adds": dict(self._report.multiply_adds),
             }
 
 

@@ -16,7 +16,8 @@ is active, every load and store of an interpreted kernel is looked at before it 
   past the end of x is astray even where another tensor happens to lie next door.
 - Two programs of one launch that store to one address are reported: one after the other, as the interpreter runs them,
   they give an answer; on a GPU it is a race.
-- The bytes that are loaded from and stored to each tensor are counted, masked lanes left out.
+- The bytes that are loaded from and stored to each tensor are counted, masked lanes left out, and so are the
+  multiply-adds of tl.dot, by the type of what is multiplied.
 
 Block pointers and tensor descriptors come down to the same loads and stores, and are watched with them.
 
@@ -73,6 +74,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     bytes_loaded: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bytes_stored: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    multiply_adds: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # by tl.dot: "fp16" -> how many
     programs: int = 0  # in all launches together
 
     @property
@@ -132,6 +134,7 @@ _HOOKED = {  # the methods, and how their parameters begin
     "create_masked_store": ["self", "ptrs", "value", "mask"],
     "create_atomic_rmw": ["self", "rmwOp", "ptr", "val", "mask"],
     "create_atomic_cas": ["self", "ptr", "cmp", "val"],
+    "create_dot": ["self", "a", "b", "d"],
 }
 
 
@@ -246,6 +249,11 @@ class _Watcher:
                 raise IndexError("atomic_cas outside its tensor")
             return original(builder, ptrs, *rest, **options)
 
+        def dot(builder, a, b, *rest, **options):
+            *batch, rows, inner = a.data.shape
+            watcher.report.multiply_adds[str(a.dtype.scalar)] += int(np.prod([*batch, rows, inner, b.data.shape[-1]]))
+            return original(builder, a, b, *rest, **options)
+
         hook = {
             "__call__": launch,
             "_implicit_cvt": convert,
@@ -253,6 +261,7 @@ class _Watcher:
             "create_masked_store": store,
             "create_atomic_rmw": atomic,
             "create_atomic_cas": compare_and_swap,
+            "create_dot": dot,
         }[name]
         hook.__wrapped__ = original
         return hook

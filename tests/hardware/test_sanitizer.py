@@ -62,6 +62,15 @@ def add_kernel(xs, y_ptr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def product_kernel(a_ptr, b_ptr, c_ptr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, UP: tl.constexpr):
+    m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
+    a, b = tl.load(a_ptr + m * K + k[None, :]), tl.load(b_ptr + k[:, None] * N + n)
+    if UP:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    tl.store(c_ptr + m * N + n, tl.dot(a, b))
+
+
+@triton.jit
 def compare_and_swap_kernel(x_ptr, offset):
     tl.atomic_cas(x_ptr + offset, 0, 1)
 
@@ -256,6 +265,15 @@ def test_programs_of_several_launches_add_up():
         copy_kernel[(3,)](x, y, 37, BLOCK=16, MASK=True)
         copy_kernel[(5, 2)](x, y, 0, BLOCK=16, MASK=True)
     assert report.programs == 13 and report.bytes_loaded["x_ptr"] == 37 * 4
+
+
+def test_products_are_counted_by_the_type_of_what_is_multiplied():
+    a, b, c = torch.randn(16, 64).half(), torch.randn(64, 32).half(), torch.zeros(16, 32)
+    with sanitizer.watch() as report:
+        product_kernel[(1,)](a, b, c, M=16, N=32, K=64, UP=False)
+        product_kernel[(3,)](a, b, c, M=16, N=32, K=64, UP=True)
+    assert report.multiply_adds == {"fp16": 16 * 32 * 64, "fp32": 3 * 16 * 32 * 64}
+    assert torch.allclose(c, a.float() @ b.float(), atol=1e-4)
 
 
 def test_atomics_may_meet_but_not_go_astray():

@@ -9,6 +9,7 @@ from llmsys.course.checking import exercise_check
 
 ONE_HEAD = "llmsys.attention.one_head:one_head_kernel"
 FLASH = "llmsys.attention.flash_kernels:flash_forward_kernel"
+IN_HALF = "That is what tensor cores do. float32 is left to units that are many times slower."
 LIBRARY = (ONE_HEAD, FLASH, "llmsys.attention.flash_kernels:_absorb", "triton.language.standard:softmax")
 
 
@@ -149,6 +150,12 @@ def inner_loop(answer: Answer) -> None:
         naive = naive_attention(*(x[None, None] for x in (q, k, v)))[0, 0]
         answer.accurate(answer(q, k, v), exact(q.double(), k.double(), v.double()), naive, tiny=1e-4)
 
+    with answer.property("both products multiply float16 as it is", why=IN_HALF):
+        q, k, v = (x.half() for x in _draw(answer, 16, 16))
+        run = answer(q, k, v)
+        answer.products(run, 2 * 16**3, "fp16")
+        answer.equal(run, exact(q, k, v), rtol=2e-3, atol=2e-3)
+
     with answer.property("k and v are loaded once a program", why="The one pass is what all of this was for."):
         q, k, v = _draw(answer, 32, 32)
         run = answer(q, k, v)
@@ -223,12 +230,14 @@ def causal(answer: Answer) -> None:
         answer.matches(exact(q, k, v, causal=True, scale=1.0), q, k, v, causal=True, scale=1.0, gaps=(8, 0, 24))
 
     with answer.property(
-        "tiles that no query sees are not loaded", why="Half of all tiles of a long sequence: half of the work."
+        "tiles that no query sees are neither loaded nor multiplied",
+        why="Half of all tiles of a long sequence: half of the work.",
     ):
         q, k, v = _draw(answer, 48, 48)
         run = answer(q, k, v, causal=True)
         tiles = 1 + 2 + 3  # of keys, that the three programs see
         answer.traffic(run, loaded=q.nbytes + tiles * 16 * 2 * 64, stored=q.nbytes)
+        answer.products(run, tiles * 2 * 16**3, "fp32")
         answer.equal(run, exact(q, k, v, causal=True))
 
 
@@ -253,7 +262,7 @@ def repair_mask(answer: Answer) -> None:
         "a last tile of queries that is not full", why="Rows beyond the last query are somebody else's memory."
     ):
         for Tq, block_m in ((24, 16), (33, 32), (17, 16)):
-            q, k, v = _draw(answer, Tq, 32)
+            q, k, v = _draw(answer, Tq, 32, 32)  # a head larger than a tile: a mask along the wrong axis does not fit
             answer.matches(exact(q, k, v), q, k, v, block_m=block_m)
 
     with answer.property("a single query", why="That is what decoding asks for, token by token."):
@@ -487,6 +496,12 @@ def ragged_groups(answer: Answer) -> None:
         q, k, v = draw(9, 40, half=True)
         answer.matches(exact_groups(q, k, v), q, k, v, rtol=2e-3, atol=2e-3)
 
+    with answer.property("both products multiply float16 as it is", why=IN_HALF):
+        q, k, v = draw(16, 16, half=True)
+        run = answer(q, k, v)
+        answer.products(run, 2 * 16**3, "fp16")
+        answer.equal(run, exact_groups(q, k, v), rtol=2e-3, atol=2e-3)
+
     with answer.property(
         "k and v are loaded once a program, for all heads of the group", why="That is what packing them is for."
     ):
@@ -496,9 +511,10 @@ def ragged_groups(answer: Answer) -> None:
         answer.traffic(run, loaded=q.nbytes + programs * (k.nbytes + v.nbytes), stored=q.nbytes + q.nbytes // 16)
         answer.equal(run, exact_groups(q, k, v))
 
-    with answer.property("causal: tiles that no row of the program sees are not loaded", why="As in (b)."):
+    with answer.property("causal: tiles that no row of the program sees are skipped", why="As in (b)."):
         q, k, v = draw(48, 48, G=2)
         run = answer(q, k, v, causal=True, block_m=32)
         tiles = 1 + 2 + 3  # the last query of the three programs is 15, 31 or 47, and sees as many tiles of 16
         answer.traffic(run, loaded=q.nbytes + tiles * 16 * 2 * 64, stored=q.nbytes + q.nbytes // 16)
+        answer.products(run, tiles * 2 * 32 * 16 * 16, "fp32")
         answer.equal(run, exact_groups(q, k, v, causal=True))

@@ -82,6 +82,7 @@ PLAIN = (
 SHRINK_O = "o * shrink[:, None]"
 SHRINK_L = "l = l * shrink + tl.sum(p, axis=1)"
 S = 's = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2'
+O = 'o = tl.dot(p.to(v.dtype), v, o * shrink[:, None], input_precision="ieee")'
 K_TILE = "k = tl.load(k_ptr + keys[:, None] * k_stride + d[None, :], mask=keys[:, None] < Tk, other=0.0)"
 V_TILE = "v = tl.load(v_ptr + keys[:, None] * v_stride + d[None, :], mask=keys[:, None] < Tk, other=0.0)"
 
@@ -135,6 +136,17 @@ wrong(
 """),
     why="That is safe softmax's way. With a running maximum one pass is enough.",
 )  # fmt: skip
+wrong(
+    "04.inner_loop", "second_product_in_float32", "You turn v into float32, and multiply P by that.",
+    (O, O.replace("p.to(v.dtype), v", "p, v.to(tl.float32)")),
+    why="Tensor cores multiply half precision: make P's type v's, with p.to(v.dtype), not v's type P's.",
+)  # fmt: skip
+wrong(
+    "04.inner_loop", "products_in_float32", "You turn q, k and v into float32 before you multiply them.",
+    (S, S.replace("q, tl.trans(k)", "q.to(tl.float32), tl.trans(k.to(tl.float32))")),
+    (O, O.replace("p.to(v.dtype), v", "p, v.to(tl.float32)")),
+    why="tl.dot adds up in float32 whatever it multiplies; what it multiplies should stay as it was loaded.",
+)  # fmt: skip
 
 # (b) causal
 
@@ -176,6 +188,16 @@ wrong(
     *PLAIN, why="The maximum may then be a hidden key's, under which all that is seen can vanish: 0 / 0.",
 )  # fmt: skip
 wrong(
+    "04.causal", "loads_masked_and_not_skipped", "You do not load the tiles that no query sees, but multiply them.",
+    ("    stop = Tk\n", "    stop = Tk\n    last = Tk\n"), (STOP, STOP.replace("stop =", "last =")),
+    (K_TILE, K_TILE.replace("< Tk", "< last")), (V_TILE, V_TILE.replace("< Tk", "< last")),
+    why="The loop still runs over all keys, and a product of zeros takes as long as any: end the loop.",
+)  # fmt: skip
+wrong(
+    "04.causal", "large_and_negative", "You hide a score behind a large negative number instead of −∞.",
+    (HIDDEN, "s = tl.where(seen, s, -1e4)"), why="Scores that are seen can be lower still. Nothing is lower than −∞.",
+)  # fmt: skip
+wrong(
     "04.causal", "always_causal", "Your kernel is causal even where CAUSAL is False.",
     ("    if CAUSAL:  # bottom-right: row i sees the keys up to i + Tk − Tq\n", "    if True:\n"),
     ("        if CAUSAL:\n", "        if True:\n"), why="CAUSAL is an argument: ask it, in both places.",
@@ -205,6 +227,12 @@ wrong(
     "04.repair_mask", "rows_moved_back", "You moved the last tile back until it fits: two programs store its rows.",
     (ROWS, "rows = tl.minimum(tl.program_id(0) * BLOCK_M, Tq - BLOCK_M) + tl.arange(0, BLOCK_M)"), Q_BARE, STORE_BARE,
     why="On a GPU that is a race; and with fewer queries than BLOCK_M, it leaves the tensor at its other end.",
+)  # fmt: skip
+wrong(
+    "04.repair_mask", "last_tile_left_out", "You leave the last tile out: the rows in it are never stored.",
+    (Q_TILE, Q_TILE.replace("< Tq", "< Tq // BLOCK_M * BLOCK_M")),
+    (STORE, STORE.replace("< Tq", "< Tq // BLOCK_M * BLOCK_M")),
+    why="Some of its rows exist. Mask those that do not, one by one: mask=rows[:, None] < Tq.",
 )  # fmt: skip
 
 BELOW_TK = "seen = keys[None, :] < Tk  # a key that does not exist has s = 0, and 2^0 is not 0"
@@ -284,6 +312,11 @@ wrong(
     (SHIFT, "shift = m_new"), (DIVIDE, "o = o / l[:, None]\n    o = tl.where(o == o, o, 0.0)"),
     why="That hides NaNs that came in with q, k or v as well, and those you want to hear of.",
 )  # fmt: skip
+wrong(
+    "04.repair_empty_row", "by_the_number_alone", "You set rows to 0 by their number, whether CAUSAL is true or not.",
+    (SHIFT, "shift = m_new"), (DIVIDE, "o = tl.where((rows + Tk - Tq >= 0)[:, None], o / l[:, None], 0.0)"),
+    why="Only a causal row can be without a key. Ask CAUSAL, or, simpler, l.",
+)  # fmt: skip
 
 # (c) the whole kernel
 
@@ -356,4 +389,16 @@ wrong(
     "04.ragged_groups", "stops_by_rows", "You stop at the last row's number, and not at its query's.",
     (G_STOP, "stop = tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M + Tk - Tq, Tk)"),
     why="G rows share a query: divide by G, or the loop runs on over tiles that nobody sees.",
+)  # fmt: skip
+wrong(
+    "04.ragged_groups", "stops_at_the_floor", "Your loop may end a key early: you divide the end by G, not the row.",
+    (G_STOP, "stop = tl.minimum((tl.program_id(0) * BLOCK_M + BLOCK_M) // G + Tk - Tq, Tk)"),
+    why="Where G does not divide BLOCK_M, the last row's query is begun there: (last row) // G + 1, then Tk − Tq.",
+)  # fmt: skip
+wrong(
+    "04.ragged_groups", "all_in_float32", "You turn q, k and v into float32 before you multiply them.",
+    ("tl.dot(q, tl.trans(k), input_precision=PRECISION)",
+     "tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision=PRECISION)"),
+    ("tl.dot(p.to(v.dtype), v, input_precision=PRECISION)", "tl.dot(p, v.to(tl.float32), input_precision=PRECISION)"),
+    why="tl.dot adds up in float32 whatever it multiplies; what it multiplies should stay as it was loaded.",
 )  # fmt: skip
