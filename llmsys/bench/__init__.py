@@ -15,6 +15,7 @@ BENCHMARKS = {
     "attention": "llmsys.bench.attention",
     "attention_backward": "llmsys.bench.attention_backward",
     "attention_fp8": "llmsys.bench.attention_fp8",
+    "attention_counters": "llmsys.bench.attention_counters",
     "hopper_orders": "llmsys.bench.hopper_orders",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
