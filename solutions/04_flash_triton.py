@@ -959,10 +959,11 @@ for D, T, masked in sorted({key[1:] for key in rate}):
 # double, and half as many programs fit. cuDNN does not rely on neighbours. Some of its warps do nothing but copy, and
 # the softmax of one tile overlaps with the products of another by design. That is lesson 06.
 #
-# A profiler's counters agree. With heads of 128, 16k tokens and no mask, the tensor cores are active 59% of the time in
-# our kernel and 78% in cuDNN's. Also, our tile has 64 rows of queries and cuDNN's 128, so that $K$ and $V$ cross from
+# A profiler's counters agree. With heads of 128, 16k tokens and no mask, the tensor cores are active 57% of the time in
+# our kernel and 75% in cuDNN's, and no other unit is busier than that. <!-- source:
+# llmsys/bench/recorded/attention_counters --> Also, our tile has 64 rows of queries and cuDNN's 128, so that $K$ and $V$ cross from
 # L2 more often: at 6.6 TB/s, against 4.7. <!-- source: Nsight Compute on an H100 80GB HBM3, 2026-11-23:
-# sm__pipe_tensor_op_hmma_cycles_active 59.0 and 77.9; lts__t_bytes a second 6.63 and 4.72 -->
+# lts__t_bytes a second 6.63 and 4.72 -->
 #
 # And time and memory against the number of tokens, for one sequence with 16 heads of 64, beside what came before:
 
