@@ -117,9 +117,9 @@ print("dP = dO Vᵀ  ", torch.allclose(dP, true["dP"]))
 #
 # $$ dS = P \circ (dP - \delta), \qquad \delta_i = \sum_j P_{ij}\, dP_{ij} \quad (T_q,) \tag{4} $$
 #
-# Read it: $\delta_i$ is the mean of row $i$ of $dP$, under the weights of that row. A score should rise as far as its
-# key is worth more than the mean, and in proportion to its weight. What it gains the others lose, so each row of $dS$
-# sums to zero. (It must: a number added to a whole row of $S$ does not change $P$.)
+# Read it: $\delta_i$ is the mean of row $i$ of $dP$, under the weights of that row. $dp_j$ says how the loss grows with weight $j$. A score
+# whose key costs more than the row's mean has a gradient above 0, and descent lowers it; one whose key costs less is
+# raised; each in proportion to its weight. What one gains the others lose, so each row of $dS$ sums to zero. (It must: a number added to a whole row of $S$ does not change $P$.)
 
 # %% tags=["claim"]
 delta = (P * dP).sum(dim=1)
@@ -240,7 +240,8 @@ print(f"P of 32 layers with 32 heads, one sequence of {T} tokens: {stored / 2**3
 # - **Causal**, as ever: query $i$ sees the keys $j \le i + T_k - T_q$. So the first query that sees key $j$ is
 #   $j - (T_k - T_q)$: tiles of queries before it take no part. In a tile that is cut, select what is seen, do not
 #   multiply by 0 and 1: the lse knows nothing of a hidden score, whose exponential may well be $\infty$.
-# - **Rows without a key** have $\mathrm{lse} = -\infty$, and no gradient. Mind that $-\infty - (-\infty)$ is NaN.
+# - **Rows without a key** have $\mathrm{lse} = -\infty$, and no gradient. If you select in $P$, after the exponential,
+#   they need nothing more. If you put $-\infty$ into $S$ instead, mind that $-\infty - (-\infty)$ is NaN.
 # - **Grouped and ragged**, as in lesson 03.
 
 # %% tags=["exercise"] exercise="05.backward_tiled"
@@ -259,7 +260,7 @@ def backward_tiled(q, k, v, o, lse, do, *, causal=False, scale=None, block_q=64,
     block_q   queries of a tile, of each query head
     block_k   keys of a tile
 
-    Returns (dq, dk, dv). A pair of tiles takes five products, one that does not see each other none at all.
+    Returns (dq, dk, dv). A pair of tiles takes five products; a pair in which no query sees a key takes none.
     Not allowed: autograd; torch's own backward passes; anything with Tq × Tk elements.
     """
     ### BEGIN SOLUTION

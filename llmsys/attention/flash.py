@@ -8,10 +8,10 @@ Half-precision inputs are multiplied on the tensor cores and summed in fp32. flo
 `precision="tf32"` trades 13 bits of mantissa for the tensor cores. In the interpreter bf16 is refused: it adds raw bits
 there. The backward pass is in `flash_backward`.
 
-What limits it on an H100 (bf16, 16k, full; `llmsys.bench.recorded("attention_counters")`): no unit is full. With heads of
-128, the tensor cores are active for 57% of the time and shared memory's data pipe for 48%; with heads of 64, 51% and
-the exponential unit 54%. Its warps wait for their own products before they compute exponentials, and only the other
-program on the multiprocessor fills the gap: what stage hopper is made to do away with.
+What limits it on an H100 (bf16, 16k, full; `llmsys.bench.recorded("attention_counters")`): no unit is full. With heads
+of 128, the tensor cores are active for 57% of the time and shared memory's data pipe for 48%; with heads of 64, the
+tensor cores for 51% and the exponential unit for 54%. Warps wait for their own products before they compute
+exponentials, and only the other programs on the multiprocessor fill the gap: what stage hopper does away with.
 """
 
 from collections.abc import Sequence

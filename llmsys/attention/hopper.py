@@ -23,12 +23,13 @@ bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `bench/recorded`):
     D 128  full     614 (1.03)    702 (1.04)    710 (1.05)
     D 128  causal   420 (1.00)    616 (1.07)    685 (1.08)
 
-What limits it, by the counters of `recorded("attention_counters")`: at D 128, full, 16k, the tensor cores are active for
-80% of the time (cuDNN's kernel: 75%), and the GPU is at its 700 W, which lowers its clock to 1.7 GHz. At 1k, a tile of
-queries meets 8 tiles of keys at most, and its first scores, first softmax and last product, which overlap with nothing
-of the same consumer, weigh the most: 69%. At D 64 a score takes half as many products and still an exponential: that unit is as busy as the
-tensor cores, 62% and 60% at 16k, and neither is full. Causal at 1k and D 64 is where cuDNN is ahead (tensor cores 40%,
-ours 34%): masks keep the units for integers and comparisons busy for 34% of the time (cuDNN's: 25%; unmasked: 22%).
+What limits it, by `recorded("attention_counters")`: at D 128, full, 16k, the tensor cores are active for 80% of the
+time (cuDNN's kernel: 75%), and the GPU is at its 700 W, which lowers its clock to 1.7 GHz. At 1k, a tile of queries
+meets 8 tiles of keys at most, and its first scores, first softmax and last product, which overlap with nothing of the
+same consumer, weigh the most: 69%. At D 64 a score takes half as many products and still an exponential: that unit is
+as busy as the tensor cores, 62% and 60% at 16k, and neither is full. Causal at 1k and D 64 is where cuDNN is ahead
+(tensor cores 40%, ours 34%): masks keep the units for integers and comparisons busy for 34% of the time (cuDNN's: 25%;
+unmasked: 22%).
 """
 
 from collections.abc import Callable

@@ -17,9 +17,9 @@ all, 2048 wide, heads of 128; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `ben
     with quantising, full      427 (0.71)    692 (1.03)    776 (1.13)
     with quantising, causal    269 (0.64)    577 (1.01)    801 (1.26)
 
-No unit is full: at 16k the tensor cores are active for 44% of the time, the exponential unit for 46% and schedulers for
-42% (causal: 47%, 50%, 45%; `recorded("attention_counters")`). Products take half as long as in bfloat16 and exponentials
-as long, so the two consumers, which take turns, have little left to hide a softmax's chain of dependent steps behind.
+No unit is full (`recorded("attention_counters")`): at 16k the tensor cores are active for 44% of the time, the
+exponential unit for 46% and schedulers for 42%; causal, 47%, 50% and 45%. Products take half as long as in bfloat16 and
+exponentials as long, so consumers that take turns have little behind which to hide a softmax's dependent steps.
 
 Quantising q, k and v of 16k tokens takes 0.135 ms, at 2.2 TB/s; k and v of a cache are quantised once. With normal
 inputs, the root mean square error is 5% of the output, 24 times that of bfloat16, whose mantissa has four bits more.

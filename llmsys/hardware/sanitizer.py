@@ -17,7 +17,7 @@ is active, every load and store of an interpreted kernel is looked at before it 
 - Two programs of one launch that store to one address are reported: one after the other, as the interpreter runs them,
   they give an answer; on a GPU it is a race.
 - The bytes that are loaded from and stored to each tensor are counted, masked lanes left out, and so are the
-  multiply-adds of tl.dot, by the type of what is multiplied.
+  multiply-adds of tl.dot, by the type in which a GPU multiplies: "tf32" for float32 without input_precision="ieee".
 
 Block pointers and tensor descriptors come down to the same loads and stores, and are watched with them.
 
@@ -134,7 +134,7 @@ _HOOKED = {  # the methods, and how their parameters begin
     "create_masked_store": ["self", "ptrs", "value", "mask"],
     "create_atomic_rmw": ["self", "rmwOp", "ptr", "val", "mask"],
     "create_atomic_cas": ["self", "ptr", "cmp", "val"],
-    "create_dot": ["self", "a", "b", "d"],
+    "create_dot": ["self", "a", "b", "d", "input_precision"],
 }
 
 
@@ -249,10 +249,12 @@ class _Watcher:
                 raise IndexError("atomic_cas outside its tensor")
             return original(builder, ptrs, *rest, **options)
 
-        def dot(builder, a, b, *rest, **options):
-            *batch, rows, inner = a.data.shape
-            watcher.report.multiply_adds[str(a.dtype.scalar)] += int(np.prod([*batch, rows, inner, b.data.shape[-1]]))
-            return original(builder, a, b, *rest, **options)
+        def dot(builder, a, b, d, input_precision, *rest, **options):
+            kind = str(a.dtype.scalar)
+            if kind == "fp32" and "IEEE" not in str(input_precision):
+                kind = "tf32"
+            watcher.report.multiply_adds[kind] += int(np.prod([*a.data.shape, b.data.shape[-1]]))
+            return original(builder, a, b, d, input_precision, *rest, **options)
 
         hook = {
             "__call__": launch,

@@ -62,12 +62,14 @@ def add_kernel(xs, y_ptr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def product_kernel(a_ptr, b_ptr, c_ptr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, UP: tl.constexpr):
+def product_kernel(
+    a_ptr, b_ptr, c_ptr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
     a, b = tl.load(a_ptr + m * K + k[None, :]), tl.load(b_ptr + k[:, None] * N + n)
     if UP:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    tl.store(c_ptr + m * N + n, tl.dot(a, b))
+    tl.store(c_ptr + m * N + n, tl.dot(a, b, input_precision=PRECISION))
 
 
 @triton.jit
@@ -269,10 +271,12 @@ def test_programs_of_several_launches_add_up():
 
 def test_products_are_counted_by_the_type_of_what_is_multiplied():
     a, b, c = torch.randn(16, 64).half(), torch.randn(64, 32).half(), torch.zeros(16, 32)
+    one = 16 * 32 * 64
     with sanitizer.watch() as report:
-        product_kernel[(1,)](a, b, c, M=16, N=32, K=64, UP=False)
-        product_kernel[(3,)](a, b, c, M=16, N=32, K=64, UP=True)
-    assert report.multiply_adds == {"fp16": 16 * 32 * 64, "fp32": 3 * 16 * 32 * 64}
+        product_kernel[(1,)](a, b, c, M=16, N=32, K=64, UP=False, PRECISION="tf32")
+        product_kernel[(3,)](a, b, c, M=16, N=32, K=64, UP=True, PRECISION="ieee")
+        product_kernel[(2,)](a, b, c, M=16, N=32, K=64, UP=True, PRECISION="tf32")
+    assert report.multiply_adds == {"fp16": one, "fp32": 3 * one, "tf32": 2 * one}
     assert torch.allclose(c, a.float() @ b.float(), atol=1e-4)
 
 

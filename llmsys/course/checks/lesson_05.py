@@ -146,14 +146,14 @@ def backward_stored(answer: Answer) -> None:
         for only in ("dq", "dk"):
             right(only, *draw(answer, 4, 1), scale=1.0)
 
-    with answer.property("dq, for a scale of 1", why="The whole row's delta goes off, since its weights sum to one."):
+    with answer.property("dq, for a scale of 1", why="delta is the mean of a row of dP under its weights: Σ P ∘ dP."):
         right("dq", *draw(answer, 5, 9, Dv=4), scale=1.0)
 
     with answer.property("dk, for a scale of 1", why="dK is a sum over queries, so dS is transposed."):
         right("dk", *draw(answer, 5, 9, Dv=4), scale=1.0)
 
     with answer.property("the scale, by default 1/√Dk", why="S = scale · q kᵀ: it is in both gradients, once."):
-        right("", *draw(answer, 6, 7))
+        right("", *draw(answer, 6, 7, Dv=4))
         right("", *draw(answer, 6, 7), scale=0.3)
 
     with answer.property("all three, for many heads and sequences", why="Heads know nothing of each other."):
@@ -264,6 +264,13 @@ def backward_tiled(answer: Answer) -> None:
         for only in ("dv", "dk", "dq"):
             right(only, *draw(answer, 9, 11, B=2, G=3, Hkv=2, Dv=4), block_q=4, block_k=4)
         right("", *draw(answer, 9, 11, G=2, Hkv=2), causal=True, block_q=4, block_k=4)
+        right("", *draw(answer, 9, 5, G=2), causal=True, scale=0.4, block_q=4, block_k=4)
+
+    with answer.property(
+        "tensors that lie as (B, T, H, D)", why="A model makes q so, and hands you a view: .view() may refuse it."
+    ):
+        tensors = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in draw(answer, 9, 7, B=2, G=2, Hkv=2)]
+        right("", *tensors, block_q=4, block_k=4)
 
     with answer.property("logits of ±1,000", why="exp(S) alone would overflow; S − lse is never above 0."):
         right("", *draw(answer, 8, 12, scale=300.0), block_q=4, block_k=4, tolerance=2e-2)
@@ -290,11 +297,12 @@ def backward_tiled(answer: Answer) -> None:
     with answer.property(
         "nothing with Tq × Tk elements is ever made", why="That is what recomputing is for: memory that grows with T."
     ):
-        q, k, v, do = draw(answer, 48, 48)
-        o, lse = forward(q, k, v)
-        run = answer(q, k, v, o, lse, do, block_q=8, block_k=8)
-        answer.allocates(run, q.nbytes, "a gradient, the largest thing that there is")
-        answer.equal(run, tuple(exact(q, k, v, do).values()))
+        q, k, v, do = draw(answer, 64, 64)
+        for causal in (False, True):  # a mask of all pairs would have T² elements, too
+            o, lse = forward(q, k, v, causal=causal)
+            run = answer(q, k, v, o, lse, do, causal=causal, block_q=4, block_k=16)
+            answer.allocates(run, q.nbytes, "a gradient, the largest thing that there is")
+            answer.equal(run, tuple(exact(q, k, v, do, causal=causal).values()))
 
 
 @exercise_check(
@@ -411,6 +419,17 @@ def dkdv_kernel(answer: Answer) -> None:
         for only, low in (("dv", naive[2]), ("dk", naive[1])):
             answer.accurate(answer(*given(*tensors), only=only), true[only], low, factor=1.4)
 
+    with answer.property(
+        "products as told: of float16 as it is, of float32 with PRECISION",
+        why="Tensor cores multiply half precision. And without PRECISION, a GPU would round float32 to tf32.",
+    ):
+        for cast, kind in ((Tensor.float, "fp32"), (Tensor.half, "fp16")):
+            tensors = [cast(x) for x in sized(16, 16)]
+            run = answer(*given(*tensors))
+            answer.products(run, 4 * 16**3, kind)
+            expected = exact(*tensors)
+            answer.equal(run, (expected["dk"], expected["dv"]), rtol=2e-2, atol=2e-2)
+
     with answer.property("q and do are loaded once a program, for all heads", why="Each program walks over them once."):
         tensors = sized(16, 32, G=2)
         q, k, v, lse, _, do = given(*tensors)
@@ -426,8 +445,8 @@ def dkdv_kernel(answer: Answer) -> None:
     ):
         tensors = sized(48, 48, G=2)
         q, k, v, lse, _, do = given(*tensors, causal=True)
-        run = answer(*given(*tensors, causal=True), causal=True, block_m=32)
-        share = (3 + 2 + 1) / 3  # of the 96 rows, the three programs see the last three, two, and one of three tiles
+        run = answer(*given(*tensors, causal=True), causal=True, block_m=16)
+        share = (6 + 4 + 2) / 6  # of the 96 rows, the three programs see the last six, four, and two of six tiles
         walked = int(share * (q.nbytes + do.nbytes + 2 * lse.nbytes))
         answer.traffic(run, loaded=k.nbytes + v.nbytes + walked, stored=k.nbytes + v.nbytes)
         expected = exact(*tensors, causal=True)

@@ -194,6 +194,11 @@ wrong(
     why="The loop still runs over all keys, and a product of zeros takes as long as any: end the loop.",
 )  # fmt: skip
 wrong(
+    "04.causal", "rounds_to_tf32", "Your products round float32 to tf32: they lack input_precision=\"ieee\".",
+    (S, S.replace(', input_precision="ieee"', "")), (O, O.replace(', input_precision="ieee"', "")),
+    why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. The interpreter computes with all of them.",
+)  # fmt: skip
+wrong(
     "04.causal", "large_and_negative", "You hide a score behind a large negative number instead of −∞.",
     (HIDDEN, "s = tl.where(seen, s, -1e4)"), why="Scores that are seen can be lower still. Nothing is lower than −∞.",
 )  # fmt: skip
@@ -401,4 +406,10 @@ wrong(
      "tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision=PRECISION)"),
     ("tl.dot(p.to(v.dtype), v, input_precision=PRECISION)", "tl.dot(p, v.to(tl.float32), input_precision=PRECISION)"),
     why="tl.dot adds up in float32 whatever it multiplies; what it multiplies should stay as it was loaded.",
+)  # fmt: skip
+wrong(
+    "04.ragged_groups", "short_mantissas", "Your products round float32 to tf32: they lack input_precision=PRECISION.",
+    ("tl.dot(q, tl.trans(k), input_precision=PRECISION)", "tl.dot(q, tl.trans(k))"),
+    ("tl.dot(p.to(v.dtype), v, input_precision=PRECISION)", "tl.dot(p.to(v.dtype), v)"),
+    why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. The interpreter computes with all of them.",
 )  # fmt: skip

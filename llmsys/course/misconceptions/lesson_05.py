@@ -25,6 +25,9 @@ def _stored(q, k, v, p, do, *, scale=None, wrong=""):
     dK = (1 if wrong in ("no scale", "only dq") else scale) * (dS.mT @ Q)
     if wrong == "mean":
         dK, dV = (x / (q.shape[1] // Hkv) for x in (dK, dV))
+    if wrong == "per head":
+        each = [x.unflatten(2, (-1, q.shape[2])) for x in (Q, P, dO, dS)]
+        dK, dV = scale * (each[3].mT @ each[0]).flatten(1, 2), (each[1].mT @ each[2]).flatten(1, 2)
     if wrong == "last head":
         Q, P, dO, dS = (x[:, :, -q.shape[2] :] for x in (Q, P, dO, dS))
         dK, dV = scale * (dS.mT @ Q), P.mT @ dO
@@ -115,6 +118,12 @@ _backward_stored(
     why="Each head's share has to be added to those before, not written over them.",
     wrong="last head",
 )
+_backward_stored(
+    "a_gradient_for_every_query_head",
+    "You return a dK and a dV for each query head.",
+    why="The G heads of a group read the same K and V: add up what they ask of it.",
+    wrong="per head",
+)
 
 
 # 05.backward_tiled
@@ -135,7 +144,7 @@ def _tiled(q, k, v, o, lse, do, *, causal=False, scale=None, block_q=64, block_k
             dK, dV = torch.zeros_like(K), torch.zeros_like(V)
         elif dK.shape != K.shape:
             dK, dV = dK[:, :, : K.shape[2]], dV[:, :, : V.shape[2]]
-        first = max(j - (Tk - Tq), 0) if causal else 0
+        first = max(j - (0 if wrong == "own number" else Tk - Tq), 0) if causal else 0
         if causal and wrong == "late":
             first = min(tile.stop - 1 - (Tk - Tq), Tq) // block_q * block_q + block_q
         start = 0 if wrong == "walks all" else first // block_q * block_q
@@ -144,7 +153,8 @@ def _tiled(q, k, v, o, lse, do, *, causal=False, scale=None, block_q=64, block_k
             Q, dO, L, Delta = (stack(x[:, :, rows], Hkv) for x in (q, do, lse, delta))
             S = (1 if wrong == "no scale in s" else scale) * (Q @ K.mT)
             seen = torch.arange(tile.start, tile.stop) <= torch.arange(i, rows.stop)[:, None] + offset
-            seen = seen.repeat(q.shape[1] // Hkv, 1)
+            G = q.shape[1] // Hkv
+            seen = seen.repeat_interleave(G, 0) if wrong == "mask interleaved" else seen.repeat(G, 1)
             if causal and wrong in ("zero score", "nan"):
                 S = S.masked_fill(~seen, 0 if wrong == "zero score" else -float("inf"))
             P = {
@@ -296,6 +306,18 @@ _backward_tiled(
     "You begin only with the first tile of queries that sees the whole tile of keys.",
     why="Those that see a part of it count, too: the tile on the diagonal is the one that needs a mask.",
     wrong="late",
+)
+_backward_tiled(
+    "begins_at_the_keys_number",
+    "You begin with query j for key j.",
+    why="The first query that sees key j is j − (Tk − Tq): with more keys than queries, that is an earlier one.",
+    wrong="own number",
+)
+_backward_tiled(
+    "mask_of_other_rows",
+    "Your mask repeats each query G times in a row, but the rows are stacked head after head.",
+    why="Row r of a tile with n queries is query r % n: repeat(G, 1), not repeat_interleave(G).",
+    wrong="mask interleaved",
 )
 _backward_tiled(
     "blind_rows",

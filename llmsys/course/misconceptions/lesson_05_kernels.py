@@ -71,6 +71,7 @@ S = "s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2"
 DS = "ds = p * (dp - delta[:, None])"
 DV = "dv += tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)"
 DK = "dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)"
+DP = "dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)"
 SEEN = "keys[None, :] <= (query + Tk - Tq)[:, None]"
 START = "start = tl.maximum(first_key - (Tk - Tq), 0) * G // BLOCK_M * BLOCK_M"
 HEAD = "head = h * G + rows % G"
@@ -186,4 +187,35 @@ wrong(
     "starts_by_queries", "You start at the first query's number, and not at its first row's.",
     (START, START.replace(" * G", "")),
     why="Query i has the rows i · G to i · G + G − 1: multiply by G, or the loop begins with rows that see nothing.",
+)  # fmt: skip
+wrong(
+    "begins_at_the_keys_number", "You begin with query j for key j.",
+    (START, START.replace("first_key - (Tk - Tq)", "first_key")),
+    why="The first query that sees key j is j − (Tk − Tq): with more keys than queries, that is an earlier one.",
+)  # fmt: skip
+wrong(
+    "begins_before_the_first_row", "Your loop may begin at a negative row.",
+    (START, "start = (first_key - (Tk - Tq)) * G // BLOCK_M * BLOCK_M"),
+    why="With more keys than queries, first_key − (Tk − Tq) may be negative: tl.maximum(…, 0).",
+)  # fmt: skip
+wrong(
+    "loop_ends_at_Tq", "Your loop ends at Tq, and there are G · Tq rows.",
+    ("for row in range(start, G * Tq, BLOCK_M):", "for row in range(start, Tq, BLOCK_M):"),
+    why="All G heads of a group pass through one program.",
+)  # fmt: skip
+wrong(
+    "heads_one_after_another", "You stack the rows head after head, and begin as if they were sorted by query.",
+    ("query = rows // G", "query = rows % Tq"), (HEAD, "head = h * G + rows // Tq"),
+    why="The sums do not care, but the loop's start does: only if row r is query r // G do early queries come first.",
+)  # fmt: skip
+wrong(
+    "short_mantissas", "Your products round float32 to tf32: they lack input_precision=PRECISION.",
+    *((each, each.replace(", input_precision=PRECISION", "")) for each in (S, DV, DP, DK)),
+    why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. The interpreter computes with all of them.",
+)  # fmt: skip
+wrong(
+    "products_in_float32", "You turn P and dS, and what they are multiplied by, into float32.",
+    (DV, DV.replace("p.to(do.dtype)), do", "p), do.to(tl.float32)")),
+    (DK, DK.replace("ds.to(q.dtype)), q", "ds), q.to(tl.float32)")),
+    why="Tensor cores multiply half precision: give P do's type and dS q's. tl.dot sums in float32 all the same.",
 )  # fmt: skip
