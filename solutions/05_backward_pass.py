@@ -45,16 +45,16 @@ viz.backward_overview()
 # %% [markdown]
 # ## Predict: what does it cost, what does it save?
 #
-# One head of attention with $T = 4096$ tokens and a head size of 64, in `float32`. Backwards from the stored $P$
-# takes four products of the size of $Q K^T$. If $P$ is not stored, $Q K^T$ has to be computed once more. **How many
-# times as many floating-point operations does the backward pass then have, in its products?**
+# One head of attention with $T = 4096$ tokens and a head size of 64, in `float32`. The forward pass is two products,
+# $Q K^T$ and $P V$. The backward pass wants three gradients, and if $P$ was not stored it wants $P$ again, too. **How many
+# times as many floating-point operations as the forward pass does it take, in its products?**
 
 # %% tags=["predict"]
 predict("05.flops", None, "×")
 
 # %% [markdown]
-# Between the two passes, naive attention keeps $P$, beside its inputs $q$, $k$ and $v$. In its place, tiled attention
-# keeps its output $o$ and the log-sum-exp. **How many times fewer bytes is that?**
+# Between the two passes, naive attention keeps $P$, and tiled attention keeps its output $o$ and the log-sum-exp instead,
+# a number a row. (Both keep $q$, $k$ and $v$ as well; leave these out.) **How many times fewer bytes is that?**
 
 # %% tags=["predict"]
 predict("05.bytes", None, "×")
@@ -117,9 +117,10 @@ print("dP = dO Vᵀ  ", torch.allclose(dP, true["dP"]))
 #
 # $$ dS = P \circ (dP - \delta), \qquad \delta_i = \sum_j P_{ij}\, dP_{ij} \quad (T_q,) \tag{4} $$
 #
-# Read it: $\delta_i$ is the mean of row $i$ of $dP$, under the weights of that row. $dp_j$ says how the loss grows with weight $j$. A score
-# whose key costs more than the row's mean has a gradient above 0, and descent lowers it; one whose key costs less is
-# raised; each in proportion to its weight. What one gains the others lose, so each row of $dS$ sums to zero. (It must: a number added to a whole row of $S$ does not change $P$.)
+# Read it: $dP_{ij}$ says how fast the loss grows with weight $j$, and $\delta_i$ is the mean of row $i$ under that row's
+# own weights. A score whose key costs more than the mean has a gradient above 0, and descent lowers it; one whose key
+# costs less is raised; each in proportion to its weight. What one gains the others lose, so each row of $dS$ sums to
+# zero. (It must: a number added to a whole row of $S$ does not change $P$.)
 
 # %% tags=["claim"]
 delta = (P * dP).sum(dim=1)
@@ -163,7 +164,7 @@ def backward_stored(q, k, v, p, do, *, scale=None):
     k   (B, Hkv, Tk, Dk)     p   (B, Hq, Tq, Tk)   softmax(scale · q kᵀ), 0 where a key was masked
     v   (B, Hkv, Tk, Dv)     Hq = G · Hkv: query head h reads key head h // G
 
-    Returns (dq, dk, dv), of the shapes of q, k and v. The scale is 1/√Dk where it is None.
+    Returns (dq, dk, dv), in this order, of the shapes of q, k and v. The scale is 1/√Dk where it is None.
     Not allowed: autograd, and torch's own backward passes.
     """
     ### BEGIN SOLUTION
@@ -297,35 +298,35 @@ def backward_tiled(q, k, v, o, lse, do, *, causal=False, scale=None, block_q=64,
 check("05.backward_tiled", backward_tiled)
 
 # %% [markdown]
-# Count the operations of all of it, for 4096 tokens. (On torch's `meta` device tensors have a shape and no memory, so
-# this costs nothing.)
+# Count the operations of all of it, for 4096 tokens.
 
 # %% tags=["claim"]
 stored, tiled = (
     mine("backward_stored", default=library_stored),
     mine("backward_tiled", default=library_tiled),
 )
-x = torch.empty(1, 1, 4096, 64, device="meta")  # (B, H, T, D)
-p, row = torch.empty(1, 1, 4096, 4096, device="meta"), torch.empty(1, 1, 4096, device="meta")
+q, k, v, do = (torch.randn(1, 1, 4096, 64) for _ in range(4))  # (B, H, T, D)
+p = torch.softmax(q @ k.mT / 8, dim=-1)
 with work() as forwards:
-    naive_attention(x, x, x)
+    o, lse = tiled_attention(q, k, v, return_lse=True, block_q=512, block_k=512)
 with work() as from_stored:
-    stored(x, x, x, p, x)
+    stored(q, k, v, p, do)
 with work() as recomputed:
-    tiled(x, x, x, x, row, x, block_q=512, block_k=512)
+    tiled(q, k, v, o, lse, do, block_q=512, block_k=512)
 for name, done in (("forwards", forwards), ("backwards, P stored", from_stored), ("backwards, P again", recomputed)):
     ratio = done.matmul_flops / forwards.matmul_flops
     print(f"{name:20} {done.matmul_flops:15,} FLOP in products, {ratio:.1f} × as many as forwards")
 
 # %% tags=["measure"]
-measured("05.flops", recomputed.matmul_flops / from_stored.matmul_flops, "×")
+measured("05.flops", recomputed.matmul_flops / forwards.matmul_flops, "×")
 
 # %% [markdown]
-# Five products where four would do: 1.25 times as many operations. <!-- source: the table above, 5/4 --> And the
-# factor in the last line, 2.5, is the convention by which the speed of a backward pass is stated: whatever a kernel
-# really computes, five products are counted.
+# Each of the two products forwards has two backwards, one for each of its factors: four. The fifth is $S$ again. So what
+# recomputing adds is a quarter. <!-- source: the table above, 5/4 --> And 2.5 is the convention by which the speed of a
+# backward pass is stated: whatever a kernel really computes, five products are counted.
 #
-# Now what is kept. Torch has hooks on everything that autograd saves, and `saved_for_backward` counts with them.
+# Now what is kept. Torch has hooks on everything that autograd saves, and `saved_for_backward` counts with them. (On
+# torch's `meta` device tensors have a shape and no memory, so that even the longest costs nothing here.)
 # `differentiable` makes an attention that autograd can use out of a forward pass and a backward pass: here out of
 # lesson 03's and yours.
 
@@ -370,7 +371,8 @@ measured("05.bytes", kept["naive", 4096] / kept["tiled", 4096], "×")
 #
 # - **Rows.** Row $r$ of a group is query $r // G$ of query head $h\,G + r \% G$, and there are $G \cdot T_q$ of them.
 #   All heads of the group pass through the same program, so their sum needs no further thought. (In (a) and (b) a
-#   group's rows were stacked head after head; here they are interleaved, as in lesson 04. A sum does not care.)
+#   group's rows were stacked head after head. Here they are interleaved, as in lesson 04: the sums would not care, but
+#   with early queries first, a causal loop can begin where the first query is that sees anything.)
 # - **Base two.** `lse_log2` is $\mathrm{lse} \cdot \log_2 e$, so $P = 2^{S - \texttt{lse\_log2}}$ with $S = Q K^T
 #   \cdot \texttt{scale\_log2}$. For a row without a key it is $+\infty$, and $2^{-\infty} = 0$.
 # - **Which way round?** The skeleton does not say whether $S$ is (BLOCK_M, BLOCK_N) or its transpose. With the first,
@@ -378,7 +380,9 @@ measured("05.bytes", kept["naive", 4096] / kept["tiled", 4096], "×")
 #   it.
 # - **Causal.** Start at the tile of the first row that sees the first key, and mask: `tl.where` on $P$, after the
 #   exponential. A product with 0 would not do. A hidden score may be far above the lse, and $\infty \cdot 0$ is NaN.
-# - **Dtypes.** Both operands of a `tl.dot` want one dtype: `p.to(do.dtype)`, `ds.to(q.dtype)`.
+# - **Scale.** The skeleton multiplies `dk` by it when it stores. Leave $dS$ as it is.
+# - **Dtypes.** Both operands of a `tl.dot` want one dtype: `p.to(do.dtype)`, `ds.to(q.dtype)`. And each wants
+#   `input_precision=PRECISION`: without it, a GPU rounds `float32` to ten bits of mantissa.
 
 # %% tags=["exercise"] exercise="05.dkdv_kernel"
 from llmsys.hardware.tier import load_triton
@@ -453,9 +457,9 @@ def dkdv_kernel(
 check("05.dkdv_kernel", dkdv_kernel)
 
 # %% [markdown]
-# With the forward kernel of lesson 04, your kernel, and the library's for $dQ$, an attention is complete.
-# `launch_dkdv` launches your kernel as it does its own. SmolLM2's heads, three queries to a key, some ragged number
-# of tokens:
+# With the forward kernel of lesson 04, your kernel, and the library's for $dQ$, an attention is complete: the library's
+# backward pass launches the kernel that it is given as `dkdv_kernel` in place of its own. SmolLM2's heads, three queries
+# to a key, some ragged number of tokens:
 
 # %% tags=["claim"]
 from llmsys.attention import flash_attention
@@ -482,7 +486,7 @@ for name, a, b in zip(("dq", "dk", "dv"), yours, theirs, strict=True):
 #
 # A walk through the backward pass, step by step: a tile of keys waits, with its two sums; tiles of queries come by,
 # each with its $dO$, its lse and its $\delta$; a tile of $P$ is made again and used. Look at what is made, what
-# grows, and what is forgotten. Then turn causality on: which tiles of queries does the last tile of keys see?
+# grows, and what is forgotten. Then turn causality on: which tiles of queries see the last tile of keys?
 
 # %% tags=["widget"]
 viz.backward_stepper()
@@ -490,10 +494,11 @@ viz.backward_stepper()
 # %% [markdown]
 # ## Measure
 #
-# On this machine, with torch: from the stored matrix, against recomputing it in tiles of 128. **How many times as
-# long will recomputing take, for 2 heads with 1024 tokens?** (It computes 1.25 times as much; <!-- source: counted
-# above --> each of its operations goes over a tile of 64 KiB instead of a matrix of 4 MiB, and there are 64 pairs of
-# tiles.) <!-- source: 128² and 1024² elements of 4 bytes -->
+# On this machine, with torch: from the stored matrix, against recomputing it in tiles of 128. Against recomputing: 1.25
+# times as many operations in products, <!-- source: counted above --> and 64 pairs of tiles a head, each with a dozen
+# calls of torch. For it: each call goes over 64 KiB a head, which stay in a cache, instead of over a matrix of 4 MiB.
+# <!-- source: 128² and 1024² elements of 4 bytes --> **How many times as long will it take, for 2 heads with 1024
+# tokens?** (Below 1 means that recomputing is faster.)
 
 # %% tags=["predict"]
 predict("05.time", None, "×")
@@ -515,11 +520,14 @@ for T in (256, 512, 1024, 2048):
 measured("05.time", ms[1024][1] / ms[1024][0], "×")
 
 # %% [markdown]
-# Short sequences pay for the many small operations. Long ones hardly pay at all: a matrix that has outgrown the
-# caches travels at every operation, and a tile does not.
+# Short sequences pay for the many small operations. At about a thousand tokens the two are even, and beyond that
+# recomputing wins, with more to compute: a matrix that has outgrown the caches travels at every operation, and a tile
+# does not.
 #
 # On a GPU the whole walk is in two kernels, and there the comparison that matters is with the others that recompute:
-# all fused kernels do. On an H100 the library's were timed beside their peers, on the shapes of lesson 04's table:
+# all fused kernels do. On an H100 the library's were timed beside their peers, on the shapes of lesson 04's table.
+# (`flash` is what you have just written a half of; `hopper` is its sequel, with the means of lesson 06, and comes in a
+# deterministic form and in a faster one.)
 
 # %% tags=["measure"]
 viz.attention_speed(recorded("attention_backward"))
@@ -538,13 +546,13 @@ for name in ("flash", *peers):
     print(f"extra memory of {name} at D = 64 and 16,384 tokens, causal: {extra / 2**20:6.1f} MiB")
 
 # %% [markdown]
-# Five products are counted, and ours computes seven: its tensor cores do 1.4 times as much as the figure says. <!--
-# source: 7/5 --> It is ahead of FA2 and FlexAttention all the same: `wgmma` (lesson 04) makes up for more than that.
-# Of cuDNN it falls short in nearly all rows. The extra memory has its share in the answer why. What flash needs
-# beside the gradients is lse and delta, two numbers a row. What cuDNN needs is just as much as a sum for $dQ$ in
-# `float32` would take, 4 bytes for each of 16,384 × 2048 elements, and a number a row: it seems to compute five
-# products, and to add $dQ$ up in memory. <!-- source: 2^27 + 2^21 bytes recorded; 16,384 · 2048 · 4 = 2^27, 16,384 ·
-# 32 · 4 = 2^21 -->
+# Five products are counted, and `flash` computes seven: its tensor cores do 1.4 times as much as the figure says. <!--
+# source: 7/5 --> It is ahead of FA2 all the same, whose products are not `wgmma` (lesson 04), and of FlexAttention, which
+# comes from the same compiler and takes seven products, too. Of cuDNN it falls short in nearly all rows. The extra
+# memory hints at why. What flash needs beside the gradients is lse and delta, two numbers a row. What cuDNN needs is
+# just as much as a sum for $dQ$ in `float32` would take, 4 bytes for each of 16,384 × 2048 elements, and a number a row:
+# it seems to compute five products, and to add $dQ$ up in memory. (FA2 needs such a sum, too, and as much again.) <!--
+# source: 2^27 + 2^21 bytes recorded for cuDNN; 16,384 · 2048 · 4 = 2^27, 16,384 · 32 · 4 = 2^21; FA2: 2^28 + 2^21 -->
 #
 # ## Your backward pass trains a model
 #

@@ -190,9 +190,11 @@ def show(value, limit: int = 400) -> str:
 
 
 def show_call(name: str, args: tuple, kwargs: dict) -> str:
-    """The call in a line: `merge((3, 5) float32, tile=4)`, tensors by their shapes."""
-    given = [_brief(x) for x in args] + [f"{key}={_brief(x)}" for key, x in kwargs.items()]
-    return f"{name}({', '.join(given)})"
+    """The call in a line: `merge((3, 5) float32, tile=4)`, tensors by their shapes. The check's own argument `only`,
+    which names a part of the result, is shown as that: `dq of backward(…)`."""
+    given = [_brief(x) for x in args] + [f"{key}={_brief(x)}" for key, x in kwargs.items() if key != "only"]
+    part = f"{kwargs['only']} of " if kwargs.get("only") else ""
+    return f"{part}{name}({', '.join(given)})"
 
 
 def _text(value) -> str:

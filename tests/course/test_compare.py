@@ -150,3 +150,4 @@ def test_long_values_are_shown_short():
         "merge(((2,) float32, (2,) float32), tile=4)"
     )
     assert "not contiguous" in show_call("f", (torch.zeros(2, 3).T,), {})
+    assert show_call("backward", (1,), {"scale": 2.0, "only": "dq"}) == "dq of backward(1, scale=2.0)"

@@ -121,9 +121,9 @@ def forward(q, k, v, **options) -> tuple[Tensor, Tensor]:
     hints=(
         "Equations (2) to (5) are five lines. Write each with its shapes beside it, for one head; which of them need "
         "a transposition so that the shapes fit?",
-        "dV = Pᵀ dO, dP = dO Vᵀ, dS = P ∘ (dP − rowsum(P ∘ dP)), dQ = scale · dS K, dK = scale · dSᵀ Q. With groups, "
-        "stack the G · Tq rows of a key head first: q.unflatten(1, (Hkv, G)).flatten(2, 3), and p and do likewise. "
-        "Then dK and dV are sums over all heads of the group by themselves.",
+        "With groups, stack the G · Tq rows of a key head first: q.unflatten(1, (Hkv, G)).flatten(2, 3), and p and do "
+        "likewise. Then dK and dV are sums over all heads of the group by themselves, and of dQ alone the rows have to "
+        "be unstacked. delta is a sum over keys: a number for each row, so keep its dimension.",
         "Q, P, dO = (x stacked: (B, Hkv, G·Tq, …) for x in (q, p, do))\n"
         "dV = P.mT @ dO;  dP = dO @ v.mT\n"
         "dS = P * (dP - (P * dP).sum(-1, keepdim=True))\n"
@@ -385,6 +385,7 @@ def dkdv_kernel(answer: Answer) -> None:
     ):
         right("", *sized(8, 16, G=2, Hkv=2))
         right("", *sized(7, 20, G=3, Hkv=2))
+        right("", *sized(7, 20, B=2, G=2))
 
     with answer.property("tensors that lie as (B, T, H, D)", why="Strides are given for batch, head and token."):
         right("", *sized(9, 17, B=2, G=2, Hkv=2, Dv=24), tokens_first=True)
@@ -411,7 +412,7 @@ def dkdv_kernel(answer: Answer) -> None:
     ):
         right("", *sized(16, 20), scale=0.5)
 
-    with answer.property("float16, summed in float32", why="The products want both operands in one dtype."):
+    with answer.property("float16, summed in float32", why="tl.dot gives float32: dv += …, dk += …, in float32."):
         tensors = [x.half() for x in sized(320, 16)]
         leaves = [x.clone().requires_grad_() for x in tensors[:3]]
         naive = torch.autograd.grad(naive_attention(*leaves), leaves, tensors[3])

@@ -93,7 +93,13 @@ wrong(
 )  # fmt: skip
 wrong(
     "lse_of_the_keys", "You subtract lse along the wrong axis of the scores.", (P, P.replace("[:, None]", "[None, :]")),
-    why="lse_log2 is a number for each query. Where s is (BLOCK_M, BLOCK_N), that is lse_log2[:, None].",
+    why="It is a number for each query: lse_log2[:, None] where s is (BLOCK_M, BLOCK_N), [None, :] where it is s's "
+    "transpose.",
+)  # fmt: skip
+wrong(
+    "delta_of_the_keys", "You subtract delta along the wrong axis of dP.", (DS, DS.replace("[:, None]", "[None, :]")),
+    why="It is a number for each query: delta[:, None] where dp is (BLOCK_M, BLOCK_N), [None, :] where it is dp's "
+    "transpose.",
 )  # fmt: skip
 wrong(
     "p_not_transposed", "You multiply P by dO, and not Pᵀ.",
@@ -148,6 +154,11 @@ wrong(
 wrong(
     "rows_of_lse", "You look lse and delta up without the sequence.",
     ("at = (b * Hkv * G + head) * Tq + query", "at = head * Tq + query"),
+    why="They are (B, G · Hkv, Tq): a sequence further is Hkv · G · Tq numbers further.",
+)  # fmt: skip
+wrong(
+    "sequences_of_lse", "You look lse and delta up as if a sequence had Hkv heads of queries.",
+    ("at = (b * Hkv * G + head) * Tq + query", "at = (b * Hkv + head) * Tq + query"),
     why="They are (B, G · Hkv, Tq): a sequence further is Hkv · G · Tq numbers further.",
 )  # fmt: skip
 wrong(
