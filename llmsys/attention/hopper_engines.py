@@ -157,6 +157,14 @@ class _Product:
         self.reads = [x for x in (a, b) if isinstance(x, Shared)]
         self._operands, self.result = (a, b, c if use_acc else None), None
 
+    def __getattr__(self, name):
+        raise Race(f"{here.warp.name}: a product is used that may still be under way: wait for it before its .{name}")
+
+    def _under_way(self, *others):
+        raise Race(f"{here.warp.name}: a product is used that may still be under way: warpgroup_mma_wait first")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __getitem__ = _under_way
+
     def make(self):
         if self.result is None:
             a, b = (x.data if isinstance(x, Shared) else x for x in self._operands[:2])
@@ -293,5 +301,18 @@ class gl:
         here.machine.run({name: lambda role=role: role[0](*role[1]) for name, role in zip(names, roles, strict=True)})
 
 
-aggregate = gluon.constexpr_function
+def aggregate(cls):
+    """A class whose barriers have its name and the attribute's, for messages."""
+    set_up = cls.__init__
+
+    def __init__(self, *arguments):
+        set_up(self, *arguments)
+        for name, value in vars(self).items():
+            for n, each in enumerate(value.data if isinstance(getattr(value, "data", None), list) else ()):
+                each.name = f"{cls.__name__}.{name}[{n}]"
+
+    cls.__init__ = __init__
+    return cls
+
+
 wait_for_warpgroup = pause

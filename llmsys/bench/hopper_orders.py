@@ -5,8 +5,8 @@ so many heads that every SM has the same number of tiles: what is left is the st
 
 A row's `cycles` are those that an SM spends on a tile of 128 keys for all its consumers, each with 64 queries; `tensor`
 is the part of them that the products alone need. The clock is that of a kernel which counts cycles, timed in turn with
-the others: under load, a GPU lowers it. `model` is what `llmsys.hardware.sm` says of the order that comes nearest, for
-consumers that begin in step.
+the others: under load, a GPU lowers it. `model` is what `llmsys.hardware.sm` says of the same order, for consumers that
+begin in step.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,29 @@ from llmsys.bench.attention import NO_GPU, _check
 from llmsys.bench.attention_peers import fused
 from llmsys.bench.record import Record, new_record
 from llmsys.bench.timing import interleaved
-from llmsys.hardware.sm import FLOPS_A_CYCLE, ORDERS, attention_costs, run
+from llmsys.hardware.sm import (
+    FLOPS_A_CYCLE,
+    Programs,
+    attention_costs,
+    fa1_order,
+    fa2_order,
+    overlapped_order,
+    ping_pong_order,
+    producer_order,
+    run,
+)
 
 T, HEADS = 4224, 36  # tiles of 128 and of 192 queries: 9 and 6 for each of 132 SMs
 PEERS = ("FA2", "cuDNN")
 COUNTED = 2_000_000  # cycles
-MODEL = {
-    "FA2": "fa2",
-    "one_at_a_time": "fa1",
-    "independent": "producer",
-    "ping_pong": "ping_pong",
-    "overlapped": "overlapped",
+MODEL: dict[str, Callable[[int, int], Programs]] = {
+    "FA2": fa2_order,
+    "one_at_a_time": fa1_order,
+    "independent": producer_order,
+    "ping_pong": ping_pong_order,
+    "overlapped_alone": partial(overlapped_order, until=""),
+    "overlapped_held": overlapped_order,
+    "overlapped": partial(overlapped_order, until="started"),
 }
 """Which order of the model each is. (`one_at_a_time` has a producer, and FA1 waits for its copies, too.)"""
 
@@ -36,7 +48,7 @@ MODEL = {
 def predicted(D: int, consumers: int) -> dict[str, float]:
     """Cycles a tile of keys by the model, over as many tiles as are timed."""
     tiles, costs = T // 128, attention_costs(D=D)
-    return {name: run(ORDERS[order](tiles, consumers), costs).cycles / tiles for name, order in MODEL.items()}
+    return {name: run(order(tiles, consumers), costs).cycles / tiles for name, order in MODEL.items()}
 
 
 def measure(quick: bool = False) -> Record:

@@ -98,10 +98,31 @@ def step_overlapped_alone(
     return p, m, l, o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]
 
 
+@gluon.jit
+def step_overlapped_held(
+    J: gl.constexpr, q, keys, values, turns, i, turn, p, m, l, o, seen, key, scale_log2,
+    S: gl.constexpr, P: gl.constexpr, o_desc, MASKED: gl.constexpr,
+):  # fmt: skip
+    """The hopper kernel's own step, but the turn is held until the scores are there, and not passed on before."""
+    k = keys.take(i + 1)
+    turns.wait(J, turn)
+    s = start_scores(q, k, S)
+    o = warpgroup_mma(p, values.take(i), o, is_async=True)
+    s = warpgroup_mma_wait(1, [s])
+    turns.pass_on(J)
+    keys.give_back(i + 1)
+    p, m, l, shrink = softmax(s, m, l, seen, key, scale_log2, MASKED)
+    o = warpgroup_mma_wait(0, [o])
+    p = gl.convert_layout(p.to(o_desc.dtype), P)
+    values.give_back(i)
+    return p, m, l, o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]
+
+
 one_at_a_time = kernel_with(step=step_one_at_a_time)
 independent = kernel_with(step=step_independent)
 ping_pong = kernel_with(step=step_ping_pong)
 overlapped_alone = kernel_with(step=step_overlapped_alone)
+overlapped_held = kernel_with(step=step_overlapped_held)
 overlapped = kernel_with()
 
 KERNELS = {
@@ -109,6 +130,7 @@ KERNELS = {
     "independent": independent,
     "ping_pong": ping_pong,
     "overlapped_alone": overlapped_alone,
+    "overlapped_held": overlapped_held,
     "overlapped": overlapped,
 }
 """The last is `llmsys.attention.hopper`'s own."""

@@ -110,7 +110,7 @@ def _consumer(svg: Svg, j: int, registers: int) -> None:
 
 
 def _engines(svg: Svg) -> None:
-    for j, (name, what) in enumerate((("tensor cores", "S = q kᵀ,  O += P v"), ("exponentials", "P = e^{S − m}"))):
+    for j, (name, what) in enumerate((("tensor cores", "S = q kᵀ,  O += P v"), ("exponentials", "P = 2^{S − m}"))):
         y = 44 + 102 * j
         svg.rect(ENGINES, y, 118, 74, "panel", rx=4)
         svg.rect(ENGINES, y, 118, 74, f"line-{HUES[j]}", rx=4)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsys.attention import hopper, hopper_backward, naive_attention
+from llmsys.attention import hopper, hopper_backward, hopper_engines, naive_attention
 from llmsys.attention.hopper_backward_simulate import simulate_backward
 from llmsys.attention.hopper_machine import Deadlock, Machine, Race
 from llmsys.attention.hopper_schedule import HopperTiles
@@ -71,7 +71,7 @@ def ring_of(kernel):
 def test_tiles_that_are_not_given_back_end_in_a_deadlock():
     kernel = kernel_here()
     ring_of(kernel).give_back = lambda self, i: None
-    message = r"consume 0 waits for barrier \d of 2 to end a phase.*produce 2 waits for barrier \d of 2"
+    message = r"consume 0 waits for Ring.full\[\d\] to end a phase.*produce 2 waits for Ring.empty\[\d\]"
     with pytest.raises(Deadlock, match=message):
         simulate(*qkv(1, 1, 1, 128, 1000, 64), tiles=TWO, kernel=kernel)
 
@@ -79,7 +79,7 @@ def test_tiles_that_are_not_given_back_end_in_a_deadlock():
 def test_turns_that_are_not_passed_on_end_in_a_deadlock():
     kernel = kernel_here()
     kernel.__globals__["new_turns"].__globals__["Turns"].pass_on = lambda self, j: None
-    with pytest.raises(Deadlock, match="consume 1 waits for barrier 1 of 2"):
+    with pytest.raises(Deadlock, match=r"consume 1 waits for Turns.barriers\[1\] to end"):
         simulate(*qkv(1, 1, 1, 128, 300, 64), tiles=TWO, kernel=kernel)
 
 
@@ -121,6 +121,15 @@ def test_a_tile_that_is_given_back_before_its_product_is_done_is_a_race():
     with pytest.raises(Race, match="a copy is started into a tile that a product of consume . still reads"):
         for seed in range(10):
             simulate(*qkv(1, 1, 1, 128, 1000, 64), tiles=TWO, kernel=kernel, seed=seed)
+
+
+@pytest.mark.parametrize("use", [lambda o: o.type, lambda o: o * 2, lambda o: 2 * o, lambda o: o + torch.ones(1)])
+def test_a_product_that_was_not_waited_for_cannot_be_used(use):
+    def hasty(J, q, keys, values, turns, i, turn, p, m, l, o, *rest):
+        return p, m, l, use(hopper_engines.warpgroup_mma(p, values.take(i), o, is_async=True))
+
+    with pytest.raises(Race, match="a product is used that may still be under way"):
+        simulate(*qkv(1, 1, 1, 64, 300, 64), tiles=TWO, kernel=kernel_here(step=hasty))
 
 
 def test_the_copy_engine_wants_a_fence_and_results_want_to_be_waited_for():

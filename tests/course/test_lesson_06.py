@@ -1,12 +1,14 @@
 """Lesson 06's checks: what goes between the processes, and what is said of answers that are nearly right."""
 
+import re
+
 import pytest
 import torch
 
 from llmsys.attention.hopper_consumer import step
 from llmsys.attention.hopper_simulate import kernel_here, simulate
 from llmsys.course.checking import check
-from llmsys.course.checks.lesson_06 import plain_order, plain_roles, play_roles, ring_warp, run_order
+from llmsys.course.checks.lesson_06 import held_up, plain_order, plain_roles, play_roles, ring_warp, run_order
 from llmsys.hardware import sm
 from llmsys.hardware.mbarrier import Arrive, Barrier, Copy, Expect, Read, Wait
 from llmsys.hardware.tier import triton_installed
@@ -29,6 +31,33 @@ def test_what_is_wrong_with_an_order_is_said():
         plain_order(lambda tiles, warpgroups: [["Load"]])(1, 1)
     with pytest.raises(TypeError, match="must return a list of lists"):
         plain_order(lambda tiles, warpgroups: None)(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        (sm.overlapped_order, ""),
+        (sm.producer_order, "there are no turns: .*; nothing of its own runs"),
+        (lambda t, w: sm.overlapped_order(t, w, "started"), "passed on when S is only started"),
+        (sm.ping_pong_order, "^nothing of its own runs"),
+        (lambda t, w: changed(t, w, [sm.Pass(), sm.Softmax(5)], [sm.Softmax(5), sm.Pass()]), "^the turn is kept"),
+        (lambda t, w: changed(t, w, [sm.Scores(5), sm.Output(4)], [sm.Output(4), sm.Scores(5)]), "is started before S"),
+        (lambda t, w: changed(t, w, [sm.Load("K", 5), sm.Load("V", 5)], [sm.Load("V", 5), sm.Load("K", 5)]), "V of a"),
+    ],
+)
+def test_what_holds_an_order_up_is_said(order, said):
+    found = held_up(plain_order(order)(10, 2))
+    assert re.search(said, found) and bool(found) == bool(said)
+
+
+def changed(tiles, warpgroups, old, new):
+    """The overlapped order in which two neighbours have changed places."""
+    programs = sm.overlapped_order(tiles, warpgroups)
+    for program in programs:
+        for n in range(len(program)):
+            if program[n : n + 2] == old:
+                program[n : n + 2] = new
+    return programs
 
 
 @pytest.mark.parametrize(("slots", "consumers", "tiles"), [(1, 1, 4), (2, 2, 7), (3, 1, 8)])

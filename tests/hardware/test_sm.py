@@ -84,6 +84,16 @@ def test_with_turns_it_does_not_matter_when_they_begin(begin):
         assert timeline.cycles <= begin + 10 + 40 * 400 + 350  # 400: the products of both, a step
 
 
+def test_a_turn_that_ends_before_the_scores_are_there_is_worth_no_more_than_none():
+    costs = attention_costs(D=128)
+    held, started, none = (
+        run(overlapped_order(33, 2, until), costs).utilisation("tensor") for until in ("scores", "started", "")
+    )
+    assert held > 0.95 and started == none < 0.8
+    with pytest.raises(ValueError, match="until must be"):
+        overlapped_order(2, 2, "tomorrow")
+
+
 def test_two_that_share_an_engine_take_twice_as_long():
     # One starts S at 10 and the other at 60: alone for 50, together for 100, alone for 50.
     timeline = run(producer_order(1, 2), SIMPLE, begin=[0, 60])

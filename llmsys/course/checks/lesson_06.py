@@ -51,6 +51,34 @@ def run_order(programs: list, warpgroups: int, tiles: int, D: int) -> sm.Timelin
         return str(error)
 
 
+def held_up(programs: list) -> str:
+    """What in the text of an order keeps the tensor cores waiting, or sharing; "" where nothing does."""
+    computing = [each for each in programs if any(action[0] == "Softmax" for action in each)]
+    tiles = sum(action[0] == "Softmax" for action in computing[0]) if computing else 0
+    if tiles < 2:
+        return ""
+    found, i = [], tiles // 2
+    at = {tuple(action): n for n, action in enumerate(computing[0])}
+    scores, there, softmax = at["Scores", i], at["Wait", "S", i], at["Softmax", i]
+    output = at["Output", i - 1]
+    passed = [n for n, action in enumerate(computing[0]) if action[0] == "Pass" and n > scores]
+    if len(computing) > 1:
+        if not passed:
+            found += ["there are no turns: all multiply at once, and then all compute exponentials"]
+        elif passed[0] < there:
+            found += ["the turn is passed on when S is only started: the next one starts too, and they share"]
+        elif passed[0] > softmax:
+            found += ["the turn is kept during the softmax, in which nobody multiplies"]
+    if output > softmax or at["Wait", "O", i - 1] < softmax:
+        found += ["nothing of its own runs on the tensor cores while a warpgroup computes its softmax"]
+    elif output < scores:
+        found += ["P V of tile i − 1 is started before S of tile i, and the softmax waits for both"]
+    loads = {tuple(action): n for each in programs for n, action in enumerate(each) if action[0] == "Load"}
+    if loads["Load", "V", i] < loads["Load", "K", i]:
+        found += ["V of a tile is loaded before its K, which is wanted first"]
+    return "; ".join(found)
+
+
 @exercise_check(
     "06.order",
     reference=sm.overlapped_order,
@@ -61,9 +89,8 @@ def run_order(programs: list, warpgroups: int, tiles: int, D: int) -> sm.Timelin
         "exponentials. Then at one warpgroup: what could its tensor core work be while it computes the softmax of tile "
         "i? Not S_i, which the softmax needs, and not P_i V_i, which needs the softmax.",
         "Shift by half a step: in step i a warpgroup starts S_i and P V of tile i − 1, waits for S_i, and computes "
-        "softmax i while P V of tile i − 1 runs. A turn holds what is started: Turn() before the two, Pass() when S_i "
-        "is there. After the last step one P V is left. The producer, a program of its own, loads K and V of each "
-        "tile in turn.",
+        "softmax i while P V of tile i − 1 runs. After the last step one P V is left. Turn() before the two products, "
+        "Pass() when S_i is there. The producer, a program of its own, loads K and V of each tile in turn.",
         "for i in range(tiles):\n"
         "    Wait K i;  if i: Wait V i − 1\n"
         "    Turn;  Scores i;  if i: Output i − 1\n"
@@ -94,7 +121,8 @@ def order(answer: Answer) -> None:
         answer.that(
             answer(tiles, warpgroups), lambda run: utilisation(run) >= tensor,
             f"tensor cores that are busy for at least {tensor:.0%} of the time",
-            got=lambda run: f"{utilisation(run):.0%}", by=lambda run: round(utilisation(run), 2),
+            got=lambda run: f"{utilisation(run):.0%}" + (f": {why}" if (why := held_up(run.value)) else ""),
+            by=lambda run: round(utilisation(run), 2),
         )  # fmt: skip
 
     with answer.property(
@@ -126,7 +154,8 @@ def order(answer: Answer) -> None:
 
     with answer.property(
         "two warpgroups, heads of 128: the tensor cores are busy for 90% of the time",
-        why="While one computes exponentials, the other multiplies: they need turns, or they do the same at once.",
+        why="While one computes exponentials, the other multiplies. viz.sm_timeline({\"mine\": run(order(8, 2), "
+        "attention_costs(D=128))}) shows yours.",
     ):
         reaches(0.90, 16, 2, 128)
 
@@ -255,6 +284,17 @@ def ring(answer: Answer) -> None:
         right(2, 2, 9, seeds=30)
         right(3, 3, 10, seeds=30)
 
+    with answer.property(
+        "every tile's slot is given back, the last ones' too",
+        why="The real ring goes on to the next queries' tiles: a slot that is not given back stops it there.",
+    ):
+
+        def given_back(run) -> list[int]:
+            return [action[2] for action in run.value["consumer"] if action[:2] == ["Arrive", "empty"]]
+
+        answer.that(answer(3, 1, 7), lambda run: given_back(run) == [i % 3 for i in range(7)],
+                    "an arrival at empty for each of 7 tiles, in slots 0, 1, 2, 0, …", got=given_back)  # fmt: skip
+
 
 def ring_warp(role: str, ring: mbarrier.Ring, tiles: int):
     """Both roles of `llmsys.hardware.mbarrier` in one function, which is what the exercise asks for."""
@@ -272,8 +312,8 @@ def ring_warp(role: str, ring: mbarrier.Ring, tiles: int):
         "One number a block: what must x be divided by, so that the largest of the block becomes the largest that "
         "e4m3 has? And which blocks have no such number?",
         "Pad T to whole blocks, view (..., blocks, rows, D). amax over the last two dimensions, of finite numbers; "
-        "scale = amax / 448, or 1 where amax is 0. Divide, clamp to ±448 before the cast (it makes NaN of more), cast "
-        "to torch.float8_e4m3fn, and cut off the padding.",
+        "scale = amax / 448, or 1 where amax is 0. Divide, clamp to ±448 before the cast (which may make NaN of more), "
+        "cast to torch.float8_e4m3fn, and cut off the padding.",
         "blocks = pad(x.float(), (0, 0, 0, −T % rows)).unflatten(-2, (-1, rows))\n"
         "amax = where(blocks.isfinite(), blocks.abs(), 0).amax((-2, -1))\n"
         "scales = where(amax > 0, amax / 448, 1)\n"
@@ -315,6 +355,11 @@ def quantize_blocks(answer: Answer) -> None:
     with answer.property("a last block that is shorter", why="128 rows a block, and T is not a multiple of it."):
         for T in (1, 5, 9):
             close(answer.randn(T, 4), 4)
+
+    with answer.property("a block of tiny numbers", why="Its scale is as tiny: nothing but 0 needs a smallest one."):
+        x = answer.randn(8, 4)
+        x[:4] *= 1e-30
+        close(x, 4)
 
     with answer.property("heads and sequences", why="Blocks are rows of one head: (B, H, T, D) gives (B, H, blocks)."):
         close(answer.randn(2, 3, 10, 4), 4)
@@ -423,7 +468,8 @@ class _NotedTurns:
     hints=(
         "It is a step of your order in exercise (a), and of the ring in (b): which tile of K, which of V? When does "
         "nothing of this warpgroup read them any more?",
-        "k is tile i + 1, V tile i. Wait for the turn, start the scores and then P V, pass the turn on. "
+        "k is tile i + 1, V tile i. Wait for the turn, start the scores and then P V; pass the turn on, now or when "
+        "the scores are there. "
         "warpgroup_mma_wait(1, [s]) leaves the last of the two running: then K's slot can be given back, and the "
         "softmax be computed. warpgroup_mma_wait(0, [o]) before o is used; then V's slot. p goes back as the operand: "
         "gl.convert_layout(p.to(o_desc.dtype), P). What o is multiplied with is shrink, in o's layout.",
@@ -461,6 +507,26 @@ def consumer(answer: Answer) -> None:
         q, k, v = draw(64, 256, scale=2.0)
         right(q, k * torch.arange(1, 257)[:, None].div(64).half(), v, tolerance=1e-2)
 
+    def step_of(run) -> list[str]:  # between the kernel's first softmax and its last product
+        value = run.value if isinstance(run.value, list) else []
+        return value[value.index("softmax") + 1 : -2] if "softmax" in value else value
+
+    def in_turn(run) -> bool:
+        before = step_of(run)[: step_of(run).index("softmax")] if "softmax" in step_of(run) else step_of(run)
+        starts = [n for n, each in enumerate(before) if each.startswith("start")]
+        if not starts or not {"turn", "pass on"} <= set(before):
+            return False
+        return before.index("turn") < starts[0] and starts[-1] < before.index("pass on")
+
+    with answer.property(
+        "products are started in one's turn", why="Without turns, chance decides whether consumers overlap."
+    ):
+        answer.that(
+            answer(*draw(64, 128), only="events"), in_turn,
+            "the turn is waited for, then products are started, then it is passed on, all before the softmax",
+            got=step_of, by=step_of,
+        )  # fmt: skip
+
     with answer.property(
         "two consumers, in whatever order the SM runs them", why="Nothing may be read that was not waited for."
     ):
@@ -480,10 +546,6 @@ def consumer(answer: Answer) -> None:
     ):
         run = answer(*draw(64, 128), only="events")
 
-        def step_of(run) -> list[str]:  # between the kernel's first softmax and its last product
-            value = run.value if isinstance(run.value, list) else []
-            return value[value.index("softmax") + 1 : -2] if "softmax" in value else value
-
         def without_turns(run) -> list[str]:
             return [each for each in step_of(run) if each not in ("turn", "pass on")]
 
@@ -491,14 +553,4 @@ def consumer(answer: Answer) -> None:
         answer.that(
             run, lambda r: without_turns(r) == expected,
             "scores, then P V; wait for the scores alone; softmax; wait for P V", got=step_of, by=step_of,
-        )  # fmt: skip
-
-    with answer.property(
-        "products are started in one's turn", why="Without turns, chance decides whether consumers overlap."
-    ):
-        answer.that(
-            answer(*draw(64, 128), only="events"),
-            lambda r: step_of(r)[0] == "turn" and "pass on" in step_of(r)[3:5],
-            "the turn is waited for before both products are started, and passed on before the softmax",
-            got=step_of, by=step_of,
         )  # fmt: skip
