@@ -218,7 +218,8 @@ class Answer:
         """Anything else about a run: `holds(run)` is true. `expected` says what that means, `got` shows what was. Where
         it is not about the value, `by(run)` is by what another run that is wrong alike is known."""
         if not holds(run):
-            shown = got if isinstance(got, str) else show(got(run))
+            found = got if isinstance(got, str) else got(run)
+            shown = found if isinstance(found, str) else show(found)
             self._reject(
                 "value",
                 f"expected {expected}",
