@@ -22,7 +22,7 @@ apart stay apart, and overlap without having arranged it (`run(…, begin=…)`)
 Tensor core utilisation with two warpgroups, heads of 128 and no mask. Beside the model, what is known of H100s: others'
 kernels, of the 989 TFLOP/s for which the model stands; and our `hopper` with its consumer's step in each of these
 orders, at the clock at which it was timed (`llmsys.bench.recorded("hopper_orders")`). "Apart" is the best distance at
-which two warpgroups can begin; in between, everything between the two figures:
+which two warpgroups can begin; at others, the figure is one between the two:
 
                            model: in step   apart   ours   others' kernels
     fa1                              0.38           0.64

@@ -52,7 +52,7 @@ def run_order(programs: list, warpgroups: int, tiles: int, D: int) -> sm.Timelin
 
 
 def held_up(programs: list) -> str:
-    """What in the text of an order keeps the tensor cores waiting, or sharing; "" where nothing does."""
+    """What in the text of an order that comes to its end keeps the tensor cores waiting, or sharing; "" for nothing."""
     computing = [each for each in programs if any(action[0] == "Softmax" for action in each)]
     tiles = sum(action[0] == "Softmax" for action in computing[0]) if computing else 0
     if tiles < 2:
@@ -118,11 +118,16 @@ def order(answer: Answer) -> None:
             timeline = find(run)
             return timeline.utilisation("tensor") if isinstance(timeline, sm.Timeline) else 0.0
 
+        def said(run) -> str:
+            timeline = find(run)
+            if not isinstance(timeline, sm.Timeline):
+                return timeline
+            return f"{utilisation(run):.0%}" + (f": {why}" if (why := held_up(run.value)) else "")
+
         answer.that(
             answer(tiles, warpgroups), lambda run: utilisation(run) >= tensor,
             f"tensor cores that are busy for at least {tensor:.0%} of the time",
-            got=lambda run: f"{utilisation(run):.0%}" + (f": {why}" if (why := held_up(run.value)) else ""),
-            by=lambda run: round(utilisation(run), 2),
+            got=said, by=lambda run: round(utilisation(run), 2),
         )  # fmt: skip
 
     with answer.property(
