@@ -496,9 +496,9 @@ viz.backward_stepper()
 #
 # On this machine, with torch: from the stored matrix, against recomputing it in tiles of 128. Against recomputing: 1.25
 # times as many operations in products, <!-- source: counted above --> and 64 pairs of tiles a head, each with a dozen
-# calls of torch. For it: each call goes over 64 KiB a head, which stay in a cache, instead of over a matrix of 4 MiB.
-# <!-- source: 128² and 1024² elements of 4 bytes --> **How many times as long will it take, for 2 heads with 1024
-# tokens?** (Below 1 means that recomputing is faster.)
+# calls of torch. For it: each call goes over 64 KiB a head, which stay in a cache, instead of over a matrix of 4 MiB. **How
+# many times as long will it take, for 2 heads with 1024 tokens?** (Below 1 means that recomputing is faster.) <!-- source:
+# 128² and 1024² elements of 4 bytes -->
 
 # %% tags=["predict"]
 predict("05.time", None, "×")

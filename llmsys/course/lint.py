@@ -194,6 +194,14 @@ def pictures_have_alt_text(lesson: Lesson, notebook: NotebookNode) -> Found:
                 yield cell.id, f"{what} has no alt text", "say in words what it shows"
 
 
+def comments_begin_no_line(lesson: Lesson, notebook: NotebookNode) -> Found:
+    """No text follows a comment that begins a line: from there to the next empty line, Markdown takes all for HTML."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for comment in re.finditer(r"^ {0,3}<!--.*?-->[ \t]*\S", cell.source, re.MULTILINE | re.DOTALL):
+                yield cell.id, f"{comment.group()[:40]!r} begins a line, and hides Markdown", "let it end one"
+
+
 def three_questions_with_folded_answers(lesson: Lesson, notebook: NotebookNode) -> Found:
     """After what production does, three questions, each a <details> whose <summary> asks. Before, they are free."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
@@ -258,6 +266,7 @@ RULES = (
     sections_are_in_order,
     opens_with_a_picture,
     pictures_have_alt_text,
+    comments_begin_no_line,
     three_questions_with_folded_answers,
     equations_resolve,
     numbers_are_shown_or_cited,

@@ -52,6 +52,8 @@ def test_a_whole_lesson_has_nothing_to_mend(built_course):
         (r"y = 2x \tag{1}", r"y = 2x \tag{1} $$ $$ x \tag{1}", "90-predict-1", "there are 2 equations (1)"),
         ("gives 2.50", "gives 2.51", "90-measure-1", "nothing shows 2.51"),
         ("It shifts.", "It takes 3 ms.", "90-do-you-have-it-1", "nothing shows 3 ms"),
+        ("It shifts.", "It\n# <!-- x --> **shifts**.", "90-do-you-have-it-1", "begins a line, and hides Markdown"),
+        ("It shifts.", "It\n# shifts. <!-- source:\n# x -->", "(ok)", None),
         ("What production does", "What others do", "(none)", "no section says what production does"),
         ("# ## Measure\n", "# ## What production does\n", "90-in-the-engine-2", "comes after what production does"),
     ],
