@@ -32,7 +32,7 @@ from llmsys.attention import STAGES, naive_attention, tiled
 from llmsys.attention.cost import naive_cost, tiled_bytes as library_bytes
 from llmsys.bench import interleaved, recorded
 from llmsys.course import check, hint, measured, mine, predict
-from llmsys.course.leaderboard import byte_leaderboard
+from llmsys.lessons.lesson_03_tiled_attention.leaderboard import byte_leaderboard
 from llmsys.hardware.memory import H100_SRAM, HBM, KIB
 from llmsys.hardware.meters import largest_allocation, work
 

@@ -835,9 +835,9 @@ predict("04.registers", None, "registers")
 # device have a shape and no memory.
 
 # %% tags=["measure"]
-from llmsys.attention.flash import flash_attention, launch
-from llmsys.attention.flash_kernels import flash_forward_kernel
-from llmsys.attention.flash_tiles import TileConfig
+from llmsys.attention.flash.forward import flash_attention, launch
+from llmsys.attention.flash.kernels import flash_forward_kernel
+from llmsys.attention.flash.tiles import TileConfig
 from llmsys.hardware.compiler import CompileError, compile_kernels
 from llmsys.hardware.launches import Recorder
 

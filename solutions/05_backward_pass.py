@@ -463,8 +463,8 @@ check("05.dkdv_kernel", dkdv_kernel)
 
 # %% tags=["claim"]
 from llmsys.attention import flash_attention
-from llmsys.attention.flash_backward import backward as flash_backward
-from llmsys.attention.flash_backward_kernels import flash_dkdv_kernel
+from llmsys.attention.flash.backward import backward as flash_backward
+from llmsys.attention.flash.backward_kernels import flash_dkdv_kernel
 
 kernel = mine("dkdv_kernel", default=flash_dkdv_kernel)
 

@@ -419,7 +419,7 @@ viz.ring_stepper(deadlock)
 #
 # ## The kernel
 #
-# `llmsys.attention.hopper` is that design in **Gluon**, the layer below Triton's language. There a kernel says itself
+# `llmsys.attention.hopper.forward` is that design in **Gluon**, the layer below Triton's language. There a kernel says itself
 # how a tile lies in shared memory, which warps do what, and when they wait. Its files are the chapters of this lesson:
 #
 # | file | what is in it |
@@ -434,9 +434,9 @@ viz.ring_stepper(deadlock)
 # %% tags=["claim"]
 import inspect
 
-from llmsys.attention import hopper_kernels
+from llmsys.attention.hopper import kernels
 
-print(inspect.getsource(hopper_kernels.produce.fn))
+print(inspect.getsource(kernels.produce.fn))
 
 # %% [markdown]
 # ### Which tile, and when
@@ -447,7 +447,7 @@ print(inspect.getsource(hopper_kernels.produce.fn))
 # each to the program that will be free first. What that is worth, for 16 heads of 4096 tokens:
 
 # %% tags=["claim"]
-from llmsys.attention.hopper_schedule import hopper_schedule, hopper_tiles
+from llmsys.attention.hopper.schedule import hopper_schedule, hopper_tiles
 
 tiles, T = hopper_tiles(128, 4096, True), 4096
 a_head = T // tiles.block_m
@@ -483,8 +483,8 @@ print(f"for the busiest one: {max(in_order)} if tiles are dealt out in order, {l
 # early or late. Deadlocks and races have names there, too. On an H100 it is compiled.
 
 # %% tags=["exercise"] exercise="06.consumer"
-from llmsys.attention.hopper_consumer import softmax, start_scores
-from llmsys.attention.hopper_gluon import gl, gluon, warpgroup_mma, warpgroup_mma_wait
+from llmsys.attention.hopper.consumer import softmax, start_scores
+from llmsys.attention.hopper.gluon import gl, gluon, warpgroup_mma, warpgroup_mma_wait
 
 
 @gluon.jit
@@ -521,14 +521,14 @@ check("06.consumer", step)
 # On a Hopper GPU, your kernel against cuDNN's, on the same inputs, in turn. (Elsewhere this cell says what it needs.)
 
 # %% tags=["measure"]
-from llmsys.attention.hopper_consumer import step as library_step
+from llmsys.attention.hopper.consumer import step as library_step
 
 your_step = mine("step", default=library_step)
 if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
-    from llmsys.attention.hopper import launch
+    from llmsys.attention.hopper.forward import launch
     from llmsys.bench.hopper_orders_kernels import kernel_with
 
     kernel = kernel_with(step=your_step)
@@ -677,7 +677,7 @@ for row in recorded("attention_counters").rows:
 
 # %% tags=["engine", "claim"]
 from llmsys.attention import sdpa_attention
-from llmsys.attention.hopper_simulate import kernel_here, simulate
+from llmsys.attention.hopper.simulated.forward import kernel_here, simulate
 from llmsys.models import NoCache, load_model
 
 model, caught = load_model(), []

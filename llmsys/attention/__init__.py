@@ -8,8 +8,8 @@ import difflib
 
 from llmsys.attention.auto import auto_attention
 from llmsys.attention.contract import Attention, check_arguments
-from llmsys.attention.flash import flash_attention
-from llmsys.attention.hopper import hopper_attention
+from llmsys.attention.flash.forward import flash_attention
+from llmsys.attention.hopper.forward import hopper_attention
 from llmsys.attention.naive import naive_attention
 from llmsys.attention.online import online_attention
 from llmsys.attention.sdpa import sdpa_attention

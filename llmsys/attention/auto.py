@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmsys.attention.contract import check_arguments
-from llmsys.attention.flash import flash_attention
-from llmsys.attention.hopper import HEADS, hopper_attention
+from llmsys.attention.flash.forward import flash_attention
+from llmsys.attention.hopper.forward import HEADS, hopper_attention
 from llmsys.attention.sdpa import sdpa_attention
 from llmsys.hardware.tier import interpreting, triton_installed
 

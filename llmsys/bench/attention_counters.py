@@ -140,7 +140,7 @@ def _call(case: dict):
     B, H, T, D = 16384 // case["T"], 2048 // case["D"], case["T"], case["D"]
     q, k, v, do = (torch.randn(B, H, T, D, device="cuda").bfloat16() for _ in range(4))
     if case["name"] == FP8:
-        from llmsys.attention.hopper_fp8 import hopper_fp8_forward, quantize_qkv
+        from llmsys.attention.hopper.fp8 import hopper_fp8_forward, quantize_qkv
 
         return partial(hopper_fp8_forward, quantize_qkv(q, k, v), causal=case["causal"])
     stage = fused(case["causal"])[case["name"]]

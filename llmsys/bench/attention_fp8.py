@@ -54,7 +54,7 @@ def _figure(row: dict) -> str:
 
 
 def _compare(B: int, H: int, T: int, causal: bool, repeats: int) -> list[dict]:
-    from llmsys.attention.hopper_fp8 import hopper_fp8_attention, hopper_fp8_forward, quantize_qkv
+    from llmsys.attention.hopper.fp8 import hopper_fp8_attention, hopper_fp8_forward, quantize_qkv
 
     sets = [tuple(torch.randn(B, H, T, 128, device="cuda").bfloat16() for _ in range(3)) for _ in range(3)]
     quantized = {id(q): quantize_qkv(q, k, v) for q, k, v in sets}

@@ -55,7 +55,7 @@ def measure(quick: bool = False) -> Record:
     """Time every order with heads of 64 and 128. Without a Hopper GPU nothing is measured."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         return new_record("hopper_orders", [], {"hopper": NO_GPU if not torch.cuda.is_available() else "no Hopper GPU"})
-    from llmsys.attention.hopper_schedule import THREE, TWO
+    from llmsys.attention.hopper.schedule import THREE, TWO
 
     rows = []
     for D, tiles in ((64, TWO[64]), (64, THREE), (128, TWO[128])):
@@ -83,7 +83,7 @@ def _figures(row: dict) -> str:
 
 
 def _compare(D: int, tiles, repeats: int) -> list[dict]:
-    from llmsys.attention.hopper import launch
+    from llmsys.attention.hopper.forward import launch
     from llmsys.bench.hopper_orders_kernels import KERNELS
 
     sets = [tuple(torch.randn(1, HEADS, T, D, device="cuda").bfloat16() for _ in range(3)) for _ in range(3)]

@@ -1,6 +1,6 @@
 """The hopper kernel with its step in other orders: what `hopper_orders` times.
 
-A step of `llmsys.attention.hopper_consumer` adds P V of tile i to O and computes the scores of tile i + 1 and their
+A step of `llmsys.attention.hopper.consumer` adds P V of tile i to O and computes the scores of tile i + 1 and their
 softmax. The steps here do the same in other orders, with the same numbers for a result. `KERNELS` are the kernels that
 have them, by name. They are for attention without a mask: with one, consumers pass turns on outside of steps, too.
 """
@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from unittest import mock
 
-from llmsys.attention.hopper_consumer import softmax, start_scores
-from llmsys.attention.hopper_gluon import gl, gluon, warpgroup_mma, warpgroup_mma_wait
-from llmsys.attention.hopper_simulate import MODULES
+from llmsys.attention.hopper.consumer import softmax, start_scores
+from llmsys.attention.hopper.gluon import gl, gluon, warpgroup_mma, warpgroup_mma_wait
+from llmsys.attention.hopper.simulated.forward import MODULES
 
 
 def kernel_with(**changes: Callable) -> Callable:
@@ -133,4 +133,4 @@ KERNELS = {
     "overlapped_held": overlapped_held,
     "overlapped": overlapped,
 }
-"""The last is `llmsys.attention.hopper`'s own."""
+"""The last is `llmsys.attention.hopper.forward`'s own."""

@@ -10,11 +10,11 @@ nor a second of start-up.
 from importlib import import_module
 
 _MODULES = {
-    "check": "llmsys.course.checking",
-    "hint": "llmsys.course.checking",
+    "check": "llmsys.course.attempts",
+    "hint": "llmsys.course.attempts",
     "predict": "llmsys.course.predictions",
     "measured": "llmsys.course.predictions",
-    "mine": "llmsys.course.export",
+    "mine": "llmsys.course.workspace.mine",
     "diagnose": "llmsys.course.doctor",
 }
 __all__ = sorted(_MODULES)

@@ -22,10 +22,9 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
+from llmsys.course.installation import cores, gpus, memory, numbers, system, torch_cuda, triton_of_torch, version
+from llmsys.course.workspace import workspace as workspaces
 from llmsys.hardware import calibration
-
-from . import workspace as workspaces
-from .probes import cores, gpus, memory, numbers, system, torch_cuda, triton_of_torch, version
 
 OK, LIMITED, MISSING = "✓", "!", "✗"
 
@@ -88,7 +87,7 @@ class Diagnosis:
         return "\n".join([*rows, "", self.verdict])
 
     def _repr_html_(self) -> str:
-        from .cards import FAIL, NOTE, PASS
+        from llmsys.course.display import FAIL, NOTE, PASS
 
         style = {OK: (PASS, "fine"), LIMITED: (NOTE, "limited"), MISSING: (FAIL, "missing")}
         rows = "".join(

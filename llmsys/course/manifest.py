@@ -13,6 +13,7 @@ number and a word ("02.merge"). Only the standard library is needed, so that `ll
 
 import difflib
 import functools
+import importlib.util
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -80,6 +81,11 @@ class Lesson:
         return f"{self.name}.ipynb"
 
     @property
+    def package(self) -> str:
+        """Where its checks and mistakes are: "llmsys.lessons.lesson_02_online_softmax"."""
+        return f"llmsys.lessons.lesson_{self.name}"
+
+    @property
     def points(self) -> int:
         return sum(exercise.points for exercise in self.exercises)
 
@@ -113,6 +119,15 @@ def exercise(id: str) -> Exercise:
             if candidate.id == id:
                 return candidate
     raise _unknown("exercise", id, [exercise.id for each in lessons() for exercise in each.exercises])
+
+
+def load_content(number: str, module: str) -> None:
+    """Import a module of a lesson's own, "checks" or "mistakes", which registers what it has. Nothing happens where
+    there is no such lesson, or where it has no such module."""
+    for each in lessons():
+        if each.number == number and importlib.util.find_spec(each.package) is not None:
+            if importlib.util.find_spec(f"{each.package}.{module}") is not None:
+                importlib.import_module(f"{each.package}.{module}")
 
 
 def lessons_dir() -> Path:

@@ -13,7 +13,8 @@ import math
 import numbers
 from dataclasses import dataclass
 
-from llmsys.course import cards, progress
+from llmsys.course import display
+from llmsys.course.workspace import progress
 
 _SCALES = {
     "time": {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0},
@@ -43,7 +44,7 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         text = repr(self).partition(": ")[2]
-        return cards.note_html("Prediction", text[0].upper() + text[1:])
+        return display.note_html("Prediction", text[0].upper() + text[1:])
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Comparison:
         values.append(("measured", self.value, _MEASURED))
         top = max((abs(v) for _, v, _ in values if math.isfinite(v)), default=0) or 1
         rows = [(label, figure(v, self.unit), abs(v) / top if math.isfinite(v) else 1, c) for label, v, c in values]
-        return cards.bars_html("Prediction and measurement", rows, self.gap[0].upper() + self.gap[1:])
+        return display.bars_html("Prediction and measurement", rows, self.gap[0].upper() + self.gap[1:])
 
 
 def predict(id: str, guess: float | None = None, unit: str = "") -> Prediction:

@@ -31,7 +31,7 @@ def source_of(kernel: Callable) -> Source:
 
     Raises ValueError where Python does not have the text.
     """
-    function = plain_function(kernel)
+    function = underlying(kernel)
     imports, constants, functions = {}, {}, {}
 
     def visit(function: types.FunctionType) -> None:
@@ -45,7 +45,7 @@ def source_of(kernel: Callable) -> Source:
         names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
         for name in sorted(names & function.__globals__.keys() - functions.keys()):
             value = function.__globals__[name]
-            used = plain_function(value)
+            used = underlying(value)
             if isinstance(value, types.ModuleType):
                 imports[name] = f"import {value.__name__} as {name}"
             elif isinstance(used, types.FunctionType) and used.__globals__ is function.__globals__:
@@ -94,11 +94,14 @@ def texts_of(module: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def plain_function(kernel) -> Callable:
-    """The Python function inside of @triton.jit, @triton.autotune and the like."""
-    while not isinstance(kernel, types.FunctionType) and hasattr(kernel, "fn"):
-        kernel = kernel.fn
-    return kernel
+def underlying(function: object) -> object:
+    """The function under decorators (`__wrapped__`) and Triton's kernel objects (`.fn`)."""
+    for _ in range(20):
+        inner = getattr(function, "__wrapped__", None) or getattr(function, "fn", None)
+        if inner is None or inner is function:
+            break
+        function = inner
+    return getattr(function, "__func__", function)
 
 
 def _at_its_address(value):

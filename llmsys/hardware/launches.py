@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from llmsys.hardware.compiler import Build, Compiled, compile_kernel
-from llmsys.hardware.kernel_source import plain_function
+from llmsys.hardware.kernel_source import underlying
 
 TYPES = {
     torch.bool: "i1", torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
@@ -62,7 +62,7 @@ def build_of(kernel: Callable, args: tuple, kwargs: dict, num_warps: int, num_st
 
     Raises TypeError, as Python does, for arguments that are not the kernel's; ValueError for one that no kernel takes.
     """
-    parameters = inspect.signature(plain_function(kernel))
+    parameters = inspect.signature(underlying(kernel))
     given = parameters.bind(*args, **kwargs)
     signature, constants = {}, {}
     for name, value in given.arguments.items():

@@ -28,7 +28,7 @@ What is right for every seed does not rest on anyone being fast. Two mistakes ar
 
 (PTX, "mbarrier", https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-
 instructions-mbarrier: `try_wait.parity`, `arrive.expect_tx`, `complete_tx`. The real ring is
-`llmsys.attention.hopper_ring`.)
+`llmsys.attention.hopper.ring`.)
 """
 
 import random

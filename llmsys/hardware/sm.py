@@ -47,7 +47,7 @@ https://tridao.me/blog/2024/flash3/, https://arxiv.org/abs/2407.08608 section 3.
 """
 
 from llmsys.hardware.mbarrier import Deadlock, Race
-from llmsys.hardware.sm_machine import (
+from llmsys.hardware.sm_engines import (
     CLOCK,
     ENGINES,
     Action,

@@ -7,7 +7,7 @@
 `save_model` writes a directory that `load_model` reads; `llmsys.training` changes what is in it.
 """
 
-from llmsys.models.backends import Backend, Batch, ContiguousCache, NoCache, as_backend
+from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
 from llmsys.models.generate import Generation, generate, stream_generate
 from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.models.sampling import greedy, sampler

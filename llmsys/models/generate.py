@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmsys.models.backends import Backend, NoCache, as_backend
+from llmsys.cache import Backend, NoCache, as_backend
 from llmsys.models.llama import Llama
 from llmsys.models.sampling import Sampler, sampler
 from llmsys.models.tokenizer import TextStream

@@ -12,7 +12,7 @@ What sets it apart from the first transformer: RMSNorm in place of LayerNorm, be
 normalises each head of q and k.
 
 The model does not know how attention is computed, nor whether there is a cache: it hands q, k and v to a backend
-(`llmsys.models.backends`). The matrices for q, k and v are one matrix here, and so are gate and up: the same weights
+(`llmsys.cache.backend`). The matrices for q, k and v are one matrix here, and so are gate and up: the same weights
 are read in fewer, longer products.
 """
 
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from llmsys.models.backends import Backend, Batch, NoCache
+from llmsys.cache.backend import Backend, Batch, NoCache
 
 if TYPE_CHECKING:
     from llmsys.models.tokenizer import Tokenizer

@@ -26,7 +26,7 @@ LARGEST = 448.0
 """The largest number of e4m3: 1.75 · 2⁸."""
 
 ROWS = 128
-"""Rows of a block, where none are named: the tile of keys of `llmsys.attention.hopper_fp8`."""
+"""Rows of a block, where none are named: the tile of keys of `llmsys.attention.hopper.fp8`."""
 
 
 def quantize_blocks(

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmsys.attention import get_stage
-from llmsys.models.backends import Backend, NoCache
+from llmsys.cache.backend import Backend, NoCache
 from llmsys.models.llama import Llama
 from llmsys.models.tokenizer import read_json
 from llmsys.training.checkpoint import STATE, latest_checkpoint, load_checkpoint, name_of, prune, save_checkpoint

@@ -7,9 +7,9 @@ from unittest import mock
 import pytest
 import torch
 
-from llmsys.attention import hopper_engines, naive_attention
-from llmsys.attention.hopper_schedule import ROWS, TWO, HopperTiles
-from llmsys.attention.hopper_simulate import MODULES, simulate
+from llmsys.attention import naive_attention
+from llmsys.attention.hopper.schedule import ROWS, TWO, HopperTiles
+from llmsys.attention.hopper.simulated.forward import MODULES, simulate
 from llmsys.bench.hopper_orders import HEADS, MODEL, T, measure, predicted, table
 from llmsys.bench.record import new_record
 from llmsys.hardware.compiler import Build, compile_kernels
@@ -20,7 +20,7 @@ NAMES = ["one_at_a_time", "independent", "ping_pong", "overlapped_alone", "overl
 @pytest.fixture(scope="module")
 def simulated() -> dict:
     """The kernels as plain Python, over simulated engines."""
-    here = {"llmsys.attention.hopper_gluon": hopper_engines}
+    here = {"llmsys.attention.hopper.gluon": hopper_engines}
     with mock.patch.dict(sys.modules, here):
         for name in MODULES:
             sys.modules.pop(f"llmsys.attention.{name}", None)

@@ -222,7 +222,8 @@ class Lab:
 def _lay(notebook: Path, workspace: Path) -> str:
     """Put a notebook into a workspace, or what a lesson's source is as a notebook. Returns its name."""
     if notebook.suffix == ".py":
-        from llmsys.course import build, manifest
+        from llmsys.course import manifest
+        from llmsys.course.authoring import build
 
         source = build.read_source(manifest.lesson(notebook.stem), notebook.parent)
         (workspace / f"{notebook.stem}.ipynb").write_text(build.writes(source), encoding="utf-8")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmsys.course import manifest
-from llmsys.course.notebook import read_notebook, role
-from llmsys.course.self_test import exercise_cell
+from llmsys.course.authoring.self_test import exercise_cell
+from llmsys.course.workspace.notebook import read_notebook, role
 from tests.browser.lab import Lab, missing
 from tests.browser.server import ROOT, THEMES
 

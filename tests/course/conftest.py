@@ -187,7 +187,7 @@ def course(tmp_path):
 @pytest.fixture(scope="session")
 def _built_once(tmp_path_factory):
     """The same, built once with a kernel; a test gets a copy (built_course)."""
-    from llmsys.course import build
+    from llmsys.course.authoring import build
 
     course = make_course(tmp_path_factory.mktemp("built") / "course")
     build.build_lesson(course.lesson, course.solutions, course.lessons)

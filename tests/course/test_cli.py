@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from llmsys.course import cli, manifest
 from llmsys.course.cli import errors, learn
-from llmsys.course.notebook import cells_by_id, read_notebook, write_notebook
+from llmsys.course.workspace.notebook import cells_by_id, read_notebook, write_notebook
+from llmsys.course.workspace.status import LessonStatus
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = """
@@ -222,7 +223,7 @@ def test_next_is_the_lesson_that_was_begun(monkeypatch):
     def status(number, passed):
         exercises = (exercise(f"{number}.a"), exercise(f"{number}.b"))
         lesson = manifest.Lesson(number, "x", "X", 1, "Test", "", exercises=exercises)
-        return learn.workspaces.LessonStatus(lesson, True, exercises[:passed])
+        return LessonStatus(lesson, True, exercises[:passed])
 
     assert "Next: 03.b" in learn._next([status("01", 2), status("02", 0), status("03", 1)])
     assert "Next: 02.a" in learn._next([status("01", 2), status("02", 0), status("03", 2)])

@@ -100,7 +100,7 @@ def test_the_standard_library_is_enough_for_the_learners_side():
         "import sys\n"
         "for name in ('torch', 'triton', 'numpy', 'nbformat', 'jupytext', 'nbgrader', 'nbclient'):\n"
         "    sys.modules[name] = None\n"
-        "import llmsys.course.manifest, llmsys.course.notebook, llmsys.course.workspace, llmsys.course.update\n"
+        "import llmsys.course.manifest, llmsys.course.workspace.notebook, llmsys.course.workspace.workspace, llmsys.course.workspace.update\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

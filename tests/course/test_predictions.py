@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from llmsys.course import progress
 from llmsys.course.predictions import convert, figure, measured, predict
+from llmsys.course.workspace import progress
 
 
 @pytest.fixture(autouse=True)

@@ -96,14 +96,14 @@ def test_it_is_what_a_gpu_of_that_kind_runs(stride):
     ("D", "tiles"), [(64, (64, 64, 4, 3)), (64, (32, 32, 8, 2)), (64, (64, 64, 1, 2)), (128, (128, 64, 8, 2))]
 )
 def test_the_flash_kernel_is_what_runs_and_the_driver_counts_as_many_programs(D, tiles):
-    from llmsys.attention import flash
-    from llmsys.attention.flash_kernels import flash_forward_kernel
+    from llmsys.attention.flash import forward
+    from llmsys.attention.flash.kernels import flash_forward_kernel
 
     q = torch.randn(1, 2, 256, D, device="cuda", dtype=torch.bfloat16)
     caught = Caught(flash_forward_kernel)
     recorder = Recorder(flash_forward_kernel, target="sm_{}{}".format(*torch.cuda.get_device_capability()))
     for kernel in (caught, recorder):
-        flash.launch(q, q, q, True, 0.1, "ieee", flash.TileConfig(*tiles), kernel)
+        forward.launch(q, q, q, True, 0.1, "ieee", forward.TileConfig(*tiles), kernel)
     (ran,), compiled = caught.handles, recorder.compiled()
     assert compiled.occupancy().programs == programs_by_the_driver(ran, tiles[2])
     assert (compiled.registers, compiled.shared_bytes) == (ran.n_regs, ran.metadata.shared)

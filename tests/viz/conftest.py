@@ -7,7 +7,7 @@ import pytest
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
-from llmsys.viz.style import DARK, LIGHT, contrast
+from llmsys.viz.kit.style import DARK, LIGHT, contrast
 
 SVG = "{http://www.w3.org/2000/svg}"
 SIZES = {"huge": 30, "big": 16, "small": 11, "tiny": 9.5}

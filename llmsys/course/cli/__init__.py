@@ -9,8 +9,8 @@ that `llmsys start`, `status` and `doctor` answer at once and need typer and ric
 import typer
 from typer.core import TyperGroup
 
-from . import learn, teach, use
-from .errors import for_people
+from llmsys.course.cli import learn, teach, use
+from llmsys.course.cli.errors import for_people
 
 __all__ = ["app", "main"]
 

@@ -14,10 +14,10 @@ class Refused(Exception):
 FOR_PEOPLE = (
     "llmsys.course.cli.errors:Refused",
     "llmsys.course.manifest:UnknownId",
-    "llmsys.course.workspace:WorkspaceError",
-    "llmsys.course.notebook:NotebookError",
-    "llmsys.course.execute:BuildError",
-    "llmsys.course.sandbox:GradeError",
+    "llmsys.course.workspace.workspace:WorkspaceError",
+    "llmsys.course.workspace.notebook:NotebookError",
+    "llmsys.course.authoring.execute:BuildError",
+    "llmsys.course.grading.sandbox:GradeError",
 )
 
 

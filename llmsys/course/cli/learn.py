@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .. import manifest
-from .. import workspace as workspaces
+from llmsys.course import manifest
+from llmsys.course.workspace import workspace as workspaces
 
 Exercise = Annotated[str, typer.Argument(metavar="EXERCISE", help='The id of an exercise, like "02.merge".')]
 
@@ -38,7 +38,7 @@ def start(
 
 def update() -> None:
     """Bring new and corrected lessons into your workspace. Cells that you have edited are never overwritten."""
-    from ..update import update
+    from llmsys.course.workspace.update import update
 
     changed = [each for each in update(here()) if each.action not in ("same", "kept")]
     print("\n".join(map(str, changed)) if changed else "Every lesson is up to date.")
@@ -52,11 +52,12 @@ def status() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .. import progress
+    from llmsys.course.workspace import progress
+    from llmsys.course.workspace.status import status as status_of
 
     workspace = here()
     records = progress.load(workspace).exercises
-    found = workspaces.status(workspace)
+    found = status_of(workspace)
     table = Table(box=box.SIMPLE, caption=f"workspace {workspace}", caption_justify="left")
     for column in ("", "lesson", "exercises", "points", "hints"):
         right = column in ("points", "hints")
@@ -96,8 +97,8 @@ def check(
     chosen = [manifest.lesson(exercise.lesson if exercise else what)] if what else manifest.lessons()
     from rich.console import Console
 
-    from .. import progress
-    from ..grade import check_notebook
+    from llmsys.course.grading.grade import check_notebook
+    from llmsys.course.workspace import progress
 
     known, passed, failed = progress.passed(workspace), [], []
     for lesson in chosen:
@@ -114,7 +115,7 @@ def check(
 
 
 def _self_test(what: str | None) -> None:
-    from ..self_test import self_test
+    from llmsys.course.authoring.self_test import self_test
 
     report = self_test(what, progress=lambda line: print(line, flush=True))
     print(str(report).splitlines()[-1])
@@ -123,7 +124,7 @@ def _self_test(what: str | None) -> None:
 
 def hint(exercise: Exercise) -> None:
     """Show the next hint for an exercise: a nudge, then the invariant, then pseudocode."""
-    from ..checking import hint
+    from llmsys.course.attempts import hint
 
     id = manifest.exercise(exercise).id
     with contextlib.chdir(workspaces.find() or workspaces.find(Path.cwd() / "work") or Path.cwd()):
@@ -139,7 +140,7 @@ def reset(
     print(RELOAD)
 
 
-def _next(found: list[workspaces.LessonStatus]) -> str:
+def _next(found: list) -> str:
     """What to do next: the first exercise that has not passed, of a lesson already begun if there is one."""
     begun = sorted(found, key=lambda each: not (0 < len(each.passed) < len(each.lesson.exercises)))
     for each in begun:

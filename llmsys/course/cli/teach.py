@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from .. import manifest
-from .. import workspace as workspaces
-from ..notebook import NotebookError, write_text
-from .errors import Refused
-from .learn import here
+from llmsys.course import manifest
+from llmsys.course.cli.errors import Refused
+from llmsys.course.cli.learn import here
+from llmsys.course.workspace import workspace as workspaces
+from llmsys.course.workspace.notebook import NotebookError, write_text
 
 Lesson = Annotated[str, typer.Argument(metavar="LESSON", help='A lesson\'s number, like "02".')]
 
@@ -41,8 +41,8 @@ def grade(
     place = classroom or directory or here()
     if restore:
         _restore(place, numbers)
-    from ..grade import grade_class, grade_workspace
-    from ..report import write_step_summary
+    from llmsys.course.grading.grade import grade_class, grade_workspace
+    from llmsys.course.grading.report import write_step_summary
 
     with Console(stderr=True).status("grading") as status:
         report = (grade_class if classroom else grade_workspace)(
@@ -84,7 +84,7 @@ def build(
 
     chosen = [manifest.lesson(lesson)] if lesson else manifest.lessons()
     _checkout()
-    from .. import build
+    from llmsys.course.authoring import build
 
     if check:
         stale = build.check(lesson)
@@ -101,7 +101,7 @@ def nbgrader(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="nbgrader's course directory; made if need be.")],
 ) -> None:
     """Write a lesson as an nbgrader assignment, into a course directory."""
-    from ..nbgrader_export import export_nbgrader
+    from llmsys.course.authoring.nbgrader_export import export_nbgrader
 
     name = manifest.lesson(lesson).name
     _checkout()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import Refused
+from llmsys.course.cli.errors import Refused
 
 
 def doctor(
@@ -19,7 +19,7 @@ def doctor(
     """Say what this machine can do, what is missing, and how to get it."""
     from rich.console import Console
 
-    from ..doctor import LIMITED, MISSING, OK, diagnose
+    from llmsys.course.doctor import LIMITED, MISSING, OK, diagnose
 
     console = Console(highlight=False, soft_wrap=True)  # a command must not be broken in two
     colours = {OK: "green", LIMITED: "yellow", MISSING: "red"}

@@ -1,0 +1,169 @@
+"""Stage 4, flash: tiled attention as one Triton kernel, for any GPU that Triton knows, and for the interpreter.
+
+The kernel is `kernels.flash_forward_kernel`; this is what surrounds it: the contract, the choice of tiles, the
+launch, and a custom operator of torch, so that `torch.compile` takes it as it is. A kernel of one's own with the same
+arguments goes the same way, with `flash_attention(…, kernel=mine)`.
+
+Half-precision inputs are multiplied on the tensor cores and summed in fp32. float32 is multiplied in full precision;
+`precision="tf32"` trades 13 bits of mantissa for the tensor cores. In the interpreter bf16 is refused: it adds raw bits
+there. The backward pass is in `backward`.
+
+What limits it on an H100 (bf16, 16k, full; `llmsys.bench.recorded("attention_counters")`): no unit is full. With heads
+of 128, the tensor cores are active for 57% of the time and shared memory's data pipe for 48%; with heads of 64, the
+tensor cores for 51% and the exponential unit for 54%. Warps wait for their own products before they compute
+exponentials, and only the other programs on the multiprocessor fill the gap: what stage hopper does away with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmsys.attention.contract import check_arguments, needs_gradient, needs_operator
+from llmsys.attention.flash.backward import backward, flash_backward
+from llmsys.attention.flash.tiles import LOG2_E, TileConfig, block_of, target_of, tiles_for, tuned_tiles
+
+LARGEST_HEAD = 256
+
+
+def flash_attention(
+    q: Float[Tensor, "B Hq Tq Dk"],
+    k: Float[Tensor, "B Hkv Tk Dk"],
+    v: Float[Tensor, "B Hkv Tk Dv"],
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    return_lse: bool = False,
+    precision: str = "ieee",
+    tiles: TileConfig | None = None,
+    autotune: bool = False,
+    kernel=None,
+) -> Float[Tensor, "B Hq Tq Dv"] | tuple[Float[Tensor, "B Hq Tq Dv"], Float[Tensor, "B Hq Tq"]]:
+    """FlashAttention's forward. The contract is `llmsys.attention.contract`'s, for fp32, fp16, bf16, heads up to 256.
+
+    Parameters
+    ----------
+    precision
+        Of products of float32: "ieee" for all of it, "tf32" for the tensor cores.
+    tiles
+        How to cut it; by default what `tiles.tiles_for` says.
+    autotune
+        On a GPU, measure which tiles are the fastest for such tensors, once, and remember it (`tiles`).
+    kernel
+        A Triton kernel with the arguments of `kernels.flash_forward_kernel`, in its place.
+
+    Gradients are those of `flash_backward`; the result of a kernel of one's own has none.
+    """
+    scale = check_arguments(q, k, v, scale=scale)
+    if precision not in ("ieee", "tf32"):
+        raise ValueError(f'precision must be "ieee" or "tf32", got {precision!r}')
+    _check_supported(q, v)
+    if autotune and tiles is None:
+        tiles = tuned_tiles(q, k, v, causal, lambda tiles: launch(q, k, v, causal, scale, precision, tiles, kernel))
+    if kernel is not None:
+        o, lse = launch(q, k, v, causal, scale, precision, tiles, kernel)
+    elif needs_operator(q, k, v):
+        o, lse = flash_forward(q, k, v, causal, scale, precision, list(astuple(tiles)) if tiles else None)
+    else:
+        forward = _Differentiable.apply if needs_gradient(q, k, v) else launch
+        o, lse = forward(q, k, v, causal, scale, precision, tiles)
+    return (o, lse) if return_lse else o
+
+
+@torch.library.custom_op("llmsys::flash_forward", mutates_args=())
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str, tiles: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """The operator: o (B, Hq, Tq, Dv) in q's dtype and lse (B, Hq, Tq) in fp32. Arguments have been checked; `tiles`
+    are the numbers of a TileConfig."""
+    return launch(q, k, v, causal, scale, precision, TileConfig(*tiles) if tiles else None, None)
+
+
+@flash_forward.register_fake
+def _(q, k, v, causal, scale, precision, tiles):
+    B, Hq, Tq, _ = q.shape
+    return q.new_empty(B, Hq, Tq, v.shape[3]), q.new_empty(B, Hq, Tq, dtype=torch.float32)
+
+
+def _keep(ctx, inputs, output) -> None:
+    q, k, v, ctx.causal, ctx.scale, ctx.precision, _ = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.set_materialize_grads(False)  # None, and not zeros, for a result that is not used
+
+
+def _backward(ctx, do, dlse):
+    q, k, v, o, lse = ctx.saved_tensors
+    if do is None:  # only lse is used
+        do = torch.zeros_like(o)
+    run = flash_backward if needs_operator(q, do) else backward
+    return *run(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, ctx.precision), None, None, None, None
+
+
+flash_forward.register_autograd(_backward, setup_context=_keep)
+
+
+class _Differentiable(torch.autograd.Function):
+    """The operator for autograd alone, which costs much less Python."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        output = launch(*arguments)
+        _keep(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(once_differentiable(_backward))
+
+
+def launch(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str, tiles: TileConfig | None, kernel=None
+) -> tuple[Tensor, Tensor]:
+    """Run the kernel on its grid: a program for each tile of rows of each key head."""
+    from llmsys.attention.flash import kernels  # Triton decides on its mode when it is first imported: not before now
+
+    kernel = kernel or kernels.flash_forward_kernel
+    B, Hq, Tq, Dk = q.shape
+    Hkv, Tk, Dv = v.shape[1:]
+    G = Hq // Hkv
+    o, lse = q.new_empty(B, Hq, Tq, Dv), q.new_empty(B, Hq, Tq, dtype=torch.float32)
+    if o.numel() == 0:
+        return o, lse.fill_(float("-inf")) if Tk == 0 else _lse_alone(q, k, lse, causal, scale)
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    tiles = tiles or tiles_for(max(Dk, Dv), q.element_size(), G * Tq, target_of(q.device))
+    grid = (-(-G * Tq // tiles.block_m), B * Hkv)
+    with torch.cuda.device_of(q):
+        kernel[grid](
+            q, k, v, o, lse,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
+            Hkv, Tq, Tk, scale * LOG2_E,
+            G=G, DK=Dk, DV=Dv, CAUSAL=causal, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+            BLOCK_DK=block_of(Dk), BLOCK_DV=block_of(Dv), PRECISION=precision,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        )  # fmt: skip
+    return o, lse
+
+
+def _lse_alone(q: Tensor, k: Tensor, lse: Tensor, causal: bool, scale: float) -> Tensor:
+    """Values without a width: there is no o, but the log-sum-exp is still asked for."""
+    return launch(q, k, k, causal, scale, "ieee", None, None)[1] if lse.numel() else lse
+
+
+def _check_supported(q: Tensor, v: Tensor) -> None:
+    from llmsys.hardware.tier import interpreting, load_triton
+
+    load_triton()
+    for name, x in (("q", q), ("v", v)):
+        if x.shape[3] > LARGEST_HEAD:
+            raise ValueError(f"{name} must have heads of at most {LARGEST_HEAD} for stage flash, got {x.shape[3]}")
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"q must be float32, float16 or bfloat16 for stage flash, got {q.dtype}")
+    if interpreting():
+        if q.dtype == torch.bfloat16:
+            raise ValueError("q must be float32 or float16 in Triton's interpreter, it gets bfloat16 wrong; q.float()")
+    elif not q.is_cuda:
+        raise ValueError(
+            f"q must be on a GPU for stage flash, got {q.device}; q.cuda(), or TRITON_INTERPRET=1 set before Triton is "
+            "imported, to run the kernel in the interpreter"
+        )

@@ -1,0 +1,176 @@
+"""Stage 5, hopper: FlashAttention's forward written for one GPU, the H100 (and H200), in Gluon.
+
+`flash` is the same algorithm for any GPU: its warps load a tile, multiply, and compute exponentials, one after another,
+and an H100's tensor cores are busy for half of the time. Here, copies, products and exponentials overlap. The chapter,
+in the order in which to read it:
+
+    ring           how warps wait for each other: rings of tiles, barriers and their phases, turns
+    kernels        the roles of the warps, the producer, and the grid that stays
+    consumer       the consumer: products and softmax at the same time
+    schedule       which program computes which tile, made on the host
+    descriptors    what the copy engine must know of a tensor
+    gluon          the language, and the one difference between versions of Triton
+    simulated/     the same kernel on a laptop: warps that take turns at random, deadlocks and races named
+
+This file checks the arguments, launches, and says where else to go with what the kernel does not do.
+
+TFLOP/s and, in brackets, the ratio to cuDNN, timed in turns with it on an H100 80GB HBM3 (16k tokens in all, 2048 wide,
+bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `bench/recorded`):
+
+    T               1k            4k            16k
+    D 64   full     436 (1.01)    537 (1.12)    560 (1.19)
+    D 64   causal   290 (0.87)    440 (1.02)    514 (1.09)
+    D 128  full     614 (1.03)    702 (1.04)    710 (1.05)
+    D 128  causal   420 (1.00)    616 (1.07)    685 (1.08)
+
+What limits it, by `recorded("attention_counters")`: at D 128, full, 16k, the tensor cores are active for 80% of the
+time (cuDNN's kernel: 75%), and the GPU is at its 700 W, which lowers its clock to 1.7 GHz. At 1k, a tile of queries
+meets 8 tiles of keys at most, and its first scores, first softmax and last product, which overlap with nothing of the
+same consumer, weigh the most: 69%. At D 64 a score takes half as many products and still an exponential: that unit is
+as busy as the tensor cores, 62% and 60% at 16k, and neither is full. Causal at 1k and D 64 is where cuDNN is ahead
+(tensor cores 40%, ours 34%): masks keep the units for integers and comparisons busy for 34% of the time (cuDNN's: 25%;
+unmasked: 22%).
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmsys.attention.contract import check_arguments, needs_gradient, needs_operator
+from llmsys.attention.flash.tiles import LOG2_E
+from llmsys.attention.hopper import backward
+from llmsys.attention.hopper.descriptors import descriptor
+from llmsys.attention.hopper.schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles
+
+HEADS = (64, 128)
+
+
+def hopper_attention(
+    q: Float[Tensor, "B Hq Tq D"],
+    k: Float[Tensor, "B Hkv Tk D"],
+    v: Float[Tensor, "B Hkv Tk D"],
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Float[Tensor, "B Hq Tq D"] | tuple[Float[Tensor, "B Hq Tq D"], Float[Tensor, "B Hq Tq"]]:
+    """FlashAttention's forward on a Hopper GPU. The contract is `llmsys.attention.contract`'s, for float16 and bfloat16
+    and for heads of 64 and 128, of which keys and values have the same. Gradients are
+    those of `backward`.
+
+    Raises
+    ------
+    ValueError
+        An argument breaks the contract, or is not one that this stage takes; the message names it, and `flash`.
+    RuntimeError
+        This GPU is no Hopper (compute capability 9.0).
+    """
+    scale = check_arguments(q, k, v, scale=scale)
+    _check_supported(q, v)
+    forward = hopper_forward if needs_operator(q, k, v) else _Differentiable.apply if needs_gradient(q, k, v) else launch
+    o, lse = forward(q, k, v, causal, scale)
+    return (o, lse) if return_lse else o
+
+
+@torch.library.custom_op("llmsys::hopper_forward", mutates_args=())
+def hopper_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """The operator: o (B, Hq, Tq, D) in q's dtype and lse (B, Hq, Tq) in fp32. Arguments have been checked."""
+    return launch(q, k, v, causal, scale)
+
+
+@hopper_forward.register_fake
+def _(q, k, v, causal, scale):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _keep(ctx, inputs, output) -> None:
+    q, k, v, ctx.causal, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.set_materialize_grads(False)  # None, and not zeros, for a result that is not used
+
+
+def _backward(ctx, do, dlse):
+    q, k, v, o, lse = ctx.saved_tensors
+    if do is None:  # only lse is used
+        do = torch.zeros_like(o)
+    run = backward.hopper_backward if needs_operator(q, do) else backward.backward
+    exact = torch.are_deterministic_algorithms_enabled()
+    return *run(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, exact), None, None
+
+
+hopper_forward.register_autograd(_backward, setup_context=_keep)
+
+
+class _Differentiable(torch.autograd.Function):
+    """The operator for autograd alone, which costs much less Python."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        output = launch(*arguments)
+        _keep(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(once_differentiable(_backward))
+
+
+def launch(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float,
+    kernel: Callable | None = None, tiles: HopperTiles | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Run the kernel, or another with its arguments: one program an SM, as long as there are tiles for it."""
+    if kernel is None:
+        from llmsys.attention.hopper.kernels import hopper_forward_kernel as kernel  # Triton: not before now
+
+    B, Hq, Tq, D = q.shape
+    Hkv, Tk = k.shape[1:3]
+    o, lse = q.new_empty(B, Hq, Tq, D), q.new_empty(B, Hq, Tq, dtype=torch.float32)
+    if Tk == 0:
+        return o.zero_(), lse.fill_(float("-inf"))
+    if o.numel() == 0:
+        return o, lse
+    tiles = tiles or hopper_tiles(D, Tq, causal)
+    programs = min(B * Hq * -(-Tq // tiles.block_m), torch.cuda.get_device_properties(q.device).multi_processor_count)
+    schedule = hopper_schedule(B, Hq, Hkv, Tq, Tk, D, causal, tiles, programs, q.device)
+    with torch.cuda.device_of(q):
+        kernel[(programs,)](
+            descriptor(q, ROWS), descriptor(k, tiles.block_n), descriptor(v, tiles.block_n), descriptor(o, ROWS),
+            lse, schedule, Hq, Hq // Hkv, Tq, Tk, scale * LOG2_E,
+            CAUSAL=causal, CONSUMERS=tiles.consumers, SLOTS=tiles.slots,
+            CONSUMER_REGISTERS=tiles.consumer_registers, PRODUCER_REGISTERS=tiles.producer_registers, num_warps=4,
+        )  # fmt: skip
+    return o, lse
+
+
+def _check_supported(q: Tensor, v: Tensor) -> None:
+    D = q.shape[3]
+    if D not in HEADS:
+        raise ValueError(f"q must have heads of 64 or 128 for stage hopper, got {D}; stage flash takes any up to 256")
+    if v.shape[3] != D:
+        raise ValueError(f"v must have q's head size, {D}, for stage hopper, got {v.shape[3]}; stage flash takes both")
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"q must be float16 or bfloat16 for stage hopper, got {q.dtype}; stage flash takes float32, too"
+        )
+    check_gpu(q)
+
+
+def check_gpu(q: Tensor) -> None:
+    """ValueError or RuntimeError if q is not where the hopper kernels run: on a Hopper GPU, and Triton compiles."""
+    if not q.is_cuda:
+        raise ValueError(
+            f"q must be on a Hopper GPU for stage hopper, got {q.device}; q.cuda(), or stage flash or tiled"
+        )
+    if (capability := torch.cuda.get_device_capability(q.device)) != (9, 0):
+        raise RuntimeError(
+            "stage hopper needs a GPU of compute capability 9.0 (H100, H200), and "
+            f"{torch.cuda.get_device_name(q.device)} has {capability[0]}.{capability[1]}; use stage flash"
+        )
+    from llmsys.hardware.tier import interpreting
+
+    if interpreting():
+        raise RuntimeError(
+            "stage hopper does not run in Triton's interpreter; unset TRITON_INTERPRET, or use stage flash"
+        )

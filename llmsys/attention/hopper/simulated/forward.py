@@ -1,0 +1,87 @@
+"""The hopper kernel on a laptop: its own text, run by warps and engines that take turns at random.
+
+    from llmsys.attention.hopper.simulated.forward import simulate
+    o, lse = simulate(q, k, v, causal=True, seed=3)
+
+Triton's interpreter runs a program from its beginning to its end, so a producer would wait for its consumers for ever.
+`processor` lets warps take turns instead, and `engines` makes their copies and products, early or late.
+Three mistakes are found and named:
+
+    Deadlock        nobody can go on; the message says who waits for what
+    Race            a copy is started into a tile that a product still reads; a result is used before it was waited for;
+                    the copy engine reads what threads have stored without a fence between
+    wrong numbers   a tile that was not waited for is full of NaN
+
+What it does not know are layouts, registers and spills, which `hardware.compiler` knows, what the assembler makes of
+the order of instructions, and time.
+"""
+
+import importlib.util
+import math
+import random
+import sys
+from collections.abc import Callable
+from types import FunctionType
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from llmsys.attention.contract import check_arguments
+from llmsys.attention.flash.tiles import LOG2_E
+from llmsys.attention.hopper.schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles
+from llmsys.attention.hopper.simulated import engines
+from llmsys.attention.hopper.simulated.engines import Descriptor, Pointer
+from llmsys.attention.hopper.simulated.processor import Machine
+from llmsys.hardware.kernel_source import underlying
+
+MODULES = ("hopper_ring", "hopper_consumer", "hopper_kernels")  # each imports those before it
+
+
+def simulate(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None, seed: int = 0,
+    tiles: HopperTiles | None = None, programs: int = 2, kernel: Callable | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """o and lse as the hopper kernel computes them, on the CPU: `programs` SMs, one after another.
+
+    q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D) in float16 or bfloat16, none of them empty. `kernel` is what
+    `kernel_here` has returned, by default this package's.
+
+    Raises Deadlock, Race, or whatever the kernel does.
+    """
+    scale = check_arguments(q, k, v, scale=scale)
+    B, Hq, Tq, D = q.shape
+    Hkv, Tk = k.shape[1:3]
+    tiles = tiles or hopper_tiles(D, Tq, causal)
+    kernel = kernel or kernel_here()
+    programs = min(programs, B * Hq * -(-Tq // tiles.block_m))
+    schedule = hopper_schedule(B, Hq, Hkv, Tq, Tk, D, causal, tiles, programs).flatten()
+    o, lse = torch.full_like(q, math.nan), torch.full((B * Hq * Tq,), math.nan)
+    for program in range(programs):
+        Machine(program, programs, random.Random(f"{seed} {program}"))
+        kernel(
+            Descriptor(q, ROWS), Descriptor(k, tiles.block_n), Descriptor(v, tiles.block_n), Descriptor(o, ROWS),
+            Pointer(lse), Pointer(schedule), Hq, Hq // Hkv, Tq, Tk, scale * LOG2_E,
+            CAUSAL=causal, CONSUMERS=tiles.consumers, SLOTS=tiles.slots, CONSUMER_REGISTERS=0, PRODUCER_REGISTERS=0,
+        )  # fmt: skip
+    return o, lse.view(B, Hq, Tq)
+
+
+def kernel_here(**changes: Callable) -> Callable:
+    """The hopper kernel as plain Python. `changes` replace functions of its modules by name, to see what happens; one
+    that was decorated with gluon.jit is run as the Python that it was, with the modules' own names."""
+    with mock.patch.dict(sys.modules, {"llmsys.attention.hopper.gluon": engines}):
+        for name in MODULES:
+            spec = importlib.util.find_spec(f"llmsys.attention.{name}")
+            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            here = {name: each for name, each in changes.items() if hasattr(module, name)}
+            module.__dict__.update({name: _as_python(each, module.__dict__ | here) for name, each in here.items()})
+    return module.hopper_forward_kernel
+
+
+def _as_python(function: Callable, names: dict) -> Callable:
+    plain = underlying(function)
+    if plain is function:
+        return function
+    return FunctionType(plain.__code__, names | {"__name__": plain.__module__}, plain.__name__, plain.__defaults__)

@@ -1,0 +1,85 @@
+"""What a learner calls: `check` an answer, and ask for a `hint`.
+
+    check("02.merge", merge)
+    hint("02.merge")
+
+`check` runs the exercise's check (`llmsys.course.checking`) on inputs from one fixed seed, remembers the attempt in the
+learner's progress file, offers the hint that is due, and writes a passed answer to `mine/`.
+"""
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from dataclasses import dataclass, replace
+
+from llmsys.course import display
+from llmsys.course.checking.checks import Result, get_check, run_check
+from llmsys.course.grading import interpreted
+from llmsys.course.workspace import mine, progress
+from llmsys.hardware.kernel_source import underlying
+
+
+@dataclass(frozen=True)
+class Hint:
+    """One hint, shown as a card or as text."""
+
+    id: str
+    text: str
+    number: int
+    of: int
+
+    def __repr__(self) -> str:
+        return display.hint_text(self)
+
+    def _repr_html_(self) -> str:
+        return display.hint_html(self)
+
+
+def check(id: str, answer: object) -> Result:
+    """Check your answer to an exercise, as in `check("02.merge", merge)`: your function itself, not a call of it.
+
+    A wrong answer is a `Result` that says what is wrong; errors are only raised for an unknown exercise or for
+    something that is not a function.
+    """
+    found = get_check(id)
+    if not callable(answer) and not hasattr(answer, "fn"):
+        name = id.partition(".")[2]
+        raise TypeError(
+            f"check({id!r}, …) takes your function itself, as in check({id!r}, {name}), without calling it; "
+            f"got the {type(answer).__name__} {answer!r:.60}"
+        )
+    result = run_check(found, found.local_runner(answer))
+    if result and found.kernel:
+        result = interpreted.confirm(found, answer, result)
+    if result.failure and result.failure.kind == "stub":
+        return result
+    unasked = max(len(found.hints) - 1, 1)  # the last hint, pseudocode, is only for those who ask for it
+    record = progress.attempt(id, _fingerprint(answer), result.passed, unasked)
+    if result.passed:
+        mine.export_answer(id, answer, kernel=found.kernel)
+    elif found.hints:
+        number = min(max(record.hints, 1), len(found.hints))
+        result = replace(result, hint=found.hints[number - 1], hint_number=number, hints=len(found.hints))
+    return result
+
+
+def hint(id: str) -> Hint:
+    """The next hint for an exercise: a nudge, then the invariant to keep, then pseudocode. The last one stays."""
+    hints = get_check(id).hints
+    if not hints:
+        return Hint(id, "This exercise has no hints.", 0, 0)
+    number = progress.next_hint(id, len(hints))
+    return Hint(id, hints[number - 1], number, len(hints))
+
+
+def _fingerprint(answer: object) -> str:
+    """Names an attempt: changes with the answer's code, but not with its comments and blank lines."""
+    function = underlying(answer)
+    try:
+        source = inspect.getsource(function)
+        source = ast.unparse(ast.parse(textwrap.dedent(source)))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        code = getattr(function, "__code__", None)
+        source = repr((code.co_code, code.co_consts)) if code else repr(type(function))
+    return hashlib.sha256(source.encode()).hexdigest()[:16]

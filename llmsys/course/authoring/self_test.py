@@ -1,0 +1,335 @@
+"""`llmsys check --self-test`: are the checks any good?
+
+A check that accepts everything looks just like a good one until somebody's mistake slips through. So every exercise is
+put to the test itself:
+
+- its stub is recognised as not written yet, and its solution passes;
+- the library's own function is refused, and there are three hints;
+- each misconception (three at least) passes some property, is rejected, and is named with its own message;
+- mutations of the solution's syntax tree are rejected: < for <=, + for -, a constant off by one, min for max, a
+  statement left out. A mutation that makes no difference is listed in the check's `equivalent`, with the reason.
+
+The stubs and solutions come from the lesson's source, solutions/NN_slug.py. Everything runs in this one process.
+"""
+
+import argparse
+import ast
+import copy
+import hashlib
+import itertools
+import linecache
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmsys.course import manifest
+from llmsys.course.checking.checks import Check, get_check, run_check
+from llmsys.course.checking.diagnosis import Misconception, misconceptions_of
+from llmsys.course.checking.runner import LocalRunner, resolve
+from llmsys.hardware import sanitizer
+from llmsys.hardware.tier import load_triton, triton_installed
+
+MUTANTS = 16  # of each exercise's solution, drawn by the exercise's id
+TIME_LIMIT = 10.0  # seconds, for a mutant's loop that never ends
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was tested. `ok` is None where it could not be, on this machine."""
+
+    exercise: str
+    what: str
+    ok: bool | None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        glyph = {True: "✓", False: "✗", None: "-"}[self.ok]
+        return f"{glyph} {self.exercise}: {self.what}" + (f"\n    {self.detail}" if self.detail and not self.ok else "")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the self-test found; its text is what the command prints."""
+
+    lines: tuple[Line, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return all(line.ok is not False for line in self.lines)
+
+    def __str__(self) -> str:
+        wrong = sum(line.ok is False for line in self.lines)
+        skipped = sum(line.ok is None for line in self.lines)
+        end = f"{len(self.lines)} tests of the checks, {wrong} failed, {skipped} skipped, in {self.seconds:.1f} s"
+        return "\n".join([*map(str, self.lines), end])
+
+
+def self_test(
+    only: str | None = None,
+    *,
+    solutions: Path | None = None,
+    mutants: int = MUTANTS,
+    progress: Callable[[Line], None] = lambda line: None,
+) -> Report:
+    """Test the checks of all exercises, of a lesson ("02") or of one exercise ("02.merge").
+
+    `progress` is called with every line as it comes.
+    """
+    if only and "." in only:
+        exercises = [manifest.exercise(only)]
+    else:
+        chosen = [manifest.lesson(only)] if only else manifest.lessons()
+        exercises = [exercise for lesson in chosen for exercise in lesson.exercises]
+    if triton_installed():
+        if "triton" not in sys.modules:  # a GPU machine, too, tests its kernels where their memory is watched
+            os.environ.setdefault("TRITON_INTERPRET", "1")
+        load_triton()  # first, before anything of torch imports Triton in its own mode
+    folder, start, lines = solutions or manifest.solutions_dir(), time.perf_counter(), []
+    for exercise in exercises:
+        source = folder / f"{manifest.lesson(exercise.lesson).name}.py"
+        for line in _test_exercise(exercise, source, mutants):
+            lines.append(line)
+            progress(line)
+    return Report(tuple(lines), time.perf_counter() - start)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the self-test and print what it finds. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Test the checks: stubs, solutions, misconceptions, mutations.")
+    parser.add_argument("only", nargs="?", help='a lesson ("02") or an exercise ("02.merge"); default all')
+    report = self_test(parser.parse_args(arguments).only, progress=lambda line: print(line, flush=True))
+    print(str(report).splitlines()[-1])
+    return 0 if report.ok else 1
+
+
+def _test_exercise(exercise: manifest.Exercise, source: Path, mutants: int) -> Iterator[Line]:
+    if exercise.kernel and not triton_installed():
+        yield Line(exercise.id, "needs Triton", None, "its answer is a Triton kernel, and Triton is not installed here")
+        return
+    if exercise.kernel and not sanitizer.available():
+        why = "kernels are compiled in this process, and their memory is not watched: set TRITON_INTERPRET=1"
+        yield Line(exercise.id, "needs the sanitizer", None, why)
+        return
+    try:
+        check = get_check(exercise.id)
+        cell = exercise_cell(source.read_text(encoding="utf-8"), exercise.id)
+    except (KeyError, ValueError, OSError) as error:
+        yield Line(exercise.id, "has a check and a solution", False, str(error))
+        return
+    yield _test_stub(check, exercise, cell)
+    yield _test_solution(check, exercise, cell)
+    missing = [name for name in check.all_forbidden if not _exists(name)]
+    yield Line(check.id, "what is forbidden exists", not missing, f"there is no {missing}")
+    if check.reference is not None and not missing:
+        yield _test_reference(check)
+    yield Line(check.id, "has three hints", len(check.hints) == 3, f"it has {len(check.hints)}")
+    known = misconceptions_of(check.id, kernel=exercise.kernel)
+    count = len(known)
+    yield Line(check.id, "ships at least three misconceptions", count >= 3, f"it has {count}")
+    for each in known:
+        yield _test_misconception(check, each)
+    yield from _test_mutants(check, exercise, cell, mutants)
+
+
+def _test_stub(check: Check, exercise: manifest.Exercise, cell: str) -> Line:
+    result = run_check(check, check.local_runner(load(stub(cell), exercise)))
+    kind = result.failure.kind if result.failure else "passed"
+    return Line(check.id, "the stub is not written yet", kind == "stub", f"it was taken for: {kind}")
+
+
+def _test_solution(check: Check, exercise: manifest.Exercise, cell: str) -> Line:
+    for seed in range(3):
+        result = run_check(check, check.local_runner(load(cell, exercise)), seed=seed)
+        if not result:
+            return Line(check.id, "the solution passes", False, f"seed {seed}:\n{result}")
+    return Line(check.id, "the solution passes", True)
+
+
+def _test_reference(check: Check) -> Line:
+    result = run_check(check, check.local_runner(resolve(check.reference)))
+    kind = result.failure.kind if result.failure else "passed"
+    return Line(check.id, "the library's own is refused", kind == "forbidden", f"it was taken for: {kind}")
+
+
+def _exists(name: object) -> bool:
+    try:
+        return isinstance(name, str) and name.startswith("aten::") or resolve(name) is not None
+    except (ImportError, AttributeError):
+        return False
+
+
+def _test_misconception(check: Check, known: Misconception) -> Line:
+    what = f"recognises {known.name}"
+    for seed in range(2):
+        result = run_check(check, LocalRunner(known.function, adapt=check.adapt, kernel=check.kernel), seed=seed)
+        if result:
+            return Line(check.id, what, False, "the check accepts it")
+        if not any(each.passed for each in result.properties):
+            return Line(check.id, what, False, f"it passes no property: nobody would write it\n{result}")
+        if result.misconception is None or result.misconception.message != known.message:
+            named = result.misconception.name if result.misconception else "nothing"
+            return Line(check.id, what, False, f"it was taken for {named}\n{result}")
+    return Line(check.id, what, True)
+
+
+def _test_mutants(check: Check, exercise: manifest.Exercise, cell: str, limit: int) -> Iterator[Line]:
+    every = list(mutations(cell))
+    stale = sorted(set(check.equivalent) - {text for text, _ in every})
+    if stale:
+        yield Line(check.id, "every mutation called equivalent exists", False, "; ".join(stale))
+    chosen = [(text, source) for text, source in every if text not in check.equivalent]
+    chosen = sorted(chosen, key=lambda each: hashlib.sha256(f"{check.id} {each[0]}".encode()).digest())[:limit]
+    survivors = [text for text, source in chosen if not _rejected(check, exercise, source)]
+    what = f"rejects {len(chosen)} of {len(every)} mutations of the solution"
+    yield Line(check.id, what, not survivors, "it accepts: " + "; ".join(survivors))
+
+
+def _rejected(check: Check, exercise: manifest.Exercise, source: str) -> bool:
+    try:
+        with time_limit(TIME_LIMIT):
+            return not run_check(check, check.local_runner(load(source, exercise)), name_mistakes=False)
+    except Exception:  # the mutant cannot even be defined, or its result breaks the check
+        return True
+
+
+# Cells of a lesson's source
+
+
+def exercise_cell(source: str, id: str) -> str:
+    """The exercise's cell in a lesson's source (jupytext's py:percent). Raises ValueError unless there is just one."""
+    cells = re.split(r"^# %%(.*)\n", source, flags=re.MULTILINE)
+    named = f'exercise="{id}"'
+    heads = zip(cells[1::2], cells[2::2], strict=True)
+    found = [text for head, text in heads if '"exercise"' in head and named in head]
+    if len(found) != 1:
+        raise ValueError(f"expected one exercise cell {id}, found {len(found)}")
+    return found[0].rstrip() + "\n"
+
+
+def stub(cell: str) -> str:
+    """The cell as a learner gets it: what is between the solution's marks is to be written."""
+    pattern = r"^([ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION"
+    return re.sub(pattern, r"\1raise NotImplementedError", cell, flags=re.MULTILINE | re.DOTALL)
+
+
+_numbers = itertools.count()
+
+
+def load(source: str, exercise: manifest.Exercise) -> object:
+    """Run a cell in a namespace of its own, and return what it defines under the exercise's name. Its source can be
+    looked up, as Triton does."""
+    name = f"<{exercise.id} {next(_numbers)}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    namespace: dict = {"__name__": "llmsys_self_test"}
+    exec(compile(source, name, "exec"), namespace)
+    return namespace[exercise.function]
+
+
+# Mutations
+
+_OTHER_OPERATOR = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+_OTHER_NAME = {"max": "min", "amax": "amin", "maximum": "minimum", "argmax": "argmin", "zeros": "ones", "sum": "mean"}
+_OTHER_NAME |= {other: name for name, other in _OTHER_NAME.items()} | {"zeros_like": "ones_like", "exp": "exp2"}
+
+
+def mutations(cell: str) -> Iterator[tuple[str, str]]:
+    """Every mutation of the solution in a cell: what was changed, "a + b → a - b" (the second time it occurs,
+    "a + b → a - b (2)"), and the cell with that change."""
+    first, last = (next(n for n, line in enumerate(cell.splitlines(), 1) if mark in line) for mark in _MARKS)
+    tree = ast.parse(cell)
+    seen, times = set(), Counter()
+    nodes = [(i, node) for i, node in enumerate(ast.walk(tree)) if first < getattr(node, "lineno", 0) < last]
+    for index, node in sorted(nodes, key=lambda each: (each[1].lineno, each[1].col_offset)):
+        for change in _changes(node):
+            mutant = copy.deepcopy(tree)
+            target = next(itertools.islice(ast.walk(mutant), index, None))
+            before = _short(target)
+            change(target)
+            after = _short(target)
+            text, source = f"{before} → {after}", ast.unparse(ast.fix_missing_locations(mutant))
+            if source not in seen:
+                seen.add(source)
+                times[text] += 1
+                yield text if times[text] == 1 else f"{text} ({times[text]})", source
+
+
+def _short(node: ast.AST) -> str:
+    if isinstance(node, ast.Pass):
+        return "left out"
+    return ast.unparse(node).partition("\n")[0].rstrip(":")  # of an `if`, the condition
+
+
+_MARKS = ("### BEGIN SOLUTION", "### END SOLUTION")
+
+
+def _changes(node: ast.AST) -> Iterator[Callable[[ast.AST], None]]:
+    """The ways to get this node wrong, as functions that change a copy of it."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in _OTHER_OPERATOR:
+        yield lambda n: n.ops.__setitem__(0, _OTHER_OPERATOR[type(n.ops[0])]())
+    if isinstance(node, (ast.BinOp, ast.AugAssign, ast.BoolOp)) and type(node.op) in _OTHER_OPERATOR:
+        yield lambda n: setattr(n, "op", _OTHER_OPERATOR[type(n.op)]())
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield lambda n: setattr(n, "op", ast.UAdd())
+    if isinstance(node, ast.Constant) and type(node.value) is bool:
+        yield lambda n: setattr(n, "value", not n.value)
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        yield lambda n: setattr(n, "value", n.value + 1)
+    if isinstance(node, ast.Attribute) and node.attr in _OTHER_NAME:
+        yield lambda n: setattr(n, "attr", _OTHER_NAME[n.attr])
+    if isinstance(node, ast.Name) and node.id in _OTHER_NAME:
+        yield lambda n: setattr(n, "id", _OTHER_NAME[n.id])
+    if isinstance(node, (ast.If, ast.IfExp, ast.While)):
+        yield lambda n: setattr(n, "test", ast.UnaryOp(ast.Not(), n.test))
+    if isinstance(node, (ast.Assign, ast.AugAssign, ast.Expr)):
+        yield _leave_out
+
+
+def _leave_out(statement: ast.AST) -> None:
+    statement.__class__ = ast.Pass
+    statement.__dict__ = {name: value for name, value in vars(statement).items() if name.endswith(("lineno", "offset"))}
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after so many seconds, where the platform can (main thread, not on Windows)."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

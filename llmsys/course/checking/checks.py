@@ -1,0 +1,157 @@
+"""How an exercise's check is written, found and run.
+
+    @exercise_check(
+        "02.merge",
+        reference="llmsys.attention.online:merge",
+        forbids=("aten::logaddexp", "aten::logsumexp"),
+        hints=("a nudge", "the invariant", "pseudocode"),
+    )
+    def merge(answer):
+        with answer.property("two pieces merged are summarised as the whole is", why="Where to cut is our choice."):
+            answer.matches(expected, a, b)
+
+A check is an ordinary function of an `Answer` (`llmsys.course.checking.answer`). It names each property as it goes and
+stops at the first that fails; `run_check` runs it through any runner (this process's, or the grader's), and on a
+failure looks for the misconception that fails alike. Checks live with their lessons, in `llmsys.lessons`; `get_check`
+finds one by the lesson's name in the manifest.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from llmsys.course import display
+from llmsys.course.checking.answer import Answer, Failure, PropertyResult, Rejected
+from llmsys.course.checking.diagnosis import Misconception, diagnose
+from llmsys.course.checking.runner import LocalRunner, Runner, resolve
+from llmsys.course.checking.watch import Forbidden
+from llmsys.course.manifest import UnknownId, lessons, load_content
+
+
+@dataclass(frozen=True)
+class Check:
+    """An exercise's check. `reference` is the library's own function, which is forbidden along with `forbids`; `adapt`
+    makes an ordinary function of the learner's object; both may be dotted names ("package.module:function").
+    `equivalent` lists mutations of the solution that are no mistakes, with the reason
+    (`llmsys.course.authoring.self_test`)."""
+
+    id: str
+    function: Callable[[Answer], None]
+    reference: Forbidden | None = None
+    forbids: tuple[Forbidden, ...] = ()
+    hints: tuple[str, ...] = ()
+    adapt: str | Callable | None = None
+    kernel: bool = False
+    equivalent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def all_forbidden(self) -> tuple[Forbidden, ...]:
+        return (*([self.reference] if self.reference is not None else []), *self.forbids)
+
+    def local_runner(self, answer: object) -> LocalRunner:
+        """The runner for this exercise in the process that holds `answer`: adapted, watched, sanitized."""
+        return LocalRunner(answer, adapt=self.adapt, forbids=self.all_forbidden, kernel=self.kernel)
+
+    def reference_function(self) -> Callable | None:
+        """The reference as an ordinary function: imported and adapted when it is first called."""
+        if self.reference is None:
+            return None
+
+        def call(*args, **kwargs):
+            function = resolve(self.reference)
+            return (resolve(self.adapt)(function) if self.adapt else function)(*args, **kwargs)
+
+        return call
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check found: true where the answer passed. JupyterLab shows it as a card, a terminal as text."""
+
+    id: str
+    passed: bool
+    properties: tuple[PropertyResult, ...]
+    failure: Failure | None = None
+    misconception: Misconception | None = None
+    hint: str = ""  # the text of a hint, where one is offered
+    hint_number: int = 0
+    hints: int = 0  # how many there are
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __repr__(self) -> str:
+        return display.result_text(self)
+
+    def _repr_html_(self) -> str:
+        return display.result_html(self)
+
+
+_registry: dict[str, Check] = {}
+
+
+def exercise_check(
+    id: str,
+    *,
+    reference: Forbidden | None = None,
+    forbids: tuple[Forbidden, ...] = (),
+    hints: tuple[str, ...] = (),
+    adapt: str | Callable | None = None,
+    kernel: bool | None = None,
+    equivalent: Mapping[str, str] | None = None,
+) -> Callable[[Callable[[Answer], None]], Check]:
+    """Register the decorated function as the check of an exercise. The arguments are the fields of `Check`; whether the
+    answer is a kernel is the manifest's to say."""
+
+    def register(function: Callable[[Answer], None]) -> Check:
+        if id in _registry and _registry[id].function.__code__ != function.__code__:
+            raise ValueError(f"{id} has two checks")
+        kernels = {exercise.id for lesson in lessons() for exercise in lesson.exercises if exercise.kernel}
+        is_kernel = id in kernels if kernel is None else kernel
+        _registry[id] = Check(id, function, reference, forbids, hints, adapt, is_kernel, equivalent or {})
+        return _registry[id]
+
+    return register
+
+
+def get_check(id: str) -> Check:
+    """The check of that exercise; imports the module of its lesson's checks.
+
+    Raises
+    ------
+    KeyError
+        No exercise has that id; the message names the nearest.
+    """
+    if id not in _registry:
+        load_content(str(id).partition(".")[0], "checks")
+    if id not in _registry:
+        known = sorted({e.id for lesson in lessons() for e in lesson.exercises} | set(_registry))
+        near = difflib.get_close_matches(str(id), known, n=3, cutoff=0.5)
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+        raise UnknownId(f"no exercise {id!r} has a check: {remedy}")
+    return _registry[id]
+
+
+def run_check(check: Check, runner: Runner, *, seed: int = 0, name_mistakes: bool = True) -> Result:
+    """Run a check through a runner. The same seed draws the same inputs. Looking for the misconception that a wrong
+    answer shows takes longer than finding it wrong: name_mistakes=False does without."""
+    answer = Answer(runner, name=_name(check.id), reference=check.reference_function(), seed=_seed(check.id, seed))
+    try:
+        check.function(answer)
+    except Rejected as rejected:
+        calls, earlier = answer.calls[answer.first_call :], answer.calls[: answer.first_call]
+        named = diagnose(check, calls, rejected, earlier) if name_mistakes else None
+        return Result(check.id, False, tuple(answer.properties), rejected.failure, named)
+    if not answer.properties:
+        raise RuntimeError(f"the check of {check.id} shows no property")
+    return Result(check.id, True, tuple(answer.properties))
+
+
+def _name(id: str) -> str:
+    return id.partition(".")[2]
+
+
+def _seed(id: str, seed: int) -> int:
+    """Exercises draw differently from one seed. (Python's own hash of a string changes from run to run.)"""
+    return int.from_bytes(hashlib.sha256(f"{id} {seed}".encode()).digest()[:7], "big")

@@ -1,0 +1,94 @@
+"""Misconceptions, recognised: which plausible wrong answer is the learner's?
+
+A misconception is a function with the contract of the exercise that is wrong in one way that people are:
+
+    @misconception("02.merge", "You added the sums without rescaling them.", why="Each l was taken under its own m.")
+    def no_rescaling(a, b): ...
+
+Where a property fails, every misconception of the exercise is run on the arguments of that property's calls. One that
+is wrong in the same way on all of them (the same value; the same number of passes, where that was the failure) is what
+the learner's answer looks like, and its message is worth more than "expected 3.0".
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llmsys.course.checking.answer import Call, Rejected, same_outcome
+from llmsys.course.checking.runner import LocalRunner, Run
+from llmsys.course.checking.wire import pack
+from llmsys.course.manifest import load_content
+
+
+@dataclass(frozen=True)
+class Misconception:
+    """A wrong answer with a name. `function` is an answer to the exercise: a function, or a Triton kernel."""
+
+    exercise: str
+    message: str
+    why: str
+    function: object
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+_registry: dict[str, list[Misconception]] = {}
+
+
+def misconception(exercise: str, message: str, *, why: str = "") -> Callable:
+    """Register the decorated function as a wrong answer to `exercise`. `message` says to the learner, in a sentence,
+    what they did; `why` says why it does not work."""
+
+    def register(function):
+        known = _registry.setdefault(exercise, [])
+        if any(each.message == message for each in known):
+            raise ValueError(f"{exercise} has two misconceptions with the message {message!r}")
+        known.append(Misconception(exercise, message, why, function))
+        return function
+
+    return register
+
+
+def misconceptions_of(exercise: str, *, kernel: bool = False) -> list[Misconception]:
+    """The misconceptions of an exercise, in the order in which they were written. Those that are Triton kernels live in
+    a module of their own, which is only imported for a `kernel` exercise."""
+    for module in ("mistakes", "kernel_mistakes") if kernel else ("mistakes",):
+        load_content(exercise.partition(".")[0], module)
+    return list(_registry.get(exercise, ()))
+
+
+def diagnose(check, calls: Sequence[Call], rejected: Rejected, earlier: Sequence[Call] = ()) -> Misconception | None:
+    """The misconception of `check` that explains why `rejected`, if one does.
+
+    `calls` are those of the failed property, `earlier` those of the properties that passed: a misconception must agree
+    with the answer in all of them.
+    """
+    if rejected.failure.kind in ("stub", "forbidden") or not calls:
+        return None
+    for each in misconceptions_of(check.id, kernel=check.kernel):
+        if all(_alike(check, each, call, rejected) for call in (*calls, *earlier)):
+            return each
+    return None
+
+
+def _alike(check, known: Misconception, call: Call, rejected: Rejected) -> bool:
+    run = _run(check, known, call)
+    if call.run is rejected.run:
+        return rejected.same(call.run, run) and rejected.wrong(run)
+    return same_outcome(call.run, run) and bool(call.run.findings) == bool(run.findings)
+
+
+def _run(check, known: Misconception, call: Call) -> Run:
+    """What the misconception makes of that call. Kept, for a self-test asks all of them about each of them."""
+    key = known, hashlib.sha256(pack([list(call.args), call.kwargs])).digest()
+    if key not in _runs:
+        if len(_runs) >= RUNS:
+            _runs.pop(next(iter(_runs)))  # the oldest
+        _runs[key] = LocalRunner(known.function, adapt=check.adapt, kernel=check.kernel).run(call.args, call.kwargs)
+    return _runs[key]
+
+
+RUNS = 2000
+_runs: dict[tuple[Misconception, bytes], Run] = {}

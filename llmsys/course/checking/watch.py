@@ -1,0 +1,170 @@
+"""Shortcuts, noticed: which forbidden functions and operators run while the learner's own code runs.
+
+"Write the merge yourself" means nothing while `online.merge` is one import away, and refusing the import would not
+help: it may have happened in the first cell, under another name. So the *calls* are watched, not the names:
+
+- a Python function is known by its code object. `sys.setprofile` reports every call with the frame that makes it, in
+  this thread and, by `threading.setprofile`, in those that start meanwhile; whatever the function was called, wrapped
+  in or stored under, the code that runs is the same. A name like `"llmsys.models.sampling:greedy"` is matched with the
+  module and the qualified name of the code that runs, so that nothing has to be imported to forbid it.
+- an operator of torch ("aten::logaddexp", "aten::*softmax*") is seen twice: in Python as it is called
+  (TorchFunctionMode, before C++ takes a composite operator apart) and at the dispatcher (whatever the call was hidden
+  in).
+
+The call is stopped with an error, and is remembered, so that swallowing the error does not help. What was installed
+before (a debugger, a coverage tool) is put back afterwards. Only what runs inside the block is watched: the check
+itself may call anything.
+"""
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from types import CodeType
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from llmsys.hardware.kernel_source import underlying
+from llmsys.hardware.meters import Observer
+
+Forbidden = Callable | str
+
+
+class Shortcut(RuntimeError):
+    """A forbidden function or operator was called."""
+
+    def __init__(self, name: str):
+        super().__init__(f"write this yourself: {name} was called")
+
+
+class watch:
+    """Context manager: stop calls of what is forbidden inside the block, and list them in `.called`, by name.
+
+    `forbids` holds Python functions (wrappers and Triton kernels are looked through), dotted names
+    ("package.module:function"), and operators of torch ("aten::name", in which * matches anything).
+    """
+
+    def __init__(self, forbids: Iterable[Forbidden] = ()):
+        self.called: list[str] = []
+        self._codes: dict[int, str] = {}  # id of a code object -> the name to show
+        self._dotted: dict[str, set[str]] = {}  # function name -> the modules whose function of that name is meant
+        self._operators: list[str] = []
+        self._keep: list[CodeType] = []  # an id is only good for as long as its object lives
+        for item in forbids:
+            if isinstance(item, str) and item.startswith("aten::"):
+                self._operators.append(item.removeprefix("aten::"))
+            elif isinstance(item, str):
+                module, _, name = item.partition(":")
+                self._dotted.setdefault(name, set()).add(module)
+            else:
+                for code, name in _codes_of(item):
+                    self._codes[id(code)] = name
+                    self._keep.append(code)
+                if hasattr(item, "fn"):  # Triton's interpreter compiles a kernel anew: the name is what stays
+                    inner = underlying(item)
+                    self._dotted.setdefault(inner.__qualname__, set()).add(inner.__module__)
+
+    def refuses(self, function: object) -> str | None:
+        """The name of the forbidden function that `function` itself is, if it is one."""
+        return next(filter(None, (self._match(code, module) for code, module in _own_code(function))), None)
+
+    def __enter__(self) -> "watch":
+        self._modes = ExitStack()
+        profiler = self._profiler()
+        if self._codes or self._dotted:
+            self._before = sys.getprofile(), threading.getprofile()
+            self._modes.callback(self._put_back)
+            threading.setprofile(profiler)
+        if self._operators:
+            self._modes.enter_context(_Functions(self))
+            self._modes.enter_context(_Operators(self))
+        if self._codes or self._dotted:
+            sys.setprofile(profiler)
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._codes or self._dotted:
+            sys.setprofile(None)
+        self._modes.close()
+
+    def stop(self, name: str) -> None:
+        if name not in self.called:
+            self.called.append(name)
+        raise Shortcut(name)
+
+    def check_operator(self, name: str) -> None:
+        bare = name.strip("_")
+        for pattern in self._operators:
+            if fnmatchcase(name, pattern) or fnmatchcase(bare, pattern.strip("_")):
+                self.stop(f"torch's {bare}")
+
+    def _put_back(self) -> None:
+        own, threads = self._before
+        threading.setprofile(threads)
+        sys.setprofile(own)
+
+    def _profiler(self) -> Callable:
+        names = {code.co_name for code in self._keep} | {name.rpartition(".")[2] for name in self._dotted}
+
+        def on_event(frame, event, _):  # runs several times a call of any function: one look-up is all it may cost
+            if event == "call" and frame.f_code.co_name in names:
+                name = self._match(frame.f_code, frame.f_globals.get("__name__", ""))
+                if name:
+                    self.stop(name)
+
+        return on_event
+
+    def _match(self, code: CodeType, module: str) -> str | None:
+        if id(code) in self._codes:
+            return self._codes[id(code)]
+        if module in self._dotted.get(code.co_qualname, ()):
+            return f"{module}.{code.co_qualname}"
+        return None
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, owner: watch):
+        super().__init__()
+        self.owner = owner
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.owner.check_operator(getattr(function, "__name__", ""))
+        return function(*args, **(kwargs or {}))
+
+
+class _Operators(Observer):
+    def __init__(self, owner: watch):
+        super().__init__()
+        self.owner = owner
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if isinstance(operator, torch._ops.OpOverload) and operator.namespace == "aten":
+            self.owner.check_operator(operator._schema.name.removeprefix("aten::"))
+        return operator(*args, **(kwargs or {}))
+
+
+def _codes_of(function: object) -> list[tuple[CodeType, str]]:
+    """The code objects that a forbidden thing runs: a function's own, or those of a class's methods."""
+    if isinstance(function, type):
+        name = f"{function.__module__}.{function.__qualname__}"
+        methods = [underlying(value) for value in vars(function).values()]
+        return [(method.__code__, name) for method in methods if hasattr(method, "__code__")]
+    inner = underlying(function)
+    code = getattr(inner, "__code__", None)
+    if code is None:
+        raise TypeError(
+            f"only Python functions, dotted names and aten:: operators can be forbidden, got {function!r}; "
+            "for a function of torch name its operator, as in 'aten::logaddexp'"
+        )
+    return [(code, f"{inner.__module__}.{inner.__qualname__}")]
+
+
+def _own_code(function: object) -> list[tuple[CodeType, str]]:
+    found = []
+    for layer in (function, inspect.unwrap(function) if callable(function) else function, underlying(function)):
+        if hasattr(layer, "__code__"):
+            found.append((layer.__code__, getattr(layer, "__module__", "")))
+    return found

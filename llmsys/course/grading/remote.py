@@ -1,0 +1,177 @@
+"""The grader's runner: the learner's function is called in its own process, and nothing it says is taken on trust.
+
+    with Sandbox() as sandbox:
+        runner = RemoteRunner(sandbox, time_limit=60)
+        opened = runner.open(job)               # runs the setup cells and the exercise's cells over there
+        result = run_check(check, runner)       # inputs are drawn, expectations held and values compared here
+
+A reply is decoded strictly (`llmsys.course.checking.wire`), and then looked through field by field: a `Run` that a check sees
+holds plain data and figures that are possible, however it came about. A process that is too slow, dies or talks
+nonsense is killed, and every later call ends at once in the same error.
+"""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from llmsys.course.checking import wire
+from llmsys.course.checking.runner import Finding, Raised, Run
+from llmsys.course.grading.sandbox import Sandbox, Stopped
+
+STARTUP_LIMIT = 180.0  # seconds that the worker's own imports may take, on a machine that is busy
+TEXT_LIMIT = 4000  # characters of any text that a worker sends
+
+_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What came of running the cells: a problem in words, "" where there is none, and what else is to be said."""
+
+    problem: str
+    notes: tuple[str, ...]
+
+
+class RemoteRunner:
+    """A `Runner` (`llmsys.course.checking.runner`) whose function lives in a sandbox.
+
+    time_limit      seconds on the clock that the cells and all calls may take together
+    memory_limit    bytes that the process may map beyond what it has mapped when the cells begin
+    """
+
+    def __init__(self, sandbox: Sandbox, *, time_limit: float = 60.0, memory_limit: int = 2 << 30):
+        self.stopped: Stopped | None = None  # why there are no more answers
+        self.time_limit, self.memory_limit = time_limit, memory_limit
+        self._sandbox, self._left, self._serial = sandbox, time_limit, 0
+        self._frames = wire.Frames()
+
+    def open(self, job: Mapping) -> Opened:
+        """Run the cells: `job` holds id, function, setup, cells and module (`llmsys.course.grading.worker`)."""
+        limits = {"memory_limit": int(self.memory_limit), "cpu_limit": math.ceil(2 * self.time_limit)}
+        try:
+            request = wire.pack({**job, **limits})
+        except wire.ProtocolError as error:
+            return Opened(f"its cells are too large: {error}", ())
+        try:
+            self._exchange(b"", STARTUP_LIMIT)  # it says that it is ready
+        except Stopped as stopped:
+            self._stop(stopped)
+            last = clean(self._sandbox.printed).strip().rpartition("\n")[2]
+            return Opened(f"the grader's own process did not start: {stopped} {last}".rstrip(), ())
+        try:
+            fields = self._timed(request)
+            if not _is(fields, {"serial": int, "problem": str, "notes": tuple}) or fields["serial"] != 0:
+                raise Stopped("protocol", "it wrote to the grader's pipe")
+            return Opened(clean(fields["problem"]), _texts(fields["notes"]))
+        except Stopped as stopped:
+            self._stop(stopped)
+            return Opened(str(self.stopped), ())
+
+    def run(self, args: tuple, kwargs: dict) -> Run:
+        if self.stopped is None:
+            self._serial += 1
+            try:
+                fields = self._timed(wire.pack({"serial": self._serial, "args": args, "kwargs": kwargs}))
+                if not _is(fields, {"serial": int, "run": dict}) or fields["serial"] != self._serial:
+                    raise Stopped("protocol", "it wrote to the grader's pipe")
+                return self._explained(validated(fields["run"]))
+            except Stopped as stopped:
+                self._stop(stopped)
+        return Run(error=Raised(self.stopped.kind, str(self.stopped)))
+
+    def _stop(self, stopped: Stopped) -> None:
+        if stopped.kind == "time limit":
+            stopped = Stopped(stopped.kind, f"it took longer than {self.time_limit:g} s")
+        self.stopped = stopped
+        self._sandbox.close()
+
+    def _timed(self, request: bytes):
+        began = time.monotonic()
+        try:
+            return self._exchange(request, self._left)
+        finally:
+            self._left -= time.monotonic() - began
+
+    def _exchange(self, request: bytes, seconds: float):
+        """Send a frame and take one, which must be all that comes."""
+        try:
+            for chunk in self._sandbox.talk(request, seconds):
+                for header, payload in self._frames.feed(chunk):
+                    return wire.unpack(header, payload)
+        except wire.ProtocolError as error:
+            raise Stopped("protocol", f"it wrote to the grader's pipe: {clean(str(error))}") from None
+
+    def _explained(self, run: Run) -> Run:
+        """The run, with its error in the grader's words where memory ran out."""
+        error = run.error
+        if error and (error.type == "MemoryError" or "allocate memory" in error.message):
+            limit = f"it needed more than the {self.memory_limit / 2**20:,.0f} MiB of memory that an exercise may take"
+            return replace(run, error=replace(error, type="MemoryError", message=limit))
+        return run
+
+
+def validated(fields: dict) -> Run:
+    """The `Run` that a worker's report describes. Raises Stopped where it is not such a report."""
+    if set(fields) != set(Run.__dataclass_fields__):
+        raise Stopped("protocol", "it sent something else than the report of a call")
+    error, findings = fields["error"], fields["findings"]
+    sound = (
+        all(_is(fields, {name: tuple}, exactly=False) for name in ("largest_shape", "findings", "modified", "called"))
+        and all(
+            _is(fields, {name: dict}, exactly=False)
+            for name in ("reads", "bytes_loaded", "bytes_stored", "multiply_adds")
+        )
+        and all(type(key) in (int, str) and _figure(n, float) for key, n in fields["reads"].items())
+        and _figure(fields["largest_bytes"], int)
+        and all(_figure(n, int) for n in fields["largest_shape"])
+        and all(
+            type(key) is str and _figure(n, int)
+            for name in ("bytes_loaded", "bytes_stored", "multiply_adds")
+            for key, n in fields[name].items()
+        )
+        and all(_is(each, {"kind": str, "message": str}) for each in findings)
+        and all(type(each) is str for name in ("modified", "called") for each in fields[name])
+        and type(fields["refused"]) is str
+        and type(fields["printed"]) is str
+        and (error is None or _is(error, {"type": str, "message": str, "line": (int, type(None)), "source": str}))
+    )
+    if not sound:
+        raise Stopped("protocol", "its report of a call holds something impossible")
+    return Run(
+        **{name: fields[name] for name in ("value", "reads", "largest_bytes", "largest_shape")},
+        **{name: fields[name] for name in ("bytes_loaded", "bytes_stored", "multiply_adds")},
+        findings=tuple(Finding(clean(each["kind"]), clean(each["message"])) for each in findings),
+        modified=_texts(fields["modified"]),
+        called=_texts(fields["called"]),
+        refused=clean(fields["refused"]),
+        error=error and Raised(clean(error["type"]), clean(error["message"]), error["line"], clean(error["source"])),
+        printed=clean(fields["printed"]),
+    )
+
+
+def clean(text: str) -> str:
+    """Text from a learner's process as it may be shown: without escape sequences and control characters, not too long.
+
+    A report goes to terminals (which obey escape sequences) and into XML (which allows no control characters).
+    """
+    text = _ANSI.sub("", text.replace("\r\n", "\n"))
+    kept = "".join(c for c in text if c in "\n\t" or c.isprintable())
+    return kept if len(kept) <= TEXT_LIMIT else kept[:TEXT_LIMIT] + " …"
+
+
+def _is(value, fields: Mapping, exactly: bool = True) -> bool:
+    """Whether it is a dict with these keys, and values of exactly these types."""
+    if type(value) is not dict or (exactly and set(value) != set(fields)):
+        return False
+    kinds = {name: kind if isinstance(kind, tuple) else (kind,) for name, kind in fields.items()}
+    return all(name in value and type(value[name]) in kinds[name] for name in fields)
+
+
+def _figure(value, kind: type) -> bool:
+    return type(value) is kind and 0 <= value < math.inf
+
+
+def _texts(values: tuple) -> tuple[str, ...]:
+    return tuple(clean(each) for each in values if type(each) is str)

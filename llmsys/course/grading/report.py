@@ -1,0 +1,253 @@
+"""What grading found, and the forms in which it is wanted: a table, JSON, JUnit XML, a GitHub step summary, a CSV.
+
+    report = grade_workspace("work")
+    Console().print(report.table())
+    Path("grade.xml").write_text(report.to_junit())
+    write_step_summary(report)                  # where GitHub Actions asks for one
+
+An exercise's points are all or nothing. Texts that came from a learner's process have been cleaned of control
+characters on arrival (`llmsys.course.grading.remote.clean`); here each form escapes what would mean something to its reader.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from xml.etree import ElementTree
+
+from llmsys.course.manifest import Exercise
+
+PASSED, FAILED, STUB, UNGRADED = "passed", "failed", "not written yet", "not graded"
+_GLYPHS = {PASSED: "✓", FAILED: "✗", STUB: "·", UNGRADED: "!"}
+_SUMMARY_LIMIT = 900_000  # bytes; GitHub refuses a step's summary of more than 1 MiB
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What became of one exercise. True where it passed; `str` of it is the check's own card, as text.
+
+    status      passed, failed, not written yet, or not graded (there was nothing to run)
+    message     why it did not pass, beginning with one clear line
+    notes       what else the learner or the instructor should know, such as a check cell that was edited
+    details     the card: every property, got and expected, the misconception
+    output      the end of what the process printed
+    """
+
+    exercise: Exercise
+    notebook: str
+    status: str
+    message: str = ""
+    notes: tuple[str, ...] = ()
+    details: str = ""
+    output: str = ""
+    seconds: float = 0.0
+
+    def __bool__(self) -> bool:
+        return self.status == PASSED
+
+    def __str__(self) -> str:
+        card = self.details or f"{_GLYPHS[self.status]} {self.exercise.id}: {self.message}"
+        return "\n".join([card, *(f"  note: {note}" for note in self.notes)])
+
+    @property
+    def points(self) -> int:
+        return self.exercise.points if self else 0
+
+    @property
+    def line(self) -> str:
+        """Why it did not pass, in one line."""
+        return self.message.partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The grades of one learner, in course order. With the same `seed` the checks draw the same inputs again."""
+
+    grades: tuple[Grade, ...]
+    seed: int
+    seconds: float = 0.0
+    learner: str = ""
+
+    @property
+    def points(self) -> int:
+        return sum(grade.points for grade in self.grades)
+
+    @property
+    def of(self) -> int:
+        return sum(grade.exercise.points for grade in self.grades)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every exercise passed, otherwise 1."""
+        return 0 if self.grades and all(self.grades) else 1
+
+    def table(self):
+        """A table for `rich.console.Console().print`."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text  # and not markup: a learner's brackets are brackets
+
+        table = Table(box=box.SIMPLE, title=self.learner or None, title_justify="left")
+        for name in ("", "exercise", "points", "what"):
+            table.add_column(name, justify="right" if name == "points" else "left", no_wrap=name != "what")
+        for grade in self.grades:
+            what = [] if grade else [grade.line if grade.status != STUB else STUB]
+            cells = (_GLYPHS[grade.status], grade.exercise.id, f"{grade.points} of {grade.exercise.points}")
+            table.add_row(*map(Text, cells), Text("\n".join([*what, *(f"note: {note}" for note in grade.notes)])))
+        table.add_section()
+        table.add_row("", "in all", f"{self.points} of {self.of}", f"{self.seconds:.0f} s, seed {self.seed}")
+        return table
+
+    def to_json(self) -> str:
+        exercises = [
+            {
+                "exercise": grade.exercise.id,
+                "notebook": grade.notebook,
+                "status": grade.status,
+                "points": grade.points,
+                "of": grade.exercise.points,
+                "message": grade.message,
+                "notes": list(grade.notes),
+                "output": grade.output,
+                "seconds": round(grade.seconds, 3),
+            }
+            for grade in self.grades
+        ]
+        head = {"grader": _version(), "learner": self.learner, "seed": self.seed, "seconds": round(self.seconds, 3)}
+        whole = {**head, "points": self.points, "of": self.of, "exercises": exercises}
+        return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
+
+    def to_junit(self) -> str:
+        """JUnit XML: a suite for each notebook, a case for each exercise; one that is not written yet is skipped."""
+        root = ElementTree.Element("testsuites", name="llmsys", **_counts(self.grades))
+        for notebook in dict.fromkeys(grade.notebook for grade in self.grades):
+            own = [grade for grade in self.grades if grade.notebook == notebook]
+            suite = ElementTree.SubElement(root, "testsuite", name=notebook.removesuffix(".ipynb"), **_counts(own))
+            for grade in own:
+                case = ElementTree.SubElement(
+                    suite,
+                    "testcase",
+                    classname=notebook.removesuffix(".ipynb"),
+                    name=grade.exercise.id,
+                    time=f"{grade.seconds:.3f}",
+                )
+                if kind := {FAILED: "failure", UNGRADED: "error", STUB: "skipped"}.get(grade.status):
+                    problem = ElementTree.SubElement(case, kind, message=grade.line)
+                    problem.text = grade.details or grade.message
+                if printed := "\n".join([*(f"note: {note}" for note in grade.notes), grade.output]).strip():
+                    ElementTree.SubElement(case, "system-out").text = printed
+        ElementTree.indent(root)
+        return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+    def to_markdown(self) -> str:
+        """What a GitHub step summary shows: a table, and below it each exercise that did not pass."""
+        lines = [
+            f"## llmsys: {self.points} of {self.of} points" + (f" · {_inert(self.learner)}" if self.learner else ""),
+            "",
+            "| | exercise | points | |",
+            "|---|---|---:|---|",
+        ]
+        for grade in self.grades:
+            what = [] if grade else [grade.line if grade.status != STUB else STUB]
+            remarks = "<br>".join(map(_inert, [*what, *(f"note: {note}" for note in grade.notes)]))
+            points = f"{grade.points} / {grade.exercise.points}"
+            lines.append(f"| {_GLYPHS[grade.status]} | {_inert(grade.exercise.id)} | {points} | {remarks} |")
+        for grade in self.grades:
+            if grade.status == FAILED:
+                body = "\n".join(map(_inert, (grade.details or grade.message).split("\n")))
+                lines += ["", f"<details><summary>{_inert(grade.exercise.id)}</summary>", "", f"<pre>{body}</pre>"]
+                lines += ["", "</details>"]
+        lines += ["", f"Graded by llmsys {_version()}; `--seed {self.seed}` draws the same inputs again."]
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """The reports of a class, a learner each."""
+
+    reports: tuple[Report, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 where everybody was graded: what they got is not the command's failure."""
+        return 0 if self.reports else 1
+
+    def rows(self) -> list[list[str | int]]:
+        """A header and a row for each learner: name, points by exercise, points, remarks."""
+        exercises = list(dict.fromkeys(grade.exercise.id for report in self.reports for grade in report.grades))
+        rows: list[list[str | int]] = [["learner", *exercises, "points", "of", "remarks"]]
+        for report in self.reports:
+            by_id = {grade.exercise.id: grade for grade in report.grades}
+            points = [by_id[id].points if id in by_id else 0 for id in exercises]
+            rows.append([report.learner, *points, report.points, report.of, "; ".join(_remarks(report))])
+        return rows
+
+    def to_csv(self) -> str:
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([[_cell(x) for x in row] for row in self.rows()])
+        return file.getvalue()
+
+    def table(self):
+        """A table for `rich.console.Console().print`."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        header, *rows = self.rows()
+        table = Table(box=box.SIMPLE)
+        for name in header:
+            table.add_column(name, justify="left" if name in ("learner", "remarks") else "right")
+        for row in rows:
+            table.add_row(*(Text(str(each)) for each in row))
+        return table
+
+
+def write_step_summary(report: Report, path: str | Path | None = None) -> Path | None:
+    """Append the report to GitHub's step summary, $GITHUB_STEP_SUMMARY unless `path` names a file. Returns the file;
+    None where there is none to write to, as outside of GitHub Actions."""
+    path = path or os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return None
+    text = report.to_markdown()
+    if len(text.encode()) > _SUMMARY_LIMIT:
+        text = text.partition("\n<details>")[0] + "\n(The details are too long for a summary.)\n"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+    return Path(path)
+
+
+def _remarks(report: Report) -> list[str]:
+    """What the points do not say. Lines that hold for many exercises, such as a missing notebook, come once."""
+    by_line: dict[str, list[str]] = {}
+    for grade in report.grades:
+        said = [grade.line] if grade.status in (FAILED, UNGRADED) else []
+        for line in [*said, *grade.notes]:
+            by_line.setdefault(line, []).append(grade.exercise.id)
+    return [f"{', '.join(ids)}: {line}" for line, ids in by_line.items()]
+
+
+def _counts(grades: Sequence[Grade]) -> dict[str, str]:
+    counted = {"failures": FAILED, "errors": UNGRADED, "skipped": STUB}
+    found = {name: str(sum(grade.status == status for grade in grades)) for name, status in counted.items()}
+    return {"tests": str(len(grades)), **found, "time": f"{sum(grade.seconds for grade in grades):.3f}"}
+
+
+def _inert(text: str) -> str:
+    """Text in which nothing is Markdown or HTML: all but letters, digits and harmless punctuation become entities."""
+    return "".join(c if c.isalnum() or c in " .,;=%…✓✗·−∞→\n" else f"&#{ord(c)};" for c in text).replace("\n", "<br>")
+
+
+def _cell(value: str | int) -> str | int:
+    """A spreadsheet takes text that begins like a formula for one, and a folder's name is the learner's choice."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+
+def _version() -> str:
+    try:
+        return version("llmsys")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "(not installed)"

@@ -1,0 +1,228 @@
+"""`mine`: the learner's own library, grown from the answers that passed.
+
+When a check passes in a workspace, the cell that the answer came from is written to `mine/lesson_02.py`, between two
+lines that name the exercise, so that passing it again replaces just that section. Kernels go to
+`mine/lesson_02_kernels.py`, which alone needs Triton. A cell may lean on others, on the imports of the setup cell or on
+a helper a few cells up, and so what its names mean in the notebook is written out above it: the module can be imported
+wherever the library is.
+
+Later lessons offer the learner's version and say which is in use:
+
+    from llmsys.course import mine
+    merge = mine("merge", default=online.merge)
+"""
+
+import ast
+import builtins
+import importlib
+import inspect
+import linecache
+import math
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+from llmsys.course.manifest import Exercise, UnknownId, lesson
+from llmsys.course.workspace.notebook import write_text
+from llmsys.course.workspace.workspace import MINE, find
+from llmsys.hardware.kernel_source import underlying
+
+_HEADER = '''"""My answers to lesson {number}: those whose checks have passed, each as it was when it passed last.
+
+Written by `check`, a section an exercise; whatever is between the lines of a section is replaced when it passes again.
+"""
+'''
+_BEGIN, _END = "# ── {id} ──", "# ── end of {id} ──"
+
+
+def export_answer(id: str, answer: object, *, kernel: bool = False) -> Path | None:
+    """Write a passed answer to the workspace's `mine/`. Returns the module's file; None outside of a workspace, or
+    where the answer's source is not to be had."""
+    folder = find()
+    if folder is None:
+        return None
+    try:
+        section = section_source(underlying(answer), {exercise.function for exercise in _siblings(id)})
+    except (OSError, TypeError, AttributeError, SyntaxError):  # built in, or typed into a console: nothing to keep
+        return None
+    number = id.partition(".")[0]
+    path = folder / "mine" / f"lesson_{number}{'_kernels' if kernel else ''}.py"
+    try:
+        package = path.with_name("__init__.py")
+        if not package.exists():
+            write_text(package, MINE)
+        text = path.read_text(encoding="utf-8") if path.exists() else _HEADER.format(number=number)
+        write_text(path, put_section(text, id, section))
+    except OSError as error:
+        warnings.warn(f"your answer to {id} could not be kept in {path}: {error}", stacklevel=3)
+        return None
+    for name in [name for name in sys.modules if name == "mine" or name.startswith("mine.")]:
+        del sys.modules[name]  # the next `from mine import …` sees this answer
+    importlib.invalidate_caches()
+    return path
+
+
+def mine(name: str, default: object):
+    """Your own version of a function (its name, or the exercise's id), if it has passed its check, otherwise `default`.
+    Says which it is."""
+    name = name.rpartition(".")[2]
+    folder = find()
+    own = _from_mine(folder, name) if folder else None
+    if own is not None:
+        home = underlying(own).__module__  # an interpreted kernel is of a class of Triton's
+        print(f"{name}: yours, from mine/{home.partition('.')[2]}.py")
+        return own
+    inner = underlying(default)
+    print(f"{name}: the library's {getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', name)}")
+    return default
+
+
+def put_section(module: str, id: str, section: str) -> str:
+    """The module's text with that exercise's section replaced, or added in the order of the ids in the manifest."""
+    begin, end = _BEGIN.format(id=id), _END.format(id=id)
+    block = f"{begin}\n{section.strip()}\n{end}\n"
+    found = re.search(f"^{re.escape(begin)}$.*?^{re.escape(end)}\n", module, re.MULTILINE | re.DOTALL)
+    if found:
+        return module[: found.start()] + block + module[found.end() :]
+    for later in _ids_after(id):
+        if at := re.search(f"^{re.escape(_BEGIN.format(id=later))}$", module, re.MULTILINE):
+            return f"{module[: at.start()]}{block}\n{module[at.start() :]}"
+    return f"{module.rstrip()}\n\n{block}"
+
+
+def section_source(function: FunctionType, answers: Collection[str] = ()) -> str:
+    """The cell that a function came from, as a piece of a module: what it imports and defines, without what it merely
+    shows or calls, below whatever it takes from other cells. Of those, the `answers` to other exercises are only
+    defined where the module does not have them in sections of their own.
+
+    Raises OSError where the source is not to be had.
+    """
+    source = _cell(function)
+    tree = ast.parse(source)
+    kept = _definitions(tree, function.__name__)
+    body = "\n".join(_segment(source, node) for node in kept)
+    return "\n".join([*_preamble(kept, function.__globals__, {function.__name__}, answers), body])
+
+
+def _cell(function: FunctionType) -> str:
+    """The whole cell, as IPython keeps it; of a function in a file, the file's imports and the function itself."""
+    code = inspect.unwrap(function).__code__  # of a function, not of something built in
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    if not lines:
+        raise OSError(f"the source of {function.__name__} is not to be had")
+    source = "".join(lines)
+    if not Path(code.co_filename).exists():
+        return source
+    imports = [node for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    own = textwrap.dedent(inspect.getsource(function))
+    return "\n".join([*(ast.unparse(node) for node in imports), own])
+
+
+def _definitions(tree: ast.Module, name: str) -> list[ast.stmt]:
+    """The statements worth keeping: imports, functions, classes, and the assignments that those use."""
+    lasting = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Try, ast.If)
+    kept = [node for node in tree.body if isinstance(node, lasting)]
+    assignments = [node for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    grown = True
+    while grown:  # an assignment may use another
+        used = _loaded(kept)
+        more = [node for node in assignments if node not in kept and _bound([node]) & used]
+        kept, grown = kept + more, bool(more)
+    return sorted(kept, key=lambda node: node.lineno)
+
+
+def _preamble(nodes: list[ast.stmt], namespace: dict, seen: set[str], answers: Collection[str]) -> list[str]:
+    """Lines that define what `nodes` use and do not define: an import, a constant, a helper from another cell."""
+    lines = []
+    for name in sorted(_loaded(nodes) - _bound(nodes) - set(dir(builtins)) - seen):
+        if name not in namespace:
+            continue  # a local variable, or a mistake on a path that the check does not take
+        seen.add(name)
+        value = namespace[name]
+        home = getattr(value, "__module__", None)
+        if isinstance(value, ModuleType):
+            lines.append(f"import {value.__name__} as {name}")
+        elif isinstance(value, (bool, int, float, str, type(None))):
+            special = isinstance(value, float) and not math.isfinite(value)
+            lines.append(f'{name} = float("{value}")' if special else f"{name} = {value!r}")
+        elif home not in (None, "__main__", namespace.get("__name__")) and _importable(home, value):
+            lines.append(f"from {home} import {_importable(home, value)} as {name}")
+        elif isinstance(underlying(value), FunctionType) and underlying(value).__globals__ is namespace:
+            helper = ast.parse(textwrap.dedent(inspect.getsource(underlying(value))))
+            source = ast.unparse(helper)
+            if name in answers:
+                source = f"if {name!r} not in globals():\n{textwrap.indent(source, '    ')}"
+            lines += [*_preamble(helper.body, namespace, seen, answers), source]
+    return [re.sub(r"^((?:from \S+ )?import (\S+)) as \2$", r"\1", line) for line in lines]
+
+
+def _importable(module: str, value: object) -> str:
+    """The name under which the module holds this very object, or ""."""
+    name = getattr(value, "__name__", "")
+    held = getattr(sys.modules.get(module), name, None) if name.isidentifier() else None
+    return name if held is value else ""
+
+
+def _loaded(nodes: list[ast.stmt]) -> set[str]:
+    every = (each for node in nodes for each in ast.walk(node))
+    return {each.id for each in every if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load)}
+
+
+def _bound(nodes: list[ast.stmt]) -> set[str]:
+    """What these statements define at the top of a module."""
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Try):
+            handlers = [statement for handler in node.handlers for statement in handler.body]
+            names |= _bound([*node.body, *handlers, *node.orelse, *node.finalbody])
+        elif isinstance(node, ast.If):
+            names |= _bound([*node.body, *node.orelse])
+        else:
+            stored = (each for each in ast.walk(node) if isinstance(each, ast.Name))
+            names |= {each.id for each in stored if isinstance(each.ctx, ast.Store)}
+    return names
+
+
+def _segment(source: str, node: ast.stmt) -> str:
+    """The node's own text: its decorators, its comments, and those right above it."""
+    lines = source.splitlines()
+    first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
+    while first and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    text = "\n".join(lines[first : node.end_lineno])
+    definition = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    return f"\n\n{text}\n" if definition else text
+
+
+def _siblings(id: str) -> tuple[Exercise, ...]:
+    """The exercises of the same lesson, in order."""
+    try:
+        return lesson(id.partition(".")[0]).exercises
+    except UnknownId:
+        return ()
+
+
+def _ids_after(id: str) -> list[str]:
+    ids = [exercise.id for exercise in _siblings(id)]
+    return ids[ids.index(id) + 1 :] if id in ids else []
+
+
+def _from_mine(folder: Path, name: str):
+    added = str(folder) not in sys.path
+    if added:
+        sys.path.insert(0, str(folder))
+    try:
+        return getattr(importlib.import_module("mine"), name, None)
+    except ImportError:
+        return None
+    finally:
+        if added:
+            sys.path.remove(str(folder))

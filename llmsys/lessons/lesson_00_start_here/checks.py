@@ -1,0 +1,62 @@
+"""Lesson 00: the choice of the next token."""
+
+import torch
+
+from llmsys.course.checking.checks import exercise_check
+
+
+@exercise_check(
+    "00.next_token",
+    reference="llmsys.models.sampling:greedy",
+    hints=(
+        "logits has three dimensions, (B, T, V). Which one is time, and which one is the vocabulary?",
+        "logits[b, t] scores every token of the vocabulary as the one that comes after token t of sequence b. Only "
+        "what comes after the last token is new; the token chosen is the one with the largest score.",
+        "1. Take the last position of every sequence: (B, T, V) -> (B, V).\n"
+        "2. Take the index of the largest score of every row: (B, V) -> (B,).",
+    ),
+    equivalent={"-1 → +1 (2)": "(B, V) has two dimensions, and so its last one is also its dimension 1"},
+)
+def next_token(answer):
+    with answer.property("gives whole numbers", why="A token is a number: its place in the vocabulary."):
+        run = answer(answer.randn(3, 5, 11))
+        answer.that(run, lambda run: getattr(run.value, "dtype", None) == torch.int64, "an int64 tensor")
+
+    with answer.property("gives one of them for each sequence", why="The model appends one token to each."):
+        for B, T, V in ((1, 1, 7), (3, 5, 11), (4, 2, 5)):
+            run = answer(answer.randn(B, T, V))
+            answer.form(run, torch.zeros(B, dtype=torch.int64))
+
+    with answer.property("names tokens of the vocabulary", why="Each number is looked up in the vocabulary's V words."):
+        for T, V in ((9, 4), (1, 6)):
+            run = answer(answer.randn(2, T, V))
+            answer.that(
+                run,
+                lambda run, V=V: bool(((run.value >= 0) & (run.value < V)).all()),
+                f"numbers from 0 to {V - 1}, where V = {V}",
+            )
+
+    with answer.property("chooses the token with the largest logit", why="The largest logit is the likeliest token."):
+        for B, V in ((1, 2), (1, 13), (1, 50)):  # one sequence of one token: nothing else to choose from
+            logits = answer.randn(B, 1, V)
+            answer.matches(logits[:, 0].max(dim=-1).indices, logits)
+
+    with answer.property(
+        "looks at the last position only",
+        why="The logits at position t predict token t + 1, and only what follows the last token is not known yet.",
+    ):
+        for T in (2, 3, 17):
+            logits = answer.randn(1, T, 12)
+            answer.matches(logits[:, T - 1].max(dim=-1).indices, logits)
+
+    with answer.property("chooses for each sequence of the batch on its own", why="Sequences do not know each other."):
+        for B, T, V in ((2, 1, 9), (5, 4, 23)):
+            logits = answer.randn(B, T, V)
+            logits[torch.arange(B), -1, torch.arange(B) * 2] = 10.0  # the winners differ from row to row
+            answer.matches(torch.arange(B) * 2, logits)
+
+    with answer.property("works on logits of any size and sign", why="Models give logits far from zero, in bf16, too."):
+        for offset, dtype in ((-1e4, torch.float32), (1e4, torch.float64), (-100.0, torch.bfloat16)):
+            logits = (answer.randint(-8, 8, (3, 4, 10)).double() + offset).to(dtype)
+            logits[torch.arange(3), -1, torch.tensor([9, 0, 4])] = offset + 16
+            answer.matches(torch.tensor([9, 0, 4]), logits)

@@ -1,0 +1,304 @@
+"""The checks of lesson 03, tiled attention."""
+
+import torch
+
+from llmsys.attention import naive, online, tiled
+from llmsys.attention.cost import tiled_bytes as bytes_moved
+from llmsys.course.checking.answer import Answer
+from llmsys.course.checking.checks import exercise_check
+
+FUSED = ("aten::*softmax*", "aten::*logsumexp*", "aten::*scaled_dot_product*")
+LIBRARY = (
+    naive.naive_attention,
+    online.online_attention,
+    tiled.attend_one_query,
+    tiled.tiled_attention,
+    tiled.absorb,
+)
+
+
+def on_the_machine(attention):
+    """Tiled attention as an ordinary function of plain tensors: it builds the memories, and returns what is asked for.
+
+    report      "values": (o, lse) · "o": o alone, lse not asked for · "loaded", "stored": bytes by tensor, the same way
+    """
+    from llmsys.hardware.memory import HBM
+
+    def run(q, k, v, *, report: str = "values", sram: int | None = None, **options):
+        programs = k.shape[0] * k.shape[1]
+        with HBM(sram=sram, programs=programs, q=q, k=k, v=v) as hbm:
+            result = attention(q, k, v, return_lse=report == "values", hbm=hbm, **options)
+        if report in ("values", "o"):
+            return result
+        return dict(getattr(hbm, report))
+
+    return run
+
+
+def exact(q, k, v, *, causal: bool = False, scale: float | None = None):
+    """(o, lse) as expected, computed in float64 and rounded once."""
+    o, lse = naive.naive_attention(q.double(), k.double(), v.double(), causal=causal, scale=scale, return_lse=True)
+    return o.float(), lse
+
+
+def one_query(q, k, v):
+    return exact(q[None, None, None], k[None, None], v[None, None])[0][0, 0, 0]
+
+
+@exercise_check(
+    "03.attend_one_query",
+    reference=tiled.attend_one_query,
+    forbids=(*FUSED, *LIBRARY),
+    hints=(
+        "Carry three things from tile to tile: m, l, and an o that is right for the keys seen so far. What was "
+        "o divided by before this tile, and what should it be divided by now?",
+        "Undo the old division, change the maximum, divide anew: o is multiplied by l_old · e^(m_old − m_new) / l_new. "
+        "The tile adds p @ v / l_new, with p = e^(s − m_new).",
+        "m, l, o = -inf, 0, zeros(Dv)\n"
+        "for each tile: s = k_tile @ q / sqrt(Dk);  m_new = maximum(m, s.max());  p = exp(s - m_new)\n"
+        "               l_new = l * exp(m - m_new) + p.sum()\n"
+        "               o = o * (l * exp(m - m_new) / l_new) + (p / l_new) @ v_tile\n"
+        "               m, l = m_new, l_new",
+    ),
+    equivalent={
+        "0.0 → 1.0": "under m = −∞ any l does, too",
+        "torch.zeros → torch.ones": "under m = −∞ any o does: the first tile multiplies it by e^(−∞) = 0",
+    },
+)
+def attend_one_query(answer: Answer) -> None:
+    def draw(T: int, scale: float = 1.0, Dk: int = 8, Dv: int = 4):
+        return answer.randn(Dk, scale=scale), answer.randn(T, Dk), answer.randn(T, Dv)
+
+    with answer.property("a single key: o is its value", why="A softmax over one score is 1, whatever the score is."):
+        q, k, v = draw(1)
+        answer.matches(v[0], q, k, v, tile=1)
+
+    with answer.property("keys that fit in one tile", why="One step from nothing: softmax(k q / √Dk) times v."):
+        q, k, v = draw(8)
+        answer.matches(one_query(q, k, v), q, k, v, tile=8)
+
+    with answer.property(
+        "scores that fall from tile to tile", why="The maximum stays; o has to make room for the new weights only."
+    ):
+        q, k, v = draw(24, 3.0)
+        k = k[(k @ q).argsort(descending=True)]
+        answer.matches(one_query(q, k, v), q, k, v, tile=8)
+
+    with answer.property(
+        "scores that rise in every tile", why="What o holds was weighted under a smaller maximum: it shrinks with ℓ."
+    ):
+        q, k, v = draw(24, 3.0)
+        k = k[(k @ q).argsort()]
+        answer.matches(one_query(q, k, v), q, k, v, tile=8)
+        answer.matches(one_query(q, k, v), q, k, v, tile=1)
+
+    with answer.property("a last tile that is not full", why="T is as long as the conversation is."):
+        for T, tile in ((7, 4), (17, 16), (1, 8), (13, 5)):
+            q, k, v = draw(T, 2.0, Dv=8)
+            answer.matches(one_query(q, k, v), q, k, v, tile=tile)
+
+    with answer.property(
+        "scores far below zero, and far above", why="The running maximum begins at −∞; no exponent is ever positive."
+    ):
+        q, k, v = draw(20)
+        q, k = q.abs(), k.abs() * 300
+        answer.matches(one_query(-q, k, v), -q, k, v, tile=8)
+        answer.matches(one_query(q, k, v), q, k, v, tile=8)
+        k = k[(k @ q).argsort(descending=True)]  # a tile's own maximum is far below the one so far
+        answer.matches(one_query(q, k, v), q, k, v, tile=4)
+        q, k, v = draw(20, Dk=16)
+        q, k = (
+            torch.ones(16),
+            k.round() - 4096,
+        )  # about -16,384 each, and exact in fp32: no finite number is a safe start
+        answer.matches(one_query(q, k, v), q, k, v, tile=8)
+
+    with answer.property(
+        "k and v are read once, and nothing as long as T is made",
+        why="The last pass disappears here: that is the point.",
+    ):
+        q, k, v = draw(320)
+        run = answer(q, k, v, tile=8)
+        answer.reads(run, at_most=1, of=1)
+        answer.reads(run, at_most=1, of=2)
+        answer.allocates(run, 8 * 8 * 4, "one tile of k")
+        answer.equal(run, one_query(q, k, v))
+
+
+@exercise_check(
+    "03.tiled_attention",
+    reference=tiled.tiled_attention,
+    forbids=(*FUSED, *LIBRARY),
+    adapt="llmsys.lessons.lesson_03_tiled_attention.checks:on_the_machine",
+    hints=(
+        "Two loops: tiles of queries outside, tiles of keys inside. What is loaded once per query tile, what once per "
+        "key tile, and where is the one place at which o and lse are stored?",
+        "Inside, the state (m, l, o) of equation (4) takes one more tile. With causal, query i sees the keys up to "
+        "i + Tk − Tq: the inner loop ends after the last key that the tile's last query sees, and only a tile that "
+        "some query sees in part needs a mask. Where m_new is still −∞, subtract 0 instead.",
+        "for i in range(0, Tq, block_q):\n"
+        "    Q = load(q's rows i…) as (B, Hkv, G·rows, Dk), times scale;  m, l, o = -inf, 0, 0\n"
+        "    stop = min(max(i + rows + Tk − Tq, 0), Tk) if causal else Tk\n"
+        "    for j in range(0, stop, block_k):\n"
+        "        K, V = load(k[:, :, j : min(j + block_k, stop)]), load(v[the same])\n"
+        "        S = Q @ K.mT, −∞ where key > query + Tk − Tq;  absorb (S, V) by equation (4)\n"
+        "    store(o rows, O / l);  store(lse rows, m + log l)      (l = 1 where it is 0)",
+    ),
+    equivalent={
+        "0.0 → 1.0": "any finite number does in the place of −∞: e^(−∞ − 1) is 0, too",
+        "0 → 1 (4)": "l is 0 or at least 1; and to divide by 1 changes nothing",
+        "1.0 → 2.0": "for a query without a key: 0 / 2 is 0, and −∞ + ln 2 is −∞",
+    },
+)
+def tiled_attention(answer: Answer) -> None:
+    def draw(Tq: int, Tk: int, *, B=1, G=1, Hkv=1, D=8, Dv=None, scale=1.0):
+        return (
+            answer.randn(B, G * Hkv, Tq, D, scale=scale),
+            answer.randn(B, Hkv, Tk, D),
+            answer.randn(B, Hkv, Tk, Dv or D),
+        )
+
+    with answer.property("a single key: o is its value", why="A softmax over one score is 1, whatever the score is."):
+        q, k, v = draw(4, 1)
+        answer.matches(v.expand(-1, -1, 4, -1).clone(), q, k, v, block_q=8, block_k=8, report="o")
+
+    with answer.property(
+        "one tile of queries, one of keys", why="A softmax of a tile, times V: the state absorbs once."
+    ):
+        q, k, v = draw(8, 8)
+        answer.matches(exact(q, k, v), q, k, v, block_q=8, block_k=8)
+
+    with answer.property(
+        "many tiles of keys", why="o is the third sum under m: it is rescaled with ℓ, and divided at the end."
+    ):
+        q, k, v = draw(8, 40, scale=3.0)
+        k = k[:, :, (k[0, 0] @ q[0, 0, 0]).argsort()]
+        answer.matches(exact(q, k, v), q, k, v, block_q=8, block_k=8)
+
+    with answer.property(
+        "many tiles of queries, several heads and sequences", why="Each query tile starts from nothing."
+    ):
+        q, k, v = draw(24, 16, B=2, Hkv=3, Dv=4)
+        answer.matches(exact(q, k, v), q, k, v, block_q=8, block_k=8)
+
+    with answer.property("ragged ends on both sides", why="No length is a multiple of a tile for long."):
+        for Tq, Tk, block_q, block_k in ((7, 13, 4, 8), (17, 5, 16, 3), (1, 33, 16, 16), (9, 1, 2, 2)):
+            q, k, v = draw(Tq, Tk, Hkv=2, scale=2.0)
+            answer.matches(exact(q, k, v), q, k, v, block_q=block_q, block_k=block_k)
+
+    with answer.property(
+        "causal, aligned at the end", why="The last query is the last token: query i sees the keys up to i + Tk − Tq."
+    ):
+        for Tq, Tk, block in ((16, 16, 8), (5, 21, 4), (13, 13, 5), (1, 9, 4)):
+            q, k, v = draw(Tq, Tk, Hkv=2, scale=2.0)
+            answer.matches(exact(q, k, v, causal=True), q, k, v, block_q=block, block_k=block, causal=True)
+        q, k, v = draw(12, 20)
+        answer.matches(exact(q, k, v, causal=True), q, k, v, block_q=8, block_k=3, causal=True)
+
+    with answer.property(
+        "a query that sees no key: o = 0, lse = −∞, and no NaN",
+        why="More queries than keys: the first ones come too early.",
+    ):
+        q, k, v = draw(12, 5, Hkv=2)
+        o, _ = exact(q, k, v, causal=True)
+        answer.matches(o, q, k, v, block_q=4, block_k=4, causal=True, report="o")
+        answer.matches(exact(q, k, v, causal=True), q, k, v, block_q=4, block_k=4, causal=True)
+        answer.matches(exact(q, k, v, causal=True), q, k, v, block_q=16, block_k=16, causal=True)
+
+    with answer.property(
+        "grouped queries: query head h reads key head h // G",
+        why="G query heads share one key head; they are neighbours.",
+    ):
+        q, k, v = draw(9, 11, B=2, G=3, Hkv=2, Dv=4)
+        answer.matches(exact(q, k, v), q, k, v, block_q=4, block_k=4)
+        answer.matches(exact(q, k, v, causal=True, scale=0.7), q, k, v, block_q=4, block_k=4, causal=True, scale=0.7)
+
+    with answer.property("logits of ±10,000 overflow nothing", why="The maximum goes before the exponential does."):
+        q, k, v = draw(8, 24, scale=1e4)
+        answer.matches(exact(q, k, v), q, k, v, block_q=4, block_k=8)
+        q, k, v = draw(8, 24, D=16)
+        q, k = torch.ones_like(q), k.round()
+        o, _ = exact(q, k - 4096, v)  # all of them about -16,384, and exact in fp32
+        answer.matches(o, q, k - 4096, v, block_q=4, block_k=8, report="o")
+        k[:, :, 17:] += 4096  # what the first query must not see is far above what it sees
+        o, _ = exact(q, k, v, causal=True)
+        answer.matches(o, q, k, v, block_q=4, block_k=8, causal=True, report="o")
+
+    with answer.property("q is loaded once, k and v once per query tile", why="More is wasted; fewer cannot be."):
+        q, k, v = draw(40, 24, G=2, Hkv=2)
+        loads = {"q": q.nbytes, "k": 3 * k.nbytes, "v": 3 * v.nbytes}
+        answer.matches(loads, q, k, v, block_q=16, block_k=8, report="loaded")
+
+    with answer.property("o and lse are stored once", why="The state lives on the chip until it is finished."):
+        q, k, v = draw(40, 24, G=2, Hkv=2)
+        answer.matches({"o": q.nbytes, "lse": q.nbytes // 8}, q, k, v, block_q=16, block_k=8, report="stored")
+
+    with answer.property(
+        "causal: keys that no query of the tile sees are not loaded", why="Half of the tiles, for a long sequence."
+    ):
+        q, k, v = draw(64, 64)
+        loads = {"q": q.nbytes, "k": k.nbytes * 10 // 4, "v": v.nbytes * 10 // 4}  # 1 + 2 + 3 + 4 tiles of 4
+        answer.matches(loads, q, k, v, block_q=16, block_k=16, causal=True, report="loaded")
+        q, k, v = draw(40, 40)
+        loads = {"q": q.nbytes, "k": k.nbytes * 3, "v": v.nbytes * 3}  # 8 + 16 + 24 + 32 + 40 keys of 40
+        answer.matches(loads, q, k, v, block_q=8, block_k=16, causal=True, report="loaded")
+        q, k, v = draw(12, 4)  # the first eight queries, two tiles of them, see nothing
+        loads = {"q": q.nbytes, "k": k.nbytes, "v": v.nbytes}
+        answer.matches(loads, q, k, v, block_q=4, block_k=4, causal=True, report="loaded")
+
+    with answer.property(
+        "nothing with Tq × Tk elements is ever made, and the chip is large enough",
+        why="A few tiles fit; the scores do not.",
+    ):
+        q, k, v = draw(48, 192)
+        run = answer(q, k, v, block_q=8, block_k=8, sram=6 * 1024)
+        answer.allocates(run, q.nbytes, "o, the largest thing that there is")
+        answer.equal(run, exact(q, k, v))
+
+
+@exercise_check(
+    "03.tiled_bytes",
+    reference=bytes_moved,
+    forbids=(bytes_moved, tiled.tiled_attention),
+    hints=(
+        "Four tensors and lse. Which of them cross once, whatever the tile is? How often do the others?",
+        "There are ceil(T / block_q) tiles of queries. Each loads the keys and values that it sees: all T of them, or "
+        "with causal those up to its last query.",
+        "once  = (T·D of q + T·D of o) · itemsize + T · 4 for lse\n"
+        "total = once + for each query tile: seen · 2 · D · itemsize\n"
+        "seen  = T, or with causal the number of the tile's last query + 1: min(start + block_q, T)",
+    ),
+)
+def tiled_bytes(answer: Answer) -> None:
+    def expected(T, D, block_q, **options):
+        return bytes_moved(T, T, D, D, block_q=block_q, **{"itemsize": 4} | options)
+
+    with answer.property("a count of bytes is an int", why="Half a byte does not cross."):
+        run = answer(100, 8, 64, causal=True)
+        answer.that(run, lambda r: type(r.value) is int, expected="an int")
+
+    with answer.property("one query tile: everything crosses once", why="If the whole of q fits, so much must move."):
+        answer.matches(expected(64, 8, 64), 64, 8, 64)
+
+    with answer.property(
+        "several query tiles: K and V cross once for each", why="They stream by a query tile at a time."
+    ):
+        for T, D, block in ((64, 8, 16), (128, 64, 32), (1024, 128, 128)):
+            answer.matches(expected(T, D, block), T, D, block)
+
+    with answer.property(
+        "a last tile that is not full still needs all keys", why="Ten rows see as many keys as sixty-four do."
+    ):
+        for T, D, block in ((74, 8, 64), (17, 4, 16), (5, 4, 64)):
+            answer.matches(expected(T, D, block), T, D, block)
+
+    with answer.property(
+        "16-bit elements, and lse in 32 bits", why="The log-sum-exp is kept in fp32 in every precision."
+    ):
+        answer.matches(expected(96, 64, 32, itemsize=2), 96, 64, 32, itemsize=2)
+
+    with answer.property(
+        "causal: a query tile loads what it sees", why="The keys up to its last query: more than T/2 on average."
+    ):
+        for T, D, block in ((64, 16, 16), (100, 8, 64), (64, 8, 64), (1000, 64, 128), (7, 4, 2)):
+            answer.matches(expected(T, D, block, causal=True), T, D, block, causal=True)

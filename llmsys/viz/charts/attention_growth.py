@@ -1,0 +1,165 @@
+"""Charts of attention: how time and memory grow with the tokens, and how bytes fall with the tile."""
+
+from collections.abc import Mapping, Sequence
+from math import log10
+
+from llmsys.viz.kit.picture import Picture, chart
+from llmsys.viz.kit.style import LIGHT, chart_style
+from llmsys.viz.kit.svg import superscript
+from llmsys.viz.memory_wall.overview import size_in_words
+
+SERIES = {  # name in the records -> colour, marker
+    "naive": ("orange", "s"),
+    "tiled": ("purple", "^"),
+    "flash": ("green", "D"),
+    "hopper": ("green", "*"),
+    "sdpa": ("blue", "o"),
+    "cuDNN": ("blue", "P"),
+    "FA2": ("orange", "v"),
+    "FlexAttention": ("purple", "X"),
+}
+
+
+def attention_growth(record, *, here: Sequence[dict] | None = None, names: Sequence[str] | None = None) -> Picture:
+    """Time and extra memory of each stage against the number of tokens, on logarithmic axes.
+
+    record    a `llmsys.bench.Record` of the attention benchmark (its "growth" rows are drawn), or such rows. Where it
+              says that a stage ran out of memory, a cross stands after the stage's last point
+    here      rows of this machine, drawn as a third panel: time
+    names     the stages to draw, by default all
+
+    Raises ValueError where there are no such rows.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in getattr(record, "rows", record) if row["sweep"] == "growth"]
+    device = getattr(record, "device", "recorded")
+    lines, local = _lines(rows, names), _lines(here or [], names)
+    if not lines:
+        wanted = f" of {', '.join(names)}" if names else ""
+        raise ValueError(f"record has no growth rows{wanted}: take recorded('attention')")
+    full = _out_of_memory(getattr(record, "missing", {}), lines)
+    with chart_style():
+        figure, panels = plt.subplots(1, 3 if local else 2, figsize=(8.2 if local else 7.6, 3.6))
+        for axes, key in ((panels[0], "ms"), (panels[1], "extra_bytes")):
+            for name, line in lines.items():
+                points = [(T, row[key]) for T, row in line.items() if row[key]]  # no zero on this axis
+                if points:
+                    _line(axes, name, *zip(*points, strict=True))
+                    if name in full:
+                        _cross(axes, name, points, full[name], say=key == "extra_bytes")
+            _tokens(axes, {T for line in lines.values() for T in line})
+        if full:  # room for the words above the cross
+            low, top = panels[1].get_ylim()
+            panels[1].set_ylim(low, top * (top / low) ** 0.08)
+        panels[0].set(title=f"{device.removeprefix('NVIDIA ')}: time", ylabel="ms")
+        panels[1].set_title("extra memory")
+        _sizes(panels[1])
+        if none := [name for name, line in lines.items() if not any(row["extra_bytes"] for row in line.values())]:
+            panels[1].text(0.03, 0.02, f"{', '.join(none)}: none", transform=panels[1].transAxes, color=LIGHT["muted"])
+        panels[0].legend(frameon=False, loc="upper left")
+        if local:
+            for name, line in local.items():
+                _line(panels[2], name, list(line), [row["ms"] for row in line.values()])
+            panels[2].set(title="here: time", ylabel="ms")
+            _tokens(panels[2], {T for line in local.values() for T in line})
+    said = "; ".join(
+        f"{name} from {first['ms']:.3g} ms at {min(line):,} tokens to {last['ms']:,.3g} ms at {max(line):,}"
+        + (f", and out of memory at {full[name]:,}" if name in full else "")
+        for name, line in lines.items()
+        for first, last in [(line[min(line)], line[max(line)])]
+    )
+    return chart(figure, alt=f"Time and extra memory of attention against tokens on {device}: {said}.")
+
+
+def bytes_by_tile(
+    predicted: Mapping[int, int], measured: Mapping[int, int], *, naive: int | None = None, once: int | None = None
+) -> Picture:
+    """HBM bytes against the rows of a query tile: a line predicted, points measured, and the two ends of the scale.
+
+    naive    bytes of naive attention, drawn as a line above
+    once     bytes if every tensor crosses once, drawn as a line below
+    """
+    import matplotlib.pyplot as plt
+
+    with chart_style():
+        figure, axes = plt.subplots(figsize=(7.2, 3.4))
+        axes.plot(list(predicted), list(predicted.values()), color=LIGHT["blue"], label="predicted")
+        axes.plot(list(measured), list(measured.values()), "o", color=LIGHT["orange"], label="measured")
+        for value, name in ((naive, "naive attention"), (once, "every tensor once")):
+            if value:
+                axes.axhline(value, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)))
+                axes.text(min(predicted), value / 1.06, name, color=LIGHT["muted"], va="top")
+        axes.set(xscale="log", yscale="log", xlabel="rows of a query tile", ylabel="bytes through HBM")
+        axes.set_xticks(list(predicted), [f"{n}" for n in predicted])
+        _powers(axes)
+        top = max(filter(None, [naive, *predicted.values()]))
+        axes.set_ylim(0.6 * min(filter(None, [once, *predicted.values()])), 1.7 * top)
+        axes.grid(axis="y")
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.02, 0.4))
+    pairs = ", ".join(f"{block} rows {size:,} bytes" for block, size in predicted.items())
+    return chart(figure, alt=f"Bytes through HBM by the rows of a query tile, predicted and measured: {pairs}.")
+
+
+def _lines(rows: Sequence[dict], names: Sequence[str] | None) -> dict[str, dict[int, dict]]:
+    names = names or [*SERIES, *dict.fromkeys(row["name"] for row in rows if row["name"] not in SERIES)]
+    found = {
+        name: {row["T"]: row for row in sorted(rows, key=lambda r: r["T"]) if row["name"] == name} for name in names
+    }
+    return {name: line for name, line in found.items() if line}
+
+
+def _out_of_memory(missing: Mapping[str, str], lines: Mapping[str, Mapping[int, dict]]) -> dict[str, int]:
+    """The fewest tokens at which each stage did not fit, as the benchmark notes it: "naive at (B, H, T, D)"."""
+    found: dict[str, int] = {}
+    for what, why in missing.items():
+        name, _, shape = what.partition(" at ")
+        if name in lines and "out of memory" in why:
+            T = int(shape.strip("()").split(",")[2])
+            found[name] = min(T, found.get(name, T))
+    return found
+
+
+def _line(axes, name: str, tokens: Sequence[int], values: Sequence[float]) -> None:
+    colour, marker = SERIES.get(name, ("ink", "."))
+    axes.plot(tokens, values, marker=marker, color=LIGHT[colour], label=name)
+
+
+def _cross(axes, name: str, points: Sequence[tuple[int, float]], T: int, *, say: bool) -> None:
+    """A dashed line on from the last point, as the last two rise, to where it did not fit."""
+    colour = LIGHT[SERIES.get(name, ("ink", "."))[0]]
+    (before, low), (last, high) = points[-2:] if len(points) > 1 else (points[0], points[0])
+    slope = log10(high / low) / log10(last / before) if last > before else 2
+    end = high * (T / last) ** slope
+    axes.plot([last, T], [high, end], color=colour, lw=1.2, ls=(0, (3, 2)))
+    axes.plot([T], [end], marker="x", ms=8, mew=2, color=colour)
+    if say:  # above the line, which rises
+        axes.annotate(
+            "out of memory", (T, end), (4, 9), textcoords="offset points", color=colour, ha="right", fontsize=8
+        )
+
+
+def _tokens(axes, tokens: set[int]) -> None:
+    """Logarithmic axes, with every other number of tokens named."""
+    axes.set(xscale="log", yscale="log", xlabel="tokens")
+    axes.grid(axis="y")
+    chosen = sorted(tokens)[::2]
+    axes.set_xticks(chosen, [f"{T >> 10}k" if T >= 1024 else str(T) for T in chosen])
+    _powers(axes)
+    low, high = axes.get_ylim()
+    if high / low < 100:  # hardly a power of ten in sight
+        ticks = [d * 10.0**p for p in range(-6, 9) for d in (1, 2, 5) if low <= d * 10.0**p <= high]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+
+
+def _sizes(axes) -> None:
+    low, high = axes.get_ylim()
+    ticks = [2**p for p in range(0, 60, 5) if low <= 2**p <= high]
+    axes.set_yticks(ticks, [size_in_words(tick) for tick in ticks])
+    axes.minorticks_off()
+
+
+def _powers(axes) -> None:
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if 1 <= y < 1e5 else f"10{superscript(round(log10(y)))}")
+    axes.minorticks_off()

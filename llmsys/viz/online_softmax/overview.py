@@ -1,0 +1,173 @@
+"""Two drawings of lesson 02: what it builds, and what a pass over memory is.
+
+The numbers in the first are the library's (`summarize`, `merge`, `online_softmax`); the second draws what was counted.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import reduce
+
+import torch
+
+from llmsys.attention import online
+from llmsys.viz.kit.picture import Picture
+from llmsys.viz.kit.svg import Svg, number, subscript
+
+FOUND = {3: ("m", "ℓ", "y"), 2: ("m and ℓ", "y"), 1: ("y",)}
+"""What each pass of a softmax finds out, by their number."""
+
+
+def online_softmax_overview() -> Picture:
+    """Lesson 02 in one picture: tiles stream in, each becomes a pair (m, ℓ), the pairs merge, and give the softmax."""
+    draw = torch.randn(4, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    tiles = (draw * 1.3 + 1.6).clamp(min=0.15)
+    parts = [online.summarize(tile) for tile in tiles]
+    pairs = [online.merge(*parts[:2]), online.merge(*parts[2:])]
+    root = reduce(online.merge, parts)
+    weights = online.online_softmax(tiles.flatten(), tile=6)
+
+    svg = Svg(760, 376, alt=(
+        "What lesson 02 builds, from top to bottom. A row of 24 numbers streams in from memory in four tiles. Each "
+        "tile becomes two numbers, its maximum m and its sum ℓ. The pairs are merged two by two, in any order, until "
+        f"one pair is left, here m = {number(root.m.item())} and ℓ = {number(root.l.item())}. With it, a second pass "
+        "over the row writes the softmax y. Two passes over memory instead of three."
+    ))  # fmt: skip
+    left, slot, width = 182, 143, 126
+    middles = [left + (k + 0.5) * slot for k in range(4)]
+    levels = (76, 118, 190, 262, 340)  # the feet of the bars, the middles of three rows of pairs, the feet of y
+
+    steps = (
+        (50, "A row streams in", "a tile at a time"),
+        (levels[1], "Two numbers a tile", "its maximum m, its sum ℓ"),
+        (levels[2], "Merge two pairs", "in any order"),
+        (levels[3], "The whole row's m, ℓ", "after one pass"),
+        (levels[4] - 14, "The softmax", "e^{x − m} / ℓ, a second pass"),
+    )
+    for i, (y, what, how) in enumerate(steps, start=1):
+        svg.circle(12, y - 4, 11, "panel")
+        svg.text(12, y, str(i), "middle bold")
+        svg.text(30, y - 4, what, "bold")
+        svg.text(30, y + 12, how, "small muted")
+
+    fan = [(middles[1] + slot / 2 - 46, levels[3] + 20), (middles[1] + slot / 2 + 46, levels[3] + 20)]
+    svg.path(
+        [*fan, (middles[3] + width / 2, levels[4] - 34), (middles[0] - width / 2, levels[4] - 34)],
+        "green-soft",
+        close=True,
+    )
+    top = tiles.max().item()
+    for k, (tile, middle) in enumerate(zip(tiles.tolist(), middles, strict=True)):
+        x, bar = middle - width / 2, width / len(tile)
+        svg.rect(x - 5, 8, width + 10, levels[0] - 2, "panel", rx=6)
+        for i, value in enumerate(tile):
+            height = 56 * value / top
+            colour = "purple" if value == max(tile) else "blue"
+            svg.rect(x + i * bar + 2, levels[0] - height, bar - 4, height, colour, rx=1.5)
+            weight = weights[k * 6 + i].item()
+            y = max(30 * weight / weights.max().item(), 0.8)
+            svg.rect(x + i * bar + 2, levels[4] - y, bar - 4, y, "green", rx=1.5)
+        svg.line((x, levels[4]), (x + width, levels[4]))
+        svg.arrow((middle, levels[0] + 6), (middle, levels[1] - 18))
+        _pair(svg, middle, levels[1], parts[k], f"{subscript(k + 1)}", "blue-soft")
+    for k, pair in enumerate(pairs):
+        x = (middles[2 * k] + middles[2 * k + 1]) / 2
+        for middle in middles[2 * k : 2 * k + 2]:
+            svg.curve((middle, levels[1] + 17), (x, levels[2] - 17), "line-orange")
+        svg.curve((x, levels[2] + 17), (middles[1] + slot / 2, levels[3] - 17), "line-orange")
+        _pair(svg, x, levels[2], pair, "", "orange-soft")
+        svg.text(x, levels[2] - 24, "⊕", "middle orange bold")
+    svg.text(middles[1] + slot / 2, levels[3] - 24, "⊕", "middle orange bold")
+    _pair(svg, middles[1] + slot / 2, levels[3], root, "", "green-soft")
+    svg.text(
+        (left + 750) / 2,
+        368,
+        "two passes over memory instead of three; and step 3 is the heart of FlashAttention",
+        "middle small muted",
+    )
+    return svg.picture()
+
+
+def softmax_passes(passes: Mapping[str, float], *, writes: float = 1) -> Picture:
+    """What each softmax moves between the big memory and the chip: the counted passes over the row that read it, by
+    name, and `writes` that write it.
+
+        softmax_passes({"safe softmax": 3.0, "online softmax": 2.0})
+
+    Raises ValueError where there is nothing to draw.
+    """
+    if not passes or min(passes.values()) < 0:
+        raise ValueError(
+            f"passes must name the counted passes of at least one softmax, such as {{'mine': 2.0}}; got {passes}"
+        )
+    totals = {name: reads + writes for name, reads in passes.items()}
+    most = max(totals.values())
+    said = [
+        f"{name} reads the row {_times(reads)}, writes it {_times(writes)}: {number(totals[name])} transfers an element"
+        for name, reads in passes.items()
+    ]
+    svg = Svg(760, PANEL * len(passes) + 26, alt="; ".join(said) + ".")
+    for i, (name, reads) in enumerate(passes.items()):
+        with svg.group(y=PANEL * i):
+            _traffic(svg, name, reads, writes, most)
+    first, last = list(totals.values())[0], list(totals.values())[-1]
+    if last != first:
+        share = abs(1 - last / first)
+        way = "less" if last < first else "more"
+        change = f"{number(first)} transfers an element → {number(last)}: {100 * share:.0f}% {way}"
+        svg.text(LEFT, PANEL * len(passes) + 12, change, "bold")
+    return svg.picture()
+
+
+PANEL, LEFT, CELLS, CHIP = 132, 130, 8, 40
+
+
+def _traffic(svg: Svg, name: str, reads: float, writes: float, most: float) -> None:
+    """One softmax: a beam for each time that the row crosses between the memory (top) and the chip (bottom)."""
+    svg.text(0, 53, name, "bold")
+    svg.text(0, 71, [(number(reads + writes), "bold"), " transfers"])
+    svg.text(0, 19, "the row in memory", "small muted")
+    svg.text(0, 100, "on the chip", "small muted")
+    slots = math.ceil(most)
+    slot = min((760 - LEFT) / slots, 160)
+    whole = math.ceil(reads)
+    found = FOUND.get(whole, [str(k + 1) for k in range(whole)]) if reads == whole else [""] * whole
+    for k in range(whole):
+        _beam(svg, LEFT + k * slot, slot - 12, min(reads - k, 1), "blue", f"read {k + 1}", found[k])
+    for k in range(math.ceil(writes)):
+        _beam(svg, LEFT + (whole + k) * slot, slot - 12, min(writes - k, 1), "green", "write", "y", up=True)
+    for k in range(whole + math.ceil(writes), slots):
+        x = LEFT + k * slot
+        svg.rect(x, 8, slot - 12, 104, "line-rule dashed", rx=6)
+        svg.text(x + (slot - 12) / 2, 64, "saved", "middle muted")
+
+
+def _beam(
+    svg: Svg, x: float, width: float, share: float, colour: str, what: str, found: str, *, up: bool = False
+) -> None:
+    cell, middle, top, chip = width / CELLS, x + width / 2, 24, 82
+    for k in range(CELLS):
+        fill = colour if k < share * CELLS else "panel"
+        svg.rect(x + k * cell + 1, 8, cell - 2, 14, fill, rx=2)
+    svg.path(
+        [(x, top), (x + share * width, top), (middle + CHIP / 2, chip), (middle - CHIP / 2, chip)],
+        f"{colour}-soft",
+        close=True,
+    )
+    svg.text(middle, 46, what, "middle small")
+    tip, foot = ((middle, 54), 62) if up else ((middle, 64), 56)
+    svg.path([tip, (middle - 6, foot), (middle + 6, foot)], colour, close=True)
+    svg.rect(middle - max(CHIP, 11 * len(found)) / 2, chip, max(CHIP, 11 * len(found)), 28, "surface", rx=5)
+    svg.rect(middle - max(CHIP, 11 * len(found)) / 2, chip, max(CHIP, 11 * len(found)), 28, f"line-{colour}", rx=5)
+    svg.text(middle, chip + 19, found, "middle bold")
+
+
+def _pair(svg: Svg, x: float, y: float, part: online.Partial, index: str, fill: str) -> None:
+    svg.rect(x - 46, y - 17, 92, 34, "surface", rx=6)
+    svg.rect(x - 46, y - 17, 92, 34, fill, rx=6)
+    m, l = number(part.m.item()), number(part.l.item())
+    svg.text(x, y - 3, [f"m{index} = ", (m, "bold")], "middle small")
+    svg.text(x, y + 11, [f"ℓ{index} = ", (l, "bold")], "middle small")
+
+
+def _times(count: float) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{number(count)} times")

@@ -1,0 +1,164 @@
+"""A roofline drawn: logarithmic axes, the roofs of a device, and where operations stand on them.
+
+Both pictures of lesson 01 that show a roofline draw it with this, the chart of a few operations and the explorer. The
+names of the operations are placed by `roofline_names`.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmsys.hardware.devices import DeviceSpec
+from llmsys.hardware.roofline import Operation, attainable_flops, estimate
+from llmsys.viz.kit.svg import Svg, number
+
+BOUNDS = {"HBM": "orange", "compute": "green", "L2": "purple", "SRAM": "purple", "exponentials": "purple"}
+"""What an operation waits for, as `hardware.roofline.estimate` names it, and its colour in all rooflines."""
+WAITS = {
+    "HBM": "memory", "compute": "arithmetic", "L2": "the L2 cache", "SRAM": "SRAM", "exponentials": "exponentials"
+}  # fmt: skip
+LOWEST, HIGHEST = 0.1, 1e5  # FLOP a byte
+LINE = 12.0  # pixels, of the small text
+ABOVE = 25  # pixels from the roof to the words above it, for discs that stand on it
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """An operation on the roofline: what it is, how long it takes at least, and where it is drawn."""
+
+    op: Operation
+    seconds: float  # all executions
+    share: float  # of all dots' time
+    bound: str
+    at: tuple[float, float]
+    radius: float
+
+
+@dataclass(frozen=True)
+class Axes:
+    """A plot of FLOP/s over FLOP a byte, from `left` to `right` and `top` to `bottom` in pixels."""
+
+    device: DeviceSpec
+    dtype: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def peak(self) -> float:
+        return self.device.flops[self.dtype]
+
+    @property
+    def lower_roof(self) -> bool:
+        """Whether arithmetic in float32, which a softmax and a norm do, has a roof of its own."""
+        return self.device.flops.get("float32", self.peak) < 0.9 * self.peak
+
+    @property
+    def ceiling(self) -> float:
+        """The highest FLOP/s on the axis: the same for all large GPUs, so that one can compare them."""
+        return 5e15 / 10 ** max(math.floor(math.log10(5e14 / self.peak)), 0)
+
+    def x(self, intensity: float) -> float:
+        place = math.log10(min(max(intensity, LOWEST), HIGHEST) / LOWEST) / math.log10(HIGHEST / LOWEST)
+        return self.left + place * (self.right - self.left)
+
+    def y(self, flops: float) -> float:
+        place = math.log10(max(flops, self.ceiling / 5e4) / self.ceiling) / math.log10(5e4)
+        return self.top - place * (self.bottom - self.top)
+
+    def roof(self, dtype: str) -> list[tuple[float, float]]:
+        """The most FLOP/s with inputs of `dtype`: a slope and a flat end, in pixels."""
+        peak, bandwidth = self.device.flops[dtype], self.device.bandwidth
+        ends = (LOWEST, min(max(peak / bandwidth, LOWEST), HIGHEST), HIGHEST)
+        return [(self.x(i), self.y(attainable_flops(i, peak_flops=peak, bandwidth=bandwidth))) for i in ends]
+
+    def dots(self, operations: Iterable[Operation], *, area: float = 1200.0) -> list[Dot]:
+        """Where operations stand: each at its intensity and at the FLOP/s of the time that it takes at least. The disc
+        of one that takes all of the time has `area` square pixels; a quarter of the time has a quarter of that."""
+        found = [(op, estimate(op, self.device)) for op in operations]
+        total = sum(op.count * each.seconds for op, each in found)
+        dots = []
+        for op, each in found:
+            seconds = op.count * each.seconds
+            at = (self.x(op.intensity), self.y(op.flops / each.seconds))
+            radius = max(math.sqrt(area * seconds / total / math.pi), 2.5)
+            dots.append(Dot(op, seconds, seconds / total, each.bound, at, radius))
+        return dots
+
+    def draw(self, svg: Svg) -> None:
+        """Grid, axes and roofs."""
+        for power in range(math.ceil(math.log10(LOWEST)), math.floor(math.log10(HIGHEST)) + 1):
+            x = self.x(10.0**power)
+            svg.line((x, self.bottom), (x, self.bottom + 4))
+            svg.text(x, self.bottom + 17, _intensity(10.0**power), "middle small muted")
+        for power in range(math.ceil(math.log10(self.ceiling / 5e4)), math.floor(math.log10(self.ceiling)) + 1):
+            y = self.y(10.0**power)
+            svg.line((self.left, y), (self.right, y), "line-rule thin dashed")
+            svg.text(self.left - 6, y + 4, rate(10.0**power, unit=""), "end small muted")
+        svg.path([(self.left, self.top), (self.left, self.bottom), (self.right, self.bottom)])
+        svg.text(self.left - 38, self.top - 8, "FLOP/s", "small muted")
+        svg.text(self.right, self.bottom + 32, "intensity: FLOP for each byte of HBM traffic", "end small muted")
+        if self.lower_roof:
+            svg.path(self.roof("float32"), "line-muted dashed")
+            words = f"{rate(self.device.flops['float32'])} float32"
+            svg.text(self.right, self.y(self.device.flops["float32"]) - 5, words, "end small muted")
+        roof = self.roof(self.dtype)
+        x, y = roof[1]
+        svg.line((x, y), (x, self.bottom), "line-purple dashed")
+        svg.text(x + 5, self.bottom - 6, f"ridge: {number(self.peak / self.device.bandwidth)}", "small purple")
+        svg.path(roof, "line-ink thick")
+        svg.text(self.right, y - ABOVE, [(rate(self.peak), "bold"), f" {self.dtype}"], "end small")
+        speed = self.device.bandwidth
+        words = f"{number(speed / 1e12)} TB/s" if speed >= 1e12 else f"{number(speed / 1e9)} GB/s"
+        svg.text(*self._slope(), words, "end small bold")
+
+    def words(self) -> list[Box]:
+        """Where `draw` writes inside the plot."""
+        _, (ridge, peak), _ = self.roof(self.dtype)
+        (u, v), above = self._slope(), peak - ABOVE
+        found = [(u - 52, v - LINE, u, v + 3), (self.right - 132, above - LINE, self.right, above + 3)]
+        found.append((ridge - 2, self.bottom - 18, ridge + 75, self.bottom))
+        if self.lower_roof:
+            y = self.y(self.device.flops["float32"])
+            found.append((self.right - 130, y - 16, self.right, y + 2))
+        return found
+
+    def lines(self) -> list[Box]:
+        """The roof and the ridge, the slope as a row of small boxes."""
+        (x, y), (ridge, peak), _ = self.roof(self.dtype)
+        slope = [((ridge - x) * k / 40 + x, (peak - y) * k / 40 + y) for k in range(41)]
+        found = [(x - 4, y - 4, x + 4, y + 4) for x, y in slope]
+        return [*found, (ridge, peak - 3, self.right, peak + 3), (ridge - 1, peak, ridge + 1, self.bottom)]
+
+    def _slope(self) -> tuple[float, float]:
+        """Where the words on the slope end."""
+        (x, y), (ridge, peak), _ = self.roof(self.dtype)
+        part = min(max(0.3, 70 / (ridge - x)), 1)
+        return x + part * (ridge - x) - 12, y + part * (peak - y) - 8
+
+
+def model_dtype(device: DeviceSpec) -> str:
+    """The type in which a model runs on a device: bfloat16 where it has that, else float16, else float32."""
+    return next(dtype for dtype in ("bfloat16", "float16", "float32") if dtype in device.flops)
+
+
+def rate(flops: float, *, unit: str = "FLOP/s") -> str:
+    """FLOP/s as data sheets have them: "989.5 TFLOP/s"."""
+    size, prefix = next((s, p) for s, p in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if flops >= s or p == "M")
+    return f"{flops / size:,.4g} {prefix}{unit}" if flops < 1000 * size else f"{flops / size:,.0f} {prefix}{unit}"
+
+
+def seconds_in_words(seconds: float) -> str:
+    """A time with three digits and a unit: "4.52 ms"."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= 0.9995 * size:
+            value = seconds / size
+            return f"{value:,.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def _intensity(value: float) -> str:
+    return f"{value / 1000:,.0f}k" if value >= 1000 else f"{value:g}"

@@ -1,0 +1,159 @@
+"""The roofline explorer: the operations of a real model's step on a real device's roofline, moving.
+
+A frame is a step of the model with another batch, or another context. Its operations are those of
+`llmsys.models.operations`, its times those of `llmsys.hardware.roofline`: bounds from below, as if one device had all
+the memory that the model needs. How much that is, the frame says.
+"""
+
+from dataclasses import dataclass
+
+from llmsys.hardware.devices import DEVICES, DeviceSpec
+from llmsys.models.operations import ITEMSIZE, SHAPES, ModelShape, operations
+from llmsys.viz.kit.stepper import Choice, Stepper
+from llmsys.viz.roofline import frame
+from llmsys.viz.roofline.axes import WAITS, Axes, Dot, model_dtype, seconds_in_words
+from llmsys.viz.roofline.names import Names, place
+
+BATCHES = tuple(2**p for p in range(11))
+CONTEXTS = tuple(1024 * 2**p for p in range(8))
+SWEEPS = {
+    "batch 1 to 1024, context 1k": "batch 1024",
+    "batch 1 to 1024, context 8k": "batch 8192",
+    "batch 1 to 1024, context 64k": "batch 65536",
+    "context 1k to 128k, batch 1": "context 1",
+    "context 1k to 128k, batch 64": "context 64",
+}
+PHASES = {"decode: one token a sequence": "decode", "prefill: the whole context": "prefill"}
+ATTENTION = {"flash": "flash", "naive": "naive"}
+
+
+def roofline_explorer(device: str | DeviceSpec = "H100 SXM", model: str | ModelShape = "Llama-3-8B") -> Stepper:
+    """Step through growing batches or contexts, and watch the operations of a model move on the roofline of a device.
+
+    device    a name in `llmsys.hardware.devices.DEVICES`, or a device of your own, such as `this_machine()`
+    model     a name in `llmsys.models.operations.SHAPES`, or a shape of your own
+
+    Raises ValueError for a name that is not there.
+    """
+    devices, shapes = dict(DEVICES), dict(SHAPES)
+    if isinstance(device, DeviceSpec):
+        devices = {device.name: device} | devices
+        device = device.name
+    if isinstance(model, ModelShape):
+        shapes = {model.name: model} | shapes
+        model = model.name
+
+    def frames(model: str, device: str, phase: str, attention: str, sweep: str) -> list["Scene"]:
+        return scenes(shapes[model], devices[device], phase=phase, attention=attention, sweep=sweep)
+
+    return Stepper(
+        frames,
+        frame.draw,
+        title="A model's step on the roofline",
+        describe=describe,
+        controls=[
+            Choice("model", "Model", {name: name for name in shapes}, start=model),
+            Choice("device", "Device", {name: name for name in devices}, start=device),
+            Choice("phase", "Phase", PHASES),
+            Choice("attention", "Attention", ATTENTION),
+            Choice("sweep", "Steps", SWEEPS),
+        ],
+        static=most_telling,
+        keep_place=True,
+    )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One step of a model on a device: every operation with its place and its time."""
+
+    shape: ModelShape
+    device: DeviceSpec
+    phase: str
+    batch: int
+    context: int
+    axes: Axes
+    dots: tuple[Dot, ...]
+    names: tuple[Names, ...]
+    start: tuple[Dot, ...]  # the dots of the first frame
+    growing: str  # "batch" or "context"
+    memory: float  # bytes of weights and cache
+
+    @property
+    def seconds(self) -> float:
+        """The least time of the step."""
+        return sum(dot.seconds for dot in self.dots)
+
+    @property
+    def tokens(self) -> int:
+        """New tokens in the step."""
+        return self.batch * (1 if self.phase == "decode" else self.context)
+
+    @property
+    def waiting(self) -> dict[str, float]:
+        """Share of the step's time by what sets it, in the order of `WAITS`."""
+        shares = {bound: sum(dot.share for dot in self.dots if dot.bound == bound) for bound in WAITS}
+        return {bound: share for bound, share in shares.items() if share}
+
+
+def scenes(shape: ModelShape, device: DeviceSpec, *, phase: str, attention: str, sweep: str) -> list[Scene]:
+    """The frames of one setting of the controls."""
+    growing, fixed = sweep.split()
+    dtype = model_dtype(device)
+    axes = Axes(device, dtype, *frame.PLOT)
+    found: list[Scene] = []
+    before: dict[tuple[str, ...], tuple[float, float]] = {}
+    for value in BATCHES if growing == "batch" else CONTEXTS:
+        batch, context = (value, int(fixed)) if growing == "batch" else (int(fixed), value)
+        queries = 1 if phase == "decode" else context
+        step = operations(shape, batch=batch, queries=queries, context=context, attention=attention, dtype=dtype)
+        dots = tuple(axes.dots(step))
+        names = place(axes, dots, before)
+        before |= {block.key: block.offset for block in names}
+        memory = weight_bytes(shape, dtype) + batch * context * cache_bytes(shape, dtype)
+        start = found[0].dots if found else dots
+        found.append(Scene(shape, device, phase, batch, context, axes, dots, names, start, growing, memory))
+    return found
+
+
+def weight_bytes(shape: ModelShape, dtype: str = "bfloat16") -> float:
+    """Bytes of all weights: what a step reads that is so large that every expert is chosen, and the embedding."""
+    everything = operations(shape, batch=1 << 20, queries=1, context=1, dtype=dtype)
+    embedding = 0 if shape.tied else shape.vocab * shape.width * ITEMSIZE[dtype]
+    return sum(op.count * op.weight_bytes for op in everything) + embedding
+
+
+def cache_bytes(shape: ModelShape, dtype: str = "bfloat16") -> int:
+    """Bytes that the cache of one token takes in all layers: keys and values, or the latent and the shared key."""
+    latent = shape.latent
+    cached = latent.kv_rank + latent.rope_dim if latent else 2 * shape.kv_heads * shape.head_dim
+    return shape.layers * cached * ITEMSIZE[dtype]
+
+
+def most_telling(frames: list[Scene]) -> int:
+    """The last frame with operations on both sides, of those that fit; if there is none, the last that fits."""
+    fits = [i for i, scene in enumerate(frames) if scene.memory <= scene.device.memory_bytes] or range(len(frames))
+    mixed = [i for i in fits if 0.1 < frames[i].waiting.get("compute", 0) < 0.9]
+    return max(mixed or fits)
+
+
+def describe(scene: Scene) -> str:
+    """A frame in three sentences."""
+    longest = max(scene.dots, key=lambda dot: dot.share)
+    what = "decodes a token of each of" if scene.phase == "decode" else "prefills"
+    many = f"{scene.batch:,} sequences" if scene.batch > 1 else "one sequence"
+    if scene.phase == "decode" and scene.batch == 1:
+        what = "decodes a token of"
+    busy = [dot.op.name for dot in scene.dots if dot.bound != "HBM"]
+    if not busy:
+        waits = "It waits for memory all the time"
+    elif len(busy) == len(scene.dots):
+        waits = "It never waits for memory"
+    else:
+        share = 100 * scene.waiting["HBM"]
+        waits = f"It waits for memory {share:.0f}% of the time, but not in: {'; '.join(busy)}"
+    return (
+        f"{scene.shape.name} {what} {many} of {scene.context:,} tokens on {scene.device.name}: at least "
+        f"{seconds_in_words(scene.seconds)}, {scene.tokens / scene.seconds:,.0f} tokens/s. "
+        f"{waits}. The longest is {longest.op.name}, {100 * longest.share:.0f}% of the time."
+    )

@@ -1,0 +1,167 @@
+"""The self-test of the checks finds a bad check; and the course's own checks stand it."""
+
+import dataclasses
+
+import pytest
+
+from llmsys.course import manifest
+from llmsys.course.authoring import self_test
+from llmsys.course.checking import checks, diagnosis
+from llmsys.course.checking.checks import exercise_check
+from llmsys.course.checking.diagnosis import misconception
+
+SOURCE = '''# %% tags=["setup"]
+import nothing_that_exists
+
+# %% tags=["exercise"] exercise="95.clip"
+LIMIT = 10
+
+
+def clip(x):
+    """x, at most 10."""
+    ### BEGIN SOLUTION
+    if x > LIMIT:
+        return LIMIT
+    return x
+    ### END SOLUTION
+
+# %% tags=["check"] exercise="95.clip"
+check("95.clip", clip)
+'''
+EXERCISE = manifest.Exercise(id="95.clip", function="clip", points=1, minutes=1, summary="", lesson="95")
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A course of one exercise. Yields a function that self-tests a check of it."""
+    lesson = manifest.Lesson("95", "clip", "Clip", 1, "Test", "", (), (EXERCISE,))
+    (tmp_path / f"{lesson.name}.py").write_text(SOURCE)
+    monkeypatch.setattr(manifest, "lessons", lambda: (lesson,))
+    monkeypatch.setattr(checks, "_registry", {})
+    monkeypatch.setattr(diagnosis, "_registry", {})
+
+    def run(check, misconceptions=(), equivalent=("x > LIMIT → x >= LIMIT",), hints=("a", "b", "c")):
+        reasons = dict.fromkeys(equivalent, "10 is 10 either way")
+        exercise_check("95.clip", hints=hints, equivalent=reasons)(check)
+        for message, function in misconceptions:
+            misconception("95.clip", message)(function)
+        report = self_test.self_test(solutions=tmp_path)
+        return {line.what: line for line in report.lines}, report
+
+    return run
+
+
+def good(answer):
+    with answer.property("small numbers stay"):
+        answer.matches(3, 3)
+        answer.matches(-12, -12)
+    with answer.property("large ones do not"):
+        answer.matches(10, 10)
+        answer.matches(10, 11)
+        answer.matches(10, 99)
+
+
+WRONG = (
+    ("You clip nothing.", lambda x: x),
+    ("You clip to zero.", lambda x: x if x <= 10 else 0),
+    ("You clip below, too.", lambda x: max(-20, min(x, 10))),
+)
+
+
+def test_a_good_check_stands(course):
+    wrong = (*WRONG[:2], ("You clip one too soon.", lambda x: min(x, 9)))
+    lines, report = course(good, wrong)
+    assert report.ok, str(report)
+    assert "0 failed, 0 skipped" in str(report).splitlines()[-1]
+    assert any(what.startswith("rejects") for what in lines)
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"misconceptions": WRONG}, "recognises <lambda>"),  # the third one is right after all
+        ({"misconceptions": WRONG[:2]}, "ships at least three misconceptions"),
+        ({"equivalent": ()}, "rejects 2 of 2 mutations of the solution"),
+        ({"equivalent": ("x > LIMIT → x >= LIMIT", "x + 1 → x - 1")}, "every mutation called equivalent exists"),
+        ({"hints": ("a",)}, "has three hints"),
+    ],
+)
+def test_what_is_missing_is_found(course, change, what):
+    lines, report = course(good, **change)
+    assert not report.ok
+    assert [line for line in report.lines if line.what == what and line.ok is False], str(report)
+
+
+def test_a_check_that_accepts_anything_is_found(course):
+    def lax(answer):
+        with answer.property("it runs"):
+            answer(3)
+
+    lines, report = course(lax, WRONG, equivalent=())
+    wrong = [str(line) for line in report.lines if line.ok is False]
+    assert any("the check accepts it" in line for line in wrong) and any("it accepts: " in line for line in wrong)
+
+
+def test_a_check_that_rejects_the_solution_is_found(course):
+    def wrong(answer):
+        with answer.property("it is 4"):
+            answer.matches(4, 3)
+
+    lines, report = course(wrong)
+    assert not lines["the solution passes"].ok and lines["the stub is not written yet"].ok
+
+
+def test_a_missing_cell_is_found(course, tmp_path):
+    (tmp_path / "95_clip.py").write_text("# %%\n")
+    lines, report = course(good)
+    assert lines["has a check and a solution"].ok is False
+
+
+def test_mutations_are_of_the_solution_only_and_all_different():
+    cell = self_test.exercise_cell(SOURCE, "95.clip")
+    found = dict(self_test.mutations(cell))
+    assert list(found) == ["if x > LIMIT → if not x > LIMIT", "x > LIMIT → x >= LIMIT"]  # LIMIT = 10 is given
+    assert len(set(found.values())) == len(found)
+    for source in found.values():
+        compile(source, "mutant", "exec")
+    texts = [text for text, _ in self_test.mutations("### BEGIN SOLUTION\na = b + 1\nc = b + 1\n### END SOLUTION")]
+    assert "b + 1 → b - 1" in texts and "b + 1 → b - 1 (2)" in texts
+    assert "a = b + 1 → left out" in texts and "1 → 2" in texts
+
+
+def test_a_loop_that_never_ends_is_stopped():
+    with pytest.raises(TimeoutError), self_test.time_limit(0.05):
+        while True:
+            pass
+    with self_test.time_limit(0.05):
+        pass
+
+
+def test_a_stub_is_what_the_learner_gets():
+    stub = self_test.stub(self_test.exercise_cell(SOURCE, "95.clip"))
+    assert "    raise NotImplementedError\n" in stub and "SOLUTION" not in stub and "LIMIT = 10" in stub
+    with pytest.raises(NotImplementedError):
+        self_test.load(stub, EXERCISE)(3)
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        pytest.param(exercise.id, marks=[pytest.mark.slow] if exercise.kernel else [])
+        for lesson in manifest.lessons()
+        for exercise in lesson.exercises
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # wrong kernels divide by zero
+def test_the_courses_own_checks_stand(id):
+    report = self_test.self_test(id)
+    assert report.ok, str(report)
+
+
+def test_the_exit_status_tells(course, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(manifest, "solutions_dir", lambda: tmp_path)
+    exercise_check("95.clip")(good)
+    assert self_test.main(["95"]) == 1 and "failed" in capsys.readouterr().out
+    with pytest.raises(KeyError):
+        self_test.main(["95.nothing"])
+    assert dataclasses.asdict(EXERCISE)["id"] == "95.clip"

@@ -1,0 +1,151 @@
+"""Shortcuts: under whatever name a forbidden function is called, the call is seen; and nothing else is stopped."""
+
+import functools
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llmsys.attention import online
+from llmsys.course.checking.watch import Shortcut, watch
+
+
+def theirs(x):
+    return x + 1
+
+
+def other(x):
+    return x + 1
+
+
+class Module:
+    def forward(self, x):
+        return theirs(x)
+
+    def other(self, x):
+        return x
+
+
+under_another_name = theirs
+wrapped = functools.wraps(theirs)(lambda x: theirs(x))
+DOTTED = f"{__name__}:theirs"
+
+
+@pytest.mark.parametrize("forbidden", [theirs, wrapped, DOTTED], ids=["function", "wrapper", "name"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: theirs(1),
+        lambda: under_another_name(1),
+        lambda: wrapped(1),
+        lambda: functools.partial(theirs, 1)(),
+        lambda: list(map(theirs, [1])),
+        lambda: Module().forward(1),
+        lambda: type(theirs)(theirs.__code__, globals())(1),
+    ],
+)
+def test_a_call_is_seen_under_any_name(forbidden, call):
+    with pytest.raises(Shortcut, match="write this yourself: .*theirs was called"), watch([forbidden]):
+        call()
+
+
+@pytest.mark.parametrize("forbidden", [theirs, DOTTED, Module, "aten::logaddexp", "no.such.module:theirs"])
+def test_nothing_else_is_stopped(forbidden):
+    with watch([forbidden]) as watching:
+        assert other(1) == 2 and torch.logsumexp(torch.zeros(2), 0) > 0
+    assert watching.called == []
+
+
+def test_swallowing_the_error_does_not_help():
+    with watch([theirs]) as watching:
+        try:
+            theirs(1)
+        except Exception:
+            pass
+    assert len(watching.called) == 1 and watching.called[0].endswith("theirs")
+
+
+def test_methods_of_a_forbidden_class():
+    with pytest.raises(Shortcut, match="Module was called"), watch([Module]):
+        Module().other(1)
+
+
+def test_other_threads_are_watched():
+    with watch([theirs]) as watching:
+        thread = threading.Thread(target=lambda: pytest.raises(Shortcut, theirs, 1))
+        thread.start()
+        thread.join()
+    assert watching.called
+
+
+@pytest.mark.parametrize(
+    "pattern, call",
+    [
+        ("aten::logaddexp", lambda x: torch.logaddexp(x, x)),
+        ("aten::logaddexp", lambda x: x.logaddexp(x)),
+        ("aten::softmax", lambda x: torch.softmax(x, -1)),
+        ("aten::softmax", lambda x: F.softmax(x, -1)),
+        ("aten::softmax", lambda x: x.softmax(-1)),
+        ("aten::softmax", lambda x: torch.nn.Softmax(-1)(x)),
+        ("aten::softmax", lambda x: torch.ops.aten._softmax(x, -1, False)),
+        ("aten::*softmax*", lambda x: F.log_softmax(x, -1)),
+        ("aten::scaled_dot_product*", lambda x: F.scaled_dot_product_attention(x, x, x)),
+        ("aten::exp", lambda x: x.exp_()),
+    ],
+)
+def test_operators_are_seen_however_they_are_called(pattern, call):
+    x = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(Shortcut, match="write this yourself: torch's "), watch([pattern]):
+        call(x)
+    call(x)  # and afterwards they are free again
+
+
+def test_what_was_there_before_is_put_back():
+    seen = []
+
+    def profiler(frame, event, argument):
+        seen.append(event)
+
+    before, threads_before = sys.getprofile(), threading.getprofile()
+    sys.setprofile(profiler)
+    threading.setprofile(profiler)
+    try:
+        with pytest.raises(Shortcut), watch([theirs, "aten::exp"]):
+            theirs(1)
+        assert sys.getprofile() is profiler and threading.getprofile() is profiler
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(threads_before)
+
+
+def test_the_function_itself_is_known_without_being_called():
+    assert watch([theirs]).refuses(wrapped) and watch([DOTTED]).refuses(theirs)
+    assert watch([theirs]).refuses(other) is None
+
+
+def test_only_functions_can_be_forbidden():
+    with pytest.raises(TypeError, match="name its operator, as in 'aten::logaddexp'"):
+        watch([torch.logaddexp])
+
+
+def test_the_librarys_functions_are_seen_through_their_decorators():
+    a = online.Partial(torch.zeros(2), torch.ones(2))
+    for forbidden in (online.merge, "llmsys.attention.online:merge"):
+        with pytest.raises(Shortcut, match=r"llmsys\.attention\.online\.merge was called"), watch([forbidden]):
+            online.online_softmax(torch.zeros(2, 4), 2)
+        assert online.merge(a, a) is not None
+
+
+def test_watching_imports_neither_what_is_forbidden_nor_the_compiler():
+    program = (
+        "import sys, torch\n"
+        "from llmsys.course.checking.watch import watch\n"
+        "with watch(['llmsys.models.sampling:greedy', 'aten::exp']):\n"
+        "    torch.ones(2) + 1\n"
+        "assert not {'llmsys.models', 'triton', 'torch._dynamo'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

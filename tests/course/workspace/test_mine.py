@@ -1,0 +1,182 @@
+"""`mine`: what passed can be imported again, in a fresh process, whatever its cell leaned on."""
+
+import linecache
+import subprocess
+import sys
+
+import pytest
+
+from llmsys.course.workspace.mine import export_answer, mine, put_section
+
+SETUP = """
+import math
+import torch
+from torch import Tensor as T
+import torch.nn.functional as F
+SCALE = 2.5
+LOW = float("-inf")
+
+def helper(x):
+    return other_helper(x) * SCALE
+
+def other_helper(x):
+    return x + 1
+"""
+CELL = '''# My first try was wrong.
+from functools import reduce
+
+FACTOR = 3  # a constant of the cell's own
+unused = torch.ones(1)
+
+# What it does:
+def merge(x: T, low=LOW) -> T:
+    """Merge."""
+    # a comment inside
+    return reduce(max, [helper(x) * FACTOR, math.exp(0)])
+
+
+print("shown, not kept")
+merge(torch.ones(()))
+for i in range(3):
+    print(i)
+get_ipython().run_line_magic("timeit", "merge(1)")
+'''
+
+
+class Notebook:
+    """Cells run as IPython runs them: one namespace, each cell's source in linecache under a name of its own."""
+
+    def __init__(self):
+        self.namespace = {"__name__": "__main__", "get_ipython": self, "print": lambda *a: None}
+        self.namespace["get_ipython"] = lambda: self
+        self.count = 0
+
+    def run_line_magic(self, *_):
+        return None
+
+    def run(self, source):
+        self.count += 1
+        name = f"/tmp/ipykernel_1/{id(self)}{self.count}.py"
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        exec(compile(source, name, "exec"), self.namespace)
+
+    def __getitem__(self, name):
+        return self.namespace[name]
+
+
+@pytest.fixture
+def notebook():
+    notebook = Notebook()
+    notebook.run(SETUP)
+    return notebook
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    (tmp_path / ".llmsys").mkdir()
+    monkeypatch.setenv("LLMSYS_WORKSPACE", str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name == "mine" or name.startswith("mine.")]:
+        del sys.modules[name]
+
+
+def in_a_fresh_process(work, program):
+    done = subprocess.run([sys.executable, "-c", program], cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_cell_is_kept_with_all_it_leans_on(notebook, work):
+    notebook.run(CELL)
+    path = export_answer("02.merge", notebook["merge"])
+    text = path.read_text()
+    assert path == work / "mine" / "lesson_02.py"
+    for kept in ("# What it does:", "# a comment inside", '"""Merge."""', "FACTOR = 3", "import math", "SCALE = 2.5"):
+        assert kept in text
+    for left_out in ("shown, not kept", "get_ipython", "for i in range(3)", "unused", "torch.nn.functional"):
+        assert left_out not in text
+    assert in_a_fresh_process(work, "from mine import merge; print(merge(1.0))") == "15.0"
+    assert in_a_fresh_process(work, "from mine.lesson_02 import merge; print(merge(1.0))") == "15.0"
+
+
+def test_exporting_again_replaces_the_section_and_nothing_else(notebook, work):
+    notebook.run("def online_softmax(x):\n    return merge(x)")
+    notebook.run("def merge(x):\n    return 1")
+    path = export_answer("02.online_softmax", notebook["online_softmax"])
+    export_answer("02.merge", notebook["merge"])
+    once = path.read_text()
+    export_answer("02.merge", notebook["merge"])
+    assert path.read_text() == once
+    assert once.index("02.merge") < once.index("02.online_softmax")  # in the manifest's order
+    path.write_text(once + "\nmine_too = 4\n")
+    notebook.run("def merge(x):\n    return 2")
+    export_answer("02.merge", notebook["merge"])
+    assert "mine_too = 4" in path.read_text()
+    assert in_a_fresh_process(work, "from mine import online_softmax as f; print(f(0))") == "2"
+
+
+def test_a_function_that_uses_an_answer_not_passed_yet_takes_it_along(notebook, work):
+    notebook.run("def merge(x):\n    return x + 1")
+    notebook.run("def fold(x):\n    return merge(merge(x))")
+    export_answer("02.online_softmax", notebook["fold"])
+    assert in_a_fresh_process(work, "from mine import fold; print(fold(1))") == "3"
+
+
+def test_the_librarys_functions_are_imported_and_not_copied(notebook, work):
+    notebook.run("from llmsys.attention.online import merge as join")
+    notebook.run("def f(a, b):\n    return join(a, b)")
+    text = export_answer("02.merge", notebook["f"]).read_text()
+    assert "from llmsys.attention.online import merge as join" in text and "torch.maximum" not in text
+
+
+def test_kernels_have_a_module_of_their_own(work):
+    from llmsys.hardware.tier import triton_installed
+
+    if not triton_installed():
+        pytest.skip("needs Triton")
+    notebook = Notebook()
+    notebook.run("from llmsys.hardware.tier import load_triton\ntriton, tl = load_triton()")
+    notebook.run("@triton.jit\ndef k(x_ptr, N: tl.constexpr):\n    tl.store(x_ptr, N)")
+    path = export_answer("02.softmax_kernel", notebook["k"], kernel=True)
+    assert path.name == "lesson_02_kernels.py"
+    program = "import torch\nfrom mine import k\nx = torch.zeros(1)\nk[(1,)](x, 7)\nprint(x.item())"
+    if "TRITON_INTERPRET" in path.read_text() or not __import__("torch").cuda.is_available():
+        assert in_a_fresh_process(work, program) == "7.0"
+
+
+def test_outside_of_a_workspace_nothing_is_written(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMSYS_WORKSPACE", "")
+    monkeypatch.chdir(tmp_path)
+    notebook.run("def merge(x):\n    return 1")
+    assert export_answer("02.merge", notebook["merge"]) is None and list(tmp_path.iterdir()) == []
+
+
+def test_what_has_no_source_is_not_kept(work):
+    namespace = {}
+    exec("def merge(x):\n    return 1", namespace)
+    assert export_answer("02.merge", namespace["merge"]) is None
+    assert export_answer("02.merge", len) is None
+
+
+def test_a_function_of_a_file_is_kept_with_the_files_imports(work):
+    text = export_answer("02.merge", put_section).read_text()
+    assert "import re" in text and "def put_section" in text and "def export_answer" not in text
+
+
+def test_mine_says_which_version_is_in_use(notebook, work, capsys):
+    assert mine("merge", default=put_section) is put_section
+    assert capsys.readouterr().out == "merge: the library's llmsys.course.workspace.mine.put_section\n"
+    notebook.run("def merge(x):\n    return 5")
+    export_answer("02.merge", notebook["merge"])
+    for name in ("merge", "02.merge"):
+        assert mine(name, default=put_section)(0) == 5
+        assert capsys.readouterr().out == "merge: yours, from mine/lesson_02.py\n"
+    notebook.run("def merge(x):\n    return 6")
+    export_answer("02.merge", notebook["merge"])
+    assert mine("merge", default=put_section)(0) == 6  # the answer of a moment ago, without a restart
+
+
+def test_a_broken_module_falls_back_to_the_library(work, capsys):
+    (work / "mine").mkdir()
+    (work / "mine" / "__init__.py").write_text("import nonexistent_package\n")
+    assert mine("merge", default=put_section) is put_section

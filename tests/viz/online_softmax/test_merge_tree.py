@@ -1,0 +1,65 @@
+"""The merge tree's stepper: every tree is one, and all end in the same root."""
+
+import math
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmsys.attention import online
+from llmsys.viz import merge_tree_stepper
+from llmsys.viz.online_softmax.merge_tree import ROWS, TREES, describe, draw, pairs_of, steps, tiles_of
+
+
+@given(st.sampled_from([*TREES.values()]), st.integers(1, 12))
+def test_every_tree_uses_every_node_once_and_none_before_it_is_there(tree, leaves):
+    pairs = pairs_of(tree, leaves)
+    assert len(pairs) == leaves - 1
+    assert all(child < leaves + n for n, pair in enumerate(pairs) for child in pair)
+    assert sorted(child for pair in pairs for child in pair) == list(range(2 * leaves - 2))
+
+
+@pytest.mark.parametrize("row", ROWS.values())
+def test_the_root_is_the_rows_summary_whatever_the_tree(row):
+    flat = [each for tile in tiles_of(row) for each in tile]
+    m = max(flat)
+    for tree in TREES.values():
+        last = merge_tree_stepper(tree, row).frames[-1]
+        assert last.nodes[-1] == pytest.approx((m, sum(math.exp(each - m) for each in flat)))
+        assert "the same as the summary of the whole row" in describe(last) and "✓" in draw(last).markup()
+
+
+def test_the_trees_are_different():
+    assert len({tuple(pairs_of(tree, 8)) for tree in TREES.values()}) == len(TREES)
+
+
+def test_a_step_is_a_merge():
+    frames = merge_tree_stepper().frames
+    assert [frame.done for frame in frames] == list(range(8))
+    for tree in TREES.values():
+        for frame in merge_tree_stepper(tree, "masked").frames:
+            ElementTree.fromstring(draw(frame).markup())
+            assert "nan" not in draw(frame).markup()
+
+
+def test_masked_tiles_are_the_identity_and_change_nothing():
+    frames = merge_tree_stepper("left", "masked").frames
+    assert frames[0].nodes[3] == (-math.inf, 0)
+    assert frames[3].nodes[-1] == frames[2].nodes[-1]
+
+
+def test_a_merge_that_is_wrong_is_seen_to_be_wrong(monkeypatch):
+    def forgetful(a, b):
+        return online.Partial(a.m.maximum(b.m), a.l + b.l)  # no rescaling
+
+    monkeypatch.setattr(online, "merge", forgetful)
+    last = steps(tiles_of("ordinary"), pairs_of("balanced", 8))[-1]
+    assert "not the same as" in describe(last) and "✗" in draw(last).markup()
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="tree must be one of 'balanced'"):
+        merge_tree_stepper("oak")
+    with pytest.raises(ValueError, match="row must be one of 'ordinary'"):
+        merge_tree_stepper(row="long")
