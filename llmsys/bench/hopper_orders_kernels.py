@@ -19,7 +19,7 @@ def kernel_with(**changes: Callable) -> Callable:
     """The hopper kernel in which these functions stand in for those of the same name in its modules."""
     with mock.patch.dict(sys.modules):
         for name in MODULES:
-            spec = importlib.util.find_spec(f"llmsys.attention.{name}")
+            spec = importlib.util.find_spec(f"llmsys.attention.hopper.{name}")
             sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             module.__dict__.update({name: each for name, each in changes.items() if hasattr(module, name)})

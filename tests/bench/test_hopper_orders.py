@@ -9,6 +9,7 @@ import torch
 
 from llmsys.attention import naive_attention
 from llmsys.attention.hopper.schedule import ROWS, TWO, HopperTiles
+from llmsys.attention.hopper.simulated import engines
 from llmsys.attention.hopper.simulated.forward import MODULES, simulate
 from llmsys.bench.hopper_orders import HEADS, MODEL, T, measure, predicted, table
 from llmsys.bench.record import new_record
@@ -20,10 +21,10 @@ NAMES = ["one_at_a_time", "independent", "ping_pong", "overlapped_alone", "overl
 @pytest.fixture(scope="module")
 def simulated() -> dict:
     """The kernels as plain Python, over simulated engines."""
-    here = {"llmsys.attention.hopper.gluon": hopper_engines}
+    here = {"llmsys.attention.hopper.gluon": engines}
     with mock.patch.dict(sys.modules, here):
         for name in MODULES:
-            sys.modules.pop(f"llmsys.attention.{name}", None)
+            sys.modules.pop(f"llmsys.attention.hopper.{name}", None)
         spec = importlib.util.find_spec("llmsys.bench.hopper_orders_kernels")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llmsys.attention import naive_attention
 from llmsys.attention.hopper.fp8 import TILES, hopper_fp8_attention, hopper_fp8_forward, quantize_qkv
 from llmsys.attention.hopper.schedule import ROWS, hopper_schedule
+from llmsys.attention.hopper.simulated import engines
 from llmsys.attention.hopper.simulated.engines import Descriptor, Pointer
 from llmsys.attention.hopper.simulated.processor import Machine
 from llmsys.hardware.compiler import Build, Compiled, compile_kernels
@@ -94,9 +95,9 @@ def turned(codes):
 
 
 def simulate(q, k, v, causal, seed, programs=2):
-    with mock.patch.dict(sys.modules, {"llmsys.attention.hopper.gluon": hopper_engines}):
-        for name in ("hopper_ring", "hopper_consumer", "hopper_kernels", "hopper_fp8_kernels"):
-            spec = importlib.util.find_spec(f"llmsys.attention.{name}")
+    with mock.patch.dict(sys.modules, {"llmsys.attention.hopper.gluon": engines}):
+        for name in ("ring", "consumer", "kernels", "fp8_kernels"):
+            spec = importlib.util.find_spec(f"llmsys.attention.hopper.{name}")
             sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
     module.pack = pack

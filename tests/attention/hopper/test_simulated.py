@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.attention import naive_attention
+from llmsys.attention.hopper import backward as hopper_backward
 from llmsys.attention.hopper import forward
 from llmsys.attention.hopper.schedule import HopperTiles
 from llmsys.attention.hopper.simulated import engines
@@ -178,7 +179,7 @@ def test_the_operator_traces_and_has_gradients(monkeypatch, eager):
         return simulate_backward(q, k, v, o, lse, do, dlse, causal=causal, scale=scale, deterministic=deterministic)
 
     monkeypatch.setattr(forward, "launch", lambda q, k, v, causal, scale: simulate(q, k, v, causal=causal, scale=scale))
-    monkeypatch.setattr(backward, "backward", backward)
+    monkeypatch.setattr(hopper_backward, "backward", backward)
     torch.manual_seed(3)
     q, k, v = (x.requires_grad_() for x in qkv(1, 2, 1, 20, 35, 64))
     if eager:

@@ -26,8 +26,8 @@ from llmsys.attention.hopper.simulated.engines import Descriptor, Pointer
 from llmsys.attention.hopper.simulated.processor import Machine, Race
 
 MODULES = (  # each imports those before it
-    "hopper_ring", "hopper_consumer", "hopper_kernels", "hopper_backward_turns", "hopper_backward_consumer",
-    "hopper_backward_kernels",
+    "ring", "consumer", "kernels", "backward_turns", "backward_consumer",
+    "backward_kernels",
 )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def backward_kernel_here(**changes: Callable) -> Callable:
     """The hopper backward kernel as plain Python. `changes` replace functions of its modules by name."""
     with mock.patch.dict(sys.modules, {"llmsys.attention.hopper.gluon": engines}):
         for name in MODULES:
-            spec = importlib.util.find_spec(f"llmsys.attention.{name}")
+            spec = importlib.util.find_spec(f"llmsys.attention.hopper.{name}")
             sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             module.__dict__.update({name: each for name, each in (_HERE | changes).items() if hasattr(module, name)})

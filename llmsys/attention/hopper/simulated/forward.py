@@ -35,7 +35,7 @@ from llmsys.attention.hopper.simulated.engines import Descriptor, Pointer
 from llmsys.attention.hopper.simulated.processor import Machine
 from llmsys.hardware.kernel_source import underlying
 
-MODULES = ("hopper_ring", "hopper_consumer", "hopper_kernels")  # each imports those before it
+MODULES = ("ring", "consumer", "kernels")  # each imports those before it
 
 
 def simulate(
@@ -72,7 +72,7 @@ def kernel_here(**changes: Callable) -> Callable:
     that was decorated with gluon.jit is run as the Python that it was, with the modules' own names."""
     with mock.patch.dict(sys.modules, {"llmsys.attention.hopper.gluon": engines}):
         for name in MODULES:
-            spec = importlib.util.find_spec(f"llmsys.attention.{name}")
+            spec = importlib.util.find_spec(f"llmsys.attention.hopper.{name}")
             sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             here = {name: each for name, each in changes.items() if hasattr(module, name)}
