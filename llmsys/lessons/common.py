@@ -1,0 +1,43 @@
+"""What several lessons' checks share: exact results, and memory that is poisoned, so that a stray load or a store that
+never came shows as NaN.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from llmsys.attention.naive import naive_attention
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, **options) -> tuple[Tensor, Tensor]:
+    """(o, lse) of attention as expected, computed in float64 and rounded once; shapes and options as in
+    `llmsys.attention.contract`."""
+    o, lse = naive_attention(q.double(), k.double(), v.double(), return_lse=True, **options)
+    return o.to(q.dtype), lse.float()
+
+
+class PoisonedResults:
+    """A Triton kernel whose results are NaN before it runs. `results` are their places among its arguments."""
+
+    def __init__(self, kernel: object, results: slice):
+        self.kernel, self.results = kernel, results
+
+    def __getitem__(self, grid) -> Callable[..., None]:
+        def launch(*args, **options) -> None:
+            for x in args[self.results]:
+                x.fill_(float("nan"))
+            self.kernel[grid](*args, **options)
+
+        return launch
+
+
+def with_gaps(x: Tensor, gap: int) -> Tensor:
+    """The same rows (T, D), with `gap` elements between them that are nobody's: NaN."""
+    wide = x.new_full((x.shape[0], x.shape[1] + gap), float("nan"))
+    wide[:, : x.shape[1]] = x
+    return wide[:, : x.shape[1]]
+
+
+def tokens_first(x: Tensor) -> Tensor:
+    """The same (B, H, T, D), lying in memory as (B, T, H, D), which is how a model makes it."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
