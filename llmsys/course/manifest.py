@@ -98,9 +98,23 @@ class Lesson:
         raise _unknown("exercise", id, [exercise.id for exercise in self.exercises])
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A lesson that is not there yet: its number, its title, and the part of the course it will belong to."""
+
+    number: str
+    title: str
+    part: str
+
+
 def lessons() -> tuple[Lesson, ...]:
     """All lessons, in course order."""
     return read_manifest(HERE / "lessons.toml")
+
+
+def planned() -> tuple[Planned, ...]:
+    """The lessons that are planned and not yet built, in course order."""
+    return read_planned(HERE / "lessons.toml")
 
 
 def lesson(number: str) -> Lesson:
@@ -159,6 +173,27 @@ def read_manifest(path: Path) -> tuple[Lesson, ...]:
     for exercise in (exercise for each in found for exercise in each.exercises):
         for missing in sorted(set(exercise.requires) - known):
             raise ManifestError(f"exercise {exercise.id}: it requires {missing!r}, which is no exercise")
+    return found
+
+
+@functools.cache
+def read_planned(path: Path) -> tuple[Planned, ...]:
+    """The planned lessons of a manifest file. Raises ManifestError where an entry is incomplete or misspelt, or has the
+    number of another one or of a lesson that is built."""
+    table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    found = tuple(
+        _make(Planned, entry, f"planned lesson {entry.get('number', '(no number)')}")
+        for entry in table.get("planned", [])
+    )
+    numbers = [each.number for each in found]
+    if numbers != sorted(set(numbers)):
+        raise ManifestError(f"{path}: the numbers of planned lessons must be unique and rise, got {', '.join(numbers)}")
+    built = {entry.get("number") for entry in table.get("lesson", [])}
+    for each in found:
+        if not (len(each.number) == 2 and each.number.isdigit()):
+            raise ManifestError(f'planned lesson {each.number}: its number is two digits in quotes, like "07"')
+        if each.number in built:
+            raise ManifestError(f"planned lesson {each.number}: that lesson is built; remove the planned entry")
     return found
 
 
