@@ -28,10 +28,10 @@ import torch
 
 from llmsys import viz
 from llmsys.course import check, diagnose, hint, measured, mine, predict
-from llmsys.course.manifest import lessons
+from llmsys.course.manifest import lessons, planned
 
 # %%
-viz.course_map(lessons())
+viz.course.lesson_map(lessons(), planned=planned())
 
 # %% [markdown]
 # ## What can this machine do?
@@ -140,7 +140,7 @@ check("00.next_token", next_token)
 # takes.
 
 # %% tags=["widget"]
-viz.next_token_stepper(model, "The capital of France is", steps=12)
+viz.start_here.stepper(model, "The capital of France is", steps=12)
 
 # %% [markdown]
 # ## Measure: how fast was that?

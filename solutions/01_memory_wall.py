@@ -41,7 +41,7 @@ from llmsys.hardware.memory import HBM
 from llmsys.hardware.meters import work
 
 # %%
-viz.memory_wall_overview()
+viz.memory_wall.overview()
 
 # %% [markdown]
 # ## Predict: how large, and how slow?
@@ -314,7 +314,7 @@ for name, function, options in (
 # ([Williams, Waterman and Patterson, 2009](https://doi.org/10.1145/1498765.1498785)):
 
 # %%
-viz.naive_traffic(4096, 128)
+viz.memory_wall.naive_traffic(4096, 128)
 
 # %%
 T, D = 4096, 128
@@ -323,7 +323,7 @@ three_kernels = [  # of one head; a softmax is five operations an element: maxim
     roofline.Operation("softmax", flops=5 * T * T, bytes=2 * (2 * T * T)),
     roofline.Operation("P v", flops=2 * T * T * D, bytes=2 * (T * T + 2 * T * D)),
 ]
-viz.roofline_chart(three_kernels, DEVICES["H100 SXM"])
+viz.roofline.chart(three_kernels, DEVICES["H100 SXM"])
 
 # %% [markdown]
 # For one head the first and the last kernel do $2T^2D$ operations on about $2\,T^2$ bytes, as long as $T$ is much larger
@@ -406,7 +406,7 @@ measured("01.smaller_heads", (hbm_bytes / h100.bandwidth) / (flops / h100.flops[
 # </details>
 
 # %% tags=["widget"]
-viz.roofline_explorer(device="H100 SXM", model="Llama-3-8B")
+viz.roofline.explorer(device="H100 SXM", model="Llama-3-8B")
 
 # %% [markdown]
 # ## Measure: time and memory against tokens
@@ -454,7 +454,7 @@ for T in (256, 512, 1024, 2048, 4096):
 for T in (1024, 2048, 4096):
     mine_mib, fused_mib = (row["extra_bytes"] / 2**20 for row in growth if row["T"] == T)
     print(f"here, {T:5,} tokens: yours allocates {mine_mib:7.1f} MiB, torch's {fused_mib:.2f} MiB")
-viz.attention_growth(recorded("attention"), here=growth, names=("naive", "sdpa"))
+viz.charts.attention_growth(recorded("attention"), here=growth, names=("naive", "sdpa"))
 
 # %% tags=["claim"]
 rows = {(row["name"], row["T"]): row for row in recorded("attention").rows if row["sweep"] == "growth"}
@@ -600,7 +600,7 @@ wall = []
 for (function, T), timing in turns.items():
     row = {"name": function.__name__.replace("_", " "), "B": 1, "H": H, "T": T, "D": D, "dtype": dtype}
     wall.append(row | {"tflops": 4e-12 * H * T * T * D * often[T] / min(timing.seconds)})
-viz.ridge_plot(wall, here)
+viz.memory_wall.ridge(wall, here)
 
 # %% tags=["measure"]
 def last_near_best(name):

@@ -40,7 +40,7 @@ if tier() != "pytorch":  # Triton decides when it is first imported whether it i
     load_triton()
 
 # %%
-viz.online_softmax_overview()
+viz.online_softmax.overview()
 
 # %% [markdown]
 # ## Predict: where does the exponential end?
@@ -86,7 +86,7 @@ measured("02.overflow_fp16", last_finite(torch.float16)[0])
 measured("02.overflow_fp32", last_finite(torch.float32)[0])
 
 # %%
-viz.exp_overflow()
+viz.online_softmax.exp_overflow()
 
 # %% [markdown]
 # The logarithm of the largest number is the border: about 11 for `float16`, between 88 and 89 for the other two. What does a
@@ -278,13 +278,13 @@ print("every tree's sum is right to 1e-6:   ", all(abs(l / whole.l - 1) < 1e-6 f
 # than 1.
 
 # %% tags=["widget"]
-viz.online_softmax_stepper()
+viz.online_softmax.stepper()
 
 # %% [markdown]
 # The second stepper merges tiles as a tree. The order changes the way, not the root.
 
 # %% tags=["widget"]
-viz.merge_tree_stepper()
+viz.online_softmax.merge_tree()
 
 # %% [markdown]
 # ## Predict: how often does the maximum rise?
@@ -389,7 +389,7 @@ for name, softmax in (("safe softmax", safe), ("online softmax", two_pass)):
     print(f"{name:15} reads each element {reads.passes:g} times and writes it once: {reads.passes + 1:g} transfers")
 
 # %%
-viz.softmax_passes(passes)
+viz.online_softmax.passes(passes)
 
 # %% [markdown]
 # Three passes became two, not one: the weights can only be written when $\ell$ is complete, so the row is needed once more. The
@@ -538,7 +538,7 @@ measured("02.two_passes_speedup", times["three passes"].median / times["two pass
 # columns, far too long for any cache: the ratio is the 4/3 that you have counted.
 
 # %% tags=["measure"]
-viz.bandwidth_plot(recorded("softmax"))
+viz.online_softmax.bandwidth(recorded("softmax"))
 
 # %% [markdown]
 # Where a row is short enough to stay on the chip (58,112 numbers of `float32` would fill all of a multiprocessor's 227 KiB), the second pass finds it

@@ -37,7 +37,7 @@ from llmsys.hardware.memory import H100_SRAM, HBM, KIB
 from llmsys.hardware.meters import largest_allocation, work
 
 # %%
-viz.tiled_overview()
+viz.tiled_attention.overview()
 
 # %% [markdown]
 # ## Predict: how much has to move?
@@ -282,13 +282,13 @@ check("03.tiled_attention", tiled_attention)
 # out. Then turn causality on, and look for the tiles that are skipped, masked and full.
 
 # %% tags=["widget"]
-viz.tile_walker()
+viz.tiled_attention.stepper()
 
 # %% [markdown]
 # ## Exercise (c): bytes as a function of the tile (15 minutes)
 #
 # How many bytes is that? Take one head, all of $q$, $k$, $v$ and $o$ of shape $(T, D)$, and queries outside. It is often said that
-# FlashAttention transfers every matrix only once. Look at the walker again: which of them does cross once, and which
+# FlashAttention transfers every matrix only once. Look at the stepper again: which of them does cross once, and which
 # more often? Does the tile of *keys* matter? And causally, how far does a tile of queries read? Derive it on paper, then
 # write it down.
 
@@ -344,7 +344,7 @@ print(f"naive attention moves {naive:,} B: {naive / moved[64]:.2f}× as much as 
 measured("03.bytes_saved", naive / moved[64], "×")
 
 # %%
-viz.bytes_by_tile(predicted, moved, naive=naive, once=moved[1024])
+viz.tiled_attention.bytes_by_tile(predicted, moved, naive=naive, once=moved[1024])
 
 # %% [markdown]
 # Did you guess more than 2.00×? Most people do. $S$ and $P$ cost naive attention $4\,T^2$ elements; by (5), $K$ and $V$ cost
@@ -361,7 +361,7 @@ viz.bytes_by_tile(predicted, moved, naive=naive, once=moved[1024])
 # ## Which loop outside?
 #
 # With the keys outside, $K$ and $V$ do cross only once. Is that not better? Say by how much, for tiles of 64 × 64: **the bytes with
-# keys outside, over those with queries outside.** (The walker shows what else has to travel.)
+# keys outside, over those with queries outside.** (The stepper shows what else has to travel.)
 
 # %% tags=["predict"]
 predict("03.keys_outside", None, "×")
@@ -448,7 +448,7 @@ at_1024 = {row["name"]: row["ms"] for row in here if row["T"] == 1024}
 measured("03.tiled_against_sdpa", at_1024["tiled"] / at_1024["sdpa"], "×")
 
 # %% tags=["measure"]
-viz.attention_growth(recorded("attention"), here=here)
+viz.charts.attention_growth(recorded("attention"), here=here)
 
 # %% [markdown]
 # On a CPU the caches keep a tile close by, so that your tiles lose less than one might fear, and for long $T$ may pass naive

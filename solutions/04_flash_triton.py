@@ -42,7 +42,7 @@ from llmsys.hardware.tier import load_triton, tier, triton_device
 triton, tl = load_triton()  # Triton decides when it is first imported whether it interprets: before anything else
 
 # %%
-viz.flash_overview()
+viz.flash_triton.overview()
 
 # %% [markdown]
 # ## Predict: what is one kernel worth?
@@ -219,7 +219,7 @@ for block_m in (16, 32, 64):
 # tiles of keys: those before the diagonal are seen as a whole, those on it in part, and those behind it not at all.
 
 # %%
-viz.causal_tiles(64, 64, 16, 16)
+viz.flash_triton.causal_tiles(64, 64, 16, 16)
 
 # %% [markdown]
 # A mask alone would give the right answer, for $2^{-\infty} = 0$. But it would load and multiply tiles only to throw
@@ -907,7 +907,7 @@ print(f"tiles of 16 queries: {ptx.count('wgmma.mma_async')} wgmma.mma_async, {pt
 # tiles.
 
 # %% tags=["widget"]
-viz.kernel_explorer()
+viz.flash_triton.kernel_explorer()
 
 # %% [markdown]
 # Is more programs better, then? Not by itself. A larger tile of queries loads $K$ and $V$ fewer times, by lesson 03's
@@ -933,7 +933,7 @@ for name, timing in times.items():
 # generates in Triton. The shapes have 16k tokens in all, and 2048 = heads × head size.
 
 # %% tags=["measure"]
-viz.attention_speed(recorded("attention"))
+viz.charts.attention_speed(recorded("attention"))
 
 # %% tags=["claim"]
 table = [row for row in recorded("attention").rows if row["sweep"] == "table"]
@@ -968,7 +968,7 @@ for D, T, masked in sorted({key[1:] for key in rate}):
 # And time and memory against the number of tokens, for one sequence with 16 heads of 64, beside what came before:
 
 # %% tags=["measure"]
-viz.attention_growth(recorded("attention"))
+viz.charts.attention_growth(recorded("attention"))
 
 # %% tags=["claim"]
 growth = {(row["name"], row["T"]): row for row in recorded("attention").rows if row["sweep"] == "growth"}

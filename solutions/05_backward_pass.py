@@ -40,7 +40,7 @@ from llmsys.hardware.tier import load_triton, tier, triton_device
 triton, tl = load_triton()  # Triton decides when it is first imported whether it interprets: before anything else
 
 # %%
-viz.backward_overview()
+viz.backward_pass.overview()
 
 # %% [markdown]
 # ## Predict: what does it cost, what does it save?
@@ -489,7 +489,7 @@ for name, a, b in zip(("dq", "dk", "dv"), yours, theirs, strict=True):
 # grows, and what is forgotten. Then turn causality on: which tiles of queries see the last tile of keys?
 
 # %% tags=["widget"]
-viz.backward_stepper()
+viz.backward_pass.stepper()
 
 # %% [markdown]
 # ## Measure
@@ -532,7 +532,7 @@ measured("05.time", ms[1024][1] / ms[1024][0], "×")
 # deterministic form and in a faster one.)
 
 # %% tags=["measure"]
-viz.attention_speed(recorded("attention_backward"))
+viz.charts.attention_speed(recorded("attention_backward"))
 
 # %% tags=["claim"]
 table = [row for row in recorded("attention_backward").rows if row["sweep"] == "table"]

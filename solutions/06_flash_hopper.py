@@ -36,7 +36,7 @@ from llmsys.hardware.tier import load_triton, tier
 triton, tl = load_triton()  # Triton decides when it is first imported whether it interprets: before anything else
 
 # %%
-viz.hopper_overview()
+viz.flash_hopper.overview()
 
 # %% [markdown]
 # ## Predict: how much of an H100 does FlashAttention-2 use?
@@ -183,7 +183,7 @@ except Race as error:
 # other orders. A row is an engine, a colour a warpgroup; a box of half the height shares its engine.
 
 # %% tags=["widget"]
-viz.sm_timeline(order="fa2")
+viz.flash_hopper.sm_timeline(order="fa2")
 
 # %% [markdown]
 # ## Exercise (a): put it in order (40 minutes)
@@ -259,7 +259,7 @@ for D, warpgroups in ((128, 1), (128, 2), (64, 2), (64, 3)):
 
 # %% tags=["widget"]
 mine_alone = run(orders["yours"](6, 2), attention_costs(D=128))
-viz.sm_timeline({"yours": mine_alone}, tiles=6, warpgroups=2)
+viz.flash_hopper.sm_timeline({"yours": mine_alone}, tiles=6, warpgroups=2)
 
 # %% [markdown]
 # ### What an H100 makes of the same orders
@@ -409,7 +409,7 @@ except Deadlock as error:
     print(f"after {len(error.trace.events)} events: {error}")
 
 # %% tags=["widget"]
-viz.ring_stepper(deadlock)
+viz.flash_hopper.ring(deadlock)
 
 # %% [markdown]
 # On a GPU there is no message. The kernel hangs, and after a while somebody resets the process. That is why it is worth
@@ -554,7 +554,7 @@ else:
 # The library's, which has the same step, as recorded:
 
 # %% tags=["measure"]
-viz.attention_speed(recorded("attention"), names=["FA2", "flash", "hopper", "cuDNN"])
+viz.charts.attention_speed(recorded("attention"), names=["FA2", "flash", "hopper", "cuDNN"])
 
 # %% [markdown]
 # With a causal mask and 1024 tokens it is *not* ahead. There a tile of queries meets eight tiles of keys at most, and
@@ -587,7 +587,7 @@ for bits, itemsize in ((16, 2), (8, 1)):
 # product of two scales is *one* factor for a tile of scores, and goes into the scale of the softmax, for nothing.
 
 # %%
-viz.fp8_error()
+viz.flash_hopper.fp8_error()
 
 # %% [markdown]
 # ## Exercise (d): blocks with a scale (25 minutes)

@@ -1,65 +1,43 @@
 """The pictures of the course, drawn from the library's own data structures.
 
-A picture (`Picture`) is an SVG that follows the theme of the page it is shown on, light or dark, and says in words
-what it shows. A `Stepper` is a sequence of pictures with buttons: a data structure in motion. The colours are chosen
-so that colour-blind eyes can tell them apart, and so that every text can be read in both themes (`style`).
+Each lesson has a room, a sub-package with the name of the lesson, and so have the things that several lessons draw:
 
     from llmsys import viz
-    viz.online_softmax_stepper([1, 3, 2, 8])
+    viz.tiled_attention.overview()            # what lesson 03 is about, in one picture
+    viz.online_softmax.stepper([1, 3, 2, 8])  # a data structure in motion, with buttons
+    viz.charts.attention_speed(recorded("attention"))
 
-Each name is fetched from its module when it is first used (so no module may be called what a function is called);
-matplotlib and ipywidgets are imported when something is drawn or shown, and without ipywidgets a stepper still shows
-its most telling frame.
+    kit         what pictures are made of: `Picture`, `Svg`, `chart`, `Stepper` and the colours
+    charts      charts of measurements that several lessons show
+    roofline    rooflines of devices, with operations on them
+    course      the map of the lessons, the tiers, the README's picture
+    the rest    one room a lesson
+
+A picture is an SVG that follows the theme of the page it is shown on, light or dark, and says in words what it shows. A
+stepper is a sequence of pictures with buttons. The colours are chosen so that colour-blind readers can tell them apart,
+and so that every text can be read in both themes (`kit.style`).
+
+A room is imported when it is first asked for, so that `from llmsys import viz` costs nothing. Inside the rooms,
+matplotlib and ipywidgets are imported when something is drawn or shown; without ipywidgets a stepper still shows its
+most telling frame. Names of before, such as `viz.tile_walker`, still work (`former_names`).
 """
 
+import pkgutil
 from importlib import import_module
 
-_MODULES = {
-    "Picture": "llmsys.viz.kit.picture",
-    "chart": "llmsys.viz.kit.picture",
-    "Svg": "llmsys.viz.kit.svg",
-    "Choice": "llmsys.viz.kit.stepper",
-    "Entry": "llmsys.viz.kit.stepper",
-    "Stepper": "llmsys.viz.kit.stepper",
-    "course_map": "llmsys.viz.course.lesson_map",
-    "tier_picture": "llmsys.viz.course.lesson_map",
-    "course_picture": "llmsys.viz.course.cover",
-    "next_token_stepper": "llmsys.viz.start_here.stepper",
-    "online_softmax_overview": "llmsys.viz.online_softmax.overview",
-    "online_softmax_stepper": "llmsys.viz.online_softmax.stepper",
-    "merge_tree_stepper": "llmsys.viz.online_softmax.merge_tree",
-    "bandwidth_plot": "llmsys.viz.online_softmax.charts",
-    "exp_overflow": "llmsys.viz.online_softmax.charts",
-    "softmax_passes": "llmsys.viz.online_softmax.overview",
-    "tiled_overview": "llmsys.viz.tiled_attention.overview",
-    "tile_walker": "llmsys.viz.tiled_attention.stepper",
-    "causal_tiles": "llmsys.viz.flash_triton.overview",
-    "flash_overview": "llmsys.viz.flash_triton.overview",
-    "backward_overview": "llmsys.viz.backward_pass.overview",
-    "backward_stepper": "llmsys.viz.backward_pass.stepper",
-    "hopper_overview": "llmsys.viz.flash_hopper.overview",
-    "sm_timeline": "llmsys.viz.flash_hopper.sm_timeline",
-    "ring_stepper": "llmsys.viz.flash_hopper.ring",
-    "fp8_error": "llmsys.viz.flash_hopper.charts",
-    "loss_curves": "llmsys.viz.charts.loss_curves",
-    "memory_wall_overview": "llmsys.viz.memory_wall.overview",
-    "naive_traffic": "llmsys.viz.memory_wall.overview",
-    "roofline_chart": "llmsys.viz.roofline.charts",
-    "ridge_plot": "llmsys.viz.roofline.charts",
-    "roofline_explorer": "llmsys.viz.roofline.explorer",
-    "attention_growth": "llmsys.viz.charts.attention_growth",
-    "attention_speed": "llmsys.viz.charts.attention_speed",
-    "bytes_by_tile": "llmsys.viz.charts.attention_growth",
-    "kernel_explorer": "llmsys.viz.flash_triton.kernel_explorer",
-}
-__all__ = sorted(_MODULES)
+from llmsys.viz.former_names import FORMER_NAMES
+
+__all__ = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
 
 
 def __getattr__(name: str):
-    if name not in _MODULES:
-        raise AttributeError(f"module 'llmsys.viz' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_MODULES[name]), name)
+    if name in __all__:
+        return import_module(f"llmsys.viz.{name}")
+    if name in FORMER_NAMES:
+        room, _, drawing = FORMER_NAMES[name].partition(":")
+        return getattr(import_module(f"llmsys.viz.{room}"), drawing)
+    raise AttributeError(f"module 'llmsys.viz' has no attribute {name!r}; it has the rooms {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *sorted(FORMER_NAMES)]

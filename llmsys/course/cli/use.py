@@ -162,7 +162,7 @@ def _train(out: Path, attention: str, model: str | None, resume: bool, files: in
     from llmsys.training import Corpus, TrainConfig, train
     from llmsys.training.checkpoint import latest_checkpoint
     from llmsys.training.trainer import saved_settings
-    from llmsys.viz import loss_curves
+    from llmsys.viz.charts import loss_curves
 
     get_stage(attention)
     gpu = torch.cuda.is_available()

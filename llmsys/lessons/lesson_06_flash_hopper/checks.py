@@ -159,8 +159,8 @@ def order(answer: Answer) -> None:
 
     with answer.property(
         "two warpgroups, heads of 128: the tensor cores are busy for 90% of the time",
-        why="While one computes exponentials, the other multiplies. viz.sm_timeline({\"mine\": run(order(8, 2), "
-        "attention_costs(D=128))}) shows yours.",
+        why="While one computes exponentials, the other multiplies. viz.flash_hopper.sm_timeline({\"mine\": "
+        "run(order(8, 2), attention_costs(D=128))}) shows yours.",
     ):
         reaches(0.90, 16, 2, 128)
 

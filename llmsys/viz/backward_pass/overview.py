@@ -11,7 +11,7 @@ SIDE = 92
 """Pixels of T."""
 
 
-def backward_overview() -> Picture:
+def overview() -> Picture:
     """Two ways to the same gradients: P kept as a whole, or o and the log-sum-exp kept and P made again in tiles."""
     svg = Svg(760, 2 * ROW + 22, alt=(
         "Two ways from the forward pass to the gradients dQ, dK and dV. Naive attention keeps P, T × T numbers, and "

@@ -6,7 +6,8 @@ A pair of tiles takes three steps: P again and dV; dP and dS; dK and dQ.
 
 from dataclasses import dataclass
 
-from llmsys.viz.kit.stepper import Choice, Stepper
+from llmsys.viz.kit.controls import Choice
+from llmsys.viz.kit.stepper import Stepper
 from llmsys.viz.kit.svg import Svg
 
 D, ITEMSIZE = 16, 4
@@ -42,7 +43,7 @@ class Step:
         return min(self.block_k, self.Tk - self.j)
 
 
-def backward_stepper(causal: bool = False, tile: str = "16 × 16") -> Stepper:
+def stepper(causal: bool = False, tile: str = "16 × 16") -> Stepper:
     """Step through the backward pass of one small head: what is loaded, what is made again, which sums grow."""
     return Stepper(
         steps,

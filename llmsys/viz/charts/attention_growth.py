@@ -1,23 +1,12 @@
-"""Charts of attention: how time and memory grow with the tokens, and how bytes fall with the tile."""
+"""How the time and the extra memory of each attention stage grow with the tokens."""
 
 from collections.abc import Mapping, Sequence
 from math import log10
 
+from llmsys.viz.charts.kernels import SERIES, label_powers
+from llmsys.viz.kit.numbers import size_in_words
 from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import LIGHT, chart_style
-from llmsys.viz.kit.svg import superscript
-from llmsys.viz.memory_wall.overview import size_in_words
-
-SERIES = {  # name in the records -> colour, marker
-    "naive": ("orange", "s"),
-    "tiled": ("purple", "^"),
-    "flash": ("green", "D"),
-    "hopper": ("green", "*"),
-    "sdpa": ("blue", "o"),
-    "cuDNN": ("blue", "P"),
-    "FA2": ("orange", "v"),
-    "FlexAttention": ("purple", "X"),
-}
 
 
 def attention_growth(record, *, here: Sequence[dict] | None = None, names: Sequence[str] | None = None) -> Picture:
@@ -72,35 +61,6 @@ def attention_growth(record, *, here: Sequence[dict] | None = None, names: Seque
     return chart(figure, alt=f"Time and extra memory of attention against tokens on {device}: {said}.")
 
 
-def bytes_by_tile(
-    predicted: Mapping[int, int], measured: Mapping[int, int], *, naive: int | None = None, once: int | None = None
-) -> Picture:
-    """HBM bytes against the rows of a query tile: a line predicted, points measured, and the two ends of the scale.
-
-    naive    bytes of naive attention, drawn as a line above
-    once     bytes if every tensor crosses once, drawn as a line below
-    """
-    import matplotlib.pyplot as plt
-
-    with chart_style():
-        figure, axes = plt.subplots(figsize=(7.2, 3.4))
-        axes.plot(list(predicted), list(predicted.values()), color=LIGHT["blue"], label="predicted")
-        axes.plot(list(measured), list(measured.values()), "o", color=LIGHT["orange"], label="measured")
-        for value, name in ((naive, "naive attention"), (once, "every tensor once")):
-            if value:
-                axes.axhline(value, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)))
-                axes.text(min(predicted), value / 1.06, name, color=LIGHT["muted"], va="top")
-        axes.set(xscale="log", yscale="log", xlabel="rows of a query tile", ylabel="bytes through HBM")
-        axes.set_xticks(list(predicted), [f"{n}" for n in predicted])
-        _powers(axes)
-        top = max(filter(None, [naive, *predicted.values()]))
-        axes.set_ylim(0.6 * min(filter(None, [once, *predicted.values()])), 1.7 * top)
-        axes.grid(axis="y")
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.02, 0.4))
-    pairs = ", ".join(f"{block} rows {size:,} bytes" for block, size in predicted.items())
-    return chart(figure, alt=f"Bytes through HBM by the rows of a query tile, predicted and measured: {pairs}.")
-
-
 def _lines(rows: Sequence[dict], names: Sequence[str] | None) -> dict[str, dict[int, dict]]:
     names = names or [*SERIES, *dict.fromkeys(row["name"] for row in rows if row["name"] not in SERIES)]
     found = {
@@ -145,7 +105,7 @@ def _tokens(axes, tokens: set[int]) -> None:
     axes.grid(axis="y")
     chosen = sorted(tokens)[::2]
     axes.set_xticks(chosen, [f"{T >> 10}k" if T >= 1024 else str(T) for T in chosen])
-    _powers(axes)
+    label_powers(axes)
     low, high = axes.get_ylim()
     if high / low < 100:  # hardly a power of ten in sight
         ticks = [d * 10.0**p for p in range(-6, 9) for d in (1, 2, 5) if low <= d * 10.0**p <= high]
@@ -157,9 +117,4 @@ def _sizes(axes) -> None:
     low, high = axes.get_ylim()
     ticks = [2**p for p in range(0, 60, 5) if low <= 2**p <= high]
     axes.set_yticks(ticks, [size_in_words(tick) for tick in ticks])
-    axes.minorticks_off()
-
-
-def _powers(axes) -> None:
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if 1 <= y < 1e5 else f"10{superscript(round(log10(y)))}")
     axes.minorticks_off()

@@ -3,15 +3,11 @@
 The rows of a benchmark's "table" sweep, drawn with the heads' size from top to bottom, with and without a causal mask
 side by side, and the length of the sequences within. A kernel of this library also says its speed as a fraction of
 cuDNN's, and a pale track shows how far that one gets.
-
-    python -m llmsys.viz.charts.attention_speed lessons/images/attention_speed.svg        # of the record of the H100
 """
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from llmsys.viz.charts.attention_growth import SERIES
+from llmsys.viz.charts.kernels import SERIES
 from llmsys.viz.kit.picture import Picture
 from llmsys.viz.kit.svg import Svg
 
@@ -158,11 +154,3 @@ def _in_words(found: dict[tuple, dict], names: Sequence[str], device: str) -> st
     shapes = len({key[:3] for key in found})
     head = f"Speed of attention's {_all(found, 'pass')} pass on {device} in TFLOP/s, over {shapes} shapes"
     return f"{head}: {'; '.join(said)}."
-
-
-if __name__ == "__main__":
-    from llmsys.bench import recorded
-
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python -m llmsys.viz.charts.attention_speed FILE.svg")
-    print(attention_speed(recorded("attention"), framed=True).save(Path(sys.argv[1])))

@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
+from llmsys.viz.kit.numbers import number, superscript
 from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import HUES, LIGHT, chart_style
-from llmsys.viz.kit.svg import number, superscript
 
 DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 SMALLEST = 1e-9

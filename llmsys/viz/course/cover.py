@@ -1,17 +1,13 @@
 """The README's picture: the course as a zoom out, from one kernel to a cluster, with the lessons that are there lit.
 
-    python -m llmsys.viz.course.cover lessons/images/course.svg 00 02
-
 Each panel is small but not invented: which tiles a causal attention visits, requests that share slots and blocks, the
 experts that a router picks, the order of a 1F1B pipeline (https://arxiv.org/abs/2104.04473), all worked out below.
 """
 
 import random
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
-from llmsys.viz.course.lesson_map import COURSE, PARTS
+from llmsys.viz.course.parts import NUMERALS, Entry, in_parts
 from llmsys.viz.kit.picture import Picture
 from llmsys.viz.kit.svg import Svg
 
@@ -25,14 +21,25 @@ SCENES = (
 )
 
 
-def course_picture(lessons: Iterable[str]) -> Picture:
-    """The course in one picture; `lessons` are the numbers of those that can be opened."""
-    lit = [(number, title) for number, title, _ in COURSE if number in set(lessons)]
-    here = ", ".join(f"{number} {title}" for number, title in lit) or "none yet"
+def cover(lessons: Iterable[Entry], planned: Iterable[Entry] = ()) -> Picture:
+    """The course in one picture.
+
+    lessons    those that can be opened, objects with `number`, `title` and `part`: `lessons()` of the manifest
+    planned    those that are not there yet: `planned()` of the manifest
+
+    Raises ValueError where these lessons are not of four parts, for which there are drawings.
+    """
+    lessons = sorted(lessons, key=lambda lesson: lesson.number)
+    parts = in_parts([*lessons, *planned])
+    if len(parts) != len(SCENES):
+        raise ValueError(
+            f"lessons and planned must be those of {len(SCENES)} parts together, got {', '.join(parts) or 'none'}"
+        )
+    ready = [f"{each.number} {each.title}" for each in lessons]
     svg = Svg(WIDTH, HEIGHT, alt=(
         "llmsys, a course that you run: build an LLM system, from one kernel to 2,048 GPUs. Four parts, each a zoom "
-        f"out: {'; '.join(f'{part}, {scene}' for part, (scene, _) in zip(PARTS, SCENES, strict=True))}. "
-        f"Ready to open: {here}."
+        f"out: {'; '.join(f'{part}, {scene}' for part, (scene, _) in zip(parts, SCENES, strict=True))}. "
+        f"Ready to open: {', '.join(ready) or 'none yet'}."
     ))  # fmt: skip
     svg.rect(0.5, 0.5, WIDTH - 1, HEIGHT - 1, "surface", rx=14)
     svg.rect(0.5, 0.5, WIDTH - 1, HEIGHT - 1, "line-rule", rx=14)
@@ -40,34 +47,31 @@ def course_picture(lessons: Iterable[str]) -> Picture:
     svg.text(
         24, 72, "Build an LLM system, from one kernel to 2,048 GPUs. Every part runs, in a real model.", "big muted"
     )
-    for part, (draw, (scene, what)) in enumerate(zip((_attention, _serving, _experts, _pipeline), SCENES, strict=True)):
+    drawings = (_attention, _serving, _experts, _pipeline)
+    for part, (title, draw, (scene, what)) in enumerate(zip(parts, drawings, SCENES, strict=True)):
         x = 24 + part * (PANEL + GAP)
         if part:  # the panel before, seen from further away
             svg.path([(x - GAP, TOP), (x, TOP + 90), (x, TOP + 130), (x - GAP, TOP + 286)], "rule", close=True)
         svg.rect(x, TOP, PANEL, 286, "panel", rx=10)
-        svg.text(x + 14, TOP + 26, f"{('I', 'II', 'III', 'IV')[part]}  {PARTS[part]}", "bold big")
+        svg.text(x + 14, TOP + 26, f"{NUMERALS[part]}  {title}", "bold big")
         svg.text(x + 14, TOP + 46, scene, "muted")
         with svg.group(x=x + 14, y=TOP + 62):
             draw(svg, PANEL - 28, 182)
         svg.text(x + 14, TOP + 270, what, "small")
-    _chips(svg, {number for number, _ in lit})
-    ready = " · ".join(f"{number} {title}" for number, title in lit)
-    svg.text(24, HEIGHT - 20, [("Open now:  ", "bold"), (ready or "soon", "bold blue")])
+    _chips(svg, parts, {each.number for each in lessons})
+    svg.text(24, HEIGHT - 20, [("Open now:  ", "bold"), (" · ".join(ready) or "soon", "bold blue")])
     svg.text(WIDTH - 24, HEIGHT - 20, "predict · write · check · measure on an H100", "end muted")
     return svg.picture()
 
 
-def _chips(svg: Svg, lit: set[str]) -> None:
-    for part in range(len(PARTS)):
-        numbers = [number for number, _, p in COURSE if p == part]
-        for k, number in enumerate(numbers):
+def _chips(svg: Svg, parts: dict[str, list[Entry]], ready: set[str]) -> None:
+    """The numbers of the lessons, below their part's panel; those that can be opened are filled."""
+    for part, lessons in enumerate(parts.values()):
+        for k, lesson in enumerate(lessons):
             x, y = 24 + part * (PANEL + GAP) + k * 28.4, TOP + 300
-            if number in lit:
-                svg.rect(x, y, 26, 24, "blue", rx=6)
-                svg.text(x + 13, y + 16, number, "middle small bold on")
-            else:
-                svg.rect(x, y, 26, 24, "line-rule", rx=6)
-                svg.text(x + 13, y + 16, number, "middle small muted")
+            lit = lesson.number in ready
+            svg.rect(x, y, 26, 24, "blue" if lit else "line-rule", rx=6)
+            svg.text(x + 13, y + 16, lesson.number, "middle small bold on" if lit else "middle small muted")
 
 
 def _attention(svg: Svg, width: float, height: float) -> None:
@@ -191,9 +195,3 @@ def one_f_one_b(ranks: int, micro: int) -> list[tuple[str, int, int, int, int]]:
             done.append((kind, rank, batch, start, free[rank]))
             queue.pop(0)
     return done
-
-
-if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python -m llmsys.viz.course.cover FILE.svg [NUMBER …]   (the numbers of the lessons that are there)")
-    print(course_picture(sys.argv[2:]).save(Path(sys.argv[1])))

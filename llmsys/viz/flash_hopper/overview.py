@@ -7,9 +7,9 @@ Its numbers are the library's: the cut of `hopper_tiles` for heads of 128, and t
 from llmsys.attention.hopper.schedule import hopper_tiles
 from llmsys.hardware.sm import ORDERS, Timeline, attention_costs, run
 from llmsys.viz.flash_hopper.sm_timeline import shares
+from llmsys.viz.kit.numbers import size_in_words
 from llmsys.viz.kit.picture import Picture
 from llmsys.viz.kit.svg import Svg
-from llmsys.viz.memory_wall.overview import size_in_words
 
 HEAD, ITEMSIZE = 128, 2
 HUES = ("blue", "green")
@@ -22,7 +22,7 @@ WINDOW = 6400
 """Cycles of a timeline that are drawn, from its middle."""
 
 
-def hopper_overview() -> Picture:
+def overview() -> Picture:
     """A producer that only starts copies, rings of tiles, two consumers that take turns, and what two orders make of
     the engines."""
     tiles = hopper_tiles(HEAD, 16_384, False)
@@ -123,7 +123,7 @@ def _engines(svg: Svg) -> None:
 
 
 def _strip(svg: Svg, left: float, head: str, timeline: Timeline) -> None:
-    """What the two engines do in the middle of a timeline, as `sm_orders_frame` draws it."""
+    """What the two engines do in the middle of a timeline, as the frames of `sm_timeline` draw it."""
     first, width, height = timeline.cycles / 2 - WINDOW / 2, 320, 38
     busy = f"{100 * timeline.utilisation('tensor'):.0f} %"
     svg.text(left, STRIPS + 10, head, "bold")

@@ -5,31 +5,15 @@ they are, counters of phases: which phases have ended, which is under way and wh
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llmsys.hardware.mbarrier import BarrierState, Deadlock, Event, Race, Ring, Trace, consumer, play
-from llmsys.viz.flash_hopper.ring_frame import draw
-from llmsys.viz.kit.stepper import Choice, Stepper
+from llmsys.viz.flash_hopper.ring_frame import Step, draw
+from llmsys.viz.kit.controls import Choice
+from llmsys.viz.kit.stepper import Stepper
 
 
-@dataclass(frozen=True)
-class Step:
-    """How things stand after an event, and what it changed."""
-
-    event: Event
-    reads: dict[str, tuple[int, ...]]
-    """For each consumer, the tiles that it has read."""
-    started: int = 0
-    """Copies that the producer has started."""
-    changed: frozenset[str] = frozenset()
-    """Names of the barriers that are not what they were before the event."""
-    ended: str = ""
-    """The phase that the event has ended: "phase 0 of full[1]"."""
-    error: str = ""
-    """Why it does not go on; of the last step only."""
-
-
-def ring_stepper(trace: Trace | Deadlock | Race | None = None) -> Stepper:
+def ring(trace: Trace | Deadlock | Race | None = None) -> Stepper:
     """Step through a ring of tiles: phases, parities, arrivals, and who waits for which.
 
     trace    what `llmsys.hardware.mbarrier.play` returned, or a Deadlock or Race that it raised, which is explained in

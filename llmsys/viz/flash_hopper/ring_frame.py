@@ -1,15 +1,12 @@
 """One frame of the ring stepper: the producer and the copy engine, each slot with its two barriers, the consumers.
 
-What is drawn is all in the step (`llmsys.viz.flash_hopper.ring.Step`).
+All that is drawn is in the step: only places are computed here.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
+from llmsys.hardware.mbarrier import BarrierState, Event
 from llmsys.viz.kit.svg import Svg
-
-if TYPE_CHECKING:
-    from llmsys.hardware.mbarrier import BarrierState
-    from llmsys.viz.flash_hopper.ring import Step
 
 SIDE, RIGHT = 138, 621  # the columns of who acts: as wide as this, and the right one's left
 SLOT, STRIP, NEEDS = 152, 306, 446  # the left of a slot's tile, of its barriers' phases, and of what they need
@@ -18,7 +15,24 @@ SHOWN = 5
 """Phases that are shown."""
 
 
-def draw(step: "Step") -> Svg:
+@dataclass(frozen=True)
+class Step:
+    """How things stand after an event, and what it changed."""
+
+    event: Event
+    reads: dict[str, tuple[int, ...]]
+    """For each consumer, the tiles that it has read."""
+    started: int = 0
+    """Copies that the producer has started."""
+    changed: frozenset[str] = frozenset()
+    """Names of the barriers that are not what they were before the event."""
+    ended: str = ""
+    """The phase that the event has ended: "phase 0 of full[1]"."""
+    error: str = ""
+    """Why it does not go on; of the last step only."""
+
+
+def draw(step: Step) -> Svg:
     """One step as a picture."""
     slots = len(step.event.tiles)
     height = max(TOP + ROW * slots, TOP + ROW * len(step.reads), 226)
@@ -44,7 +58,7 @@ def draw(step: "Step") -> Svg:
     return svg
 
 
-def _actor(svg: Svg, step: "Step", name: str, x: float, y: float, line: str) -> None:
+def _actor(svg: Svg, step: Step, name: str, x: float, y: float, line: str) -> None:
     """Who may act: what it is at, and for what it waits."""
     acts, waits = step.event.who == name and not step.error, step.event.waiting.get(name)
     svg.rect(x, y, SIDE, 84, "orange-soft" if acts else "panel", rx=5)
@@ -57,7 +71,7 @@ def _actor(svg: Svg, step: "Step", name: str, x: float, y: float, line: str) -> 
         svg.text(x + 10, y + 73, f"of {barrier}", "small bold purple")
 
 
-def _slot(svg: Svg, step: "Step", slot: int, y: float) -> None:
+def _slot(svg: Svg, step: Step, slot: int, y: float) -> None:
     event = step.event
     tile, copied = event.tiles[slot], event.copying[slot]
     svg.rect(SLOT, y, 86, 84, "panel" if tile is None else "orange-soft" if copied else "blue-soft", rx=4)
@@ -71,7 +85,7 @@ def _slot(svg: Svg, step: "Step", slot: int, y: float) -> None:
         _barrier(svg, step, barrier, y + 8 + 42 * row)
 
 
-def _barrier(svg: Svg, step: "Step", barrier: "BarrierState", y: float) -> None:
+def _barrier(svg: Svg, step: Step, barrier: BarrierState, y: float) -> None:
     """Its phases as a row of parities, from one before the first on; and what the one under way needs."""
     changed = barrier.name in step.changed
     svg.text(STRIP - 8, y + 17, barrier.name, f"end small bold {'orange' if changed else ''}")
@@ -92,7 +106,7 @@ def _barrier(svg: Svg, step: "Step", barrier: "BarrierState", y: float) -> None:
         svg.text(NEEDS, y + 25, who, "small bold purple")
 
 
-def _needs(barrier: "BarrierState") -> str:
+def _needs(barrier: BarrierState) -> str:
     parts = []
     if barrier.missing:
         parts.append("1 arrival" if barrier.missing == 1 else f"{barrier.missing} arrivals")

@@ -6,42 +6,11 @@ evenly; each then gets its part of the row's height, so that an area is an amoun
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmsys.hardware.sm import ENGINES, ORDERS, Costs, Span, Timeline, attention_costs, run
-from llmsys.viz.flash_hopper.sm_timeline_frame import draw
-from llmsys.viz.kit.stepper import Choice, Stepper
-
-TITLES = {"tensor": "tensor cores", "exp": "exponentials", "copy": "copy engine"}
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a span has of its engine: the whole of it, or from time to time a part."""
-
-    span: Span
-    pieces: tuple[tuple[float, float, int, int], ...]
-    """(start, end, k, n): in that time it is number k of n that share the engine."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """An interval of one order's timeline, in which nothing changes, among all orders."""
-
-    name: str
-    timelines: dict[str, Timeline]
-    shares: tuple[Share, ...]
-    start: float
-    end: float
-
-    @property
-    def timeline(self) -> Timeline:
-        """Of the order that is shown."""
-        return self.timelines[self.name]
-
-    def active(self, engine: str) -> list[Span]:
-        """What this engine does in the interval."""
-        return [span for span in self.timeline.spans if span.engine == engine and _during(span, self.start, self.end)]
+from llmsys.viz.flash_hopper.sm_timeline_frame import ENGINE_NAMES, Share, Step, draw, during
+from llmsys.viz.kit.controls import Choice
+from llmsys.viz.kit.stepper import Stepper
 
 
 def sm_timeline(
@@ -98,7 +67,7 @@ def shares(timeline: Timeline) -> tuple[Share, ...]:
         spans = [span for span in timeline.spans if span.engine == engine]
         cuts = _cuts(spans)
         for start, end in zip(cuts, cuts[1:], strict=False):
-            here = sorted((span for span in spans if _during(span, start, end)), key=lambda span: span.warpgroup)
+            here = sorted((span for span in spans if during(span, start, end)), key=lambda span: span.warpgroup)
             for k, span in enumerate(here):
                 found = pieces[span]
                 same = bool(found) and found[-1][2:] == (k, len(here))
@@ -125,7 +94,7 @@ def describe(step: Step) -> str:
         what = " and ".join(f"{span.label} of {step.timeline.names[span.warpgroup]}" for span in spans)
         if engine == "copy":
             what = " and ".join(span.label for span in spans)
-        said.append(f"{TITLES[engine]}: {what or 'idle'}{', shared' if len(spans) > 1 else ''}")
+        said.append(f"{ENGINE_NAMES[engine]}: {what or 'idle'}{', shared' if len(spans) > 1 else ''}")
     return f"{step.name}, cycles {step.start:,.0f} to {step.end:,.0f}. {'; '.join(said)}."
 
 
@@ -136,7 +105,3 @@ def _cuts(spans: Sequence[Span]) -> list[float]:
         if not found or moment - found[-1] > 1e-3:
             found.append(moment)
     return found
-
-
-def _during(span: Span, start: float, end: float) -> bool:
-    return span.start < (start + end) / 2 < span.end

@@ -1,16 +1,13 @@
 """One frame of the SM's timeline: engines, then warpgroups, along an axis of cycles; below, all orders to compare.
 
 The axis has the same scale for every order, and is as long as the shortest: what does not fit comes into view as the
-steps go on. What is drawn is all in the step (`llmsys.viz.flash_hopper.sm_timeline.Step`).
+steps go on. All that is drawn is in the step: only places are computed here.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from llmsys.hardware.sm import ENGINES, Span
+from llmsys.hardware.sm import ENGINES, Span, Timeline
 from llmsys.viz.kit.svg import Svg
-
-if TYPE_CHECKING:
-    from llmsys.viz.flash_hopper.sm_timeline import Share, Step
 
 LEFT, WIDE = 96, 584  # the axis of cycles; right of it is how busy an engine is
 TOP, ENGINE, GAP, PROGRAM = 26, 42, 6, 20
@@ -18,7 +15,7 @@ HUES = ("blue", "green", "purple")
 """Of the warpgroups. Copies are grey: they are for all."""
 SOFT = {"muted": "rule"} | {hue: f"{hue}-soft" for hue in HUES}
 SHORT = {"turn": "turn", "beginning": "start"}
-ROWS = {"tensor": "tensor cores", "exp": "exponentials", "copy": "copy engine"}
+ENGINE_NAMES = {"tensor": "tensor cores", "exp": "exponentials", "copy": "copy engine"}
 KNOWN = {
     "fa1": "one thing after the other",
     "fa2": "warpgroups on their own, copies a tile ahead",
@@ -28,7 +25,36 @@ KNOWN = {
 }
 
 
-def draw(step: "Step") -> Svg:
+@dataclass(frozen=True)
+class Share:
+    """What a span has of its engine: the whole of it, or from time to time a part."""
+
+    span: Span
+    pieces: tuple[tuple[float, float, int, int], ...]
+    """(start, end, k, n): in that time it is number k of n that share the engine."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """An interval of one order's timeline, in which nothing changes, among all orders."""
+
+    name: str
+    timelines: dict[str, Timeline]
+    shares: tuple[Share, ...]
+    start: float
+    end: float
+
+    @property
+    def timeline(self) -> Timeline:
+        """Of the order that is shown."""
+        return self.timelines[self.name]
+
+    def active(self, engine: str) -> list[Span]:
+        """What this engine does in the interval."""
+        return [span for span in self.timeline.spans if span.engine == engine and during(span, self.start, self.end)]
+
+
+def draw(step: Step) -> Svg:
     """One step as a picture."""
     programs = max(len(timeline.names) for timeline in step.timelines.values())
     rows = TOP + len(ENGINES) * (ENGINE + GAP)  # where the programs' rows begin
@@ -39,7 +65,7 @@ def draw(step: "Step") -> Svg:
     svg.text(760, 14, "busy", "end small muted")
     for n, engine in enumerate(ENGINES):
         y = TOP + n * (ENGINE + GAP)
-        svg.text(LEFT - 8, y + ENGINE / 2 + 4, ROWS[engine], "end")
+        svg.text(LEFT - 8, y + ENGINE / 2 + 4, ENGINE_NAMES[engine], "end")
         svg.rect(LEFT, y, WIDE, ENGINE, "panel", rx=2)
         svg.text(760, y + ENGINE / 2 + 5, f"{100 * timeline.utilisation(engine):.0f} %", "end big bold")
     left, right = view.x(step.start), view.x(step.end)
@@ -63,7 +89,7 @@ def draw(step: "Step") -> Svg:
 class View:
     """The part of the axis that is seen: as long as the shortest timeline, with the step in its middle if it can be."""
 
-    def __init__(self, step: "Step"):
+    def __init__(self, step: Step):
         self.step = step
         self.length = min(timeline.cycles for timeline in step.timelines.values())
         self.first = min(max(step.start - self.length / 2, 0), max(step.timeline.cycles - self.length, 0))
@@ -80,7 +106,7 @@ class View:
         return span.end > self.first and span.start < self.last
 
 
-def _share(svg: Svg, view: View, share: "Share", y: float) -> None:
+def _share(svg: Svg, view: View, share: Share, y: float) -> None:
     """What a span has of its engine, as one shape: lower where it shares."""
     step, span = view.step, share.span
     hue = _hue(step, span.warpgroup) if span.engine != "copy" else "muted"
@@ -126,7 +152,7 @@ def _axis(svg: Svg, view: View, y: float) -> None:
     svg.text(760, y + 3, "cycles", "end small muted")
 
 
-def _orders(svg: Svg, step: "Step", y: float) -> None:
+def _orders(svg: Svg, step: Step, y: float) -> None:
     """Every order as a bar, as long as it takes, filled as far as its tensor cores are busy."""
     longest = max(timeline.cycles for timeline in step.timelines.values())
     scale = (WIDE - 200) / longest
@@ -144,10 +170,15 @@ def _orders(svg: Svg, step: "Step", y: float) -> None:
     svg.line((at, top - 2), (at, top + 17), "line-orange thick")
 
 
-def _hue(step: "Step", program: int) -> str:
+def _hue(step: Step, program: int) -> str:
     return HUES[program % len(HUES)] if step.timeline.names[program] != "producer" else "muted"
 
 
 def _fits(text: str, width: float) -> str:
     """The largest size in which a text has room, or nothing."""
     return "small" if width >= 7.2 * len(text) + 1 else "tiny" if width >= 6.2 * len(text) + 1 else ""
+
+
+def during(span: Span, start: float, end: float) -> bool:
+    """Whether a span is under way in an interval in which nothing begins or ends."""
+    return span.start < (start + end) / 2 < span.end

@@ -1,14 +1,14 @@
 """An SM filling up: how many programs of the flash kernel fit, for each way to cut its tiles, and what stops one more.
 
-All numbers are the compiler's own, for Hopper (`llmsys.viz.flash_triton.kernel_sweep`); what fits is `occupancy`'s. A step is a tile
-size: rows of queries × keys. Head size, warps and tiles in flight are chosen above.
+All numbers are the compiler's own, for Hopper (`kernel_sweep`); what fits is worked out by
+`llmsys.hardware.occupancy`. A step is a tile size: rows of queries × keys. Head size, warps and tiles in flight are
+chosen above.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from llmsys.hardware.occupancy import RESERVED_SHARED, Occupancy, registers_of_warp, sm_of
-from llmsys.viz.flash_triton.kernel_explorer_frame import draw
+from llmsys.hardware.occupancy import RESERVED_SHARED, registers_of_warp, sm_of
+from llmsys.viz.flash_triton.kernel_explorer_frame import Resource, Step, draw
 from llmsys.viz.flash_triton.kernel_sweep import (
     HEADS,
     KEYS,
@@ -20,7 +20,8 @@ from llmsys.viz.flash_triton.kernel_sweep import (
     Result,
     recorded,
 )
-from llmsys.viz.kit.stepper import Choice, Stepper
+from llmsys.viz.kit.controls import Choice
+from llmsys.viz.kit.stepper import Stepper
 
 
 def explorer_of(results: dict[Configuration, Result], *, head: int = 64, warps: int = 4, stages: int = 3) -> Stepper:
@@ -51,33 +52,6 @@ def kernel_explorer(*, head: int = 64, warps: int = 4, stages: int = 3) -> Stepp
     Raises ValueError for a value that was not compiled.
     """
     return explorer_of(recorded(), head=head, warps=warps, stages=stages)
-
-
-@dataclass(frozen=True)
-class Resource:
-    """One thing that an SM has so much of, and that every program takes a share of."""
-
-    name: str
-    unit: str
-    share: int  # of one program
-    whole: int
-    reserved: int = 0  # of that share, by the system
-
-
-@dataclass(frozen=True)
-class Step:
-    """One tile size, among all of them."""
-
-    at: Configuration
-    result: Result
-    fits: Occupancy
-    resources: tuple[Resource, ...]
-    map: dict[tuple[int, int], tuple[Result, int]]  # (rows, keys) -> what came out, and programs an SM
-
-    @property
-    def limits(self) -> tuple[str, ...]:
-        """The names of the resources that stop one more program."""
-        return tuple(name for name, programs in self.fits.limits.items() if programs == self.fits.programs)
 
 
 def steps(results: dict[Configuration, Result], head: int, warps: int, stages: int) -> list[Step]:

@@ -1,14 +1,13 @@
 """One frame of the kernel explorer: the map of tile sizes (left), the SM's resources as bars (right), a thread (below).
 
-What is drawn is all in the step (`llmsys.viz.flash_triton.kernel_explorer.Step`): nothing is computed here but places.
+All that is drawn is in the step: only places are computed here.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
+from llmsys.hardware.occupancy import Occupancy
+from llmsys.viz.flash_triton.kernel_sweep import Configuration, Result
 from llmsys.viz.kit.svg import Svg, Text
-
-if TYPE_CHECKING:
-    from llmsys.viz.flash_triton.kernel_explorer import Resource, Step
 
 CELL_W, CELL_H, MAP_X, MAP_Y = 70, 62, 38, 62
 LEFT, LIMIT, RIGHT = 300, 628, 758  # of the bars; what is beyond the limit does not fit
@@ -16,7 +15,34 @@ TOP, BAR = 46, 24
 PITCH = 65
 
 
-def draw(step: "Step") -> Svg:
+@dataclass(frozen=True)
+class Resource:
+    """One thing that an SM has so much of, and that every program takes a share of."""
+
+    name: str
+    unit: str
+    share: int  # of one program
+    whole: int
+    reserved: int = 0  # of that share, by the system
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tile size, among all of them."""
+
+    at: Configuration
+    result: Result
+    fits: Occupancy
+    resources: tuple[Resource, ...]
+    map: dict[tuple[int, int], tuple[Result, int]]  # (rows, keys) -> what came out, and programs an SM
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """The names of the resources that stop one more program."""
+        return tuple(name for name, programs in self.fits.limits.items() if programs == self.fits.programs)
+
+
+def draw(step: Step) -> Svg:
     """One step as a picture."""
     svg = Svg(760, 384, alt="")
     _map(svg, step)
@@ -25,7 +51,7 @@ def draw(step: "Step") -> Svg:
     return svg
 
 
-def _map(svg: Svg, step: "Step") -> None:
+def _map(svg: Svg, step: Step) -> None:
     rows, keys = (sorted({cut[i] for cut in step.map}) for i in (0, 1))
     svg.text(0, 14, "programs an SM, by tile size", "bold")
     svg.text(MAP_X + CELL_W * len(keys) / 2, 38, "keys", "middle small muted")
@@ -40,7 +66,7 @@ def _map(svg: Svg, step: "Step") -> None:
     svg.rect(MAP_X + j * CELL_W + 1, MAP_Y + i * CELL_H + 1, CELL_W - 2, CELL_H - 2, "line-purple thick", rx=5)
 
 
-def _cell(svg: Svg, step: "Step", rows: int, keys: int, x: float, y: float) -> None:
+def _cell(svg: Svg, step: Step, rows: int, keys: int, x: float, y: float) -> None:
     result, programs = step.map[rows, keys]
     spills = programs and result.spill_bytes
     colour = "panel" if not programs else "orange-soft" if spills else "blue-soft"
@@ -57,7 +83,7 @@ def _cell(svg: Svg, step: "Step", rows: int, keys: int, x: float, y: float) -> N
         svg.text(middle, y + 47, below or "no wgmma", "middle tiny")
 
 
-def _bars(svg: Svg, step: "Step") -> None:
+def _bars(svg: Svg, step: Step) -> None:
     n = step.fits.programs
     programs = "no program fits" if n == 0 else "1 program" if n == 1 else f"{n} programs"
     svg.text(LEFT, 14, ["one SM, ", (programs, "blue" if n else "orange")], "bold")
@@ -67,7 +93,7 @@ def _bars(svg: Svg, step: "Step") -> None:
     svg.line((LIMIT, 22), (LIMIT, TOP + (len(step.resources) - 1) * PITCH + BAR + 6), "line-ink dashed")
 
 
-def _bar(svg: Svg, step: "Step", resource: "Resource", y: float) -> None:
+def _bar(svg: Svg, step: Step, resource: Resource, y: float) -> None:
     limits, n = resource.name in step.limits, step.fits.programs
     width = resource.share * (LIMIT - LEFT) / resource.whole
     own = _amount(resource.share - resource.reserved, resource.unit)
@@ -91,7 +117,7 @@ def _bar(svg: Svg, step: "Step", resource: "Resource", y: float) -> None:
         svg.text(RIGHT, y + BAR + 14, "one more does not fit" if n else "does not fit", "end small orange bold")
 
 
-def _thread(svg: Svg, step: "Step") -> None:
+def _thread(svg: Svg, step: Step) -> None:
     result, fits = step.result, step.fits
     svg.rect(0, 292, 760, 92, "panel", rx=6)
     spills: Text = (f"spills {result.spill_bytes:,} bytes", "orange bold") if result.spill_bytes else "no spills"

@@ -14,41 +14,13 @@ values are the arguments that `frames` is called with. Where there is no kernel 
 ipywidgets, its static frame stands for it. In Python, too, it can be driven: `stepper.go(3)`, `stepper.set(order=…)`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from llmsys.viz.kit.controls import Choice, Entry
 from llmsys.viz.kit.style import stylesheet
 from llmsys.viz.kit.svg import Svg
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A field with a list of options, label -> value (numbers or strings). `start` is chosen first; if nothing is said,
-    the first of them."""
-
-    name: str
-    label: str
-    options: Mapping[str, Any]
-    start: Any = None
-
-    def __post_init__(self):
-        if self.start is None:
-            object.__setattr__(self, "start", next(iter(self.options.values())))
-        elif self.start not in self.options.values():
-            known = ", ".join(repr(value) for value in self.options.values())
-            raise ValueError(f"{self.name} must be one of {known}; got {self.start!r}")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A field to type into. Its text goes to `frames`, which may refuse it: a ValueError that says what it wants."""
-
-    name: str
-    label: str
-    start: str = ""
-    placeholder: str = ""
 
 
 class Stepper:

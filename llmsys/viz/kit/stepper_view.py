@@ -9,7 +9,7 @@ from html import escape
 
 import ipywidgets as widgets
 
-from llmsys.viz.kit.stepper import Choice, Stepper
+from llmsys.viz.kit.controls import Choice
 from llmsys.viz.kit.style import stylesheet
 
 _WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 6px"}
@@ -18,7 +18,7 @@ _WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 6px"
 class View:
     """The live view of one stepper. `box` is what is displayed; `show` brings it up to date with the stepper."""
 
-    def __init__(self, stepper: Stepper):
+    def __init__(self, stepper):
         self.stepper = stepper
         self._busy = False  # while `show` sets the fields, their changes are not the reader's
         self.picture = widgets.HTML()

@@ -111,32 +111,6 @@ class Svg:
         self._parts.append(f"{start}{_attribute('class', classes)}{_attribute('style', style)}/>")
 
 
-def number(x: float, digits: int = 3) -> str:
-    """A number as a person writes it: "3", "−0.0821", "1.2·10⁻⁷", "−∞"."""
-    if math.isinf(x) or math.isnan(x):
-        return {math.inf: "∞", -math.inf: "−∞"}.get(x, "NaN")
-    if x == 0 or 1e-3 <= abs(x) < 1e5:
-        places = digits - 1 - (math.floor(math.log10(abs(x))) if x else 0)
-        text = f"{x:.{max(places, 0)}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-        return text.replace("-", "−")
-    mantissa, exponent = f"{x:.{digits - 2}e}".split("e")
-    power = f"10{superscript(int(exponent))}"
-    if abs(float(mantissa)) == 1:
-        return power if x > 0 else f"−{power}"
-    return f"{mantissa}·{power}".replace("-", "−")
-
-
-def superscript(n: int) -> str:
-    """An integer in superior figures: "⁻¹²"."""
-    return str(n).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def subscript(n: int) -> str:
-    """A natural number in inferior figures: "₁₂"."""
-    return str(n).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
-
-
 def _n(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 

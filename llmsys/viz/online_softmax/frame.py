@@ -1,20 +1,43 @@
 """One frame of the online softmax's stepper: the row (left), ℓ as a stack (right), y, the equations, the passes.
 
-What is drawn is all in the step (`llmsys.viz.online_softmax.stepper.Step`): nothing is computed here but places.
+All that is drawn is in the step: only places are computed here.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from llmsys.viz.kit.svg import Svg, number, subscript
-
-if TYPE_CHECKING:
-    from llmsys.viz.online_softmax.stepper import Step
+from llmsys.viz.kit.numbers import number, subscript
+from llmsys.viz.kit.svg import Svg
 
 LEFT, RIGHT, ROW_TOP, ROW_BOTTOM = 40, 470, 34, 176
 STACK, STACK_WIDTH, OLD_STACK, OLD_WIDTH = 640, 62, 556, 42
 
 
-def draw(step: "Step") -> Svg:
+@dataclass(frozen=True)
+class Step:
+    """The state after `read` elements of the row x have been read, and how it came about."""
+
+    x: tuple[float, ...]
+    read: int
+    m_before: float
+    l_before: float
+    m: float
+    l: float
+    factor: float  # e^(m_before − m), by which the sum was scaled down
+    terms_before: tuple[float, ...]  # e^(x_j − m_before) of the elements read before
+    terms: tuple[float, ...]  # e^(x_j − m) of the elements read
+    rescalings: int
+    clock: int  # elements read in all, over all passes
+    passes: tuple[float, float]  # that the online and the safe softmax make
+    y: tuple[float, ...] = ()  # the weights, once the second pass has written them
+    top: float = 1.0  # the largest ℓ of all steps, to draw them on one scale
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether this step scales down what has been summed."""
+        return self.m > self.m_before and self.l_before > 0
+
+
+def draw(step: Step) -> Svg:
     """One step as a picture."""
     svg = Svg(760, 450, alt="")
     _row(svg, step)
@@ -25,7 +48,7 @@ def draw(step: "Step") -> Svg:
     return svg
 
 
-def _row(svg: Svg, step: "Step") -> None:
+def _row(svg: Svg, step: Step) -> None:
     finite = [each for each in step.x if each > float("-inf")]
     high, low = max(*finite, 0.0), min(*finite, 0.0)
     scale = (ROW_BOTTOM - ROW_TOP) / ((high - low) or 1.0)
@@ -58,7 +81,7 @@ def _row(svg: Svg, step: "Step") -> None:
             svg.text(LEFT - 8, y + 4, "m", "end bold purple")
 
 
-def _stack(svg: Svg, step: "Step") -> None:
+def _stack(svg: Svg, step: Step) -> None:
     base, scale = ROW_BOTTOM + 14, (ROW_BOTTOM + 14 - ROW_TOP) / step.top
     svg.text(OLD_STACK - 30, 14, ["ℓ, a term for each element: ", (number(step.l), "green")], "bold")
     unit = next(u for u in (0.25, 0.5, 1, 2, 4) if step.top / u <= 5)
@@ -99,7 +122,7 @@ def _stack(svg: Svg, step: "Step") -> None:
     )
 
 
-def _weights(svg: Svg, step: "Step") -> None:
+def _weights(svg: Svg, step: Step) -> None:
     top, bottom = 234, 262
     svg.text(LEFT - 8, bottom - 2, "y", "end bold green")
     svg.line((LEFT - 4, bottom), (RIGHT, bottom))
@@ -115,7 +138,7 @@ def _weights(svg: Svg, step: "Step") -> None:
     svg.text(OLD_STACK - 30, bottom - 8, ["sum of y: ", (number(sum(step.y), 6), "bold green")])
 
 
-def _equations(svg: Svg, step: "Step") -> None:
+def _equations(svg: Svg, step: Step) -> None:
     svg.rect(0, 276, 760, 62, "panel", rx=6)
     m, before, l = number(step.m), number(step.m_before), number(step.l)
     if step.y:
@@ -153,7 +176,7 @@ def _in(text: str) -> str:
     return f"({text})" if text.startswith("−") and text != "−∞" else text
 
 
-def _pass_tracks(svg: Svg, step: "Step") -> None:
+def _pass_tracks(svg: Svg, step: Step) -> None:
     n, left, width = len(step.x), 130, 616
     unit = width / (max(step.passes) * n)
     rows = (("online softmax", step.passes[0], ("m and ℓ", "y")), ("safe softmax", step.passes[1], ("m", "ℓ", "y")))

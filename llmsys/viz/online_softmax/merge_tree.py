@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from llmsys.attention import online
-from llmsys.viz.kit.stepper import Choice, Stepper
-from llmsys.viz.kit.svg import Svg, number
+from llmsys.viz.kit.controls import Choice
+from llmsys.viz.kit.numbers import number
+from llmsys.viz.kit.stepper import Stepper
+from llmsys.viz.kit.svg import Svg
 
 TILES, WIDTH = 8, 4
 TREES = {
@@ -29,7 +31,7 @@ ROWS = {
 }
 
 
-def merge_tree_stepper(tree: str = "balanced", row: str = "ordinary") -> Stepper:
+def merge_tree(tree: str = "balanced", row: str = "ordinary") -> Stepper:
     """Step through the merges of eight tiles' summaries, in the order of a tree: "balanced", "left", "right", "random"
     or "random 2", over a row that is "ordinary", has "masked" tiles or an "outlier".
 

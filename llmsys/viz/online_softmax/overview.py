@@ -1,23 +1,19 @@
-"""Two drawings of lesson 02: what it builds, and what a pass over memory is.
+"""The opening picture of lesson 02: tiles of a row stream in, each becomes a pair of numbers, and the pairs merge.
 
-The numbers in the first are the library's (`summarize`, `merge`, `online_softmax`); the second draws what was counted.
+The numbers are the library's (`summarize`, `merge`, `online_softmax`).
 """
 
-import math
-from collections.abc import Mapping
 from functools import reduce
 
 import torch
 
 from llmsys.attention import online
+from llmsys.viz.kit.numbers import number, subscript
 from llmsys.viz.kit.picture import Picture
-from llmsys.viz.kit.svg import Svg, number, subscript
-
-FOUND = {3: ("m", "ℓ", "y"), 2: ("m and ℓ", "y"), 1: ("y",)}
-"""What each pass of a softmax finds out, by their number."""
+from llmsys.viz.kit.svg import Svg
 
 
-def online_softmax_overview() -> Picture:
+def overview() -> Picture:
     """Lesson 02 in one picture: tiles stream in, each becomes a pair (m, ℓ), the pairs merge, and give the softmax."""
     draw = torch.randn(4, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     tiles = (draw * 1.3 + 1.6).clamp(min=0.15)
@@ -87,87 +83,9 @@ def online_softmax_overview() -> Picture:
     return svg.picture()
 
 
-def softmax_passes(passes: Mapping[str, float], *, writes: float = 1) -> Picture:
-    """What each softmax moves between the big memory and the chip: the counted passes over the row that read it, by
-    name, and `writes` that write it.
-
-        softmax_passes({"safe softmax": 3.0, "online softmax": 2.0})
-
-    Raises ValueError where there is nothing to draw.
-    """
-    if not passes or min(passes.values()) < 0:
-        raise ValueError(
-            f"passes must name the counted passes of at least one softmax, such as {{'mine': 2.0}}; got {passes}"
-        )
-    totals = {name: reads + writes for name, reads in passes.items()}
-    most = max(totals.values())
-    said = [
-        f"{name} reads the row {_times(reads)}, writes it {_times(writes)}: {number(totals[name])} transfers an element"
-        for name, reads in passes.items()
-    ]
-    svg = Svg(760, PANEL * len(passes) + 26, alt="; ".join(said) + ".")
-    for i, (name, reads) in enumerate(passes.items()):
-        with svg.group(y=PANEL * i):
-            _traffic(svg, name, reads, writes, most)
-    first, last = list(totals.values())[0], list(totals.values())[-1]
-    if last != first:
-        share = abs(1 - last / first)
-        way = "less" if last < first else "more"
-        change = f"{number(first)} transfers an element → {number(last)}: {100 * share:.0f}% {way}"
-        svg.text(LEFT, PANEL * len(passes) + 12, change, "bold")
-    return svg.picture()
-
-
-PANEL, LEFT, CELLS, CHIP = 132, 130, 8, 40
-
-
-def _traffic(svg: Svg, name: str, reads: float, writes: float, most: float) -> None:
-    """One softmax: a beam for each time that the row crosses between the memory (top) and the chip (bottom)."""
-    svg.text(0, 53, name, "bold")
-    svg.text(0, 71, [(number(reads + writes), "bold"), " transfers"])
-    svg.text(0, 19, "the row in memory", "small muted")
-    svg.text(0, 100, "on the chip", "small muted")
-    slots = math.ceil(most)
-    slot = min((760 - LEFT) / slots, 160)
-    whole = math.ceil(reads)
-    found = FOUND.get(whole, [str(k + 1) for k in range(whole)]) if reads == whole else [""] * whole
-    for k in range(whole):
-        _beam(svg, LEFT + k * slot, slot - 12, min(reads - k, 1), "blue", f"read {k + 1}", found[k])
-    for k in range(math.ceil(writes)):
-        _beam(svg, LEFT + (whole + k) * slot, slot - 12, min(writes - k, 1), "green", "write", "y", up=True)
-    for k in range(whole + math.ceil(writes), slots):
-        x = LEFT + k * slot
-        svg.rect(x, 8, slot - 12, 104, "line-rule dashed", rx=6)
-        svg.text(x + (slot - 12) / 2, 64, "saved", "middle muted")
-
-
-def _beam(
-    svg: Svg, x: float, width: float, share: float, colour: str, what: str, found: str, *, up: bool = False
-) -> None:
-    cell, middle, top, chip = width / CELLS, x + width / 2, 24, 82
-    for k in range(CELLS):
-        fill = colour if k < share * CELLS else "panel"
-        svg.rect(x + k * cell + 1, 8, cell - 2, 14, fill, rx=2)
-    svg.path(
-        [(x, top), (x + share * width, top), (middle + CHIP / 2, chip), (middle - CHIP / 2, chip)],
-        f"{colour}-soft",
-        close=True,
-    )
-    svg.text(middle, 46, what, "middle small")
-    tip, foot = ((middle, 54), 62) if up else ((middle, 64), 56)
-    svg.path([tip, (middle - 6, foot), (middle + 6, foot)], colour, close=True)
-    svg.rect(middle - max(CHIP, 11 * len(found)) / 2, chip, max(CHIP, 11 * len(found)), 28, "surface", rx=5)
-    svg.rect(middle - max(CHIP, 11 * len(found)) / 2, chip, max(CHIP, 11 * len(found)), 28, f"line-{colour}", rx=5)
-    svg.text(middle, chip + 19, found, "middle bold")
-
-
 def _pair(svg: Svg, x: float, y: float, part: online.Partial, index: str, fill: str) -> None:
     svg.rect(x - 46, y - 17, 92, 34, "surface", rx=6)
     svg.rect(x - 46, y - 17, 92, 34, fill, rx=6)
     m, l = number(part.m.item()), number(part.l.item())
     svg.text(x, y - 3, [f"m{index} = ", (m, "bold")], "middle small")
     svg.text(x, y + 11, [f"ℓ{index} = ", (l, "bold")], "middle small")
-
-
-def _times(count: float) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{number(count)} times")

@@ -7,15 +7,15 @@ many passes each way takes is counted while it runs.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from llmsys.attention import online
 from llmsys.hardware.meters import reads_of
-from llmsys.viz.kit.stepper import Choice, Entry, Stepper
-from llmsys.viz.kit.svg import number, subscript
-from llmsys.viz.online_softmax.frame import draw
+from llmsys.viz.kit.controls import Choice, Entry
+from llmsys.viz.kit.numbers import number, subscript
+from llmsys.viz.kit.stepper import Stepper
+from llmsys.viz.online_softmax.frame import Step, draw
 
 ROW = (1.2, 0.3, 2.1, -0.5, 1.8, 3.4, 0.9, 2.9, -1.1, 3.1, 1.5, 2.6)
 LONGEST = 16
@@ -28,7 +28,7 @@ ORDERS = {
 }
 
 
-def online_softmax_stepper(x: Sequence[float] | None = None, order: str = "given") -> Stepper:
+def stepper(x: Sequence[float] | None = None, order: str = "given") -> Stepper:
     """Step through the online softmax of a row x of 1 to 16 numbers, in an order: "given", "ascending", "descending",
     "random" or "outlier" (a huge one comes last).
 
@@ -46,31 +46,6 @@ def online_softmax_stepper(x: Sequence[float] | None = None, order: str = "given
         ],
         static=most_telling,
     )
-
-
-@dataclass(frozen=True)
-class Step:
-    """The state after `read` elements of the row x have been read, and how it came about."""
-
-    x: tuple[float, ...]
-    read: int
-    m_before: float
-    l_before: float
-    m: float
-    l: float
-    factor: float  # e^(m_before − m), by which the sum was scaled down
-    terms_before: tuple[float, ...]  # e^(x_j − m_before) of the elements read before
-    terms: tuple[float, ...]  # e^(x_j − m) of the elements read
-    rescalings: int
-    clock: int  # elements read in all, over all passes
-    passes: tuple[float, float]  # that the online and the safe softmax make
-    y: tuple[float, ...] = ()  # the weights, once the second pass has written them
-    top: float = 1.0  # the largest ℓ of all steps, to draw them on one scale
-
-    @property
-    def shrinks(self) -> bool:
-        """Whether this step scales down what has been summed."""
-        return self.m > self.m_before and self.l_before > 0
 
 
 def steps(x: Sequence[float]) -> list[Step]:

@@ -1,7 +1,7 @@
 """A roofline drawn: logarithmic axes, the roofs of a device, and where operations stand on them.
 
-Both pictures of lesson 01 that show a roofline draw it with this, the chart of a few operations and the explorer. The
-names of the operations are placed by `roofline_names`.
+The chart of a few operations and the explorer both draw it with this. `llmsys.viz.roofline.names` finds places for the
+names of the operations.
 """
 
 import math
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from llmsys.hardware.devices import DeviceSpec
 from llmsys.hardware.roofline import Operation, attainable_flops, estimate
-from llmsys.viz.kit.svg import Svg, number
+from llmsys.viz.kit.numbers import number, rate
+from llmsys.viz.kit.svg import Svg
 
 BOUNDS = {"HBM": "orange", "compute": "green", "L2": "purple", "SRAM": "purple", "exponentials": "purple"}
 """What an operation waits for, as `hardware.roofline.estimate` names it, and its colour in all rooflines."""
@@ -143,21 +144,6 @@ class Axes:
 def model_dtype(device: DeviceSpec) -> str:
     """The type in which a model runs on a device: bfloat16 where it has that, else float16, else float32."""
     return next(dtype for dtype in ("bfloat16", "float16", "float32") if dtype in device.flops)
-
-
-def rate(flops: float, *, unit: str = "FLOP/s") -> str:
-    """FLOP/s as data sheets have them: "989.5 TFLOP/s"."""
-    size, prefix = next((s, p) for s, p in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if flops >= s or p == "M")
-    return f"{flops / size:,.4g} {prefix}{unit}" if flops < 1000 * size else f"{flops / size:,.0f} {prefix}{unit}"
-
-
-def seconds_in_words(seconds: float) -> str:
-    """A time with three digits and a unit: "4.52 ms"."""
-    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= 0.9995 * size:
-            value = seconds / size
-            return f"{value:,.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
 
 
 def _intensity(value: float) -> str:

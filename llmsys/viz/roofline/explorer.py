@@ -5,14 +5,14 @@ A frame is a step of the model with another batch, or another context. Its opera
 the memory that the model needs. How much that is, the frame says.
 """
 
-from dataclasses import dataclass
-
 from llmsys.hardware.devices import DEVICES, DeviceSpec
 from llmsys.models.operations import ITEMSIZE, SHAPES, ModelShape, operations
-from llmsys.viz.kit.stepper import Choice, Stepper
-from llmsys.viz.roofline import frame
-from llmsys.viz.roofline.axes import WAITS, Axes, Dot, model_dtype, seconds_in_words
-from llmsys.viz.roofline.names import Names, place
+from llmsys.viz.kit.controls import Choice
+from llmsys.viz.kit.numbers import seconds_in_words
+from llmsys.viz.kit.stepper import Stepper
+from llmsys.viz.roofline.axes import Axes, model_dtype
+from llmsys.viz.roofline.frame import PLOT, Scene, draw
+from llmsys.viz.roofline.names import place
 
 BATCHES = tuple(2**p for p in range(11))
 CONTEXTS = tuple(1024 * 2**p for p in range(8))
@@ -27,7 +27,7 @@ PHASES = {"decode: one token a sequence": "decode", "prefill: the whole context"
 ATTENTION = {"flash": "flash", "naive": "naive"}
 
 
-def roofline_explorer(device: str | DeviceSpec = "H100 SXM", model: str | ModelShape = "Llama-3-8B") -> Stepper:
+def explorer(device: str | DeviceSpec = "H100 SXM", model: str | ModelShape = "Llama-3-8B") -> Stepper:
     """Step through growing batches or contexts, and watch the operations of a model move on the roofline of a device.
 
     device    a name in `llmsys.hardware.devices.DEVICES`, or a device of your own, such as `this_machine()`
@@ -43,12 +43,12 @@ def roofline_explorer(device: str | DeviceSpec = "H100 SXM", model: str | ModelS
         shapes = {model.name: model} | shapes
         model = model.name
 
-    def frames(model: str, device: str, phase: str, attention: str, sweep: str) -> list["Scene"]:
+    def frames(model: str, device: str, phase: str, attention: str, sweep: str) -> list[Scene]:
         return scenes(shapes[model], devices[device], phase=phase, attention=attention, sweep=sweep)
 
     return Stepper(
         frames,
-        frame.draw,
+        draw,
         title="A model's step on the roofline",
         describe=describe,
         controls=[
@@ -63,44 +63,11 @@ def roofline_explorer(device: str | DeviceSpec = "H100 SXM", model: str | ModelS
     )
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One step of a model on a device: every operation with its place and its time."""
-
-    shape: ModelShape
-    device: DeviceSpec
-    phase: str
-    batch: int
-    context: int
-    axes: Axes
-    dots: tuple[Dot, ...]
-    names: tuple[Names, ...]
-    start: tuple[Dot, ...]  # the dots of the first frame
-    growing: str  # "batch" or "context"
-    memory: float  # bytes of weights and cache
-
-    @property
-    def seconds(self) -> float:
-        """The least time of the step."""
-        return sum(dot.seconds for dot in self.dots)
-
-    @property
-    def tokens(self) -> int:
-        """New tokens in the step."""
-        return self.batch * (1 if self.phase == "decode" else self.context)
-
-    @property
-    def waiting(self) -> dict[str, float]:
-        """Share of the step's time by what sets it, in the order of `WAITS`."""
-        shares = {bound: sum(dot.share for dot in self.dots if dot.bound == bound) for bound in WAITS}
-        return {bound: share for bound, share in shares.items() if share}
-
-
 def scenes(shape: ModelShape, device: DeviceSpec, *, phase: str, attention: str, sweep: str) -> list[Scene]:
     """The frames of one setting of the controls."""
     growing, fixed = sweep.split()
     dtype = model_dtype(device)
-    axes = Axes(device, dtype, *frame.PLOT)
+    axes = Axes(device, dtype, *PLOT)
     found: list[Scene] = []
     before: dict[tuple[str, ...], tuple[float, float]] = {}
     for value in BATCHES if growing == "batch" else CONTEXTS:

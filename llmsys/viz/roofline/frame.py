@@ -1,23 +1,56 @@
 """One frame of the roofline explorer: the roofline (left), the step's time by operation (right), its sum (below).
 
-What is drawn is all in the scene (`llmsys.viz.roofline.explorer.Scene`): nothing is computed here but places.
+All that is drawn is in the scene: only places are computed here.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from llmsys.viz.kit.svg import Svg, number
-from llmsys.viz.roofline.axes import BOUNDS, WAITS, seconds_in_words
-from llmsys.viz.roofline.names import draw_dots
-
-if TYPE_CHECKING:
-    from llmsys.viz.roofline.explorer import Scene
+from llmsys.hardware.devices import DeviceSpec
+from llmsys.models.operations import ModelShape
+from llmsys.viz.kit.numbers import number, seconds_in_words
+from llmsys.viz.kit.svg import Svg
+from llmsys.viz.roofline.axes import BOUNDS, WAITS, Axes, Dot
+from llmsys.viz.roofline.names import Names, draw_dots
 
 PLOT = (48, 42, 468, 338)
 """Left, top, right and bottom of the roofline in the picture."""
 NAMES, BARS, TIMES = 490, 588, 760
 
 
-def draw(scene: "Scene") -> Svg:
+@dataclass(frozen=True)
+class Scene:
+    """One step of a model on a device: every operation with its place and its time."""
+
+    shape: ModelShape
+    device: DeviceSpec
+    phase: str
+    batch: int
+    context: int
+    axes: Axes
+    dots: tuple[Dot, ...]
+    names: tuple[Names, ...]
+    start: tuple[Dot, ...]  # the dots of the first frame
+    growing: str  # "batch" or "context"
+    memory: float  # bytes of weights and cache
+
+    @property
+    def seconds(self) -> float:
+        """The least time of the step."""
+        return sum(dot.seconds for dot in self.dots)
+
+    @property
+    def tokens(self) -> int:
+        """New tokens in the step."""
+        return self.batch * (1 if self.phase == "decode" else self.context)
+
+    @property
+    def waiting(self) -> dict[str, float]:
+        """Share of the step's time by what sets it, in the order of `WAITS`."""
+        shares = {bound: sum(dot.share for dot in self.dots if dot.bound == bound) for bound in WAITS}
+        return {bound: share for bound, share in shares.items() if share}
+
+
+def draw(scene: Scene) -> Svg:
     """One step of the model as a picture."""
     svg = Svg(760, 456, alt="")
     _headline(svg, scene)
@@ -34,14 +67,14 @@ def draw(scene: "Scene") -> Svg:
     return svg
 
 
-def _headline(svg: Svg, scene: "Scene") -> None:
+def _headline(svg: Svg, scene: Scene) -> None:
     batch, context = f"batch {scene.batch:,}", f"context {tokens(scene.context)}"
     now, other = (batch, context) if scene.growing == "batch" else (context, batch)
     svg.text(0, 14, [(f"{scene.shape.name}, {scene.phase}: ", "bold"), (now, "bold orange"), f", {other}"])
     svg.text(TIMES, 14, scene.device.name, "end bold")
 
 
-def _times(svg: Svg, scene: "Scene") -> None:
+def _times(svg: Svg, scene: Scene) -> None:
     svg.text(NAMES, PLOT[1], "time by operation, all layers", "small muted")
     longest = max(dot.share for dot in scene.dots)
     height = min(24.0, (PLOT[3] - PLOT[1] - 8) / len(scene.dots))
@@ -53,7 +86,7 @@ def _times(svg: Svg, scene: "Scene") -> None:
         svg.text(TIMES, y + height / 2 + 4, seconds_in_words(dot.seconds), "end small")
 
 
-def _sum(svg: Svg, scene: "Scene") -> None:
+def _sum(svg: Svg, scene: Scene) -> None:
     svg.rect(0, 382, 760, 74, "panel", rx=6)
     x, width = 14.0, 732.0
     for bound, share in scene.waiting.items():
@@ -77,7 +110,7 @@ def _sum(svg: Svg, scene: "Scene") -> None:
     svg.text(746, 445, f"○ where it stood at {_first(scene)}", "end small muted")
 
 
-def _first(scene: "Scene") -> str:
+def _first(scene: Scene) -> str:
     return "batch 1" if scene.growing == "batch" else "context 1k"
 
 

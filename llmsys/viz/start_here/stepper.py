@@ -13,9 +13,7 @@ SHOWN = 8
 """How many candidates are drawn."""
 
 
-def next_token_stepper(
-    model, prompt: str, *, steps: int = 12, next_token: Callable[[Tensor], Tensor] | None = None
-) -> Stepper:
+def stepper(model, prompt: str, *, steps: int = 12, next_token: Callable[[Tensor], Tensor] | None = None) -> Stepper:
     """Step through a sentence while the model writes it.
 
     model         has a `tokenizer` (encode, decode, eos_ids), and gives logits (B, T, V) for tokens (B, T)

@@ -4,7 +4,7 @@ from llmsys.viz.kit.picture import Picture
 from llmsys.viz.kit.svg import Svg
 
 
-def tiled_overview() -> Picture:
+def overview() -> Picture:
     """A tile of queries waits on the chip while keys and values stream by; the scores never leave it."""
     svg = Svg(760, 300, alt=(
         "HBM holds q, k, v and o. The chip holds one tile of q, one of k and v, one tile of scores, and the state m, l "

@@ -10,7 +10,8 @@ import torch
 
 from llmsys.attention.tiled import tiled_attention
 from llmsys.hardware.memory import HBM, Transfer
-from llmsys.viz.kit.stepper import Choice, Stepper
+from llmsys.viz.kit.controls import Choice
+from llmsys.viz.kit.stepper import Stepper
 from llmsys.viz.kit.svg import Svg
 
 D = 16
@@ -41,7 +42,7 @@ class Step:
     naive_bytes: int
 
 
-def tile_walker(order: str = "query", causal: bool = False, tile: str = "16 × 16") -> Stepper:
+def stepper(order: str = "query", causal: bool = False, tile: str = "16 × 16") -> Stepper:
     """Step through tiled attention of one small head: what is loaded, what is on the chip, what has crossed so far."""
     return Stepper(
         steps,

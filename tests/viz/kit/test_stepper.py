@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmsys.viz.kit.stepper import Choice, Entry, Stepper
+from llmsys.viz.kit.controls import Choice, Entry
+from llmsys.viz.kit.stepper import Stepper
 from llmsys.viz.kit.svg import Svg
 
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsys.viz.kit.svg import Svg, number, subscript, superscript
+from llmsys.viz.kit.numbers import number, subscript, superscript
+from llmsys.viz.kit.svg import Svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 printable = st.text(st.characters(exclude_categories=("Cs", "Cc", "Cn")))

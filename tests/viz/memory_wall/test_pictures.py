@@ -11,7 +11,7 @@ from llmsys.bench import recorded
 from llmsys.hardware.devices import DEVICES
 from llmsys.hardware.roofline import Operation, estimate
 from llmsys.viz import attention_growth, memory_wall_overview, naive_traffic, ridge_plot, roofline_chart
-from llmsys.viz.memory_wall.overview import size_in_words
+from llmsys.viz.kit.numbers import size_in_words
 from llmsys.viz.roofline.charts import bound, wall
 
 H100 = DEVICES["H100 SXM"]

@@ -14,7 +14,8 @@ from llmsys.hardware.devices import DEVICES
 from llmsys.models.operations import SHAPES, operations
 from llmsys.viz import roofline_explorer
 from llmsys.viz.roofline import explorer
-from llmsys.viz.roofline.axes import BOUNDS, Axes, rate, seconds_in_words
+from llmsys.viz.kit.numbers import rate, seconds_in_words
+from llmsys.viz.roofline.axes import Axes, BOUNDS
 from llmsys.viz.roofline.explorer import ATTENTION, PHASES, SWEEPS, cache_bytes, describe, scenes, weight_bytes
 from llmsys.viz.roofline.frame import PLOT
 

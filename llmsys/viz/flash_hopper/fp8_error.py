@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from llmsys.precision.fp8 import LARGEST, ROWS, dequantize_blocks, quantize_blocks
+from llmsys.viz.kit.numbers import number, superscript
 from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import LIGHT, chart_style
-from llmsys.viz.kit.svg import number, superscript
 
 NORMAL = 2.0**-6
 """The smallest code with all bits of its mantissa."""

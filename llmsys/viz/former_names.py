@@ -1,0 +1,43 @@
+"""What drawings were called before each lesson had a room of its own, and where they are now.
+
+Notebooks and answers from that time say `viz.tile_walker()` and go on working. A new drawing needs no entry here.
+"""
+
+FORMER_NAMES = {  # former name -> room:name
+    "Picture": "kit:Picture",
+    "chart": "kit:chart",
+    "Svg": "kit:Svg",
+    "Choice": "kit:Choice",
+    "Entry": "kit:Entry",
+    "Stepper": "kit:Stepper",
+    "course_map": "course:lesson_map",
+    "tier_picture": "course:tiers",
+    "course_picture": "course:cover",
+    "next_token_stepper": "start_here:stepper",
+    "memory_wall_overview": "memory_wall:overview",
+    "naive_traffic": "memory_wall:naive_traffic",
+    "ridge_plot": "memory_wall:ridge",
+    "roofline_chart": "roofline:chart",
+    "roofline_explorer": "roofline:explorer",
+    "online_softmax_overview": "online_softmax:overview",
+    "online_softmax_stepper": "online_softmax:stepper",
+    "merge_tree_stepper": "online_softmax:merge_tree",
+    "exp_overflow": "online_softmax:exp_overflow",
+    "softmax_passes": "online_softmax:passes",
+    "bandwidth_plot": "online_softmax:bandwidth",
+    "tiled_overview": "tiled_attention:overview",
+    "tile_walker": "tiled_attention:stepper",
+    "bytes_by_tile": "tiled_attention:bytes_by_tile",
+    "flash_overview": "flash_triton:overview",
+    "causal_tiles": "flash_triton:causal_tiles",
+    "kernel_explorer": "flash_triton:kernel_explorer",
+    "backward_overview": "backward_pass:overview",
+    "backward_stepper": "backward_pass:stepper",
+    "hopper_overview": "flash_hopper:overview",
+    "sm_timeline": "flash_hopper:sm_timeline",
+    "ring_stepper": "flash_hopper:ring",
+    "fp8_error": "flash_hopper:fp8_error",
+    "attention_growth": "charts:attention_growth",
+    "attention_speed": "charts:attention_speed",
+    "loss_curves": "charts:loss_curves",
+}
