@@ -3,11 +3,8 @@
 python -m llmsys.viz.flash_triton.compile_sweep        # compiles what is not in the cache, writes kernel_sweep.json
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, fields
-from importlib.metadata import version
 
 import torch
 
@@ -15,7 +12,7 @@ from llmsys.attention.flash.forward import TileConfig, launch
 from llmsys.attention.flash.kernels import flash_forward_kernel
 from llmsys.hardware.compiler import CompileError, compile_kernels
 from llmsys.hardware.launches import Recorder
-from llmsys.viz.flash_triton.kernel_sweep import FILE, TARGET, Configuration, Result, configurations
+from llmsys.viz.flash_triton.kernel_sweep import FILE, TARGET, Configuration, Result, configurations, write
 
 
 def compile_all(
@@ -37,16 +34,8 @@ def compile_all(
     return found
 
 
-def write(found: dict[Configuration, Result]) -> None:
-    """Make these the committed results; a row a line."""
-    names = [field.name for each in (Configuration, Result) for field in fields(each)]
-    head = {"kernel": "flash_forward_kernel, causal, bf16", "target": TARGET, "triton": version("triton")}
-    rows = ",\n".join(f"  {json.dumps([*astuple(each), *astuple(result)])}" for each, result in found.items())
-    text = json.dumps(head | {"columns": names}, indent=1).removesuffix("\n}")
-    FILE.write_text(f'{text},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
-
-
 def main() -> None:
+    """Compile every configuration, say how far it is, and make the results the committed ones."""
     wanted = configurations()
     found = compile_all(wanted, lambda done: print(f"\r{done} of {len(wanted)}", end="", file=sys.stderr, flush=True))
     write(found)

@@ -6,8 +6,9 @@ so that it cannot grow old unnoticed.
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import cache
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -60,3 +61,12 @@ def recorded() -> dict[Configuration, Result]:
 def recorded_with() -> str:
     """The version of Triton that the committed results are of."""
     return json.loads(FILE.read_text(encoding="utf-8"))["triton"]
+
+
+def write(found: dict[Configuration, Result], file: Path = FILE) -> None:
+    """Write results into a file, a line for each; without a path they become the committed ones."""
+    names = [field.name for each in (Configuration, Result) for field in fields(each)]
+    head = {"kernel": "flash_forward_kernel, causal, bf16", "target": TARGET, "triton": version("triton")}
+    rows = ",\n".join(f"  {json.dumps([*astuple(each), *astuple(result)])}" for each, result in found.items())
+    text = json.dumps(head | {"columns": names}, indent=1).removesuffix("\n}")
+    file.write_text(f'{text},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")

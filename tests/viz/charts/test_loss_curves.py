@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmsys.viz import loss_curves
+from llmsys.viz.charts import loss_curves
 from llmsys.viz.charts.loss_curves import SMALLEST, differences, running_mean
 
 FALLING = [1 + 2 * math.exp(-i / 30) + 0.1 * (-1) ** i for i in range(100)]

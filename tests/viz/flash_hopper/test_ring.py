@@ -7,14 +7,10 @@ from xml.etree import ElementTree
 import pytest
 
 from llmsys.hardware.mbarrier import Arrive, Barrier, Deadlock, Race, Read, Wait, consumer, play
-from llmsys.viz import ring_stepper
+from llmsys.viz.flash_hopper import ring
 from llmsys.viz.flash_hopper.ring import steps
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def texts(markup):
-    return ["".join(text.itertext()) for text in ElementTree.fromstring(markup).iter(f"{SVG}text")]
 
 
 def always_parity_zero(ring, tiles):
@@ -52,7 +48,7 @@ def test_the_frames_are_the_events_and_count_what_happened(slots, consumers, see
 
 
 def test_the_first_frame_is_how_barriers_begin():
-    event = ring_stepper().frame.event
+    event = ring().frame.event
     fresh = Barrier(1)
     assert all((each.phase, each.missing, each.nbytes) == (fresh.phase, fresh.missing, 0) for each in event.full)
     assert event.tiles == (None, None)
@@ -71,7 +67,7 @@ def strip(markup, name):
 
 @pytest.mark.parametrize("slots, consumers", [(1, 1), (2, 1), (3, 2)])
 def test_parities_alternate_and_the_one_under_way_is_the_barriers(slots, consumers):
-    stepper = ring_stepper()
+    stepper = ring()
     stepper.set(slots=slots, consumers=consumers)
     for index in range(0, len(stepper.frames), 3):
         event = stepper.frames[index].event
@@ -83,7 +79,7 @@ def test_parities_alternate_and_the_one_under_way_is_the_barriers(slots, consume
 
 @pytest.mark.parametrize("slots, consumers", [(1, 1), (2, 2), (3, 1)])
 def test_every_frame_is_legible_and_says_who_waits(slots, consumers, assert_legible):
-    stepper = ring_stepper()
+    stepper = ring()
     stepper.set(slots=slots, consumers=consumers, seed=1)
     for index, step in enumerate(stepper.frames):
         assert_legible(stepper.svg(index))
@@ -91,29 +87,29 @@ def test_every_frame_is_legible_and_says_who_waits(slots, consumers, assert_legi
             assert f"{who} for {what.removeprefix('wait for ')}" in stepper.html(index)
 
 
-def test_a_deadlock_ends_with_its_reason_and_shows_who_waits(assert_legible):
+def test_a_deadlock_ends_with_its_reason_and_shows_who_waits(assert_legible, texts):
     with pytest.raises(Deadlock) as caught:
         play(consumers=(always_parity_zero, consumer), slots=2, tiles=6)
-    stepper = ring_stepper(caught.value)
+    stepper = ring(caught.value)
     last = len(stepper.frames) - 1
     assert stepper.frames[last].error == str(caught.value) and last == len(caught.value.trace.events) + 1
     assert "producer waits for parity" in stepper.static_html().lower()
     assert_legible(stepper.svg(last))
     assert sum("waits for parity" in text for text in texts(stepper.svg(last))) == 3
-    assert len(ring_stepper(caught.value.trace).frames) == last  # without the error: what led to it
+    assert len(ring(caught.value.trace).frames) == last  # without the error: what led to it
 
 
 def test_what_goes_wrong_at_once_is_shown_too(assert_legible):
     with pytest.raises(Deadlock) as caught:
         play(producer=waits_for_what_never_ends)
-    stepper = ring_stepper(caught.value)
+    stepper = ring(caught.value)
     assert len(stepper.frames) == 2 and re.search("Producer waits for parity 0 of empty", stepper.html(1))
     with pytest.raises(Race) as caught:
         play(consumers=(without_waiting,))
-    assert "reads slot 0" in ring_stepper(caught.value).static_html()
-    assert_legible(ring_stepper(caught.value).svg(0))
+    assert "reads slot 0" in ring(caught.value).static_html()
+    assert_legible(ring(caught.value).svg(0))
 
 
 def test_what_is_no_trace_is_refused():
     with pytest.raises(ValueError, match="trace must be what mbarrier.play returned"):
-        ring_stepper([1, 2])
+        ring([1, 2])

@@ -1,4 +1,4 @@
-"""Lesson 06's opening picture and its timeline: areas are work, and every frame says what the model computed."""
+"""The timeline of an SM: areas are work, and every frame says what the model computed."""
 
 import re
 from xml.etree import ElementTree
@@ -6,14 +6,10 @@ from xml.etree import ElementTree
 import pytest
 
 from llmsys.hardware.sm import ENGINES, ORDERS, attention_costs, fa2_order, run
-from llmsys.viz import hopper_overview, sm_timeline
+from llmsys.viz.flash_hopper import sm_timeline
 from llmsys.viz.flash_hopper.sm_timeline import shares, steps
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def texts(markup):
-    return ["".join(text.itertext()) for text in ElementTree.fromstring(markup).iter(f"{SVG}text")]
 
 
 def area(path):
@@ -64,7 +60,7 @@ def test_the_intervals_are_the_timeline_from_its_beginning_to_its_end(timelines)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_frame_is_legible_and_says_what_each_engine_does(order, assert_legible):
+def test_every_frame_is_legible_and_says_what_each_engine_does(order, assert_legible, texts):
     stepper = sm_timeline(order=order, tiles=3)
     for index, frame in enumerate(stepper.frames):
         assert_legible(stepper.svg(index))
@@ -87,7 +83,7 @@ def test_shapes_are_as_large_as_the_work():
     assert sum(sizes) + sum(map(area, paths)) == pytest.approx(scale * work, rel=0.01)
 
 
-def test_a_timeline_of_ones_own_comes_first_beside_the_librarys():
+def test_a_timeline_of_ones_own_comes_first_beside_the_librarys(texts):
     mine = run(fa2_order(6, 2), attention_costs(), begin=[0, 900])
     stepper = sm_timeline({"mine": mine})
     assert stepper.frame.name == "mine" and list(stepper.frame.timelines) == ["mine", *ORDERS]
@@ -106,15 +102,3 @@ def test_where_nothing_moves_it_shows_engines_that_overlap():
     stepper = sm_timeline()
     frame = stepper.frames[stepper._static(stepper.frames)]
     assert frame.name == "overlapped" and all(frame.active(engine) for engine in ENGINES)
-
-
-def test_the_overview_shows_both_orders_and_the_librarys_registers(assert_legible):
-    picture = hopper_overview()
-    assert_legible(picture.svg)
-    assert {"producer", "copy engine", "consumer 0", "consumer 1", "tensor cores", "exponentials"} <= set(
-        texts(picture.svg)
-    )
-    busy = [f"tensor cores busy {100 * run(ORDERS[name](16, 2), attention_costs()).utilisation('tensor'):.0f} %"
-            for name in ("fa2", "overlapped")]  # fmt: skip
-    assert [text for text in texts(picture.svg) if "busy" in text] == busy
-    assert "24 registers a thread" in picture.alt and "240 registers a thread" in picture.alt

@@ -1,22 +1,16 @@
-"""The kernel explorer shows what the compiler says, of the kernel that is shipped."""
+"""The kernel explorer shows what the compiler says, and what follows from that for an SM."""
 
-import importlib.metadata
-import importlib.util
-import json
-from dataclasses import astuple
 from xml.etree import ElementTree
 
 import pytest
 
-from llmsys.hardware.occupancy import RESERVED_SHARED, SMS
-from llmsys.viz import kernel_explorer
-from llmsys.viz.flash_triton import kernel_sweep
+from llmsys.hardware.occupancy import RESERVED_SHARED
+from llmsys.viz.flash_triton import kernel_explorer
 from llmsys.viz.flash_triton.kernel_explorer import describe, explorer_of, most_telling, steps
 from llmsys.viz.flash_triton.kernel_explorer_frame import draw
-from llmsys.viz.flash_triton.kernel_sweep import HEADS, STAGES, WARPS, Configuration, Result, configurations, recorded
+from llmsys.viz.flash_triton.kernel_sweep import HEADS, STAGES, WARPS, Configuration, Result, configurations
 
 EVERY = [(head, warps, stages) for head in HEADS for warps in WARPS for stages in STAGES]
-SM = SMS["sm_90"]
 
 
 def made_up(**changes):
@@ -83,25 +77,3 @@ def test_a_control_keeps_the_tile():
     assert stepper.frame.at == Configuration(64, 64, 128, 8, 3)
     with pytest.raises(ValueError, match="head must be one of 64, 128, 256; got 96"):
         kernel_explorer(head=96)
-
-
-def test_the_file_has_every_configuration_once(tmp_path, monkeypatch):
-    kept = json.loads(kernel_sweep.FILE.read_text(encoding="utf-8"))
-    assert [Configuration(*row[:5]) for row in kept["rows"]] == configurations()
-    assert all(result.shared_bytes > 0 and 0 < result.registers <= 255 for result in recorded().values())
-    found = recorded()
-    with monkeypatch.context() as patch:
-        patch.setattr(kernel_sweep, "FILE", tmp_path / "again.json")
-        kernel_sweep.write(found)
-        again = json.loads(kernel_sweep.FILE.read_text(encoding="utf-8"))
-    assert again["rows"] == kept["rows"] == [[*astuple(each), *astuple(found[each])] for each in found]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-def test_the_file_is_of_this_kernel(tmp_path, monkeypatch):
-    if importlib.metadata.version("triton") != kernel_sweep.recorded_with():
-        pytest.skip(f"the file is of triton {kernel_sweep.recorded_with()}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    some = [Configuration(64, 64, 64, 4, 3), Configuration(128, 32, 32, 8, 2)]
-    found = kernel_sweep.compile_all(some)
-    assert found == {each: recorded()[each] for each in some}, "run python -m llmsys.viz.flash_triton.kernel_sweep, and commit"

@@ -1,12 +1,10 @@
-"""The builder: well-formed XML whatever the text, and numbers as people write them."""
+"""The builder of drawings: well-formed XML whatever the text, and shapes where they were put."""
 
 from xml.etree import ElementTree
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsys.viz.kit.numbers import number, subscript, superscript
 from llmsys.viz.kit.svg import Svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -58,26 +56,3 @@ def test_an_arrow_without_length_is_drawn_all_the_same():
     svg = Svg(10, 10, alt="a dot")
     svg.arrow((5, 5), (5, 5))
     assert "nan" not in svg.markup()
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (3.0, "3"), (-0.5, "−0.5"), (2.0 / 3, "0.667"), (1234.5, "1234"), (0.0821, "0.0821"), (1e-9, "10⁻⁹"),
-     (-2.5e-7, "−2.5·10⁻⁷"), (3.4e38, "3.4·10³⁸"), (float("inf"), "∞"), (float("-inf"), "−∞"), (float("nan"), "NaN")],
-)  # fmt: skip
-def test_numbers_as_people_write_them(value, text):
-    assert number(value) == text
-
-
-@given(st.floats(-1e30, 1e30).filter(lambda x: abs(x) > 1e-30))
-def test_a_number_says_its_first_digits(x):
-    text = number(x).replace("−", "-")
-    if "10" in text and any(c in text for c in "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"):
-        mantissa, _, power = text.rpartition("10")
-        digits = power.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
-        text = f"{mantissa.rstrip('·') + ('1' if mantissa in ('', '-') else '')}e{digits}"
-    assert float(text) == pytest.approx(x, rel=0.051)
-
-
-def test_small_figures():
-    assert subscript(12) == "₁₂" and superscript(-40) == "⁻⁴⁰"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsys.attention import online
-from llmsys.viz import merge_tree_stepper
+from llmsys.viz.online_softmax import merge_tree
 from llmsys.viz.online_softmax.merge_tree import ROWS, TREES, describe, draw, pairs_of, steps, tiles_of
 
 
@@ -25,7 +25,7 @@ def test_the_root_is_the_rows_summary_whatever_the_tree(row):
     flat = [each for tile in tiles_of(row) for each in tile]
     m = max(flat)
     for tree in TREES.values():
-        last = merge_tree_stepper(tree, row).frames[-1]
+        last = merge_tree(tree, row).frames[-1]
         assert last.nodes[-1] == pytest.approx((m, sum(math.exp(each - m) for each in flat)))
         assert "the same as the summary of the whole row" in describe(last) and "✓" in draw(last).markup()
 
@@ -35,16 +35,16 @@ def test_the_trees_are_different():
 
 
 def test_a_step_is_a_merge():
-    frames = merge_tree_stepper().frames
+    frames = merge_tree().frames
     assert [frame.done for frame in frames] == list(range(8))
     for tree in TREES.values():
-        for frame in merge_tree_stepper(tree, "masked").frames:
+        for frame in merge_tree(tree, "masked").frames:
             ElementTree.fromstring(draw(frame).markup())
             assert "nan" not in draw(frame).markup()
 
 
 def test_masked_tiles_are_the_identity_and_change_nothing():
-    frames = merge_tree_stepper("left", "masked").frames
+    frames = merge_tree("left", "masked").frames
     assert frames[0].nodes[3] == (-math.inf, 0)
     assert frames[3].nodes[-1] == frames[2].nodes[-1]
 
@@ -60,6 +60,6 @@ def test_a_merge_that_is_wrong_is_seen_to_be_wrong(monkeypatch):
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="tree must be one of 'balanced'"):
-        merge_tree_stepper("oak")
+        merge_tree("oak")
     with pytest.raises(ValueError, match="row must be one of 'ordinary'"):
-        merge_tree_stepper(row="long")
+        merge_tree(row="long")

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.attention import online
-from llmsys.viz import online_softmax_stepper
-from llmsys.viz.online_softmax.stepper import LONGEST, ORDERS, describe, draw, row_of, steps
+from llmsys.viz.online_softmax import stepper
+from llmsys.viz.online_softmax.frame import draw
+from llmsys.viz.online_softmax.stepper import LONGEST, ORDERS, describe, row_of, steps
 
 values = st.floats(-50, 50).map(lambda x: round(x, 1))
 rows = st.lists(st.one_of(values, st.just(-math.inf)), min_size=1, max_size=LONGEST).filter(
@@ -59,15 +60,15 @@ def test_every_step_of_any_row_can_be_drawn_and_described(row):
 
 @pytest.mark.parametrize(("order", "rescalings"), [("ascending", 11), ("descending", 0), ("outlier", 3), ("given", 2)])
 def test_the_orders_do_what_they_promise(order, rescalings):
-    stepper = online_softmax_stepper(order=order)
-    assert stepper.frames[-1].rescalings == rescalings
-    stepper = online_softmax_stepper()
-    stepper.set(order=order)
-    assert stepper.frames[-1].rescalings == rescalings
+    shown = stepper(order=order)
+    assert shown.frames[-1].rescalings == rescalings
+    shown = stepper()
+    shown.set(order=order)
+    assert shown.frames[-1].rescalings == rescalings
 
 
 def test_all_orders_of_the_same_elements_end_alike():
-    ends = [online_softmax_stepper(order=order).frames[-1] for order in ORDERS.values() if order != "outlier"]
+    ends = [stepper(order=order).frames[-1] for order in ORDERS.values() if order != "outlier"]
     assert len({step.m for step in ends}) == 1
     assert [step.l for step in ends] == pytest.approx([ends[0].l] * len(ends))
     assert len({step.x for step in ends}) == len(ends)
@@ -94,17 +95,17 @@ def test_passes_are_counted_not_known(monkeypatch):
 
 
 def test_a_step_that_rescales_shows_the_factor_and_moves_the_stack():
-    stepper = online_softmax_stepper([1, 3])
-    picture = stepper.svg(2)
+    shown = stepper([1, 3])
+    picture = shown.svg(2)
     assert "× 0.135" in picture and "e^" not in picture  # e^(1 − 3)
     assert "settle" in picture and "--scale:7.389" in picture  # it starts as high as it was
-    assert "settle" not in stepper.svg(1)
+    assert "settle" not in shown.svg(1)
 
 
 def test_the_static_frame_is_the_largest_rescaling():
-    stepper = online_softmax_stepper([0, 0, 0, 5, 5.1])
-    assert "x₄ = 5 is a new maximum" in stepper.static_html()
-    assert "x₃ = 0" in online_softmax_stepper([0, 0, 0]).static_html()  # none: the last of the fold
+    shown = stepper([0, 0, 0, 5, 5.1])
+    assert "x₄ = 5 is a new maximum" in shown.static_html()
+    assert "x₃ = 0" in stepper([0, 0, 0]).static_html()  # none: the last of the fold
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ def test_the_static_frame_is_the_largest_rescaling():
 )
 def test_a_row_can_be_typed(text, row):
     assert row_of(text) == row
-    stepper = online_softmax_stepper()
-    stepper.set(row=text)
-    assert list(stepper.frames[0].x) == row
+    shown = stepper()
+    shown.set(row=text)
+    assert list(shown.frames[0].x) == row
 
 
 @pytest.mark.parametrize(
@@ -125,20 +126,20 @@ def test_a_row_can_be_typed(text, row):
 )  # fmt: skip
 def test_a_row_that_cannot_be_is_refused(text, said):
     with pytest.raises(ValueError, match=said):
-        online_softmax_stepper().set(row=text)
+        stepper().set(row=text)
 
 
 def test_an_order_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="order must be one of 'given', .*; got 'upwards'"):
-        online_softmax_stepper(order="upwards")
+        stepper(order="upwards")
 
 
 def test_a_frame_costs_a_millisecond_and_not_a_second(record_property):
-    stepper = online_softmax_stepper()
+    shown = stepper()
     times = []
-    for index in [*range(len(stepper.frames))] * 20:
+    for index in [*range(len(shown.frames))] * 20:
         start = time.perf_counter()
-        stepper.svg(index)
+        shown.svg(index)
         times.append(time.perf_counter() - start)
     median = statistics.median(times)
     record_property("median_ms", 1e3 * median)  # 0.6 ms on a slow core of 2026; the bound is for a busy machine

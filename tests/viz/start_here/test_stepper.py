@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from llmsys.viz import next_token_stepper
+from llmsys.viz.start_here import stepper
 from llmsys.viz.start_here.stepper import draw
 
 WORDS = ["The", " sky", " is", " <blue>", ".", "\n", ""]
@@ -38,7 +38,7 @@ def greedy(logits):
 
 
 def test_it_follows_the_model_and_stops_where_the_model_does():
-    frames = next_token_stepper(Model(), "The| sky", steps=12, next_token=greedy).frames
+    frames = stepper(Model(), "The| sky", steps=12, next_token=greedy).frames
     assert [frame.chosen for frame in frames] == [" is", " <blue>", ".", "\n", ""]
     assert [frame.new for frame in frames][:3] == [(), (" is",), (" is", " <blue>")]
     assert all(frame.prompt == ("The", " sky") and frame.probability == pytest.approx(0.5) for frame in frames)
@@ -46,25 +46,25 @@ def test_it_follows_the_model_and_stops_where_the_model_does():
 
 
 def test_no_more_steps_than_asked_for():
-    assert len(next_token_stepper(Model(), "The", steps=2, next_token=greedy).frames) == 2
+    assert len(stepper(Model(), "The", steps=2, next_token=greedy).frames) == 2
 
 
 def test_another_sampler_is_shown_taking_another_token():
-    stepper = next_token_stepper(Model(), "The", steps=1, next_token=lambda logits: logits[:, -1].argmin(-1))
-    frame = stepper.frame
+    shown = stepper(Model(), "The", steps=1, next_token=lambda logits: logits[:, -1].argmin(-1))
+    frame = shown.frame
     assert frame.probability == pytest.approx(0.5 / 6)
-    assert "the likeliest would have been “sky”, with 50.0%" in repr(stepper)
+    assert "the likeliest would have been “sky”, with 50.0%" in repr(shown)
 
 
 def test_every_frame_is_an_svg_with_the_text_so_far():
-    for frame in next_token_stepper(Model(), "The| sky", steps=12, next_token=greedy).frames:
+    for frame in stepper(Model(), "The| sky", steps=12, next_token=greedy).frames:
         root = ElementTree.fromstring(draw(frame).markup())
         assert "taken" in "".join(root.itertext())
 
 
 def test_the_librarys_greedy_is_the_default():
     models = pytest.importorskip("llmsys.models")
-    frames = next_token_stepper(Model(), "The", steps=3).frames
+    frames = stepper(Model(), "The", steps=3).frames
     assert [frame.chosen for frame in frames] == [" sky", " is", " <blue>"]
     assert models.greedy(Model()(torch.tensor([[0]]))).tolist() == [1]
 
@@ -72,4 +72,4 @@ def test_the_librarys_greedy_is_the_default():
 @pytest.mark.parametrize(("prompt", "steps", "said"), [("", 3, "no tokens"), ("The", 0, "at least 1, got 0")])
 def test_what_cannot_be_is_refused(prompt, steps, said):
     with pytest.raises(ValueError, match=said):
-        next_token_stepper(Model(), prompt, steps=steps, next_token=greedy)
+        stepper(Model(), prompt, steps=steps, next_token=greedy)

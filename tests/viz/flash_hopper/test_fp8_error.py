@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llmsys.precision.fp8 import quantize_blocks
-from llmsys.viz import fp8_error
-from llmsys.viz.flash_hopper.charts import LARGEST, NORMAL, SIZES, number_errors, outlier_errors
+from llmsys.viz.flash_hopper import fp8_error
+from llmsys.viz.flash_hopper.fp8_error import LARGEST, NORMAL, SIZES, number_errors, outlier_errors
 
 
 def test_a_number_loses_a_sixteenth_and_small_ones_everything():
