@@ -18,7 +18,7 @@ LENGTHS = {"48": (48, 48), "44, ragged": (44, 44), "24 queries, 48 keys": (24, 4
 
 @dataclass(frozen=True)
 class Step:
-    """One step, and what is known after it. `i` and `j` are where the tiles of queries and keys begin."""
+    """One step of the walk. `i` and `j` are the first query and the first key of the pair of tiles at work."""
 
     Tq: int
     Tk: int
@@ -36,10 +36,12 @@ class Step:
 
     @property
     def rows(self) -> int:
+        """How many queries the tile at work has."""
         return min(self.block_q, self.Tq - self.i)
 
     @property
     def keys(self) -> int:
+        """How many keys the tile at work has."""
         return min(self.block_k, self.Tk - self.j)
 
 
@@ -61,7 +63,7 @@ def stepper(causal: bool = False, tile: str = "16 × 16") -> Stepper:
 
 
 def steps(causal: bool, tile: str, length: str = "48") -> list[Step]:
-    """The steps in the order of `backward_tiled`."""
+    """All steps for these choices of the controls, in the order in which `backward_tiled` takes them."""
     (Tq, Tk), (block_q, block_k) = LENGTHS[length], (int(n) for n in tile.split(" × "))
     done: set[tuple[int, int]] = set()
     stored: set[int] = set()
@@ -84,6 +86,7 @@ def steps(causal: bool, tile: str, length: str = "48") -> list[Step]:
 
 
 def describe(step: Step) -> str:
+    """The caption of a step: what is loaded, computed or stored."""
     keys = f"keys {step.j}–{step.j + step.keys - 1}"
     if step.kind == "keys":
         return f"Load K and V of {keys}; their dK and dV begin at 0."
@@ -98,6 +101,7 @@ def describe(step: Step) -> str:
 
 
 def draw(step: Step) -> Svg:
+    """A step as a picture: the matrix in tiles (left), what is on the chip (right)."""
     svg = Svg(760, 342, alt="")
     _map(svg, step)
     _chip(svg, step)
@@ -194,7 +198,7 @@ def _box(svg: Svg, column: int, row: int, name: str, note: str, hue: str) -> Non
 
 
 def _pairs(step: Step) -> set[tuple[int, int]]:
-    """The pairs of tiles that see each other."""
+    """The pairs (i, j) of tiles in which some query sees some key: all, or those that the causal mask leaves."""
     offset = step.Tk - step.Tq
     return {
         (i, j)

@@ -86,7 +86,10 @@ def _line(axes, name: str, tokens: Sequence[int], values: Sequence[float]) -> No
 
 
 def _cross(axes, name: str, points: Sequence[tuple[int, float]], T: int, *, say: bool) -> None:
-    """A dashed line on from the last point, as the last two rise, to where it did not fit."""
+    """A dashed line from the last point to a cross at the tokens that did not fit, as steep as the last two points.
+
+    With `say`, "out of memory" is written beside the cross.
+    """
     colour = LIGHT[SERIES.get(name, ("ink", "."))[0]]
     (before, low), (last, high) = points[-2:] if len(points) > 1 else (points[0], points[0])
     slope = log10(high / low) / log10(last / before) if last > before else 2
@@ -100,7 +103,7 @@ def _cross(axes, name: str, points: Sequence[tuple[int, float]], T: int, *, say:
 
 
 def _tokens(axes, tokens: set[int]) -> None:
-    """Logarithmic axes, with every other number of tokens named."""
+    """Make both axes logarithmic, and label every other number of tokens."""
     axes.set(xscale="log", yscale="log", xlabel="tokens")
     axes.grid(axis="y")
     chosen = sorted(tokens)[::2]

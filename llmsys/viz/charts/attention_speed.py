@@ -69,7 +69,7 @@ def _title(svg: Svg, found: dict[tuple, dict], device: str) -> None:
 
 
 def _block(svg: Svg, top: float, found: dict[tuple, dict], names: Sequence[str], scale: float) -> None:
-    """All of one head size; `found` by (causal, T, name)."""
+    """Draw the shapes of one head size. `found` has their rows by (causal, T, name)."""
     masks = sorted({key[0] for key in found})
     shape = next(iter(found.values()))
     svg.rect(0, top, WIDTH, 24, "panel", rx=4)

@@ -42,14 +42,14 @@ def loss_curves(
 
 
 def running_mean(losses: Sequence[float]) -> list[float]:
-    """The mean of the last losses, of as many as a twentieth of all."""
+    """For each step the mean of the losses up to it, of so many as are a twentieth of all steps."""
     last = max(len(losses) // 20, 1)
     sums = [0.0, *itertools.accumulate(losses)]
     return [(sums[i] - sums[max(i - last, 0)]) / min(i, last) for i in range(1, len(sums))]
 
 
 def differences(runs: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """For each run but the first, how far its loss is from the first's, step by step, as long as both go."""
+    """For each run but the first, how far its loss is from the first run's, step by step, as far as both have steps."""
     first, *others = runs
     return {name: [abs(loss - other) for loss, other in zip(runs[name], runs[first], strict=False)] for name in others}
 

@@ -1,4 +1,4 @@
-"""The README's picture: the course as a zoom out, from one kernel to a cluster, with the lessons that are there lit.
+"""The README's picture: the course as a zoom out, from one kernel to a cluster, with the lessons that are there filled.
 
 Each panel is small but not invented: which tiles a causal attention visits, requests that share slots and blocks, the
 experts that a router picks, the order of a 1F1B pipeline (https://arxiv.org/abs/2104.04473), all worked out below.
@@ -75,7 +75,7 @@ def _chips(svg: Svg, parts: dict[str, list[Entry]], ready: set[str]) -> None:
 
 
 def _attention(svg: Svg, width: float, height: float) -> None:
-    """Causal attention, a tile at a time: done, in work, still to come, and never."""
+    """Causal attention in tiles: those that are done, the one at work, those to come, and those never computed."""
     n, row, column = 8, 5, 3
     size = height / n
     for i in range(n):
@@ -95,7 +95,7 @@ def _attention(svg: Svg, width: float, height: float) -> None:
 
 
 def _serving(svg: Svg, width: float, height: float) -> None:
-    """Continuous batching over a pool of blocks: who computes when, and whose block is whose at the line."""
+    """Continuous batching over a pool of blocks: who computes when, and which block belongs to whom at the line."""
     rng, slots, steps, now = random.Random(4), 5, 22, 11
     cell, top = width / steps, 16
     owners = []

@@ -77,7 +77,7 @@ def _lesson(
 
 
 def split(title: str, longest: int) -> tuple[str, str]:
-    """A title in one line or two, as even as words allow."""
+    """A title in one line if it is no longer than `longest`, or else in two that are about as long as each other."""
     if len(title) <= longest:
         return title, ""
     words = title.split()

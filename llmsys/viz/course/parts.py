@@ -17,7 +17,7 @@ class Entry(Protocol):
 
 
 def in_parts(lessons: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """The title of each part, with its lessons, all in the order of the lessons' numbers."""
+    """Title of a part -> its lessons, all in the order of the lessons' numbers."""
     found: dict[str, list[Entry]] = {}
     for lesson in sorted(lessons, key=lambda lesson: lesson.number):
         found.setdefault(lesson.part, []).append(lesson)

@@ -16,7 +16,7 @@ from llmsys.viz.kit.style import LIGHT, chart_style
 NORMAL = 2.0**-6
 """The smallest code with all bits of its mantissa."""
 SIZES = tuple(10.0 ** (n / 2) for n in range(13))
-"""Of the outlier, as multiples of the other numbers' standard deviation: 1 to 10⁶."""
+"""Sizes of the outlier, as multiples of the other numbers' standard deviation: 1 to 10⁶."""
 
 
 def fp8_error(
@@ -54,7 +54,11 @@ def fp8_error(
 
 
 def outlier_errors(quantize: Callable, T: int, D: int, rows: int, seed: int = 0) -> dict[float, float]:
-    """Size of the outlier -> root mean square error of the other numbers of a normal (T, D), as a part of theirs."""
+    """What an outlier costs the other numbers, for each of `SIZES`.
+
+    A tensor (T, D) of normal numbers has one outlier of that size, and a scale for each `rows` rows. The cost is the
+    root mean square error of the other numbers, divided by their root mean square.
+    """
     x = torch.randn(T, D, generator=torch.Generator().manual_seed(seed))
     row, column = T // 3, D // 3
     others = torch.ones_like(x, dtype=torch.bool)
@@ -68,8 +72,10 @@ def outlier_errors(quantize: Callable, T: int, D: int, rows: int, seed: int = 0)
 
 
 def number_errors(quantize: Callable = quantize_blocks, bins: int = 208) -> tuple[Tensor, Tensor]:
-    """Bins of numbers between 2⁻²⁶ and 1, by their middles, where the largest of all numbers is 1; and the largest
-    error in each, as a part of the number."""
+    """What a number loses, by its size: the middles of bins between 2⁻²⁶ and 1, and the largest error in each bin.
+
+    Errors are divided by the number. The largest of all numbers, which sets the scale, is 1.
+    """
     x = torch.logspace(-26, 0, 32 * bins, base=2.0)
     stored = dequantize_blocks(*quantize(x[:, None], len(x)), len(x))[:, 0]
     error = (stored - x).abs() / x

@@ -1,4 +1,4 @@
-"""The opening picture of lesson 06: who does what on an SM of an H100, and what it wins.
+"""The opening picture of lesson 06: who does what on an SM of an H100, and what that wins.
 
 Its numbers are the library's: the cut of `hopper_tiles` for heads of 128, and timelines of the model
 (`llmsys.hardware.sm`), drawn like those of the lesson's stepper.
@@ -13,7 +13,7 @@ from llmsys.viz.kit.svg import Svg
 
 HEAD, ITEMSIZE = 128, 2
 HUES = ("blue", "green")
-"""Of the two consumers."""
+"""The colours of the two consumers."""
 SHARED, CONSUMERS, ENGINES = 220, 424, 634
 """Pixels: the left of shared memory, of the consumers, and of the engines they use."""
 STRIPS = 262

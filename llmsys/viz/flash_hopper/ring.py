@@ -38,7 +38,7 @@ def ring(trace: Trace | Deadlock | Race | None = None) -> Stepper:
 
 
 def steps(trace: Trace, error: str = "") -> list[Step]:
-    """The beginning, each event of a trace, and what ended it, if that was an error."""
+    """A step for the beginning, one for each event of a trace, and a last one for the error that ended it, if any."""
     names = [f"consumer {j}" for j in range(len(trace.reads))]
     ring = Ring(trace.slots, max(len(names), 1))
     full, empty = (
@@ -66,7 +66,10 @@ def steps(trace: Trace, error: str = "") -> list[Step]:
 
 
 def most_telling(frames: Sequence[Step]) -> int:
-    """The error; or, after the first third, where a tile is being copied, and somebody waits."""
+    """The step that stands for all: the error if there is one, or else a copy under way for which somebody waits.
+
+    It is looked for after the first third, when the ring is in full swing.
+    """
     if frames[-1].error:
         return len(frames) - 1
     third = len(frames) // 3
@@ -75,7 +78,7 @@ def most_telling(frames: Sequence[Step]) -> int:
 
 
 def describe(step: Step) -> str:
-    """A step in words."""
+    """The caption of a step: who did what, what that ended, and who waits."""
     event = step.event
     if step.error:
         return step.error[0].upper() + step.error[1:] + "."

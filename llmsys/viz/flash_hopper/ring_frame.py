@@ -33,7 +33,7 @@ class Step:
 
 
 def draw(step: Step) -> Svg:
-    """One step as a picture."""
+    """The picture of a step."""
     slots = len(step.event.tiles)
     height = max(TOP + ROW * slots, TOP + ROW * len(step.reads), 226)
     svg = Svg(760, height + 30, alt="")
@@ -59,7 +59,7 @@ def draw(step: Step) -> Svg:
 
 
 def _actor(svg: Svg, step: Step, name: str, x: float, y: float, line: str) -> None:
-    """Who may act: what it is at, and for what it waits."""
+    """The box of a producer, a consumer or the copy engine: what it does, and what it waits for."""
     acts, waits = step.event.who == name and not step.error, step.event.waiting.get(name)
     svg.rect(x, y, SIDE, 84, "orange-soft" if acts else "panel", rx=5)
     svg.rect(x, y, SIDE, 84, "line-orange" if acts else "line-purple dashed" if waits else "line-rule", rx=5)
@@ -86,7 +86,7 @@ def _slot(svg: Svg, step: Step, slot: int, y: float) -> None:
 
 
 def _barrier(svg: Svg, step: Step, barrier: BarrierState, y: float) -> None:
-    """Its phases as a row of parities, from one before the first on; and what the one under way needs."""
+    """A barrier: its phases as a row of parities, beginning before the first, and what the phase under way needs."""
     changed = barrier.name in step.changed
     svg.text(STRIP - 8, y + 17, barrier.name, f"end small bold {'orange' if changed else ''}")
     first = max(barrier.phase - SHOWN + 2, -1)

@@ -53,7 +53,7 @@ def sm_timeline(
 
 
 def steps(timelines: dict[str, Timeline], name: str) -> list[Step]:
-    """The intervals of one of these timelines."""
+    """A step for each interval of the timeline of that name in which nothing begins or ends."""
     timeline = timelines[name]
     cuts = _cuts(timeline.spans)
     parts = shares(timeline)
@@ -61,7 +61,7 @@ def steps(timelines: dict[str, Timeline], name: str) -> list[Step]:
 
 
 def shares(timeline: Timeline) -> tuple[Share, ...]:
-    """How the spans of a timeline share their engines, in the order of the spans."""
+    """For each span of a timeline, what part of its engine it has and when. Spans at the same time share it evenly."""
     pieces: dict[Span, list[tuple[float, float, int, int]]] = {span: [] for span in timeline.spans}
     for engine in ENGINES:
         spans = [span for span in timeline.spans if span.engine == engine]
@@ -76,7 +76,7 @@ def shares(timeline: Timeline) -> tuple[Share, ...]:
 
 
 def most_telling(frames: Sequence[Step]) -> int:
-    """Where most engines are at work: of such intervals that are long enough to be seen, the nearest to the middle."""
+    """The step that stands for all: one that is long enough to be seen, in which most engines work, near the middle."""
     middle, visible = len(frames) // 2, frames[0].timeline.cycles / 100
 
     def tells(n: int) -> tuple:
@@ -87,7 +87,7 @@ def most_telling(frames: Sequence[Step]) -> int:
 
 
 def describe(step: Step) -> str:
-    """A step in a sentence."""
+    """The caption of a step: what each engine works on."""
     said = []
     for engine in ENGINES:
         spans = sorted(step.active(engine), key=lambda span: span.warpgroup)
@@ -99,7 +99,7 @@ def describe(step: Step) -> str:
 
 
 def _cuts(spans: Sequence[Span]) -> list[float]:
-    """Every moment in which one of them begins or ends; those within a cycle's thousandth of another are one."""
+    """The moments in which a span begins or ends. Moments less than a thousandth of a cycle apart count as one."""
     found: list[float] = []
     for moment in sorted({moment for span in spans for moment in (span.start, span.end)}):
         if not found or moment - found[-1] > 1e-3:

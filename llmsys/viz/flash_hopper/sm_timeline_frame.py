@@ -12,7 +12,7 @@ from llmsys.viz.kit.svg import Svg
 LEFT, WIDE = 96, 584  # the axis of cycles; right of it is how busy an engine is
 TOP, ENGINE, GAP, PROGRAM = 26, 42, 6, 20
 HUES = ("blue", "green", "purple")
-"""Of the warpgroups. Copies are grey: they are for all."""
+"""The colours of the warpgroups. Copies are grey: they are for all."""
 SOFT = {"muted": "rule"} | {hue: f"{hue}-soft" for hue in HUES}
 SHORT = {"turn": "turn", "beginning": "start"}
 ENGINE_NAMES = {"tensor": "tensor cores", "exp": "exponentials", "copy": "copy engine"}
@@ -27,7 +27,7 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Share:
-    """What a span has of its engine: the whole of it, or from time to time a part."""
+    """The part of its engine that a span has: all of it, or less while others use the engine, too."""
 
     span: Span
     pieces: tuple[tuple[float, float, int, int], ...]
@@ -36,7 +36,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Step:
-    """An interval of one order's timeline, in which nothing changes, among all orders."""
+    """An interval in which nothing changes of one order's timeline, with the timelines of all orders beside it."""
 
     name: str
     timelines: dict[str, Timeline]
@@ -46,7 +46,7 @@ class Step:
 
     @property
     def timeline(self) -> Timeline:
-        """Of the order that is shown."""
+        """The timeline of the order that is shown."""
         return self.timelines[self.name]
 
     def active(self, engine: str) -> list[Span]:
@@ -55,7 +55,7 @@ class Step:
 
 
 def draw(step: Step) -> Svg:
-    """One step as a picture."""
+    """The picture of a step."""
     programs = max(len(timeline.names) for timeline in step.timelines.values())
     rows = TOP + len(ENGINES) * (ENGINE + GAP)  # where the programs' rows begin
     below = rows + programs * (PROGRAM + 4)

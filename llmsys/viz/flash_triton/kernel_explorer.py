@@ -72,7 +72,7 @@ def most_telling(frames: Sequence[Step]) -> int:
 
 
 def describe(step: Step) -> str:
-    """A step in a sentence or two."""
+    """The caption of a step."""
     at, result, fits = step.at, step.result, step.fits
     tile = f"{at.rows} queries × {at.keys} keys"
     if not fits.programs:

@@ -43,7 +43,7 @@ class Step:
 
 
 def draw(step: Step) -> Svg:
-    """One step as a picture."""
+    """The picture of a step."""
     svg = Svg(760, 384, alt="")
     _map(svg, step)
     _bars(svg, step)

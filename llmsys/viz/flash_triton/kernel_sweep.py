@@ -41,12 +41,12 @@ class Result:
     serialized: bool  # the assembler found no registers to let several of these run at a time
 
     def occupancy(self, warps: int) -> Occupancy:
-        """What fits on an SM of programs with so many warps."""
+        """How many programs of so many warps fit on an SM, and what stops one more."""
         return occupancy(registers=self.registers, shared_bytes=self.shared_bytes, num_warps=warps, target=TARGET)
 
 
 def configurations() -> list[Configuration]:
-    """All that the explorer shows."""
+    """Every configuration that the explorer shows."""
     return [Configuration(*each) for each in product(HEADS, ROWS, KEYS, WARPS, STAGES)]
 
 

@@ -7,8 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Choice:
-    """A field with a list of options, label -> value (numbers or strings). `start` is chosen first; if nothing is said,
-    the first of them."""
+    """A list to choose from.
+
+    `name` is that of the argument which gets the value, `label` what the reader sees beside the list. `options` are
+    label -> value, numbers or strings. `start` is the value chosen at first, by default the first option's.
+
+    Raises ValueError where `start` is none of the values.
+    """
 
     name: str
     label: str
@@ -25,7 +30,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Entry:
-    """A field to type into. Its text goes to `frames`, which may refuse it: a ValueError that says what it wants."""
+    """A line to type into.
+
+    `name` is that of the argument which gets the text, `label` what the reader sees beside the line. Whoever makes the
+    frames may refuse a text with a ValueError that says what is expected; the reader then sees its message.
+    """
 
     name: str
     label: str

@@ -20,12 +20,12 @@ def number(x: float, digits: int = 3) -> str:
 
 
 def superscript(n: int) -> str:
-    """An integer in superior figures: "⁻¹²"."""
+    """An integer as a superscript: "⁻¹²"."""
     return str(n).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def subscript(n: int) -> str:
-    """A natural number in inferior figures: "₁₂"."""
+    """A natural number as a subscript: "₁₂"."""
     return str(n).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 

@@ -82,7 +82,7 @@ def _font(match: re.Match) -> str:
 
 
 def _with_own_ids(body: str) -> str:
-    """Ids that no other picture on the page has; those that nothing refers to are left out."""
+    """The SVG with ids that no other picture on the page has, and without those that nothing refers to."""
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
     mark = hashlib.sha256(body.encode()).hexdigest()[:8]
     body = re.sub(r' id="([^"]+)"', lambda m: f' id="{mark}-{m[1]}"' if m[1] in used else "", body)

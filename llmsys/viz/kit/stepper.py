@@ -24,7 +24,7 @@ from llmsys.viz.kit.svg import Svg
 
 
 class Stepper:
-    """Frames, drawn one at a time.
+    """Frames that a reader steps through.
 
     Parameters
     ----------

@@ -16,7 +16,10 @@ _WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 6px"
 
 
 class View:
-    """The live view of one stepper. `box` is what is displayed; `show` brings it up to date with the stepper."""
+    """The live view of one stepper (`llmsys.viz.kit.stepper.Stepper`), of which it shows the frames and the controls.
+
+    `box` is what is displayed; `show` brings it up to date with the stepper.
+    """
 
     def __init__(self, stepper):
         self.stepper = stepper

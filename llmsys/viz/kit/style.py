@@ -68,7 +68,7 @@ def stylesheet() -> str:
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """matplotlib in the course's look, inside the block.
+    """Inside the block, matplotlib draws in the course's look.
 
     Colours go by `LIGHT[name]`; `picture.chart` turns those into the theme's own.
     """

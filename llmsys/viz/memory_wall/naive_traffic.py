@@ -63,7 +63,7 @@ LEFT, GAP, BETWEEN = 112, 22, 34
 
 
 def _beam(svg: Svg, x: float, width: float, tensor: str, size: int, *, up: bool) -> None:
-    """A tensor that crosses: a block of memory (top), and a beam from it to the chip (bottom), or upwards."""
+    """A tensor that is read, as a beam from its block of memory (top) to the chip (bottom), or written, upwards."""
     hue = "orange" if tensor in "SP" else "green" if tensor == "o" else "blue"
     middle, least = x + width / 2, max(width, 1.5)
     svg.rect(middle - least / 2, 28, least, 30, hue, rx=0)

@@ -15,7 +15,7 @@ SERIES = (("blue", "o"), ("orange", "^"), ("muted", "s"), ("ink", "D"))
 
 
 def ridge(rows: Sequence[dict], device: DeviceSpec) -> Picture:
-    """FLOP/s that naive attention reaches against its tokens, and what the rooflines of two memories allow.
+    """FLOP/s of naive attention against its tokens: measured, and as the rooflines of cache and memory allow.
 
     rows      measurements: dicts with name, B, H, T, D, dtype and tflops (of the two products)
     device    a device, best a calibrated one, with l2_bytes and l2_bandwidth of its last cache; without these there is
@@ -81,7 +81,7 @@ def wall(device: DeviceSpec, *, B: int, H: int, D: int, dtype: str) -> float:
 
 
 def bound(device: DeviceSpec, T: int, *, B: int, H: int, D: int, dtype: str) -> float:
-    """FLOP/s of the two products if the three kernels take their least time."""
+    """FLOP/s of naive attention's two products if its three kernels take no more than their least time."""
     near = T <= wall(device, B=B, H=H, D=D, dtype=dtype)
     size, heads = ITEMSIZE[dtype], B * H
     product = (2 * heads * T * T * D, size * heads * (2 * T * D + T * T))

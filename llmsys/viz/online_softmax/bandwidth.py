@@ -1,4 +1,4 @@
-"""Two charts of lesson 02: where the exponential leaves a number format, and how fast a softmax moves its bytes."""
+"""How fast each softmax moves its bytes, beside a plain copy."""
 
 from collections.abc import Sequence
 
@@ -86,7 +86,7 @@ def _draw_bars(axes, bars: dict[str, dict], lines: dict[str, dict[int, dict]]) -
 
 
 def _lines(rows: Sequence[dict], dtype: str) -> dict[str, dict[int, dict]]:
-    """name -> columns -> row, in the order of `SERIES`; others follow. The few rows that are bars are left out."""
+    """The rows drawn as lines: name -> columns -> row, those of `SERIES` first. Rows drawn as bars are left out."""
     long_rows = {row["cols"] for row in rows if row["name"] in BARS}
     names = [*SERIES, *dict.fromkeys(row["name"] for row in rows if row["name"] not in SERIES)]
     kept = [row for row in rows if row["dtype"] == dtype and row["name"] not in BARS and row["cols"] not in long_rows]

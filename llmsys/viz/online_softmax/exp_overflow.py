@@ -63,13 +63,16 @@ def exp_overflow(dtypes: Sequence[torch.dtype] = (torch.float16, torch.bfloat16,
 
 
 def _ends(dtype: torch.dtype) -> tuple[float, float]:
-    """The x between which e^x is neither 0 nor infinite. Below half of the smallest number it is rounded to 0."""
+    """The smallest and the largest x for which e^x is neither 0 nor infinite in a format.
+
+    Below half of the smallest number e^x is rounded to 0.
+    """
     info = torch.finfo(dtype)
     return math.log(info.smallest_normal * info.eps / 2), math.log(info.max)
 
 
 def _by_end(ends: dict[torch.dtype, tuple[float, float]]) -> dict[str, list[torch.dtype]]:
-    """The formats by the x at which they end, to two decimals: one label for those that end together."""
+    """Formats that overflow at the same x, to two decimals, share a label: that x as text -> the formats."""
     found: dict[str, list[torch.dtype]] = {}
     for dtype, (_, last) in ends.items():
         found.setdefault(f"{last:.2f}", []).append(dtype)

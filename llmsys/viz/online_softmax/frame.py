@@ -38,7 +38,7 @@ class Step:
 
 
 def draw(step: Step) -> Svg:
-    """One step as a picture."""
+    """The picture of a step."""
     svg = Svg(760, 450, alt="")
     _row(svg, step)
     _stack(svg, step)

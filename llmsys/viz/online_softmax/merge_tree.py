@@ -49,7 +49,7 @@ def merge_tree(tree: str = "balanced", row: str = "ordinary") -> Stepper:
 
 @dataclass(frozen=True)
 class Step:
-    """The tree after `done` merges."""
+    """The tree after the first merges: how many, `done` says."""
 
     tiles: tuple[tuple[float, ...], ...]
     pairs: tuple[tuple[int, int], ...]
@@ -58,6 +58,7 @@ class Step:
 
     @property
     def done(self) -> int:
+        """How many merges have been done."""
         return len(self.nodes) - len(self.tiles)
 
 
@@ -73,7 +74,7 @@ def steps(tiles: Sequence[Sequence[float]], pairs: Sequence[tuple[int, int]]) ->
 
 
 def pairs_of(tree: str, leaves: int) -> list[tuple[int, int]]:
-    """The merges of a tree over so many leaves, in the order in which they are done."""
+    """The pairs of nodes that a tree over so many leaves merges, in order. `tree` is one of `TREES`' values."""
     rng = random.Random(tree)
     open_, pairs = list(range(leaves)), []
     while len(open_) > 1:
@@ -94,7 +95,7 @@ def pairs_of(tree: str, leaves: int) -> list[tuple[int, int]]:
 
 
 def tiles_of(row: str) -> list[list[float]]:
-    """Eight tiles of four logits."""
+    """Eight tiles of four logits; `row` is one of `ROWS`' values."""
     draw = torch.randn(TILES, WIDTH, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 1.5
     tiles = [[round(each, 1) for each in tile] for tile in draw.tolist()]
     if row == "masked":
@@ -105,7 +106,7 @@ def tiles_of(row: str) -> list[list[float]]:
 
 
 def describe(step: Step) -> str:
-    """A step in a sentence or two."""
+    """The caption of a step."""
     if step.done == 0:
         return "Each tile has been summarised as its maximum m and its sum ℓ = Σ e^(x − m); nothing is merged yet."
     i, j = step.pairs[step.done - 1]
@@ -130,7 +131,7 @@ SLOT, BOX, HEIGHT, LEVEL, LEAVES = 95, 86, 38, 56, 64
 
 
 def draw(step: Step) -> Svg:
-    """One step as a picture."""
+    """The picture of a step."""
     places = _places(step)
     depth = max(level for _, level in places)
     foot = LEAVES + HEIGHT + depth * LEVEL + 16
@@ -221,8 +222,8 @@ def _power(part: float, m: float) -> str:
 
 
 def _places(step: Step) -> list[tuple[float, int]]:
-    """Where each node is: (its x, its level). Leaves stand in the tree's order, so that no two lines cross; a node
-    stands between its children, below the lower one."""
+    """The place of each node: its x in pixels and its level. Leaves stand in the tree's order, so that no two lines
+    cross; a node stands between its children, one level below the lower of them."""
     leaves = len(step.tiles)
 
     def below(node: int) -> list[int]:

@@ -12,8 +12,10 @@ FOUND = {3: ("m", "ℓ", "y"), 2: ("m and ℓ", "y"), 1: ("y",)}
 
 
 def passes(passes: Mapping[str, float], *, writes: float = 1) -> Picture:
-    """What each softmax moves between the big memory and the chip: the counted passes over the row that read it, by
-    name, and `writes` that write it.
+    """What each softmax moves between the big memory and the chip.
+
+    passes    name of a softmax -> how often it reads its row, as counted
+    writes    how often each of them writes its row
 
         softmax_passes({"safe softmax": 3.0, "online softmax": 2.0})
 

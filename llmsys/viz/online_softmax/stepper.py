@@ -49,7 +49,7 @@ def stepper(x: Sequence[float] | None = None, order: str = "given") -> Stepper:
 
 
 def steps(x: Sequence[float]) -> list[Step]:
-    """The states of the fold over x, an element at a time, and the two that follow: y written, three passes done."""
+    """The states while x is read, an element at a time; then y written by the online softmax, then by the safe one."""
     row = torch.tensor(x, dtype=torch.float64)
     state, rescalings, found = online.identity(dtype=row.dtype), 0, []
     passes = (_passes(online.online_softmax, row), _passes(online.safe_softmax, row))
@@ -71,7 +71,7 @@ def steps(x: Sequence[float]) -> list[Step]:
 
 
 def arranged(x: list[float], order: str) -> list[float]:
-    """The row in one of `ORDERS`."""
+    """The row in an order, which is one of `ORDERS`' values."""
     if order == "random":
         return random.Random(1).sample(x, len(x))
     if order == "outlier":
@@ -81,7 +81,7 @@ def arranged(x: list[float], order: str) -> list[float]:
 
 
 def row_of(text: str) -> list[float]:
-    """The numbers of a text, separated by spaces or commas. Raises ValueError where it has something else."""
+    """The numbers in a text, with spaces or commas between them. Raises ValueError where there is anything else."""
     words = text.replace("−", "-").replace(",", " ").split()
     try:
         return check_row([float(word) for word in words])
@@ -93,7 +93,7 @@ def row_of(text: str) -> list[float]:
 
 
 def check_row(x: list[float]) -> list[float]:
-    """The row itself. Raises ValueError where it cannot be shown."""
+    """The row as it is. Raises ValueError where it is too long or too short, or its softmax is not defined."""
     if not 1 <= len(x) <= LONGEST:
         raise ValueError(f"the row must have 1 to {LONGEST} numbers to be drawn; it has {len(x)}")
     if not all(each < float("inf") for each in x):
@@ -106,14 +106,14 @@ def check_row(x: list[float]) -> list[float]:
 
 
 def most_telling(frames: Sequence[Step]) -> int:
-    """The step that takes the most off the stack; if none does, the last of the fold."""
+    """The step that stands for all: the one that scales the sum down most, or else the last that reads an element."""
     fold = [step for step in frames if not step.y]
     shrinking = [(step.l_before * (1 - step.factor), step.read) for step in fold if step.shrinks]
     return max(shrinking)[1] if shrinking else len(fold) - 1
 
 
 def describe(step: Step) -> str:
-    """A step in a sentence or two."""
+    """The caption of a step: what the element read does to m and ℓ."""
     n = len(step.x)
     if step.y:
         if step.clock > step.passes[0] * n:

@@ -39,7 +39,10 @@ class Dot:
 
 @dataclass(frozen=True)
 class Axes:
-    """A plot of FLOP/s over FLOP a byte, from `left` to `right` and `top` to `bottom` in pixels."""
+    """A plot of FLOP/s against FLOP a byte, both logarithmic, from `left` to `right` and `top` to `bottom` in pixels.
+
+    Its roofs are those of a device for inputs of `dtype`.
+    """
 
     device: DeviceSpec
     dtype: str
@@ -50,6 +53,7 @@ class Axes:
 
     @property
     def peak(self) -> float:
+        """The most FLOP/s of the device with inputs of `dtype`."""
         return self.device.flops[self.dtype]
 
     @property
@@ -63,22 +67,26 @@ class Axes:
         return 5e15 / 10 ** max(math.floor(math.log10(5e14 / self.peak)), 0)
 
     def x(self, intensity: float) -> float:
+        """Pixels from the left of the picture, for FLOP a byte."""
         place = math.log10(min(max(intensity, LOWEST), HIGHEST) / LOWEST) / math.log10(HIGHEST / LOWEST)
         return self.left + place * (self.right - self.left)
 
     def y(self, flops: float) -> float:
+        """Pixels from the top of the picture, for FLOP/s."""
         place = math.log10(max(flops, self.ceiling / 5e4) / self.ceiling) / math.log10(5e4)
         return self.top - place * (self.bottom - self.top)
 
     def roof(self, dtype: str) -> list[tuple[float, float]]:
-        """The most FLOP/s with inputs of `dtype`: a slope and a flat end, in pixels."""
+        """The roof for inputs of `dtype`, as three points in pixels: a slope up to the ridge, then a flat end."""
         peak, bandwidth = self.device.flops[dtype], self.device.bandwidth
         ends = (LOWEST, min(max(peak / bandwidth, LOWEST), HIGHEST), HIGHEST)
         return [(self.x(i), self.y(attainable_flops(i, peak_flops=peak, bandwidth=bandwidth))) for i in ends]
 
     def dots(self, operations: Iterable[Operation], *, area: float = 1200.0) -> list[Dot]:
-        """Where operations stand: each at its intensity and at the FLOP/s of the time that it takes at least. The disc
-        of one that takes all of the time has `area` square pixels; a quarter of the time has a quarter of that."""
+        """Where operations stand: at their intensity, and at the FLOP/s that they reach in the least time they take.
+
+        The area of a disc is the operation's share of the time of all; the whole of it would be `area` square pixels.
+        """
         found = [(op, estimate(op, self.device)) for op in operations]
         total = sum(op.count * each.seconds for op, each in found)
         dots = []
@@ -90,7 +98,7 @@ class Axes:
         return dots
 
     def draw(self, svg: Svg) -> None:
-        """Grid, axes and roofs."""
+        """Draw the grid, the axes and the roofs, with their words."""
         for power in range(math.ceil(math.log10(LOWEST)), math.floor(math.log10(HIGHEST)) + 1):
             x = self.x(10.0**power)
             svg.line((x, self.bottom), (x, self.bottom + 4))
@@ -117,7 +125,7 @@ class Axes:
         svg.text(*self._slope(), words, "end small bold")
 
     def words(self) -> list[Box]:
-        """Where `draw` writes inside the plot."""
+        """The boxes of the words that `draw` writes inside the plot."""
         _, (ridge, peak), _ = self.roof(self.dtype)
         (u, v), above = self._slope(), peak - ABOVE
         found = [(u - 52, v - LINE, u, v + 3), (self.right - 132, above - LINE, self.right, above + 3)]
@@ -128,14 +136,14 @@ class Axes:
         return found
 
     def lines(self) -> list[Box]:
-        """The roof and the ridge, the slope as a row of small boxes."""
+        """The boxes that the roof and the ridge cover; the slope is covered by a row of small ones."""
         (x, y), (ridge, peak), _ = self.roof(self.dtype)
         slope = [((ridge - x) * k / 40 + x, (peak - y) * k / 40 + y) for k in range(41)]
         found = [(x - 4, y - 4, x + 4, y + 4) for x, y in slope]
         return [*found, (ridge, peak - 3, self.right, peak + 3), (ridge - 1, peak, ridge + 1, self.bottom)]
 
     def _slope(self) -> tuple[float, float]:
-        """Where the words on the slope end."""
+        """The point at which the words on the slope end, in pixels."""
         (x, y), (ridge, peak), _ = self.roof(self.dtype)
         part = min(max(0.3, 70 / (ridge - x)), 1)
         return x + part * (ridge - x) - 12, y + part * (peak - y) - 8

@@ -12,7 +12,7 @@ from llmsys.viz.roofline.names import draw_dots, place
 
 
 def chart(points: Sequence[Operation], device: DeviceSpec) -> Picture:
-    """Operations on the roofline of a device: what each can reach, and how much of the time it takes.
+    """Draw operations on the roofline of a device.
 
     A disc stands at its operation's intensity, as high as the FLOP/s that its least time allows; its area is its share
     of the time that all of them take. Beside it that time, and the part of the peak that is reached.

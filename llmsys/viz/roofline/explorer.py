@@ -1,4 +1,4 @@
-"""The roofline explorer: the operations of a real model's step on a real device's roofline, moving.
+"""The roofline explorer: the operations of a real model's step on a real device, while its batch grows.
 
 A frame is a step of the model with another batch, or another context. Its operations are those of
 `llmsys.models.operations`, its times those of `llmsys.hardware.roofline`: bounds from below, as if one device had all
@@ -64,7 +64,7 @@ def explorer(device: str | DeviceSpec = "H100 SXM", model: str | ModelShape = "L
 
 
 def scenes(shape: ModelShape, device: DeviceSpec, *, phase: str, attention: str, sweep: str) -> list[Scene]:
-    """The frames of one setting of the controls."""
+    """The frames for one choice of all controls: the step with each batch, or each context, of the sweep."""
     growing, fixed = sweep.split()
     dtype = model_dtype(device)
     axes = Axes(device, dtype, *PLOT)
@@ -84,7 +84,7 @@ def scenes(shape: ModelShape, device: DeviceSpec, *, phase: str, attention: str,
 
 
 def weight_bytes(shape: ModelShape, dtype: str = "bfloat16") -> float:
-    """Bytes of all weights: what a step reads that is so large that every expert is chosen, and the embedding."""
+    """Bytes of all weights: what a step reads that is large enough to choose every expert, and the embedding."""
     everything = operations(shape, batch=1 << 20, queries=1, context=1, dtype=dtype)
     embedding = 0 if shape.tied else shape.vocab * shape.width * ITEMSIZE[dtype]
     return sum(op.count * op.weight_bytes for op in everything) + embedding
@@ -98,14 +98,17 @@ def cache_bytes(shape: ModelShape, dtype: str = "bfloat16") -> int:
 
 
 def most_telling(frames: list[Scene]) -> int:
-    """The last frame with operations on both sides, of those that fit; if there is none, the last that fits."""
+    """The frame that stands for all: the last that fits into memory and waits for memory and for arithmetic.
+
+    If there is none, it is the last that fits.
+    """
     fits = [i for i, scene in enumerate(frames) if scene.memory <= scene.device.memory_bytes] or range(len(frames))
     mixed = [i for i in fits if 0.1 < frames[i].waiting.get("compute", 0) < 0.9]
     return max(mixed or fits)
 
 
 def describe(scene: Scene) -> str:
-    """A frame in three sentences."""
+    """The caption of a frame: the step, its least time, what it waits for, and its longest operation."""
     longest = max(scene.dots, key=lambda dot: dot.share)
     what = "decodes a token of each of" if scene.phase == "decode" else "prefills"
     many = f"{scene.batch:,} sequences" if scene.batch > 1 else "one sequence"

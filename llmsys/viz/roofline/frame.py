@@ -19,7 +19,7 @@ NAMES, BARS, TIMES = 490, 588, 760
 
 @dataclass(frozen=True)
 class Scene:
-    """One step of a model on a device: every operation with its place and its time."""
+    """One step of a model on a device: every operation with its place on the roofline and its time."""
 
     shape: ModelShape
     device: DeviceSpec
@@ -45,7 +45,7 @@ class Scene:
 
     @property
     def waiting(self) -> dict[str, float]:
-        """Share of the step's time by what sets it, in the order of `WAITS`."""
+        """What the step waits for -> the share of its time, in the order of `WAITS`."""
         shares = {bound: sum(dot.share for dot in self.dots if dot.bound == bound) for bound in WAITS}
         return {bound: share for bound, share in shares.items() if share}
 
@@ -115,5 +115,5 @@ def _first(scene: Scene) -> str:
 
 
 def tokens(count: int) -> str:
-    """1024 tokens as "1k"."""
+    """A number of tokens as text: "1k" for 1024."""
     return f"{count >> 10}k" if count >= 1024 and count % 1024 == 0 else f"{count:,}"

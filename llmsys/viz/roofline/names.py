@@ -29,17 +29,17 @@ class Names:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells a block from others, in any frame."""
+        """The names of its operations, which tell a block from others in every frame."""
         return tuple(dot.op.name for dot in self.dots)
 
     @property
     def offset(self) -> Point:
-        """From the first dot to its name."""
+        """How far the first name is from its dot, in pixels."""
         return self.at[0] - self.dots[0].at[0], self.at[1] - self.dots[0].at[1]
 
 
 def place(axes: Axes, dots: Sequence[Dot], before: Mapping[tuple[str, ...], Point] | None = None) -> tuple[Names, ...]:
-    """Places for the names of dots, large blocks first.
+    """Find places for the names of dots; large blocks choose first.
 
     `before` are offsets of blocks in another frame, by their keys: a place that is near and still free is kept, so that
     a name moves with its dot.
@@ -70,7 +70,7 @@ def place(axes: Axes, dots: Sequence[Dot], before: Mapping[tuple[str, ...], Poin
 
 
 def draw_dots(svg: Svg, dots: Sequence[Dot], names: Sequence[Names]) -> None:
-    """Discs, the largest at the bottom, and their names, with a line from those that do not stand beside theirs."""
+    """Draw the dots, the largest at the bottom, and their names, with a line to a name that is not beside its dot."""
     for block in names:
         if block.line:
             svg.line(*block.line, "line-muted thin")

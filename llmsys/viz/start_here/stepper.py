@@ -37,7 +37,7 @@ def stepper(model, prompt: str, *, steps: int = 12, next_token: Callable[[Tensor
 
 @dataclass(frozen=True)
 class Frame:
-    """The moment before the step-th new token is appended."""
+    """The moment before a new token is appended; `step` counts them from 0."""
 
     step: int
     prompt: tuple[str, ...]  # the prompt's tokens, as text
@@ -74,7 +74,7 @@ def written(model, prompt: str, steps: int, next_token: Callable[[Tensor], Tenso
 
 
 def describe(frame: Frame) -> str:
-    """A frame in a sentence."""
+    """The caption of a frame: which token is taken, and how likely it was."""
     best, probability = frame.candidates[0]
     taken = f"{_quoted(frame.chosen)}, with a probability of {_percent(frame.probability)}"
     text = f"After “{_line(frame.prompt + frame.new)}” the model takes {taken}"

@@ -10,10 +10,11 @@ from llmsys.viz.kit.style import LIGHT, chart_style
 def bytes_by_tile(
     predicted: Mapping[int, int], measured: Mapping[int, int], *, naive: int | None = None, once: int | None = None
 ) -> Picture:
-    """HBM bytes against the rows of a query tile: a line predicted, points measured, and the two ends of the scale.
+    """HBM bytes against the rows of a query tile: a line predicted, points measured.
 
-    naive    bytes of naive attention, drawn as a line above
-    once     bytes if every tensor crosses once, drawn as a line below
+    predicted, measured    rows of the tile -> bytes
+    naive                  bytes of naive attention, drawn as a line above
+    once                   bytes if every tensor crosses once, drawn as a line below
     """
     import matplotlib.pyplot as plt
 

@@ -1,4 +1,4 @@
-"""The tile walker of lesson 03: tiled attention at work, transfer by transfer.
+"""The stepper of lesson 03: tiled attention at work, transfer by transfer.
 
 Its frames are the transfers that the two-level machine (`llmsys.hardware.memory.HBM`) recorded while the library's own
 `tiled_attention` ran on it, grouped into steps: nothing is drawn that did not happen.
@@ -61,7 +61,7 @@ def stepper(order: str = "query", causal: bool = False, tile: str = "16 × 16") 
 
 
 def steps(order: str, causal: bool, tile: str, length: str = "64") -> list[Step]:
-    """Run tiled attention on the machine, and tell what happened as steps."""
+    """Run tiled attention on the machine that records transfers, and make a step of each group of them."""
     block_q, block_k = (int(n) for n in tile.split(" × "))
     Tq, Tk = (24, 64) if length == "24 of 64" else (int(length), int(length))
     q, k, v = (torch.zeros(1, 1, T, D) for T in (Tq, Tk, Tk))
@@ -102,6 +102,7 @@ def steps(order: str, causal: bool, tile: str, length: str = "64") -> list[Step]
 
 
 def describe(step: Step) -> str:
+    """The caption of a step: what is loaded or stored, and how many bytes have crossed so far."""
     names = " and ".join(dict.fromkeys(t.tensor for t in step.moved))
     first = step.moved[0]
     what = {"load": f"Load a tile of {names}", "store": f"Store {names}"}[first.kind]
@@ -112,6 +113,7 @@ def describe(step: Step) -> str:
 
 
 def draw(step: Step) -> Svg:
+    """A step as a picture: HBM with the matrix in tiles (left), the chip (right), bytes so far (below)."""
     svg = Svg(760, 372, alt="")
     _map(svg, step)
     _chip(svg, step)
@@ -120,7 +122,7 @@ def draw(step: Step) -> Svg:
 
 
 def tile_kind(i: int, j: int, step: Step) -> str:
-    """A score tile of the map by causality: "full", "masked" (on the diagonal) or "skipped"."""
+    """What the causal mask makes of the tile of scores (i, j): "full", "masked" (the diagonal cuts it) or "skipped"."""
     if not step.causal:
         return "full"
     offset = step.Tk - step.Tq

@@ -82,7 +82,7 @@ def test_speed_is_as_recorded(assert_legible, texts):
     )
 
 
-def test_speed_takes_names_passes_and_gaps(texts):
+def test_speed_draws_chosen_names_other_passes_and_shapes_that_are_missing(texts):
     rows = table(SPEEDS, **{"pass": "backward"})
     rows = [row for row in rows if not (row["name"] == "FA2" and row["T"] == 1024)]
     picture = attention_speed(rows, names=["sdpa", "FA2"])

@@ -15,7 +15,7 @@ def labels(axes):
     return axes.get_legend_handles_labels()[1]
 
 
-def test_one_run_is_drawn_step_by_step_with_its_mean():
+def test_one_run_is_drawn_step_by_step_with_its_running_mean():
     picture = loss_curves({"flash": FALLING}, held_out={"flash": {0: 3.0, 100: 1.25}})
     (axes,) = picture.figure.axes
     every, mean, apart = axes.lines
@@ -27,7 +27,7 @@ def test_one_run_is_drawn_step_by_step_with_its_mean():
     assert ElementTree.fromstring(picture.svg).get("role") == "img"
 
 
-def test_the_mean_is_of_the_last_twentieth():
+def test_the_running_mean_is_over_a_twentieth_of_all_steps():
     mean = running_mean(FALLING)
     assert mean[0] == FALLING[0] and mean[1] == pytest.approx(sum(FALLING[:2]) / 2)
     assert mean[-1] == pytest.approx(sum(FALLING[-5:]) / 5)
@@ -55,6 +55,6 @@ def test_a_single_step_is_a_point():
 
 
 @pytest.mark.parametrize("runs, says", [({}, "got no run"), ({"a": [1.0], "b": []}, "got 'b' without any")])
-def test_what_has_no_loss_is_refused(runs, says):
+def test_no_runs_and_runs_without_a_loss_are_refused(runs, says):
     with pytest.raises(ValueError, match=says):
         loss_curves(runs)

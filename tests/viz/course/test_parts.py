@@ -23,6 +23,6 @@ def test_the_lesson_before_all_parts_stands_first_in_the_first():
     assert list(found.items()) == [("A", ["00", "01"]), ("B", ["02"])]
 
 
-def test_alone_it_is_a_part():
+def test_where_there_is_no_other_part_start_is_one():
     assert numbers(lesson("00", "Start")) == {"Start": ["00"]}
     assert numbers() == {}

@@ -25,7 +25,7 @@ def test_a_huge_outlier_costs_the_numbers_that_share_its_scale_and_no_others(row
     assert found[1.0] == pytest.approx(0.0265, rel=0.05)  # of normal numbers in e4m3
 
 
-def test_it_draws_what_it_was_given_to_measure():
+def test_it_measures_the_function_that_it_is_given():
     def half(x, rows):
         return x / 2, torch.ones(-(-len(x) // rows))
 

@@ -47,7 +47,7 @@ def test_the_frames_are_the_events_and_count_what_happened(slots, consumers, see
         before = step
 
 
-def test_the_first_frame_is_how_barriers_begin():
+def test_in_the_first_frame_every_barrier_is_as_it_begins():
     event = ring().frame.event
     fresh = Barrier(1)
     assert all((each.phase, each.missing, each.nbytes) == (fresh.phase, fresh.missing, 0) for each in event.full)
@@ -99,7 +99,7 @@ def test_a_deadlock_ends_with_its_reason_and_shows_who_waits(assert_legible, tex
     assert len(ring(caught.value.trace).frames) == last  # without the error: what led to it
 
 
-def test_what_goes_wrong_at_once_is_shown_too(assert_legible):
+def test_an_error_in_the_first_action_is_shown_too(assert_legible):
     with pytest.raises(Deadlock) as caught:
         play(producer=waits_for_what_never_ends)
     stepper = ring(caught.value)
@@ -110,6 +110,6 @@ def test_what_goes_wrong_at_once_is_shown_too(assert_legible):
     assert_legible(ring(caught.value).svg(0))
 
 
-def test_what_is_no_trace_is_refused():
+def test_anything_but_a_trace_or_its_error_is_refused():
     with pytest.raises(ValueError, match="trace must be what mbarrier.play returned"):
         ring([1, 2])

@@ -83,7 +83,7 @@ def test_shapes_are_as_large_as_the_work():
     assert sum(sizes) + sum(map(area, paths)) == pytest.approx(scale * work, rel=0.01)
 
 
-def test_a_timeline_of_ones_own_comes_first_beside_the_librarys(texts):
+def test_the_readers_own_timeline_comes_first_and_the_librarys_follow(texts):
     mine = run(fa2_order(6, 2), attention_costs(), begin=[0, 900])
     stepper = sm_timeline({"mine": mine})
     assert stepper.frame.name == "mine" and list(stepper.frame.timelines) == ["mine", *ORDERS]
@@ -98,7 +98,7 @@ def test_a_timeline_of_ones_own_comes_first_beside_the_librarys(texts):
         sm_timeline(order="fa3")
 
 
-def test_where_nothing_moves_it_shows_engines_that_overlap():
+def test_the_static_frame_shows_all_engines_at_work():
     stepper = sm_timeline()
     frame = stepper.frames[stepper._static(stepper.frames)]
     assert frame.name == "overlapped" and all(frame.active(engine) for engine in ENGINES)

@@ -34,6 +34,6 @@ def test_where_the_loops_end_stands_beside_each_row_of_tiles_that_has_room(texts
     assert "stop" not in texts(causal_tiles(4096, 4096, 64, 64))
 
 
-def test_a_map_of_nothing_is_refused():
+def test_sizes_that_are_not_positive_are_refused():
     with pytest.raises(ValueError, match="must be positive, got 64, 0, 16 and 16"):
         causal_tiles(64, 0)

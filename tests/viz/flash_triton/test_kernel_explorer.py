@@ -51,7 +51,7 @@ def test_a_bar_has_a_block_for_each_program_and_shows_the_limit():
     assert "stop one more" in describe(step) and "4 programs fit" in describe(step)
 
 
-def test_what_cannot_run_says_why():
+def test_a_configuration_that_cannot_run_is_shown_with_the_reason():
     step = steps(made_up(shared_bytes=300 * 1024), 64, 4, 3)[0]
     assert "needs 300 KiB of shared memory, and a program may have 227" in describe(step)
     assert 'class="blue edged"' not in draw(step).markup() and "too large" in draw(step).markup()
@@ -59,7 +59,7 @@ def test_what_cannot_run_says_why():
     assert step.fits.programs == 1 and "registers stop one more" in describe(step)
 
 
-def test_spills_and_older_instructions_are_told():
+def test_the_caption_tells_of_spills_and_of_older_instructions():
     step = steps(made_up(registers=255, spill_bytes=3184, serialized=True), 128, 4, 2)[8]
     assert (
         "no register for all it needs, and moves 3,184 bytes" in describe(step)
@@ -70,7 +70,7 @@ def test_spills_and_older_instructions_are_told():
     assert "too small for wgmma" in describe(steps(made_up(wgmma=False), 64, 4, 3)[0])
 
 
-def test_a_control_keeps_the_tile():
+def test_a_control_leaves_the_stepper_at_its_tile_size():
     stepper = explorer_of(made_up())
     stepper.go(5)
     stepper.set(warps=8)

@@ -26,7 +26,7 @@ def test_a_number_says_its_first_digits(x):
     assert float(text) == pytest.approx(x, rel=0.051)
 
 
-def test_small_figures():
+def test_superscripts_and_subscripts():
     assert subscript(12) == "₁₂" and superscript(-40) == "⁻⁴⁰"
 
 

@@ -34,7 +34,7 @@ def aria(html):
     return re.search(r'aria-label="([^"]*)"', html)[1]
 
 
-def test_it_goes_from_end_to_end_and_no_further():
+def test_going_beyond_either_end_stays_at_that_end():
     stepper = counting()
     assert (stepper.frame, len(stepper.frames)) == (0, 11)
     stepper.go(7)
@@ -52,7 +52,7 @@ def test_controls_make_new_frames():
     assert (list(stepper.frames), stepper.index) == ([0, 2, 4], 0)
 
 
-def test_a_control_may_leave_it_at_its_step():
+def test_with_keep_place_a_control_leaves_the_stepper_at_its_step():
     stepper = counting(keep_place=True)
     stepper.go(3)
     stepper.set(step="2")
@@ -61,7 +61,7 @@ def test_a_control_may_leave_it_at_its_step():
     assert (stepper.frame, stepper.index) == (4, 2)
 
 
-def test_what_cannot_be_is_refused_and_changes_nothing():
+def test_values_that_are_refused_change_nothing():
     stepper = counting()
     stepper.set(upto=4)
     stepper.go(3)
@@ -135,7 +135,7 @@ def test_buttons_slider_and_fields_drive_it():
     assert named(stepper, "Up to").value == 10 and named(stepper, "Step").max == 10
 
 
-def test_every_field_has_words():
+def test_every_button_and_field_has_a_name():
     stepper = counting()
     widgets = [w for w in every(stepper.widget) if type(w).__name__ in ("Button", "IntSlider", "Dropdown", "Text")]
     assert len(widgets) == 8 and all(w.description for w in widgets)
@@ -173,7 +173,7 @@ def test_it_plays_to_the_end_pauses_and_starts_again():
     asyncio.run(asyncio.wait_for(watch(), 5))
 
 
-def test_one_frame_is_enough():
+def test_a_stepper_of_one_frame_works():
     stepper = Stepper(["only"], drawing, title="One", describe=str)
     named(stepper, "Step").value = 1  # the slider has to go somewhere
     assert stepper.frame == "only" and "only" in picture(stepper)

@@ -54,7 +54,7 @@ def test_ink_can_be_read_on_soft_areas_and_the_page_colour_on_strong_ones(theme)
         assert contrast(theme["surface"], theme[hue]) >= 4.5, hue
 
 
-def test_the_pages_own_colours_do_as_well():
+def test_jupyterlabs_own_text_and_page_colours_have_enough_contrast_too():
     """JupyterLab's text and page, which stand in for `ink` and `surface`: white at 87% on #111, black on white."""
     for theme, ink, page in ((LIGHT, "#212121", "#ffffff"), (DARK, "#dfdfdf", "#111111")):
         for ground in (page, theme["panel"], *(theme[f"{hue}-soft"] for hue in HUES)):

@@ -21,7 +21,7 @@ def test_the_exponential_ends_where_the_picture_says(dtype):
     assert outside[0] == 0 and outside[1] == math.inf, name
 
 
-def test_the_ends_are_written_in_the_picture(words):
+def test_the_x_of_each_overflow_is_written_in_the_picture(words):
     picture = exp_overflow()
     assert "11.09" in words(picture) and "88.72" in words(picture)
     assert "float16 holds e^x" in picture.alt

@@ -30,11 +30,11 @@ def test_the_root_is_the_rows_summary_whatever_the_tree(row):
         assert "the same as the summary of the whole row" in describe(last) and "✓" in draw(last).markup()
 
 
-def test_the_trees_are_different():
+def test_no_two_trees_are_the_same():
     assert len({tuple(pairs_of(tree, 8)) for tree in TREES.values()}) == len(TREES)
 
 
-def test_a_step_is_a_merge():
+def test_each_step_does_one_merge_and_draws_no_nan():
     frames = merge_tree().frames
     assert [frame.done for frame in frames] == list(range(8))
     for tree in TREES.values():
@@ -58,7 +58,7 @@ def test_a_merge_that_is_wrong_is_seen_to_be_wrong(monkeypatch):
     assert "not the same as" in describe(last) and "✗" in draw(last).markup()
 
 
-def test_what_cannot_be_is_refused():
+def test_an_unknown_tree_or_row_is_refused():
     with pytest.raises(ValueError, match="tree must be one of 'balanced'"):
         merge_tree("oak")
     with pytest.raises(ValueError, match="row must be one of 'ordinary'"):

@@ -59,7 +59,7 @@ def test_every_step_of_any_row_can_be_drawn_and_described(row):
 
 
 @pytest.mark.parametrize(("order", "rescalings"), [("ascending", 11), ("descending", 0), ("outlier", 3), ("given", 2)])
-def test_the_orders_do_what_they_promise(order, rescalings):
+def test_each_order_rescales_as_often_as_its_name_says(order, rescalings):
     shown = stepper(order=order)
     assert shown.frames[-1].rescalings == rescalings
     shown = stepper()
@@ -87,7 +87,7 @@ def test_the_picture_shows_what_the_library_computes(name, monkeypatch):
     assert [draw(step).markup() for step in steps([1.0, 3.0, 2.0])] != right
 
 
-def test_passes_are_counted_not_known(monkeypatch):
+def test_the_number_of_passes_is_counted_while_the_softmax_runs(monkeypatch):
     three = online.safe_softmax
     monkeypatch.setattr(online, "safe_softmax", lambda x, tile: three(x, tile) + 0 * x)  # reads the row once more
     assert steps([1.0, 3.0])[-1].passes == (2, 4)
@@ -124,12 +124,12 @@ def test_a_row_can_be_typed(text, row):
     [("", "1 to 16 numbers to be drawn; it has 0"), ("1 two", "'two' is not a number"), ("nan", "NaN"), ("1 inf", "∞"),
      ("-inf -inf", "nothing but −∞"), ("1 " * 17, "it has 17")],
 )  # fmt: skip
-def test_a_row_that_cannot_be_is_refused(text, said):
+def test_a_row_without_a_softmax_or_too_long_is_refused_with_the_reason(text, said):
     with pytest.raises(ValueError, match=said):
         stepper().set(row=text)
 
 
-def test_an_order_that_cannot_be_is_refused():
+def test_an_unknown_order_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match="order must be one of 'given', .*; got 'upwards'"):
         stepper(order="upwards")
 

@@ -33,7 +33,7 @@ def decode(model="Llama-3-8B", device="H100 SXM", sweep="batch 1024", attention=
 
 
 @pytest.mark.parametrize("setting", SOME, ids=" ".join)
-def test_a_frame_is_the_step_that_the_library_computes(setting):
+def test_each_frame_has_the_operations_and_times_that_the_library_computes(setting):
     model, device, phase, attention, _ = setting
     for scene in frames_of(*setting)[::3]:
         queries = 1 if phase == "decode" else scene.context
@@ -78,7 +78,7 @@ def test_areas_are_shares_of_the_time():
             assert (one.radius / other.radius) ** 2 == pytest.approx(one.share / other.share)
 
 
-def test_a_larger_batch_carries_the_weights_over_the_ridge_and_leaves_attention_behind():
+def test_with_a_larger_batch_the_weights_cross_the_ridge_and_attention_stays_where_it_was():
     intensity = [{dot.op.name: dot.op.intensity for dot in scene.dots} for scene in decode()]
     bound = [{dot.op.name: dot.bound for dot in scene.dots} for scene in decode()]
     assert set(bound[0].values()) == {"HBM"}
@@ -87,13 +87,13 @@ def test_a_larger_batch_carries_the_weights_over_the_ridge_and_leaves_attention_
     assert [each["attention"] for each in intensity] == pytest.approx([intensity[0]["attention"]] * len(intensity))
 
 
-def test_latents_make_attention_work_where_keys_and_values_do_not():
+def test_attention_over_latents_has_far_more_flop_a_byte_than_over_keys_and_values():
     first = (decode(model)[0].dots for model in ("Llama-3-8B", "DeepSeek-V3"))
     llama, deepseek = (next(dot for dot in dots if dot.op.name == "attention") for dots in first)
     assert deepseek.op.intensity > 20 * llama.op.intensity
 
 
-def test_the_sums_are_in_the_picture():
+def test_the_picture_says_the_time_of_the_step_and_of_each_operation():
     stepper = explorer()
     stepper.go(9)
     words = "".join(ElementTree.fromstring(stepper.svg()).itertext())
@@ -105,7 +105,7 @@ def test_the_sums_are_in_the_picture():
         assert words.count(dot.op.name) >= 2 and seconds_in_words(dot.seconds) in words  # in the plot and beside it
 
 
-def test_the_words_are_the_scenes():
+def test_the_caption_says_the_step_what_it_waits_for_and_its_longest_operation():
     first, last = decode()[0], decode()[-1]
     assert "decodes a token of one sequence of 1,024 tokens on H100 SXM" in describe(first)
     assert "It waits for memory all the time. The longest is MLP" in describe(first)
@@ -141,7 +141,7 @@ def test_the_static_frame_shows_both_sides_and_fits():
     assert "as if there were more" not in page
 
 
-def test_a_device_and_a_model_of_ones_own(assert_legible):
+def test_it_takes_a_device_and_a_model_of_the_readers_own(assert_legible):
     mine = replace(H100, name="this laptop", flops={"float32": 90e9}, bandwidth=11e9, exponentials=None)
     other = replace(SHAPES["SmolLM2-135M"], name="mine", layers=3)
     stepper = explorer(device=mine, model=other)
@@ -151,7 +151,7 @@ def test_a_device_and_a_model_of_ones_own(assert_legible):
 
 @pytest.mark.parametrize(("how", "said"), [({"device": "Cray-1"}, "device must be one of 'H100 SXM'"),
                                            ({"model": "GPT-9"}, "model must be one of 'SmolLM2-135M'")])  # fmt: skip
-def test_names_that_are_not_there_are_refused(how, said):
+def test_an_unknown_device_or_model_is_refused_with_those_that_there_are(how, said):
     with pytest.raises(ValueError, match=said):
         explorer(**how)
 
@@ -164,7 +164,7 @@ def test_the_picture_shows_what_the_library_computes(monkeypatch):
     assert explorer().svg(5) != right
 
 
-def test_every_bound_has_a_colour():
+def test_whatever_an_operation_waits_for_has_a_colour():
     axes = Axes(H100, "bfloat16", *PLOT)
     op = roofline.Operation("all at once", flops=1, bytes=1, exponentials=1e12, l2_bytes=1, sram_bytes=1)
     assert axes.dots([op])[0].bound == "exponentials"

@@ -70,6 +70,6 @@ def test_the_librarys_greedy_is_the_default():
 
 
 @pytest.mark.parametrize(("prompt", "steps", "said"), [("", 3, "no tokens"), ("The", 0, "at least 1, got 0")])
-def test_what_cannot_be_is_refused(prompt, steps, said):
+def test_an_empty_prompt_and_no_steps_are_refused(prompt, steps, said):
     with pytest.raises(ValueError, match=said):
         stepper(Model(), prompt, steps=steps, next_token=greedy)
