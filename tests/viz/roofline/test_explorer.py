@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise, product
 from xml.etree import ElementTree
 
@@ -24,6 +25,7 @@ SETTINGS = list(product(SHAPES, DEVICES, PHASES.values(), ATTENTION.values(), SW
 SOME = [*random.Random(1).sample(SETTINGS, 24), ("Llama-3-8B", "H100 SXM", "decode", "flash", "batch 1024")]
 
 
+@cache  # several tests look at the same frames
 def frames_of(model, device, phase, attention, sweep):
     return scenes(SHAPES[model], DEVICES[device], phase=phase, attention=attention, sweep=sweep)
 
