@@ -1,0 +1,7 @@
+"""Moved: this is `llmsys.attention.hopper.simulated.engines` now."""
+
+import sys
+
+from llmsys.attention.hopper.simulated import engines
+
+sys.modules[__name__] = engines
