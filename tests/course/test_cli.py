@@ -102,7 +102,8 @@ def commands(group=None, path=()):
 def test_the_commands_are_those_of_the_design():
     names = {" ".join(words) for words, _ in commands()}
     learner = {"doctor", "start", "update", "status", "check", "hint", "reset"}
-    assert names == learner | {"grade", "export nbgrader", "bench", "generate", "train", "build"}
+    author = {"new", "build", "lint"}
+    assert names == learner | author | {"grade", "export nbgrader", "bench", "generate", "train"}
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
@@ -409,14 +410,19 @@ def test_generate_streams_what_the_model_says():
     assert run("generate", "What is the capital of France?", "--max-new-tokens", "12").stdout == online.stdout
 
 
-def test_build_and_export_need_a_checkout(lessons, monkeypatch):
+def test_what_authors_do_needs_a_checkout(lessons, monkeypatch):
     def nowhere():
         raise FileNotFoundError("the solutions are not part of the installed package: clone the repository")
 
     monkeypatch.setattr(manifest, "solutions_dir", nowhere)
-    for arguments in (["build", "90"], ["export", "nbgrader", "90", "out"]):
+    for arguments in (["new", "07", "x"], ["build", "90"], ["lint", "90"], ["export", "nbgrader", "90", "out"]):
         done = run(*arguments)
         assert done.exit_code == 2 and "clone the repository" in done.stderr
+
+
+def test_a_new_lesson_that_is_refused_is_said_in_one_line():
+    done = run("new", "00", "another")
+    assert done.exit_code == 2 and done.stderr == "there is a lesson 00: Start here\n"
 
 
 def record(work, **exercises):
