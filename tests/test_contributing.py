@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: every command in it exists and takes its arguments, every path is there, every package has a line."""
+"""CONTRIBUTING.md: every command in it exists and takes its arguments, every path and every package is there."""
 
 import importlib.util
 import re
@@ -20,7 +20,8 @@ EXAMPLE = ("07", "kv_cache")  # the lesson that the text makes
 
 def commands() -> list[str]:
     """The lines of the text's shell blocks, and what stands in backticks and begins like a command."""
-    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
+    blocks = re.findall(r"^```sh\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
     inline = re.findall(r"`((?:llmsys |python -m |make |ruff )[^`]*)`", TEXT)
     return list(dict.fromkeys(line.partition("  #")[0].strip() for line in [*lines, *inline]))
 

@@ -155,7 +155,8 @@ def test_nothing_in_these_places_belongs_to_no_lesson():
     shared = {"kit", "charts", "roofline", "course"}  # pictures of no lesson's own
     assert {path.stem for path in (ROOT / "solutions").glob("*.py")} == names
     assert {path.stem.removeprefix("test_") for path in (ROOT / "tests/lessons").glob("test_*.py")} <= names
-    assert {path.parent.name.removeprefix("lesson_") for path in (ROOT / "llmsys/lessons").glob("*/__init__.py")} == names
+    folders = {path.parent.name for path in (ROOT / "llmsys/lessons").glob("*/__init__.py")}
+    assert folders == {f"lesson_{name}" for name in names}
     assert {path.parent.name for path in (ROOT / "llmsys/viz").glob("*/__init__.py")} == slugs | shared
 
 
@@ -212,8 +213,9 @@ def test_a_circle_is_found_inside_functions_too(tmp_path):
 
 
 def test_two_circles_are_two(tmp_path):
-    files = {"a.py": "import house.b", "b.py": "import house.a", "c.py": "import house.d, house.a", "d.py": "import house.c"}
-    assert circles(tree(tmp_path, files)) == [["house.a", "house.b"], ["house.c", "house.d"]]
+    files = {"a": "import house.b", "b": "import house.a", "c": "import house.d, house.a", "d": "import house.c"}
+    found = tree(tmp_path, {f"{name}.py": text for name, text in files.items()})
+    assert circles(found) == [["house.a", "house.b"], ["house.c", "house.d"]]
 
 
 def test_an_import_from_a_later_package_is_found_with_its_line(tmp_path):
@@ -224,8 +226,8 @@ def test_an_import_from_a_later_package_is_found_with_its_line(tmp_path):
         "beside/c.py": "",
     }
     found = tree(tmp_path, files)
-    order = [["low"], ["high", "beside"]]
-    assert against_the_order(found, order, "house") == ["house.low.a imports house.high.b (line 3), which comes after it"]
+    backward = "house.low.a imports house.high.b (line 3), which comes after it"
+    assert against_the_order(found, [["low"], ["high", "beside"]], "house") == [backward]
     assert against_the_order(found, [["beside"], ["high"], ["low"]], "house") == [
         "house.high.b imports house.low.a (line 1), which comes after it"
     ]

@@ -38,7 +38,7 @@ def export_nbgrader(number: str, out_dir: str | Path) -> Path:
     lesson = manifest.lesson(number)
     solution = manifest.solutions_dir() / lesson.notebook
     if not solution.exists():
-        raise FileNotFoundError(f"{solution} is not built: run python -m llmsys.course.authoring.build {lesson.number}")
+        raise FileNotFoundError(f"{solution} is not built: run llmsys build {lesson.number}")
     return export_lesson(lesson, read_notebook(solution), Path(out_dir))
 
 

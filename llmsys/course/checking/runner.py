@@ -5,9 +5,9 @@ A check never calls the learner's function itself. It asks a *runner*, any objec
     run(args: tuple, kwargs: dict) -> Run
 
 In the notebook that is `LocalRunner`, below. The grader's runner has the same method and speaks to a worker process,
-in which a `LocalRunner` makes the call. Arguments and results are plain data (`llmsys.course.checking.compare`), and so is all
-of a `Run`: `to_plain` and `from_plain` turn it into dicts, tuples, numbers, strings and tensors and back, so that it
-crosses a pipe without pickle.
+in which a `LocalRunner` makes the call. Arguments and results are plain data (`llmsys.course.checking.compare`), and so
+is all of a `Run`: `to_plain` and `from_plain` turn it into dicts, tuples, numbers, strings and tensors and back, so
+that it crosses a pipe without pickle.
 
 During the call, and only then, forbidden functions are watched for, memory is metered, kernels run under the sanitizer
 where they are interpreted, and what the function prints is kept from flooding the notebook.

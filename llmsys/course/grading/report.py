@@ -6,7 +6,8 @@
     write_step_summary(report)                  # where GitHub Actions asks for one
 
 An exercise's points are all or nothing. Texts that came from a learner's process have been cleaned of control
-characters on arrival (`llmsys.course.grading.remote.clean`); here each form escapes what would mean something to its reader.
+characters on arrival (`llmsys.course.grading.remote.clean`); here each form escapes what would mean something to its
+reader.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""`llmsys new`: the files of a lesson, which build, lint, self-test and ruff accept as they are; and what it refuses."""
+"""`llmsys new`: the files of a lesson, which build, lint, self-test and ruff accept as they are; what it refuses."""
 
 import os
 import shutil
