@@ -127,7 +127,7 @@ def _portable(output: NotebookNode, count: int, replacements: dict[str, str]) ->
 
 
 def _without_paths(value, replacements: dict[str, str]):
-    """The same text, list or table with this machine's directories replaced by what they are."""
+    """A text, or a list or table of texts, in which this machine's directories are replaced by what stands for them."""
     if isinstance(value, list):
         return [_without_paths(each, replacements) for each in value]
     if isinstance(value, dict):

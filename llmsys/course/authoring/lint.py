@@ -78,7 +78,7 @@ Complaints = Iterator[tuple[str, str, str]]  # the id of a cell, what is wrong w
 
 
 def every_role_is_there(lesson: Lesson, notebook: NotebookNode) -> Complaints:
-    """A lesson sets up, predicts, asks, checks, shows, measures, and uses the answer."""
+    """Each role has a cell: setup, exercise, check, predict, measure, engine, widget."""
     present = {role(cell) for cell in notebook.cells}
     for each in ROLES:
         if each not in present:
@@ -134,7 +134,7 @@ def answers_are_self_contained(lesson: Lesson, notebook: NotebookNode) -> Compla
 
 
 def predictions_are_measured(lesson: Lesson, notebook: NotebookNode) -> Complaints:
-    """Every guess that is asked for is answered further down, once it is asked; nothing is measured that was not."""
+    """Each `predict` has an id of its own and a `measured` below it, and each `measured` a `predict` above it."""
     asked: dict[str, str] = {}
     answered: dict[str, str] = {}
     for cell in notebook.cells:
@@ -294,7 +294,7 @@ def free_names(source: str) -> set[str]:
 
 
 def _stub(exercise: manifest.Exercise, cell: NotebookNode) -> Complaints:
-    """The function that is asked for is there, and its docstring says shapes."""
+    """An exercise's cell defines the function that the manifest names, with a docstring that says shapes."""
     try:
         body = ast.parse(cell.source).body
     except SyntaxError:

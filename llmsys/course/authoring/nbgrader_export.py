@@ -43,7 +43,8 @@ def export_nbgrader(number: str, out_dir: str | Path) -> Path:
 
 
 def export_lesson(lesson: Lesson, solution: dict, out_dir: Path, *, preamble: str = IMPORT_CHECK) -> Path:
-    """The same, for a lesson's notebook with its solutions in it. `preamble` is the first line of every test cell."""
+    """Write nbgrader's source of a lesson, given the notebook with its solutions, into a course directory, as
+    `export_nbgrader` does. `preamble` is the first line of every test cell."""
     text = dumps(nbgrader_form(lesson, solution, preamble))
     path = out_dir / "source" / lesson.name / lesson.notebook
     if path.exists() and path.read_text(encoding="utf-8") != text:

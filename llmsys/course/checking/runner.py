@@ -242,7 +242,8 @@ def _names_of_changed(before: tuple, given: tuple):
 
 
 def _raised(exception: BaseException, answer: object) -> Raised:
-    """The exception with the deepest line that is the learner's own, be it hidden behind an interpreter's error."""
+    """What to report of an exception: with the last line of the learner's own file that led to it, and the exception of
+    that line where another one (of Triton's interpreter, say) was raised on top of it."""
     code = getattr(underlying(answer), "__code__", None)
     own = code.co_filename if code else None
     line, cause = None, exception
