@@ -114,7 +114,6 @@ OF_MINE = """
 import llmsys.attention.hopper_kernels as hopper_kernels
 import llmsys.attention.online as online
 from llmsys.attention.flash import launch
-from llmsys.attention.hopper_machine import *
 from llmsys.course.checking import check, hint
 from llmsys.course.leaderboard import Board, byte_leaderboard
 from llmsys.models.backends import Backend, Batch, ContiguousCache, NoCache, as_backend
