@@ -1,10 +1,11 @@
 """Exact attention, one stage a lesson, all with one contract (`llmsys.attention.contract`).
 
-from llmsys.attention import STAGES
-o = STAGES["online"](q, k, v, causal=True)
+    from llmsys.attention import STAGES
+    o = STAGES["online"](q, k, v, causal=True)
 """
 
 import difflib
+from pathlib import Path
 
 from llmsys.attention.auto import auto_attention
 from llmsys.attention.contract import Attention, check_arguments
@@ -44,6 +45,7 @@ def get_stage(attention: str | Attention) -> Attention:
     raise ValueError(f"attention must be one of {', '.join(named)}, or a callable; got {attention!r}.{hint}")
 
 
+__path__.append(str(Path(__file__).parents[1] / "moved" / "attention"))  # names from before: llmsys.moved
 __all__ = [
     "STAGES",
     "Attention",

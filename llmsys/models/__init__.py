@@ -7,6 +7,8 @@
 `save_model` writes a directory that `load_model` reads; `llmsys.training` changes what is in it.
 """
 
+from pathlib import Path
+
 from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
 from llmsys.models.generate import Generation, generate, stream_generate
 from llmsys.models.llama import Llama, LlamaConfig
@@ -15,6 +17,7 @@ from llmsys.models.save import save_model
 from llmsys.models.tokenizer import TextStream, Tokenizer
 from llmsys.models.weights import find_smollm2, load_model
 
+__path__.append(str(Path(__file__).parents[1] / "moved" / "models"))  # names from before: llmsys.moved
 __all__ = [
     "Backend",
     "Batch",

@@ -99,10 +99,11 @@ def commands(group=None, path=()):
 # Every command
 
 
-def test_the_commands_are_those_of_the_design():
+def test_the_commands_are_these():
     names = {" ".join(words) for words, _ in commands()}
     learner = {"doctor", "start", "update", "status", "check", "hint", "reset"}
-    assert names == learner | {"grade", "export nbgrader", "bench", "generate", "train", "build"}
+    author = {"new", "build", "lint"}
+    assert names == learner | author | {"grade", "export nbgrader", "bench", "generate", "train"}
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
@@ -126,7 +127,7 @@ def test_the_quick_commands_import_nothing_slow(arguments, tmp_path):
     assert slow.isdisjoint(done.stdout.partition("IMPORTED")[2].split())
 
 
-def test_python_m_llmsys_is_the_same():
+def test_python_m_llmsys_is_the_same_command_line():
     done = subprocess.run([sys.executable, "-m", "llmsys", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "Usage: llmsys " in done.stdout
 
@@ -172,7 +173,7 @@ def test_a_missing_package_is_named_a_missing_module_of_ours_is_a_bug():
     assert errors.for_people(ValueError("a bug")) is None
 
 
-def test_the_errors_for_people_exist():
+def test_every_error_that_is_shown_without_a_traceback_exists():
     for name in errors.FOR_PEOPLE:
         module, _, kind = name.partition(":")
         assert issubclass(getattr(__import__(module, fromlist=[kind]), kind), Exception)
@@ -250,7 +251,7 @@ def test_reset_puts_an_exercise_back_and_says_where_yours_is(work):
     assert "return 3 * x" in cells_by_id(read_notebook(kept))["90-double"]["source"]
 
 
-def test_a_notebook_that_is_none_is_an_error_for_people(work):
+def test_a_file_that_is_no_notebook_is_an_error_of_one_line(work):
     (work / "90_tiny.ipynb").write_text("<<<<<<< HEAD\n")
     done = run("reset", "90.double")
     assert done.exit_code == 2 and "merge conflict" in done.stderr and len(done.stderr.splitlines()) == 1
@@ -362,12 +363,12 @@ def test_grade_names_a_directory_that_is_not_there(begun):
 # The library's, the instructors' and the authors' commands
 
 
-def test_bench_refuses_what_there_is_not():
+def test_bench_refuses_an_unknown_benchmark():
     done = run("bench", "nothing")
     assert done.exit_code == 2 and "softmax" in done.stderr
 
 
-def test_generate_refuses_what_there_is_not():
+def test_generate_refuses_an_unknown_stage_and_lists_those_there_are():
     done = run("generate", "Hello", "--attention", "nothing")
     assert done.exit_code == 2 and "online" in done.stderr and "sdpa" in done.stderr
 
@@ -391,7 +392,7 @@ def test_generate_says_what_is_wrong_with_a_model(options, says, tmp_path, monke
         (("--attention", "hopper", "--device", "cpu"), "stage hopper"),
     ],
 )
-def test_generate_says_what_a_device_or_a_stage_does_not_take(options, says):
+def test_generate_names_the_device_or_stage_that_cannot_run_it(options, says):
     done = run("generate", "Hello", "--max-new-tokens", "1", *options)
     assert done.exit_code == 2 and says in done.stderr and "Traceback" not in done.stderr
 
@@ -402,21 +403,26 @@ def test_generate_says_which_stage_auto_picks():
     assert "attention, prompt: sdpa (on the cpu" in done.stderr and "attention, each new token: sdpa" in done.stderr
 
 
-def test_generate_streams_what_the_model_says():
+def test_generate_prints_the_same_text_on_a_stage_in_python_as_on_torchs_own():
     """On a stage that is written in Python, and the same text as on torch's own."""
     online = run("generate", "What is the capital of France?", "--attention", "online", "--max-new-tokens", "12")
     assert online.exit_code == 0 and "Paris" in online.stdout
     assert run("generate", "What is the capital of France?", "--max-new-tokens", "12").stdout == online.stdout
 
 
-def test_build_and_export_need_a_checkout(lessons, monkeypatch):
+def test_what_authors_do_needs_a_checkout(lessons, monkeypatch):
     def nowhere():
         raise FileNotFoundError("the solutions are not part of the installed package: clone the repository")
 
     monkeypatch.setattr(manifest, "solutions_dir", nowhere)
-    for arguments in (["build", "90"], ["export", "nbgrader", "90", "out"]):
+    for arguments in (["new", "07", "x"], ["build", "90"], ["lint", "90"], ["export", "nbgrader", "90", "out"]):
         done = run(*arguments)
         assert done.exit_code == 2 and "clone the repository" in done.stderr
+
+
+def test_a_new_lesson_that_is_refused_is_said_in_one_line():
+    done = run("new", "00", "another")
+    assert done.exit_code == 2 and done.stderr == "there is a lesson 00: Start here\n"
 
 
 def record(work, **exercises):

@@ -46,12 +46,12 @@ def gpu(monkeypatch, tmp_path):
     return install
 
 
-def test_it_agrees_with_the_library_about_the_tier():
+def test_the_doctor_and_the_library_name_the_same_tier():
     assert diagnose().tier == tier()
     assert diagnose() and re.search(r"runs? here", diagnose().verdict)
 
 
-def test_it_asks_for_what_pyproject_asks_for():
+def test_the_doctors_versions_are_those_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = {}
     for requirement in project["dependencies"]:
@@ -63,7 +63,7 @@ def test_it_asks_for_what_pyproject_asks_for():
     assert doctor.MODEL in (ROOT / "Makefile").read_text()
 
 
-def test_it_needs_the_standard_library_alone_and_says_how_to_get_torch():
+def test_the_doctor_needs_the_standard_library_alone_and_says_how_to_get_torch():
     code = "from llmsys.course.doctor import diagnose; d = diagnose(); print(d); raise SystemExit(not d)"
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
@@ -73,7 +73,7 @@ def test_it_needs_the_standard_library_alone_and_says_how_to_get_torch():
     assert done.stdout.splitlines()[-1].startswith("The lessons do not run here yet: see torch, ")
 
 
-def test_it_answers_without_importing_what_it_looks_for():
+def test_the_doctor_answers_without_importing_what_it_looks_for():
     code = "import sys; from llmsys.course.doctor import diagnose; diagnose(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"torch", "triton", "numpy", "matplotlib"}.isdisjoint(done.stdout.split())
@@ -83,7 +83,7 @@ def test_it_answers_without_importing_what_it_looks_for():
     ("version", "mark"),
     [(None, MISSING), ("2.10.1", MISSING), ("2.11.0", OK), ("2.13.0+cu130", OK), ("2.14.0", LIMITED), ("3.0", LIMITED)],
 )
-def test_torch_versions(monkeypatch, version, mark):
+def test_a_torch_that_is_too_old_or_untested_is_marked(monkeypatch, version, mark):
     pretend(monkeypatch, torch=version)
     found = line("torch")
     assert found.mark == mark
@@ -181,7 +181,7 @@ def test_other_systems_are_told_what_to_do_instead(monkeypatch, system, advice):
     assert found.mark == LIMITED and advice in found.remedy and "Colab" in found.remedy
 
 
-def test_no_model_no_trouble_but_for_its_cells(monkeypatch):
+def test_without_the_model_only_cells_that_use_it_do_not_run(monkeypatch):
     find = doctor.importlib.util.find_spec
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if "smollm" in name else find(name))
     found = diagnose()
@@ -232,7 +232,7 @@ def test_the_speed_is_shown_once_it_was_measured(cache):
     assert "12.3 GB/s" in line("speed").found and "98.7 GFLOP/s in float32: the ridge is at 8 " in line("speed").found
 
 
-def test_the_speed_of_another_torch_is_not_shown(cache, tmp_path):
+def test_a_speed_measured_with_another_torch_is_not_shown(cache, tmp_path):
     cache("Some CPU, torch 1.0, 2 threads", bandwidth=1e10, flops={"float32": 1e11})
     assert "not measured yet" in line("speed").found
     (tmp_path / "llmsys" / "this_machine.json").write_text("[]")

@@ -89,7 +89,7 @@ def test_a_faulty_entry_is_named(tmp_path, edit, message):
         read(tmp_path, text)
 
 
-def test_lessons_rise(tmp_path):
+def test_lesson_numbers_must_rise(tmp_path):
     with pytest.raises(manifest.ManifestError, match="must be unique and rise, got 07, 07"):
         read(tmp_path, LESSON + LESSON)
 
@@ -100,7 +100,8 @@ def test_the_standard_library_is_enough_for_the_learners_side():
         "import sys\n"
         "for name in ('torch', 'triton', 'numpy', 'nbformat', 'jupytext', 'nbgrader', 'nbclient'):\n"
         "    sys.modules[name] = None\n"
-        "import llmsys.course.manifest, llmsys.course.workspace.notebook, llmsys.course.workspace.workspace, llmsys.course.workspace.update\n"
+        "import llmsys.course.manifest\n"
+        "from llmsys.course.workspace import notebook, progress, status, update, workspace\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ def test_a_guess_is_drawn_beside_the_measurement():
 
 
 @pytest.mark.parametrize("guess", [None, ...])
-def test_no_guess_stops_nothing(guess):
+def test_a_missing_guess_raises_nothing(guess):
     shown = predict("a", guess, "ms")
     assert "no guess yet" in repr(shown) and "No guess yet" in shown._repr_html_()
     assert repr(measured("a", 3, "ms")) == "a: measured 3 ms. You wrote down no guess for this one."
@@ -63,7 +63,7 @@ def test_a_number_may_be_a_tensor_of_one_element():
 
 
 @pytest.mark.parametrize("wrong", ["12 ms", True, math.nan, [1], torch.zeros(2), 1j])
-def test_what_is_no_number_is_refused(wrong):
+def test_a_guess_that_is_no_number_is_refused(wrong):
     with pytest.raises(ValueError, match=r"the guess for 'a' must be a number \(or None"):
         predict("a", wrong, "ms")
 
@@ -95,5 +95,5 @@ def test_units_of_one_kind_are_converted():
         (1e18, "1e+18"),
     ],
 )
-def test_figures_are_short(value, text):
+def test_figures_are_written_as_short_as_they_may_be(value, text):
     assert figure(value) == text and figure(value, "B") == f"{text} B"

@@ -1,8 +1,9 @@
 """For those who write lessons.
 
+    new                 the files of a new lesson, from the templates beside it
     build               solutions/NN_slug.py becomes the executed solution and the learner's lesson
     execute             a solution is run in a fresh process
-    lint                what the design asks of a lesson's form
+    lint                the rules of a lesson's form
     numbers_in_prose    numbers that the text claims, for the lint
     alt_texts           pictures, and their words for those who do not see them, for the lint
     self_test           are the checks any good? Stubs, solutions, mistakes, mutations

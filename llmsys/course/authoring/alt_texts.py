@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 def pictures(cell: dict) -> Iterator[tuple[str, str]]:
-    """The pictures of a cell, in its text or its outputs: what it is, and its alt text, which may be empty."""
+    """The pictures in a cell's text or outputs, each as (what it is, its alt text, which may be empty)."""
     if cell["cell_type"] == "markdown":
         text = re.sub(r"(`+).*?\1", " ", cell["source"], flags=re.DOTALL)
         yield from (("an image", alt) for alt in re.findall(r"!\[(.*?)\]\(", text, re.DOTALL))
@@ -26,7 +26,7 @@ def pictures(cell: dict) -> Iterator[tuple[str, str]]:
 
 
 def pictures_in(html: str) -> Iterator[tuple[str, str]]:
-    """The same, of a piece of HTML."""
+    """The images and SVGs in a piece of HTML, each as (what it is, its alt text, which may be empty)."""
     for attributes in re.findall(r"<img\b([^>]*)>", html):
         yield "an image", _attribute(attributes, "alt")
     for attributes, start in re.findall(r"<svg\b([^>]*)>(.{0,400})", html, re.DOTALL):

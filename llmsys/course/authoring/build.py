@@ -8,20 +8,17 @@ The source is jupytext's py:percent with the roles as tags. Everything else is d
 the same outputs give the same bytes: cell ids come from the exercise's id, or from the last heading and a count;
 the notebook carries a hash of its source as its version. Stripping is nbgrader's own preprocessor.
 
-    python -m llmsys.course.authoring.build               every lesson
-    python -m llmsys.course.authoring.build 02            one lesson
-    python -m llmsys.course.authoring.build 02 --reuse    only prose was edited: keep the outputs of the last execution
-    python -m llmsys.course.authoring.build --check       say what is stale, change nothing (no kernel runs)
+    llmsys build               every lesson
+    llmsys build 02            one lesson
+    llmsys build 02 --reuse    only prose was edited: keep the outputs of the last execution
+    llmsys build --check       say what is stale, change nothing (no kernel runs)
 
 Needs the development dependencies (jupytext, nbgrader, nbclient).
 """
 
-import argparse
 import copy
 import hashlib
 import re
-import sys
-import time
 import unicodedata
 from pathlib import Path
 
@@ -82,7 +79,7 @@ def check(number: str | None = None) -> list[str]:
 
 def check_lesson(lesson: Lesson, solutions: Path, lessons: Path) -> list[str]:
     """The stale parts of one lesson, found without running a cell."""
-    mend = f"run: python -m llmsys.course.authoring.build {lesson.number}"
+    mend = f"run: llmsys build {lesson.number}"
     try:
         source = read_source(lesson, solutions)
     except BuildError as error:
@@ -132,7 +129,8 @@ def read_source(lesson: Lesson, solutions: Path) -> NotebookNode:
 def learner_form(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
     """The lesson: nbgrader's stubs for the solutions, no outputs but those that the checks should have.
 
-    Claim cells are compared in the solution only: a learner who changes a size there is exploring, not failing.
+    Cells tagged `claim` are compared in the solution only: a learner who changes a size there is exploring, and has not
+    failed.
     """
     notebook = copy.deepcopy(source)
     strip = ClearSolutions(code_stub={"python": STUB})
@@ -237,29 +235,3 @@ def _differences(expected: NotebookNode, found: NotebookNode) -> list[str]:
             if mine[part] != other[part]:
                 return [f"the {part.replace('_', ' ')} of cell {mine.id} is not that of the source"]
     return [] if expected.metadata == found.metadata else ["its version or its metadata is not that of the source"]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llmsys.course.authoring.build", description=__doc__.split("\n\n")[0])
-    parser.add_argument("lesson", nargs="?", help="a lesson's number, like 02; every lesson where it is left out")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a notebook is stale")
-    parser.add_argument("--reuse", action="store_true", help="keep the outputs of the last execution (prose edits)")
-    options = parser.parse_args(arguments)
-    try:
-        if options.check:
-            stale = check(options.lesson)
-            print("\n".join(stale) or "every notebook follows from its source")
-            return 1 if stale else 0
-        chosen = [options.lesson] if options.lesson else [each.number for each in manifest.lessons()]
-        for number in chosen:
-            began = time.perf_counter()
-            written = build(number, execute=not options.reuse)
-            print(*(f"{path.parent.name}/{path.name}" for path in written), f"({time.perf_counter() - began:.1f} s)")
-    except (BuildError, manifest.UnknownId, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

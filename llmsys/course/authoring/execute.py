@@ -58,14 +58,14 @@ def execute_notebook(source: NotebookNode, *, timeout: int = 600) -> NotebookNod
         try:
             client.execute(env=_environment(workspace))
         except CellExecutionError as error:
-            raise BuildError(_blame(notebook, error)) from None
+            raise BuildError(_why_it_stopped(notebook, error)) from None
     replacements = {str(workspace): "work", str(manifest.HERE.parents[1]): ".", sys.prefix: "python"}
     notebook.cells = [cell for cell in notebook.cells if "asks" not in cell.metadata]
     notebook.metadata = copy.deepcopy(source.metadata)  # nbclient adds this machine's Python version
     for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
         cell.metadata.pop("execution", None)
         cell.execution_count = count if cell.source.strip() else None
-        cell.outputs = [kept for kept in (_settle(each, count, replacements) for each in cell.outputs) if kept]
+        cell.outputs = [kept for kept in (_portable(each, count, replacements) for each in cell.outputs) if kept]
     return notebook
 
 
@@ -91,7 +91,7 @@ def _environment(workspace: Path) -> dict[str, str]:
     return environment
 
 
-def _blame(notebook: NotebookNode, error: CellExecutionError) -> str:
+def _why_it_stopped(notebook: NotebookNode, error: CellExecutionError) -> str:
     """Which cell stopped the build, and how."""
     lesson = notebook.metadata.llmsys.lesson
     for cell in notebook.cells:
@@ -105,7 +105,7 @@ def _blame(notebook: NotebookNode, error: CellExecutionError) -> str:
     return f"lesson {lesson}: {error}"
 
 
-def _settle(output: NotebookNode, count: int, replacements: dict[str, str]) -> NotebookNode | None:
+def _portable(output: NotebookNode, count: int, replacements: dict[str, str]) -> NotebookNode | None:
     """An output without what differs from run to run or machine to machine; None where nothing is left of it.
 
     A live widget is nothing on a web page: its view goes, and the static frame that is shown beside it stays.
@@ -127,7 +127,7 @@ def _settle(output: NotebookNode, count: int, replacements: dict[str, str]) -> N
 
 
 def _without_paths(value, replacements: dict[str, str]):
-    """The same text, list or table with this machine's directories replaced by what they are."""
+    """A text, or a list or table of texts, in which this machine's directories are replaced by what stands for them."""
     if isinstance(value, list):
         return [_without_paths(each, replacements) for each in value]
     if isinstance(value, dict):

@@ -1,19 +1,21 @@
-"""The lints of a lesson: what DESIGN asks of its form, checked, so that its authors can think about the content.
+"""The form of a lesson, checked, so that its authors can think about the content.
 
-    python -m llmsys.course.authoring.lint            every lesson
-    python -m llmsys.course.authoring.lint 02         one lesson
+    llmsys lint            every lesson
+    llmsys lint 02         one lesson
+
+Every lesson is built alike: it opens with a picture of what will be built; the reader predicts a number; exercises
+follow, each with its check; something to play with; a measurement that answers the prediction; the reader's code in the
+real model or engine; what production does differently; and three questions with folded answers. Whatever the text
+claims is shown by an output that the tests compare, or cites its source.
 
 A rule is a function of the lesson and of its notebook, the source's cells with the outputs of the executed solution;
-it yields what is wrong, where, and how to mend it. `RULES` lists them: roles, exercises, their minutes, self-contained
-answers, predictions, the order of the sections, pictures, self-test questions, equations, numbers, outputs.
+it yields what is wrong, where, and how to mend it. `RULES` lists them.
 """
 
-import argparse
 import ast
 import builtins
 import re
 import symtable
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from llmsys.course.authoring.numbers_in_prose import claims, compared_text, is_c
 from llmsys.course.manifest import Lesson
 from llmsys.course.workspace.notebook import ROLES, role
 
+ORDER = "prediction, exercises, widget, measurement, engine, production, questions"
 PRODUCTION = r"^#{1,6} .*\bproduction\b"  # the heading of what production does differently
 SHAPE = re.compile(r"\bshape|\([^()\n]*(?:,|\.\.\.|…)[^()\n]*\)")
 ELSEWHERE = re.compile(r"(?<![\w.:])(?:/[\w.-]+){2,}|\b0x[0-9a-f]{6,}\b")  # a path or an address, in an output
@@ -64,25 +67,25 @@ def lint_lesson(lesson: Lesson, solutions: Path) -> list[Finding]:
         notebook = with_outputs_of(notebook, solutions / lesson.notebook)
     except BuildError:
         rules = tuple(rule for rule in RULES if rule not in NEED_OUTPUTS)
-        remedy = f"run: python -m llmsys.course.authoring.build {lesson.number}"
+        remedy = f"run: llmsys build {lesson.number}"
         found.append(Finding(file, "(all)", "its executed solution is missing or stale", remedy))
     for rule in rules:
         found += [Finding(file, *each) for each in rule(lesson, notebook)]
     return found
 
 
-Found = Iterator[tuple[str, str, str]]  # cell id, message, remedy
+Complaints = Iterator[tuple[str, str, str]]  # the id of a cell, what is wrong with it, what to do about it
 
 
-def every_role_is_there(lesson: Lesson, notebook: NotebookNode) -> Found:
-    """A lesson sets up, predicts, asks, checks, shows, measures, and uses the answer."""
+def every_role_is_there(lesson: Lesson, notebook: NotebookNode) -> Complaints:
+    """Each role has a cell: setup, exercise, check, predict, measure, engine, widget."""
     present = {role(cell) for cell in notebook.cells}
     for each in ROLES:
         if each not in present:
             yield "(none)", f"no cell has the role {each}", f'tag one with tags=["{each}"]'
 
 
-def exercises_are_whole(lesson: Lesson, notebook: NotebookNode) -> Found:
+def exercises_are_whole(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     """Each exercise of the manifest has one cell with one marked solution, and its check next, in the same order."""
     cells = {cell.id: cell for cell in notebook.cells}
     order = [cell.id for cell in notebook.cells if cell.id in {e.cell_id for e in lesson.exercises}]
@@ -104,7 +107,7 @@ def exercises_are_whole(lesson: Lesson, notebook: NotebookNode) -> Found:
             yield following[0].id, "it does not end in its check", f"make its last line {wanted}"
 
 
-def headings_say_the_minutes(lesson: Lesson, notebook: NotebookNode) -> Found:
+def headings_say_the_minutes(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     """The heading above an exercise ends in the minutes that the manifest gives it: (15 minutes), (5 minutes each)."""
     minutes = {exercise.cell_id: exercise.minutes for exercise in lesson.exercises}
     said = None
@@ -117,7 +120,7 @@ def headings_say_the_minutes(lesson: Lesson, notebook: NotebookNode) -> Found:
             yield cell.id, f"the heading above says {said or 'no'} minutes", f"end it in {wanted}, or mend lessons.toml"
 
 
-def answers_are_self_contained(lesson: Lesson, notebook: NotebookNode) -> Found:
+def answers_are_self_contained(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     """An exercise's cell uses only what it defines or imports, so that it can be graded and exported by itself."""
     for cell in notebook.cells:
         if role(cell) == "exercise":
@@ -130,8 +133,8 @@ def answers_are_self_contained(lesson: Lesson, notebook: NotebookNode) -> Found:
                 yield cell.id, f"it uses {', '.join(sorted(missing))} of other cells", "import or define it in this one"
 
 
-def predictions_are_measured(lesson: Lesson, notebook: NotebookNode) -> Found:
-    """Every guess that is asked for is answered further down, once it is asked; nothing is measured that was not."""
+def predictions_are_measured(lesson: Lesson, notebook: NotebookNode) -> Complaints:
+    """Each `predict` has an id of its own and a `measured` below it, and each `measured` a `predict` above it."""
     asked: dict[str, str] = {}
     answered: dict[str, str] = {}
     for cell in notebook.cells:
@@ -152,8 +155,8 @@ def predictions_are_measured(lesson: Lesson, notebook: NotebookNode) -> Found:
         yield asked[id], f"{id!r} is predicted and never measured", f'show it with measured("{id}", value, unit)'
 
 
-def sections_are_in_order(lesson: Lesson, notebook: NotebookNode) -> Found:
-    """Prediction, exercises, widget, measurement, engine, what production does; for the self-test, see below."""
+def sections_are_in_order(lesson: Lesson, notebook: NotebookNode) -> Complaints:
+    """The sections come in the order that `ORDER` names; where the questions are, another rule sees to."""
     roles = [role(cell) for cell in notebook.cells]
     last = {each: len(roles) - 1 - roles[::-1].index(each) for each in ROLES if each in roles}
     first = {each: roles.index(each) for each in ROLES if each in roles}
@@ -173,10 +176,10 @@ def sections_are_in_order(lesson: Lesson, notebook: NotebookNode) -> Found:
     there = [(name, position) for name, position in landmarks if position is not None]
     for (before, one), (after, other) in zip(there, there[1:], strict=False):
         if one >= other:
-            yield notebook.cells[one[0]].id, f"{before} comes after {after}", "bring the sections into DESIGN's order"
+            yield notebook.cells[one[0]].id, f"{before} comes after {after}", f"move it up: {ORDER}"
 
 
-def opens_with_a_picture(lesson: Lesson, notebook: NotebookNode) -> Found:
+def opens_with_a_picture(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     """What you will build is shown, before anything is asked."""
     for cell in notebook.cells:
         if role(cell) in ("predict", "exercise"):
@@ -186,7 +189,7 @@ def opens_with_a_picture(lesson: Lesson, notebook: NotebookNode) -> Found:
             return
 
 
-def pictures_have_alt_text(lesson: Lesson, notebook: NotebookNode) -> Found:
+def pictures_have_alt_text(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     """Every image and figure says in words what it shows."""
     for cell in notebook.cells:
         for what, alt in pictures(cell):
@@ -194,7 +197,7 @@ def pictures_have_alt_text(lesson: Lesson, notebook: NotebookNode) -> Found:
                 yield cell.id, f"{what} has no alt text", "say in words what it shows"
 
 
-def comments_begin_no_line(lesson: Lesson, notebook: NotebookNode) -> Found:
+def comments_begin_no_line(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     """No text follows a comment that begins a line: from there to the next empty line, Markdown takes all for HTML."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -202,8 +205,8 @@ def comments_begin_no_line(lesson: Lesson, notebook: NotebookNode) -> Found:
                 yield cell.id, f"{comment.group()[:40]!r} begins a line, and hides Markdown", "let it end one"
 
 
-def three_questions_with_folded_answers(lesson: Lesson, notebook: NotebookNode) -> Found:
-    """After what production does, three questions, each a <details> whose <summary> asks. Before, they are free."""
+def three_questions_with_folded_answers(lesson: Lesson, notebook: NotebookNode) -> Complaints:
+    """After what production does, three questions, each a <details> whose <summary> asks; earlier ones do not count."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     text = re.split(PRODUCTION, text, maxsplit=1, flags=re.MULTILINE | re.IGNORECASE)[-1]
     folded = re.findall(r"<details[^>]*>(.*?)</details>", text, re.DOTALL)
@@ -215,7 +218,7 @@ def three_questions_with_folded_answers(lesson: Lesson, notebook: NotebookNode) 
             yield "(end)", "a folded answer without a question, or without an answer", "<details><summary>…</summary>…"
 
 
-def equations_resolve(lesson: Lesson, notebook: NotebookNode) -> Found:
+def equations_resolve(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     r"""A \tag has a number of its own, and a number in the text is some equation's."""
     texts = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "markdown"}
     tagged = [(id, number) for id, text in texts.items() for number in re.findall(r"\\tag\{(\w+)\}", text)]
@@ -231,7 +234,7 @@ def equations_resolve(lesson: Lesson, notebook: NotebookNode) -> Found:
             yield id, f"it refers to equation ({number}), which there is not", rf"number one with \tag{{{number}}}"
 
 
-def numbers_are_shown_or_cited(lesson: Lesson, notebook: NotebookNode) -> Found:
+def numbers_are_shown_or_cited(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     """A number that the prose claims stands in a compared output, or its cell says where it is from."""
     shown = compared_text(notebook.cells)
     for cell in notebook.cells:
@@ -242,7 +245,7 @@ def numbers_are_shown_or_cited(lesson: Lesson, notebook: NotebookNode) -> Found:
                     yield cell.id, f"nothing shows {claim}", remedy
 
 
-def outputs_are_clean(lesson: Lesson, notebook: NotebookNode) -> Found:
+def outputs_are_clean(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     """No warnings; a static frame of every widget; nothing of one machine in an output that is compared."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
@@ -290,8 +293,8 @@ def free_names(source: str) -> set[str]:
     return {name for name in used(top) if name not in bound and not hasattr(builtins, name)}
 
 
-def _stub(exercise: manifest.Exercise, cell: NotebookNode) -> Found:
-    """The function that is asked for is there, and its docstring says shapes."""
+def _stub(exercise: manifest.Exercise, cell: NotebookNode) -> Complaints:
+    """An exercise's cell defines the function that the manifest names, with a docstring that says shapes."""
     try:
         body = ast.parse(cell.source).body
     except SyntaxError:
@@ -332,19 +335,3 @@ def _position(notebook: NotebookNode, pattern: str) -> tuple[int, int] | None:
         if cell.cell_type == "markdown" and (match := re.search(pattern, cell.source, re.MULTILINE | re.IGNORECASE)):
             return index, match.start()
     return None
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llmsys.course.authoring.lint", description=__doc__.split("\n\n")[0])
-    parser.add_argument("lesson", nargs="?", help="a lesson's number, like 02; every lesson where it is left out")
-    try:
-        found = lint(parser.parse_args(arguments).lesson)
-    except (manifest.UnknownId, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("\n".join(map(str, found)) or "nothing to mend")
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -38,12 +38,13 @@ def export_nbgrader(number: str, out_dir: str | Path) -> Path:
     lesson = manifest.lesson(number)
     solution = manifest.solutions_dir() / lesson.notebook
     if not solution.exists():
-        raise FileNotFoundError(f"{solution} is not built: run python -m llmsys.course.authoring.build {lesson.number}")
+        raise FileNotFoundError(f"{solution} is not built: run llmsys build {lesson.number}")
     return export_lesson(lesson, read_notebook(solution), Path(out_dir))
 
 
 def export_lesson(lesson: Lesson, solution: dict, out_dir: Path, *, preamble: str = IMPORT_CHECK) -> Path:
-    """The same, for a lesson's notebook with its solutions in it. `preamble` is the first line of every test cell."""
+    """Write nbgrader's source of a lesson, given the notebook with its solutions, into a course directory, as
+    `export_nbgrader` does. `preamble` is the first line of every test cell."""
     text = dumps(nbgrader_form(lesson, solution, preamble))
     path = out_dir / "source" / lesson.name / lesson.notebook
     if path.exists() and path.read_text(encoding="utf-8") != text:

@@ -131,7 +131,7 @@ class Answer:
         data, or whose kernel touches memory outside its tensors.
         """
         run = self._call(args, kwargs)
-        self._expect_value(run, _SIGNS)
+        self._expect_value(run, _FAULTS)
         return run
 
     def matches(self, expected, *args, rtol: float | None = None, atol: float | None = None, **kwargs) -> Run:
@@ -316,14 +316,14 @@ class Answer:
 
     def _expect_value(self, run: Run, kinds: Iterable[str]) -> None:
         for kind in kinds:
-            sign, trait = _SIGNS[kind]
-            if found := sign(run):
+            describe, known_by = _FAULTS[kind]
+            if found := describe(run):
                 self._reject(
                     kind,
                     found,
                     run,
-                    wrong=lambda r, sign=sign: bool(sign(r)),
-                    same=lambda a, b, trait=trait: trait(a) == trait(b),
+                    wrong=lambda r, describe=describe: bool(describe(r)),
+                    same=lambda a, b, known_by=known_by: known_by(a) == known_by(b),
                 )
 
     def _reject(self, kind: str, message: str, run: Run, *, got="", expected="", wrong, same=None) -> None:
@@ -369,9 +369,9 @@ def _modified(run: Run) -> str:
     )
 
 
-# What is wrong with a run whatever was expected of it, the most telling first: kind -> what to say of the run ("" where
-# nothing is wrong), and by what another run that is wrong alike is known.
-_SIGNS: dict[str, tuple[Callable[[Run], str], Callable[[Run], object]]] = {
+# What may be wrong with a run, whatever value was expected of it; the most telling first. For each kind a function that
+# says what is wrong ("" if nothing is), and one that gives a trait: two runs that share it are wrong in the same way.
+_FAULTS: dict[str, tuple[Callable[[Run], str], Callable[[Run], object]]] = {
     "forbidden": (_forbidden, lambda run: run.called),
     "stub": (_stub, lambda run: run),
     "error": (_error, lambda run: (run.error.type, run.error.message) if run.error else None),

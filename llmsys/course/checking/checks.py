@@ -153,5 +153,6 @@ def _name(id: str) -> str:
 
 
 def _seed(id: str, seed: int) -> int:
-    """Exercises draw differently from one seed. (Python's own hash of a string changes from run to run.)"""
+    """The seed of one exercise's inputs, another one for each exercise. (Python's own hash of a string will not do: it
+    changes from run to run.)"""
     return int.from_bytes(hashlib.sha256(f"{id} {seed}".encode()).digest()[:7], "big")

@@ -50,7 +50,7 @@ def plain(value, where: str = ""):
 
 
 def copy_arguments(value):
-    """The same plain data again, sharing nothing, with every tensor's strides, offset and device kept."""
+    """A copy of plain data that shares no memory with it; every tensor keeps its strides, offset and device."""
     if type(value) is Tensor:
         storage = value.detach().untyped_storage().clone()
         copy = torch.empty(0, dtype=value.dtype, device=value.device)

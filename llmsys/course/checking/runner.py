@@ -5,9 +5,9 @@ A check never calls the learner's function itself. It asks a *runner*, any objec
     run(args: tuple, kwargs: dict) -> Run
 
 In the notebook that is `LocalRunner`, below. The grader's runner has the same method and speaks to a worker process,
-in which a `LocalRunner` makes the call. Arguments and results are plain data (`llmsys.course.checking.compare`), and so is all
-of a `Run`: `to_plain` and `from_plain` turn it into dicts, tuples, numbers, strings and tensors and back, so that it
-crosses a pipe without pickle.
+in which a `LocalRunner` makes the call. Arguments and results are plain data (`llmsys.course.checking.compare`), and so
+is all of a `Run`: `to_plain` and `from_plain` turn it into dicts, tuples, numbers, strings and tensors and back, so
+that it crosses a pipe without pickle.
 
 During the call, and only then, forbidden functions are watched for, memory is metered, kernels run under the sanitizer
 where they are interpreted, and what the function prints is kept from flooding the notebook.
@@ -242,7 +242,8 @@ def _names_of_changed(before: tuple, given: tuple):
 
 
 def _raised(exception: BaseException, answer: object) -> Raised:
-    """The exception with the deepest line that is the learner's own, be it hidden behind an interpreter's error."""
+    """What to report of an exception: with the last line of the learner's own file that led to it, and the exception of
+    that line where another one (of Triton's interpreter, say) was raised on top of it."""
     code = getattr(underlying(answer), "__code__", None)
     own = code.co_filename if code else None
     line, cause = None, exception

@@ -14,6 +14,7 @@ from llmsys.course.cli.errors import for_people
 
 __all__ = ["app", "main"]
 
+
 class Commands(TyperGroup):
     """The commands in the order below, with errors for people."""
 
@@ -53,7 +54,9 @@ for panel, function, example in (
     ("Use", use.train, "llmsys train my_run --steps 100 --attention tiled"),
     ("Use", use.bench, "llmsys bench softmax"),
     ("Teach", teach.grade, "llmsys grade work --json grade.json --junit grade.xml"),
+    ("Teach", teach.new, "llmsys new 07 kv_cache"),
     ("Teach", teach.build, "llmsys build 02"),
+    ("Teach", teach.lint, "llmsys lint 02"),
 ):
     app.command(rich_help_panel=panel, epilog=f"Example: {example}")(function)
 export.command("nbgrader", epilog="Example: llmsys export nbgrader 02 my_course")(teach.nbgrader)

@@ -1,4 +1,4 @@
-"""What instructors and authors do: grade notebooks, hand a lesson to nbgrader, build notebooks from their sources."""
+"""What instructors and authors do: grade notebooks and hand a lesson to nbgrader; make a lesson, build it, lint it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +94,41 @@ def build(
         with Console(stderr=True).status(f"running lesson {each.number}"):
             written = build.build(each.number, execute=not reuse)
         print(*(f"{path.parent.name}/{path.name}" for path in written))
+
+
+def lint(
+    lesson: Annotated[str | None, typer.Argument(metavar="LESSON", help="Its number; all if left out.")] = None,
+) -> None:
+    """Say what is missing in the form of a lesson, in a checkout: roles, exercises, pictures, claims, questions."""
+    if lesson:
+        manifest.lesson(lesson)
+    _checkout()
+    from llmsys.course.authoring.lint import lint
+
+    found = lint(lesson)
+    print("\n".join(map(str, found)) or "Nothing to mend.")
+    raise typer.Exit(1 if found else 0)
+
+
+def new(
+    number: Annotated[str, typer.Argument(metavar="NUMBER", help='The lesson\'s number, like "07".')],
+    slug: Annotated[str, typer.Argument(metavar="SLUG", help='Its name in files and imports, like "kv_cache".')],
+    title: Annotated[
+        str | None, typer.Option(help="Its title.", show_default="that of the planned lesson, or made of the slug")
+    ] = None,
+) -> None:
+    """Lay the files of a new lesson, in a checkout: a small whole one, to be rewritten part by part."""
+    _checkout()
+    from llmsys.course.authoring.new import NewLessonError, new_lesson
+
+    try:
+        written = new_lesson(number, slug, title=title)
+    except NewLessonError as error:
+        raise Refused(str(error)) from None
+    root = manifest.solutions_dir().parent
+    print(*(path.relative_to(root) for path in written), sep="\n")
+    number = number.zfill(2)
+    print(f"Next: llmsys check --self-test {number} && llmsys build {number} && llmsys lint {number}")
 
 
 def nbgrader(

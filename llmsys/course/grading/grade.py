@@ -1,10 +1,11 @@
 """`llmsys grade`: what an exercise is worth, found out without believing a word that the notebook's process says.
 
-For each exercise one process (`llmsys.course.grading.sandbox`) runs the notebook's setup cells and that exercise's cells, no
-others, and then calls the learner's function when it is told to (`llmsys.course.grading.worker`). Here, in the grader's
-process, the same check as in the notebook draws fresh inputs from a seed that nobody knows beforehand, holds what is
-expected, and compares plain buffers. So it makes no difference what a notebook prints, what its check cells say, or
-what it patches; and an endless loop, a crash or a flood costs the exercise that it is in, and nothing else.
+For each exercise one process (`llmsys.course.grading.sandbox`) runs the notebook's setup cells and that exercise's
+cells, no others, and then calls the learner's function when it is told to (`llmsys.course.grading.worker`). Here, in
+the grader's process, the same check as in the notebook draws fresh inputs from a seed that nobody knows beforehand,
+holds what is expected, and compares plain buffers. So it makes no difference what a notebook prints, what its check
+cells say, or what it patches; and an endless loop, a crash or a flood costs the exercise that it is in, and nothing
+else.
 
     report = grade_workspace("work")            # a learner's; the report is in llmsys.course.grading.report
     grade_class("submissions").to_csv()         # one directory a learner

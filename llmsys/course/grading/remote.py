@@ -5,9 +5,9 @@
         opened = runner.open(job)               # runs the setup cells and the exercise's cells over there
         result = run_check(check, runner)       # inputs are drawn, expectations held and values compared here
 
-A reply is decoded strictly (`llmsys.course.checking.wire`), and then looked through field by field: a `Run` that a check sees
-holds plain data and figures that are possible, however it came about. A process that is too slow, dies or talks
-nonsense is killed, and every later call ends at once in the same error.
+A reply is decoded strictly (`llmsys.course.checking.wire`), and then looked through field by field: a `Run` that a
+check sees holds plain data and figures that are possible, however it came about. A process that is too slow, dies or
+talks nonsense is killed, and every later call ends at once in the same error.
 """
 
 import math

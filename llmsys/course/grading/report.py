@@ -6,7 +6,8 @@
     write_step_summary(report)                  # where GitHub Actions asks for one
 
 An exercise's points are all or nothing. Texts that came from a learner's process have been cleaned of control
-characters on arrival (`llmsys.course.grading.remote.clean`); here each form escapes what would mean something to its reader.
+characters on arrival (`llmsys.course.grading.remote.clean`); here each form escapes what would mean something to its
+reader.
 """
 
 import csv
@@ -242,7 +243,7 @@ def _inert(text: str) -> str:
 
 
 def _cell(value: str | int) -> str | int:
-    """A spreadsheet takes text that begins like a formula for one, and a folder's name is the learner's choice."""
+    """A text for a cell of the CSV that no spreadsheet takes for a formula: a folder's name is the learner's choice."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 

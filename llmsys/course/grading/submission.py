@@ -1,8 +1,9 @@
 """What a learner handed in: which cells of a notebook answer which exercise, and what is to be said about the rest.
 
-From here the grader gets, for each exercise, a job for a worker (`llmsys.course.grading.worker`): the setup cells, the cells
-that hold the answer, the name to call. Cells of the learner's own are not in it, and neither are check cells. Whatever
-state a notebook is in, every exercise has a task: where there is nothing to run, the task says why, and what to do.
+From here the grader gets, for each exercise, a job for a worker (`llmsys.course.grading.worker`): the setup cells, the
+cells that hold the answer, the name to call. Cells of the learner's own are not in it, and neither are check cells.
+Whatever state a notebook is in, every exercise has a task: where there is nothing to run, the task says why, and what
+to do.
 
 The notebook is a stranger's file, and is read as such: an edited setup cell comes with the original, to be run in its
 place where it fails; an edited check cell is noted and not believed.

@@ -1,7 +1,8 @@
-"""The learner's process: `python -m llmsys.course.grading.worker REQUESTS REPLIES`, started by the grader, one an exercise.
+"""The learner's process, started by the grader, one an exercise: `python -m llmsys.course.grading.worker IN OUT`.
 
 It says that it is ready, is told which cells to run, runs them, and from then on calls the learner's function with
-whatever arguments arrive (`llmsys.course.checking.wire`, over two pipes that carry nothing else), until the pipe is closed:
+whatever arguments arrive (`llmsys.course.checking.wire`, over two pipes that carry nothing else), until the pipe is
+closed:
 
     -> {"id", "function", "setup", "cells", "module", "memory_limit", "cpu_limit"}
                                                                             <- {"serial": 0, "problem", "notes"}
@@ -9,9 +10,9 @@ whatever arguments arrive (`llmsys.course.checking.wire`, over two pipes that ca
 
 The learner's code owns this process: it can print, patch torch and builtins, end the process, or write to the pipe.
 What counts is the value of a call, which the grader compares in its own process; it is made plain by
-`llmsys.course.checking.runner`, with exact types, and packed by functions that were bound before the learner's code ran. What
-else is in a `Run` (meters, the sanitizer, forbidden calls) is observed here and nowhere else, so a forged report could
-conceal a shortcut or a wasteful buffer; it can never make a wrong value right.
+`llmsys.course.checking.runner`, with exact types, and packed by functions that were bound before the learner's code
+ran. What else is in a `Run` (meters, the sanitizer, forbidden calls) is observed here and nowhere else, so a forged
+report could conceal a shortcut or a wasteful buffer; it can never make a wrong value right.
 
 No template process is forked: torch's thread pools, an allocator's locks and Triton's interpreter would have to survive
 that in every version, and one learner's code could reach the template of all the others. A fresh process costs three

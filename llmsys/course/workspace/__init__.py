@@ -7,3 +7,7 @@
     status       how far each lesson is
     mine         passed answers, written out as an importable package
 """
+
+from llmsys.course.workspace.workspace import WorkspaceError, find, require, reset, restore_checks, start
+
+__all__ = ["WorkspaceError", "find", "require", "reset", "restore_checks", "start"]

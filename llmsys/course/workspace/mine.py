@@ -161,7 +161,7 @@ def _preamble(nodes: list[ast.stmt], namespace: dict, seen: set[str], answers: C
 
 
 def _importable(module: str, value: object) -> str:
-    """The name under which the module holds this very object, or ""."""
+    """The name under which this object can be imported from that module; "" where it cannot."""
     name = getattr(value, "__name__", "")
     held = getattr(sys.modules.get(module), name, None) if name.isidentifier() else None
     return name if held is value else ""

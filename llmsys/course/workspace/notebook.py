@@ -77,7 +77,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def cells_by_id(notebook: dict) -> dict[str, dict]:
-    """The cells that have an id, by it, in order; of two cells with one id, the first."""
+    """The notebook's cells by their ids, in order: the first of two with one id, and none that has no id."""
     found: dict[str, dict] = {}
     for cell in notebook["cells"]:
         if cell.get("id"):
@@ -86,7 +86,7 @@ def cells_by_id(notebook: dict) -> dict[str, dict]:
 
 
 def identify(notebook: dict, base: dict | None = None) -> list[str | None]:
-    """For every cell the id that it goes by, or None where it has none; no id twice.
+    """The id of every cell, in order; None for a cell that has none, and no id twice.
 
     Some editors drop cell ids, or keep one on a copy. A cell without one is recognised by its nbgrader metadata, or
     by having a source that a cell of `base` has.

@@ -1,7 +1,7 @@
 """What the learner has done, in one file of their workspace: exercises, hints, predictions, best results.
 
-It is `.llmsys/progress.json` in the workspace (`llmsys.course.workspace.workspace.find`). Outside of one, as in the grader,
-nothing is written, and what hints and predictions need is remembered for as long as the process lives.
+It is `.llmsys/progress.json` in the workspace (`llmsys.course.workspace.workspace.find`). Outside of one, as in the
+grader, nothing is written, and what hints and predictions need is remembered for as long as the process lives.
 
 The file is read, changed and replaced under a lock, so that two notebooks do not lose each other's lines. A file that
 cannot be read is moved aside, and one of a newer llmsys is left alone: neither is overwritten.
@@ -30,7 +30,7 @@ VERSION = 1
 @dataclass
 class ExerciseProgress:
     """`passed` is when the exercise was first passed (ISO 8601, UTC) or None; `failed` are the fingerprints of the
-    wrong answers so far, `hints` the grade of the last hint that was shown."""
+    wrong answers so far, `hints` how many hints have been shown."""
 
     passed: str | None = None
     attempts: int = 0
@@ -49,7 +49,7 @@ class PredictionProgress:
 
 @dataclass
 class Progress:
-    """All of it: by exercise id, by prediction id, and by the name of a competition, where less is better."""
+    """The whole file: exercises and predictions by id, best results by the name of a competition (less is better)."""
 
     exercises: dict[str, ExerciseProgress] = field(default_factory=dict)
     predictions: dict[str, PredictionProgress] = field(default_factory=dict)
@@ -77,7 +77,7 @@ def passed(folder: Path | None = None) -> set[str]:
 
 
 def attempt(id: str, fingerprint: str, passed: bool, hints: int | None = None) -> ExerciseProgress:
-    """Record an attempt. A wrong answer not given before raises the grade of the hint by one, up to `hints`."""
+    """Record an attempt. A wrong answer not given before is worth one more hint, up to `hints` of them."""
 
     def change(progress: Progress) -> ExerciseProgress:
         record = progress.exercises.setdefault(id, ExerciseProgress())
@@ -93,7 +93,7 @@ def attempt(id: str, fingerprint: str, passed: bool, hints: int | None = None) -
 
 
 def next_hint(id: str, of: int) -> int:
-    """The grade of the next hint, from 1 to `of`; recorded as shown."""
+    """The number of the next hint, from 1 to `of`; recorded as shown."""
 
     def change(progress: Progress) -> int:
         record = progress.exercises.setdefault(id, ExerciseProgress())

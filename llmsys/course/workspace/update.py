@@ -124,7 +124,8 @@ def merge(base: dict, mine: dict, theirs: dict) -> Merge:
 
 
 def _choose(id: str, base: dict | None, mine: dict | None, theirs: dict, ours: set[str], result: Merge) -> list[dict]:
-    """The cells that stand where the lesson has this one."""
+    """The cells that the merged notebook has in the place of one of the lesson's; what was done is noted in `result`.
+    `ours` are the ids of the learner's cells."""
     changed = base is None or not _same(base, theirs)
     if mine is None:
         if base is None:

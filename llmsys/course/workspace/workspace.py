@@ -107,7 +107,7 @@ def start(directory: str | Path) -> Started:
         raise WorkspaceError(f"{workspace} is a file: name a directory")
     available = packaged()
     if not available:
-        raise WorkspaceError(f"there are no lessons in {source}: build them with `python -m llmsys.course.authoring.build`")
+        raise WorkspaceError(f"there are no lessons in {source}: build them with `llmsys build`")
     write_if_missing(workspace / "mine" / "__init__.py", MINE)
     write_if_missing(workspace / MARKER / ".gitignore", "backups/\n")
     laid, kept = [], []

@@ -1,11 +1,13 @@
-"""The build: the same source gives the same bytes; what is stale or broken is said, what is the machine's stripped."""
+"""The build: the same source gives the same bytes, without traces of the machine; what is stale or broken is said."""
 
 import os
 import sys
 
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
+from llmsys.course import cli
 from llmsys.course.authoring import build, execute
 from llmsys.course.workspace.notebook import dumps, read_notebook, role
 
@@ -84,8 +86,9 @@ def test_the_metadata_says_what_it_was_built_from(built_course):
 def test_check_says_what_is_stale_and_how_to_mend_it(built_course, stale, message):
     stale(built_course)
     (found,) = build.check("90")
-    assert message in found and found.endswith("; run: python -m llmsys.course.authoring.build 90")
-    assert build.main(["--check"]) == 1
+    assert message in found and found.endswith("; run: llmsys build 90")
+    done = CliRunner().invoke(cli.app, ["build", "--check"])
+    assert done.exit_code == 1 and message in done.output
 
 
 def rewrite(path, old, new):
@@ -103,7 +106,7 @@ def test_prose_may_be_rebuilt_without_a_kernel_and_code_may_not(built_course):
         build_now(built_course, execute=False)
 
 
-def test_nothing_of_this_machine_is_kept(built_course):
+def test_a_built_notebook_names_no_directory_of_this_machine(built_course):
     text = "".join(path.read_text(encoding="utf-8") for path in built_course.root.glob("*/*.ipynb"))
     assert len(text) > 2000
     for directory in (str(built_course.root), os.getcwd(), sys.prefix, "llmsys-build-", "ipykernel_"):
@@ -112,9 +115,9 @@ def test_nothing_of_this_machine_is_kept(built_course):
     assert widget.outputs[-1].text == "work\n"  # it printed its working directory
 
 
-def test_settled_outputs_lose_views_paths_and_nothing_else():
+def test_outputs_lose_widget_views_and_this_machines_paths_and_nothing_else():
     def settle(**fields):
-        return execute._settle(nbformat.v4.new_output(**fields), 7, {"/a/b/work": "work", "/a/b": "."})
+        return execute._portable(nbformat.v4.new_output(**fields), 7, {"/a/b/work": "work", "/a/b": "."})
 
     view = {execute.WIDGET_VIEW: {"model_id": "x"}, "text/plain": "Stepper()"}
     assert settle(output_type="display_data", data=view) is None
@@ -170,7 +173,7 @@ def test_the_kernel_is_this_interpreter(course):
     assert widget.outputs[-1].text == f"{here} ./llmsys/course/manifest.py\n"
 
 
-def test_headings_inside_code_are_none():
+def test_a_hash_inside_code_is_no_heading():
     text = "# A title\n\n```python\n# a comment\n```\n\n## Second: m and ℓ ##\n"
     assert build.headings(text) == [(1, "A title"), (2, "Second: m and ℓ")]
     assert build.slug("Second: m and 2·naïve!") == "second-m-and-2-naive" and build.slug("→") == "text"

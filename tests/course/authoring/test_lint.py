@@ -2,8 +2,9 @@
 
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
-from llmsys.course import manifest
+from llmsys.course import cli, manifest
 from llmsys.course.authoring import build, lint
 from llmsys.course.authoring.alt_texts import pictures
 from llmsys.course.authoring.numbers_in_prose import claims, is_cited, is_shown
@@ -23,7 +24,7 @@ def findings(course):
 
 def test_a_whole_lesson_has_nothing_to_mend(built_course):
     assert findings(built_course) == []
-    assert lint.main(["90"]) == 0
+    assert CliRunner().invoke(cli.app, ["lint", "90"]).output == "Nothing to mend.\n"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_a_whole_lesson_has_nothing_to_mend(built_course):
         ("# ## Measure\n", "# ## What production does\n", "90-in-the-engine-2", "comes after what production does"),
     ],
 )
-def test_each_way_to_spoil_it_is_found(built_course, old, new, cell, message):
+def test_each_broken_rule_is_found_in_its_cell(built_course, old, new, cell, message):
     built_course.edit(old, new)
     found = findings(built_course)
     if message is None:
@@ -70,7 +71,7 @@ def test_each_way_to_spoil_it_is_found(built_course, old, new, cell, message):
     assert len(found) <= 3
 
 
-def test_the_manifests_order_is_kept(built_course):
+def test_exercises_in_another_order_than_the_manifests_are_found(built_course):
     course = built_course
     text = course.source.read_text(encoding="utf-8")
     marker = '# %% tags=["exercise"] exercise='
@@ -79,7 +80,7 @@ def test_the_manifests_order_is_kept(built_course):
     assert ["90-halve"] == [each.cell for each in findings(course)]
 
 
-def test_outputs_are_looked_at(built_course):
+def test_warnings_and_machine_dependent_outputs_are_found(built_course):
     path = built_course.solutions / built_course.lesson.notebook
     executed = nbformat.read(path, 4)
     cells = {cell.id: cell for cell in executed.cells}
@@ -101,7 +102,7 @@ def test_without_an_execution_the_form_is_linted_all_the_same(course):
     course.edit("Double x, of shape (...).", "Double x.")
     found = lint.lint_lesson(course.lesson, course.solutions)
     assert [each.cell for each in found] == ["(all)", "90-double"]
-    assert "python -m llmsys.course.authoring.build 90" in str(found[0])
+    assert "llmsys build 90" in str(found[0])
 
 
 @pytest.mark.parametrize(
@@ -117,22 +118,22 @@ def test_without_an_execution_the_form_is_linted_all_the_same(course):
         ("7 segments, 3 models, 5 s long", ["5 s"]),
     ],
 )
-def test_what_is_a_claim(text, expected):
+def test_numbers_with_a_unit_or_decimals_are_claims(text, expected):
     assert list(claims(text)) == expected
 
 
-def test_what_shows_a_claim():
+def test_a_claim_is_shown_where_the_same_figure_stands_with_its_unit():
     assert is_shown("11.09", "e^11.09 is finite") and is_shown("40%", "saves 40 %") and is_shown("2×", "is 2× that")
     assert not is_shown("1.09", "11.09") and not is_shown("11.0", "11.09") and not is_shown("3 ms", "13 ms")
     assert not is_shown("3 ms", "3 s") and not is_shown("3 s", "3 seconds")
 
 
-def test_what_is_a_citation():
+def test_links_and_source_comments_are_citations():
     assert is_cited("see [the paper](https://arxiv.org/abs/1805.02867)") and is_cited("12 ms <!-- source: measured -->")
     assert not is_cited("see [above](#above)") and not is_cited("<!-- source: -->")
 
 
-def test_what_is_a_pictures_alt_text():
+def test_alt_texts_are_found_in_images_svgs_and_metadata():
     def alt(html):
         return list(pictures({"cell_type": "markdown", "source": html}))
 
@@ -158,7 +159,7 @@ def test_what_is_a_pictures_alt_text():
         ("def f(a, *b, **c):\n    return lambda d: a + b + c + d", set()),
     ],
 )
-def test_free_names(source, free):
+def test_free_names_are_those_that_a_cell_neither_defines_nor_imports(source, free):
     assert lint.free_names(source) == free
 
 

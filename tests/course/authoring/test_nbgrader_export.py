@@ -104,5 +104,5 @@ def test_a_check_becomes_a_test():
 
 def test_without_a_solution_it_says_what_to_build(built_course, tmp_path):
     shutil.rmtree(built_course.solutions)
-    with pytest.raises(FileNotFoundError, match="python -m llmsys.course.authoring.build 90"):
+    with pytest.raises(FileNotFoundError, match="llmsys build 90"):
         nbgrader_export.export_nbgrader("90", tmp_path)

@@ -124,7 +124,7 @@ def test_a_misconception_is_recognised_in_other_code():
     assert "called    softmax((1, 2) float32)" in repr(result) and "why       e^89 is infinite" in repr(result)
 
 
-def test_a_mistake_of_ones_own_is_not_given_a_name():
+def test_a_mistake_that_no_misconception_makes_is_given_no_name():
     result = check("97.softmax", lambda x: right(x) ** 2)
     assert not result and result.misconception is None and "looks like" not in repr(result)
 
@@ -176,7 +176,7 @@ def leaves(x):
         (lambda: None, "error", "it raised TypeError"),
     ],
 )
-def test_what_is_wrong_is_told(answer, kind, message):
+def test_each_kind_of_failure_is_named_with_its_message(answer, kind, message):
     result = check("97.softmax", answer)
     assert not result and result.failure.kind == kind and re.search(message, result.failure.message)
     assert len(repr(result)) < 4000 and len(result._repr_html_()) < 10_000
@@ -192,7 +192,7 @@ def test_hints_escalate_with_new_attempts_and_on_request():
     assert last.hint_number == 3 and "For more" not in repr(last)
 
 
-def test_the_same_attempt_again_gives_no_more_away():
+def test_the_same_wrong_answer_again_gets_no_further_hint():
     for _ in range(3):
         assert check("97.softmax", shortcut).hint_number == 1
 
@@ -235,7 +235,7 @@ def test_html_is_escaped_and_reads_without_colour():
     assert card.count("<div") == card.count("</div>")
 
 
-def test_a_checks_own_mistakes_are_errors():
+def test_a_badly_written_check_raises_an_error():
     @exercise_check("97.empty")
     def empty(answer):
         pass
@@ -268,7 +268,7 @@ def test_a_checks_own_mistakes_are_errors():
         misconception("97.softmax", "You forgot the maximum.")(right)
 
 
-def test_a_refusal_can_be_asked_for():
+def test_a_check_can_ask_for_an_exception():
     @exercise_check("97.refuses")
     def refuses(answer):
         with answer.property("a negative size is refused", why="It cannot be."):
@@ -298,7 +298,7 @@ def test_low_precision_is_held_to_twice_the_naive_error():
         assert not check("97.sum", wrong)
 
 
-def test_bytes_are_held_to_their_bounds_where_they_are_counted():
+def test_kernel_traffic_beyond_its_bounds_is_rejected_where_it_is_counted():
     class Moves:
         def __init__(self, loaded, stored):
             self.moved = {"bytes_loaded": loaded, "bytes_stored": stored}
@@ -322,7 +322,7 @@ def test_bytes_are_held_to_their_bounds_where_they_are_counted():
     assert tell({"a": 8}, {}) == "it stored 0 bytes, where the result has 8"
 
 
-def test_what_is_not_about_the_value_is_known_by_its_own_figure():
+def test_a_misconception_about_reads_or_bytes_is_recognised_by_that_figure():
     @exercise_check("97.reads")
     def reads(answer):
         with answer.property("x is read twice", why="It is long."):

@@ -66,7 +66,7 @@ def test_a_plain_copy_is_the_same_and_shares_nothing(value):
         ({1, 2}, "is of type set"),
     ],
 )
-def test_what_is_not_plain_is_refused(value, reason):
+def test_data_that_is_not_plain_is_refused_with_a_reason(value, reason):
     with pytest.raises(NotPlain, match=reason):
         plain(value)
 
@@ -119,7 +119,7 @@ def test_tolerance_is_room_for_rounding_and_not_for_a_mistake(dtype):
 
 
 @given(tensors)
-def test_types_alone(x):
+def test_without_values_only_types_shapes_and_dtypes_are_compared(x):
     assert compare(torch.zeros_like(x), x, values=False) is None
 
 

@@ -49,7 +49,7 @@ def test_whatever_is_raised_is_reported(error):
     assert got.error.source == "raise error"
 
 
-def test_an_interrupt_is_the_learners_own():
+def test_a_keyboard_interrupt_is_not_swallowed():
     def function():
         raise KeyboardInterrupt
 
@@ -154,7 +154,8 @@ def test_kernels_run_under_the_sanitizer():
 
     if not sanitizer.available():
         pytest.skip("kernels are compiled here, or the interpreter is another")
-    runner = LocalRunner(wrong.store_without_a_mask, adapt="llmsys.lessons.lesson_02_online_softmax.checks:launch", kernel=True)
+    launch = "llmsys.lessons.lesson_02_online_softmax.checks:launch"
+    runner = LocalRunner(wrong.store_without_a_mask, adapt=launch, kernel=True)
     got = runner.run((torch.randn(2, 5),), {"block": 8})
     assert sanitizer.STORE in {finding.kind for finding in got.findings}
     assert got.bytes_loaded["x_ptr"] == 2 * 2 * 5 * 4  # two passes over 2 rows of 5 fp32

@@ -1,4 +1,4 @@
-"""Shortcuts: under whatever name a forbidden function is called, the call is seen; and nothing else is stopped."""
+"""Forbidden functions: under whatever name one is called, the call is seen; and nothing else is stopped."""
 
 import functools
 import subprocess
@@ -68,7 +68,7 @@ def test_swallowing_the_error_does_not_help():
     assert len(watching.called) == 1 and watching.called[0].endswith("theirs")
 
 
-def test_methods_of_a_forbidden_class():
+def test_methods_of_a_forbidden_class_are_seen():
     with pytest.raises(Shortcut, match="Module was called"), watch([Module]):
         Module().other(1)
 
@@ -103,7 +103,7 @@ def test_operators_are_seen_however_they_are_called(pattern, call):
     call(x)  # and afterwards they are free again
 
 
-def test_what_was_there_before_is_put_back():
+def test_profilers_that_were_set_before_are_put_back():
     seen = []
 
     def profiler(frame, event, argument):
@@ -121,7 +121,7 @@ def test_what_was_there_before_is_put_back():
         threading.setprofile(threads_before)
 
 
-def test_the_function_itself_is_known_without_being_called():
+def test_a_forbidden_function_given_as_the_answer_is_refused_without_a_call():
     assert watch([theirs]).refuses(wrapped) and watch([DOTTED]).refuses(theirs)
     assert watch([theirs]).refuses(other) is None
 

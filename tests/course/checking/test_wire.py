@@ -1,4 +1,4 @@
-"""Frames: what goes in comes out, strides included; and whatever else arrives is refused before it can do harm."""
+"""What passes between the grader and a worker: data comes out as it went in, strides included; all else is refused."""
 
 import json
 import math
@@ -75,7 +75,7 @@ def test_arguments_keep_their_layout():
         round_trip(whole[:, 1:4])
 
 
-def test_what_arrives_can_be_written_to():
+def test_tensors_that_arrive_can_be_written_to():
     x = round_trip(torch.ones(3))
     assert x.add_(1).tolist() == [2, 2, 2]
 
@@ -85,12 +85,12 @@ def test_what_arrives_can_be_written_to():
     [object(), torch.nn.Parameter(torch.ones(1)), 2**600, {1, 2}, b"bytes", 1j, type("Sub", (int,), {})(3)],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_not_plain_is_not_sent(value):
+def test_data_that_is_not_plain_is_not_sent(value):
     with pytest.raises(wire.ProtocolError):
         wire.pack(value)
 
 
-def test_what_is_too_large_is_not_sent(monkeypatch):
+def test_a_value_beyond_the_size_limit_is_not_sent(monkeypatch):
     monkeypatch.setattr(wire, "PAYLOAD_LIMIT", 1000)
     with pytest.raises(wire.ProtocolError, match="too much to send"):
         wire.pack(torch.zeros(1000))

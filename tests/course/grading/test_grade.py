@@ -53,7 +53,7 @@ def course(tmp_path, monkeypatch):
     return Course((LESSON,), tmp_path / "pristine", "checks_of_91", [tmp_path])
 
 
-def test_what_is_not_there_is_named(course, tmp_path):
+def test_missing_directories_lessons_and_notebooks_are_named(course, tmp_path):
     with pytest.raises(GradeError, match="nowhere is not a directory"):
         grade_workspace(tmp_path / "nowhere", course=course)
     with pytest.raises(GradeError, match="for each learner"):
@@ -86,7 +86,7 @@ def test_a_class_is_graded_learner_by_learner(course, tmp_path):
     assert graded.exit_code == 0 and {report.seed for report in graded.reports} == {5}
 
 
-def test_one_notebook_and_one_exercise(course, tmp_path):
+def test_one_notebook_or_one_exercise_of_it_can_be_graded(course, tmp_path):
     path = tmp_path / "handed in" / LESSON.notebook
     write_notebook(path, notebook(SETUP, DOUBLE, CHECK))
     (grade,) = check_notebook(path, only="91.double", course=course)

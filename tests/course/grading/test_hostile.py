@@ -186,7 +186,7 @@ def grades(report):
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_costs_its_own_exercise_with_a_clear_line(grades, name):
+def test_a_hostile_answer_costs_only_its_own_exercise_and_says_why(grades, name):
     _, status, says = ANSWERS[name]
     grade = grades[name]
     assert (grade.status, grade.points) == (status, 2 if status == "passed" else 0), str(grade)
@@ -194,13 +194,13 @@ def test_an_answer_costs_its_own_exercise_with_a_clear_line(grades, name):
     assert "Traceback" not in grade.line and len(grade.line) < 200
 
 
-def test_check_cells_are_noted_and_not_believed(grades):
+def test_an_edited_check_cell_is_noted_and_has_no_effect(grades):
     assert grades["wrong"].notes == ("its check cell was edited; the original check graded it",)
     assert grades["first"].notes == ("its check cell was deleted; the original check graded it",)
     assert grades["first"] and not grades["flood"].notes
 
 
-def test_a_flood_is_forgotten_but_for_its_end(grades):
+def test_of_a_flood_of_output_only_the_end_is_kept(grades):
     assert len(grades["flood"].output) < 5000 and grades["flood"].output.endswith("flood ")
     assert "bytes before this" in grades["flood"].output
     assert grades["first"].output == ""
@@ -210,7 +210,7 @@ def test_an_error_names_the_line_of_the_cell(grades):
     assert "line 2 of the cell: return 2 * * x" in grades["syntax"].message
 
 
-def test_the_report_counts(report):
+def test_the_report_adds_up_the_points(report):
     assert report.points == 2 * sum(status == "passed" for _, status, _ in ANSWERS.values()) and report.exit_code == 1
     assert report.of == 2 * len(ANSWERS)
 
@@ -337,7 +337,7 @@ class As:
         ("modifies", "modified", "in place"),
     ],
 )
-def test_a_cheat_is_seen_through(cheats, how, kind, says):
+def test_a_cheat_gets_no_points_and_is_told_why(cheats, how, kind, says):
     result = run_check(get_check("90.first"), As(cheats, how), seed=3)
     assert not result
     assert (result.failure.kind, says in result.failure.message) == (kind, True), result

@@ -41,14 +41,14 @@ def test_a_right_kernel_keeps_its_pass(solution, compiled):
     assert confirm(solution) is PASSED
 
 
-def test_what_only_the_interpreter_cannot_do_costs_nothing(solution, compiled):
+def test_a_kernel_that_the_interpreter_cannot_run_keeps_its_pass(solution, compiled):
     first = "row = tl.program_id(0)\n"
     assert first in solution
     kernel = load(solution.replace(first, f"{first}    raise OSError\n"), EXERCISE)
     assert interpreted.confirm(get_check("02.softmax_kernel"), kernel, PASSED) is PASSED
 
 
-def test_a_kernel_that_strays_is_rejected(solution, compiled):
+def test_a_kernel_that_touches_memory_outside_its_tensors_is_rejected(solution, compiled):
     stray = solution.replace("/ l, mask=cols < n_cols)", "/ l)")
     assert stray != solution
     result = confirm(stray)
@@ -63,12 +63,12 @@ def test_a_kernel_that_reads_too_much_is_rejected(solution, compiled):
     assert not result and result.failure.kind == "traffic" and "bytes" in result.failure.message
 
 
-def test_what_cannot_be_run_again_keeps_its_result(solution, compiled, monkeypatch):
+def test_a_kernel_without_source_keeps_its_pass(solution, compiled, monkeypatch):
     kernel = load(solution, EXERCISE)
     monkeypatch.setattr(linecache, "getlines", lambda *_: [])
     assert interpreted.confirm(get_check("02.softmax_kernel"), kernel, PASSED) is PASSED
 
 
-def test_where_kernels_are_interpreted_there_is_nothing_to_do(solution):
+def test_nothing_is_run_again_where_kernels_are_interpreted_anyway(solution):
     if tier.interpreting():
         assert confirm(solution) is PASSED

@@ -91,6 +91,6 @@ def test_text_is_without_control_characters(text, shown):
     assert clean(text) == shown
 
 
-def test_text_has_an_end():
+def test_text_beyond_the_limit_is_cut():
     assert len(clean("x" * 10**6)) < 5000
     assert len(validated(replace(RUN, printed="x" * 10**6).to_plain()).printed) < 5000

@@ -46,7 +46,7 @@ def test_the_table_shows_every_exercise_and_takes_no_markup_from_a_learner():
     assert [glyph for glyph in text if glyph in "✓✗·!"][:2] == ["✓", "✗"]
 
 
-def test_json_says_everything():
+def test_json_holds_every_field():
     data = json.loads(REPORT.to_json())
     assert (data["points"], data["of"], data["seed"]) == (2, 10, 7)
     second = data["exercises"][1]

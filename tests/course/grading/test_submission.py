@@ -80,7 +80,7 @@ def test_an_untouched_stub_takes_no_process(course, tmp_path):
     assert tasks(course, tmp_path, SETUP, DOUBLE, CHECK, edited)[1].job
 
 
-def test_what_an_update_laid_beside_the_answer_is_no_part_of_it(course, tmp_path):
+def test_cells_that_an_update_added_beside_the_answer_are_not_run(course, tmp_path):
     incoming = code("91-double-new-123456", "def double(x): ...", "llmsys-incoming")
     assert answer(tasks(course, tmp_path, SETUP, DOUBLE, incoming, CHECK)[0]) == [RIGHT]
 

@@ -21,12 +21,12 @@ def test_cells_share_a_namespace_and_can_be_looked_up():
     assert inspect.getsource(namespace["double"]) == "def double(x):\n    return n * x\n"
 
 
-def test_jupyters_own_lines_are_left_out():
+def test_magics_and_shell_lines_are_left_out():
     namespace, said = run("%matplotlib inline\n!pip list\nx = 7\nif x:\n    %time\ny = x % 2\n")
     assert said == "" and (namespace["x"], namespace["y"]) == (7, 1)
 
 
-def test_a_future_import_is_the_cells_own():
+def test_a_future_import_applies_to_its_own_cell_only():
     namespace, said = run("from __future__ import annotations\ndef f(x: Nothing): ...\n")
     assert said == "" and namespace["f"].__annotations__ == {"x": "Nothing"}
 

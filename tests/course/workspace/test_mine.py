@@ -86,7 +86,7 @@ def in_a_fresh_process(work, program):
     return done.stdout.strip()
 
 
-def test_a_cell_is_kept_with_all_it_leans_on(notebook, work):
+def test_an_answer_is_exported_with_the_imports_constants_and_helpers_that_it_uses(notebook, work):
     notebook.run(CELL)
     path = export_answer("02.merge", notebook["merge"])
     text = path.read_text()
@@ -151,7 +151,7 @@ def test_outside_of_a_workspace_nothing_is_written(notebook, tmp_path, monkeypat
     assert export_answer("02.merge", notebook["merge"]) is None and list(tmp_path.iterdir()) == []
 
 
-def test_what_has_no_source_is_not_kept(work):
+def test_an_answer_without_source_is_not_exported(work):
     namespace = {}
     exec("def merge(x):\n    return 1", namespace)
     assert export_answer("02.merge", namespace["merge"]) is None

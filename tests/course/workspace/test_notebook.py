@@ -17,7 +17,7 @@ def with_cells(*cells):
 
 
 @given(st.lists(st.text(max_size=40), max_size=5))
-def test_what_is_written_is_read_and_is_what_jupyter_would_write(tmp_path_factory, sources):
+def test_a_written_notebook_reads_back_and_has_the_bytes_that_jupyter_writes(tmp_path_factory, sources):
     path = tmp_path_factory.getbasetemp() / "round.ipynb"
     given = with_cells(*(CELL | {"id": f"c{i}", "source": source} for i, source in enumerate(sources)))
     notebooks.write_notebook(path, given)
@@ -44,7 +44,7 @@ def test_what_is_written_is_read_and_is_what_jupyter_would_write(tmp_path_factor
         (b"\xff\xfe", "byte 0 is not UTF-8"),
     ],
 )
-def test_what_is_no_notebook_is_refused_by_name(tmp_path, text, what):
+def test_a_file_that_is_no_notebook_is_refused_and_named(tmp_path, text, what):
     path = tmp_path / "02_online_softmax.ipynb"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(notebooks.NotebookError, match=rf"{path.name} is not a notebook.*{what}.*`llmsys reset 02`"):

@@ -45,7 +45,7 @@ def test_a_guess_stays_when_the_cell_is_run_without_one(work):
     assert progress.load().predictions["p"] == progress.PredictionProgress(12.5, "ms", 20.0)
 
 
-def test_the_best_is_the_least_and_a_file_of_before_has_none(work):
+def test_the_best_result_is_the_smallest_and_an_older_file_has_none(work):
     assert [progress.best("bytes", value) for value in (30, 20, 25)] == [30, 20, 20]
     assert progress.load().bests == {"bytes": 20} and progress.load().predictions == {}
     data = json.loads(file(work).read_text())
@@ -95,7 +95,7 @@ def test_a_file_of_a_newer_version_is_left_alone(work):
     assert file(work).read_text() == newer
 
 
-def test_fields_that_are_not_known_yet_do_no_harm(work):
+def test_fields_of_a_later_version_are_ignored(work):
     entry = {"attempts": 2, "hints": 1, "failed": [], "passed": None, "mood": "good"}
     file(work).write_text(json.dumps({"version": 1, "exercises": {"a": entry}, "predictions": {}}))
     assert progress.load().exercises["a"] == progress.ExerciseProgress(None, 2, [], 1)
@@ -114,7 +114,7 @@ def _write(folder, name):
         progress.attempt(name, "x", True)
 
 
-def test_no_more_hints_are_counted_than_there_are(work):
+def test_hints_are_counted_up_to_as_many_as_there_are(work):
     for n in range(1, 6):
         assert progress.attempt("a", f"{n}", False, 3).hints == min(n, 3)
 

@@ -110,7 +110,7 @@ def test_an_unchanged_lesson_leaves_edits_alone(mine):
     assert merged.notebook == mine and not merged.conflicts
 
 
-def test_one_edit_on_each_side():
+def test_edits_of_different_cells_on_both_sides_are_merged():
     mine = notebook(cell("a", "A"), cell("b", "my B"), cell("c", "C"))
     theirs = notebook(cell("a", "new A"), cell("b", "B"), cell("c", "C"), cell("d", "D"), version="2")
     merged = update.merge(BASE, mine, theirs)
@@ -149,7 +149,7 @@ def test_the_learners_cells_stay_where_they_were():
         (["A", "new B", "C"], ["A", "new B", "C"], ["A", "new B", "C"], []),  # both made the same edit
     ],
 )
-def test_deletions_and_equal_edits(mine, theirs, result, kept):
+def test_a_deleted_cell_stays_deleted_and_equal_edits_are_no_conflict(mine, theirs, result, kept):
     def of(sources):
         return notebook(*(cell(source[-1].lower(), source) for source in sources))
 
@@ -226,7 +226,7 @@ def test_a_notebook_that_cannot_be_read_stops_the_update_before_anything_is_writ
     assert {each.action for each in update.update(work)} == {"new", "same"}
 
 
-def test_without_lessons_it_says_so(built_course, tmp_path, monkeypatch):
+def test_an_update_without_built_lessons_says_how_to_build_them(built_course, tmp_path, monkeypatch):
     work = workspace.start(tmp_path / "work").workspace
     monkeypatch.setattr(manifest, "lessons_dir", lambda: tmp_path / "nothing")
     with pytest.raises(workspace.WorkspaceError, match="no lessons"):
