@@ -1,7 +1,7 @@
 """Exact attention, one stage a lesson, all with one contract (`llmsys.attention.contract`).
 
-from llmsys.attention import STAGES
-o = STAGES["online"](q, k, v, causal=True)
+    from llmsys.attention import STAGES
+    o = STAGES["online"](q, k, v, causal=True)
 """
 
 import difflib

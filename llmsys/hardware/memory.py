@@ -13,8 +13,8 @@ is not visible in PyTorch. Here it is:
 Three rules hold inside the block, and the line that breaks one raises an error. An operation may not be given a tensor
 that was not loaded (`NotLoaded`). What is on the chip takes room for as long as it is alive, temporaries too, and must
 fit (`SRAMOverflow`). And a tensor made with `empty` is NaN until it is stored to. Every byte that crosses is counted,
-by tensor. Otherwise an algorithm is plain PyTorch: one that takes an argument `hbm`, by default `DIRECT`, runs anywhere,
-uncounted.
+by tensor. Otherwise an algorithm is plain PyTorch: one with an argument `hbm`, which is `DIRECT` by default, runs
+anywhere, uncounted.
 
 The model is that of I/O complexity (Aggarwal and Vitter, https://doi.org/10.1145/48529.48535; for attention: Dao et
 al., https://arxiv.org/abs/2205.14135, section 3.2): a word costs nothing on the chip and one transfer to get there.
