@@ -15,6 +15,11 @@ FULL = os.environ.get("LLMSYS_TESTS") == "all"
 DATE = os.environ.get("LLMSYS_TESTS_DATE") or datetime.date.today().isoformat()
 
 
+def examples(n: int) -> int:
+    """How many examples hypothesis draws where each takes long: n in the full form, else half of them."""
+    return n if FULL else n // 2
+
+
 def sample(items: Iterable[T], n: int, *, always: Sequence[T] = ()) -> list[T]:
     """Those of `always`, and n others of the items, drawn by today's date; all items in the full form.
 

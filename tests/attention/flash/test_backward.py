@@ -14,7 +14,7 @@ from llmsys.hardware import sanitizer
 from llmsys.hardware.compiler import compile_kernels
 from llmsys.hardware.launches import Recorder
 from llmsys.hardware.tier import interpreting, load_triton, triton_device
-from tests.attention.sample import sample
+from tests.attention.sample import examples, sample
 
 load_triton()
 DEVICE = triton_device()
@@ -54,7 +54,7 @@ def worst(got, exact):
     return [(a.double() - b).abs().max().item() if b.numel() else 0.0 for a, b in zip(got, exact, strict=True)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     G=st.integers(1, 3), Tq=LENGTHS, Tk=st.sampled_from([1, 7, 16, 17, 33]), Dk=st.sampled_from([1, 8, 17]),
     Dv=st.sampled_from([1, 16, 20]), causal=st.booleans(), tiles=st.sampled_from([None, SMALL, OTHER]),

@@ -10,6 +10,7 @@ from llmsys.attention.flash.forward import flash_attention, flash_forward, launc
 from llmsys.attention.flash.tiles import TileConfig
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import interpreting, load_triton, triton_device
+from tests.attention.sample import examples
 
 load_triton()
 DEVICE = triton_device()
@@ -23,7 +24,7 @@ def qkv(B, G, Hkv, Tq, Tk, Dk, Dv, dtype=torch.float32, size=1.0):
     return q * size, k, v
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     G=st.integers(1, 3), Tq=LENGTHS, Tk=st.sampled_from([0, 1, 7, 16, 17, 33]), Dk=st.sampled_from([1, 8, 17]),
     Dv=st.sampled_from([1, 16, 20]), causal=st.booleans(), tiles=st.sampled_from([None, SMALL, OTHER]),

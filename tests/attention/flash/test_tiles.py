@@ -13,7 +13,7 @@ from llmsys.hardware.compiler import Build, Compiled, compile_kernels
 from llmsys.hardware.launches import Recorder
 from llmsys.hardware.occupancy import SMS
 from llmsys.hardware.tier import interpreting
-from tests.attention.sample import sample
+from tests.attention.sample import FULL, sample
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 HEADS, MASKS = (16, 64, 96, 128, 256), (False, True)
@@ -32,11 +32,16 @@ def build(target: str, dtype: torch.dtype, D: int, causal: bool, *, G: int = 2, 
 def compiled(tmp_path_factory) -> dict[str, list[Compiled]]:
     """Kernels for Hopper (prompts, and decoding one token) and for other GPUs, all through one compiler's process.
 
-    The largest head needs the most registers and shared memory: it is always among them.
+    The largest head needs the most registers and shared memory: it is always among them. In float32 on sm_80 it takes as
+    long to compile as ten others, and is left to the full form.
     """
     hopper = itertools.product(["sm_90"], (FP16, BF16), HEADS, MASKS)
-    others = itertools.product(("sm_80", "sm_89"), (BF16, FP32), HEADS, MASKS)
-    largest = [(target, dtype, 256, False) for target, dtype in itertools.product(("sm_80", "sm_89"), (BF16, FP32))]
+    others = [
+        case
+        for case in itertools.product(("sm_80", "sm_89"), (BF16, FP32), HEADS, MASKS)
+        if FULL or case[:3] != ("sm_80", FP32, 256)
+    ]
+    largest = [("sm_80", BF16, 256, False), ("sm_89", BF16, 256, False), ("sm_89", FP32, 256, False)]
     builds = [
         *(("prompt", build(*case)) for case in sample(hopper, 2, always=[("sm_90", BF16, 256, True)])),
         *(
