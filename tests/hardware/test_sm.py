@@ -77,6 +77,7 @@ def test_warpgroups_that_begin_half_a_step_apart_overlap():
     assert apart.utilisation("tensor") > 0.95
 
 
+@settings(max_examples=30)
 @given(begin=st.integers(0, 700))
 def test_with_turns_it_does_not_matter_when_warpgroups_begin(begin):
     for order in (ping_pong_order, overlapped_order):

@@ -131,12 +131,12 @@ def test_with_values_of_width_zero_lse_still_has_its_gradient():
 
 
 def test_gradients_do_not_depend_on_the_strides_of_the_inputs():
-    tensors = [torch.randn(2, 9, 4, 16, device=DEVICE).transpose(1, 2) for _ in range(4)]
+    tensors = [torch.randn(2, 9, 2, 16, device=DEVICE).transpose(1, 2) for _ in range(4)]
     plain = flash_gradients(*[x.contiguous() for x in tensors], True)
     torch.testing.assert_close(flash_gradients(*tensors, True), plain, atol=0, rtol=0)
     wide = [torch.stack([x, x], dim=-1).flatten(3)[..., ::2] for x in tensors]  # gaps between the elements
     torch.testing.assert_close(flash_gradients(*wide, True), plain, atol=0, rtol=0)
-    ones = torch.ones((), device=DEVICE).expand(2, 4, 9, 16)  # what o.sum().backward() gives: all strides are 0
+    ones = torch.ones((), device=DEVICE).expand(2, 2, 9, 16)  # what o.sum().backward() gives: all strides are 0
     got = flash_gradients(*tensors[:3], ones, True)
     torch.testing.assert_close(got, flash_gradients(*tensors[:3], ones.contiguous(), True), atol=0, rtol=0)
 

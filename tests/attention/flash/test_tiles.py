@@ -32,8 +32,8 @@ def build(target: str, dtype: torch.dtype, D: int, causal: bool, *, G: int = 2, 
 def compiled(tmp_path_factory) -> dict[str, list[Compiled]]:
     """Kernels for Hopper (prompts, and decoding one token) and for other GPUs, all through one compiler's process.
 
-    The largest head needs the most registers and shared memory: it is always among them. In float32 on sm_80 it takes as
-    long to compile as ten others, and is left to the full form.
+    The largest head needs the most registers and shared memory: it is always among them. In float32 on sm_80 it takes
+    as long to compile as ten others, and is left to the full form.
     """
     hopper = itertools.product(["sm_90"], (FP16, BF16), HEADS, MASKS)
     others = [
