@@ -1,13 +1,13 @@
-"""Which stage to run on: `attention="auto"`, and what it goes by.
+"""`attention="auto"`: attention by the stage that is fastest for the tensors at hand, and the rules that choose it.
 
     from llmsys.attention.auto import pick
     pick(q, k, v).name, pick(q, k, v).why       # ("hopper", "16 bits, heads of 128, 2^31 scores, on a Hopper GPU")
 
 The rules below were measured on an H100 80GB HBM3 (torch 2.11.0+cu130, triton 3.6.0, 2026-11-23), causal, with a GPU
 that waits for nothing but the launch. There, a call of `hopper` costs the host about 250 µs, of `flash` 100 µs, and of
-torch's own 100 µs if it needs no mask: so small problems are not a matter of the kernel. With a cache and more than one
-query, torch has no name for the mask, takes a tensor, and leaves its fused kernels' fast path: there `flash` took
-between a third and three quarters of its time.
+torch's own 100 µs if it needs no mask: so for small problems the kernel does not matter. With a cache and more than one
+query, torch cannot be told of the mask but by a tensor, with which it does not use its fast kernels: there `flash` took
+between a third and three quarters of torch's time.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ WIDEST = 128  # heads, for flash: with 256, torch's kernel took 0.4 times as lon
 
 
 class Pick(NamedTuple):
-    """A stage's name, and the reason."""
+    """The name of the stage that was chosen, and the reason, for people."""
 
     name: str
     why: str

@@ -2,7 +2,7 @@
 
 The forward pass was S = scale · q kᵀ, P = softmax(S), o = P v. Backwards, from dO, the gradient of o, and row by row:
 
-    dV = Pᵀ dO                       (Tk, Dv)     a value's gradient: what every query made of it
+    dV = Pᵀ dO                       (Tk, Dv)     a value's gradient: a sum over the queries that used it
     dP = dO vᵀ                       (Tq, Tk)
     dS = P ∘ (dP − delta)            (Tq, Tk)     softmax: p_j depends on every score of the row, by their sum
     delta = rowsum(P ∘ dP)           (Tq,)
@@ -20,8 +20,8 @@ the matrix that is not there, is a sum over the head size as well:
 So a tile of the matrix is made, used in five products, and forgotten. The walk is that of FlashAttention-2: a tile of
 keys and values stays, with its dK and dV, while the queries that see it stream by; dQ is a sum over keys, and each
 visit adds to it in memory. (https://arxiv.org/abs/2205.14135, appendix B.2 and algorithm 4;
-https://arxiv.org/abs/2307.08691, algorithm 2.) `flash_backward_kernels` is the same in Triton, with a walk of its own
-for dQ.
+https://arxiv.org/abs/2307.08691, algorithm 2.) `llmsys.attention.flash.backward_kernels` is the same in Triton, with a
+walk of its own for dQ.
 
 `differentiable` joins a forward pass and a backward pass of one's own to an attention that autograd can use.
 """
@@ -168,6 +168,7 @@ def _group(x: Tensor, Hkv: int) -> Tensor:
 
 
 def _wide(x: Tensor) -> torch.dtype:
+    """The dtype in which sums are kept: x's own, or fp32 where x has fewer bits."""
     return torch.promote_types(x.dtype, torch.float32)
 
 

@@ -71,11 +71,13 @@ def visible_keys(Tq: int, Tk: int, *, device: torch.device | str | None = None) 
 
 
 def needs_operator(*tensors: Tensor) -> bool:
-    """Whether torch must know what is launched, because it traces it. If not, the kernel is launched at once, for a
-    custom operator costs a call about as much Python as the launch itself."""
+    """Whether torch traces this call, so that a kernel must be launched by a custom operator.
+
+    Otherwise it is launched directly: a custom operator costs a call about as much time as the launch itself.
+    """
     return torch.compiler.is_compiling() or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
 
 
 def needs_gradient(*tensors: Tensor) -> bool:
-    """Whether autograd must note down what is launched."""
+    """Whether autograd records this call, so that the result must carry gradients."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

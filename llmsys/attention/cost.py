@@ -1,18 +1,18 @@
 """What attention costs: floating-point operations, and bytes between HBM and the chip.
 
 Counted for one forward pass, with B sequences, H query heads, T tokens and heads of D. The two products q kᵀ and p v
-take 2·T²·D operations each, a multiply-add being two. Scores and weights are T² elements a head, and that is where the
-bytes are: of the naive form each of its three kernels (q kᵀ, softmax, p v) reads its operands from HBM and writes its
-result there. Tiled, the scores stay on the chip, and what is left is a choice of tiles.
+take 2·T²·D operations a head each, a multiply-add being two. Scores and weights have T² elements a head, and they are
+most of the bytes: in the naive form each of three kernels (q kᵀ, softmax, p v) reads its operands from HBM and writes
+its result there. In the tiled form the scores stay on the chip, and the bytes depend on the size of the tiles.
 
-The figures are what an algorithm has to move, not what a cache may spare or a wider type may add.
+The figures are what the algorithm itself moves: caches, which may save some of it, and wider types are left out.
 """
 
 from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """The cost of a forward pass. `saved_bytes` is what autograd keeps of it for the backward pass beside q, k, v."""
+    """The cost of a forward pass. `saved_bytes` is what autograd keeps for the backward pass beside q, k and v."""
 
     flops: int
     score_elements: int

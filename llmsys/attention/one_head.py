@@ -1,4 +1,4 @@
-"""Stage 4's first form: FlashAttention's forward pass for one head, as one would write it on a blackboard.
+"""Stage 4's first form: FlashAttention's forward pass for one head, with nothing in it but the algorithm.
 
 Lesson 03's loop over tiles, as a Triton kernel. A program has one tile of queries. What the lesson loads from HBM
 explicitly is a pointer here, what it keeps in SRAM is a variable of the program:
@@ -13,8 +13,9 @@ explicitly is a pointer here, what it keeps in SRAM is a variable of the program
 
 and o / l is stored once, at the end (https://arxiv.org/abs/2307.08691, section 3.1.1).
 
-`flash_kernels` is the same walk with what a model needs: batches and heads, groups of query heads that share keys,
-heads of any size, the log-sum-exp, and a second loop, so that tiles far from the diagonal know nothing of masks.
+`llmsys.attention.flash.kernels` is the same walk over the keys with what a model needs: batches and heads, groups of
+query heads that share keys, heads of any size, the log-sum-exp, and a second loop, so that tiles far from the diagonal
+need no mask.
 """
 
 import math

@@ -30,7 +30,7 @@ from llmsys.attention.contract import check_arguments
 
 
 class Partial(NamedTuple):
-    """What must be known of a piece of each row: m, its maximum, and l = Σ e^(x − m) over it, one of each a row."""
+    """The summary of a piece of each row: its maximum m, and l = Σ e^(x − m) over the piece. One of each a row."""
 
     m: Tensor
     l: Tensor
@@ -139,6 +139,7 @@ def tiles(x: Tensor, tile: int) -> Iterator[Tensor]:
 
 
 def _normalise(x: Tensor, whole: Partial, tile: int) -> Tensor:
+    """The last pass over x: the softmax, from the summary of whole rows."""
     y = torch.empty_like(x)
     shift, l = _finite(whole.m)[..., None], torch.where(whole.l > 0, whole.l, 1)[..., None]
     for i, part in enumerate(tiles(x, tile)):
@@ -147,9 +148,11 @@ def _normalise(x: Tensor, whole: Partial, tile: int) -> Tensor:
 
 
 def _finite(m: Tensor) -> Tensor:
+    """m, with 0 in the place of −∞."""
     # −∞ − (−∞) is NaN. Where nothing has been seen yet, any finite number does, for e^(−∞ − 0) = 0 is what is meant.
     return torch.where(m == float("-inf"), 0, m)
 
 
 def _wide(x: Tensor) -> torch.dtype:
+    """The dtype in which sums are kept: x's own, or fp32 where x has fewer bits."""
     return torch.promote_types(x.dtype, torch.float32)

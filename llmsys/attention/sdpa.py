@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmsys.attention.contract import check_arguments, visible_keys
 
-_LSE_ROWS = 256  # queries whose scores are held at a time when the log-sum-exp is asked for
+_LSE_ROWS = 256  # where the log-sum-exp is asked for, scores of so many queries are held at a time
 
 
 def sdpa_attention(

@@ -32,8 +32,12 @@ from llmsys.hardware.memory import DIRECT, Direct
 
 
 class State(NamedTuple):
-    """What is known of each query after some of its keys: the maximum m (…, Tq) and the sums under it, l (…, Tq) and
-    o (…, Tq, Dv); in the normalised form o is divided by l."""
+    """What is known of each query after some of its keys.
+
+    m    (…, Tq)       the maximum of its scores
+    l    (…, Tq)       Σ e^(s_j − m)
+    o    (…, Tq, Dv)   Σ e^(s_j − m) v_j; in the normalised form, that over l
+    """
 
     m: Tensor
     l: Tensor
@@ -115,7 +119,10 @@ def absorb(state: State, scores: Tensor, v: Tensor, *, deferred: bool) -> State:
 
 
 class Tiles(NamedTuple):
-    """The tensors in HBM, by query head group: q (B, Hkv, G, Tq, Dk), o (B, Hkv, G, Tq, Dv), lse (B, Hkv, G, Tq)."""
+    """The tensors in HBM, and the loads and stores of their tiles.
+
+    Query heads are grouped by their key head: q (B, Hkv, G, Tq, Dk), o (B, Hkv, G, Tq, Dv), lse (B, Hkv, G, Tq).
+    """
 
     q: Tensor
     k: Tensor
@@ -219,6 +226,7 @@ def _nothing(q: Tensor, Dv: int) -> State:
 
 
 def _wide(x: Tensor) -> torch.dtype:
+    """The dtype in which sums are kept: x's own, or fp32 where x has fewer bits."""
     return torch.promote_types(x.dtype, torch.float32)
 
 

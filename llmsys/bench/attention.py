@@ -22,7 +22,7 @@ from llmsys.bench.record import Record, new_record
 from llmsys.bench.timing import interleaved
 
 BASELINE = "sdpa"
-"""The peer to which ratios are taken."""
+"""The peer whose time is divided by each other's: a ratio above 1 is faster than this peer."""
 NO_GPU = "there is no GPU, and an interpreter's time is not a kernel's"
 TOO_SLOW = 65_536 * 65_536 * 16  # score elements: beyond, an eager stage is timed three times and not twenty
 
@@ -40,7 +40,7 @@ def measure(quick: bool = False) -> Record:
         for T in (1024, 4096, 16384):
             for causal in (False, True):
                 shape = (16384 // T, 2048 // D, T, D)
-                rows += _compare(fused(causal), shape, dtype, causal, "table", missing)
+                rows += _compare(fused(), shape, dtype, causal, "table", missing)
     return new_record("attention", rows, missing)
 
 
@@ -81,14 +81,14 @@ def _compare(stages, shape, dtype: torch.dtype, causal: bool, sweep: str, missin
         for name, stage in stages.items():
             function = partial(stage, causal=causal)
             try:
-                with _peak_memory() as peak:
+                with peak_memory() as peak:
                     o = function(*sets[0])
             except (RuntimeError, ValueError) as error:  # it cannot run here, or not at this length: said, not hidden
                 missing[f"{name} at {shape}{' causal' if causal else ''}"] = str(error).splitlines()[0][:160]
                 torch.cuda.empty_cache()
                 continue
             extra[name] = None if peak() is None else max(peak() - o.nbytes, 0)  # before the check allocates more
-            _check(name, o, *sets[0], causal)
+            check_output(name, o, *sets[0], causal)
             right[name] = function
             del o
         eager = B * H * T * T >= TOO_SLOW and "tiled" in right
@@ -107,8 +107,11 @@ def _compare(stages, shape, dtype: torch.dtype, causal: bool, sweep: str, missin
     ]  # fmt: skip
 
 
-def _check(name: str, o: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
-    """The last rows of the first sequence against float64; the last rows are the ones that see every tile."""
+def check_output(name: str, o: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
+    """Compare the last rows of o's first sequence, which see every tile, with attention in float64.
+
+    Raises RuntimeError where the error is more than twice that of the naive form in the same precision.
+    """
     last = slice(-64, None)
     q, k, v, o = q[:1, :2, last], k[:1, :2], v[:1, :2], o[:1, :2, last].double()
     exact = naive_attention(q.double(), k.double(), v.double(), causal=causal)
@@ -119,12 +122,15 @@ def _check(name: str, o: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool) 
 
 
 @contextmanager
-def _peak_memory() -> Iterator[Callable[[], int | None]]:
-    """What the block allocated at most beyond what was there before; None on a CPU, which does not say."""
+def peak_memory() -> Iterator[Callable[[], int | None]]:
+    """The most bytes that the block had allocated beyond what was there before. None on a CPU, where it is not known.
+
+    What the block gets is a function to be called for that number.
+    """
     if not torch.cuda.is_available():
         yield lambda: None
         return
     torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.resetpeak_memory_stats()
     before = torch.cuda.memory_allocated()
     yield lambda: torch.cuda.max_memory_allocated() - before

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from llmsys.attention import STAGES, naive_attention
-from llmsys.bench.attention import BASELINE, NO_GPU, _peak_memory, table
+from llmsys.bench.attention import BASELINE, NO_GPU, peak_memory, table
 from llmsys.bench.attention_peers import EAGER, fused
 from llmsys.bench.record import Record, new_record
 from llmsys.bench.timing import interleaved
 
-__all__ = ["DETERMINISTIC", "measure", "table"]
+__all__ = ["DETERMINISTIC", "forward_graph", "measure", "run_backward", "table"]
 
 DETERMINISTIC = "hopper deterministic"
 
@@ -35,7 +35,7 @@ def measure(quick: bool = False) -> Record:
             for T in (1024,) if quick else (1024, 4096, 16384):
                 for causal in (False, True):
                     shape = (16384 // T, 2048 // D, T, D)
-                    rows += _compare(fused(causal), shape, torch.bfloat16, causal, missing)
+                    rows += _compare(fused(), shape, torch.bfloat16, causal, missing)
     else:
         stages = {name: STAGES[name] for name in (*EAGER, "sdpa") if name != "online"}
         rows += _compare(stages, (1, 2, 256, 64), torch.float32, True, missing)
@@ -52,15 +52,15 @@ def _compare(
     right, extra = {}, {}
     for name, stage in stages.items():
         try:
-            graphs = [_graph(stage, *each[:3], causal) for each in sets]
-            with _peak_memory() as peak:
-                gradients = _backward(*graphs[0], sets[0][3])
+            graphs = [forward_graph(stage, *each[:3], causal) for each in sets]
+            with peak_memory() as peak:
+                gradients = run_backward(*graphs[0], sets[0][3])
         except (RuntimeError, ValueError) as error:  # it cannot run here: said, not hidden
             missing[f"{name} at {shape}{' causal' if causal else ''}"] = str(error).splitlines()[0][:160]
             continue
         extra[name] = None if peak() is None else max(peak() - sum(x.nbytes for x in gradients), 0)
         _check(name, gradients, *sets[0], causal)
-        right[name] = lambda do, i, graphs=graphs: _backward(*graphs[i], do)
+        right[name] = lambda do, i, graphs=graphs: run_backward(*graphs[i], do)
         if name == "hopper":
             extra[DETERMINISTIC] = extra[name]
             right[DETERMINISTIC] = lambda do, i, graphs=graphs: _deterministic(*graphs[i], do)
@@ -81,12 +81,14 @@ def _compare(
     ]  # fmt: skip
 
 
-def _graph(stage: Callable, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, list[Tensor]]:
+def forward_graph(stage: Callable, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, list[Tensor]]:
+    """A forward pass: its output, which has a graph, and the copies of q, k and v whose gradients the graph gives."""
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
     return stage(*inputs, causal=causal), inputs
 
 
-def _backward(o: Tensor, inputs: list[Tensor], do: Tensor) -> tuple[Tensor, ...]:
+def run_backward(o: Tensor, inputs: list[Tensor], do: Tensor) -> tuple[Tensor, ...]:
+    """The backward pass through what `forward_graph` returned: the gradients of q, k and v. The graph is kept."""
     return torch.autograd.grad(o, inputs, do, retain_graph=True)
 
 
@@ -95,7 +97,7 @@ def _deterministic(o: Tensor, inputs: list[Tensor], do: Tensor) -> tuple[Tensor,
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # which is for finding bugs, and takes time
     try:
-        return _backward(o, inputs, do)
+        return run_backward(o, inputs, do)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = filled
@@ -104,7 +106,7 @@ def _deterministic(o: Tensor, inputs: list[Tensor], do: Tensor) -> tuple[Tensor,
 def _check(name: str, gradients, q: Tensor, k: Tensor, v: Tensor, do: Tensor, causal: bool) -> None:
     one = [x[:1, :1] for x in (q, k, v, do)]
     exact, naive = (
-        _backward(*_graph(naive_attention, *(x.to(dtype) for x in one[:3]), causal), one[3].to(dtype))
+        run_backward(*forward_graph(naive_attention, *(x.to(dtype) for x in one[:3]), causal), one[3].to(dtype))
         for dtype in (torch.float64, q.dtype)
     )
     for which, mine, low, true in zip("qkv", gradients, naive, exact, strict=True):

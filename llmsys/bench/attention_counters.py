@@ -27,7 +27,7 @@ from functools import partial
 import torch
 
 from llmsys.bench.attention import NO_GPU
-from llmsys.bench.attention_backward import _backward, _graph
+from llmsys.bench.attention_backward import forward_graph, run_backward
 from llmsys.bench.attention_peers import fused
 from llmsys.bench.record import Record, new_record
 
@@ -48,7 +48,8 @@ METRICS = {
 }
 """Column -> ncu's name of the metric. Metrics that a GPU does not have are left out."""
 FP8 = "hopper_fp8"
-WHO = ("flash", "hopper", FP8, "cuDNN")
+KERNELS = ("flash", "hopper", FP8, "cuDNN")
+"""What is looked at: stages, the kernel in eight bits, and a peer."""
 
 
 def measure(quick: bool = False) -> Record:
@@ -76,7 +77,7 @@ def cases(quick: bool = False) -> list[dict]:
         for D in (64, 128):
             for T in (1024,) if quick else (1024, 4096, 16384):
                 for causal in (False, True):
-                    for name in WHO:
+                    for name in KERNELS:
                         if name != FP8 or (direction == "forward" and D == 128):
                             found.append({"name": name, "pass": direction, "T": T, "D": D, "causal": causal})
     return found
@@ -104,6 +105,7 @@ def rows_of(output: str, cases: list[dict]) -> list[dict]:
 
 
 def _figures(kernels: list[dict]) -> dict:
+    """The figures of the longest of these kernels: shares as fractions, microseconds, gigahertz."""
     longest = max(kernels, key=lambda kernel: _number(kernel, METRICS["us"]) or 0)
     read = {name: _number(longest, metric) for name, metric in METRICS.items()}
     kept = {name: value for name, value in read.items() if value is not None}
@@ -143,14 +145,14 @@ def _call(case: dict):
         from llmsys.attention.hopper.fp8 import hopper_fp8_forward, quantize_qkv
 
         return partial(hopper_fp8_forward, quantize_qkv(q, k, v), causal=case["causal"])
-    stage = fused(case["causal"])[case["name"]]
+    stage = fused()[case["name"]]
     if case["pass"] == "forward":
         return partial(stage, q, k, v, causal=case["causal"])
-    return partial(_backward, *_graph(stage, q, k, v, case["causal"]), do)
+    return partial(run_backward, *forward_graph(stage, q, k, v, case["causal"]), do)
 
 
 def _run(quick: bool) -> None:
-    """What ncu watches: each case once, after it has been warmed up unwatched."""
+    """The program that ncu watches: each case once, after a few calls that are not watched."""
     for case in cases(quick):
         call = _call(case)
         for _ in range(3):

@@ -18,14 +18,14 @@ from llmsys.bench.record import Record, new_record
 from llmsys.bench.timing import interleaved
 
 BASELINE = "cuDNN bf16"
-"""The peer to which ratios are taken."""
+"""The peer whose time is divided by each other's: a ratio above 1 is faster than this peer."""
 QUANTISING = "quantising"
 """The row that is no attention: it has a time and the bytes a second, and no ratio."""
 LARGEST_ERROR = 0.1
 
 
 def measure(quick: bool = False) -> Record:
-    """Run the table. Without a Hopper GPU nothing is measured."""
+    """Time the rows of the table. Without a Hopper GPU nothing is measured."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         return new_record("attention_fp8", [], {"hopper_fp8": "no Hopper GPU" if torch.cuda.is_available() else NO_GPU})
     rows = []
@@ -63,7 +63,7 @@ def _compare(B: int, H: int, T: int, causal: bool, repeats: int) -> list[dict]:
         QUANTISING: quantize_qkv,
         "both": partial(hopper_fp8_attention, causal=causal),
         "hopper bf16": partial(STAGES["hopper"], causal=causal),
-        BASELINE: partial(fused(causal)["cuDNN"], causal=causal),
+        BASELINE: partial(fused()["cuDNN"], causal=causal),
     }
     with torch.no_grad():
         errors = {

@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from llmsys.attention import STAGES
 
 EAGER = ("naive", "online", "tiled")
-"""The stages that are made of many kernels."""
+"""The stages in plain PyTorch, of which every operation is a kernel of its own."""
 
 
-def fused(causal: bool) -> dict[str, Callable]:
-    """The fused stages and the peers: name -> f(q, k, v, *, causal), for as many queries as keys, on a GPU."""
+def fused() -> dict[str, Callable]:
+    """Name -> f(q, k, v, *, causal) of the fused stages and of their peers; on a GPU, for as many queries as keys."""
     stages = {name: stage for name, stage in STAGES.items() if name not in (*EAGER, "sdpa")}
     backends = {"FA2": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
     torchs = {name: partial(_sdpa, backend=backend) for name, backend in backends.items()}

@@ -1,4 +1,4 @@
-"""In which order a consumer of the hopper kernel does its work, and what that is worth, on a Hopper GPU.
+"""How much the order matters in which a consumer of the hopper kernel does its work, on a Hopper GPU.
 
 The kernels of `hopper_orders_kernels` differ in one function, the step. All are timed in turn on the same inputs, with
 so many heads that every SM has the same number of tiles: what is left is the step. Beside them FA2 and cuDNN.
@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from llmsys.bench.attention import NO_GPU, _check
+from llmsys.bench.attention import NO_GPU, check_output
 from llmsys.bench.attention_peers import fused
 from llmsys.bench.record import Record, new_record
 from llmsys.bench.timing import interleaved
@@ -30,9 +30,9 @@ from llmsys.hardware.sm import (
     run,
 )
 
-T, HEADS = 4224, 36  # tiles of 128 and of 192 queries: 9 and 6 for each of 132 SMs
+T, HEADS = 4224, 36  # 9 tiles of 128 queries, or 6 of 192, for each of 132 SMs
 PEERS = ("FA2", "cuDNN")
-COUNTED = 2_000_000  # cycles
+COUNTED = 2_000_000  # cycles that the kernel counts which measures the clock
 MODEL: dict[str, Callable[[int, int], Programs]] = {
     "FA2": fa2_order,
     "one_at_a_time": fa1_order,
@@ -42,11 +42,12 @@ MODEL: dict[str, Callable[[int, int], Programs]] = {
     "overlapped_held": overlapped_order,
     "overlapped": partial(overlapped_order, until="started"),
 }
-"""Which order of the model each is. (`one_at_a_time` has a producer, and FA1 waits for its copies, too.)"""
+"""Name of a kernel -> the order of the model that is nearest to it. (`one_at_a_time` has a producer; `fa1_order` has
+none, and waits for its copies, too.)"""
 
 
 def predicted(D: int, consumers: int) -> dict[str, float]:
-    """Cycles a tile of keys by the model, over as many tiles as are timed."""
+    """The model's cycles for a tile of keys, in each order, with as many tiles as are timed."""
     tiles, costs = T // 128, attention_costs(D=D)
     return {name: run(order(tiles, consumers), costs).cycles / tiles for name, order in MODEL.items()}
 
@@ -87,12 +88,12 @@ def _compare(D: int, tiles, repeats: int) -> list[dict]:
     from llmsys.bench.hopper_orders_kernels import KERNELS
 
     sets = [tuple(torch.randn(1, HEADS, T, D, device="cuda").bfloat16() for _ in range(3)) for _ in range(3)]
-    peers = fused(causal=False)
+    peers = fused()
     functions: dict[str, Callable] = {name: partial(peers[name], causal=False) for name in PEERS}
     for name, kernel in KERNELS.items():
         functions[name] = lambda q, k, v, kernel=kernel: launch(q, k, v, False, D**-0.5, kernel, tiles)[0]
     for name, function in functions.items():
-        _check(name, function(*sets[0]), *sets[0], False)
+        check_output(name, function(*sets[0]), *sets[0], False)
     timings = interleaved(functions | {"clock": _count_cycles}, sets, repeats=repeats, warmup=3)
     clock = COUNTED / timings.pop("clock").median
     flops = 4 * HEADS * T * T * D

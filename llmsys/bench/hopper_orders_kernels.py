@@ -1,29 +1,20 @@
-"""The hopper kernel with its step in other orders: what `hopper_orders` times.
+"""The hopper kernel with a consumer's step in other orders: the kernels that `hopper_orders` times.
 
 A step of `llmsys.attention.hopper.consumer` adds P V of tile i to O and computes the scores of tile i + 1 and their
 softmax. The steps here do the same in other orders, with the same numbers for a result. `KERNELS` are the kernels that
 have them, by name. They are for attention without a mask: with one, consumers pass turns on outside of steps, too.
 """
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from unittest import mock
 
 from llmsys.attention.hopper.consumer import softmax, start_scores
+from llmsys.attention.hopper.fresh_modules import FORWARD, fresh_modules
 from llmsys.attention.hopper.gluon import gl, gluon, warpgroup_mma, warpgroup_mma_wait
-from llmsys.attention.hopper.simulated.forward import MODULES
 
 
 def kernel_with(**changes: Callable) -> Callable:
-    """The hopper kernel in which these functions stand in for those of the same name in its modules."""
-    with mock.patch.dict(sys.modules):
-        for name in MODULES:
-            spec = importlib.util.find_spec(f"llmsys.attention.hopper.{name}")
-            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            module.__dict__.update({name: each for name, each in changes.items() if hasattr(module, name)})
-    return module.hopper_forward_kernel
+    """The hopper kernel with these functions in the place of those of the same name in its modules."""
+    return fresh_modules(*FORWARD, functions=changes).hopper_forward_kernel
 
 
 @gluon.jit

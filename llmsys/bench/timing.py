@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 HEAD_START = 1_000_000
-"""Cycles that a GPU waits before it is timed: 0.5 ms at 2 GHz, twice what the slowest launch of a fused stage took."""
+"""Cycles that a GPU waits before it is timed: 0.5 ms at 2 GHz, twice the time of a fused stage's slowest launch."""
 
 
 @dataclass(frozen=True)

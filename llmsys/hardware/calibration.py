@@ -22,8 +22,10 @@ def default_path() -> Path:
 
 
 def read(path: Path | None = None) -> tuple[str, dict] | None:
-    """What was measured, as the key that says on what (device, torch's version, threads) and the fields of a
-    `DeviceSpec`; None where there is no file, or not one of ours: it is only a cache."""
+    """The key, which says on what it was measured (device, torch's version, threads), and the fields of a `DeviceSpec`.
+
+    None where there is no file, or not one of ours: then it is measured again.
+    """
     try:
         kept = json.loads((path or default_path()).read_text(encoding="utf-8"))
         return str(kept["key"]), dict(kept["spec"])
@@ -32,11 +34,11 @@ def read(path: Path | None = None) -> tuple[str, dict] | None:
 
 
 def write(path: Path, key: str, spec: dict) -> None:
-    """Keep it, at once: two notebooks may do so at the same time. Where that is impossible it is measured again."""
+    """Write the file that `read` reads. Where it cannot be written, nothing is: the next process measures again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}")
         beside.write_text(json.dumps({"key": key, "spec": spec}, indent=1), encoding="utf-8")
-        beside.replace(path)
+        beside.replace(path)  # in one step: two notebooks may do this at the same time
     except OSError:
         pass

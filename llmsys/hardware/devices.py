@@ -45,17 +45,17 @@ class DeviceSpec:
     """Streaming multiprocessors; on Apple's chips GPU cores; on a CPU the threads that torch uses."""
     l2_bytes: int | None
     interconnect: float | None
-    """To its peers, B/s, both directions added up, as NVLink is advertised: one direction has half."""
+    """Between the device and its peers, B/s, both directions together, as NVLink is advertised: one has half."""
     source: str
     l2_bandwidth: float | None = None
     """Between the L2 cache and all multiprocessors, reading, B/s; of the devices here, only the A100's is published."""
     sram_bandwidth: float | None = None
-    """Of the shared memories of all multiprocessors together, each with its own SM, B/s."""
+    """Between shared memory and its own multiprocessor, of all multiprocessors together, B/s."""
     exponentials: float | None = None
     """Per second, by the units for special functions of all multiprocessors together."""
 
     def flops_per_byte(self, dtype: str = "bfloat16") -> float:
-        """The operations that the device does in the time of one byte: the least intensity at which they can be busy.
+        """The operations that the device does in the time of one byte: below that intensity it waits for memory.
 
         Raises ValueError where the device has no figure for that dtype.
         """

@@ -1,7 +1,7 @@
-"""A kernel as text: what another process, which compiles it, is given of a kernel that lives in this one.
+"""A kernel as text, so that another process can compile a kernel that was defined in this one.
 
-Kernels of a module are found again by the module's name. A kernel in a notebook is nowhere but in its cells;
-`source_of` writes it down again, with the helpers, constants and imports that it uses.
+A kernel in a module can be imported by name there. A kernel in a notebook is nowhere but in its cells: `source_of` puts
+its text together, with that of the helpers, constants and imports that it uses.
 """
 
 import ast
@@ -27,9 +27,10 @@ class Source:
 
 
 def source_of(kernel: Callable) -> Source:
-    """The text of a kernel, with the helpers, constants and imports that it uses: what a notebook's cells have defined.
+    """The text of a kernel, with the helpers, constants and imports that it uses.
 
-    Raises ValueError where Python does not have the text.
+    Helpers are functions of the kernel's own module or notebook; what comes from elsewhere is imported in the text.
+    Raises ValueError for what is no function, or where Python does not have the text.
     """
     function = underlying(kernel)
     imports, constants, functions = {}, {}, {}
@@ -54,7 +55,7 @@ def source_of(kernel: Callable) -> Source:
                 constants[name] = f"{name} = _constexpr({value.value!r})"
             elif isinstance(value, Constant):
                 constants[name] = f"{name} = {value!r}"
-            elif _at_its_address(used) is value:
+            elif _by_its_own_name(used) is value:
                 imports[name] = f"from {used.__module__} import {used.__name__} as {name}"
         functions[function.__name__] = text
 
@@ -68,7 +69,9 @@ def source_of(kernel: Callable) -> Source:
 
 
 def texts_of(module: str) -> dict[str, str]:
-    """Hashes of a module's text, and of those of its package that it imports: a kernel's helpers may be there.
+    """Module's name -> a hash of its text: of `module`, and of what it imports from its own top-level package.
+
+    Together they change whenever the kernel or one of its helpers does.
 
     Raises ValueError where there is no such module.
     """
@@ -95,7 +98,7 @@ def texts_of(module: str) -> dict[str, str]:
 
 
 def underlying(function: object) -> object:
-    """The function under decorators (`__wrapped__`) and Triton's kernel objects (`.fn`)."""
+    """The Python function under decorators (`__wrapped__`) and Triton's kernel objects (`.fn`)."""
     for _ in range(20):
         inner = getattr(function, "__wrapped__", None) or getattr(function, "fn", None)
         if inner is None or inner is function:
@@ -104,8 +107,8 @@ def underlying(function: object) -> object:
     return getattr(function, "__func__", function)
 
 
-def _at_its_address(value):
-    """What is found where a function or class says that it is from."""
+def _by_its_own_name(value):
+    """What is found in the module that a function or class says it is from, under the name that it says it has."""
     return getattr(sys.modules.get(getattr(value, "__module__", None)), getattr(value, "__name__", ""), None)
 
 

@@ -1,15 +1,15 @@
-"""What a launcher would launch: kernels noted for the compiler, instead of run.
+"""Recording launches: what a launcher would launch, to be compiled instead of run.
 
 Launchers of this library take `kernel=`. One that is given a `Recorder` does all that it does before a launch (it
-chooses tiles, allocates results, computes strides), and launches nothing; the recorder knows the kernel's arguments
-then, so it can be compiled for them, for a GPU that is not here:
+chooses tiles, allocates results, computes strides), and launches nothing. The recorder then knows the kernel's
+arguments, so that the kernel can be compiled for them, for a GPU that is not here:
 
     recorder = Recorder(my_kernel, target="sm_90")
     q = torch.empty(1, 16, 4096, 64, dtype=torch.float16, device="meta")  # a shape without memory is enough
     launch(q, q, q, …, kernel=recorder)
     recorder.compiled().registers
 
-Arguments are given the types that Triton gives them at a launch: integers that are multiples of 16 are known to be, 1
+Arguments get the types that Triton gives them at a launch: an integer that is a multiple of 16 is marked as one, and 1
 and None are constants (https://triton-lang.org/main/python-api/generated/triton.jit.html; `specialize`).
 """
 
@@ -30,7 +30,7 @@ TYPES = {
 
 
 class Recorder:
-    """Stands where a launcher wants a kernel. `builds` has a `Build` for each launch, `grids` its grid."""
+    """Takes the place of a kernel in a launcher. `builds` has a `Build` for each launch, and `grids` its grid."""
 
     def __init__(self, kernel: Callable, *, target: str = "sm_90"):
         self.kernel, self.target = kernel, target

@@ -1,4 +1,4 @@
-"""mbarrier: how warps of an SM wait for each other and for the copy engine, as a machine to play with.
+"""mbarrier: how warps of an SM wait for each other and for the copy engine, as a simulation to play with.
 
 A barrier in shared memory counts. Its *phase* ends when as many warps have arrived as it expects, and all bytes that
 were announced to it have been copied; then it counts from the beginning, for the next phase. Whoever waits names a
@@ -23,12 +23,12 @@ generator functions that yield their actions:
             yield Read(slot)
             yield Arrive(ring.empty[slot])
 
-What is right for every seed does not rest on anyone being fast. Two mistakes are named: `Deadlock`, nobody can go on;
-`Race`, a tile is overwritten before all consumers have read it, or read before it is there.
+Roles that are right for every seed do not rely on anyone being fast. Two mistakes are named: `Deadlock`, nobody can go
+on; `Race`, a tile is overwritten before all consumers have read it, or read before it is there.
 
 (PTX, "mbarrier", https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-
-instructions-mbarrier: `try_wait.parity`, `arrive.expect_tx`, `complete_tx`. The real ring is
-`llmsys.attention.hopper.ring`.)
+instructions-mbarrier: `try_wait.parity`, `arrive.expect_tx`, `complete_tx`. The ring of a real kernel is
+`llmsys.attention.hopper.ring`; `llmsys.attention.hopper.simulated` runs all of that kernel over these barriers.)
 """
 
 import random
@@ -59,7 +59,7 @@ class Barrier:
         self.phase, self.missing, self.nbytes = 0, count, 0
 
     def arrive(self, count: int = 1) -> None:
-        """So many arrivals at once. Raises Race where the phase needs fewer: PTX leaves open what happens then."""
+        """Arrive `count` times. Raises Race where the phase needs fewer arrivals: PTX leaves open what happens then."""
         self._change(count, 0)
 
     def expect_bytes(self, nbytes: int) -> None:
@@ -67,7 +67,7 @@ class Barrier:
         self._change(1, nbytes)
 
     def copied(self, nbytes: int) -> None:
-        """The copy engine has written so many bytes."""
+        """The copy engine reports that it has written `nbytes`."""
         self._change(0, -nbytes)
 
     def wait(self, parity: int) -> bool:
@@ -91,7 +91,7 @@ class Barrier:
             self.phase, self.missing = self.phase + 1, self.count
 
 
-# What a role may yield
+# The actions that a role may yield
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,12 @@ def consumer(ring: Ring, tiles: int) -> Iterator[Action]:
         yield Arrive(ring.empty[slot])
 
 
-# Playing it
+# Running roles over a ring
 
 
 @dataclass(frozen=True)
 class BarrierState:
-    """A barrier at one moment: see `Barrier`."""
+    """A barrier at one moment; the fields are those of `Barrier`."""
 
     name: str
     phase: int
@@ -226,7 +226,7 @@ class Event:
 
 @dataclass
 class Trace:
-    """What happened. `reads`: for each consumer, the tiles that it found, in order."""
+    """All events of a `play`, in order. `reads` lists, for each consumer, the tiles that it found, in order."""
 
     slots: int
     tiles: int
@@ -280,11 +280,13 @@ class _Warp:
 
 
 class _Game:
+    """A run of roles over a ring: who can go on, which copies are under way, and the events so far."""
+
     def __init__(self, producer: Role, consumers: Sequence[Role], slots: int, tiles: int, draw: random.Random):
         self.ring = ring = Ring(slots, len(consumers))
         self.tiles, self.draw = tiles, draw
         self.holds: list[int | None] = [None] * slots
-        self.copies: list[Copy] = []  # under way
+        self.copies: list[Copy] = []  # those under way
         self.producer = _Warp("producer", producer, ring, tiles)
         self.consumers = [_Warp(f"consumer {j}", role, ring, tiles) for j, role in enumerate(consumers)]
         self.warps = [self.producer, *self.consumers]

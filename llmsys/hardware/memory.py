@@ -10,10 +10,11 @@ is not visible in PyTorch. Here it is:
         hbm.store(s[:64, :64], tile)
     hbm.loaded["q"], hbm.stored["s"], hbm.sram_peak    # bytes
 
-Inside the block three laws hold, and breaking one raises at the line that does. An operation may not touch what was not
-loaded (`NotLoaded`). What is on the chip takes room for as long as it is alive, temporaries too, and has to fit
-(`SRAMOverflow`). And what was made with `empty` is NaN until it is stored to. Every byte that crosses is counted, by
-tensor. Otherwise an algorithm is plain PyTorch, and one that takes `hbm=DIRECT` runs anywhere, uncounted.
+Three rules hold inside the block, and the line that breaks one raises an error. An operation may not be given a tensor
+that was not loaded (`NotLoaded`). What is on the chip takes room for as long as it is alive, temporaries too, and must
+fit (`SRAMOverflow`). And a tensor made with `empty` is NaN until it is stored to. Every byte that crosses is counted,
+by tensor. Otherwise an algorithm is plain PyTorch: one with an argument `hbm`, which is `DIRECT` by default, runs
+anywhere, uncounted.
 
 The model is that of I/O complexity (Aggarwal and Vitter, https://doi.org/10.1145/48529.48535; for attention: Dao et
 al., https://arxiv.org/abs/2205.14135, section 3.2): a word costs nothing on the chip and one transfer to get there.
@@ -29,11 +30,11 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from llmsys.hardware.meters import Observer, _is_view, _only_takes_the_shape, _storage, _tensors
+from llmsys.hardware.dispatch import Observer, is_view, only_takes_the_shape, storage_id, tensors_in
 
 KIB = 1024
 H100_SRAM = 227 * KIB
-"""What one program can have of an H100's multiprocessor (CUDA C++ programming guide, compute capability 9.0)."""
+"""Bytes that one program can have on an H100's multiprocessor (CUDA C++ programming guide, compute capability 9.0)."""
 
 
 class NotLoaded(RuntimeError):
@@ -46,7 +47,12 @@ class SRAMOverflow(RuntimeError):
 
 @dataclass(frozen=True)
 class Transfer:
-    """One tile that crossed: `kind` is "load" or "store"; `start` is the index of its first element in `tensor`."""
+    """One tile that crossed between HBM and chip.
+
+    kind     "load" or "store"
+    tensor   the name of the tensor in HBM that the tile is of
+    start    the index of the tile's first element in that tensor
+    """
 
     kind: str
     tensor: str
@@ -56,14 +62,14 @@ class Transfer:
 
 
 class Direct:
-    """Memory that is not counted: `load` copies, `store` writes, `empty` makes a tensor. `DIRECT` is one."""
+    """The interface of `HBM` without the rules and the counting. `DIRECT` is the one that is used everywhere."""
 
     def load(self, tile: Tensor) -> Tensor:
-        """A copy of the tile: what is done to it in place is not done to the tensor."""
+        """A copy of the tile, so that what is done in place changes the copy and not the tensor."""
         return tile.clone()
 
     def store(self, into: Tensor, value: Tensor) -> None:
-        """Write `value` into `into`, a view of a tensor in HBM; it takes that tensor's dtype.
+        """Write `value` into `into`, a view of a tensor in HBM, converted to that tensor's dtype.
 
         Raises ValueError where their shapes differ.
         """
@@ -75,7 +81,7 @@ class Direct:
     def empty(
         self, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, device=None, name: str = ""
     ) -> Tensor:
-        """A tensor that has not been written yet: all NaN."""
+        """A tensor to be stored to; until then all NaN. `name` is what it is called in counts and messages."""
         return torch.full(shape, float("nan"), dtype=dtype, device=device)
 
 
@@ -86,9 +92,9 @@ class HBM(Direct):
     """HBM that holds the named tensors, beside a chip with `sram` bytes for each program (None: any number).
 
     A tensor often carries a batch of heads that are computed side by side, each by a program on a multiprocessor of its
-    own: `programs` is how many that are, and `sram` what each of them has. Bytes that cross are counted for all.
+    own. `programs` says how many there are: each has `sram` bytes, and bytes that cross are counted for all together.
 
-    No gradient is recorded inside: it would keep every tile alive.
+    Within the block no gradient is recorded: autograd would keep every tile alive.
     """
 
     def __init__(self, *, sram: int | None = H100_SRAM, programs: int = 1, **tensors: Tensor):
@@ -107,22 +113,22 @@ class HBM(Direct):
         self._homes: dict[int, tuple[str, Tensor]] = {}
         for name, tensor in tensors.items():
             self._place(name, tensor)
-        self._watch, self._door = _Watch(self), _Door(self)
+        self._watch, self._no_way_around = _Watch(self), _NoWayAround(self)
 
     @property
     def bytes(self) -> int:
-        """All bytes that crossed, both ways."""
+        """Bytes that crossed, both ways together."""
         return self.loaded.total() + self.stored.total()
 
     def __enter__(self) -> "HBM":
         self._no_grad = torch.no_grad()
         self._no_grad.__enter__()
         self._watch.__enter__()
-        self._door.__enter__()
+        self._no_way_around.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self._door.__exit__(*error)
+        self._no_way_around.__exit__(*error)
         self._watch.__exit__(*error)
         self._no_grad.__exit__(*error)
 
@@ -151,12 +157,12 @@ class HBM(Direct):
 
     def home(self, tensor: Tensor) -> str | None:
         """The name of the tensor in HBM that this is, or is a view of; None for what is on the chip."""
-        return self._homes.get(_storage(tensor), (None,))[0]
+        return self._homes.get(storage_id(tensor), (None,))[0]
 
     def _place(self, name: str, tensor: Tensor) -> None:
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} must be a torch.Tensor to live in HBM, got {type(tensor).__name__}")
-        self._homes[_storage(tensor)] = (name, tensor)  # keeps it, so that its storage is nobody else's
+        self._homes[storage_id(tensor)] = (name, tensor)  # keeps it, so that its storage is nobody else's
 
     def _count(self, kind: str, tile: Tensor) -> str:
         if (name := self.home(tile)) is None:
@@ -165,7 +171,7 @@ class HBM(Direct):
                              "give a view of one of these, such as q[:, :, 0:64]")  # fmt: skip
         size = tile.numel() * tile.element_size()
         (self.loaded if kind == "load" else self.stored)[name] += size
-        home = self._homes[_storage(tile)][1]
+        home = self._homes[storage_id(tile)][1]
         self.transfers.append(Transfer(kind, name, _index(tile, home), tuple(tile.shape), size))
         return name
 
@@ -175,10 +181,12 @@ class _Watch(Observer):
 
     def __init__(self, hbm: HBM):
         super().__init__()
-        self.hbm, self.alive, self.is_crossing = hbm, [], False
+        self.hbm, self.is_crossing = hbm, False
+        self.alive: list[tuple[StorageWeakRef, int, str]] = []  # what is on the chip: its memory, bytes and a label
 
     @contextmanager
     def crossing(self):
+        """While `load`, `store` and `empty` do their own work, the rules do not hold."""
         self.is_crossing = True
         try:
             yield
@@ -187,10 +195,10 @@ class _Watch(Observer):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.is_crossing or _is_view(operator):
+        if self.is_crossing or is_view(operator):
             return operator(*args, **kwargs)
-        given = _tensors((args, kwargs))
-        if not _only_takes_the_shape(operator):
+        given = tensors_in((args, kwargs))
+        if not only_takes_the_shape(operator):
             for tensor in given:
                 if name := self.hbm.home(tensor):
                     raise NotLoaded(
@@ -198,13 +206,14 @@ class _Watch(Observer):
                         f"hbm.load(...) a tile of it first, or hbm.store(...) into it"
                     )
         result = operator(*args, **kwargs)
-        known = {_storage(tensor) for tensor in given}
-        for tensor in _tensors(result):
-            if _storage(tensor) not in known:
+        known = {storage_id(tensor) for tensor in given}
+        for tensor in tensors_in(result):
+            if storage_id(tensor) not in known:
                 self.arrive(tensor, f"made by {operator.overloadpacket}")
         return result
 
     def arrive(self, tensor: Tensor, label: str) -> None:
+        """The tensor is on the chip from now on. Raises SRAMOverflow where it does not fit."""
         storage = tensor.untyped_storage()
         self.alive = [entry for entry in self.alive if not entry[0].expired()]
         self.alive.append((StorageWeakRef(storage), storage.nbytes(), f"{label} {tuple(tensor.shape)}"))
@@ -219,9 +228,9 @@ class _Watch(Observer):
         self.hbm.sram_peak = max(self.hbm.sram_peak, live)
 
 
-class _Door(TorchFunctionMode):
-    """NumPy and Python lists are no operations of torch's, so `_Watch` does not see them. What is in HBM does not get
-    out through them either."""
+class _NoWayAround(TorchFunctionMode):
+    """Refuses to turn a tensor in HBM into a NumPy array, a list or an address: no operations, so that `_Watch` does
+    not see them."""
 
     OUT = ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr")
 

@@ -1,14 +1,14 @@
 """Meters: what a piece of PyTorch allocates, keeps for its backward pass, reads, computes and moves.
 
 A claim like "this attention never holds a T × T buffer" or "two passes instead of three" is about what a program
-*does*, not about what it returns. The meters watch torch's dispatcher, through which every operation goes, in Python
-or hidden in C++:
+*does*, not about what it returns. The meters watch every operation that goes through torch's dispatcher
+(`llmsys.hardware.dispatch`), whether Python called it or torch's own C++:
 
     with largest_allocation() as allocated, reads_of(x) as reads:
         y = online_softmax(x, tile=64)
     allocated.shape, reads.passes
 
-What one operation needs inside (a workspace in a fused kernel, say) is its own affair and is not seen.
+What an operation needs inside while it runs (a workspace of a fused kernel, say) is not seen.
 """
 
 import math
@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import _disable_current_modes
+
+from llmsys.hardware.dispatch import Observer, is_view, only_takes_the_shape, overwritten, storage_id, tensors_in
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Allocation:
 
 @dataclass
 class Reads:
-    """How many `elements` were read of a tensor that has `size` of them."""
+    """How many `elements` were read of a tensor that has `size` elements."""
 
     size: int
     elements: int = 0
@@ -45,7 +46,7 @@ class Reads:
 
 @contextmanager
 def largest_allocation() -> Iterator[Allocation]:
-    """Meter the largest tensor that an operation in the block newly allocates: views and in-place results are not."""
+    """Meter the largest tensor that an operation in the block allocates. Views and results in place do not count."""
     largest = Allocation()
     with _LargestAllocation(largest):
         yield largest
@@ -65,7 +66,7 @@ def reads_of(x: Tensor) -> Iterator[Reads]:
 
 @dataclass
 class Saved:
-    """What autograd keeps: `bytes` in all, and the `shapes` that it kept them in, in order."""
+    """What autograd keeps: `bytes` in all, and the `shapes` of the tensors, in the order in which they were kept."""
 
     bytes: int = 0
     shapes: tuple[tuple[int, ...], ...] = ()
@@ -73,8 +74,11 @@ class Saved:
 
 @contextmanager
 def saved_for_backward(*given: Tensor) -> Iterator[Saved]:
-    """Meter what operations in the block keep for their backward pass, beside tensors that are `given` anyway (inputs,
-    weights). What several operations keep of one memory counts once. Works on torch's meta device, too."""
+    """Meter what operations in the block keep for their backward pass.
+
+    Tensors that are there anyway (inputs, weights) are `given` and do not count; memory that several operations keep
+    counts once. Works on torch's meta device, too.
+    """
     saved = Saved()
     known = [x.untyped_storage() for x in given]  # kept alive, so that no other memory gets the same name
 
@@ -92,8 +96,13 @@ def saved_for_backward(*given: Tensor) -> Iterator[Saved]:
 
 @dataclass
 class Work:
-    """What operations do. A multiply-add in a matrix product is two `matmul_flops`; everything else is `other_flops`,
-    one for each element that an elementwise operation makes or a reduction takes, `exponentials` among them."""
+    """What operations did.
+
+    matmul_flops   operations of matrix products; a multiply-add is two
+    other_flops    all others: one for each element that an elementwise operation makes or a reduction takes
+    exponentials   how many of the other operations were exponentials
+    bytes_read, bytes_written   to and from memory
+    """
 
     matmul_flops: int = 0
     other_flops: int = 0
@@ -103,14 +112,16 @@ class Work:
 
     @property
     def bytes(self) -> int:
-        """Read and written."""
+        """Bytes read and written together."""
         return self.bytes_read + self.bytes_written
 
 
 @contextmanager
 def work() -> Iterator[Work]:
-    """Count what the operations in the block compute and move, each by itself: its operands come from memory, and its
-    results go back there. So it is when they run one kernel after another and no cache helps.
+    """Count what the operations in the block compute and move.
+
+    Each operation counts by itself: its operands come from memory, and its results go back there, as when one kernel
+    runs after another and no cache helps.
 
     A softmax is five operations an element (maximum, difference, exponential, sum, quotient), and of a fused attention
     every score counts, masked or not. Making, comparing, converting, masking and copying tensors computes nothing;
@@ -122,16 +133,6 @@ def work() -> Iterator[Work]:
         yield done
 
 
-class Observer(TorchDispatchMode):
-    """Sees every operation that goes through torch's dispatcher. For those that only look and change nothing."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # True would keep torch's compiler out of `__torch_dispatch__` by importing it, at the first operation seen.
-        # That takes two seconds; and it imports Triton, in a mode that `load_triton` could no longer change.
-        return False
-
-
 class _LargestAllocation(Observer):
     def __init__(self, largest: Allocation):
         super().__init__()
@@ -139,10 +140,10 @@ class _LargestAllocation(Observer):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
-        given = {_storage(x) for x in _tensors((args, kwargs))}
-        for x in _tensors(result):
+        given = {storage_id(x) for x in tensors_in((args, kwargs))}
+        for x in tensors_in(result):
             size = x.untyped_storage().nbytes()
-            if size > self.largest.bytes and _storage(x) not in given:
+            if size > self.largest.bytes and storage_id(x) not in given:
                 self.largest.bytes, self.largest.shape = size, tuple(x.shape)
         return result
 
@@ -153,12 +154,12 @@ class _Reads(Observer):
         self.storage, self.reads = storage._cdata, reads
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if not _is_view(operator) and not _only_takes_the_shape(operator):
-            written = _write_only(operator)
+        if not is_view(operator) and not only_takes_the_shape(operator):
+            not_read = overwritten(operator)
             named = {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)}
             for name, value in (named | (kwargs or {})).items():
-                if name not in written:
-                    self.reads.elements += sum(x.numel() for x in _tensors(value) if _storage(x) == self.storage)
+                if name not in not_read:
+                    self.reads.elements += sum(x.numel() for x in tensors_in(value) if storage_id(x) == self.storage)
         return operator(*args, **(kwargs or {}))
 
 
@@ -184,11 +185,11 @@ class _Work(Observer):
         return result
 
     def _read(self, operator, args, kwargs) -> int:
-        if _only_takes_the_shape(operator):
+        if only_takes_the_shape(operator):
             return 0
-        overwritten = _write_only(operator)
+        not_read = overwritten(operator)
         named = {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)}
-        given = [x for key, value in (named | kwargs).items() if key not in overwritten for x in _tensors(value)]
+        given = [x for key, value in (named | kwargs).items() if key not in not_read for x in tensors_in(value)]
         if _name(operator) in _PICKS or operator._schema.name in _PUTS:
             given = given[1:]  # not the whole table: `_written` knows how much is picked of it
         return sum(map(_bytes, given))
@@ -201,14 +202,14 @@ class _Work(Observer):
             with _disable_current_modes():  # what is asked here is not the block's work, for another meter neither
                 places = torch.ops.aten.index(args[0], args[1]) if name == "index_put" else args[3]
             return places.numel() * args[0].element_size()
-        size = sum(map(_bytes, _tensors(result)))
+        size = sum(map(_bytes, tensors_in(result)))
         self.done.bytes_read += size if name in _PICKS else 0
         return size
 
     def _compute(self, operator, args, result) -> None:
         done, name = self.done, _name(operator)
-        given = _tensors(args)
-        made = sum(x.numel() for x in _tensors(result))
+        given = tensors_in(args)
+        made = sum(x.numel() for x in tensors_in(result))
         if name in _PRODUCTS:
             done.matmul_flops += 2 * made * given[_PRODUCTS[name]].shape[-1]
             done.other_flops += made * _PRODUCTS[name]  # what is added to the product
@@ -224,69 +225,41 @@ class _Work(Observer):
             rows = given[0].numel() // math.prod(args[1])
             done.other_flops += (_NORMS[name] + len(given) - 1) * given[0].numel() + 2 * rows
         elif torch.Tag.pointwise in operator.tags and name not in _ONLY_MOVE:
-            done.other_flops += sum(x.numel() for x in _tensors(result) if x.is_floating_point() or x.is_complex())
+            done.other_flops += sum(x.numel() for x in tensors_in(result) if x.is_floating_point() or x.is_complex())
         if name in _EXPONENTIALS:
             done.exponentials += given[0].numel()
 
 
-_PRODUCTS = {  # which argument the product's left side is: 1 where the first is added to the product
+_PRODUCTS = {  # name -> the position of the product's left operand: 1 where the first argument is added to the product
     "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "_scaled_mm": 0, "_int_mm": 0, "_grouped_mm": 0,
     "addmm": 1, "baddbmm": 1, "addmv": 1,
 }  # fmt: skip
 _ATTENTION = "_scaled_dot_product"
-_REDUCTIONS = {  # operations for each element taken
+_REDUCTIONS = {  # name -> operations for each element of the input
     "sum": 1, "mean": 1, "prod": 1, "max": 1, "min": 1, "amax": 1, "amin": 1, "argmax": 1, "argmin": 1,
     "cumsum": 1, "cumprod": 1, "linalg_vector_norm": 2, "var": 4, "std": 4, "logsumexp": 4,
     "_softmax": 5, "_log_softmax": 5, "_softmax_backward_data": 4,
 }  # fmt: skip
-_NORMS = {"native_layer_norm": 5, "_fused_rms_norm": 3}  # operations an element; the weight and the bias are one more
+_NORMS = {"native_layer_norm": 5, "_fused_rms_norm": 3}  # operations an element; weight and bias are one more each
 _EXPONENTIALS = (
     "exp", "exp2", "expm1", "sigmoid", "tanh", "silu", "gelu", "_softmax", "_log_softmax", "logsumexp",
 )  # fmt: skip
 _ONLY_MOVE = ("clone", "copy", "_to_copy", "where", "masked_fill", "fill")
-_PICKS = ("embedding", "index", "index_select", "gather", "take", "masked_select")
-_PUTS = ("aten::index_put_", "aten::index_copy_")  # they write to the places picked
+_PICKS = ("embedding", "index", "index_select", "gather", "take", "masked_select")  # they read some of a table
+_PUTS = ("aten::index_put_", "aten::index_copy_")  # they write to some places of a tensor
 
 
 def _name(operator) -> str:
-    """Its name, the same for what works in place: "add" for aten::add.out and aten::add_, too."""
+    """The operator's name without its variant: "add" for aten::add, aten::add_ and aten::add.out."""
     return operator._schema.name.removeprefix("aten::").removesuffix("_")
 
 
 def _moves(operator) -> bool:
-    return not _is_view(operator) and _name(operator) not in ("_unsafe_view", "detach")
+    """Whether the operator moves bytes: views, and what torch has beside them, do not."""
+    return not is_view(operator) and _name(operator) not in ("_unsafe_view", "detach")
 
 
 def _bytes(x: Tensor) -> int:
-    """Of the elements that are there: those that `expand` repeats count once."""
+    """Bytes of the elements that x really has: those that `expand` repeats count once."""
     distinct = math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride or not size)
     return distinct * x.element_size()
-
-
-def _tensors(value) -> list[Tensor]:
-    return [x for x in tree_leaves(value) if isinstance(x, Tensor)]
-
-
-def _storage(x: Tensor) -> int:
-    return x.untyped_storage()._cdata
-
-
-def _is_view(operator) -> bool:
-    # In its schema, a view's result aliases an argument and does not write to it: "Tensor(a) self -> Tensor(a)".
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in operator._schema.returns)
-
-
-def _only_takes_the_shape(operator) -> bool:
-    name = operator._schema.name.removeprefix("aten::")
-    return name.startswith("new_") or name.endswith("_like")
-
-
-def _write_only(operator) -> set[str]:
-    """The arguments that the operator overwrites without looking at them: out=, and self of copy_, fill_ and zero_."""
-    name = operator._schema.name.removeprefix("aten::")
-    overwrites = name in ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_")
-    return {
-        argument.name
-        for argument in operator._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write and (overwrites or argument.is_out)
-    }

@@ -41,7 +41,7 @@ SMS = {
     "sm_90": SM(228 * KIB, 227 * KIB, 64, 32),  # H100, H200
     "sm_100": SM(228 * KIB, 227 * KIB, 64, 32),  # B200
 }
-"""The SMs that are known, by target."""
+"""What an SM has, by target."""
 
 
 @dataclass(frozen=True)

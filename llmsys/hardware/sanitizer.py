@@ -100,8 +100,10 @@ def available() -> bool:
 
 @contextmanager
 def watch(**tensors: Tensor) -> Iterator[Report]:
-    """Watch every interpreted kernel that is launched in the block. `tensors` may be touched besides a launch's own
-    arguments, and gives names to them (otherwise a tensor is called what the kernel calls it).
+    """Watch every interpreted kernel that is launched in the block.
+
+    Kernels may touch `tensors` as well as their own arguments. A tensor is reported under the name that it has here, or
+    else under the name of the kernel's argument.
 
     Raises ValueError for anything but tensors, and at the launch for tensors that are not on the CPU.
     """
@@ -129,7 +131,7 @@ def watch(**tensors: Tensor) -> Iterator[Report]:
             setattr(owner, name, original)
 
 
-_HOOKED = {  # the methods, and how their parameters begin
+_HOOKED = {  # methods of the interpreter's builder, and the first names of their parameters
     "create_masked_load": ["self", "ptrs", "mask", "other"],
     "create_masked_store": ["self", "ptrs", "value", "mask"],
     "create_atomic_rmw": ["self", "rmwOp", "ptr", "val", "mask"],
@@ -139,7 +141,7 @@ _HOOKED = {  # the methods, and how their parameters begin
 
 
 def _interpreter():
-    """Triton's interpreter module, if what is hooked here looks as it is known."""
+    """Triton's interpreter module; None if what is hooked here does not look as in the versions that are known."""
     import triton.runtime.interpreter as interpreter
 
     methods = getattr(getattr(interpreter, "InterpreterBuilder", None), "__dict__", {})
@@ -172,6 +174,7 @@ class _Region:
         self.stored_by: np.ndarray | None = None
 
     def contains(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        """For each address, whether `size` bytes from there on are an element of this tensor."""
         within = (addresses >= self.start) & (addresses + size <= self.end)
         if self.inside is not None and within.any():
             within[within] = self.inside[self._elements(addresses[within])]
@@ -205,7 +208,7 @@ def _elements(n: int) -> str:
 
 
 class _Watcher:
-    """The hooks, and what they have to know of the launch that is running."""
+    """Makes the hooks, and knows the launch that is running: its kernel, its tensors and their tags."""
 
     def __init__(self, report: Report, named: list[_Region], interpreter):
         self.report, self.named, self.interpreter = report, named, interpreter
@@ -215,6 +218,7 @@ class _Watcher:
         self.seen: set[tuple] = set()
 
     def hook(self, name: str, original):
+        """What takes the place of the interpreter's method of that name, which is `original`."""
         watcher = self
 
         def launch(executor, *args, **kwargs):
@@ -270,6 +274,7 @@ class _Watcher:
 
     @contextmanager
     def launch(self, executor, args, kwargs) -> Iterator[None]:
+        """Watch one launch: its tensors are what its kernel may touch, besides the named ones."""
         given = list(zip(executor.arg_names, args, strict=False)) + list(kwargs.items())
         # An argument may be a tuple, and hold a tensor that a descriptor or triton.reinterpret wraps.
         leaves = [(name, getattr(x, "base", x)) for name, value in given for x in tree_leaves(value)]

@@ -1,4 +1,4 @@
-"""One SM as a machine with three engines: what the order of the work costs, before any kernel is written.
+"""A model of the time of one SM: what the order of its work costs, before any kernel is written.
 
 An SM of an H100 has tensor cores, units for exponentials, and a copy engine. A warpgroup (4 warps, with 64 rows of
 queries) goes through its list of actions in order. It *starts* copies and products, which run by themselves, and waits
@@ -9,7 +9,10 @@ for them where its list says so; a softmax it computes itself:
     timeline = run(fa2_order(tiles=16, warpgroups=2), attention_costs(D=128))
     timeline.cycles, timeline.utilisation("tensor")
 
-`run` refuses orders that a GPU would compute nonsense with, and names deadlocks. It has three rules of time:
+This file has the costs and the orders; `llmsys.hardware.sm_timing` has the actions and `run`, and can all be imported
+from here. (Whether a kernel's own text is right in any order is another question, with another answer:
+`llmsys.attention.hopper.simulated`.) `run` refuses orders with which a GPU would compute nonsense, and names deadlocks.
+It has three rules of time:
 
 - an engine does the work of one warpgroup in the order in which it was started;
 - warpgroups that want the same engine at the same time share it evenly: schedulers pick instructions of all in turn;
@@ -47,7 +50,7 @@ https://tridao.me/blog/2024/flash3/, https://arxiv.org/abs/2407.08608 section 3.
 """
 
 from llmsys.hardware.mbarrier import Deadlock, Race
-from llmsys.hardware.sm_engines import (
+from llmsys.hardware.sm_timing import (
     CLOCK,
     ENGINES,
     Action,
@@ -72,9 +75,9 @@ __all__ = [
 ]  # fmt: skip
 
 FLOPS_A_CYCLE = 4096
-"""Of an SM's four tensor cores in half precision: 989.5e12 / 132 / 1.83e9. In fp8, twice as many."""
+"""Operations of an SM's four tensor cores in half precision: 989.5e12 / 132 / 1.83e9. In fp8, twice as many."""
 EXPONENTIALS_A_CYCLE = 16
-"""Of an SM (CUDA C++ programming guide, arithmetic instructions; https://arxiv.org/abs/2407.08608, section 3.1)."""
+"""Exponentials of an SM (CUDA C++ programming guide, arithmetic instructions; arXiv:2407.08608, section 3.1)."""
 LANES = 128
 """Simple fp32 operations of an SM in a cycle (the same table of the guide)."""
 COPIED_A_CYCLE = 5120 / 132
@@ -99,7 +102,7 @@ def attention_costs(block_m: int = 64, block_n: int = 128, D: int = 128, itemsiz
     return Costs(block_n * D * itemsize / COPIED_A_CYCLE, product, softmax, product)
 
 
-# Orders: for so many tiles of keys and so many warpgroups, a list of actions for each
+# Orders: functions of the number of tiles of keys and of warpgroups, which return a list of actions for each warpgroup
 
 
 def fa1_order(tiles: int, warpgroups: int) -> Programs:
@@ -125,7 +128,7 @@ def fa2_order(tiles: int, warpgroups: int) -> Programs:
 
 
 def producer_order(tiles: int, warpgroups: int) -> Programs:
-    """The same, but a producer, the last program, starts all copies."""
+    """As `fa2_order`, but all copies are started by a producer, which is the last program."""
     return [*_independent(tiles, warpgroups), _producer(tiles)]
 
 
@@ -144,9 +147,10 @@ def ping_pong_order(tiles: int, warpgroups: int) -> Programs:
 def overlapped_order(tiles: int, warpgroups: int, until: str = "scores") -> Programs:
     """Ping-pong, and the softmax of tile i runs while P V of tile i − 1 does: FlashAttention-3's order.
 
-    until: a turn lasts until the "scores" are there, or until both products are "started", as `hopper_consumer` and
-    FlashAttention-3 have it; "" for no turns. In the model, who passes on what has only been started shares the tensor
-    cores with the next warpgroup. On an H100, the two are within about 2% (`recorded("hopper_orders")`).
+    until: a turn lasts until the "scores" are there, or until both products are "started", as in
+    `llmsys.attention.hopper.consumer` and in FlashAttention-3; "" for no turns. In the model, a warpgroup that passes
+    its turn on when its products are only started shares the tensor cores with the next one. On an H100, the two are
+    within about 2% of each other (`recorded("hopper_orders")`).
     """
     if until not in ("scores", "started", ""):
         raise ValueError(f'until must be "scores", "started" or "" (no turns), got {until!r}')
@@ -173,6 +177,7 @@ ORDERS = {
 
 
 def _independent(tiles: int, warpgroups: int) -> Programs:
+    """Each warpgroup does one thing after the other, and waits for copies that somebody else starts."""
     one: list[Action] = []
     for i in range(tiles):
         one += [Wait("K", i), Scores(i), Wait("S", i), Softmax(i), Wait("V", i), Output(i), Wait("O", i)]
@@ -180,8 +185,10 @@ def _independent(tiles: int, warpgroups: int) -> Programs:
 
 
 def _producer(tiles: int) -> list[Action]:
+    """Start the copies of all tiles of K and V, in the order in which they are needed."""
     return [Load(tile, i) for i in range(tiles) for tile in "KV"]
 
 
 def _last(tiles: int) -> list[Action]:
+    """The P V of the last tile, for orders that start it a step later than its scores."""
     return [Wait("V", tiles - 1), Output(tiles - 1), Wait("O", tiles - 1)] if tiles else []

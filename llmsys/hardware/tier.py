@@ -1,7 +1,7 @@
-"""Which tier this machine is, and the one door to Triton.
+"""Which tier this machine is, and `load_triton`, the one way by which this library imports Triton.
 
-Every lesson runs on three tiers: PyTorch on the CPU; the same Triton kernel in Triton's interpreter, on the CPU; the
-same kernel compiled, on a GPU. Triton decides between the last two once and for all, when it is first imported: with
+Every lesson runs on three tiers: PyTorch on the CPU; Triton kernels in Triton's interpreter, on the CPU; the same
+kernels compiled, on a GPU. Triton decides between the last two once and for all, when it is first imported: with
 `TRITON_INTERPRET=1` in the environment, `@triton.jit` makes interpreted functions for the rest of the process. So
 that nobody has to remember this, kernels and notebooks begin with
 

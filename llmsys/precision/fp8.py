@@ -1,4 +1,4 @@
-"""Eight bits a number: a block of rows shares one scale.
+"""Eight-bit floating point: a tensor as codes of eight bits, with one scale for each block of rows.
 
 The format is e4m3: a sign, 4 bits of exponent, 3 of mantissa. Its numbers lie between 2⁻⁹ and 448, which is little: a
 tensor of small numbers would become zeros, one of large numbers would not fit. So numbers are stored as x ≈ code ·
@@ -74,7 +74,7 @@ def dequantize_blocks(
 def error_bound(
     x: Float[Tensor, "*batch T D"], scales: Float32[Tensor, "*batch blocks"], rows: int = ROWS
 ) -> Float32[Tensor, "*batch T D"]:
-    """How far the stored number may be from each finite one of x, (..., T, D): see this module's first lines."""
+    """How far codes · scale may be from each finite number of x: max(|x| / 16, scale / 1024), see above. (..., T, D)"""
     _check(x, rows)
     rounding = 1 + 2**-20  # of fp32: of the scale, the division by it and the multiplication with it
     return torch.maximum(x.float().abs() / 16, _by_row(x, scales, rows) / 1024) * rounding

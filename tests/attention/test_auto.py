@@ -24,7 +24,7 @@ def shapes(B, Hq, Hkv, Tq, Tk, D, Dv=None, dtype=torch.bfloat16):
     return [torch.empty(size, dtype=dtype, device="meta").as_subclass(OnGpu) for size in sizes]
 
 
-def test_on_a_cpu_it_is_torchs_own_and_gives_what_it_gives():
+def test_on_a_cpu_torch_s_own_attention_is_picked_and_returned():
     q, k, v = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 7, 8), torch.randn(1, 2, 7, 8)
     assert pick(q, k, v) == ("sdpa", "on the cpu, torch's own is the fastest")
     torch.testing.assert_close(auto_attention(q, k, v, causal=True), STAGES["sdpa"](q, k, v, causal=True))
@@ -48,7 +48,7 @@ def test_on_a_cpu_it_is_torchs_own_and_gives_what_it_gives():
         ((16, 32, 32, 4096, 4096, 128, 128, torch.float32), "sdpa", "sdpa"),
     ],
 )
-def test_on_a_gpu_it_goes_by_what_was_measured(arguments, hopper, other, monkeypatch):
+def test_on_a_gpu_the_stage_that_was_measured_fastest_is_picked(arguments, hopper, other, monkeypatch):
     pretend((9, 0), monkeypatch)
     assert pick(*shapes(*arguments)).name == hopper
     pretend((8, 0), monkeypatch)
@@ -68,7 +68,7 @@ def test_bad_arguments_are_named():
 
 
 @pytest.mark.gpu
-def test_what_it_picks_runs():
+def test_on_a_gpu_the_picked_stage_runs():
     for Tq, Tk in ((2048, 2048), (64, 512), (1, 512)):
         q, k, v = (torch.randn(8, h, t, 64, device="cuda").bfloat16() for h, t in ((16, Tq), (4, Tk), (4, Tk)))
         torch.testing.assert_close(

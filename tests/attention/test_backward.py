@@ -50,7 +50,9 @@ def close(got, expected, **tolerance):
     causal=st.booleans(), scale=st.sampled_from([None, 0.3]), block_q=st.integers(1, 9), block_k=st.integers(1, 9),
     seed=st.integers(0, 2**16),
 )  # fmt: skip
-def test_both_agree_with_autograd_on_any_shape(G, Tq, Tk, Dk, Dv, causal, scale, block_q, block_k, seed):
+def test_stored_and_tiled_gradients_agree_with_autograd_on_any_shape(
+    G, Tq, Tk, Dk, Dv, causal, scale, block_q, block_k, seed
+):
     torch.manual_seed(seed)
     q, k, v, do = inputs(2, G, 2, Tq, Tk, Dk, Dv)
     expected = by_autograd(q, k, v, do, causal=causal, scale=scale)
@@ -80,13 +82,13 @@ def test_large_scores_overflow_nothing():
 
 
 @pytest.mark.parametrize("shape", [(0, 1, 2, 3, 5), (1, 1, 2, 0, 5), (1, 1, 2, 3, 0)])
-def test_empty_tensors(shape):
+def test_empty_tensors_have_gradients_of_zero(shape):
     q, k, v, do = inputs(*shape, 4, 4)
     for x, gradient in zip((q, k, v), tiled(q, k, v, do, causal=True), strict=True):
         assert gradient.shape == x.shape and (gradient == 0).all()
 
 
-def test_strides_do_not_matter():
+def test_gradients_do_not_depend_on_the_strides_of_the_inputs():
     q, k, v, do = (torch.randn(2, 9, 4, 8).transpose(1, 2) for _ in range(4))
     plain = tiled(*(x.contiguous() for x in (q, k, v, do)), causal=True, block_q=4, block_k=4)
     torch.testing.assert_close(tiled(q, k, v, do, causal=True, block_q=4, block_k=4), plain)
@@ -125,7 +127,7 @@ def test_memory_is_a_few_tiles_and_the_gradients():
     assert largest.bytes == 512 * 512 * 4
 
 
-def test_five_products_for_a_tile_and_none_for_a_hidden_one():
+def test_a_tile_takes_five_products_and_a_hidden_tile_none():
     q, k, v, do = inputs(1, 1, 1, 64, 64, 16, 16, torch.float32)
     o, lse = tiled_attention(q, k, v, return_lse=True)
     with work() as whole:
@@ -137,7 +139,7 @@ def test_five_products_for_a_tile_and_none_for_a_hidden_one():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_joined_it_is_an_attention_that_passes_gradcheck(causal):
+def test_differentiable_attention_passes_gradcheck(causal):
     attention = differentiable(naive_attention, backward_tiled)
     leaves = [x.requires_grad_() for x in inputs(1, 2, 1, 3, 4, 3, 2)[:3]]
 
@@ -162,7 +164,7 @@ def test_the_backward_pass_given_is_the_one_that_runs():
     assert called == [(True, 0.5, (1, 4, 3, 6), (1, 4, 3))]
 
 
-def test_where_nobody_asks_for_gradients_nothing_is_kept():
+def test_without_gradients_nothing_is_kept_for_a_backward_pass():
     q, k, v, _ = inputs(1, 1, 1, 3, 5, 4, 4, torch.float32)
     o = differentiable(tiled_attention)(q, k, v)
     assert not o.requires_grad
@@ -187,7 +189,7 @@ def test_gradients_of_gradients_are_refused_and_not_wrong():
         (lambda a: a.update(block_k=-1), "block_k must be at least 1 row, got -1"),
     ],
 )
-def test_what_does_not_go_together_is_refused(change, message):
+def test_shapes_that_do_not_go_together_are_refused(change, message):
     q, k, v, do = inputs(1, 1, 2, 4, 4, 4, 4, torch.float32)
     o, lse = tiled_attention(q, k, v, return_lse=True)
     arguments = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "do": do}

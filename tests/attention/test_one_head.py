@@ -72,7 +72,7 @@ def test_half_precision_errs_at_most_twice_as_much_as_the_naive_form():
         assert error <= 2 * (naive - exact(q, k, v)).abs().max() + 1e-5
 
 
-def test_a_kernel_of_one_s_own_is_launched_in_its_place():
+def test_another_kernel_can_be_launched_with_the_same_grid():
     launched = []
 
     class Spy:
@@ -97,7 +97,7 @@ def test_a_kernel_of_one_s_own_is_launched_in_its_place():
         (lambda q, k, v: (q, k.T.contiguous().T, v), "k must have adjacent elements"),
     ],
 )
-def test_refusals_name_the_argument(change, named):
+def test_wrong_arguments_are_named(change, named):
     with pytest.raises(ValueError, match=named):
         attend_one_head(*change(*qkv(3, 5)))
     with pytest.raises(ValueError, match="block_n must be a power of two from 16"):
@@ -113,7 +113,7 @@ def test_bfloat16_is_refused_where_it_would_be_silently_wrong():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("D", "block"), [(64, 64), (128, 64), (256, 32)])
-def test_large_on_a_gpu(dtype, D, block):
+def test_large_inputs_on_a_gpu_err_at_most_twice_as_much_as_the_naive_form(dtype, D, block):
     for Tq, Tk, causal in ((1000, 1000, True), (1, 777, False), (257, 1025, True)):
         q, k, v = qkv(Tq, Tk, D, dtype)
         expected = exact(q, k, v, causal=causal)

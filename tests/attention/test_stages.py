@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llmsys.attention import STAGES, get_stage
 from llmsys.attention.naive import attention_with
 from llmsys.hardware.tier import tier
+from tests.attention.sample import examples
 
 ELSEWHERE = {"hopper"} | ({"flash"} if tier() != "interpreter" else set())  # on a GPU: test_flash, test_hopper
 HERE = [stage for stage in STAGES if stage not in ELSEWHERE]
@@ -58,7 +59,7 @@ SHAPES = st.tuples(
 
 
 @EVERY_STAGE
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(shape=SHAPES, causal=st.booleans(), scale=st.sampled_from([None, 0.3, 1.0]), seed=st.integers(0, 2**16))
 def test_agrees_with_the_definition_on_any_shape(stage, shape, causal, scale, seed):
     torch.manual_seed(seed)
@@ -85,7 +86,7 @@ def test_logits_of_ten_thousand_overflow_nothing(stage):
 
 
 @EVERY_STAGE
-def test_a_row_that_sees_no_key_is_zero_and_says_so(stage):
+def test_a_row_that_sees_no_key_gives_zero_and_an_lse_of_minus_infinity(stage):
     q, k, v = qkv(1, 2, 2, 5, 2, 8, 8)
     o, lse = STAGES[stage](q, k, v, causal=True, return_lse=True)
     assert (o[:, :, :3] == 0).all() and (lse[:, :, :3] == -math.inf).all()
@@ -101,7 +102,7 @@ def test_a_cached_decoding_step_equals_the_last_row_of_the_whole(stage):
 
 
 @EVERY_STAGE
-def test_strides_do_not_matter(stage):
+def test_results_do_not_depend_on_the_strides_of_the_inputs(stage):
     torch.manual_seed(1)
     q, k, v = (torch.randn(2, 7, 4, 12).transpose(1, 2)[..., ::2] for _ in range(3))  # as (B, T, H, D), every other D
     assert not q.is_contiguous()
@@ -154,7 +155,7 @@ def test_bad_arguments_are_named(stage, change, named):
 
 @EVERY_STAGE
 @pytest.mark.parametrize("scale", [math.inf, math.nan, 0.0, -1.0])
-def test_a_scale_that_is_no_scale_is_refused(stage, scale):
+def test_a_scale_that_is_not_a_positive_number_is_refused(stage, scale):
     with pytest.raises(ValueError, match="scale must be a positive number"):
         STAGES[stage](*qkv(1, 1, 1, 2, 2, 4, 4), scale=scale)
 
@@ -171,7 +172,7 @@ def test_another_softmax_can_be_put_into_naive_attention():
     assert rows_seen and (rows_seen[0] > -math.inf).any(-1).all(), "a softmax must never meet a row without a key"
 
 
-def test_get_stage():
+def test_get_stage_takes_names_and_callables_and_suggests_the_nearest_name():
     assert get_stage("online") is STAGES["online"]
     assert get_stage(random.shuffle) is random.shuffle
     with pytest.raises(ValueError, match="one of naive, online, tiled, .*sdpa.*Did you mean 'naive'"):

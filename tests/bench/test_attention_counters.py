@@ -18,7 +18,7 @@ def _printed(*kernels) -> str:
     return "==PROF== Connected\n" + "\n".join(",".join(f'"{cell}"' for cell in line) for line in lines)
 
 
-def test_the_longest_kernel_of_each_case_counts_and_missing_metrics_are_left_out():
+def test_a_row_has_the_figures_of_the_longest_kernel_and_no_missing_metrics():
     first, second = rows_of(_printed(*KERNELS, KERNELS[2]), CASES)
     assert first == CASES[0] | {"kernel": "main", "tensor": 0.513, "us": 2500.0, "ghz": 1.7}
     assert second["name"] == "hopper" and second["kernel"] == "other" and second["tensor"] == 0.8
@@ -27,7 +27,7 @@ def test_the_longest_kernel_of_each_case_counts_and_missing_metrics_are_left_out
 
 
 @pytest.mark.parametrize("output", ["no table", _printed(*KERNELS), _printed(KERNELS[2], *KERNELS)])
-def test_a_table_of_other_cases_is_refused(output):
+def test_output_that_is_no_table_of_the_cases_is_refused(output):
     with pytest.raises(ValueError, match="output"):
         rows_of(output, CASES)
 
@@ -38,7 +38,7 @@ def test_without_a_gpu_nothing_is_measured_and_the_reason_is_given():
     assert record.rows == [] and "no GPU" in record.missing["all"]
 
 
-def test_the_h100_record_has_every_case_and_shares_are_shares():
+def test_the_h100_record_has_every_case_and_its_shares_are_between_0_and_1():
     rows = recorded("attention_counters", "H100").rows
     assert [{key: row[key] for key in CASES[0]} for row in rows] == cases()
     for row in rows:

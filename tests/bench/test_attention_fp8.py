@@ -19,7 +19,7 @@ def test_without_a_gpu_nothing_is_measured_and_the_reason_is_given():
     assert record.rows == [] and "no GPU" in record.missing["hopper_fp8"]
 
 
-def test_a_table_has_a_line_a_shape():
+def test_a_table_has_a_line_for_each_shape():
     shape = {"T": 1024, "causal": True, "ms": 0.25}
     rows = [shape | {"name": QUANTISING, "gbps": 2000}, shape | {"name": BASELINE, "tflops": 512.3, "ratio": 1.0}]
     columns = table(new_record("attention_fp8", rows, {})).columns

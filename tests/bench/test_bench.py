@@ -1,4 +1,4 @@
-"""Benchmarks: turns are taken, records survive a round trip, and what is wrong is not timed."""
+"""Benchmarks: functions take turns, records can be saved and loaded, and a peer with wrong results is not timed."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_functions_take_turns_on_rotating_inputs():
 @pytest.mark.parametrize(
     ("functions", "options"), [({}, {}), ({"a": print}, {"repeats": 0}), ({"a": print}, {"inputs": ()})]
 )
-def test_nothing_to_time_is_refused(functions, options):
+def test_no_functions_no_inputs_or_no_repeats_are_refused(functions, options):
     with pytest.raises(ValueError, match="at least"):
         interleaved(functions, **options)
 
@@ -34,13 +34,13 @@ def test_a_record_survives_a_round_trip_and_names_device_versions_and_date(tmp_p
     assert json.loads(path.read_text())["date"] == record.date
 
 
-def test_a_foreign_file_is_named(tmp_path):
+def test_a_file_that_is_no_record_is_named(tmp_path):
     (tmp_path / "x.json").write_text('{"benchmark": 1}')
     with pytest.raises(ValueError, match="x.json is not a record"):
         load(tmp_path / "x.json")
 
 
-def test_an_unknown_record_or_benchmark_lists_what_there_is():
+def test_the_error_for_an_unknown_record_or_benchmark_lists_the_known_ones():
     with pytest.raises(LookupError, match="recorded: .*softmax"):
         recorded("chess")
     with pytest.raises(ValueError, match="softmax"):
@@ -84,7 +84,7 @@ def test_the_h100_record_is_complete_and_its_ratios_are_those_of_its_times():
         assert row["ratio"] == pytest.approx(copies[shape(row)] / row["ms"], rel=0.01)
 
 
-def test_the_table_says_what_memory_a_peer_took_besides():
+def test_the_table_says_how_much_extra_memory_a_peer_took():
     shape = {"rows": 4, "cols": 8, "dtype": "float32", "gbps": 1.0, "ratio": 1.0}
     rows = [{"name": name, "extra_bytes": n, **shape} for name, n in ((OURS, 0), (TORCH, 3 << 20), (COPY, 0))]
     assert f"{TORCH}: 3.0 MiB beyond input and output" in table(new_record("softmax", rows, {})).caption
@@ -94,7 +94,7 @@ def test_the_table_says_what_memory_a_peer_took_besides():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_softmax_in_two_steps_is_charged_for_what_it_holds_between_them():
+def test_on_a_gpu_a_softmax_in_several_kernels_is_charged_for_its_temporary_tensors():
     peers = {"ours": lambda x: torch.softmax(x, -1), "wasteful": lambda x: torch.exp(x) / torch.exp(x).sum(-1, True)}
     rows = _compare(peers | {COPY: torch.clone}, 1024, 1024, torch.float32, repeats=3, missing={})
     extra = {row["name"]: row["extra_bytes"] for row in rows}

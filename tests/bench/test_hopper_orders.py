@@ -1,39 +1,32 @@
 """The hopper kernel in other orders: right on simulated warps, compiled for Hopper, and timed on one."""
 
 import importlib.util
-import sys
-from unittest import mock
 
 import pytest
 import torch
 
 from llmsys.attention import naive_attention
+from llmsys.attention.hopper.fresh_modules import FORWARD, fresh_modules
 from llmsys.attention.hopper.schedule import ROWS, TWO, HopperTiles
-from llmsys.attention.hopper.simulated import engines
-from llmsys.attention.hopper.simulated.forward import MODULES, simulate
+from llmsys.attention.hopper.simulated import gluon
+from llmsys.attention.hopper.simulated.forward import simulate
 from llmsys.bench.hopper_orders import HEADS, MODEL, T, measure, predicted, table
 from llmsys.bench.record import new_record
-from llmsys.hardware.compiler import Build, compile_kernels
+from llmsys.hardware.compiler import Build, Compiled, compile_kernels
+from tests.attention.sample import sample
 
 NAMES = ["one_at_a_time", "independent", "ping_pong", "overlapped_alone", "overlapped_held", "overlapped"]
 
 
 @pytest.fixture(scope="module")
 def simulated() -> dict:
-    """The kernels as plain Python, over simulated engines."""
-    here = {"llmsys.attention.hopper.gluon": engines}
-    with mock.patch.dict(sys.modules, here):
-        for name in MODULES:
-            sys.modules.pop(f"llmsys.attention.hopper.{name}", None)
-        spec = importlib.util.find_spec("llmsys.bench.hopper_orders_kernels")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module.KERNELS
+    """The kernels as plain Python, over the simulated processor."""
+    return fresh_modules(*FORWARD, "llmsys.bench.hopper_orders_kernels", gluon=gluon).KERNELS
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("consumers", [2, 3])
-def test_every_order_is_right_for_any_order_of_warps(simulated, name, consumers):
+def test_every_step_computes_attention_in_any_order_of_warps(simulated, name, consumers):
     assert list(simulated) == NAMES
     torch.manual_seed(4)
     q, k, v = (torch.randn(1, 2, 250, 64).half() for _ in range(3))
@@ -47,7 +40,7 @@ def test_every_order_is_right_for_any_order_of_warps(simulated, name, consumers)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-def test_every_order_compiles_for_hopper_without_spills(tmp_path):
+def test_compiled_for_hopper_every_step_is_another_kernel_without_spills(tmp_path):
     tiles, layout = TWO[128], "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4, "
     layout += "transposed=False, fp4_padded=False, cga_layout=[])"
     rows, keys = (f"tensordesc<bf16[1,1,{n},128],{layout}>" for n in (ROWS, tiles.block_n))
@@ -58,13 +51,15 @@ def test_every_order_compiles_for_hopper_without_spills(tmp_path):
         "CONSUMER_REGISTERS": tiles.consumer_registers, "PRODUCER_REGISTERS": tiles.producer_registers,
     }  # fmt: skip
     module = "llmsys.bench.hopper_orders_kernels"
-    kernels = compile_kernels([Build(f"{module}:{name}", signature, constants) for name in NAMES], cache=tmp_path)
-    for name, kernel in zip(NAMES, kernels, strict=True):
+    names = sample(NAMES, 1, always=["one_at_a_time"])
+    kernels = compile_kernels([Build(f"{module}:{name}", signature, constants) for name in names], cache=tmp_path)
+    for name, kernel in zip(names, kernels, strict=True):
+        assert isinstance(kernel, Compiled), kernel
         assert kernel.spill_bytes == 0 and kernel.wgmma and "setmaxnreg" in kernel.ptx, (name, kernel)
-    assert len({kernel.ptx for kernel in kernels}) == len(NAMES)  # each has its own step
+    assert len({kernel.ptx for kernel in kernels}) == len(names)  # each has its own step
 
 
-def test_the_model_has_each_order_and_every_sm_the_same_work():
+def test_the_model_ranks_every_order_and_every_sm_has_the_same_work():
     for consumers in (2, 3):
         assert HEADS * T % (64 * consumers * 132) == 0 and T % (64 * consumers) == 0 == T % 128
         cycles = predicted(128, consumers)
@@ -73,7 +68,7 @@ def test_the_model_has_each_order_and_every_sm_the_same_work():
     assert set(MODEL) - {"FA2"} == set(NAMES)
 
 
-def test_a_table_has_a_line_an_order():
+def test_a_table_has_a_line_for_each_order():
     row = {"T": T, "H": HEADS, "D": 64, "consumers": 2, "ms": 1.0, "cycles": 1234.4, "tensor": 0.5, "tflops": 400.0}
     rows = [row | {"name": "cuDNN", "model": None}, row | {"name": "overlapped", "model": 1100.0}]
     columns = table(new_record("hopper_orders", rows, {})).columns

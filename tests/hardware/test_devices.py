@@ -60,7 +60,7 @@ def test_an_h800_is_an_h100_with_less_nvlink():
     assert h800.flops == h100.flops and h800.bandwidth == h100.bandwidth
 
 
-def test_the_balance_of_a_machine():
+def test_flops_per_byte_is_the_quotient_of_peak_and_bandwidth():
     assert DEVICES["H100 SXM"].flops_per_byte("bfloat16") == pytest.approx(295, abs=1)
     with pytest.raises(ValueError, match="dtype must be one of float32.* on A100 80GB SXM, got 'float8'"):
         DEVICES["A100 80GB SXM"].flops_per_byte("float8")

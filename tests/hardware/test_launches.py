@@ -1,4 +1,4 @@
-"""A launch that is only noted asks the compiler for what Triton would compile."""
+"""Recorded launches: the compiler is asked for what Triton would compile at a launch."""
 
 import ctypes
 import importlib.util
@@ -41,7 +41,7 @@ def test_arguments_get_the_types_that_triton_gives_them():
         recorder.compiled()
 
 
-def test_what_was_noted_compiles(tmp_path, monkeypatch):
+def test_a_recorded_launch_can_be_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     recorder = Recorder(saxpy)
@@ -81,7 +81,7 @@ def programs_by_the_driver(handle, warps: int) -> int:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("stride", [1, 2, 16])
-def test_it_is_what_a_gpu_of_that_kind_runs(stride):
+def test_on_a_gpu_a_recorded_launch_compiles_to_the_kernel_that_runs(stride):
     x, y = torch.randn(16_000, device="cuda"), torch.empty(1000, device="cuda", dtype=torch.float16)
     recorder = Recorder(saxpy, target="sm_{}{}".format(*torch.cuda.get_device_capability()))
     launch(x[:1000], y, 0.5, kernel=recorder, stride=stride, rounded=True)
@@ -95,7 +95,7 @@ def test_it_is_what_a_gpu_of_that_kind_runs(stride):
 @pytest.mark.parametrize(
     ("D", "tiles"), [(64, (64, 64, 4, 3)), (64, (32, 32, 8, 2)), (64, (64, 64, 1, 2)), (128, (128, 64, 8, 2))]
 )
-def test_the_flash_kernel_is_what_runs_and_the_driver_counts_as_many_programs(D, tiles):
+def test_on_a_gpu_the_recorded_flash_kernel_has_the_registers_and_occupancy_of_the_one_that_runs(D, tiles):
     from llmsys.attention.flash import forward
     from llmsys.attention.flash.kernels import flash_forward_kernel
 

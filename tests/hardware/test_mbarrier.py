@@ -23,7 +23,7 @@ from llmsys.hardware.mbarrier import (
 
 
 @given(count=st.integers(1, 4), arrivals=st.integers(0, 20))
-def test_a_phase_is_so_many_arrivals_and_waits_go_by_parity(count, arrivals):
+def test_a_phase_ends_after_count_arrivals_and_waits_go_by_its_parity(count, arrivals):
     barrier = Barrier(count)
     assert barrier.wait(1) and not barrier.wait(0)  # the phase before the first counts as ended
     for _ in range(arrivals):
@@ -49,7 +49,7 @@ def test_a_phase_ends_when_all_have_arrived_and_all_bytes_are_there_in_any_order
     assert (barrier.phase, barrier.missing, barrier.nbytes) == (1, 2, 0)
 
 
-def test_a_warp_two_phases_behind_is_not_told():
+def test_a_warp_two_phases_behind_cannot_tell():
     barrier = Barrier(1)
     barrier.arrive()
     assert barrier.wait(0)
@@ -59,7 +59,7 @@ def test_a_warp_two_phases_behind_is_not_told():
     assert barrier.wait(0)
 
 
-def test_what_a_barrier_refuses():
+def test_a_barrier_refuses_too_many_arrivals_and_impossible_arguments():
     barrier = Barrier(2, "empty[1]")
     barrier.arrive()
     with pytest.raises(Race, match=r"empty\[1\]: more arrivals in phase 0 than the 2 that it counts"):
@@ -135,7 +135,7 @@ def test_a_producer_that_waits_with_the_consumers_parity_never_starts():
     assert refuse(Deadlock, message, producer=late) == 40
 
 
-def test_a_slot_that_is_not_given_back():
+def test_a_slot_that_is_not_given_back_ends_in_a_deadlock():
     def keeps(ring, tiles):
         for action in consumer(ring, tiles):
             if not isinstance(action, Arrive):
@@ -145,7 +145,7 @@ def test_a_slot_that_is_not_given_back():
     assert refuse(Deadlock, message, consumers=[consumer, keeps]) == 40
 
 
-def test_bytes_that_do_not_come_and_bytes_that_are_not_announced():
+def test_bytes_that_are_not_copied_or_not_announced_end_in_a_deadlock():
     def greedy(ring, tiles):
         for action in producer(ring, tiles):
             yield Expect(action.barrier, 2 * action.nbytes) if isinstance(action, Expect) else action
@@ -168,7 +168,7 @@ def test_a_parity_that_never_changes_is_right_for_one_round_only():
     refuse(Race, r"consumer 0 reads slot 0, wants tile 2, and finds tile 0", consumers=[stuck])
 
 
-def test_a_producer_that_does_not_wait_overwrites():
+def test_a_producer_that_does_not_wait_for_an_empty_slot_is_a_race():
     def hasty(ring, tiles):
         return (action for action in producer(ring, tiles) if not isinstance(action, Wait))
 
@@ -176,7 +176,7 @@ def test_a_producer_that_does_not_wait_overwrites():
     refuse(Race, r"copies tile 2 into slot 0, and consumer 0 has not read tile 0, which is there", producer=hasty)
 
 
-def test_a_consumer_that_does_not_wait_or_gives_back_first():
+def test_a_consumer_that_does_not_wait_or_gives_back_before_reading_is_a_race():
     def blind(ring, tiles):
         return (action for action in consumer(ring, tiles) if not isinstance(action, Wait))
 
@@ -193,7 +193,7 @@ def test_a_consumer_that_does_not_wait_or_gives_back_first():
     assert failed < 40  # some orders hide it: why more than one is played
 
 
-def test_a_consumer_that_stops_early_and_what_is_no_role():
+def test_a_consumer_that_stops_early_and_a_role_that_is_no_generator_are_refused():
     def short(ring, tiles):
         return consumer(ring, tiles - 1)
 

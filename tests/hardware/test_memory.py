@@ -23,7 +23,7 @@ def test_a_scaled_copy_moves_its_bytes_once_each_way_whatever_the_tile(rows, col
     assert sum(t.bytes for t in hbm.transfers) == hbm.bytes
 
 
-def test_what_was_not_loaded_cannot_be_computed_with():
+def test_an_operation_on_a_tensor_that_was_not_loaded_is_refused():
     x = torch.randn(4, 4)
     with HBM(x=x) as hbm:
         assert x[1:].T.shape == (4, 3)  # a view moves nothing
@@ -38,7 +38,7 @@ def test_what_was_not_loaded_cannot_be_computed_with():
     assert torch.equal(tile, x + 1)
 
 
-def test_what_is_alive_takes_room_until_it_is_not():
+def test_a_tensor_takes_room_on_the_chip_for_as_long_as_it_is_alive():
     x = torch.randn(16, 64)  # 4 KiB
     with HBM(sram=10 * KIB, x=x) as hbm:
         a = hbm.load(x)
@@ -61,7 +61,7 @@ def test_programs_side_by_side_have_a_chip_each():
     assert hbm.loaded["x"] == x.nbytes
 
 
-def test_a_tile_is_known_by_its_place_even_in_a_transposed_tensor():
+def test_a_transfer_records_the_tile_s_index_even_in_a_transposed_tensor():
     x = torch.randn(2, 6, 3, 5).transpose(1, 2)  # (2, 3, 6, 5)
     with HBM(x=x) as hbm:
         tile = hbm.load(x[1, 2:, 3:, 1:4])
@@ -76,7 +76,7 @@ def test_stores_are_counted_in_the_dtype_that_is_stored():
     assert hbm.stored["y"] == 8 and torch.equal(y, torch.ones(4).half())
 
 
-def test_what_was_never_stored_is_nan_on_both_memories():
+def test_elements_that_were_never_stored_are_nan_with_and_without_counting():
     with HBM(x=torch.zeros(1)) as hbm:
         y = hbm.empty((3,), name="y")
         hbm.store(y[1:], torch.ones(2))
@@ -84,7 +84,7 @@ def test_what_was_never_stored_is_nan_on_both_memories():
     assert DIRECT.empty((2,)).isnan().all()
 
 
-def test_no_gradient_is_kept_inside_and_all_of_it_outside():
+def test_gradients_are_recorded_by_direct_memory_and_not_by_hbm():
     x = torch.randn(3, requires_grad=True)
     with HBM(x=x) as hbm:
         assert not hbm.load(x).requires_grad

@@ -1,13 +1,12 @@
 """The meters count what operations do to memory and compute, and nothing else."""
 
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from llmsys.attention.cost import naive_cost
 from llmsys.hardware.meters import largest_allocation, reads_of, saved_for_backward, work
+from tests.hardware.fresh import run_fresh
 
 
 def test_a_view_allocates_nothing_and_reads_nothing():
@@ -59,7 +58,7 @@ def test_a_score_matrix_is_seen_where_it_is_made_and_only_there():
         (lambda x: x[0, 0].item(), 1),
     ],
 )
-def test_what_counts_as_reading(read, elements):
+def test_each_operation_reads_the_elements_of_its_arguments(read, elements):
     x = torch.randn(4, 6)
     with reads_of(x) as reads:
         read(x)
@@ -82,18 +81,18 @@ def test_an_empty_tensor_has_no_passes():
     assert reads.passes == 0
 
 
-def test_metering_does_not_import_triton_or_the_compiler():
+def test_metering_imports_neither_triton_nor_torch_s_compiler():
     """torch would, for a dispatch mode of its usual kind, and so fix Triton's mode before `load_triton` can."""
-    program = (
-        "import sys, torch\n"
-        "from llmsys.hardware.meters import largest_allocation, reads_of\n"
-        "x = torch.ones(3)\n"
-        "with largest_allocation(), reads_of(x):\n"
-        "    x + x\n"
-        "assert not {'triton', 'torch._dynamo'} & set(sys.modules)\n"
+    run_fresh(
+        """
+        import sys, torch
+        from llmsys.hardware.meters import largest_allocation, reads_of
+        x = torch.ones(3)
+        with largest_allocation(), reads_of(x):
+            x + x
+        assert not {'triton', 'torch._dynamo'} & set(sys.modules)
+        """
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_matrix_product_by_hand():
@@ -165,7 +164,7 @@ def test_fused_attention_computes_as_much_and_moves_less():
     ],
 )
 @pytest.mark.parametrize("inference", [False, True])
-def test_what_operations_compute(run, matmul, other, exponentials, inference):
+def test_operations_of_each_kind_are_counted(run, matmul, other, exponentials, inference):
     with torch.inference_mode(inference):
         x, y = torch.randn(4, 6), torch.randn(4, 6)
         with work() as w:
@@ -195,7 +194,7 @@ def test_what_operations_compute(run, matmul, other, exponentials, inference):
         (lambda x, i: x.index_copy(0, i, x[:2].view(2, 6)), 24 + 2 * 2 + 12, 24),
     ],
 )
-def test_what_operations_move_in_words(run, read, written):
+def test_bytes_of_each_kind_of_operation_are_counted(run, read, written):
     x, i = torch.randn(4, 6), torch.tensor([1, 3])  # an index is two words
     with work() as w:
         run(x, i)

@@ -43,7 +43,7 @@ def test_the_same_kernel_on_other_gpus():
 
 
 @given(st.integers(1, 255), st.integers(0, 232_448), st.sampled_from([1, 2, 4, 8, 16]))
-def test_what_fits_does_fit_and_one_more_does_not(registers, shared, warps):
+def test_so_many_programs_fit_on_an_sm_and_one_more_does_not(registers, shared, warps):
     sm, found = SMS["sm_90"], occupancy(registers=registers, shared_bytes=shared, num_warps=warps)
 
     def fits(programs):
@@ -59,7 +59,7 @@ def test_what_fits_does_fit_and_one_more_does_not(registers, shared, warps):
     assert not fits(found.programs + 1) or registers_of_warp(registers) * max(warps, 4) > sm.registers
 
 
-def test_refusals_name_the_argument():
+def test_impossible_arguments_are_named():
     with pytest.raises(ValueError, match="target must be one of sm_80, .*'sm_7'"):
         occupancy(registers=1, shared_bytes=0, num_warps=1, target="sm_7")
     with pytest.raises(ValueError, match="registers must be at least 1, got 0"):

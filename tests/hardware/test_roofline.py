@@ -47,7 +47,7 @@ def test_the_roof_is_the_rate_at_which_an_operation_of_that_intensity_is_done(fl
     assert op.flops / seconds == pytest.approx(roof, rel=1e-9)
 
 
-def test_the_three_kernels_of_naive_attention_are_three_bounds_and_not_one():
+def test_each_kernel_of_naive_attention_has_a_bound_of_its_own():
     apart = [(2e12, 1e9), (0, 1e10), (2e12, 1e9)]  # products, and a softmax that only moves bytes
     fused = [tuple(map(sum, zip(*apart, strict=True)))]
     rates = {"peak_flops": 1e15, "bandwidth": 2e12}
@@ -68,7 +68,7 @@ def test_other_units_take_part_where_both_sides_are_known():
     assert estimate(op, bare).bound == "compute" and set(estimate(op, bare).parts) == {"compute", "HBM"}
 
 
-def test_a_step_counts_every_operation_as_often_as_it_is_there():
+def test_total_seconds_counts_every_operation_count_times():
     one, three = product(64, 64, 64), dataclasses.replace(product(1, 4096, 4096), count=3)
     apart = estimate(one, H100).seconds + 3 * estimate(three, H100).seconds
     assert total_seconds([one, three], H100) == pytest.approx(apart)
@@ -80,7 +80,7 @@ def test_an_operation_without_traffic_is_never_bound_by_memory():
     assert attainable_flops(op.intensity, peak_flops=1e12, bandwidth=1e9) == 1e12
 
 
-def test_what_cannot_be_is_refused():
+def test_rates_that_are_not_positive_and_unknown_dtypes_are_refused():
     with pytest.raises(ValueError, match="dtype must be one of float32, float16 on Apple M4, got 'bfloat16'"):
         estimate(product(1, 1, 1), DEVICES["Apple M4"])
     with pytest.raises(ValueError, match="peak_flops and bandwidth must be positive, got 0 and 1"):

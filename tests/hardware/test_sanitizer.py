@@ -108,7 +108,7 @@ def masked_sum_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr, OTHER: tl.constexpr)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_what_is_masked_without_another_value_is_undefined_and_shows(dtype):
+def test_masked_lanes_that_are_given_no_value_load_nan(dtype):
     x, y = torch.ones(5, dtype=dtype), torch.zeros(1)
     for other, expected in ((True, 5.0), (False, float("nan"))):
         with sanitizer.watch(x=x, y=y) as report:
@@ -126,7 +126,7 @@ def test_neighbouring_memory_stays_what_it_was():
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_next_door_is_outside_too(order):
+def test_a_lane_that_leaves_its_tensor_is_reported_even_where_another_tensor_begins(order):
     memory = torch.arange(64.0)
     # Two storages, side by side in one piece of memory: past the end of the one, the other begins.
     halves = [torch.from_numpy(half) for half in (memory.numpy()[:32], memory.numpy()[32:])]
@@ -290,7 +290,7 @@ def test_atomics_may_meet_but_not_go_astray():
     assert {finding.kind for finding in report.findings} == {sanitizer.STORE} and y.item() == 64
 
 
-def test_the_hooks_go_when_the_block_ends_whatever_happens():
+def test_the_interpreter_is_as_before_when_the_block_ends_even_by_an_error():
     import triton.runtime.interpreter as interpreter
 
     load, call, convert = (
@@ -323,7 +323,7 @@ def test_a_tensor_elsewhere_cannot_be_watched():
         copy_kernel[(1,)](torch.randn(4), torch.empty(4, device="meta"), 4, BLOCK=4, MASK=True)
 
 
-def test_where_triton_looks_different_kernels_simply_run(monkeypatch):
+def test_with_an_unknown_version_of_triton_kernels_run_unwatched(monkeypatch):
     import triton.runtime.interpreter as interpreter
 
     monkeypatch.delattr(interpreter.InterpreterBuilder, "create_atomic_cas")
@@ -334,7 +334,7 @@ def test_where_triton_looks_different_kernels_simply_run(monkeypatch):
     assert torch.equal(x, y) and report.ok and report.programs == 0
 
 
-def test_parameters_in_another_order_are_noticed(monkeypatch):
+def test_an_interpreter_whose_parameters_have_another_order_is_not_watched(monkeypatch):
     import triton.runtime.interpreter as interpreter
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", lambda self, mask, ptrs, other: None)

@@ -1,31 +1,18 @@
-"""The one door to Triton: the mode fits the machine, a preset is respected, and a wrong order says what to do."""
-
-import os
-import subprocess
-import sys
-import textwrap
+"""Loading Triton: the mode fits the machine, a preset is respected, and an earlier import in the other mode is
+explained."""
 
 import pytest
 import torch
 
 from llmsys.hardware import tier
-
-
-def in_a_fresh_process(code: str, **environment: str) -> str:
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=inherited | environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
+from tests.hardware.fresh import run_alone, run_fresh
 
 needs_triton = pytest.mark.skipif(not tier.triton_installed(), reason="Triton is not installed here")
 
 
 @needs_triton
 def test_without_a_gpu_triton_is_interpreted_and_with_one_it_is_not():
-    out = in_a_fresh_process("from llmsys.hardware import tier; print(tier.interpreting(), tier.tier())")
+    out = run_fresh("from llmsys.hardware import tier; print(tier.interpreting(), tier.tier())")
     assert out == ("False gpu" if torch.cuda.is_available() else "True interpreter")
 
 
@@ -33,12 +20,12 @@ def test_without_a_gpu_triton_is_interpreted_and_with_one_it_is_not():
 @pytest.mark.parametrize(("preset", "interpreted"), [("1", "True cpu"), ("0", "False cuda")])
 def test_a_preset_mode_is_respected(preset, interpreted):
     code = "import llmsys.hardware.tier as t; print(t.interpreting(), t.triton_device())"
-    assert in_a_fresh_process(code, TRITON_INTERPRET=preset) == interpreted
+    assert run_fresh(code, TRITON_INTERPRET=preset) == interpreted
 
 
 @needs_triton
 def test_triton_imported_first_in_the_other_mode_is_explained():
-    out = in_a_fresh_process(
+    out = run_fresh(
         """
         import os, triton                       # somebody was here before us, compiling
         from llmsys.hardware.tier import load_triton
@@ -51,7 +38,7 @@ def test_triton_imported_first_in_the_other_mode_is_explained():
 
 
 def test_the_library_imports_and_the_pytorch_stages_work_with_triton_blocked():
-    out = in_a_fresh_process(
+    out = run_fresh(
         """
         import sys; sys.modules["triton"] = None
         import torch, llmsys.attention, llmsys.models, llmsys.course, llmsys.viz, llmsys.bench
@@ -71,7 +58,7 @@ def test_the_library_imports_and_the_pytorch_stages_work_with_triton_blocked():
 
 
 def test_importing_the_library_imports_neither_torch_nor_triton_and_sets_nothing():
-    out = in_a_fresh_process(
+    out = run_alone(
         """
         import os, sys
         before = dict(os.environ)

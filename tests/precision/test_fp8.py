@@ -21,7 +21,7 @@ E4M3 = sorted(
     rows=st.sampled_from([1, 5, 64, 128, 300]), exponent=st.integers(-60, 30), seed=st.integers(0, 9),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
-def test_what_is_stored_is_as_near_as_promised(shape, rows, exponent, seed, dtype):
+def test_stored_numbers_are_within_the_error_bound(shape, rows, exponent, seed, dtype):
     torch.manual_seed(seed)
     x = (torch.randn(shape) * torch.rand(shape) ** 4 * 2.0**exponent).to(dtype)
     codes, scales = quantize_blocks(x, rows)
@@ -41,7 +41,7 @@ def test_each_number_gets_the_nearest_code(values):
         assert abs(code - value) == nearest and code in E4M3
 
 
-def test_a_block_is_rows_and_all_columns():
+def test_a_block_has_128_rows_and_all_columns():
     x = torch.ones(5, 3)
     x[1, 2] = 448 * 4
     x[4, 0] = -448 * 2
@@ -63,14 +63,14 @@ def test_an_outlier_costs_only_its_own_block():
     assert error[0][others].sum() < 2e-3 * error[1][others].sum()
 
 
-def test_scaling_x_by_a_power_of_two_scales_what_is_stored():
+def test_scaling_x_by_a_power_of_two_scales_the_stored_numbers_exactly():
     x = torch.randn(200, 16)
     codes, scales = quantize_blocks(x)
     again, larger = quantize_blocks(x * 1024)
     assert torch.equal(codes.float(), again.float()) and torch.equal(scales * 1024, larger)
 
 
-def test_zeros_nan_infinity_and_nothing():
+def test_zeros_nan_infinity_and_empty_tensors():
     x = torch.zeros(4, 8)
     codes, scales = quantize_blocks(x, 2)
     assert (codes.float() == 0).all() and (scales == 1).all()

@@ -2,7 +2,7 @@
 
     forward             what surrounds the forward kernel: the contract, tiles, launch, gradients
     kernels             the forward kernel
-    tiles               how a problem is cut into tiles: a table, and autotuning that remembers
+    tiles               the sizes of tiles: a table, and autotuning, whose results are kept
     backward            what surrounds the backward kernels
     backward_kernels    delta, dK and dV, dQ
 """

@@ -1,4 +1,4 @@
-"""Stage 4's backward pass: what surrounds the kernels of `backward_kernels`.
+"""Stage flash's backward pass: what surrounds the kernels of `backward_kernels`.
 
 Three launches: delta, a sum over each row of dO ∘ o; then dk and dv, a program for each tile of keys; then dq, a
 program for each tile of queries. Beyond the gradients, the memory is that of two numbers a row: O(T), as in the forward
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from llmsys.attention.flash.tiles import LOG2_E, SMALL, TABLES, TileConfig, block_of, target_of
 
-DELTA_ROWS = 32  # of a program of the delta kernel; any number of rows moves the same bytes
+DELTA_ROWS = 32  # rows for each program of the delta kernel; with any number, the same bytes are moved
 
 
 @dataclass(frozen=True)
 class BackwardTiles:
-    """How the two large kernels are cut."""
+    """The tiles of the two large kernels: block_m rows of queries, block_n keys."""
 
     dkdv: TileConfig
     dq: TileConfig
@@ -54,7 +54,7 @@ def backward(
     do, dlse
         The gradients of both; dlse is None where lse was not used.
     tiles
-        How to cut the kernels; by default what `backward_tiles_for` says.
+        Tiles of the kernels; by default what `backward_tiles_for` says.
     """
     given = {"q": q, "k": k, "v": v, "o": o, "do": do}
     q, k, v, o, do = (_within_reach(name, x, k.shape[1]) for name, x in given.items())
@@ -100,9 +100,9 @@ def _(q, k, v, o, lse, do, dlse, causal, scale, precision):
 
 def launch_delta(o: Tensor, do: Tensor, lse: Tensor, dlse: Tensor | None, kernel=None) -> tuple[Tensor, Tensor]:
     """delta = rowsum(do ∘ o) − dlse and lse in base two (+∞ for a row without a key), both (B, Hq, Tq) in fp32."""
-    from llmsys.attention.flash import backward_kernels  # Triton decides on its mode when it is first imported
+    if kernel is None:
+        from llmsys.attention.flash.backward_kernels import flash_delta_kernel as kernel  # Triton: not before now
 
-    kernel = kernel or backward_kernels.flash_delta_kernel
     B, Hq, Tq, Dv = o.shape
     delta, lse_log2 = torch.empty_like(lse), torch.empty_like(lse)
     if lse.numel() == 0:
@@ -122,9 +122,9 @@ def launch_dkdv(
     causal: bool, scale: float, precision: str, tiles: TileConfig, kernel=None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dk and dv: a program for each tile of block_n keys of each key head."""
-    from llmsys.attention.flash import backward_kernels
+    if kernel is None:
+        from llmsys.attention.flash.backward_kernels import flash_dkdv_kernel as kernel  # Triton: not before now
 
-    kernel = kernel or backward_kernels.flash_dkdv_kernel
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     B, Hkv, Tk, _ = k.shape
     if lse_log2.numel() == 0 or Tk == 0:  # no query, or no key
@@ -141,9 +141,9 @@ def launch_dq(
     causal: bool, scale: float, precision: str, tiles: TileConfig, kernel=None,
 ) -> Tensor:  # fmt: skip
     """dq: a program for each tile of block_m rows of each key head."""
-    from llmsys.attention.flash import backward_kernels
+    if kernel is None:
+        from llmsys.attention.flash.backward_kernels import flash_dq_kernel as kernel  # Triton: not before now
 
-    kernel = kernel or backward_kernels.flash_dq_kernel
     dq = q.new_empty(q.shape)
     if dq.numel() == 0:
         return dq
@@ -157,7 +157,7 @@ def launch_dq(
 
 
 def _launch(kernel, grid, results, q, k, v, do, lse_log2, delta, causal, scale, precision, tiles: TileConfig) -> None:
-    """The two large kernels have one list of arguments, but for what they store."""
+    """Launch one of the two large kernels: their arguments are the same but for the results that they store."""
     Hq, Tq, Dk = q.shape[1:]
     Hkv, Tk, Dv = v.shape[1:]
     with torch.cuda.device_of(q):
@@ -172,7 +172,10 @@ def _launch(kernel, grid, results, q, k, v, do, lse_log2, delta, causal, scale, 
 
 
 def _within_reach(name: str, x: Tensor, Hkv: int) -> Tensor:
-    """x as the kernels can walk over it: they count the elements of a group of heads one by one, in 32 bits."""
+    """x, or a contiguous copy, such that 32 bits suffice for the kernels to count the elements of a group of heads.
+
+    Raises ValueError where even a copy has too many.
+    """
     heads = x.shape[1] // Hkv
     if x.stride(3) != 1 or heads * x.stride(1) + x.shape[2] * x.stride(2) >= 2**31:
         x = x.contiguous()

@@ -11,7 +11,7 @@ there. The backward pass is in `backward`.
 What limits it on an H100 (bf16, 16k, full; `llmsys.bench.recorded("attention_counters")`): no unit is full. With heads
 of 128, the tensor cores are active for 57% of the time and shared memory's data pipe for 48%; with heads of 64, the
 tensor cores for 51% and the exponential unit for 54%. Warps wait for their own products before they compute
-exponentials, and only the other programs on the multiprocessor fill the gap: what stage hopper does away with.
+exponentials, and only the other programs on the multiprocessor fill the gap; stage hopper removes that wait.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from llmsys.attention.contract import check_arguments, needs_gradient, needs_operator
 from llmsys.attention.flash.backward import backward, flash_backward
 from llmsys.attention.flash.tiles import LOG2_E, TileConfig, block_of, target_of, tiles_for, tuned_tiles
+from llmsys.hardware.tier import interpreting, load_triton
 
 LARGEST_HEAD = 256
 
@@ -42,16 +43,16 @@ def flash_attention(
     autotune: bool = False,
     kernel=None,
 ) -> Float[Tensor, "B Hq Tq Dv"] | tuple[Float[Tensor, "B Hq Tq Dv"], Float[Tensor, "B Hq Tq"]]:
-    """FlashAttention's forward. The contract is `llmsys.attention.contract`'s, for fp32, fp16, bf16, heads up to 256.
+    """FlashAttention. The contract is `llmsys.attention.contract`'s, for fp32, fp16 and bf16 and heads of at most 256.
 
     Parameters
     ----------
     precision
         Of products of float32: "ieee" for all of it, "tf32" for the tensor cores.
     tiles
-        How to cut it; by default what `tiles.tiles_for` says.
+        The sizes of tiles; by default what `llmsys.attention.flash.tiles.tiles_for` says.
     autotune
-        On a GPU, measure which tiles are the fastest for such tensors, once, and remember it (`tiles`).
+        On a GPU, measure once which tiles are the fastest for tensors like these, and remember it (`tuned_tiles`).
     kernel
         A Triton kernel with the arguments of `kernels.flash_forward_kernel`, in its place.
 
@@ -106,7 +107,10 @@ flash_forward.register_autograd(_backward, setup_context=_keep)
 
 
 class _Differentiable(torch.autograd.Function):
-    """The operator for autograd alone, which costs much less Python."""
+    """`launch`, with gradients: what is called where torch does not trace.
+
+    The operator `flash_forward` does the same and can be traced, but a call of it costs the host much more time.
+    """
 
     @staticmethod
     def forward(ctx, *arguments):
@@ -120,10 +124,13 @@ class _Differentiable(torch.autograd.Function):
 def launch(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str, tiles: TileConfig | None, kernel=None
 ) -> tuple[Tensor, Tensor]:
-    """Run the kernel on its grid: a program for each tile of rows of each key head."""
-    from llmsys.attention.flash import kernels  # Triton decides on its mode when it is first imported: not before now
+    """Launch the kernel, or another with its arguments: a program for each tile of rows of each key head.
 
-    kernel = kernel or kernels.flash_forward_kernel
+    Returns o and lse as `flash_forward` does. Arguments have been checked.
+    """
+    if kernel is None:
+        from llmsys.attention.flash.kernels import flash_forward_kernel as kernel  # Triton: not before now
+
     B, Hq, Tq, Dk = q.shape
     Hkv, Tk, Dv = v.shape[1:]
     G = Hq // Hkv
@@ -151,8 +158,6 @@ def _lse_alone(q: Tensor, k: Tensor, lse: Tensor, causal: bool, scale: float) ->
 
 
 def _check_supported(q: Tensor, v: Tensor) -> None:
-    from llmsys.hardware.tier import interpreting, load_triton
-
     load_triton()
     for name, x in (("q", q), ("v", v)):
         if x.shape[3] > LARGEST_HEAD:

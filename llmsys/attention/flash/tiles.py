@@ -1,4 +1,4 @@
-"""How the flash kernel is cut into tiles: a small table, and autotuning that remembers.
+"""The sizes of the flash kernel's tiles: a small table, and autotuning, whose results are kept.
 
 A larger tile of queries reads K and V fewer times; it also needs more registers and shared memory, and an SM that
 holds fewer programs has less to switch to while one of them waits. Where the best size lies depends on the head, on
@@ -18,25 +18,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmsys.hardware.calibration import default_path
+
 LOG2_E = 1 / math.log(2)
 """Kernels compute 2^x: what is to be exponentiated is scaled by this."""
 
 
 @dataclass(frozen=True)
 class TileConfig:
-    """How the kernel is cut: rows of a query tile, keys of a K tile, warps a program, and tiles in flight."""
+    """The sizes of a kernel's tiles, and what Triton is asked for."""
 
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
+    block_m: int  # rows of queries of a program
+    block_n: int  # keys of a tile
+    num_warps: int  # warps of a program
+    num_stages: int  # tiles of K and V that are loaded at the same time
 
 
 DECODE = TileConfig(16, 64, 4, 3)
-"""For at most 16 rows of queries, the heads of one token: what there is to do is to load K and V."""
+"""For at most 16 rows of queries, as when one token is decoded: nearly all of the work is to load K and V."""
 
-# For each size of an element in bytes: the largest head, and its tiles. Measured on an H100. Of 128 rows in four warps,
-# the registers spill; in eight warps, only one program fits on an SM. In float32, products are made of many small ones.
+# For each size of an element in bytes: tiles, and the largest head that has them. Measured on an H100. With 128 rows in
+# four warps, registers spill; in eight warps, only one program fits on an SM. In float32, a product is many small ones.
 LARGE = {
     2: ((128, TileConfig(64, 64, 4, 3)), (256, TileConfig(64, 64, 8, 2))),
     4: ((64, TileConfig(64, 32, 4, 2)), (256, TileConfig(32, 32, 4, 2))),
@@ -73,7 +75,7 @@ def block_of(D: int) -> int:
 
 
 def target_of(device: torch.device) -> str:
-    """The compute capability of a device, as "sm_90"; that one, too, where there is no GPU."""
+    """The compute capability of a device, as in "sm_90", which is also the answer for a CPU."""
     if device.type != "cuda":
         return "sm_90"
     major, minor = torch.cuda.get_device_capability(device)
@@ -83,7 +85,7 @@ def target_of(device: torch.device) -> str:
 def tuned_tiles(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, run: Callable[[TileConfig], object], *, cache: Path | None = None
 ) -> TileConfig:
-    """The fastest tiles for tensors like these: remembered, or else measured by `run(tiles)`, about ten calls each.
+    """The fastest tiles for tensors like these: from the cache, or measured by calls of `run(tiles)`, about ten each.
 
     Lengths count as the same up to the next power of two. What does not fit on the GPU is passed over. Without a GPU
     there is nothing to measure: the table's choice. `cache` is a JSON file, by default in the user's cache folder.
@@ -106,6 +108,7 @@ def tuned_tiles(
 
 
 def _key(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> str:
+    """All that the fastest tiles depend on: GPU, Triton, the kernel's text, dtype, mask and sizes."""
     import triton
 
     def up(n: int) -> int:
@@ -132,8 +135,6 @@ def _seconds(call: Callable[[], object], repeats: int = 7) -> float:
 
 
 def _cache_file() -> Path:
-    from llmsys.hardware.calibration import default_path
-
     return default_path().parent / "flash_tiles.json"
 
 
@@ -150,4 +151,4 @@ def _write(path: Path, known: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}")
         beside.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        beside.replace(path)  # at once: two processes may do this at the same time
+        beside.replace(path)  # in one step: two processes may do this at the same time

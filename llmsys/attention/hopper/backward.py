@@ -1,12 +1,13 @@
-"""Stage 5's backward pass: what surrounds the kernel of `backward_kernels`.
+"""Stage hopper's backward pass: what surrounds the kernel of `backward_kernels`.
 
-Three launches. The first goes over the rows: delta, and zeros where dQ will be summed. The second makes dK and dV, and
-adds up dQ. The third rounds dQ. Beyond the gradients, the memory is dQ's sum in fp32 and two numbers a row: O(T).
+Three launches. The first goes over the rows of queries: it computes delta and lse in base two, and writes zeros where
+dQ will be summed. The second makes dK and dV, and adds up dQ. The third scales dQ and rounds it to q's dtype. Beyond
+the gradients, the memory is dQ's sum in fp32 and two numbers a row: O(T). The chapter:
 
-    backward_rows         before and after
-    backward_kernels      the kernel, its producer, and what is shared
-    backward_consumer     the consumer: five products, one step
-    backward_turns        sums in a fixed order
+    backward_rows         the kernels of the first and the last launch
+    backward_kernels      the kernel between them: its producer, and what its warps share in memory
+    backward_consumer     its consumer: a step of five products
+    backward_turns        dQ summed in a fixed order
     simulated/backward    the same kernel on a laptop
 
 Which program adds to a row of dQ first is a matter of luck, and sums in fp32 depend on their order: dQ differs from
@@ -48,19 +49,20 @@ from llmsys.attention.flash.tiles import LOG2_E
 from llmsys.attention.hopper.descriptors import descriptor, for_copy_engine, rows_descriptor, sum_descriptor
 from llmsys.attention.hopper.schedule import ROWS, packed
 
-KEYS = 128  # of a tile
-FINISH = 4096  # numbers of a program of the last launch
-BEGIN_AND_END = 7  # of a walk, in halves of a step: what walks of 16 and of 64 steps took on an H100
+KEYS = 128  # keys in a tile, which is the work of one program at a time
+FINISH = 4096  # elements of dQ for each program of the last launch
+BEGIN_AND_END = 7  # what a tile of keys costs beside its steps, in halves of a step: measured on an H100
 
 
 @dataclass(frozen=True)
 class HopperBackwardTiles:
-    """How the kernel is cut.
+    """How the backward kernel is cut into tiles.
 
     block_m              queries of a step, 64 or 128
     slots                tiles of queries in the ring
-    consumer_registers   a thread; with those of the others' warpgroup, at most 65,536 in all
-    other_registers      a thread of the producer and of the adder
+    consumer_registers   registers of a thread of a consumer
+    other_registers      registers of a thread of the producer and of the adder, which are in one warpgroup; with those
+                         of both consumers at most 65,536 in all
     """
 
     block_m: int
@@ -120,8 +122,9 @@ def backward(
         )  # fmt: skip
         hopper_backward_kernel[(programs,)](
             descriptor(q, tiles.block_m), descriptor(k, KEYS), descriptor(v, KEYS), descriptor(do, tiles.block_m),
-            rows_descriptor(rows, 2 * tiles.block_m), sum_descriptor(dq_sum), descriptor(dk, ROWS), descriptor(dv, ROWS),
-            schedule, counters, Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
+            rows_descriptor(rows, 2 * tiles.block_m), sum_descriptor(dq_sum),
+            descriptor(dk, ROWS), descriptor(dv, ROWS), schedule, counters,
+            Hq, Hq // Hkv, Tq, Tk, scale, scale * LOG2_E,
             CAUSAL=causal, IN_TURN=deterministic, SLOTS=tiles.slots,
             CONSUMER_REGISTERS=tiles.consumer_registers, OTHER_REGISTERS=tiles.other_registers, num_warps=4,
         )  # fmt: skip
@@ -148,14 +151,14 @@ def backward_schedule(
     B: int, Hq: int, Hkv: int, Tq: int, Tk: int, causal: bool, tiles: HopperBackwardTiles, programs: int,
     in_turn: bool = False, device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """Which program has which tiles of keys, and in which order: a table as `schedule` makes it.
+    """Which program has which tiles of keys, and in which order: a table as `schedule.hopper_schedule` makes it.
 
     Each tile goes to the program that will be free first. With a causal mask, the first keys are seen by the most
-    queries, and the longest walks go first: of as many heads as there are programs for, whose queries stay in the L2
-    cache. Without one, a head at a time.
+    queries, so their tiles take longest and go first. As many heads go together as there are programs for, so that
+    their queries stay in the L2 cache. Without a mask, a head at a time.
 
-    `in_turn`: programs add to dQ in the order of this table's tiles (`backward_turns`). Those of a head are then
-    a chain, each about a step behind the one before, and as many heads as keep the GPU busy go together.
+    `in_turn`: programs add to dQ in the order of this table's tiles (`backward_turns`). The tiles of a head are then
+    a chain, each about a step behind the one before, and as many heads go together as keep the GPU busy.
     """
     lists = [[] for _ in range(programs)]
     free = [(0, program) for program in range(programs)]

@@ -1,17 +1,19 @@
 """The kernel of stage hopper's backward pass: dK, dV and dQ in one walk, in Gluon.
 
-`flash_backward_kernels` derives the gradients, and walks twice: dK and dV are sums over queries, dQ is one over keys,
-and each walk makes P and dP for itself. That is seven matrix products for a tile of scores, where five are different.
-Here a program has 128 keys, walks over the queries that see them, and makes dQ's share of its keys on the way:
+`llmsys.attention.flash.backward_kernels` derives the gradients, and walks twice: dK and dV are sums over queries, dQ is
+a sum over keys, and each walk makes P and dP for itself. That is seven matrix products for a tile of scores, of which
+only five are different. Here a program has 128 keys, walks over the queries that see them, and makes the share of dQ
+that its keys contribute on the way:
 
     Sᵀ = K Qᵀ        dPᵀ = V dOᵀ        dV += Pᵀ dO        dK += dSᵀ Q        dQ += dS K
 
 dK and dV stay in registers until the walk ends. dQ is summed over programs: the copy engine takes each share from
 shared memory and adds it to an fp32 tensor in memory. (https://arxiv.org/abs/2407.08608, section 3.1; appendix B.1)
 
-Roles, rings and the grid that stays are those of the forward pass (`kernels`): a warp that does nothing but
-start copies (`produce`), and two consumers with 64 keys each (`backward_consumer.consume`). What is in turn here
-are the queries, so their tiles are in the ring (`Steps`), and a tile of keys stays for a whole walk.
+Roles, rings and the persistent grid are those of the forward pass (`kernels`): a warp that does nothing but start
+copies (`produce`), and two consumers with 64 keys each (`backward_consumer.consume`). Here it is the queries that
+stream by, so their tiles are in the ring (`Steps`), and a tile of keys stays for a whole walk. One more warp adds dQ's
+shares in a fixed order, where that is asked for (`backward_turns.add_in_turn`).
 
 Ends need as little care as in the forward pass. Queries beyond the end have lse = +∞ (`backward_rows`), so that
 their weights are zero, and the copy engine does not add beyond the end. Only keys beyond the end need a mask, and what

@@ -1,9 +1,9 @@
 """Before and after the hopper backward kernel: what is done once for each row of queries.
 
-`flash_backward_kernels.flash_delta_kernel` says what delta is, and why a row that sees no key has lse = +∞. Here the
-two are stored as the copy engine wants to fetch them: side by side for each tile of queries, and whole tiles, in which
-a row beyond the end has lse = +∞, too. The same program clears its rows of dQ, to which programs will add in fp32, and
-when all have, `hopper_finish_kernel` multiplies with the scale and rounds.
+`llmsys.attention.flash.backward_kernels` says what delta is, and why a row that sees no key gets lse = +∞. Here lse and
+delta are stored as the copy engine will fetch them: side by side for each tile of queries, and in whole tiles, in which
+a row beyond the end has lse = +∞, too. The same program writes zeros to its rows of dQ's sum in fp32. When the
+backward kernel has added to it, `hopper_finish_kernel` multiplies the sum with the scale and rounds it.
 """
 
 from llmsys.hardware.tier import load_triton

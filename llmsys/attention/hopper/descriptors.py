@@ -16,7 +16,7 @@ ALIGNED = 16  # bytes: what the copy engine wants of addresses and strides
 
 
 def descriptor(x: Tensor, rows: int):
-    """Of x (B, H, T, D), in tiles of so many rows of one head. x is copied where the copy engine cannot read it."""
+    """A descriptor of x (B, H, T, D) in tiles of `rows` rows of a head; of a copy if the copy engine cannot read x."""
     x = for_copy_engine(x)
     # A dimension of size 1 may have any stride, and the copy engine wants a good one.
     strides = [stride if size > 1 else x.shape[3] for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)]
@@ -24,12 +24,12 @@ def descriptor(x: Tensor, rows: int):
 
 
 def rows_descriptor(rows: Tensor, n: int):
-    """Of one long row of numbers in fp32, n of them at a time."""
+    """A descriptor of one long row of fp32 numbers, in tiles of n."""
     return _descriptor(rows, [1], [n], swizzle=0)
 
 
 def sum_descriptor(dq: Tensor):
-    """Of dQ's sum (B, Hq, Tq, D) in fp32, contiguous, 64 × 64 numbers at a time."""
+    """A descriptor of dQ's sum (B, Hq, Tq, D), fp32 and contiguous, in tiles of 64 × 64."""
     return _descriptor(dq, list(dq.stride()), [1, 1, ROWS, 64], swizzle=128)
 
 

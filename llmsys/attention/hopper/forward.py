@@ -5,17 +5,18 @@ and an H100's tensor cores are busy for half of the time. Here, copies, products
 in the order in which to read it:
 
     ring           how warps wait for each other: rings of tiles, barriers and their phases, turns
-    kernels        the roles of the warps, the producer, and the grid that stays
+    kernels        the roles of the warps, the producer, and a grid with one program an SM
     consumer       the consumer: products and softmax at the same time
     schedule       which program computes which tile, made on the host
     descriptors    what the copy engine must know of a tensor
     gluon          the language, and the one difference between versions of Triton
-    simulated/     the same kernel on a laptop: warps that take turns at random, deadlocks and races named
+    simulated/     the same kernel on a laptop: warps take turns at random, and deadlocks and races are named
+    fresh_modules  the kernel's modules loaded anew, over a simulated Gluon or with another function in them
 
-This file checks the arguments, launches, and says where else to go with what the kernel does not do.
+This file checks the arguments and launches the kernel; what the kernel cannot do is refused, with the stage that can.
 
 TFLOP/s and, in brackets, the ratio to cuDNN, timed in turns with it on an H100 80GB HBM3 (16k tokens in all, 2048 wide,
-bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `bench/recorded`):
+bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `llmsys.bench.recorded("attention")`):
 
     T               1k            4k            16k
     D 64   full     436 (1.01)    537 (1.12)    560 (1.19)
@@ -41,9 +42,10 @@ from torch.autograd.function import once_differentiable
 
 from llmsys.attention.contract import check_arguments, needs_gradient, needs_operator
 from llmsys.attention.flash.tiles import LOG2_E
-from llmsys.attention.hopper import backward
+from llmsys.attention.hopper.backward import backward, hopper_backward
 from llmsys.attention.hopper.descriptors import descriptor
 from llmsys.attention.hopper.schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles
+from llmsys.hardware.tier import interpreting
 
 HEADS = (64, 128)
 
@@ -57,9 +59,8 @@ def hopper_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Float[Tensor, "B Hq Tq D"] | tuple[Float[Tensor, "B Hq Tq D"], Float[Tensor, "B Hq Tq"]]:
-    """FlashAttention's forward on a Hopper GPU. The contract is `llmsys.attention.contract`'s, for float16 and bfloat16
-    and for heads of 64 and 128, of which keys and values have the same. Gradients are
-    those of `backward`.
+    """FlashAttention on a Hopper GPU. The contract is `llmsys.attention.contract`'s, for float16 and bfloat16, with
+    heads of 64 or 128, the same size for keys and values. Its gradients are computed by `hopper.backward`.
 
     Raises
     ------
@@ -70,8 +71,10 @@ def hopper_attention(
     """
     scale = check_arguments(q, k, v, scale=scale)
     _check_supported(q, v)
-    forward = hopper_forward if needs_operator(q, k, v) else _Differentiable.apply if needs_gradient(q, k, v) else launch
-    o, lse = forward(q, k, v, causal, scale)
+    if needs_operator(q, k, v):
+        o, lse = hopper_forward(q, k, v, causal, scale)
+    else:
+        o, lse = (_Differentiable.apply if needs_gradient(q, k, v) else launch)(q, k, v, causal, scale)
     return (o, lse) if return_lse else o
 
 
@@ -87,16 +90,18 @@ def _(q, k, v, causal, scale):
 
 
 def _keep(ctx, inputs, output) -> None:
+    """Keep for the backward pass what it needs: all tensors, of inputs and outputs."""
     q, k, v, ctx.causal, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, *output)
     ctx.set_materialize_grads(False)  # None, and not zeros, for a result that is not used
 
 
 def _backward(ctx, do, dlse):
+    """The gradients of `hopper_forward`'s arguments; None for causal and scale."""
     q, k, v, o, lse = ctx.saved_tensors
     if do is None:  # only lse is used
         do = torch.zeros_like(o)
-    run = backward.hopper_backward if needs_operator(q, do) else backward.backward
+    run = hopper_backward if needs_operator(q, do) else backward
     exact = torch.are_deterministic_algorithms_enabled()
     return *run(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, exact), None, None
 
@@ -105,7 +110,10 @@ hopper_forward.register_autograd(_backward, setup_context=_keep)
 
 
 class _Differentiable(torch.autograd.Function):
-    """The operator for autograd alone, which costs much less Python."""
+    """`launch`, with gradients: what is called where torch does not trace.
+
+    The operator `hopper_forward` does the same and can be traced, but a call of it costs the host much more time.
+    """
 
     @staticmethod
     def forward(ctx, *arguments):
@@ -120,7 +128,10 @@ def launch(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float,
     kernel: Callable | None = None, tiles: HopperTiles | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Run the kernel, or another with its arguments: one program an SM, as long as there are tiles for it."""
+    """Launch the kernel, or another with its arguments, and return o and lse as `hopper_forward` does.
+
+    There is one program for each SM, or for each tile of queries where there are fewer. Arguments have been checked.
+    """
     if kernel is None:
         from llmsys.attention.hopper.kernels import hopper_forward_kernel as kernel  # Triton: not before now
 
@@ -158,7 +169,7 @@ def _check_supported(q: Tensor, v: Tensor) -> None:
 
 
 def check_gpu(q: Tensor) -> None:
-    """ValueError or RuntimeError if q is not where the hopper kernels run: on a Hopper GPU, and Triton compiles."""
+    """Raises ValueError if q is not on a GPU, RuntimeError if that is no Hopper GPU or Triton does not compile."""
     if not q.is_cuda:
         raise ValueError(
             f"q must be on a Hopper GPU for stage hopper, got {q.device}; q.cuda(), or stage flash or tiled"
@@ -168,8 +179,6 @@ def check_gpu(q: Tensor) -> None:
             "stage hopper needs a GPU of compute capability 9.0 (H100, H200), and "
             f"{torch.cuda.get_device_name(q.device)} has {capability[0]}.{capability[1]}; use stage flash"
         )
-    from llmsys.hardware.tier import interpreting
-
     if interpreting():
         raise RuntimeError(
             "stage hopper does not run in Triton's interpreter; unset TRITON_INTERPRET, or use stage flash"

@@ -5,11 +5,11 @@
     quantized = quantize_qkv(q, k, v)                  # the same in two steps: codes, and a scale for each 128 rows
     o, lse = hopper_fp8_forward(quantized, causal=True)
 
-Blocks, scales and their error are `llmsys.precision.fp8`'s; what eight bits change in the kernel is told in
-`fp8_kernels`; the rest of it is stage hopper's. For inference: it has no gradients.
+Blocks, scales and their error are those of `llmsys.precision.fp8`. `fp8_kernels` says what eight bits change in the
+kernel, and `fp8_quantize` makes the codes; everything else is stage hopper's. For inference: it has no gradients.
 
 TFLOP/s and, in brackets, the ratio to cuDNN in bfloat16, timed in turns with it on an H100 80GB HBM3 (16k tokens in
-all, 2048 wide, heads of 128; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `bench/recorded`):
+all, 2048 wide, heads of 128; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `llmsys.bench.recorded("attention_fp8")`):
 
     T                          1k            4k            16k
     full                       710 (1.18)    826 (1.23)    811 (1.18)
@@ -33,7 +33,8 @@ from torch import Tensor
 
 from llmsys.attention.contract import check_arguments
 from llmsys.attention.flash.tiles import LOG2_E
-from llmsys.attention.hopper.forward import check_gpu, descriptor
+from llmsys.attention.hopper.descriptors import descriptor
+from llmsys.attention.hopper.forward import check_gpu
 from llmsys.attention.hopper.schedule import ROWS, HopperTiles, hopper_schedule
 
 HEAD = 128
@@ -63,7 +64,7 @@ def hopper_fp8_attention(
     return_lse: bool = False,
 ) -> Float[Tensor, "B Hq Tq D"] | tuple[Float[Tensor, "B Hq Tq D"], Float[Tensor, "B Hq Tq"]]:
     """Attention on a Hopper GPU, computed in e4m3. The contract is `llmsys.attention.contract`'s, for float16 and
-    bfloat16 and for heads of 128, of which keys and values have the same.
+    bfloat16, with heads of 128 for keys and values alike.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def hopper_fp8_attention(
 def quantize_qkv(
     q: Float[Tensor, "B Hq Tq D"], k: Float[Tensor, "B Hkv Tk D"], v: Float[Tensor, "B Hkv Tk D"]
 ) -> QuantizedQKV:
-    """Codes and scales of q, k and v, read once each. Raises as `hopper_fp8_attention`."""
+    """Codes and scales of q, k and v, each read once. Raises what `hopper_fp8_attention` raises."""
     check_arguments(q, k, v)
     _check_supported(q, k, v)
     return QuantizedQKV(*_quantize(q), *_quantize(k), *_quantize(v, turned=True), q.dtype)
@@ -115,7 +116,7 @@ def hopper_fp8_forward(
 
 
 def _quantize(x: Tensor, turned: bool = False) -> tuple[Tensor, Tensor]:
-    """Codes and scales of x (B, H, T, D); turned, as QuantizedQKV has them of v."""
+    """Codes and scales of x (B, H, T, D). `turned` gives codes in the order in which QuantizedQKV has those of v."""
     from llmsys.attention.hopper.fp8_quantize import quantize_kernel
 
     B, H, T, D = x.shape

@@ -2,14 +2,15 @@
 
 Gluon is the layer below Triton's language. Triton's compiler decides how a tile lies in shared memory and registers,
 which warps do what, and when they wait; in Gluon the kernel says so. It is a part of Triton, in
-`triton.experimental.gluon`, and its names still move. Kernels import from here:
+`triton.experimental.gluon`, and its names still change. Kernels import from here (on a laptop, `simulated.gluon` takes
+this module's place):
 
 - `gluon.jit`, and `gl`, the language; `aggregate`, a struct that kernels can pass around;
 - `tma`, the copy engine: `async_copy_global_to_shared`, `async_copy_shared_to_global`;
-- `add_to_memory`, the copy engine, too: it adds a tile to what is in memory;
-- `mbarrier`, barriers in shared memory; `fence_async_shared`, before the engines read what threads have written;
+- `add_to_memory`, by which the copy engine adds a tile to what is in memory;
+- `mbarrier`, barriers in shared memory; `fence_async_shared`, to be called before an engine reads what threads wrote;
 - `warpgroup_mma`, the asynchronous matrix product, and `warpgroup_mma_wait`;
-- `wait_for_warpgroup`, all warps of this partition, whose name differs;
+- `wait_for_warpgroup`, which waits for all warps of a role; its name differs between the versions;
 - `TensorDescriptor`, which tells the copy engine, from the host, what a tensor looks like.
 """
 

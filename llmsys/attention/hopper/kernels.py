@@ -13,7 +13,7 @@ copies, then multiplies, then computes exponentials, leaves each of them idle mo
 A warp's role also decides how many of the SM's registers it gets: the producer hands its share to the consumers, which
 hold scores and outputs (setmaxnreg; the numbers are in `schedule.HopperTiles`).
 
-The grid is *persistent*: one program an SM, which walks down its column of a schedule that was made on the host
+The grid is *persistent*: one program an SM, which works down its column of a schedule that was made on the host
 (`schedule`). So the producer loads the next tile's queries and keys while the consumers finish this one.
 
 Ends need no care: the copy engine knows the tensors' shapes (B, H, T, D), reads zeros beyond the end of any dimension

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 ROWS = 64
-"""Rows of queries of one consumer: wgmma's own number."""
+"""Rows of queries of one consumer: what one wgmma instruction multiplies."""
 
 
 @dataclass(frozen=True)
 class HopperTiles:
-    """How the kernel is cut.
+    """How the forward kernel is cut into tiles.
 
     consumers            warpgroups that compute; a tile of queries has 64 rows for each
     block_n              keys of a tile
     slots                tiles in the ring of keys, and in that of values
-    consumer_registers   a thread; with those of the producer's warpgroup, at most 65,536 in all
-    producer_registers   a thread
+    consumer_registers   registers of a thread of a consumer
+    producer_registers   registers of a thread of the producer's warpgroup; with those of all consumers at most 65,536
     """
 
     consumers: int
@@ -68,9 +68,10 @@ def hopper_schedule(
     B: int, Hq: int, Hkv: int, Tq: int, Tk: int, D: int, causal: bool,
     tiles: HopperTiles, programs: int, device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """The lists of tiles: int64 (rounds + 2, programs). Row 0 holds the length of each program's list, row r its r-th
-    tile, see `packed`. Beyond the end of a list is 0, and the last row is nothing else: who asks for the tile after the
-    last may.
+    """The programs' lists of tiles as a table, int64 (rounds + 2, programs), a column for each program.
+
+    Row 0 holds the length of the program's list, row r its r-th tile (`packed`), 0 beyond the end. The last row is all
+    0, so that a program may ask for the tile after its last.
     """
     lists = [[] for _ in range(programs)]
     free = [(0, program) for program in range(programs)]
@@ -84,19 +85,21 @@ def hopper_schedule(
 
 
 def packed(b: int, h: int, n: int) -> int:
-    """The n-th tile of query head h of sequence b, as one number. Three shifts unpack it; from the tile's number among
-    all, it would take two divisions, at the beginning of every tile."""
+    """The n-th tile of head h of sequence b, as one number, which a kernel unpacks with three shifts.
+
+    If tiles were simply numbered, the kernel would need two divisions at the beginning of every tile.
+    """
     return b << 40 | h << 24 | n
 
 
 CACHE = {64: 8 << 20, 128: 16 << 20}
-"""Bytes of K and V that a group may have, by D: measured on an H100, whose L2 cache has 50 MB."""
+"""Bytes of K and V that the heads of a group may have together, by D: measured on an H100, whose L2 cache has 50 MB."""
 
 
 def _tiles_in_order(
     B: int, Hq: int, Hkv: int, Tq: int, Tk: int, D: int, causal: bool, tiles: HopperTiles
 ) -> Iterator[tuple[int, int]]:
-    """Tiles in the order in which they are given out, and what each costs, in tiles of keys."""
+    """Tiles (`packed`) in the order in which they are given to programs, and the cost of each, in tiles of keys."""
     a_head = -(-Tq // tiles.block_m)
     group = max(1, CACHE[D] // (Tk * D * 2 * 2)) if causal else 1  # key heads, of all sequences together
     G = Hq // Hkv

@@ -419,7 +419,7 @@ def attend(step: Callable) -> Callable:
 
 def _noting(events: list[str]) -> dict[str, Callable]:
     """Stand-ins that note down what the first consumer does."""
-    from llmsys.attention.hopper.simulated import engines
+    from llmsys.attention.hopper.simulated import gluon as engines
     from llmsys.attention.hopper.simulated.forward import kernel_here
 
     plain = kernel_here().__globals__

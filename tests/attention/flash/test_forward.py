@@ -10,6 +10,7 @@ from llmsys.attention.flash.forward import flash_attention, flash_forward, launc
 from llmsys.attention.flash.tiles import TileConfig
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import interpreting, load_triton, triton_device
+from tests.attention.sample import examples
 
 load_triton()
 DEVICE = triton_device()
@@ -23,13 +24,13 @@ def qkv(B, G, Hkv, Tq, Tk, Dk, Dv, dtype=torch.float32, size=1.0):
     return q * size, k, v
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     G=st.integers(1, 3), Tq=LENGTHS, Tk=st.sampled_from([0, 1, 7, 16, 17, 33]), Dk=st.sampled_from([1, 8, 17]),
     Dv=st.sampled_from([1, 16, 20]), causal=st.booleans(), tiles=st.sampled_from([None, SMALL, OTHER]),
     size=st.sampled_from([1.0, 1e3]), seed=st.integers(0, 2**16),
 )  # fmt: skip
-def test_agrees_with_the_definition_on_any_shape(G, Tq, Tk, Dk, Dv, causal, tiles, size, seed):
+def test_output_and_lse_agree_with_the_definition_on_any_shape(G, Tq, Tk, Dk, Dv, causal, tiles, size, seed):
     torch.manual_seed(seed)
     q, k, v = qkv(1, G, 2, Tq, Tk, Dk, Dv, size=size)
     o, lse = flash_attention(q, k, v, causal=causal, return_lse=True, tiles=tiles)
@@ -51,7 +52,7 @@ def test_no_lane_leaves_its_tensor_and_every_element_of_o_is_stored_once(G, Tq, 
     assert report.bytes_loaded["q"] == q.nbytes
 
 
-def test_strides_do_not_matter():
+def test_the_result_does_not_depend_on_the_strides_of_the_inputs():
     q, k, v = (torch.randn(2, 9, 4, 16, device=DEVICE).transpose(1, 2) for _ in range(3))
     expected = naive_attention(q, k, v, causal=True)
     torch.testing.assert_close(flash_attention(q, k, v, causal=True), expected, atol=1e-5, rtol=1e-5)
@@ -60,7 +61,7 @@ def test_strides_do_not_matter():
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 3), (1, 2, 0)])
-def test_empty_tensors(shape):
+def test_empty_tensors_give_empty_results(shape):
     B, H, T = shape
     q, k = torch.randn(B, H, T, 8, device=DEVICE), torch.randn(B, max(H, 1), 5, 8, device=DEVICE)
     o, lse = flash_attention(q, k, k, return_lse=True)
@@ -80,7 +81,7 @@ def test_half_precision_errs_at_most_twice_as_much_as_the_naive_form():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("D", [64, 96, 128, 256])
 @pytest.mark.parametrize("causal", [False, True])
-def test_large_on_a_gpu(dtype, D, causal):
+def test_large_inputs_on_a_gpu_err_at_most_twice_as_much_as_the_naive_form(dtype, D, causal):
     for G, Tq, Tk in ((1, 1000, 1000), (4, 1, 777), (3, 257, 1025)):
         q, k, v = qkv(2, G, 2, Tq, Tk, D, D, dtype)
         exact = naive_attention(q.double(), k.double(), v.double(), causal=causal)
@@ -111,12 +112,12 @@ def test_gradients_of_o_and_of_lse_are_those_of_the_definition(autotune):
         torch.testing.assert_close(mine.grad.double(), theirs.grad, atol=2e-5, rtol=2e-5)
 
 
-def test_the_operator_is_one_that_torch_can_trace():
+def test_torch_can_trace_the_operator():
     q, k, v = (x.requires_grad_() for x in qkv(1, 2, 1, 5, 7, 8, 4))
     torch.library.opcheck(flash_forward, (q, k, v, True, 0.3, "ieee", [16, 16, 4, 1]))
 
 
-def test_a_kernel_of_one_s_own_is_launched_in_its_place():
+def test_another_kernel_can_be_launched_with_the_same_grid():
     calls = []
 
     class Kernel:

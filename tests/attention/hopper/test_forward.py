@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from llmsys.attention import naive_attention
 from llmsys.attention.hopper.descriptors import for_copy_engine
 from llmsys.attention.hopper.forward import hopper_attention
-from llmsys.attention.hopper.schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles, packed
+from llmsys.attention.hopper.schedule import ROWS, TWO, HopperTiles, hopper_schedule, hopper_tiles, packed
 from llmsys.hardware.compiler import Build, Compiled, compile_kernels
+from tests.attention.sample import sample
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 KERNEL = "llmsys.attention.hopper.kernels:hopper_forward_kernel"
@@ -26,7 +27,7 @@ on_hopper = pytest.mark.skipif(not HOPPER, reason="needs a GPU of compute capabi
 # Compiled for Hopper, without one
 
 
-def build(tiles: HopperTiles, D: int, causal: bool, dtype: torch.dtype) -> Build:
+def build(D: int, causal: bool, tiles: HopperTiles, dtype: torch.dtype) -> Build:
     layout = (
         "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4, "
         "transposed=False, fp4_padded=False, cga_layout=[])"
@@ -43,18 +44,15 @@ def build(tiles: HopperTiles, D: int, causal: bool, dtype: torch.dtype) -> Build
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[tuple, Compiled]:
-    """The kernels of all tiles that this stage can choose, in bfloat16, and two in float16; through one process."""
-    builds = {}
-    for D, causal, Tq in CASES:
-        tiles = hopper_tiles(D, Tq, causal)
-        for dtype in DTYPES if (D == 128) is causal else [torch.bfloat16]:
-            builds[D, causal, tiles, dtype] = build(tiles, D, causal, dtype)
+    """Kernels of tiles that this stage can choose, through one process: those of the largest head, and another."""
+    cases = dict.fromkeys((D, causal, hopper_tiles(D, Tq, causal)) for D, causal, Tq in CASES)
+    cases = [(*case, dtype) for case in cases for dtype in DTYPES]
+    builds = {case: build(*case) for case in sample(cases, 1, always=[(128, True, TWO[128], torch.bfloat16)])}
     return dict(zip(builds, compile_kernels(builds.values(), cache=tmp_path_factory.mktemp("compiled")), strict=True))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-def test_every_kernel_is_what_hopper_wants_of_it(compiled):
-    assert len(compiled) == 7
+def test_compiled_for_hopper_warps_have_roles_and_nothing_spills(compiled):
     for (D, causal, tiles, dtype), kernel in compiled.items():
         assert isinstance(kernel, Compiled), kernel
         what = f"D {D}, causal {causal}, {tiles}, {dtype}: {kernel}"
@@ -92,7 +90,7 @@ def key_tiles(tile: int, Tq: int, Tk: int, causal: bool, tiles: HopperTiles) -> 
     Tk=st.sampled_from([1, 128, 700, 3000]), D=st.sampled_from([64, 128]), causal=st.booleans(),
     programs=st.integers(1, 9),
 )  # fmt: skip
-def test_every_tile_is_in_one_list_and_no_list_is_much_longer(B, Hkv, G, Tq, Tk, D, causal, programs):
+def test_every_tile_is_given_to_one_program_and_no_program_has_much_more_to_do(B, Hkv, G, Tq, Tk, D, causal, programs):
     tiles = hopper_tiles(D, Tq, causal)
     number = B * Hkv * G * -(-Tq // tiles.block_m)
     programs = min(programs, number)
@@ -106,7 +104,7 @@ def test_every_tile_is_in_one_list_and_no_list_is_much_longer(B, Hkv, G, Tq, Tk,
     assert max(lengths) - min(lengths) <= longest  # greedy: who is behind by a tile gets it
 
 
-def test_a_group_s_heads_take_turns_and_the_longest_go_first():
+def test_heads_that_fit_in_the_cache_take_turns_and_their_longest_tiles_go_first():
     tiles = HopperTiles(2, 128, 2, 240, 24)
     table = hopper_schedule(1, 4, 4, 16384, 16384, 128, True, tiles, 1)  # 8 MiB of K and V a head: groups of two
     order = [(tile >> 24, tile % 2**24) for tile in table[1:, 0].tolist()]
@@ -119,7 +117,7 @@ def test_a_group_s_heads_take_turns_and_the_longest_go_first():
 # What goes in
 
 
-def test_what_the_copy_engine_cannot_read_is_copied():
+def test_tensors_that_the_copy_engine_cannot_read_are_copied_and_others_are_not():
     x = torch.randn(2, 10, 4, 64, dtype=torch.float16)
     for view in (x, x.transpose(1, 2), x[:, :, :1], x[:1].expand(1, 10, 4, 64), x[..., :, :], x[:, 1:3]):
         assert for_copy_engine(view) is view
@@ -133,7 +131,7 @@ def test_what_the_copy_engine_cannot_read_is_copied():
         torch.testing.assert_close(copy, view)
 
 
-def test_refusals_name_the_argument_and_flash(monkeypatch):
+def test_refused_arguments_are_named_with_the_stage_that_takes_them():
     def qkv(D, Dv, dtype=torch.float16):
         return (
             torch.zeros(1, 2, 3, D, dtype=dtype),
@@ -176,7 +174,7 @@ def assert_as_exact_as_the_naive_form(q, k, v, causal):
 @pytest.mark.parametrize("D", [64, 128])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_any_length_and_any_group(D, causal, dtype):
+def test_any_length_and_any_group_of_heads_err_at_most_twice_as_much_as_the_naive_form(D, causal, dtype):
     lengths = (1, 127, 128, 129, 1000)
     for n, (Tq, Tk) in enumerate([(Tq, Tk) for Tq in lengths for Tk in lengths]):
         G = (1, 3, 4, 8)[n % 4]
@@ -188,7 +186,7 @@ def test_any_length_and_any_group(D, causal, dtype):
 @pytest.mark.gpu
 @on_hopper
 @pytest.mark.parametrize("D", [64, 128])
-def test_rows_that_see_no_key(D):
+def test_rows_that_see_no_key_give_zero_and_minus_infinity(D):
     q, k, v = qkv(1, 2, 2, 700, 300, D)
     o, lse = hopper_attention(q, k, v, causal=True, return_lse=True)
     assert (o[:, :, :400] == 0).all() and (lse[:, :, :400] == float("-inf")).all()
@@ -201,7 +199,7 @@ def test_rows_that_see_no_key(D):
 @pytest.mark.gpu
 @on_hopper
 @pytest.mark.parametrize("causal", [False, True])
-def test_huge_logits(causal):
+def test_large_scores_overflow_nothing(causal):
     q, k, v = qkv(1, 2, 2, 257, 300, 64, size=1e3)
     o, lse = hopper_attention(q, k, v, causal=causal, return_lse=True)
     exact, exact_lse = naive_attention(q.double(), k.double(), v.double(), causal=causal, return_lse=True)
@@ -213,7 +211,7 @@ def test_huge_logits(causal):
 @on_hopper
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("D", [64, 128])
-def test_what_lies_beyond_the_ends_of_a_view_is_not_seen_or_touched(causal, D):
+def test_memory_around_a_view_is_neither_read_nor_written(causal, D):
     def inside(B, H, T):  # a view (B, H, T, D) of (B, T + 130, H + 1, D): NaN around it
         whole = torch.full((B, T + 130, H + 1, D), float("nan"), device="cuda", dtype=torch.bfloat16)
         view = whole[:, :T, :H].transpose(1, 2)
@@ -229,7 +227,7 @@ def test_what_lies_beyond_the_ends_of_a_view_is_not_seen_or_touched(causal, D):
 
 @pytest.mark.gpu
 @on_hopper
-def test_strides_do_not_matter_and_a_result_is_repeatable():
+def test_the_result_does_not_depend_on_strides_and_is_the_same_every_time():
     q, k, v = (torch.randn(2, 300, 4, 64, device="cuda", dtype=torch.float16).transpose(1, 2) for _ in range(3))
     o = hopper_attention(q, k, v, causal=True)
     assert torch.equal(o, hopper_attention(q.contiguous(), k.contiguous(), v.contiguous(), causal=True))
@@ -239,7 +237,7 @@ def test_strides_do_not_matter_and_a_result_is_repeatable():
 
 @pytest.mark.gpu
 @on_hopper
-def test_gradients_on_the_gpu():
+def test_gradients_on_the_gpu_are_those_of_the_definition():
     q, k, v = (x.requires_grad_() for x in qkv(1, 4, 2, 150, 200, 64))
     hopper_attention(q, k, v, causal=True).float().square().sum().backward()
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]

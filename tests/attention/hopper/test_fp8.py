@@ -4,8 +4,6 @@ import importlib.util
 import math
 import random
 import re
-import sys
-from unittest import mock
 
 import pytest
 import torch
@@ -14,12 +12,14 @@ from hypothesis import strategies as st
 
 from llmsys.attention import naive_attention
 from llmsys.attention.hopper.fp8 import TILES, hopper_fp8_attention, hopper_fp8_forward, quantize_qkv
+from llmsys.attention.hopper.fresh_modules import FP8, fresh_modules
 from llmsys.attention.hopper.schedule import ROWS, hopper_schedule
-from llmsys.attention.hopper.simulated import engines
-from llmsys.attention.hopper.simulated.engines import Descriptor, Pointer
-from llmsys.attention.hopper.simulated.processor import Machine
+from llmsys.attention.hopper.simulated import gluon
+from llmsys.attention.hopper.simulated.gluon import Descriptor, Pointer
+from llmsys.attention.hopper.simulated.processor import Processor
 from llmsys.hardware.compiler import Build, Compiled, compile_kernels
 from llmsys.precision.fp8 import dequantize_blocks, quantize_blocks
+from tests.attention.sample import examples, sample
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 on_hopper = pytest.mark.skipif(not HOPPER, reason="needs a GPU of compute capability 9.0")
@@ -42,7 +42,7 @@ def qkv(B, Hq, Hkv, Tq, Tk, device="cpu", dtype=torch.bfloat16):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-def test_what_the_compiler_makes_of_the_kernels(tmp_path):
+def test_compiled_for_hopper_products_are_in_e4m3_and_nothing_spills(tmp_path):
     def tiles(type, rows, bits):
         layout = f"NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth={bits}, rank=4, "
         return f"tensordesc<{type}[1,1,{rows},128],{layout}transposed=False, fp4_padded=False, cga_layout=[])>"
@@ -58,7 +58,8 @@ def test_what_the_compiler_makes_of_the_kernels(tmp_path):
     quantize = "llmsys.attention.hopper.fp8_quantize:quantize_kernel"
     sizes = dict.fromkeys(("H", "T"), "i32") | {f"x_{x}_stride": "i32:16" for x in ("batch", "head", "row")}
     pointers = {"x_ptr": "*bf16", "codes_ptr": "*fp8e4nv", "scales_ptr": "*fp32"}
-    builds = [Build(forward, signature, registers | {"CAUSAL": causal}, num_warps=4) for causal in (False, True)]
+    masks = sample((False, True), 1)
+    builds = [Build(forward, signature, registers | {"CAUSAL": causal}, num_warps=4) for causal in masks]
     builds += [
         Build(quantize, pointers | sizes, {"ROWS": 128, "D": 128, "TURNED": turned}, num_warps=4)
         for turned in (False, True)
@@ -82,32 +83,27 @@ def test_what_the_compiler_makes_of_the_kernels(tmp_path):
 
 
 def pack(p, layout):
-    """What `hopper_fp8_kernels.pack` does: the same numbers, the order of each 16 columns (a, c, e) now (c, a, e)."""
+    """What `fp8_kernels.pack` does: codes of p, of whose every 16 columns the order (a, c, e) becomes (c, a, e)."""
     p = p.unflatten(1, (-1, 2, 4, 2)).transpose(2, 3).flatten(1)
     return p.clamp(max=448).to(torch.float8_e4m3fn)
 
 
 def turned(codes):
-    """v's codes (B, H, T, D) as `hopper_fp8_quantize` stores them: transposed tiles of 128 keys, in the same order."""
+    """v's codes (B, H, T, D) as `fp8_quantize` stores them: transposed tiles of 128 keys, in the order of `pack`."""
     B, H, T, D = codes.shape
     codes = torch.nn.functional.pad(codes.float(), (0, 0, 0, -T % 128)).view(B, H, -1, 8, 2, 4, 2, D)
     return codes.permute(0, 1, 2, 7, 3, 5, 4, 6).reshape(B, H, -1, 128).to(torch.float8_e4m3fn)
 
 
 def simulate(q, k, v, causal, seed, programs=2):
-    with mock.patch.dict(sys.modules, {"llmsys.attention.hopper.gluon": engines}):
-        for name in ("ring", "consumer", "kernels", "fp8_kernels"):
-            spec = importlib.util.find_spec(f"llmsys.attention.hopper.{name}")
-            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-    module.pack = pack
+    module = fresh_modules(*FP8, gluon=gluon, functions={"pack": pack})
     (B, Hq, Tq, D), (Hkv, Tk) = q.shape, k.shape[1:3]
     programs = min(programs, B * Hq * -(-Tq // 128))
     schedule = hopper_schedule(B, Hq, Hkv, Tq, Tk, D, causal, TILES, programs).flatten()
     (q, q_scales), (k, k_scales), (v, v_scales) = (quantize_blocks(x) for x in (q, k, v))
     o, lse = torch.full(q.shape, math.nan, dtype=torch.bfloat16), torch.full((B * Hq * Tq,), math.nan)
     for program in range(programs):
-        Machine(program, programs, random.Random(f"{seed} {program}"))
+        Processor(program, programs, random.Random(f"{seed} {program}"))
         module.hopper_fp8_kernel(
             Descriptor(q, ROWS), Descriptor(k, 128), Descriptor(turned(v), 128), Descriptor(o, ROWS),
             *(Pointer(x.flatten()) for x in (q_scales, k_scales, v_scales)), Pointer(lse), Pointer(schedule),
@@ -117,13 +113,13 @@ def simulate(q, k, v, causal, seed, programs=2):
     return o, lse.view(B, Hq, Tq)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(
     B=st.integers(1, 2), G=st.sampled_from([1, 3]), Hkv=st.integers(1, 2),
     Tq=st.sampled_from([1, 64, 127, 129, 300]), Tk=st.sampled_from([1, 127, 128, 300, 700]), causal=st.booleans(),
     programs=st.sampled_from([1, 3]), seed=st.integers(0, 2**16),
 )  # fmt: skip
-def test_the_kernel_computes_the_attention_of_what_was_quantised(B, G, Hkv, Tq, Tk, causal, programs, seed):
+def test_simulated_the_kernel_computes_attention_of_the_quantised_tensors(B, G, Hkv, Tq, Tk, causal, programs, seed):
     torch.manual_seed(seed)
     q, k, v = qkv(B, G * Hkv, Hkv, Tq, Tk)
     v = v * torch.logspace(-3, 3, Tk)[:, None]  # the scales of values differ from tile to tile
@@ -136,7 +132,7 @@ def test_the_kernel_computes_the_attention_of_what_was_quantised(B, G, Hkv, Tq, 
     assert ((o.double() - exact).abs() <= 0.09 * weight + 1e-2 * v.double().abs().amax() * 2**-8).all()
 
 
-def test_the_order_changes_no_bit():
+def test_the_order_of_warps_changes_no_bit():
     torch.manual_seed(1)
     q, k, v = qkv(1, 2, 1, 300, 400)
     results = [simulate(q, k, v, True, seed) for seed in range(4)]
@@ -146,7 +142,7 @@ def test_the_order_changes_no_bit():
 # What goes in
 
 
-def test_refusals_name_the_argument():
+def test_refused_arguments_are_named():
     q, k, v = qkv(1, 2, 2, 3, 3)
     with pytest.raises(ValueError, match="q must have heads of 128 for stage hopper in fp8, got 64"):
         hopper_fp8_attention(*(x[..., :64] for x in (q, k, v)))
@@ -165,7 +161,7 @@ def test_refusals_name_the_argument():
 
 @pytest.mark.gpu
 @on_hopper
-def test_the_quantising_kernel_makes_the_codes_of_the_library():
+def test_the_quantising_kernel_makes_the_codes_of_quantize_blocks():
     q, k, v = qkv(2, 3, 3, 300, 300, "cuda")
     q = q.transpose(1, 2).contiguous().transpose(1, 2)
     q[0, 0, 5, 7], q[1, 2, 290, 3], k[0, 0, :128] = math.inf, math.nan, 0
@@ -180,7 +176,7 @@ def test_the_quantising_kernel_makes_the_codes_of_the_library():
 @pytest.mark.gpu
 @on_hopper
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_error_is_so_many_times_that_of_sixteen_bits(causal):
+def test_the_error_is_at_most_32_times_that_of_bfloat16(causal):
     lengths = (1, 127, 128, 129, 1000)
     for n, (Tq, Tk) in enumerate([(a, b) for a in lengths for b in lengths] + [(2500, 2500)]):
         G = (1, 3, 4, 8)[n % 4]
@@ -208,7 +204,7 @@ def test_long_sums_of_one_sign_are_not_cut_off():
 
 @pytest.mark.gpu
 @on_hopper
-def test_blocks_of_very_different_size_and_repeatability():
+def test_values_of_very_different_size_and_no_keys_and_the_same_bits_every_time():
     q, k, v = qkv(1, 4, 2, 700, 900, "cuda")
     v = v * torch.logspace(-6, 6, 900, device="cuda").bfloat16()[:, None]
     o = hopper_fp8_attention(q, k, v, causal=True)

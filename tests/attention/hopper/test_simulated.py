@@ -2,6 +2,7 @@
 
 import random
 import sys
+import threading
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.attention import naive_attention
-from llmsys.attention.hopper import backward as hopper_backward
 from llmsys.attention.hopper import forward
 from llmsys.attention.hopper.schedule import HopperTiles
-from llmsys.attention.hopper.simulated import engines
+from llmsys.attention.hopper.simulated import gluon
 from llmsys.attention.hopper.simulated.backward import simulate_backward
 from llmsys.attention.hopper.simulated.forward import kernel_here, simulate
-from llmsys.attention.hopper.simulated.processor import Deadlock, Machine, Race
+from llmsys.attention.hopper.simulated.processor import Deadlock, Processor, Race, here
 from llmsys.hardware.tier import load_triton, triton_installed
+from tests.attention.sample import examples
 
 if triton_installed():
     load_triton()  # before torch's compiler does, in the other mode
@@ -31,14 +32,16 @@ def qkv(B, G, Hkv, Tq, Tk, D, dtype=torch.float16, size=1.0):
     return q * size, k, v
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     B=st.integers(1, 2), G=st.sampled_from([1, 3]), Hkv=st.integers(1, 2), Tq=LENGTHS, Tk=LENGTHS,
     D=st.sampled_from([64, 128]), causal=st.booleans(), tiles=st.sampled_from([TWO, THREE]),
     programs=st.sampled_from([1, 3]), dtype=st.sampled_from([torch.float16, torch.bfloat16]),
     seed=st.integers(0, 2**16),
 )  # fmt: skip
-def test_agrees_with_the_definition_in_any_order(B, G, Hkv, Tq, Tk, D, causal, tiles, programs, dtype, seed):
+def test_output_and_lse_agree_with_the_definition_in_any_order_of_warps(
+    B, G, Hkv, Tq, Tk, D, causal, tiles, programs, dtype, seed
+):
     torch.manual_seed(seed)
     q, k, v = qkv(B, G, Hkv, Tq, Tk, D, dtype)
     o, lse = simulate(q, k, v, causal=causal, seed=seed, tiles=tiles, programs=programs)
@@ -48,14 +51,14 @@ def test_agrees_with_the_definition_in_any_order(B, G, Hkv, Tq, Tk, D, causal, t
     torch.testing.assert_close(lse.double(), exact_lse.double(), atol=1e-5, rtol=1e-5)
 
 
-def test_the_order_changes_no_bit():
+def test_the_order_of_warps_changes_no_bit():
     torch.manual_seed(1)
     q, k, v = qkv(1, 2, 1, 300, 400, 64)
     results = [simulate(q, k, v, causal=True, seed=seed) for seed in range(5)]
     assert all(torch.equal(o, results[0][0]) and torch.equal(lse, results[0][1]) for o, lse in results)
 
 
-def test_huge_logits():
+def test_large_scores_overflow_nothing():
     torch.manual_seed(2)
     q, k, v = qkv(1, 1, 1, 130, 257, 64, size=1e3)
     o, lse = simulate(q, k, v, causal=True)
@@ -129,13 +132,13 @@ def test_a_tile_that_is_given_back_before_its_product_is_done_is_a_race():
 @pytest.mark.parametrize("use", [lambda o: o.type, lambda o: o * 2, lambda o: 2 * o, lambda o: o + torch.ones(1)])
 def test_a_product_that_was_not_waited_for_cannot_be_used(use):
     def hasty(J, q, keys, values, turns, i, turn, p, m, l, o, *rest):
-        return p, m, l, use(engines.warpgroup_mma(p, values.take(i), o, is_async=True))
+        return p, m, l, use(gluon.warpgroup_mma(p, values.take(i), o, is_async=True))
 
     with pytest.raises(Race, match="a product is used that may still be under way"):
         simulate(*qkv(1, 1, 1, 64, 300, 64), tiles=TWO, kernel=kernel_here(step=hasty))
 
 
-def test_the_copy_engine_wants_a_fence_and_results_want_to_be_waited_for():
+def test_a_missing_fence_or_a_wait_for_too_few_products_is_a_race():
     kernel = kernel_here(fence_async_shared=lambda: None)
     with pytest.raises(Race, match="no fence between storing a tile"):
         simulate(*qkv(1, 1, 1, 64, 64, 64), kernel=kernel)
@@ -145,9 +148,7 @@ def test_the_copy_engine_wants_a_fence_and_results_want_to_be_waited_for():
         simulate(*qkv(1, 1, 1, 64, 64, 64), kernel=kernel)
 
 
-def test_a_kernel_s_own_error_comes_through_and_no_thread_stays():
-    import threading
-
+def test_an_error_in_the_kernel_is_raised_and_no_thread_is_left():
     def consume(J, *rest):
         raise ArithmeticError("mine")
 
@@ -157,20 +158,18 @@ def test_a_kernel_s_own_error_comes_through_and_no_thread_stays():
     assert threading.active_count() == before
 
 
-def test_the_machine_says_who_waits_for_what():
-    from llmsys.attention.hopper.simulated.processor import here
-
-    machine = Machine(0, 1, random.Random(0))
+def test_a_deadlock_says_who_waits_for_what():
+    processor = Processor(0, 1, random.Random(0))
     with pytest.raises(Deadlock, match="a waits for b's word; b waits for a's word"):
-        machine.run(
+        processor.run(
             {name: lambda other=other: here.warp.wait(lambda: False, f"{other}'s word") for name, other in ("ab", "ba")}
         )
 
 
-def test_simulating_leaves_the_modules_of_this_process_alone():
-    before = {name for name in sys.modules if "hopper" in name}
+def test_simulating_loads_no_module_for_others():
+    before = {name: module for name, module in sys.modules.items() if "hopper" in name}
     kernel_here()
-    assert {name for name in sys.modules if "hopper" in name} == before
+    assert {name: module for name, module in sys.modules.items() if "hopper" in name} == before
 
 
 @pytest.mark.parametrize("eager", [False, True])
@@ -179,7 +178,8 @@ def test_the_operator_traces_and_has_gradients(monkeypatch, eager):
         return simulate_backward(q, k, v, o, lse, do, dlse, causal=causal, scale=scale, deterministic=deterministic)
 
     monkeypatch.setattr(forward, "launch", lambda q, k, v, causal, scale: simulate(q, k, v, causal=causal, scale=scale))
-    monkeypatch.setattr(hopper_backward, "backward", backward)
+    for module in (forward, sys.modules["llmsys.attention.hopper.backward"]):  # the operator calls its own module's
+        monkeypatch.setattr(module, "backward", backward)
     torch.manual_seed(3)
     q, k, v = (x.requires_grad_() for x in qkv(1, 2, 1, 20, 35, 64))
     if eager:

@@ -1,18 +1,15 @@
-"""The hopper backward kernel on a laptop, as `forward` runs the forward one.
+"""The hopper backward kernel on a laptop, run as `simulated/forward` runs the forward kernel.
 
     from llmsys.attention.hopper.simulated.backward import simulate_backward
     dq, dk, dv = simulate_backward(q, k, v, o, lse, do, causal=True, seed=3)
 
-What is done before and after the kernel, PyTorch does. Where programs add to dQ in turn, one program has all tiles: SMs
-are simulated one after another, and cannot wait for each other.
+What `backward_rows` does before and after that kernel is done by PyTorch here. With `deterministic=True` one program
+has all tiles: SMs are simulated one after another, so they cannot wait for each other's turn.
 """
 
-import importlib.util
 import math
 import random
-import sys
 from collections.abc import Callable
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -20,15 +17,11 @@ from torch import Tensor
 from llmsys.attention.contract import check_arguments
 from llmsys.attention.flash.tiles import LOG2_E
 from llmsys.attention.hopper.backward import KEYS, TILES, HopperBackwardTiles, backward_schedule
+from llmsys.attention.hopper.fresh_modules import BACKWARD, fresh_modules
 from llmsys.attention.hopper.schedule import ROWS
-from llmsys.attention.hopper.simulated import engines
-from llmsys.attention.hopper.simulated.engines import Descriptor, Pointer
-from llmsys.attention.hopper.simulated.processor import Machine, Race
-
-MODULES = (  # each imports those before it
-    "ring", "consumer", "kernels", "backward_turns", "backward_consumer",
-    "backward_kernels",
-)  # fmt: skip
+from llmsys.attention.hopper.simulated import gluon
+from llmsys.attention.hopper.simulated.gluon import Descriptor, Pointer
+from llmsys.attention.hopper.simulated.processor import Processor, Race
 
 
 def simulate_backward(
@@ -38,10 +31,11 @@ def simulate_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk and dv as the hopper backward kernel computes them, on the CPU: `programs` SMs, one after another.
 
-    The arguments are those of `hopper_backward.backward`, in float16 or bfloat16, none of them empty. `kernel` is what
-    `backward_kernel_here` has returned, by default this package's.
+    q, k, v, o, lse, do and dlse are those of `llmsys.attention.hopper.backward.backward`, in float16 or bfloat16, none
+    of them empty; `seed` is that of the draws that decide who is next; `kernel` is what `backward_kernel_here` has
+    returned, by default this package's kernel.
 
-    Raises Deadlock, Race, or whatever the kernel does.
+    Raises Deadlock, Race, or what the kernel raises.
     """
     scale = check_arguments(q, k, v, scale=scale)
     B, Hq, Tq, D = q.shape
@@ -55,7 +49,7 @@ def simulate_backward(
     dq = torch.zeros(q.shape)
     dk, dv = torch.full_like(k, math.nan), torch.full_like(v, math.nan)
     for program in range(programs):
-        Machine(program, programs, random.Random(f"{seed} {program}"))
+        Processor(program, programs, random.Random(f"{seed} {program}"))
         kernel(
             Descriptor(q, tiles.block_m), Descriptor(k, KEYS), Descriptor(v, KEYS), Descriptor(do, tiles.block_m),
             Descriptor(rows, [2 * tiles.block_m]), Descriptor(dq, [1, 1, ROWS, 64]),
@@ -67,7 +61,7 @@ def simulate_backward(
 
 
 def rows_of(o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None, block_m: int) -> Tensor:
-    """What `hopper_rows_kernel` makes: lse in base two and delta, side by side for each tile of queries."""
+    """What `hopper_rows_kernel` makes, flat: for each tile of queries the lse in base two, then delta."""
     B, Hq, Tq, _ = o.shape
     delta = (o.float() * do.float()).sum(-1) - (0 if dlse is None else dlse)
     beyond = -Tq % block_m
@@ -78,12 +72,7 @@ def rows_of(o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None, block_m: in
 
 def backward_kernel_here(**changes: Callable) -> Callable:
     """The hopper backward kernel as plain Python. `changes` replace functions of its modules by name."""
-    with mock.patch.dict(sys.modules, {"llmsys.attention.hopper.gluon": engines}):
-        for name in MODULES:
-            spec = importlib.util.find_spec(f"llmsys.attention.hopper.{name}")
-            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            module.__dict__.update({name: each for name, each in (_HERE | changes).items() if hasattr(module, name)})
+    module = fresh_modules(*BACKWARD, gluon=gluon, functions=_IN_PLACE_OF_ASSEMBLY | changes)
     return module.hopper_backward_kernel
 
 
@@ -94,9 +83,9 @@ def _wait_for_count(counter: Pointer, count: int) -> None:
 
 
 def _count_on(counter: Pointer) -> None:
-    engines.tma.store_wait(0)
+    gluon.tma.store_wait(0)
     counter.memory[int(counter.at)] += 1
 
 
-_HERE = {"wait_for_count": _wait_for_count, "count_on": _count_on}
-"""In the place of what a GPU does in assembly."""
+_IN_PLACE_OF_ASSEMBLY = {"wait_for_count": _wait_for_count, "count_on": _count_on}
+"""Functions of `backward_turns` that are assembly on a GPU, in Python."""

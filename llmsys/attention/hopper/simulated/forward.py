@@ -4,7 +4,7 @@
     o, lse = simulate(q, k, v, causal=True, seed=3)
 
 Triton's interpreter runs a program from its beginning to its end, so a producer would wait for its consumers for ever.
-`processor` lets warps take turns instead, and `engines` makes their copies and products, early or late.
+`processor` lets warps take turns instead, and the simulated `gluon` makes their copies and products, early or late.
 Three mistakes are found and named:
 
     Deadlock        nobody can go on; the message says who waits for what
@@ -12,30 +12,26 @@ Three mistakes are found and named:
                     the copy engine reads what threads have stored without a fence between
     wrong numbers   a tile that was not waited for is full of NaN
 
-What it does not know are layouts, registers and spills, which `hardware.compiler` knows, what the assembler makes of
-the order of instructions, and time.
+It does not know layouts, registers and spills (`llmsys.hardware.compiler` does), what the assembler makes of the order
+of instructions, and time.
 """
 
-import importlib.util
 import math
 import random
-import sys
 from collections.abc import Callable
 from types import FunctionType
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from llmsys.attention.contract import check_arguments
 from llmsys.attention.flash.tiles import LOG2_E
+from llmsys.attention.hopper.fresh_modules import FORWARD, fresh_modules
 from llmsys.attention.hopper.schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles
-from llmsys.attention.hopper.simulated import engines
-from llmsys.attention.hopper.simulated.engines import Descriptor, Pointer
-from llmsys.attention.hopper.simulated.processor import Machine
+from llmsys.attention.hopper.simulated import gluon
+from llmsys.attention.hopper.simulated.gluon import Descriptor, Pointer
+from llmsys.attention.hopper.simulated.processor import Processor
 from llmsys.hardware.kernel_source import underlying
-
-MODULES = ("ring", "consumer", "kernels")  # each imports those before it
 
 
 def simulate(
@@ -44,10 +40,18 @@ def simulate(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and lse as the hopper kernel computes them, on the CPU: `programs` SMs, one after another.
 
-    q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D) in float16 or bfloat16, none of them empty. `kernel` is what
-    `kernel_here` has returned, by default this package's.
+    Parameters
+    ----------
+    q, k, v
+        (B, Hq, Tq, D), (B, Hkv, Tk, D) and (B, Hkv, Tk, D) in float16 or bfloat16, none of them empty.
+    seed
+        Of the draws that decide who is next.
+    tiles
+        How the kernel is cut; by default as on a GPU.
+    kernel
+        What `kernel_here` has returned, by default this package's kernel.
 
-    Raises Deadlock, Race, or whatever the kernel does.
+    Raises Deadlock, Race, or what the kernel raises.
     """
     scale = check_arguments(q, k, v, scale=scale)
     B, Hq, Tq, D = q.shape
@@ -58,7 +62,7 @@ def simulate(
     schedule = hopper_schedule(B, Hq, Hkv, Tq, Tk, D, causal, tiles, programs).flatten()
     o, lse = torch.full_like(q, math.nan), torch.full((B * Hq * Tq,), math.nan)
     for program in range(programs):
-        Machine(program, programs, random.Random(f"{seed} {program}"))
+        Processor(program, programs, random.Random(f"{seed} {program}"))
         kernel(
             Descriptor(q, ROWS), Descriptor(k, tiles.block_n), Descriptor(v, tiles.block_n), Descriptor(o, ROWS),
             Pointer(lse), Pointer(schedule), Hq, Hq // Hkv, Tq, Tk, scale * LOG2_E,
@@ -68,19 +72,17 @@ def simulate(
 
 
 def kernel_here(**changes: Callable) -> Callable:
-    """The hopper kernel as plain Python. `changes` replace functions of its modules by name, to see what happens; one
-    that was decorated with gluon.jit is run as the Python that it was, with the modules' own names."""
-    with mock.patch.dict(sys.modules, {"llmsys.attention.hopper.gluon": engines}):
-        for name in MODULES:
-            spec = importlib.util.find_spec(f"llmsys.attention.hopper.{name}")
-            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            here = {name: each for name, each in changes.items() if hasattr(module, name)}
-            module.__dict__.update({name: _as_python(each, module.__dict__ | here) for name, each in here.items()})
+    """The hopper kernel as plain Python. `changes` replace functions of its modules by name, to see what happens.
+
+    One that was decorated with gluon.jit becomes the Python function under the decorator, which finds the names of the
+    module that it gets into.
+    """
+    module = fresh_modules(*FORWARD, gluon=gluon, functions=changes, prepare=_as_python)
     return module.hopper_forward_kernel
 
 
 def _as_python(function: Callable, names: dict) -> Callable:
+    """The function without its decorator, over these names; one without a decorator as it is."""
     plain = underlying(function)
     if plain is function:
         return function

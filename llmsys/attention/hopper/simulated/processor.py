@@ -1,8 +1,11 @@
-"""An SM whose warps and engines take turns at random: what runs the hopper kernel on a laptop (`forward`).
+"""One SM whose warps and copies take turns at random: what runs the hopper kernels on a laptop.
 
 Each role of `warp_specialize` is a thread, and one of them runs at a time, until it waits for a barrier or has told an
-engine to do something. Who is next is drawn from those who could go on: warps that are ready, and copies that have been
-started and not yet made. So what is right for every draw does not rest on anyone being fast.
+engine to do something. Who is next is drawn from those that can go on: warps that are ready, and copies that have been
+started and not yet made. A kernel that is right for every draw does not rely on anyone being fast.
+
+`gluon` is what kernels use of this. (`llmsys.hardware.mbarrier.play` draws turns in the same way, for a ring alone,
+whose roles are generators.)
 """
 
 import random
@@ -11,23 +14,23 @@ from collections.abc import Callable
 
 from llmsys.hardware.mbarrier import Deadlock, Race
 
-__all__ = ["Deadlock", "Machine", "Race", "Warp", "here", "pause"]
+__all__ = ["Deadlock", "Processor", "Race", "Warp", "here", "pause"]
 
 here = threading.local()
-"""`.machine`, the one that this thread belongs to, and `.warp`, which of its warps it is, or None."""
+"""Of each thread: `.processor`, to which it belongs, and `.warp`, the warp that it is (None before roles begin)."""
 
 
-class Machine:
-    """One SM, which runs program number `program` of so many."""
+class Processor:
+    """One SM, which runs one program of a grid: number `program` of `programs`. `draw` decides who is next."""
 
     def __init__(self, program: int, programs: int, draw: random.Random):
         self.program, self.programs, self.draw = program, programs, draw
         self.warps: list[Warp] = []
-        self.copies: list[Callable[[], None]] = []  # that have been started and not yet made
-        here.machine, here.warp = self, None
+        self.copies: list[Callable[[], None]] = []  # started and not yet made
+        here.processor, here.warp = self, None
 
     def run(self, roles: dict[str, Callable[[], None]]) -> None:
-        """Run these to their ends. Raises Deadlock, or the first error of one of them."""
+        """Run these roles, name -> function, until all have ended. Raises Deadlock, or the first error of a role."""
         self.warps = [Warp(self, name, role) for name, role in roles.items()]
         try:
             while any(not warp.done for warp in self.warps) or self.copies:
@@ -47,32 +50,32 @@ class Machine:
 
 
 class _End(BaseException):
-    """Unwinds the thread of a warp that is not to go on."""
+    """Raised in a warp's thread to end it before its role is over."""
 
 
 class Warp:
     """A role of the kernel: a warp, or a warpgroup, whose four warps are not told apart."""
 
-    def __init__(self, machine: Machine, name: str, role: Callable[[], None]):
+    def __init__(self, processor: Processor, name: str, role: Callable[[], None]):
         self.name, self.done, self.error = name, False, None
-        self.ready, self.what = lambda: True, ""
-        self.products = []  # that it has started and not waited for
-        self.stores = 0  # to memory, by the copy engine, that are not made
-        self.unfenced = False  # it has stored into shared memory since its last fence
+        self.ready, self.what = lambda: True, ""  # whether it can go on, and what it waits for
+        self.products = []  # products that it has started and not waited for
+        self.stores = 0  # copies to memory that it has started and that are not yet made
+        self.unfenced = False  # whether it has stored into shared memory since its last fence
         self._ended = False
         self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._main, args=(machine, role), daemon=True)
+        self._thread = threading.Thread(target=self._main, args=(processor, role), daemon=True)
         self._thread.start()
 
     def go_on(self) -> None:
-        """In the machine's thread: let it run until it waits for something."""
+        """Called in the processor's thread: let the warp run until it waits for something. Raises the role's error."""
         self._turn.release()
         self._back.acquire()
         if self.error:
             raise self.error
 
     def wait(self, ready: Callable[[], bool], what: str) -> None:
-        """In the warp's own thread: let others go on, until this is true and the warp is drawn."""
+        """Called in the warp's own thread: let others go on until `ready()` is true and this warp is drawn."""
         self.ready, self.what = ready, what
         self._back.release()
         self._turn.acquire()
@@ -80,13 +83,14 @@ class Warp:
             raise _End
 
     def end(self) -> None:
+        """Called in the processor's thread: end the warp's thread, wherever it is."""
         if not self.done:
             self._ended = True
             self._turn.release()
         self._thread.join()
 
-    def _main(self, machine: Machine, role: Callable[[], None]) -> None:
-        here.machine, here.warp = machine, self
+    def _main(self, processor: Processor, role: Callable[[], None]) -> None:
+        here.processor, here.warp = processor, self
         self._turn.acquire()
         try:
             if not self._ended:
@@ -100,6 +104,6 @@ class Warp:
 
 
 def pause() -> None:
-    """Let others go on."""
+    """Let other warps and copies go on before this warp does."""
     if here.warp:  # before the roles begin, there is nobody else
         here.warp.wait(lambda: True, "others to let it go on")

@@ -1,9 +1,9 @@
-"""The machine behind `llmsys.hardware.sm`: actions, what they may be, and when they happen.
+"""When things happen on one SM: the actions of `llmsys.hardware.sm`, and `run`, which finds the time of each.
 
-Time goes from one event to the next: something is done, or a program begins. Between events, each engine works on the
-first thing that each program has started on it, on all of them at the same speed (`_advance`); at an event, programs go
-on until they have to wait (`_go_on`). What an action needs before it can happen is `_obstacle`; what makes it wrong,
-`_do`.
+Time goes from one event to the next: an engine has done something, or a program begins. Between events, each engine
+works on the first thing that each program has started on it, on all of them at the same speed (`_advance`). At an
+event, programs go on until they have to wait (`_go_on`). `_obstacle` says what an action must wait for, and `_do` does
+it, or raises if it is wrong. Nothing is computed: actions have names and costs, and no numbers.
 """
 
 from collections import Counter, deque
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from llmsys.hardware.mbarrier import Deadlock, Race
 
 ENGINES = ("tensor", "exp", "copy")
-CLOCK = 1.83e9  # Hz, at which 132 SMs have the 989 TFLOP/s of the H100's data sheet
+CLOCK = 1.83e9  # Hz: the clock at which 132 SMs have the 989 TFLOP/s of the H100's data sheet
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Cycles of an SM, when nobody shares its engines.
+    """The cycles that each kind of work takes when nobody shares the engine.
 
     load      copy a tile of K or V, for all warpgroups
     scores    S = Q Kᵀ of one warpgroup
@@ -91,7 +91,7 @@ Programs = list[list[Action]]
 
 @dataclass(frozen=True)
 class Span:
-    """From one cycle to another, something that an engine did for a program, or a program's wait (engine "wait")."""
+    """Something that an engine did for a program between two cycles; or, with the engine "wait", a program's wait."""
 
     engine: str
     warpgroup: int
@@ -102,7 +102,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What happened.
+    """What happened in a `run`.
 
     spans    work of the engines, by its start: "K0", "V0" copied, "S0" and "O0" products, "P0" a softmax. Spans of
              two warpgroups on one engine may overlap: then they share it.
@@ -120,11 +120,11 @@ class Timeline:
 
     @property
     def seconds(self) -> float:
-        """At `CLOCK`."""
+        """The time of all cycles, at the clock `CLOCK`."""
         return self.cycles / CLOCK
 
     def utilisation(self, engine: str) -> float:
-        """The part of all cycles in which this engine did something: "tensor", "exp" or "copy"."""
+        """The part of all cycles in which an engine, "tensor", "exp" or "copy", did something."""
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         return self.busy[engine] / self.cycles if self.cycles else 0.0
@@ -154,32 +154,29 @@ def run(programs: Sequence[Sequence[Action]], costs: Costs, *, slots: int = 2, b
     return _SM([list(program) for program in programs], costs, slots, begin).run()
 
 
-# How it is found
+# How the times are found
 
 
 class _Work:
-    """Something an engine has to do."""
+    """Something an engine has to do for the program number `owner`; `left` are the cycles that it still takes."""
 
     def __init__(self, engine: str, owner: int, label: str, cycles: float):
-        self.engine, self.owner, self.label, self.left, self.start, self.done = (
-            engine,
-            owner,
-            label,
-            cycles,
-            None,
-            False,
-        )
+        self.engine, self.owner, self.label, self.left = engine, owner, label, cycles
+        self.start: float | None = None
+        self.done = False
 
 
 class _Program:
+    """A warpgroup's or the producer's list of actions, how far it has come, and what it holds."""
+
     def __init__(self, number: int, actions: list[Action], begin: float):
         self.number, self.actions, self.at = number, actions, 0
         self.computes = any(isinstance(each, Scores | Softmax | Output) for each in actions)
         self.name = f"warpgroup {number}" if self.computes or not actions else "producer"
-        self.waited: set[tuple[str, int]] = set()
-        self.work: dict[tuple[str, int], _Work] = {}  # "S", "P" and "O" that it has started
-        self.scores: int | None = None  # the S that it holds: started, and not yet a P
-        self.output: int | None = None  # the O that it started last
+        self.waited: set[tuple[str, int]] = set()  # what it has waited for
+        self.work: dict[tuple[str, int], _Work] = {}  # each "S", "P" and "O" that it has started
+        self.scores: int | None = None  # number of the S that it holds: started, and not yet a P
+        self.output: int | None = None  # number of the O that it started last
         self.waiting: tuple[float, str] | None = (0.0, "its beginning") if begin > 0 else None
         self.begin, self.has_turn = begin, False
 
@@ -188,13 +185,17 @@ class _Program:
         return self.actions[self.at] if self.at < len(self.actions) else None
 
     def numbers(self, kind: type) -> list[int]:
+        """The tiles that its actions of this kind are about."""
         return [each.i for each in self.actions if isinstance(each, kind)]
 
 
 READERS = {"K": Scores, "V": Output}
+"""The product that reads a tile of K or V."""
 
 
 class _SM:
+    """The state of the SM: programs, tiles in shared memory, the engines' queues, and the time."""
+
     def __init__(self, programs: list[list[Action]], costs: Costs, slots: int, begin: Sequence[float]):
         starts = [*begin, *[0.0] * (len(programs) - len(begin))]
         self.programs = [_Program(n, each, starts[n]) for n, each in enumerate(programs)]
@@ -202,16 +203,16 @@ class _SM:
             _check_complete(program)
         self.costs, self.slots, self.time = costs, slots, 0.0
         self.loads: dict[tuple[str, int], _Work] = {}
-        self.users = {  # of each tile: how many warpgroups have not yet waited for the product that reads it
+        self.users = {  # for each tile, the number of warpgroups that have not yet waited for the product that reads it
             tile: Counter(i for each in self.programs for i in each.numbers(kind)) for tile, kind in READERS.items()
         }
-        self.held = {tile: set() for tile in READERS}  # loaded, and its slot is not free
+        self.held = {tile: set() for tile in READERS}  # tiles that are loaded and whose slots are not free
         self.queues: dict[str, dict[int, deque[_Work]]] = {engine: {} for engine in ENGINES}
         self.busy = dict.fromkeys(ENGINES, 0.0)
         self.spans: list[Span] = []
         self.waits: list[Span] = []
         takes_turns = [p for p in self.programs if any(isinstance(each, Turn | Pass) for each in p.actions)]
-        self.turns = {p.number: 0 for p in takes_turns}  # that have been passed on to it and not taken
+        self.turns = {p.number: 0 for p in takes_turns}  # turns that were passed on to a program and not yet taken
         if takes_turns:
             self.turns[takes_turns[0].number] = 1
 
@@ -230,7 +231,7 @@ class _SM:
         return Timeline(spans, tuple(self.waits), names, self.time, self.busy)
 
     def _go_on(self, program: _Program) -> bool:
-        """Let it do what it can in this cycle; whether that was anything."""
+        """Let a program do what it can in this cycle. Returns whether that was anything."""
         before = program.at
         while (action := program.next) is not None and self.time >= program.begin:
             if reason := self._obstacle(program, action):
@@ -246,7 +247,7 @@ class _SM:
         return program.at > before
 
     def _obstacle(self, program: _Program, action: Action) -> str | None:
-        """What it has to wait for before it can do this."""
+        """What the program has to wait for before it can do this action; None if it need not wait."""
         last = program.actions[program.at - 1] if program.at else None
         if isinstance(last, Softmax) and not program.work["P", last.i].done:
             return f"P{last.i}"
@@ -261,6 +262,7 @@ class _SM:
         return None
 
     def _do(self, program: _Program, action: Action) -> None:
+        """Do an action that need not wait. Raises Race or ValueError if the action is wrong."""
         match action:
             case Wait(what, i):
                 if what in "SO" and (what, i) not in program.waited:
@@ -303,6 +305,7 @@ class _SM:
                 self.turns[ring[(ring.index(program.number) + 1) % len(ring)]] += 1
 
     def _give_back(self, tile: str, i: int) -> None:
+        """One warpgroup needs the tile no longer; after the last, its slot is free."""
         self.users[tile][i] -= 1
         if not self.users[tile][i]:
             self.held[tile].discard(i)
@@ -325,7 +328,7 @@ class _SM:
         return {engine: works for engine, works in heads.items() if works}
 
     def _advance(self) -> None:
-        """To the next cycle in which something is done, or a program begins."""
+        """Go on to the next cycle in which an engine has done something, or a program begins."""
         active = self._active()
         until = [work.left * len(works) for works in active.values() for work in works]
         until += [each.begin - self.time for each in self.programs if each.next is not None and each.begin > self.time]
@@ -363,7 +366,7 @@ class _SM:
 
 
 def _check_complete(program: _Program) -> None:
-    """The scores, softmax and output of each tile that it has to do with, once each."""
+    """Raises ValueError if the program does not have Scores, Softmax and Output of tiles 0, 1, … once each."""
     for action in program.actions:
         if not isinstance(action, Action):
             raise ValueError(f"{program.name} has {action!r}, which is no action of llmsys.hardware.sm")

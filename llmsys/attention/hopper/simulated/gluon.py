@@ -1,8 +1,10 @@
-"""What the hopper kernel finds behind `gluon` on a laptop: Gluon's words, and an SM's engines, in torch.
+"""The stand-in for `llmsys.attention.hopper.gluon` on a laptop: the same names, made of torch and `processor`.
 
-Values are torch tensors, and scalars are tensors without dimensions; layouts mean nothing. A copy into shared memory is
-made when the machine draws it: until then, the tile is full of NaN. A product is made when it is started or when it is
-waited for, whichever is drawn, so that a tile which is overwritten too early shows.
+The kernels are plain Python here. Values in registers are torch tensors, scalars are numbers or tensors without
+dimensions, and layouts mean nothing. A copy into shared memory is made when the processor draws it; until then the tile
+is full of NaN. A product is made when it is started or when it is waited for, whichever is drawn: so a tile that is
+overwritten too early gives wrong numbers. A function or class here has the meaning and the arguments that it has in
+Gluon; what breaks a rule raises `Race`.
 """
 
 import math
@@ -18,7 +20,7 @@ from llmsys.hardware.mbarrier import Barrier, Race
 
 
 class Shared:
-    """A view of shared memory, or of its barriers."""
+    """A view of shared memory: a tensor, or a list of barriers."""
 
     def __init__(self, data):
         self.data = data
@@ -43,7 +45,7 @@ class Shared:
         return _value(self.data.clone())
 
     def store(self, x):
-        for warp in here.machine.warps:
+        for warp in here.processor.warps:
             if any(self.overlaps(each) for product in warp.products for each in product.reads):
                 raise Race(f"{here.warp.name} stores into a tile that a product of {warp.name} still reads")
         self.data.copy_(x)
@@ -82,7 +84,10 @@ class mbarrier:
 
 
 class Descriptor:
-    """What the copy engine knows of a tensor (B, H, T, D): its shape, and a tile's rows, or a tile's shape."""
+    """What the copy engine knows of a tensor x: its shape, and the shape of a tile.
+
+    rows    a number, for tiles of so many rows of a tensor (B, H, T, D); or a tile's shape
+    """
 
     layout = None
 
@@ -92,7 +97,8 @@ class Descriptor:
         self.block_type = SimpleNamespace(shape=shape, nbytes=math.prod(shape) * x.element_size())
 
     def inside(self, at) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """The part of the tile at `at` that the tensor has: where it is in the tensor, and where in the tile."""
+        """The part of the tile at the coordinates `at` that is not beyond the tensor's end, as slices of the tensor and
+        of the tile."""
         begin = [int(n) for n in at]
         sizes = [
             max(min(n, size - b), 0) for b, n, size in zip(begin, self.block_type.shape, self.x.shape, strict=True)
@@ -101,9 +107,11 @@ class Descriptor:
 
 
 class tma:
+    """The copy engine."""
+
     @staticmethod
     def async_copy_global_to_shared(desc, at, barrier, tile):
-        for warp in here.machine.warps:
+        for warp in here.processor.warps:
             if any(tile.overlaps(x) for product in warp.products for x in product.reads):
                 raise Race(f"a copy is started into a tile that a product of {warp.name} still reads")
         in_tensor, in_tile = desc.inside(at)
@@ -114,7 +122,7 @@ class tma:
             tile.data[in_tile] = desc.x[in_tensor]
             barrier.copied(desc.block_type.nbytes)
 
-        here.machine.copies.append(copy)
+        here.processor.copies.append(copy)
         pause()
 
     @staticmethod
@@ -129,7 +137,7 @@ class tma:
             desc.x[in_tensor] = tile.data[in_tile] + (desc.x[in_tensor] if add else 0)
             warp.stores -= 1
 
-        here.machine.copies.append(copy)
+        here.processor.copies.append(copy)
         pause()
 
     @staticmethod
@@ -151,7 +159,7 @@ def fence_async_shared():
 
 
 class _Product:
-    """a · b + c, in fp32: made at once, or when it is waited for."""
+    """a · b + c in fp32, which may not have been made yet; until it was waited for, using it raises Race."""
 
     def __init__(self, a, b, c, use_acc):
         self.reads = [x for x in (a, b) if isinstance(x, Shared)]
@@ -166,6 +174,7 @@ class _Product:
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __getitem__ = _under_way
 
     def make(self):
+        """Compute it, unless that has been done."""
         if self.result is None:
             a, b = (x.data if isinstance(x, Shared) else x for x in self._operands[:2])
             self.result = _value(a.float() @ b.float())
@@ -179,7 +188,7 @@ def warpgroup_mma(a, b, acc, use_acc=True, is_async=False):
         raise TypeError(f"warpgroup_mma multiplies operands of one dtype, got {dtypes[0]} and {dtypes[1]}")
     product = _Product(a, b, acc, use_acc)
     here.warp.products.append(product)
-    if here.machine.draw.random() < 0.5:
+    if here.processor.draw.random() < 0.5:
         for each in here.warp.products:  # in the order in which they were started
             each.make()
     pause()
@@ -200,7 +209,7 @@ def warpgroup_mma_wait(pending, deps):
 
 
 class _Value(Tensor):
-    """A tensor in registers; it has a layout, which says nothing here."""
+    """A tensor in registers. Kernels ask for its layout; here that is None."""
 
     type = SimpleNamespace(layout=None)
 
@@ -228,7 +237,7 @@ class gluon:
 
 
 class gl:
-    """What of Gluon's language the kernel uses."""
+    """Gluon's language, as much of it as the kernels use."""
 
     tensor, shared_memory_descriptor = Tensor, Shared
     float32, int32, int64 = torch.float32, torch.int32, torch.int64
@@ -283,11 +292,11 @@ class gl:
 
     @staticmethod
     def program_id(axis):
-        return here.machine.program
+        return here.processor.program
 
     @staticmethod
     def num_programs(axis):
-        return here.machine.programs
+        return here.processor.programs
 
     @staticmethod
     def allocate_shared_memory(dtype, shape, layout):
@@ -298,11 +307,11 @@ class gl:
     @staticmethod
     def warp_specialize(roles, warps, registers):
         names = [f"{function.__name__} {n}" for n, (function, _) in enumerate(roles)]
-        here.machine.run({name: lambda role=role: role[0](*role[1]) for name, role in zip(names, roles, strict=True)})
+        here.processor.run({name: lambda role=role: role[0](*role[1]) for name, role in zip(names, roles, strict=True)})
 
 
 def aggregate(cls):
-    """A class whose barriers have its name and the attribute's, for messages."""
+    """The class itself; its barriers are named after it and their attribute, for messages: "Ring.full[0]"."""
     set_up = cls.__init__
 
     def __init__(self, *arguments):
