@@ -5,6 +5,7 @@ o = STAGES["online"](q, k, v, causal=True)
 """
 
 import difflib
+from collections.abc import Iterable
 
 from llmsys.attention.auto import auto_attention
 from llmsys.attention.contract import Attention, check_arguments
@@ -26,8 +27,10 @@ STAGES: dict[str, Attention] = {
 """The stages in course order; last, the peer."""
 
 
-def get_stage(attention: str | Attention) -> Attention:
+def get_stage(attention: str | Attention, *, backends: Iterable[str] = ()) -> Attention:
     """The stage of that name, or "auto" for one that picks among them (`attention.auto`); a callable as it is.
+
+    `backends` are names that the caller takes besides (`llmsys.cache.as_backend`): the message lists them, too.
 
     Raises
     ------
@@ -37,11 +40,14 @@ def get_stage(attention: str | Attention) -> Attention:
     if callable(attention):
         return attention
     named = STAGES | {"auto": auto_attention}
-    if attention in named:
+    if isinstance(attention, str) and attention in named:
         return named[attention]
-    near = difflib.get_close_matches(str(attention), named, n=1)
+    backends = list(backends)
+    names = [*named, *backends]
+    near = difflib.get_close_matches(str(attention), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"attention must be one of {', '.join(named)}, or a callable; got {attention!r}.{hint}")
+    others = f" (stages), {', '.join(backends)} (backends), a callable or a backend" if backends else ", or a callable"
+    raise ValueError(f"attention must be one of {', '.join(named)}{others}; got {attention!r}.{hint}")
 
 
 __all__ = [
