@@ -9,10 +9,11 @@
 
 from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
 from llmsys.models.generate import Generation, generate, stream_generate
-from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.llama import Linear, LinearFactory, Llama, LlamaConfig
 from llmsys.models.sampling import greedy, sampler
 from llmsys.models.save import save_model
 from llmsys.models.tokenizer import TextStream, Tokenizer
+from llmsys.models.training_step import TrainingStep
 from llmsys.models.weights import find_smollm2, load_model
 
 __all__ = [
@@ -20,11 +21,14 @@ __all__ = [
     "Batch",
     "ContiguousCache",
     "Generation",
+    "Linear",
+    "LinearFactory",
     "Llama",
     "LlamaConfig",
     "NoCache",
     "TextStream",
     "Tokenizer",
+    "TrainingStep",
     "as_backend",
     "find_smollm2",
     "generate",
