@@ -19,7 +19,8 @@ again in the backward pass (`torch.utils.checkpoint`) would count its tokens twi
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -33,3 +34,8 @@ class TrainingStep:
     """Further losses by name, each with its weight multiplied in. The gradient is that of their sum with `loss`."""
     loads: Mapping[str, Tensor] = field(default_factory=dict)
     """Counts by name, of any shape, which add up over batches and ranks."""
+
+
+def token_loss(logits: Float[Tensor, "B T V"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """−log p of each of `tokens` by the logits at its place: the mean, in fp32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())

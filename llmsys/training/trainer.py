@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmsys.cache import Backend, as_backend
 from llmsys.models.llama import Llama
 from llmsys.models.tokenizer import read_json
-from llmsys.models.training_step import TrainingStep
+from llmsys.models.training_step import TrainingStep, token_loss
 from llmsys.training.checkpoint import STATE, latest_checkpoint, load_checkpoint, name_of, prune, save_checkpoint
 from llmsys.training.corpus import Batches, Corpus
 from llmsys.training.optimise import Optimiser, cosine_schedule
@@ -218,7 +217,7 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """−log p of each token after the first, given those before it: the mean, in fp32."""
     logits = model(tokens[:, :-1], as_backend(attention, spec=model.cache_spec()))  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+    return token_loss(logits, tokens[:, 1:])
 
 
 @torch.no_grad()
