@@ -181,6 +181,7 @@ def train(
         run = Run(model, config)
         if resume:
             _resume(run, corpus, optimiser, latest_checkpoint(out))
+            prune(out, config.keep)  # it may have been killed while it removed one, and have no more to save
         with Progress(config.steps, len(run.steps), show=progress) as bar:
             if not run.steps:
                 run.held_out[0] = evaluate(model, held_out, backend, config.evaluate_batches)
