@@ -15,7 +15,12 @@ settings.load_profile("llmsys")
 # jaxtyping's annotations are promises until something checks them: here beartype does, in every call of every test.
 # (Files of Triton kernels are left out: @triton.jit must meet the function as it was written.)
 install_import_hook(
-    ["llmsys.attention.naive", "llmsys.attention.online", "llmsys.attention.sdpa", "llmsys.models", "llmsys.training"],
+    [
+        *(f"llmsys.attention.{stage}" for stage in "naive online tiled sdpa auto backward rotary".split()),
+        "llmsys.cache",
+        "llmsys.models",
+        "llmsys.training",
+    ],
     "beartype.beartype",
 )
 

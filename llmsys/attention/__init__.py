@@ -5,6 +5,7 @@
 """
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 from llmsys.attention.auto import auto_attention
@@ -27,8 +28,10 @@ STAGES: dict[str, Attention] = {
 """The stages in course order; last, the peer."""
 
 
-def get_stage(attention: str | Attention) -> Attention:
+def get_stage(attention: str | Attention, *, backends: Iterable[str] = ()) -> Attention:
     """The stage of that name, or "auto" for one that picks among them (`attention.auto`); a callable as it is.
+
+    `backends` are names that the caller takes besides (`llmsys.cache.as_backend`): the message lists them, too.
 
     Raises
     ------
@@ -38,11 +41,14 @@ def get_stage(attention: str | Attention) -> Attention:
     if callable(attention):
         return attention
     named = STAGES | {"auto": auto_attention}
-    if attention in named:
+    if isinstance(attention, str) and attention in named:
         return named[attention]
-    near = difflib.get_close_matches(str(attention), named, n=1)
+    backends = list(backends)
+    names = [*named, *backends]
+    near = difflib.get_close_matches(str(attention), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"attention must be one of {', '.join(named)}, or a callable; got {attention!r}.{hint}")
+    others = f" (stages), {', '.join(backends)} (backends), a callable or a backend" if backends else ", or a callable"
+    raise ValueError(f"attention must be one of {', '.join(named)}{others}; got {attention!r}.{hint}")
 
 
 __path__.append(str(Path(__file__).parents[1] / "moved" / "attention"))  # names from before: llmsys.moved

@@ -2,11 +2,35 @@
 
     from llmsys.cache import as_backend
     as_backend("flash", capacity=1024)       # a stage by name, with a cache
-    as_backend(my_attention)                 # a function with a stage's contract, without one
+    as_backend("contiguous", capacity=1024)  # a backend by name
+    as_backend(my_attention)                 # a function with a stage's contract, without a cache
+
+`Backend`          the contract: `begin` says where a step's tokens stand, `attend` attends in a layer
+`Batch`            what `begin` returns: the positions of the step's tokens
+`NoCache`          the tokens of a step are the whole sequence
+`ContiguousCache`  K and V of a sequence in one buffer a layer
+`BACKENDS`         the backends that have a name
+`as_backend`       what `attention=` means: a name, a function or a backend; the one place that decides it
+`check_backend`    refuses, in words, what does not keep the contract
+`CacheSpec`        what a model's layers keep of a token: `model.cache_spec()`
+`LayerCache`       that of one layer: heads, Dk, Dv, dtype
+`Entry`            what a layer keeps besides keys and values
 """
 
-from llmsys.cache.backend import Backend, Batch, NoCache
+from llmsys.cache.backend import Backend, Batch, NoCache, check_backend
 from llmsys.cache.contiguous import ContiguousCache
-from llmsys.cache.resolve import as_backend
+from llmsys.cache.resolve import BACKENDS, as_backend
+from llmsys.cache.spec import CacheSpec, Entry, LayerCache
 
-__all__ = ["Backend", "Batch", "ContiguousCache", "NoCache", "as_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Batch",
+    "CacheSpec",
+    "ContiguousCache",
+    "Entry",
+    "LayerCache",
+    "NoCache",
+    "as_backend",
+    "check_backend",
+]

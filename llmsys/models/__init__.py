@@ -12,9 +12,11 @@ from pathlib import Path
 from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
 from llmsys.models.generate import Generation, generate, stream_generate
 from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.modules import Linear, LinearFactory
 from llmsys.models.sampling import greedy, sampler
 from llmsys.models.save import save_model
 from llmsys.models.tokenizer import TextStream, Tokenizer
+from llmsys.models.training_step import TrainingStep
 from llmsys.models.weights import find_smollm2, load_model
 
 __path__.append(str(Path(__file__).parents[1] / "moved" / "models"))  # names from before: llmsys.moved
@@ -23,11 +25,14 @@ __all__ = [
     "Batch",
     "ContiguousCache",
     "Generation",
+    "Linear",
+    "LinearFactory",
     "Llama",
     "LlamaConfig",
     "NoCache",
     "TextStream",
     "Tokenizer",
+    "TrainingStep",
     "as_backend",
     "find_smollm2",
     "generate",

@@ -62,7 +62,8 @@ def generate(
         A string: one user's message, put into the model's chat template (as it is, if there is none). A list of
         messages `{"role", "content"}`: a conversation. A list of token ids: exactly these.
     attention
-        A stage's name (`llmsys.attention.STAGES`), a callable with a stage's contract, or a backend.
+        A stage's name (`llmsys.attention.STAGES`) or a backend's (`llmsys.cache.BACKENDS`), a callable with a stage's
+        contract, or a backend.
     cache
         Keep K and V between steps. By default a stage of the library has a cache, and a callable does not: it then gets
         the whole sequence each time, Tq = Tk.
@@ -125,6 +126,8 @@ class _Run:
     """One call of `generate`: its arguments checked, then its steps."""
 
     def __init__(self, model, prompt, attention, cache, max_new_tokens, temperature, top_k, top_p, seed, next_token):
+        if not model.is_whole:
+            raise ValueError("model must be a whole one to generate, and this is a part, without some layers or an end")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if next_token is not None and (temperature != 0 or top_k is not None or top_p is not None):
@@ -139,7 +142,7 @@ class _Run:
                 f"prompt must be shorter than the model's context of {context} tokens, got {len(self.prompt)}"
             )
         self.capacity = min(len(self.prompt) + max_new_tokens, context)
-        self.backend = as_backend(attention, cache=cache, capacity=self.capacity)
+        self.backend = as_backend(attention, cache=cache, capacity=self.capacity, spec=model.cache_spec())
         self.whole = isinstance(self.backend, NoCache)
         self.logits: Tensor | None = None  # (1, capacity, V): rows so far, for a sampler that sees them all
         self.stopped = False

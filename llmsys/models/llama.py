@@ -12,10 +12,13 @@ What sets it apart from the first transformer: RMSNorm in place of LayerNorm, be
 normalises each head of q and k.
 
 The model does not know how attention is computed, nor whether there is a cache: it hands q, k and v to a backend
-(`llmsys.cache.backend`). The matrices for q, k and v are one matrix here, and so are gate and up: the same weights
-are read in fewer, longer products.
+(`llmsys.cache.backend`). Nor does it know of ranks or of precision: every matrix comes from a factory
+(`llmsys.models.modules`), and a model can be a part of itself, some of the layers with or without the two ends, as a
+stage of a pipeline is. The matrices for q, k and v are one matrix here, and so are gate and up: the same weights are
+read in fewer, longer products.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,7 +27,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from llmsys.cache.backend import Backend, Batch, NoCache
+from llmsys.attention.rotary import Rotation, rotation
+from llmsys.cache.backend import Backend, Batch, NoCache, check_backend
+from llmsys.cache.spec import CacheSpec, LayerCache
+from llmsys.models.modules import Embedding, Linear, LinearFactory, RMSNorm
 
 if TYPE_CHECKING:
     from llmsys.models.tokenizer import Tokenizer
@@ -65,69 +71,176 @@ class LlamaConfig:
 
 
 class Llama(nn.Module):
-    """A model of the Llama family. `load_model` makes one with a checkpoint's weights; by itself it has random ones.
+    """A model of the Llama family, or a part of one. `load_model` makes one with a checkpoint's weights; by itself it
+    has random ones.
+
+    Parameters
+    ----------
+    config
+        The whole model's, also where this is a part.
+    layers
+        Which layers are here, numbered from 0; None for all. Weights have the names that they have in the whole model.
+    embedding, head
+        Whether the embedding is here, and whether the last norm and the head are. None: the embedding with layer 0, the
+        head with the last layer. A part that has only the head of a model with tied embeddings has that matrix as a
+        copy, `head.weight`; who trains both parts adds the gradient of one to the other's (`tied_copy`).
+    linear
+        Makes the matrices, the head's, too.
 
     Attributes
     ----------
     config : LlamaConfig
     tokenizer : Tokenizer or None
         What the checkpoint brought along.
+    layer_range : range
+        Which layers are here.
+    tied_copy : str or None
+        The name of a weight of this part that is the same matrix as one in another part.
+
+    Raises
+    ------
+    ValueError
+        `layers` are no consecutive layers of this model.
     """
 
-    def __init__(self, config: LlamaConfig, tokenizer: "Tokenizer | None" = None):
+    def __init__(
+        self,
+        config: LlamaConfig,
+        tokenizer: "Tokenizer | None" = None,
+        *,
+        layers: range | None = None,
+        embedding: bool | None = None,
+        head: bool | None = None,
+        linear: "LinearFactory | None" = None,
+    ):
         super().__init__()
+        layers = range(config.layers) if layers is None else layers
+        if layers.step != 1 or not 0 <= layers.start <= layers.stop <= config.layers:
+            raise ValueError(f"layers must be consecutive ones of range(0, {config.layers}), got {layers}")
+        linear = Linear if linear is None else linear
         self.config = config
         self.tokenizer = tokenizer
-        self.embedding = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = Linear(config.hidden_size, config.vocab_size)
-        if config.tied_embeddings:
+        self.layer_range = layers
+        has_embedding = layers.start == 0 if embedding is None else embedding
+        has_head = layers.stop == config.layers if head is None else head
+        self.embedding = Embedding(config.vocab_size, config.hidden_size) if has_embedding else None
+        self.layers = Layers()
+        for i in layers:
+            self.layers.add_module(str(i), Layer(config, i, linear))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps) if has_head else None
+        self.head = None
+        if has_head:
+            self.head = linear(config.hidden_size, config.vocab_size, (config.vocab_size,), name="head")
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the head's matrix the embedding's, if the model's are one and both are here."""
+        if self.config.tied_embeddings and self.embedding is not None and self.head is not None:
+            if self.head.weight.shape != self.embedding.weight.shape:
+                raise ValueError(
+                    f"the head's matrix is the embedding's in this model, and the factory made it "
+                    f"{tuple(self.head.weight.shape)} where the embedding's is {tuple(self.embedding.weight.shape)}: "
+                    "build the two ends as parts of their own, with head=False and embedding=False"
+                )
             self.head.weight = self.embedding.weight
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all layers and both ends are here."""
+        return len(self.layers) == self.config.layers and self.embedding is not None and self.head is not None
+
+    @property
+    def tied_copy(self) -> str | None:
+        if not self.config.tied_embeddings or (self.embedding is None) == (self.head is None):
+            return None
+        return "embedding.weight" if self.head is None else "head.weight"
+
+    def cache_spec(self) -> CacheSpec:
+        """What a cache keeps for the layers that are here, in the dtype of their weights."""
+        return CacheSpec(tuple(layer.cache_spec(self.dtype) for layer in self.layers))
+
     def forward(
-        self, tokens: Int[Tensor, "B T"], backend: Backend | None = None, batch: Batch | None = None
+        self,
+        tokens: Int[Tensor, "B T"] | Float[Tensor, "B T C"],
+        backend: Backend | None = None,
+        batch: Batch | None = None,
     ) -> Float[Tensor, "B T V"]:
-        """The logits of the token after each of `tokens`. Arguments and errors as for `hidden`."""
-        return self.head(self.hidden(tokens, backend, batch))
+        """The logits of the token after each of `tokens`; of a part without the head what `hidden` returns, (B, T, C).
+
+        Arguments and errors as for `hidden`.
+        """
+        x = self.hidden(tokens, backend, batch)
+        return x if self.head is None else self.head(x)
 
     def hidden(
-        self, tokens: Int[Tensor, "B T"], backend: Backend | None = None, batch: Batch | None = None
-    ) -> Float[Tensor, "B T C"]:
+        self,
+        tokens: Int[Tensor, "B T"] | Float[Tensor, "B T C"],
+        backend: Backend | None = None,
+        batch: Batch | None = None,
+        *,
+        taps: Sequence[int] = (),
+    ) -> Float[Tensor, "B T C"] | tuple[Float[Tensor, "B T C"], tuple[Float[Tensor, "B T C"], ...]]:
         """What `forward` feeds the head, whose V rows are worth leaving out where only the last token's are wanted.
+
+        Of a part without the head it is what leaves the last of its layers, for the next part to take.
 
         Parameters
         ----------
         tokens
-            Token ids. All rows are of one length, and with a cache they continue what it holds.
+            Token ids. All rows are of one length, and with a cache they continue what it holds. A part without the
+            embedding takes in their place what the part before it returned.
         backend
             Who attends, and owns the cache if there is one; None is torch's fused attention over these tokens alone.
         batch
             Where the tokens stand; None asks the backend.
+        taps
+            Numbers of layers. If there are any, what enters these layers is returned as well, a tuple in the order
+            asked for. One more than the last layer's number stands for what leaves it, before the last norm.
 
         Raises
         ------
         ValueError
-            `tokens` has another shape, is empty, or holds ids outside the vocabulary.
+            `tokens` has another shape, is empty, or holds ids outside the vocabulary; a tap is not here; or `backend`
+            does not keep the contract.
         """
-        self._check(tokens)
+        self._check(tokens, taps)
         backend = NoCache() if backend is None else backend
+        if not torch.compiler.is_compiling():
+            check_backend(backend)
         batch = backend.begin(tokens) if batch is None else batch
-        x = self.embedding(tokens)  # (B, T, C)
-        turn = rotation(batch.positions, self.config, x.dtype)  # the same in all layers
+        x = tokens if self.embedding is None else self.embedding(tokens)  # (B, T, C)
+        config = self.config
+        turn = rotation(  # the same in all layers
+            batch.positions, config.head_size, base=config.rope_base, divisors=config.rope_divisors, dtype=x.dtype
+        )
+        tapped = {}
         for layer in self.layers:
+            if layer.index in taps:
+                tapped[layer.index] = x
             x = layer(x, turn, backend, batch)
-        return self.norm(x)
+        tapped[self.layer_range.stop] = x
+        x = x if self.norm is None else self.norm(x)
+        return (x, tuple(tapped[tap] for tap in taps)) if taps else x
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype
+        return next(self.parameters()).dtype
 
-    def _check(self, tokens: Tensor) -> None:
+    def _check(self, tokens: Tensor, taps: Sequence[int]) -> None:
+        if away := [tap for tap in taps if not self.layer_range.start <= tap <= self.layer_range.stop]:
+            raise ValueError(f"taps must be from {self.layer_range.start} to {self.layer_range.stop}, got {away[0]}")
+        C = self.config.hidden_size
+        if self.embedding is None:
+            if tokens.dim() != 3 or tokens.shape[2] != C or tokens.numel() == 0 or not tokens.is_floating_point():
+                raise ValueError(
+                    "this part of a model has no embedding: in place of tokens it takes hidden states "
+                    f"(B, T, {C}), got {tokens.dtype} of shape {tuple(tokens.shape)}"
+                )
+            return
         if tokens.dim() != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens must be (B, T) with at least one token, got shape {tuple(tokens.shape)}")
         low, high = tokens.aminmax()
@@ -135,98 +248,67 @@ class Llama(nn.Module):
             raise ValueError(f"tokens must be from 0 to {self.config.vocab_size - 1}, got {int(low)} to {int(high)}")
 
 
-class Layer(nn.Module):
-    """One layer: attention and an MLP, each added to what flows past."""
+class Layers(nn.ModuleList):
+    """A model's layers, or those of them that are here: `layers[5]` is number 5 of the whole model."""
 
-    def __init__(self, config: LlamaConfig, index: int):
+    def __getitem__(self, number):
+        if isinstance(number, int):
+            if number < 0:
+                return list(self)[number]
+            if str(number) not in self._modules:
+                raise IndexError(f"layer {number} is not here; here are {', '.join(self._modules) or 'none'}")
+            return self._modules[str(number)]
+        return super().__getitem__(number)
+
+
+class Layer(nn.Module):
+    """One layer: attention and an MLP, each added to what flows past.
+
+    Its heads and the MLP's width are those that the factory's matrices have: on a rank of several, a share of them.
+    """
+
+    def __init__(self, config: LlamaConfig, index: int, linear: LinearFactory):
         super().__init__()
         C, D, Hq, Hkv = config.hidden_size, config.head_size, config.heads, config.kv_heads
+        name = f"layers.{index}"
+        heads, widths = (Hq * D, Hkv * D, Hkv * D), (config.mlp_size, config.mlp_size)
         self.index = index
         self.head_size = D
-        self.heads_of_qkv = (Hq, Hkv, Hkv)
         self.attention_norm = RMSNorm(C, config.norm_eps)
-        self.qkv = Linear(C, (Hq + 2 * Hkv) * D)
+        self.qkv = linear(C, sum(heads), heads, name=f"{name}.qkv")
+        self.heads_of_qkv = _whole_heads(getattr(self.qkv, "sections", heads), D)
         self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else None
-        self.output = Linear(Hq * D, C)
+        self.output = linear(Hq * D, C, name=f"{name}.output")
         self.mlp_norm = RMSNorm(C, config.norm_eps)
-        self.gate_up = Linear(C, 2 * config.mlp_size)
-        self.down = Linear(config.mlp_size, C)
+        self.gate_up = linear(C, sum(widths), widths, name=f"{name}.gate_up")
+        self.widths_of_gate_up = tuple(getattr(self.gate_up, "sections", widths))
+        self.down = linear(config.mlp_size, C, name=f"{name}.down")
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], backend: Backend, batch: Batch) -> Tensor:
+    def forward(self, x: Tensor, turn: Rotation, backend: Backend, batch: Batch) -> Tensor:
         x = x + self.attention(self.attention_norm(x), turn, backend, batch)
         return x + self.mlp(self.mlp_norm(x))
 
-    def attention(self, x: Tensor, turn: tuple[Tensor, Tensor], backend: Backend, batch: Batch) -> Tensor:
+    def attention(self, x: Tensor, turn: Rotation, backend: Backend, batch: Batch) -> Tensor:
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, Hq + 2 Hkv, T, D)
         q, k, v = heads.split(self.heads_of_qkv, dim=1)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        o = backend.attend(self.index, rotate(q, turn), rotate(k, turn), v, batch)  # (B, Hq, T, D)
+        o = backend.attend(self.index, q, k, v, batch, turn=turn)  # (B, Hq, T, D)
         return self.output(o.transpose(1, 2).reshape(B, T, -1))
 
     def mlp(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate, up = self.gate_up(x).split(self.widths_of_gate_up, dim=-1)
         return self.down(F.silu(gate) * up)
 
-
-class Linear(nn.Linear):
-    """x Wᵀ, W (outputs, inputs). No bias."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
-
-    def reset_parameters(self) -> None:
-        _initialise(self.weight)
+    def cache_spec(self, dtype: torch.dtype) -> LayerCache:
+        D = self.head_size
+        return LayerCache(self.index, heads=self.heads_of_qkv[1], Dk=D, Dv=D, dtype=dtype)
 
 
-class Embedding(nn.Embedding):
-    """A row of the matrix for each token id."""
-
-    def reset_parameters(self) -> None:
-        _initialise(self.weight)
-
-
-class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) · weight over the last dimension, the mean in fp32."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
-
-
-def rotation(positions: Int[Tensor, "*B T"], config: LlamaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The cosines and sines by which q and k are turned: each (T, D), or (B, 1, T, D) for positions (B, T).
-
-    Pair i of a head turns by position · base^(−2i/D): the first pairs tell near tokens apart, the last ones far ones.
-    """
-    D = config.head_size
-    exponent = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D
-    frequency = 1.0 / config.rope_base**exponent  # (D / 2,)
-    if config.rope_divisors is not None:
-        frequency = frequency / torch.tensor(config.rope_divisors, device=positions.device)
-    angle = positions[..., None].float() * frequency  # (…, T, D / 2)
-    angle = torch.cat((angle, angle), dim=-1)
-    if positions.dim() == 2:
-        angle = angle[:, None]  # the heads' dimension
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(x: Float[Tensor, "B H T D"], turn: tuple[Tensor, Tensor]) -> Float[Tensor, "B H T D"]:
-    """Turn each pair of a head by its angle. Element i's partner is element i + D/2 (not i + 1, as in the paper)."""
-    cos, sin = turn
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def _initialise(weight: Tensor) -> None:
-    # On the meta device there are no numbers to draw; asking all the same makes torch import its compiler, and Triton.
-    if not weight.is_meta:
-        nn.init.normal_(weight, std=0.02)
+def _whole_heads(sections: Sequence[int], head_size: int) -> tuple[int, ...]:
+    """How many heads of q, k and v there are in sections of that many elements."""
+    if any(each % head_size for each in sections) or len(sections) != 3:
+        raise ValueError(f"q, k and v must be whole heads of {head_size} elements, got sections {tuple(sections)}")
+    return tuple(each // head_size for each in sections)

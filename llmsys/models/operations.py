@@ -56,12 +56,12 @@ class ModelShape:
     name: str
     layers: int
     width: int
-    """C, of the residual stream."""
+    """C, how many numbers a token has between two layers."""
     heads: int
     kv_heads: int
     head_dim: int
     ffn: int
-    """Inside the MLP."""
+    """How many numbers a token has inside the MLP."""
     vocab: int
     tied: bool = False
     """Whether the head is the embedding's matrix."""

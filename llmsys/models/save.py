@@ -28,8 +28,11 @@ def save_model(model: Llama, directory: Path, *, weights: Mapping[str, Tensor] |
 
     Files of these names are overwritten, one after the other: an interruption leaves some of each
     (`llmsys.training.save_checkpoint` leaves none). `weights`, by the names of `model.named_parameters()`, are written
-    in place of the model's own; those are its masters, where it is trained in fewer bits.
+    in place of the model's own; those are its masters, where it is trained in fewer bits. ValueError where `model` is
+    a part of one: the directory would say that it holds all layers.
     """
+    if not model.is_whole:
+        raise ValueError("model must be a whole one to be saved, and this is a part, without some layers or an end")
     directory.mkdir(parents=True, exist_ok=True)
     own = dict(model.named_parameters())  # a tied head is not named twice
     tensors = {}

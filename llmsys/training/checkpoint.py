@@ -5,6 +5,7 @@ generate --model` take it as it is, and two files more:
 
     training/adamw.safetensors    AdamW's running means, fp32: "m.NAME" and "v.NAME" for each weight
     training/state.json           the step, the settings, the losses so far
+    training/buffers.safetensors  the model's buffers, where it has any: a router's bias, say
 
 The weights in it are the fp32 masters. A model in bf16 is these, rounded, so nothing is stored twice.
 
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from llmsys.models.llama import Llama
 from llmsys.models.save import save_model
@@ -36,6 +38,7 @@ from llmsys.models.weights import assemble, open_checkpoint
 from llmsys.training.optimise import Optimiser
 
 TENSORS, STATE = "training/adamw.safetensors", "training/state.json"
+BUFFERS = "training/buffers.safetensors"
 
 
 def save_checkpoint(
@@ -67,9 +70,12 @@ def save_checkpoint(
         save_model(model, unfinished, weights=optimiser and optimiser.masters)
         (unfinished / STATE).parent.mkdir()
         (unfinished / STATE).write_text(json.dumps(dict(state or {}), indent=1), encoding="utf-8")
-        if optimiser is not None:
-            save_file(optimiser.state(), unfinished / TENSORS)
-            shutil.copymode(unfinished / STATE, unfinished / TENSORS)  # safetensors makes it its owner's alone
+        files = {TENSORS: optimiser.state()} if optimiser is not None else {}
+        if buffers := _buffers(model):
+            files[BUFFERS] = {name: buffer.contiguous() for name, buffer in buffers.items()}
+        for name, tensors in files.items():
+            save_file(tensors, unfinished / name)
+            shutil.copymode(unfinished / STATE, unfinished / name)  # safetensors makes it its owner's alone
         for each in (*unfinished.rglob("*"), unfinished):
             _flush(each)
         unfinished.rename(path)
@@ -83,7 +89,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path, model: Llama, optimiser: Optimiser | None = None) -> dict[str, Any]:
-    """Put a checkpoint's weights into `model`, and its running means into `optimiser`. Returns the `state`.
+    """Put a checkpoint's weights and buffers into `model`, and its running means into `optimiser`. Returns the `state`.
 
     Raises
     ------
@@ -103,6 +109,7 @@ def load_checkpoint(path: str | Path, model: Llama, optimiser: Optimiser | None 
         )
     state = read_json(path / STATE)
     weights = dict(assemble(checkpoint, model))
+    _load_buffers(path, model)
     if optimiser is None:
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -139,6 +146,26 @@ def prune(directory: Path, keep: int) -> None:
         path.rename(path.with_name(f".{path.name}.removing"))
     for path in Path(directory).glob(".step-*.*ing"):
         _remove(path)
+
+
+def _buffers(model: Llama) -> dict[str, Tensor]:
+    """The model's buffers that belong to its state."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    return {name: x for name, x in model.state_dict().items() if name not in weights}
+
+
+def _load_buffers(path: Path, model: Llama) -> None:
+    buffers = _buffers(model)
+    if not buffers:
+        return
+    try:
+        saved = load_file(path / BUFFERS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path / BUFFERS}: cannot be read ({error}); resume from an earlier checkpoint") from error
+    for name, buffer in buffers.items():
+        if name not in saved or saved[name].shape != buffer.shape:
+            raise ValueError(f"{path / BUFFERS}: holds no {name} of shape {tuple(buffer.shape)}: another model's")
+        buffer.copy_(saved[name])
 
 
 def _remove(path: Path) -> None:

@@ -38,7 +38,7 @@ SYMPY_SHA256 = "467a419185a2b88bbd5bdbebf420ed3b41212e7b49c5ebfc72a05bd191e8862a
 """`digest` of the sources that this release's wheel installs."""
 
 HELD_OUT = 1 / 20
-"""Of all files, roughly."""
+"""The share of all files that is held out, roughly: each file is drawn by itself."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Corpus:
     digest: str = field(repr=False)
     """SHA-256 of the texts, their names and the tokenizer: two corpora of one digest give the same batches."""
     files: int
-    """Texts, held out or not."""
+    """How many texts it was made of, held out or not."""
 
     @classmethod
     def load(

@@ -38,7 +38,8 @@ class Optimiser:
     model
         Its weights that require a gradient are trained.
     dtype
-        What the model shall compute in: its weights become that, and their masters are made before. None leaves it.
+        What the model shall compute in: its weights become that, and their masters are made before. None leaves their
+        dtype as it is. Buffers keep theirs.
     betas, eps, weight_decay
         β₁ and β₂, ε, λ.
     """

@@ -4,6 +4,9 @@
     loss    −log p(next token), mean over B · T
     a step  `accumulate` batches' gradients added, clipped, AdamW
 
+A model may add terms to the loss and change itself after a step, as a mixture of experts does
+(`llmsys.models.training_step`).
+
 The loss of a model that guesses is log V, 10.8 for SmolLM2's vocabulary. Attention is any stage, or a callable with a
 stage's contract that is differentiable: your own, say.
 
@@ -14,20 +17,19 @@ weight. (On a GPU, sums whose order depends on which program is first can differ
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmsys.attention import get_stage
-from llmsys.cache.backend import Backend, NoCache
+from llmsys.cache import Backend, as_backend
 from llmsys.models.llama import Llama
 from llmsys.models.tokenizer import read_json
+from llmsys.models.training_step import TrainingStep, token_loss
 from llmsys.training.checkpoint import STATE, latest_checkpoint, load_checkpoint, name_of, prune, save_checkpoint
 from llmsys.training.corpus import Batches, Corpus
 from llmsys.training.optimise import Optimiser, cosine_schedule
@@ -81,13 +83,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step was like."""
+    """One step of a run: its losses, its learning rate and its time."""
 
     number: int  # counted from 1
-    loss: float  # of its batches, before its update
+    loss: float  # of the next token, the mean over its batches, before its update
     learning_rate: float
     gradient_norm: float  # before clipping
     seconds: float
+    terms: dict[str, float] = field(default_factory=dict)  # further losses that the model added, by name
 
 
 @dataclass
@@ -103,7 +106,7 @@ class Run:
 
     @property
     def losses(self) -> list[float]:
-        """Of each step."""
+        """The loss of each step, the first step's first."""
         return [step.loss for step in self.steps]
 
     @property
@@ -124,6 +127,7 @@ def train(
     progress: bool = False,
     on_step: Callable[[Step], object] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
 ) -> Run:
     """Train `model`, in place, to predict the corpus' next tokens.
 
@@ -141,12 +145,16 @@ def train(
         Called after each step.
     should_stop
         Asked after each step; True writes a checkpoint and ends the run there.
+    sum_over_ranks
+        Where several processes train together: takes a tensor of counts and returns its sum over all of them. The loads
+        of a step go through it on their way to `model.after_step`, so that all make the same change. (Gradients do not:
+        they are summed by whatever makes the ranks work together.)
 
     Raises
     ------
     ValueError
-        Settings and model, corpus or checkpoint do not go together; or a weight got no gradient, as with an attention
-        that has no backward pass.
+        Settings and model, corpus or checkpoint do not go together; the model is a part of one; or a weight got no
+        gradient, as with an attention that has no backward pass.
     FileExistsError, FileNotFoundError
         There is a run in `out` and `resume` is not asked for; or the other way round.
     FloatingPointError
@@ -154,6 +162,8 @@ def train(
     OSError
         A checkpoint could not be written; those before are whole.
     """
+    if not model.is_whole:
+        raise ValueError("model must be a whole one to be trained, and this is a part, without some layers or an end")
     if config.context > model.config.context_length:
         raise ValueError(f"context must be at most the model's {model.config.context_length}, got {config.context}")
     if out is not None:
@@ -163,7 +173,7 @@ def train(
         raise ValueError("out must be given to resume: the folder that holds the run's checkpoints")
     batches = corpus.batches(config.batch, config.context, seed=config.seed)
     held_out = corpus.held_out_batches(config.batch, config.context)
-    backend = attention if hasattr(attention, "attend") else NoCache(get_stage(attention))
+    backend = as_backend(attention, spec=model.cache_spec())
 
     model.requires_grad_(True).train()
     try:
@@ -171,11 +181,12 @@ def train(
         run = Run(model, config)
         if resume:
             _resume(run, corpus, optimiser, latest_checkpoint(out))
+            prune(out, config.keep)  # it may have been killed while it removed one, and have no more to save
         with Progress(config.steps, len(run.steps), show=progress) as bar:
             if not run.steps:
                 run.held_out[0] = evaluate(model, held_out, backend, config.evaluate_batches)
             while len(run.steps) < config.steps:
-                step = _step(len(run.steps), model, batches, backend, optimiser, config)
+                step = _step(len(run.steps), model, batches, backend, optimiser, config, sum_over_ranks)
                 run.steps.append(step)
                 last = step.number == config.steps
                 if last or step.number % config.evaluate_every == 0:
@@ -206,9 +217,8 @@ def next_token_loss(
     model: Llama, tokens: Int[Tensor, "B T1"], attention: str | Callable | Backend = "sdpa"
 ) -> Float[Tensor, ""]:
     """−log p of each token after the first, given those before it: the mean, in fp32."""
-    backend = attention if hasattr(attention, "attend") else NoCache(get_stage(attention))
-    logits = model(tokens[:, :-1], backend)  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+    logits = model(tokens[:, :-1], as_backend(attention, spec=model.cache_spec()))  # (B, T, V)
+    return token_loss(logits, tokens[:, 1:])
 
 
 @torch.no_grad()
@@ -219,16 +229,34 @@ def evaluate(model: Llama, batches: Batches, attention: str | Callable | Backend
     return float(torch.stack(losses).mean())
 
 
+def training_step(model: Llama, tokens: Int[Tensor, "B T1"], backend: Backend) -> TrainingStep:
+    """The losses and loads of one batch: the model's own `training_step`, if it has one, or the next token's loss."""
+    own = getattr(model, "training_step", None)
+    return TrainingStep(next_token_loss(model, tokens, backend)) if own is None else own(tokens, backend)
+
+
 def _step(
-    number: int, model: Llama, batches: Batches, backend: Backend, optimiser: Optimiser, config: TrainConfig
+    number: int,
+    model: Llama,
+    batches: Batches,
+    backend: Backend,
+    optimiser: Optimiser,
+    config: TrainConfig,
+    sum_over_ranks: Callable[[Tensor], Tensor] | None,
 ) -> Step:
     start = time.perf_counter()
     total = torch.zeros((), device=model.device)
+    terms: dict[str, Tensor] = {}
+    loads: dict[str, Tensor] = {}
     for i in range(number * config.accumulate, (number + 1) * config.accumulate):
-        loss = next_token_loss(model, batches[i].to(model.device), backend) / config.accumulate
-        loss.backward()
+        done = training_step(model, batches[i].to(model.device), backend)
+        loss = done.loss / config.accumulate
+        parts = {name: term / config.accumulate for name, term in done.terms.items()}
+        sum(parts.values(), start=loss).backward()
         optimiser.gather()
         total += loss.detach()
+        _add(terms, parts)
+        _add(loads, done.loads)
     rate = cosine_schedule(
         number,
         steps=config.steps,
@@ -243,7 +271,17 @@ def _step(
             f"step {number + 1}: the loss is {loss} and its gradient's length {norm}, so the run cannot go on. A lower "
             "learning_rate or a longer warmup helps most often; an attention of your own may be at fault, too"
         )
-    return Step(number + 1, loss, rate, norm, time.perf_counter() - start)
+    if (after_step := getattr(model, "after_step", None)) is not None:
+        with torch.no_grad():
+            after_step({name: sum_over_ranks(load) if sum_over_ranks else load for name, load in loads.items()})
+    seconds = time.perf_counter() - start
+    return Step(number + 1, loss, rate, norm, seconds, {name: float(term) for name, term in terms.items()})
+
+
+def _add(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    """Add tensors to those of the same names, without their graphs."""
+    for name, x in more.items():
+        sums[name] = sums[name] + x.detach() if name in sums else x.detach()
 
 
 def _check_folder(out: Path, resume: bool) -> None:

@@ -1,5 +1,7 @@
 """Which stage "auto" picks: checked by shape, dtype and device, where there is a GPU and where there is not."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -64,7 +66,7 @@ def test_without_a_compiler_nothing_of_triton_is_picked(monkeypatch):
 def test_bad_arguments_are_named():
     q = torch.randn(1, 2, 3, 4)
     with pytest.raises(ValueError, match="k must have q's head size"):
-        auto_attention(q, q[..., :2], q)
+        inspect.unwrap(auto_attention)(q, q[..., :2], q)  # without the shape checks that the tests add
 
 
 @pytest.mark.gpu

@@ -1,5 +1,7 @@
 """The backward pass in PyTorch, against autograd of the naive form in float64, and what it holds in memory."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -194,11 +196,12 @@ def test_shapes_that_do_not_go_together_are_refused(change, message):
     o, lse = tiled_attention(q, k, v, return_lse=True)
     arguments = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "do": do}
     change(arguments)
+    bare = inspect.unwrap(backward_tiled)  # without the shape checks that the tests add: its own must suffice
     with pytest.raises(ValueError, match=message):
-        backward_tiled(**arguments)
+        bare(**arguments)
 
 
 def test_a_matrix_of_another_shape_is_refused():
     q, k, v, do = inputs(1, 2, 2, 4, 5, 4, 4)
     with pytest.raises(ValueError, match=r"p must have shape \(1, 4, 4, 5\)"):
-        backward_stored(q, k, v, torch.zeros(1, 2, 4, 5, dtype=torch.float64), do)
+        inspect.unwrap(backward_stored)(q, k, v, torch.zeros(1, 2, 4, 5, dtype=torch.float64), do)

@@ -16,9 +16,10 @@ PROMPT = [3, 14, 15, 9, 26]
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "hopper"])
 def test_any_stage_with_and_without_a_cache_says_the_same(tiny, stage, cache):
     tokens = list(PROMPT)
-    for _ in range(12):
+    n = 5 if stage == "flash" else 12  # Triton's interpreter is slow
+    for _ in range(n):
         tokens.append(int(tiny(torch.tensor([tokens]))[0, -1].argmax()))
-    said = generate(tiny, PROMPT, attention=stage, cache=cache, max_new_tokens=12)
+    said = generate(tiny, PROMPT, attention=stage, cache=cache, max_new_tokens=n)
     assert said.tokens == tokens[5:]
     assert said.prompt_tokens == PROMPT
     assert not said.stopped

@@ -1,8 +1,8 @@
 """Not a test: a program that is killed while it trains, for test_checkpoint.py.
 
-`python killed.py DIR` trains the tiny model of conftest.py in DIR/0, DIR/1 …, each time in a child process that dies at
-one call later: the 1st, the 2nd … of those by which checkpoints are written and removed, until one lives to the end.
-With a third argument, a number of bytes, it is the disk that is full: no file can be larger.
+`python killed.py DIR BYTES` trains the tiny model of conftest.py in DIR/0, DIR/1 …, each time in a child process that
+dies at one call later: the 1st, the 2nd … of those by which checkpoints are written and removed, until one lives to the
+end. In DIR/full it is the disk that is full: no file can be larger than BYTES.
 """
 
 import os
@@ -17,7 +17,8 @@ import conftest  # beside this file
 from llmsys.models import save
 from llmsys.training import Corpus, TrainConfig, checkpoint, train
 
-SETTINGS = TrainConfig(steps=3, batch=2, context=16, save_every=1, keep=1, evaluate_batches=1, dtype="bfloat16")
+SETTINGS = TrainConfig(steps=2, batch=2, context=16, save_every=1, keep=1, evaluate_batches=1, dtype="bfloat16")
+CORPUS = Corpus.from_texts(conftest.make_texts(), conftest.make_tokenizer())
 MOMENTS = ((os, "fsync"), (Path, "rename"), (shutil, "rmtree"), (save, "save_file"), (checkpoint, "save_file"))
 
 
@@ -44,31 +45,36 @@ def die_at(moment: int) -> None:
         wrap(owner, name)
 
 
-def main(folder: Path, largest: int | None) -> None:
-    corpus = Corpus.from_texts(conftest.make_texts(), conftest.make_tokenizer())
-    train(
-        conftest.make_model(), corpus, TrainConfig(steps=1, batch=1, context=4, warmup=0)
-    )  # what torch imports, imported once
+def train_in_child(folder: Path, *, moment: int | None = None, largest: int | None = None) -> int:
+    """The exit status of a child that trains in `folder`: 0 at the end, 9 where it died, 3 where it could not write."""
+    child = os.fork()
+    if child == 0:
+        if moment is not None:
+            die_at(moment)
+        if largest is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+        try:
+            train(conftest.make_model(), CORPUS, SETTINGS, out=folder)
+        except OSError as error:
+            print(error, flush=True)
+            os._exit(3)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(folder: Path, largest: int) -> None:
+    # What torch imports is imported once, before there are children.
+    train(conftest.make_model(), CORPUS, TrainConfig(steps=1, batch=1, context=4, warmup=0))
+    if (status := train_in_child(folder / "full", largest=largest)) != 3:
+        sys.exit(f"a full disk: exit status {status}")
     for moment in range(200):
-        child = os.fork()
-        if child == 0:
-            if largest is None:
-                die_at(moment + 1)
-            else:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-            try:
-                train(conftest.make_model(), corpus, SETTINGS, out=folder / str(moment))
-            except OSError as error:
-                print(error, flush=True)
-                os._exit(3)
-            os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status not in (0, 9, 3):
+        status = train_in_child(folder / str(moment), moment=moment + 1)
+        if status not in (0, 9):
             sys.exit(f"moment {moment}: exit status {status}")
-        if status == 0 or largest is not None:
+        if status == 0:
             return
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -22,7 +22,7 @@ from llmsys.training import (
 )  # fmt: skip
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-SETTINGS = TrainConfig(steps=3, batch=2, context=16, save_every=1, keep=1, evaluate_batches=1, dtype="bfloat16")
+SETTINGS = TrainConfig(steps=2, batch=2, context=16, save_every=1, keep=1, evaluate_batches=1, dtype="bfloat16")
 
 
 def trained(model, corpus, dtype=torch.float32, steps=2):
@@ -128,34 +128,40 @@ def test_a_disk_that_fails_leaves_what_was_there(tiny, corpus, tmp_path, monkeyp
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def run_killed(*arguments):
+@pytest.fixture(scope="module")
+def whole(new_model, corpus, tmp_path_factory):
+    """Of a run that nothing disturbed: its losses, its weights, and the size of the largest file that it wrote."""
+    model, folder = new_model(), tmp_path_factory.mktemp("whole")
+    run = train(model, corpus, SETTINGS, out=folder)
+    size = (run.checkpoint / "training/adamw.safetensors").stat().st_size
+    return run.losses, {name: weight.clone() for name, weight in model.named_parameters()}, size
+
+
+@pytest.fixture(scope="module")
+def killed(whole, tmp_path_factory):
+    """What `killed.py` left: a folder for each moment, and one where the disk was full; and what it printed."""
+    folder = tmp_path_factory.mktemp("killed")
     path = os.pathsep.join([str(ROOT), str(HERE)])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, HERE / "killed.py", *map(str, arguments)], env=environment, capture_output=True, text=True,
-        timeout=300,
+    done = subprocess.run(
+        [sys.executable, HERE / "killed.py", folder, str(whole[2] - 1)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 class TestKilled:
     """The losses and weights of a run that nothing disturbed are what each resumed run must reach."""
 
-    @pytest.fixture
-    def whole(self, tiny, corpus, tmp_path):
-        run = train(tiny, corpus, SETTINGS, out=tmp_path / "whole")
-        return run.losses, {name: weight.clone() for name, weight in tiny.named_parameters()}
-
     def resumed(self, folder, model, corpus):
         """Go on in `folder`, from where it got to."""
         latest = latest_checkpoint(folder)
         return train(model, corpus, SETTINGS, out=folder, resume=latest is not None)
 
-    def test_at_every_moment(self, whole, corpus, tmp_path, new_model):
-        done = run_killed(tmp_path / "runs")
-        assert done.returncode == 0, done.stderr
-        folders = sorted((tmp_path / "runs").iterdir(), key=lambda path: int(path.name))
-        assert len(folders) > 30
+    def test_at_every_moment(self, whole, killed, corpus, new_model):
+        folders = sorted((path for path in killed[0].iterdir() if path.name != "full"), key=lambda path: int(path.name))
+        assert len(folders) > 20
         reached = set()
         for folder in folders:
             found = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -164,17 +170,16 @@ class TestKilled:
                 state = json.loads((path / "training/state.json").read_text())
                 load_checkpoint(path, model, Optimiser(model.requires_grad_(True), dtype=torch.bfloat16))
                 reached.add(state["step"])
-        assert reached == {1, 2, 3}
+        assert reached == {1, 2}
         for folder in folders[:: len(folders) // 5]:
             model = new_model()
             run = self.resumed(folder, model, corpus)
             assert run.losses == whole[0]
             assert all(torch.equal(weight, whole[1][name]) for name, weight in model.named_parameters())
-            assert [path.name for path in folder.iterdir()] == ["step-000003"]  # nothing left behind
+            assert [path.name for path in folder.iterdir()] == ["step-000002"]  # nothing left behind
 
-    def test_when_the_disk_is_full(self, whole, corpus, tmp_path, new_model):
-        size = (tmp_path / "whole" / "step-000003" / "training/adamw.safetensors").stat().st_size
-        done = run_killed(tmp_path / "runs", size - 1)
-        assert done.returncode == 0 and "step-000001: the checkpoint could not be written" in done.stdout, done.stderr
-        assert list((tmp_path / "runs" / "0").iterdir()) == []
-        assert self.resumed(tmp_path / "runs" / "0", new_model(), corpus).losses == whole[0]
+    def test_when_the_disk_is_full(self, whole, killed, corpus, new_model):
+        folder, said = killed
+        assert "step-000001: the checkpoint could not be written" in said
+        assert list((folder / "full").iterdir()) == []
+        assert self.resumed(folder / "full", new_model(), corpus).losses == whole[0]

