@@ -156,7 +156,7 @@ class Reporter:
             return []
         factor = self.budgets.fails_at
         return [
-            f"{place} took {seconds:.0f} s of the reference machine; its budget is {budget:.0f} s"
+            f"{place} took {seconds:.0f} s of the reference machine; its budget is {budget:g} s"
             f" (tests/support/budgets.toml), and a run fails beyond {factor:g} times that"
             for place, seconds in self.places().items()
             if (budget := self.budgets.of(place)) is not None and seconds > factor * budget
@@ -170,7 +170,7 @@ class Reporter:
         for name, seconds in sorted(shown.items(), key=lambda each: (-each[1] if by_file else each[0])):
             budget = None if by_file or FULL else self.budgets.of(name)
             if seconds >= 0.05:
-                write(f"{seconds:8.1f}  {name}" + (f" (of {budget:.0f})" if budget is not None else ""))
+                write(f"{seconds:8.1f}  {name}" + (f" (of {budget:g})" if budget is not None else ""))
         write(f"{shown.total():8.1f}  in all; the calibration loop took {self.meter.loop:.2f} s, 0.20 s there")
         for line in self.exceeded():
             write(f"TOO LONG: {line}", red=True, bold=True)

@@ -163,7 +163,8 @@ def test_half_of_the_checks_must_take_little(monkeypatch, took, ok):
 def test_the_seed_draws_the_mutations_and_all_of_them_can_be_had():
     mutants = [(str(i), "") for i in range(40)]
     drawn = self_test.Draw(20260131).of("95.clip", mutants)
-    assert len(drawn) == self_test.MUTANTS == len(set(drawn)) and drawn == self_test.Draw(20260131).of("95.clip", mutants)
+    assert len(drawn) == self_test.MUTANTS == len(set(drawn))
+    assert drawn == self_test.Draw(20260131).of("95.clip", mutants)
     assert len({tuple(self_test.Draw(seed).of("95.clip", mutants)) for seed in range(5)}) == 5
     assert {each for seed in range(100) for each in self_test.Draw(seed).of("95.clip", mutants)} == set(mutants)
     assert self_test.Draw(1, everything=True).of("95.clip", mutants) == mutants
