@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-from tests.support.size import FULL
+from tests.support.size import DATE, FULL
 
 pytest_plugins = ["tests.support.processor_time"]
 
@@ -23,6 +23,10 @@ install_import_hook(
     ["llmsys.attention.naive", "llmsys.attention.online", "llmsys.attention.sdpa", "llmsys.models", "llmsys.training"],
     "beartype.beartype",
 )
+
+
+def pytest_report_header():
+    return "the full form: all mutations, seeds and lessons" if FULL else f"drawn by LLMSYS_TESTS_DATE={DATE}"
 
 
 def pytest_collection_modifyitems(items):

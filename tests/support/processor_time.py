@@ -2,8 +2,8 @@
 
     python -m pytest -p tests.support.processor_time --nbval-lax solutions/*.ipynb
 
-(tests/conftest.py loads it for the tests.) Time is that of the process and of the child processes that a test has
-waited for (a notebook's kernel, a command), in seconds of the reference machine: the calibration loop of
+(tests/conftest.py loads it for the tests.) Time is that of the process and of its child processes (a notebook's
+kernel, a command), in seconds of the reference machine: the calibration loop of
 `llmsys.course.authoring.reference_time` runs beside the tests, again and again, so that a slow machine or a busy one
 says the same. It is counted for the file of the test, and files are summed by lesson, notebook and package. Budgets
 stand in budgets.toml; one exceeded threefold fails the run. With pytest-xdist each worker measures its own tests, and
@@ -12,6 +12,7 @@ the controller adds up.
 `--processor-time=file` shows the files instead.
 """
 
+import os
 import re
 import resource
 import tomllib
@@ -24,7 +25,7 @@ from statistics import median
 import pytest
 
 from llmsys.course import manifest
-from llmsys.course.authoring.reference_time import calibrate, reference_seconds
+from llmsys.course.authoring.reference_time import LOOP_SECONDS, calibrate, reference_seconds
 from tests.support.size import FULL
 
 EVERY = 15.0  # processor seconds after which the calibration loop runs again
@@ -77,9 +78,22 @@ def place_of(file: str, slugs: Mapping[str, str]) -> str:
 
 
 def spent() -> float:
-    """The processor seconds of this process so far, and of the child processes that it has waited for."""
+    """The processor seconds of this process so far, and of its child processes, ended or (on Linux) still running."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages) + _spent_by_running_children()
+
+
+def _spent_by_running_children() -> float:
+    """And by those of their children that they have waited for. A child that ends counts with RUSAGE_CHILDREN."""
+    ticks = 0
+    for list_of_pids in Path("/proc/self/task").glob("*/children"):
+        for pid in list_of_pids.read_text().split():
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has ended just now
+                continue
+            ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Meter:
@@ -104,12 +118,12 @@ class Meter:
     @property
     def loop(self) -> float:
         """What the calibration loop takes here, lately."""
+        if not self._loops:
+            self._loops.append(calibrate())
         return median(self._loops[-3:])
 
     def finish(self) -> dict[str, float]:
         """What each file took; and, for none of them, what this process took beside its tests."""
-        if not self._loops:
-            self._loops.append(calibrate())
         whole = reference_seconds(spent(), self.loop)
         return dict(self.seconds) | {OVERHEAD: max(whole - self.seconds.total(), 0.0)}
 
@@ -139,7 +153,8 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session):
-        self.files.update(self.meter.finish())
+        if not self.files:  # no workers, which are child processes of this one
+            self.files.update(self.meter.finish())
         if self.exceeded() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -171,7 +186,8 @@ class Reporter:
             budget = None if by_file or FULL else self.budgets.of(name)
             if seconds >= 0.05:
                 write(f"{seconds:8.1f}  {name}" + (f" (of {budget:g})" if budget is not None else ""))
-        write(f"{shown.total():8.1f}  in all; the calibration loop took {self.meter.loop:.2f} s, 0.20 s there")
+        loops = f"the calibration loop took {self.meter.loop:.2f} s, {LOOP_SECONDS:.2f} s there"
+        write(f"{shown.total():8.1f}  in all; {loops}")
         for line in self.exceeded():
             write(f"TOO LONG: {line}", red=True, bold=True)
 

@@ -4,7 +4,7 @@ import pytest
 
 from llmsys.course import manifest
 from llmsys.course.authoring.self_test import self_test
-from tests.support.size import FULL
+from tests.support.size import FULL, SEED
 
 
 def exercises_of(number: str) -> list:
@@ -17,5 +17,5 @@ def exercises_of(number: str) -> list:
 
 def assert_check_stands(id: str) -> None:
     """Fail with the self-test's report unless the exercise's check stands it."""
-    report = self_test(id, everything=FULL)
+    report = self_test(id, seed=SEED, everything=FULL)
     assert report.ok, str(report)

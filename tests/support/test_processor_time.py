@@ -12,9 +12,12 @@ from tests.support.processor_time import Budgets, place_of, read_budgets
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parents[2]
-BUSY = "import time\nwhile time.process_time() < {}: pass"
+BUSY = "import time\nwhile time.process_time() < 0.3: pass"
+BUSY_THEN_WAITING = BUSY + "\nprint(flush=True)\ninput()"
 SLOW_TEST = f"""
 import subprocess, sys, time
+
+children = []
 
 def test_itself():
     end = time.process_time() + 0.2
@@ -22,7 +25,12 @@ def test_itself():
         pass
 
 def test_a_child():
-    subprocess.run([sys.executable, "-c", {BUSY.format(0.6)!r}], check=True)
+    subprocess.run([sys.executable, "-c", {BUSY!r}], check=True)
+
+def test_a_child_that_goes_on():
+    command = [sys.executable, "-c", {BUSY_THEN_WAITING!r}]
+    children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+    children[0].stdout.readline()
 """
 NESTED = "test_03_tiled_attention.py"
 
@@ -62,7 +70,7 @@ def run(pytester, monkeypatch):
 
 def test_a_budget_exceeded_threefold_fails_the_run_and_says_so(run):
     done = run(0.1, FULL=False)
-    done.assert_outcomes(passed=2)
+    done.assert_outcomes(passed=3)
     assert done.ret == pytest.ExitCode.TESTS_FAILED
     done.stdout.re_match_lines([r" +\d\.\d  lesson 03 \(of 0\.1\)"])
     done.stdout.re_match_lines([r"TOO LONG: lesson 03 took 1 s .*; its budget is 0.1 s"])
@@ -71,7 +79,7 @@ def test_a_budget_exceeded_threefold_fails_the_run_and_says_so(run):
 @pytest.mark.parametrize(("lesson", "full"), [(0.5, False), (0.01, True)], ids=["less than threefold", "make test-all"])
 def test_otherwise_a_run_is_not_failed(run, lesson, full):
     done = run(lesson, FULL=full)
-    done.assert_outcomes(passed=2)
+    done.assert_outcomes(passed=3)
     assert done.ret == pytest.ExitCode.OK
     done.stdout.no_fnmatch_line("*TOO LONG*")
 
@@ -87,12 +95,11 @@ def test_workers_report_to_the_controller(pytester, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(test_slow=SLOW_TEST, test_quick="def test_nothing(): pass")
-    done = pytester.runpytest_subprocess(
-        "-p", "tests.support.processor_time", "-p", "xdist.plugin", "-n", "2", "--dist", "loadfile", "--processor-time=file"
-    )
-    done.assert_outcomes(passed=3)
+    plugins = ["-p", "tests.support.processor_time", "-p", "xdist.plugin"]
+    done = pytester.runpytest_subprocess(*plugins, "-n", "2", "--dist", "loadfile", "--processor-time=file")
+    done.assert_outcomes(passed=4)
     (line,) = [line for line in done.outlines if line.endswith("  test_slow.py")]
-    assert 0.5 < float(line.split()[0]) < 5  # 0.2 s in the worker, 0.6 s in its child process
+    assert 0.6 < float(line.split()[0]) < 5  # 0.2 s in the worker, 0.3 s in each of its child processes
 
 
 def test_the_seven_lessons_and_what_belongs_to_them_have_twelve_minutes():
