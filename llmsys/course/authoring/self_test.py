@@ -40,7 +40,7 @@ from statistics import median
 from llmsys.course import manifest
 from llmsys.course.authoring.reference_time import calibrate, reference_seconds
 from llmsys.course.checking.checks import Check, get_check, run_check
-from llmsys.course.checking.diagnosis import Misconception, misconceptions_of
+from llmsys.course.checking.diagnosis import Misconception, MisconceptionRunner, misconceptions_of
 from llmsys.course.checking.runner import LocalRunner, resolve
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import load_triton, triton_installed
@@ -238,7 +238,7 @@ def _exists(name: object) -> bool:
 def _test_misconception(check: Check, known: Misconception, draw: Draw) -> Line:
     what = f"recognises {known.name}"
     for seed in draw.misconception_seeds:
-        result = run_check(check, LocalRunner(known.function, adapt=check.adapt, kernel=check.kernel), seed=seed)
+        result = run_check(check, MisconceptionRunner(check, known), seed=seed)
         if result:
             return Line(check.id, what, False, "the check accepts it")
         if not any(each.passed for each in result.properties):
@@ -266,7 +266,9 @@ def _rejected(check: Check, exercise: manifest.Exercise, source: str, limit: flo
     """Whether the check rejects that source, or it takes more than `limit` seconds, or it cannot even be defined."""
     try:
         with time_limit(limit):
-            return not run_check(check, check.local_runner(load(source, exercise)), name_mistakes=False)
+            # The solution calls nothing forbidden, and a mutation of it does not either: watching costs twice the time.
+            runner = LocalRunner(load(source, exercise), adapt=check.adapt, kernel=check.kernel)
+            return not run_check(check, runner, name_mistakes=False)
     except Exception:
         return True
 
