@@ -144,6 +144,7 @@ def test_python_m_llmsys_is_the_same():
         (["reset", "90.double"], "make one with `llmsys start work`"),
         (["hint", "90.doubel"], "did you mean 90.double"),
         (["check", "91"], "did you mean 90"),
+        (["check", "90", "--all"], "--seed and --all go with --self-test"),
         (["start", "lessons"], "pristine lessons"),
         (["start", "lessons.toml"], "is a file"),
         (["build", "77"], "no lesson '77'"),

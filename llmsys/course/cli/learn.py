@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmsys.course import manifest
+from llmsys.course.cli.errors import Refused
 from llmsys.course.workspace import workspace as workspaces
 
 Exercise = Annotated[str, typer.Argument(metavar="EXERCISE", help='The id of an exercise, like "02.merge".')]
@@ -98,6 +99,8 @@ def check(
     if self_test:
         _self_test(what, seed, everything)
         return
+    if seed is not None or everything:
+        raise Refused("--seed and --all go with --self-test")
     workspace = here()
     exercise = manifest.exercise(what) if what and "." in what else None
     chosen = [manifest.lesson(exercise.lesson if exercise else what)] if what else manifest.lessons()
