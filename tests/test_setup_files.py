@@ -54,6 +54,12 @@ def test_conda_and_the_dev_container_install_what_make_lab_installs():
 
 
 def test_ci_runs_the_readmes_test_command():
-    assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test")
-    assert "run: .ci/run" in (ROOT / ".github/workflows/ci.yml").read_text()
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith('make "${1:-test}"')
+    assert "run: .ci/run\n" in (ROOT / ".github/workflows/ci.yml").read_text()
     assert "make test" in (ROOT / "README.md").read_text() and "make lab" in (ROOT / "README.md").read_text()
+
+
+def test_every_night_the_full_form_of_the_tests_runs():
+    assert "run: .ci/run test-all\n" in (ROOT / ".github/workflows/nightly.yml").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\ntest-all: export LLMSYS_TESTS := all\ntest-all: test\n" in makefile

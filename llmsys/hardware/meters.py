@@ -12,9 +12,10 @@ What an operation needs inside while it runs (a workspace of a fused kernel, say
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -59,8 +60,18 @@ def reads_of(x: Tensor) -> Iterator[Reads]:
     A view (a slice, a transposition) reads nothing by itself; an operation that is given a view reads as many elements
     as the view has. Writing is not reading, and neither is taking x's shape and dtype for a new tensor.
     """
-    reads = Reads(size=x.numel())
-    with _Reads(x.untyped_storage(), reads):
+    with reads_of_each({"x": x}) as reads:
+        yield reads["x"]
+
+
+@contextmanager
+def reads_of_each(tensors: Mapping[Hashable, Tensor]) -> Iterator[dict[Hashable, Reads]]:
+    """`reads_of` for several tensors at once, under the keys of `tensors`. It takes hardly longer than for one."""
+    reads = {key: Reads(size=x.numel()) for key, x in tensors.items()}
+    if not reads:
+        yield reads
+        return
+    with _Reads([(x.untyped_storage(), reads[key]) for key, x in tensors.items()]):
         yield reads
 
 
@@ -149,9 +160,11 @@ class _LargestAllocation(Observer):
 
 
 class _Reads(Observer):
-    def __init__(self, storage: torch.UntypedStorage, reads: Reads):
+    def __init__(self, tensors: list[tuple[torch.UntypedStorage, Reads]]):
         super().__init__()
-        self.storage, self.reads = storage._cdata, reads
+        self.reads: dict[int, list[Reads]] = {}  # of each storage: several tensors may share one
+        for storage, reads in tensors:
+            self.reads.setdefault(storage._cdata, []).append(reads)
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         if not is_view(operator) and not only_takes_the_shape(operator):
@@ -159,7 +172,9 @@ class _Reads(Observer):
             named = {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)}
             for name, value in (named | (kwargs or {})).items():
                 if name not in not_read:
-                    self.reads.elements += sum(x.numel() for x in tensors_in(value) if storage_id(x) == self.storage)
+                    for x in tensors_in(value):
+                        for reads in self.reads.get(storage_id(x), ()):
+                            reads.elements += x.numel()
         return operator(*args, **(kwargs or {}))
 
 

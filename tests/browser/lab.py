@@ -73,7 +73,7 @@ class Lab:
             opened.callback(chromium.close)
             self.page = chromium.new_page(viewport=self.size)
             self._opened = opened.pop_all()  # from here on, __exit__ closes them
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(60_000)
         self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.console_errors.append(f"uncaught: {error}"))
         return self
@@ -90,19 +90,15 @@ class Lab:
         self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
         self.wait_idle()
 
-    def run_all(self, timeout: float = 180) -> None:
+    def run_all(self, timeout: float = 300) -> None:
         """Run › Run All Cells, by the menu; returns when the last cell is done, or one has ended in an error."""
-        before = self._prompts()
-        self._menu("Run", "Run All Cells")
-        self.wait_until(lambda: self._prompts() != before)  # before it starts it looks idle, too
+        self._start(lambda: self._menu("Run", "Run All Cells"))
         self.wait_idle(timeout)
 
-    def run_cell(self, cell: str, timeout: float = 60) -> None:
+    def run_cell(self, cell: str, timeout: float = 120) -> None:
         """Put the cursor into a cell and press Control-Enter."""
-        before = self._prompts()
         self._editor(cell).click()
-        self.page.keyboard.press("Control+Enter")
-        self.wait_until(lambda: self._prompts() != before)
+        self._start(lambda: self.page.keyboard.press("Control+Enter"))
         self.wait_idle(timeout)
 
     def edit_cell(self, cell: str, source: str) -> None:
@@ -176,7 +172,7 @@ class Lab:
             return ["no output shows any text: is something lying over the notebook?"]
         return [f"{text!r} has a contrast of {contrast} : 1" for text, contrast in found if contrast < least]
 
-    def wait_idle(self, timeout: float = 60) -> None:
+    def wait_idle(self, timeout: float = 120) -> None:
         """Wait until no cell is running or waiting. Raises where a dialog asks something instead."""
         deadline = time.monotonic() + timeout
         quiet = 0
@@ -191,13 +187,27 @@ class Lab:
             quiet = quiet + 1 if status == "idle" and not waiting else 0
             self.page.wait_for_timeout(100)
 
-    def wait_until(self, condition, timeout: float = 10) -> None:
+    def wait_until(self, condition, timeout: float = 60) -> None:
         """Wait until `condition()` is true. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"that has not happened within {timeout:.0f} s")
             self.page.wait_for_timeout(50)
+
+    def _start(self, action) -> None:
+        """Do what starts a cell, and wait until it has begun: before that, the notebook looks idle, too.
+
+        While a page or a kernel is still being set up, JupyterLab forgets what it was asked; so ask again.
+        """
+        before = self._prompts()
+        for attempt in range(3):
+            action()
+            try:
+                return self.wait_until(lambda: self._prompts() != before, timeout=20)
+            except TimeoutError:
+                if attempt == 2:
+                    raise
 
     def _prompts(self) -> list[str]:
         """What stands before the cells: [ ], [*] for one that waits or runs, and after each run a new number."""

@@ -51,7 +51,7 @@ class Server:
             self._process.wait()
         self._log.close()
 
-    def _wait(self, timeout: float = 60) -> str:
+    def _wait(self, timeout: float = 120) -> str:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self._process.poll() is None:
             for file in self.runtime.glob("jpserver-*.json"):

@@ -13,6 +13,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+import llmsys.models
 from llmsys.course import cli, manifest
 from llmsys.course.cli import errors, learn
 from llmsys.course.workspace.notebook import cells_by_id, read_notebook, write_notebook
@@ -144,6 +145,7 @@ def test_python_m_llmsys_is_the_same_command_line():
         (["reset", "90.double"], "make one with `llmsys start work`"),
         (["hint", "90.doubel"], "did you mean 90.double"),
         (["check", "91"], "did you mean 90"),
+        (["check", "90", "--all"], "--seed and --all go with --self-test"),
         (["start", "lessons"], "pristine lessons"),
         (["start", "lessons.toml"], "is a file"),
         (["build", "77"], "no lesson '77'"),
@@ -368,6 +370,24 @@ def test_bench_refuses_an_unknown_benchmark():
     assert done.exit_code == 2 and "softmax" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def model():
+    """SmolLM2, loaded once for all the commands that let it speak."""
+    return llmsys.models.load_model()
+
+
+@pytest.fixture
+def loaded_before(model, monkeypatch):
+    """`generate` finds the model loaded, where it asks for the one that `model` is."""
+    load = llmsys.models.load_model
+
+    def load_model(path=None, *, device, dtype):
+        is_model = path is None and str(device) == "cpu" and dtype == next(model.parameters()).dtype
+        return model if is_model else load(path, device=device, dtype=dtype)
+
+    monkeypatch.setattr(llmsys.models, "load_model", load_model)
+
+
 def test_generate_refuses_an_unknown_stage_and_lists_those_there_are():
     done = run("generate", "Hello", "--attention", "nothing")
     assert done.exit_code == 2 and "online" in done.stderr and "sdpa" in done.stderr
@@ -392,22 +412,22 @@ def test_generate_says_what_is_wrong_with_a_model(options, says, tmp_path, monke
         (("--attention", "hopper", "--device", "cpu"), "stage hopper"),
     ],
 )
-def test_generate_names_the_device_or_stage_that_cannot_run_it(options, says):
+def test_generate_names_the_device_or_stage_that_cannot_run_it(options, says, loaded_before):
     done = run("generate", "Hello", "--max-new-tokens", "1", *options)
     assert done.exit_code == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
-def test_generate_says_which_stage_auto_picks():
+def test_generate_says_which_stage_auto_picks(loaded_before):
     done = run("generate", "Hello", "--attention", "auto", "--max-new-tokens", "1")
     assert done.exit_code == 0
     assert "attention, prompt: sdpa (on the cpu" in done.stderr and "attention, each new token: sdpa" in done.stderr
 
 
-def test_generate_prints_the_same_text_on_a_stage_in_python_as_on_torchs_own():
+def test_generate_prints_the_same_text_on_a_stage_in_python_as_on_torchs_own(loaded_before):
     """On a stage that is written in Python, and the same text as on torch's own."""
-    online = run("generate", "What is the capital of France?", "--attention", "online", "--max-new-tokens", "12")
+    online = run("generate", "What is the capital of France?", "--attention", "online", "--max-new-tokens", "8")
     assert online.exit_code == 0 and "Paris" in online.stdout
-    assert run("generate", "What is the capital of France?", "--max-new-tokens", "12").stdout == online.stdout
+    assert run("generate", "What is the capital of France?", "--max-new-tokens", "8").stdout == online.stdout
 
 
 def test_what_authors_do_needs_a_checkout(lessons, monkeypatch):

@@ -12,6 +12,7 @@ from llmsys.lessons.lesson_03_tiled_attention import leaderboard
 from llmsys.course.workspace import progress
 from llmsys.lessons.lesson_03_tiled_attention.leaderboard import BEST, YOURS, Board, Entry, byte_leaderboard
 from llmsys.hardware.memory import KIB
+from tests.support.self_tests import assert_check_stands, exercises_of
 
 GAME = {"sram": 12 * KIB, "T": 96, "D": 16}
 
@@ -177,3 +178,8 @@ def test_a_chip_that_holds_no_tile_of_the_library_still_has_a_board():
     board = byte_leaderboard(frugal, block_q=1, block_k=1, sram=1 * KIB, T=16, D=16)
     assert board[YOURS].bytes is not None and len(board.entries) == 3
     assert leaderboard._others.cache_info().currsize > 0
+
+
+@pytest.mark.parametrize("exercise", exercises_of("03"))
+def test_the_check_stands_its_self_test(exercise):
+    assert_check_stands(exercise)

@@ -8,6 +8,7 @@ from llmsys.course import manifest
 from llmsys.course.checking.checks import get_check, run_check
 from llmsys.course.authoring.self_test import load
 from llmsys.hardware import sanitizer
+from tests.support.self_tests import assert_check_stands, exercises_of
 
 if not sanitizer.available():
     pytest.skip("the sanitizer watches the interpreter, and is not here", allow_module_level=True)
@@ -34,3 +35,9 @@ def test_the_kernel_that_is_shown_broken_is_recognised_unrepaired(what):
 def test_a_wrong_kernel_differs_from_the_right_one():
     with pytest.raises(ValueError, match="must be in one_head_kernel once, it is 0 times"):
         wrong("04.causal", "unchanged", "Nothing.", ("no such line", ""), why="")
+
+
+@pytest.mark.parametrize("exercise", exercises_of("04"))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # wrong kernels divide by zero
+def test_the_check_stands_its_self_test(exercise):
+    assert_check_stands(exercise)

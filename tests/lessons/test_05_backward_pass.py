@@ -5,6 +5,7 @@ import torch
 
 from llmsys.course.checking.checks import get_check, run_check
 from llmsys.hardware import sanitizer
+from tests.support.self_tests import assert_check_stands, exercises_of
 
 
 def stored_head_by_head(q, k, v, p, do, *, scale=None):
@@ -93,3 +94,9 @@ def test_a_kernel_with_transposed_scores_passes():
     check = get_check("05.dkdv_kernel")
     result = run_check(check, check.local_runner(transposed))
     assert result, result
+
+
+@pytest.mark.parametrize("exercise", exercises_of("05"))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # wrong kernels divide by zero
+def test_the_check_stands_its_self_test(exercise):
+    assert_check_stands(exercise)

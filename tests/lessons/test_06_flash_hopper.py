@@ -12,6 +12,7 @@ from llmsys.lessons.lesson_06_flash_hopper.checks import held_up, plain_order, p
 from llmsys.hardware import sm
 from llmsys.hardware.mbarrier import Arrive, Barrier, Copy, Expect, Read, Wait
 from llmsys.hardware.tier import triton_installed
+from tests.support.self_tests import assert_check_stands, exercises_of
 
 
 @pytest.mark.parametrize("name", list(sm.ORDERS))
@@ -138,3 +139,9 @@ def test_a_step_of_gluon_is_run_as_the_python_that_it_was():
         theirs = simulate(q, k, v, causal=True, seed=seed)
         mine = simulate(q, k, v, causal=True, seed=seed, kernel=kernel_here(step=step))
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("exercise", exercises_of("06"))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # wrong kernels divide by zero
+def test_the_check_stands_its_self_test(exercise):
+    assert_check_stands(exercise)

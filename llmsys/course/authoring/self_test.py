@@ -3,18 +3,24 @@
 A check that accepts everything looks just like a good one until somebody's mistake slips through. So every exercise is
 put to the test itself:
 
-- its stub is recognised as not written yet, and its solution passes;
+- its stub is recognised as not written yet, and its solution passes, within 10 s (5 s for half of the exercises);
 - the library's own function is refused, and there are three hints;
 - each misconception (three at least) passes some property, is rejected, and is named with its own message;
 - mutations of the solution's syntax tree are rejected: < for <=, + for -, a constant off by one, min for max, a
   statement left out. A mutation that makes no difference is listed in the check's `equivalent`, with the reason.
 
 The stubs and solutions come from the lesson's source, solutions/NN_slug.py. Everything runs in this one process.
+
+There are a thousand mutations, and each that is found wrong late costs a whole check. So a run draws a few of each
+exercise, by a seed that is the date and is printed: other ones every day, and the same ones with `--seed`. It also asks
+for each misconception once, and `--all` for every mutation, and each misconception twice. Time is processor time in
+seconds of the reference machine (`llmsys.course.authoring.reference_time`).
 """
 
 import argparse
 import ast
 import copy
+import datetime
 import hashlib
 import itertools
 import linecache
@@ -29,16 +35,48 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from llmsys.course import manifest
+from llmsys.course.authoring.reference_time import calibrate, reference_seconds
 from llmsys.course.checking.checks import Check, get_check, run_check
-from llmsys.course.checking.diagnosis import Misconception, misconceptions_of
+from llmsys.course.checking.diagnosis import Misconception, MisconceptionRunner, misconceptions_of
 from llmsys.course.checking.runner import LocalRunner, resolve
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import load_triton, triton_installed
 
-MUTANTS = 16  # of each exercise's solution, drawn by the exercise's id
-TIME_LIMIT = 10.0  # seconds, for a mutant's loop that never ends
+MUTANTS = 5  # of each exercise's solution, where not all are asked for
+CHECK_SECONDS = 10.0  # which a passing check may take: a learner waits for it
+MEDIAN_SECONDS = 5.0  # which half of the checks may take
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How much of what could be tested is: a few mutations, drawn by the seed, or everything."""
+
+    seed: int
+    everything: bool = False
+
+    @property
+    def solution_seeds(self) -> tuple[int, ...]:
+        """The seeds at which a solution's check runs: that of the notebook, and one that is new every day."""
+        return (0, 1, 2, self.seed) if self.everything else (0, self.seed)
+
+    @property
+    def misconception_seeds(self) -> tuple[int, ...]:
+        return (0, 1) if self.everything else (0,)
+
+    def of(self, id: str, mutants: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of an exercise's mutations (what was changed, source) that are tested."""
+        if self.everything:
+            return mutants
+        shuffled = sorted(mutants, key=lambda each: hashlib.sha256(f"{self.seed} {id} {each[0]}".encode()).digest())
+        return shuffled[:MUTANTS]
+
+
+def todays_seed() -> int:
+    """The date, in UTC: 20260131."""
+    return int(f"{datetime.datetime.now(datetime.UTC):%Y%m%d}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +99,7 @@ class Report:
 
     lines: tuple[Line, ...]
     seconds: float
+    draw: Draw
 
     @property
     def ok(self) -> bool:
@@ -69,20 +108,23 @@ class Report:
     def __str__(self) -> str:
         wrong = sum(line.ok is False for line in self.lines)
         skipped = sum(line.ok is None for line in self.lines)
-        end = f"{len(self.lines)} tests of the checks, {wrong} failed, {skipped} skipped, in {self.seconds:.1f} s"
-        return "\n".join([*map(str, self.lines), end])
+        mutations = "all mutations" if self.draw.everything else f"mutations drawn by --seed {self.draw.seed}"
+        counts = f"{len(self.lines)} tests of the checks, {wrong} failed, {skipped} skipped"
+        return "\n".join([*map(str, self.lines), f"{counts}, in {self.seconds:.1f} s; {mutations}"])
 
 
 def self_test(
     only: str | None = None,
     *,
     solutions: Path | None = None,
-    mutants: int = MUTANTS,
+    seed: int | None = None,
+    everything: bool = False,
     progress: Callable[[Line], None] = lambda line: None,
 ) -> Report:
     """Test the checks of all exercises, of a lesson ("02") or of one exercise ("02.merge").
 
-    `progress` is called with every line as it comes.
+    `seed` draws the mutations (today's, if it is None), unless `everything` is tested. `progress` is called with every
+    line as it comes.
     """
     if only and "." in only:
         exercises = [manifest.exercise(only)]
@@ -93,25 +135,43 @@ def self_test(
         if "triton" not in sys.modules:  # a GPU machine, too, tests its kernels where their memory is watched
             os.environ.setdefault("TRITON_INTERPRET", "1")
         load_triton()  # first, before anything of torch imports Triton in its own mode
+    draw = Draw(todays_seed() if seed is None else seed, everything)
     folder, start, lines = solutions or manifest.solutions_dir(), time.perf_counter(), []
-    for exercise in exercises:
-        source = folder / f"{manifest.lesson(exercise.lesson).name}.py"
-        for line in _test_exercise(exercise, source, mutants):
-            lines.append(line)
-            progress(line)
-    return Report(tuple(lines), time.perf_counter() - start)
+    for line in _test_exercises(exercises, folder, draw):
+        lines.append(line)
+        progress(line)
+    return Report(tuple(lines), time.perf_counter() - start, draw)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the self-test and print what it finds. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Test the checks: stubs, solutions, misconceptions, mutations.")
     parser.add_argument("only", nargs="?", help='a lesson ("02") or an exercise ("02.merge"); default all')
-    report = self_test(parser.parse_args(arguments).only, progress=lambda line: print(line, flush=True))
+    parser.add_argument("--seed", type=int, help="draws the mutations; default the date, as in 20260131")
+    parser.add_argument("--all", action="store_true", help="every mutation, and each misconception at two seeds")
+    asked = parser.parse_args(arguments)
+    report = self_test(
+        asked.only, seed=asked.seed, everything=asked.all, progress=lambda line: print(line, flush=True)
+    )
     print(str(report).splitlines()[-1])
     return 0 if report.ok else 1
 
 
-def _test_exercise(exercise: manifest.Exercise, source: Path, mutants: int) -> Iterator[Line]:
+def _test_exercises(exercises: list[manifest.Exercise], folder: Path, draw: Draw) -> Iterator[Line]:
+    seconds: dict[str, float] = {}
+    for exercise in exercises:
+        source = folder / f"{manifest.lesson(exercise.lesson).name}.py"
+        yield from _test_exercise(exercise, source, draw, seconds)
+    if len(seconds) > 1:
+        middle = median(seconds.values())
+        what = f"half of the {len(seconds)} checks take at most {MEDIAN_SECONDS:g} s (the median is {middle:.1f} s)"
+        yield Line("all", what, middle <= MEDIAN_SECONDS, "a learner waits for them: make them smaller")
+
+
+def _test_exercise(
+    exercise: manifest.Exercise, source: Path, draw: Draw, seconds: dict[str, float]
+) -> Iterator[Line]:
+    """Test one exercise's check. What its passing check takes is noted in `seconds`."""
     if exercise.kernel and not triton_installed():
         yield Line(exercise.id, "needs Triton", None, "its answer is a Triton kernel, and Triton is not installed here")
         return
@@ -126,7 +186,10 @@ def _test_exercise(exercise: manifest.Exercise, source: Path, mutants: int) -> I
         yield Line(exercise.id, "has a check and a solution", False, str(error))
         return
     yield _test_stub(check, exercise, cell)
-    yield _test_solution(check, exercise, cell)
+    seconds[check.id], line = _test_solution(check, exercise, cell, draw)
+    yield line
+    what = f"passes within {CHECK_SECONDS:g} s (it took {seconds[check.id]:.1f} s)"
+    yield Line(check.id, what, seconds[check.id] <= CHECK_SECONDS, "a learner waits for it: make it smaller")
     missing = [name for name in check.all_forbidden if not _exists(name)]
     yield Line(check.id, "what is forbidden exists", not missing, f"there is no {missing}")
     if check.reference is not None and not missing:
@@ -136,8 +199,9 @@ def _test_exercise(exercise: manifest.Exercise, source: Path, mutants: int) -> I
     count = len(known)
     yield Line(check.id, "ships at least three misconceptions", count >= 3, f"it has {count}")
     for each in known:
-        yield _test_misconception(check, each)
-    yield from _test_mutants(check, exercise, cell, mutants)
+        yield _test_misconception(check, each, draw)
+    yield _test_no_stale_mutation(check, cell)
+    yield _test_mutants(check, exercise, cell, draw, limit=2 + 3 * seconds[check.id])
 
 
 def _test_stub(check: Check, exercise: manifest.Exercise, cell: str) -> Line:
@@ -146,12 +210,16 @@ def _test_stub(check: Check, exercise: manifest.Exercise, cell: str) -> Line:
     return Line(check.id, "the stub is not written yet", kind == "stub", f"it was taken for: {kind}")
 
 
-def _test_solution(check: Check, exercise: manifest.Exercise, cell: str) -> Line:
-    for seed in range(3):
-        result = run_check(check, check.local_runner(load(cell, exercise)), seed=seed)
+def _test_solution(check: Check, exercise: manifest.Exercise, cell: str, draw: Draw) -> tuple[float, Line]:
+    """What the check of the solution takes, in seconds of the reference machine, and whether it passes."""
+    loop, times = calibrate(), []
+    for seed in draw.solution_seeds:
+        runner, start = check.local_runner(load(cell, exercise)), time.process_time()
+        result = run_check(check, runner, seed=seed)
+        times.append(reference_seconds(time.process_time() - start, loop))
         if not result:
-            return Line(check.id, "the solution passes", False, f"seed {seed}:\n{result}")
-    return Line(check.id, "the solution passes", True)
+            return min(times), Line(check.id, "the solution passes", False, f"seed {seed}:\n{result}")
+    return min(times), Line(check.id, "the solution passes", True)  # the first one also imports
 
 
 def _test_reference(check: Check) -> Line:
@@ -167,10 +235,10 @@ def _exists(name: object) -> bool:
         return False
 
 
-def _test_misconception(check: Check, known: Misconception) -> Line:
+def _test_misconception(check: Check, known: Misconception, draw: Draw) -> Line:
     what = f"recognises {known.name}"
-    for seed in range(2):
-        result = run_check(check, LocalRunner(known.function, adapt=check.adapt, kernel=check.kernel), seed=seed)
+    for seed in draw.misconception_seeds:
+        result = run_check(check, MisconceptionRunner(check, known), seed=seed)
         if result:
             return Line(check.id, what, False, "the check accepts it")
         if not any(each.passed for each in result.properties):
@@ -181,23 +249,27 @@ def _test_misconception(check: Check, known: Misconception) -> Line:
     return Line(check.id, what, True)
 
 
-def _test_mutants(check: Check, exercise: manifest.Exercise, cell: str, limit: int) -> Iterator[Line]:
+def _test_no_stale_mutation(check: Check, cell: str) -> Line:
+    stale = sorted(set(check.equivalent) - {text for text, _ in mutations(cell)})
+    return Line(check.id, "every mutation called equivalent exists", not stale, "; ".join(stale))
+
+
+def _test_mutants(check: Check, exercise: manifest.Exercise, cell: str, draw: Draw, limit: float) -> Line:
     every = list(mutations(cell))
-    stale = sorted(set(check.equivalent) - {text for text, _ in every})
-    if stale:
-        yield Line(check.id, "every mutation called equivalent exists", False, "; ".join(stale))
-    chosen = [(text, source) for text, source in every if text not in check.equivalent]
-    chosen = sorted(chosen, key=lambda each: hashlib.sha256(f"{check.id} {each[0]}".encode()).digest())[:limit]
-    survivors = [text for text, source in chosen if not _rejected(check, exercise, source)]
+    chosen = draw.of(check.id, [(text, source) for text, source in every if text not in check.equivalent])
+    survivors = [text for text, source in chosen if not _rejected(check, exercise, source, limit)]
     what = f"rejects {len(chosen)} of {len(every)} mutations of the solution"
-    yield Line(check.id, what, not survivors, "it accepts: " + "; ".join(survivors))
+    return Line(check.id, what, not survivors, "it accepts: " + "; ".join(survivors))
 
 
-def _rejected(check: Check, exercise: manifest.Exercise, source: str) -> bool:
+def _rejected(check: Check, exercise: manifest.Exercise, source: str, limit: float) -> bool:
+    """Whether the check rejects that source, or it takes more than `limit` seconds, or it cannot even be defined."""
     try:
-        with time_limit(TIME_LIMIT):
-            return not run_check(check, check.local_runner(load(source, exercise)), name_mistakes=False)
-    except Exception:  # the mutant cannot even be defined, or its result breaks the check
+        with time_limit(limit):
+            # The solution calls nothing forbidden, and a mutation of it does not either: watching costs twice the time.
+            runner = LocalRunner(load(source, exercise), adapt=check.adapt, kernel=check.kernel)
+            return not run_check(check, runner, name_mistakes=False)
+    except Exception:
         return True
 
 
@@ -314,7 +386,8 @@ def _leave_out(statement: ast.AST) -> None:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after so many seconds, where the platform can (main thread, not on Windows)."""
+    """Raise TimeoutError in the block after so many seconds of processor time, or, where it only waits, after ten times
+    as many by the clock; where the platform can (main thread, not on Windows)."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -322,13 +395,17 @@ def time_limit(seconds: float) -> Iterator[None]:
     def stop(*_) -> None:
         raise TimeoutError(f"it took more than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = {signal.ITIMER_PROF: (signal.SIGPROF, seconds), signal.ITIMER_REAL: (signal.SIGALRM, 10 * seconds)}
+    before = {number: signal.signal(number, stop) for number, _ in timers.values()}
+    for timer, (_, limit) in timers.items():
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmsys.course import manifest
+from llmsys.course.cli.errors import Refused
 from llmsys.course.workspace import workspace as workspaces
 
 Exercise = Annotated[str, typer.Argument(metavar="EXERCISE", help='The id of an exercise, like "02.merge".')]
@@ -84,14 +85,22 @@ def check(
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Test the checks themselves: stubs, solutions, mistakes, mutations.")
     ] = False,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="With --self-test: draws the mutations. Default: the date.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="With --self-test: every mutation, and each mistake twice.")
+    ] = False,
 ) -> None:
     """Check the answers in your notebooks, as saved, and say what each check found.
 
     Each runs in a process of its own, as in the grader. Progress is what your check cells record when you run them.
     """
     if self_test:
-        _self_test(what)
+        _self_test(what, seed, everything)
         return
+    if seed is not None or everything:
+        raise Refused("--seed and --all go with --self-test")
     workspace = here()
     exercise = manifest.exercise(what) if what and "." in what else None
     chosen = [manifest.lesson(exercise.lesson if exercise else what)] if what else manifest.lessons()
@@ -114,10 +123,10 @@ def check(
     raise typer.Exit(1 if failed else 0)
 
 
-def _self_test(what: str | None) -> None:
+def _self_test(what: str | None, seed: int | None, everything: bool) -> None:
     from llmsys.course.authoring.self_test import self_test
 
-    report = self_test(what, progress=lambda line: print(line, flush=True))
+    report = self_test(what, seed=seed, everything=everything, progress=lambda line: print(line, flush=True))
     print(str(report).splitlines()[-1])
     raise typer.Exit(0 if report.ok else 1)
 

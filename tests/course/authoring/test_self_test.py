@@ -1,6 +1,7 @@
-"""The self-test of the checks finds a bad check; and the course's own checks stand it."""
+"""The self-test of the checks finds a bad check. (That each lesson's own checks stand it is tested with the lesson.)"""
 
 import dataclasses
+import time
 
 import pytest
 
@@ -40,12 +41,12 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "_registry", {})
     monkeypatch.setattr(diagnosis, "_registry", {})
 
-    def run(check, misconceptions=(), equivalent=("x > LIMIT → x >= LIMIT",), hints=("a", "b", "c")):
+    def run(check, misconceptions=(), equivalent=("x > LIMIT → x >= LIMIT",), hints=("a", "b", "c"), **options):
         reasons = dict.fromkeys(equivalent, "10 is 10 either way")
         exercise_check("95.clip", hints=hints, equivalent=reasons)(check)
         for message, function in misconceptions:
             misconception("95.clip", message)(function)
-        report = self_test.self_test(solutions=tmp_path)
+        report = self_test.self_test(solutions=tmp_path, **options)
         return {line.what: line for line in report.lines}, report
 
     return run
@@ -72,7 +73,7 @@ def test_a_good_check_stands(course):
     wrong = (*WRONG[:2], ("You clip one too soon.", lambda x: min(x, 9)))
     lines, report = course(good, wrong)
     assert report.ok, str(report)
-    assert "0 failed, 0 skipped" in str(report).splitlines()[-1]
+    assert "0 failed, 0 skipped" in str(report).splitlines()[-1] and "--seed" in str(report).splitlines()[-1]
     assert any(what.startswith("rejects") for what in lines)
 
 
@@ -129,10 +130,52 @@ def test_mutations_are_of_the_solution_only_and_all_different():
     assert "a = b + 1 → left out" in texts and "1 → 2" in texts
 
 
-def test_a_loop_that_never_ends_is_stopped():
+def test_a_check_that_takes_too_long_is_found(course, monkeypatch):
+    monkeypatch.setattr(self_test, "CHECK_SECONDS", 0.05)
+
+    def slow(answer):
+        start = time.process_time()
+        while time.process_time() < start + 0.3:
+            pass
+        good(answer)
+
+    lines, report = course(slow)
+    (line,) = [line for what, line in lines.items() if what.startswith("passes within 0.05 s (it took ")]
+    assert line.ok is False and "a learner waits for it" in str(line)
+
+
+@pytest.mark.parametrize(("took", "ok"), [((1.0, 2.0, 9.0), True), ((1.0, 6.0, 7.0), False)])
+def test_half_of_the_checks_must_take_little(monkeypatch, took, ok):
+    exercises = [dataclasses.replace(EXERCISE, id=f"95.{name}") for name in "abc"]
+    lesson = manifest.Lesson("95", "clip", "Clip", 1, "Test", "", (), tuple(exercises))
+    monkeypatch.setattr(manifest, "lessons", lambda: (lesson,))
+    times = iter(took)
+
+    def test_exercise(exercise, source, draw, seconds):
+        seconds[exercise.id] = next(times)
+        yield self_test.Line(exercise.id, "the solution passes", True)
+
+    monkeypatch.setattr(self_test, "_test_exercise", test_exercise)
+    last = self_test.self_test("95").lines[-1]
+    assert last.what.startswith("half of the 3 checks take at most 5 s") and last.ok is ok
+
+
+def test_the_seed_draws_the_mutations_and_all_of_them_can_be_had():
+    mutants = [(str(i), "") for i in range(40)]
+    drawn = self_test.Draw(20260131).of("95.clip", mutants)
+    assert len(drawn) == self_test.MUTANTS == len(set(drawn))
+    assert drawn == self_test.Draw(20260131).of("95.clip", mutants)
+    assert len({tuple(self_test.Draw(seed).of("95.clip", mutants)) for seed in range(5)}) == 5
+    assert {each for seed in range(100) for each in self_test.Draw(seed).of("95.clip", mutants)} == set(mutants)
+    assert self_test.Draw(1, everything=True).of("95.clip", mutants) == mutants
+
+
+@pytest.mark.parametrize("keeps_busy", [True, False])
+def test_what_never_ends_is_stopped(keeps_busy):
     with pytest.raises(TimeoutError), self_test.time_limit(0.05):
         while True:
-            pass
+            if not keeps_busy:
+                time.sleep(0.1)  # it only waits: no processor time, but time by the clock
     with self_test.time_limit(0.05):
         pass
 
@@ -142,20 +185,6 @@ def test_a_stub_is_what_the_learner_gets():
     assert "    raise NotImplementedError\n" in stub and "SOLUTION" not in stub and "LIMIT = 10" in stub
     with pytest.raises(NotImplementedError):
         self_test.load(stub, EXERCISE)(3)
-
-
-@pytest.mark.parametrize(
-    "id",
-    [
-        pytest.param(exercise.id, marks=[pytest.mark.slow] if exercise.kernel else [])
-        for lesson in manifest.lessons()
-        for exercise in lesson.exercises
-    ],
-)
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # wrong kernels divide by zero
-def test_the_courses_own_checks_stand(id):
-    report = self_test.self_test(id)
-    assert report.ok, str(report)
 
 
 def test_the_exit_status_tells(course, tmp_path, monkeypatch, capsys):
