@@ -32,7 +32,7 @@ from pathlib import Path
 
 from llmsys.course import manifest
 from llmsys.course.checking.checks import Check, get_check, run_check
-from llmsys.course.checking.diagnosis import Misconception, misconceptions_of
+from llmsys.course.checking.diagnosis import Misconception, MisconceptionRunner, misconceptions_of
 from llmsys.course.checking.runner import LocalRunner, resolve
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import load_triton, triton_installed
@@ -170,7 +170,7 @@ def _exists(name: object) -> bool:
 def _test_misconception(check: Check, known: Misconception) -> Line:
     what = f"recognises {known.name}"
     for seed in range(2):
-        result = run_check(check, LocalRunner(known.function, adapt=check.adapt, kernel=check.kernel), seed=seed)
+        result = run_check(check, MisconceptionRunner(check, known), seed=seed)
         if result:
             return Line(check.id, what, False, "the check accepts it")
         if not any(each.passed for each in result.properties):
@@ -196,7 +196,9 @@ def _test_mutants(check: Check, exercise: manifest.Exercise, cell: str, limit: i
 def _rejected(check: Check, exercise: manifest.Exercise, source: str) -> bool:
     try:
         with time_limit(TIME_LIMIT):
-            return not run_check(check, check.local_runner(load(source, exercise)), name_mistakes=False)
+            # The solution calls nothing forbidden, and a mutation of it does not either: watching costs twice the time.
+            runner = LocalRunner(load(source, exercise), adapt=check.adapt, kernel=check.kernel)
+            return not run_check(check, runner, name_mistakes=False)
     except Exception:  # the mutant cannot even be defined, or its result breaks the check
         return True
 

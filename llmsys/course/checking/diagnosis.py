@@ -67,26 +67,43 @@ def diagnose(check, calls: Sequence[Call], rejected: Rejected, earlier: Sequence
     """
     if rejected.failure.kind in ("stub", "forbidden") or not calls:
         return None
+    asked = [(call, _digest(call.args, call.kwargs)) for call in (*calls, *earlier)]
+    asked.sort(key=lambda each: each[0].run is not rejected.run)  # the call that failed tells most of them apart
     for each in misconceptions_of(check.id, kernel=check.kernel):
-        if all(_alike(check, each, call, rejected) for call in (*calls, *earlier)):
+        known_first = sorted(asked, key=lambda call_and_digest: (each, call_and_digest[1]) not in _runs)
+        if all(_alike(call, _run(check, each, call.args, call.kwargs, key), rejected) for call, key in known_first):
             return each
     return None
 
 
-def _alike(check, known: Misconception, call: Call, rejected: Rejected) -> bool:
-    run = _run(check, known, call)
+class MisconceptionRunner:
+    """Runs a misconception as a learner's answer is run, but for what is forbidden. Its runs are kept, and `diagnose`
+    finds them again: a self-test, which asks about every misconception, runs each but once on the same arguments."""
+
+    def __init__(self, check, known: Misconception):
+        self.check, self.known = check, known
+
+    def run(self, args: tuple, kwargs: dict) -> Run:
+        return _run(self.check, self.known, args, kwargs, _digest(args, kwargs))
+
+
+def _alike(call: Call, run: Run, rejected: Rejected) -> bool:
     if call.run is rejected.run:
         return rejected.same(call.run, run) and rejected.wrong(run)
     return same_outcome(call.run, run) and bool(call.run.findings) == bool(run.findings)
 
 
-def _run(check, known: Misconception, call: Call) -> Run:
-    """What the misconception makes of that call. Kept, for a self-test asks all of them about each of them."""
-    key = known, hashlib.sha256(pack([list(call.args), call.kwargs])).digest()
+def _digest(args: tuple, kwargs: dict) -> bytes:
+    return hashlib.sha256(pack([list(args), kwargs])).digest()
+
+
+def _run(check, known: Misconception, args: tuple, kwargs: dict, digest: bytes) -> Run:
+    """What the misconception makes of these arguments, of which `digest` is the digest."""
+    key = known, digest
     if key not in _runs:
         if len(_runs) >= RUNS:
             _runs.pop(next(iter(_runs)))  # the oldest
-        _runs[key] = LocalRunner(known.function, adapt=check.adapt, kernel=check.kernel).run(call.args, call.kwargs)
+        _runs[key] = LocalRunner(known.function, adapt=check.adapt, kernel=check.kernel).run(args, kwargs)
     return _runs[key]
 
 

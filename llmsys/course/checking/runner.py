@@ -170,7 +170,7 @@ class _Meters(contextlib.ExitStack):
         super().__enter__()
         self.callback(self._collect)
         self._report = self._sanitizer() if self._kernel else None
-        self._reads = {path: self.enter_context(meters.reads_of(x)) for path, x in self._tensors.items()}
+        self._reads = self.enter_context(meters.reads_of_each(self._tensors))
         self._largest = self.enter_context(meters.largest_allocation())
         return self
 
