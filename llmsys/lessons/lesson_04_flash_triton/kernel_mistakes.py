@@ -79,6 +79,7 @@ K_TILE = "k = tl.load(k_ptr + keys[:, None] * k_stride + d[None, :], mask=keys[:
 V_TILE = "v = tl.load(v_ptr + keys[:, None] * v_stride + d[None, :], mask=keys[:, None] < Tk, other=0.0)"
 
 wrong = Mistakes("04.inner_loop", one_head_kernel)
+
 wrong(
     "o_not_rescaled", "You do not rescale o when the maximum rises.", (SHRINK_O, "o"),
     why="o is a sum under the old maximum, as l is: both shrink by 2^(m − m_new).",
@@ -148,6 +149,7 @@ SEEN = "keys[None, :] <= rows[:, None] + Tk - Tq"
 HIDDEN = 's = tl.where(seen, s, float("-inf"))'
 
 wrong = Mistakes("04.causal", one_head_kernel)
+
 wrong(
     "aligned_at_the_beginning", "Your mask is aligned top-left: query i sees the keys up to i.",
     (SEEN, "keys[None, :] <= rows[:, None]"),
@@ -211,6 +213,7 @@ STORE_BARE = (STORE, "o.to(o_ptr.dtype.element_ty))")
 ROWS = "rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)"
 
 wrong = Mistakes("04.repair_mask", one_head_kernel)
+
 wrong(
     "mask_as_found", "Rows beyond the last query are still loaded and stored.", Q_BARE, STORE_BARE,
     why="The last program has BLOCK_M rows as all the others, but not all of them exist: mask=rows[:, None] < Tq.",
@@ -237,6 +240,7 @@ wrong(
 
 BELOW_TK = "seen = keys[None, :] < Tk  # a key that does not exist has s = 0, and 2^0 is not 0"
 wrong = Mistakes("04.repair_sum", one_head_kernel)
+
 wrong(
     "sum_as_found", "Keys that do not exist still count in the sum.", (HIDDEN, "pass"),
     why="They were loaded as zeros, so their score is 0, and 2^(0 − m) is added to l. Their score must be −∞.",
@@ -264,6 +268,7 @@ wrong(
 TRANSPOSED = (S, 's = tl.dot(q, k, input_precision="ieee") * scale_log2')
 K_MASK = "mask=keys[None, :] < Tk, other=0.0)"
 wrong = Mistakes("04.repair_strides", one_head_kernel)
+
 wrong(
     "strides_as_found", "The strides of k are still swapped.", TRANSPOSED,
     (K_TILE, f"k = tl.load(k_ptr + d[:, None] * k_stride + keys[None, :], {K_MASK}"),
@@ -290,6 +295,7 @@ wrong(
 SHIFT = 'shift = tl.where(m_new == float("-inf"), 0.0, m_new)'
 DIVIDE = "o = o / tl.where(l > 0, l, 1.0)[:, None]"
 wrong = Mistakes("04.repair_empty_row", one_head_kernel)
+
 wrong(
     "empty_row_as_found", "A row without a key still gives NaN.",
     (SHIFT, "shift = m_new"), (DIVIDE, "o = o / l[:, None]"),
@@ -328,6 +334,7 @@ G_STOP = "stop = tl.minimum((tl.program_id(0) * BLOCK_M + BLOCK_M - 1) // G + 1 
 G_LSE = "lse = (m + tl.log2(some)) * 0.6931471805599453"
 
 wrong = Mistakes("04.ragged_groups", grouped_kernel)
+
 wrong(
     "lse_in_base_two", "Your log-sum-exp is in base two.", (G_LSE, "lse = m + tl.log2(some)"),
     why="m and l are. The contract asks for natural logarithms: multiply by ln 2.",

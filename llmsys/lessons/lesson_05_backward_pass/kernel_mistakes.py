@@ -74,6 +74,7 @@ Q_MASK = "mask=exists[:, None] & (columns_k < DK)[None, :], other=0.0)"
 DO_MASK = "mask=exists[:, None] & (columns_v < DV)[None, :], other=0.0)"
 
 wrong = Mistakes("05.dkdv_kernel", one_loop_kernel)
+
 wrong(
     "exponential_of_e", "You use tl.exp, though the scores are in base two.", (P, P.replace("exp2", "exp")),
     why="scale_log2 contains log2(e), and lse_log2 is in base two: tl.exp2.",

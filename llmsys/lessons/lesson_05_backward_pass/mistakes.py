@@ -15,6 +15,7 @@ INTERLEAVED = (
 
 
 def stored(q, k, v, p, do, *, scale=None):
+    """A right answer."""
     Hkv = k.shape[1]
     G = q.shape[1] // Hkv
     scale = q.shape[3] ** -0.5 if scale is None else scale
@@ -32,6 +33,7 @@ UNSCALED_DQ = ("scale * (dS @ k)", "dS @ k")
 UNSCALED_DK = ("scale * (dS.mT @ Q)", "dS.mT @ Q")
 
 wrong = Mistakes("05.backward_stored", stored)
+
 wrong(
     "no_delta",
     "You leave delta out: dS = P ∘ dP.",
@@ -114,6 +116,7 @@ wrong(
 
 
 def tiled(q, k, v, o, lse, do, *, causal=False, scale=None, block_q=64, block_k=64):
+    """A right answer."""
     (Hkv, Tk), Tq = k.shape[1:3], q.shape[2]
     G = q.shape[1] // Hkv
     scale = q.shape[3] ** -0.5 if scale is None else scale
@@ -150,6 +153,7 @@ DS = "dS = P * (dP - Delta[..., None])"
 GRADIENTS = "return scale * dq, scale * dk, dv"
 
 wrong = Mistakes("05.backward_tiled", tiled)
+
 wrong(
     "softmax_of_a_tile",
     "You take a softmax of each tile.",

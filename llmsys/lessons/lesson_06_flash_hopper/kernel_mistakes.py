@@ -7,6 +7,7 @@ SHRUNK = "    return p, m, l, o * gl.convert_layout(shrink, gl.SliceLayout(1, o.
 
 
 wrong = Mistakes("06.consumer", consumer.step)
+
 wrong(
     "not_rescaled",
     "You do not multiply o with shrink.",

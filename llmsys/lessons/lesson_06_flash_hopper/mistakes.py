@@ -15,6 +15,7 @@ from llmsys.hardware.sm import Load, Output, Pass, Scores, Softmax, Turn, Wait
 
 
 def overlapped(tiles, warpgroups):
+    """A right answer."""
     one = []
     for i in range(tiles):
         one += [Wait("K", i)]
@@ -36,6 +37,7 @@ OUTPUT_DONE = '        one += [Wait("O", i - 1)] if i else []\n'
 LAST_OUTPUT = '    one += [Wait("V", tiles - 1), Output(tiles - 1), Wait("O", tiles - 1)]\n'
 
 wrong = Mistakes("06.order", overlapped)
+
 wrong(
     "no_turns",
     "Your warpgroups take no notice of each other: no turns.",
@@ -102,6 +104,7 @@ wrong(
 
 
 def both_roles(role, ring, tiles):
+    """A right answer."""
     for i in range(tiles):
         slot, use = i % ring.slots, i // ring.slots
         if role == "producer":
@@ -120,6 +123,7 @@ READ = "            yield Read(slot)\n"
 GIVE_BACK = "            yield Arrive(ring.empty[slot])\n"
 
 wrong = Mistakes("06.ring", both_roles)
+
 wrong(
     "one_parity",
     "Your parities never change: every round waits for the phase that ended long ago.",
@@ -164,6 +168,7 @@ wrong(
 
 
 def quantized(x, rows=128):
+    """A right answer."""
     T = x.shape[-2]
     blocks = torch.nn.functional.pad(x.float(), (0, 0, 0, -T % rows)).unflatten(-2, (-1, rows))
     sizes = torch.where(blocks.isfinite(), blocks.abs(), 0.0)
@@ -177,6 +182,7 @@ SIZES = "sizes = torch.where(blocks.isfinite(), blocks.abs(), 0.0)"
 AMAX = "amax = sizes.amax((-2, -1))"
 
 wrong = Mistakes("06.quantize_blocks", quantized)
+
 wrong(
     "one_scale_a_tensor",
     "You use one scale for the whole tensor.",
