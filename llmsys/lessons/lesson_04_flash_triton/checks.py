@@ -1,7 +1,7 @@
 """The checks of lesson 04, FlashAttention in Triton. Kernels are launched by the library's own launchers.
 
-While it is watched, a program takes Triton's interpreter about 30 ms, and each step of its loop 15. So shapes are as
-small as the property allows: tiles of 16, and one or two of them.
+While it is watched, a program takes Triton's interpreter about 20 ms, and each further step of its loop 10. So a
+kernel's shapes are as small as the property allows: tiles of 16, and one or two of them.
 """
 
 import torch
@@ -36,6 +36,7 @@ def one_head(kernel):
 def grouped(kernel):
     """A kernel with flash's arguments as a function that gives (o, lse), or the one that `only` names. `tokens_first`
     has the tensors lie in memory as (B, T, H, D), which is how a model makes them."""
+
     def attend(q, k, v, *, block_m: int = 16, block_n: int = 16, tokens_first: bool = False, only: str = "", **options):
         given = [x.to(triton_device()) for x in (q, k, v)]
         if tokens_first:

@@ -1,7 +1,7 @@
 """The checks of lesson 05, the backward pass. What is expected is autograd's, of naive attention in float64.
 
-While it is watched, a program takes Triton's interpreter about 30 ms, and each step of its loop 15. So the shapes for a
-kernel are as small as the property allows: tiles of 16, and one or two of them.
+While it is watched, a program takes Triton's interpreter about 20 ms, and each further step of its loop 10. So a
+kernel's shapes are as small as the property allows: tiles of 16, and one or two of them.
 """
 
 import torch
@@ -52,6 +52,7 @@ def one_gradient(function):
 def keys_and_values(kernel):
     """A kernel with the arguments of `flash_dkdv_kernel` as a function that gives (dk, dv), or the one that `only`
     names. `tokens_first` has the tensors lie in memory as (B, T, H, D), which is how a model makes them."""
+
     def gradients(
         q, k, v, lse, delta, do, *, causal: bool = False, scale: float | None = None, block_m: int = 16,
         block_n: int = 16, tokens_first: bool = False, only: str = "",

@@ -103,7 +103,7 @@ def order(answer: Answer) -> None:
 
     with answer.property(
         "two warpgroups, heads of 128: the tensor cores are busy for 90% of the time",
-        why="While one computes exponentials, the other multiplies. viz.sm_timeline({\"mine\": run(order(8, 2), "
+        why='While one computes exponentials, the other multiplies. viz.sm_timeline({"mine": run(order(8, 2), '
         "attention_costs(D=128))}) shows yours.",
     ):
         reaches(0.90, 16, 2, 128)
@@ -299,6 +299,7 @@ def _worst(error: torch.Tensor, bound: torch.Tensor) -> str:
 
 def attend(step: Callable) -> Callable:
     """Attention by the hopper kernel with this step, on simulated warps: o and lse, or what happens in a step."""
+
     def attention(q, k, v, *, causal=False, scale=None, seed=0, consumers=2, slots=2, block_n=64, only=""):
         events: list[str] = []
         kernel = kernel_here(step=step, **(noting(events) if only == "events" else {}))
