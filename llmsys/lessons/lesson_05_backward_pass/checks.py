@@ -226,13 +226,16 @@ def backward_tiled(answer: Answer) -> None:
             right("", *draw(answer, Tq, Tk), causal=True, block_q=block, block_k=block)
         right("", *draw(answer, 12, 20), causal=True, block_q=8, block_k=3)
         right("", *draw(answer, 12, 14), causal=True, block_q=3, block_k=8)
+        right("", *draw(answer, 3, 4), causal=True, block_q=1, block_k=2)
 
     with answer.property(
         "what is hidden may be far above what is seen", why="exp overflows there, and ∞ · 0 is no number: select, do "
         "not multiply."
     ):  # fmt: skip
         q, k, v, do = draw(answer, 8, 8)
-        k = k + 40 * torch.arange(8.0)[:, None]  # each key's scores are far above those of the keys before
+        # Each key's scores are far above those of the keys before, and the last one's are of the usual size: S − lse
+        # overflows where it is hidden, and a quotient of exponentials is 0 / 0 where it is not.
+        k = k + 40 * (torch.arange(8.0) - 7)[:, None]
         right("dv", q.abs(), k, v, do, causal=True, block_q=8, block_k=8, tolerance=1e-3)
 
     with answer.property(
@@ -313,6 +316,7 @@ def backward_tiled(answer: Answer) -> None:
         "0.0 → 1.0": "of a row that does not exist, do is 0 and delta is 0: whatever its q, it adds p · 0",
         "0.0 → 1.0 (3)": "whatever its lse, it adds p · 0",
         "0.0 → 1.0 (4)": "whatever its delta, its dS is multiplied by a q of 0",
+        "0 → 1 (2)": "the loop begins with a whole tile of rows: the first one, if the first query is 0 or 1",
     },
 )
 def dkdv_kernel(answer: Answer) -> None:
