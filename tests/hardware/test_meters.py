@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llmsys.attention.cost import naive_cost
-from llmsys.hardware.meters import largest_allocation, reads_of, saved_for_backward, work
+from llmsys.hardware.meters import largest_allocation, reads_of, reads_of_each, saved_for_backward, work
 from tests.hardware.fresh import run_fresh
 
 
@@ -259,3 +259,13 @@ def test_what_autograd_keeps_is_counted_once_and_without_what_was_given(device):
     assert saved.bytes == 0
     z.backward()
     assert x.grad.shape == x.shape
+
+
+def test_reads_of_several_tensors_are_counted_apart():
+    x, y = torch.ones(6), torch.ones(2, 3)
+    with reads_of_each({"x": x, "rows of y": y, "all of y": y.view(6)}) as reads:
+        torch.exp(x), y[:1] + y[:1], y.sum()
+    assert reads["x"].passes == 1 and reads["rows of y"].passes == reads["all of y"].passes == 2
+    with reads_of_each({}) as reads:
+        x.sum()
+    assert reads == {}

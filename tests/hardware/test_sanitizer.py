@@ -1,5 +1,7 @@
 """The sanitizer names what a kernel does to memory that is not its own, survives it, and leaves nothing behind."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -339,3 +341,19 @@ def test_an_interpreter_whose_parameters_have_another_order_is_not_watched(monke
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", lambda self, mask, ptrs, other: None)
     assert not sanitizer.available()
+
+
+def test_overflow_checks_that_nobody_looks_at_are_left_out_and_put_back():
+    import triton.runtime.interpreter as interpreter
+
+    builder = interpreter.interpreter_builder
+    options = builder.options
+    with sanitizer.watch():
+        assert not builder.options.sanitize_overflow and not builder.options.debug
+    assert builder.options is options
+    builder.options = dataclasses.replace(options, debug=True)
+    try:
+        with sanitizer.watch():
+            assert builder.options.sanitize_overflow  # here they are looked at
+    finally:
+        builder.options = options

@@ -1,4 +1,6 @@
-"""Lesson 06's checks: what goes between the processes, and what is said of answers that are nearly right."""
+"""Lesson 06's checks: orders and roles as plain data, what is said of faulty ones, and correct answers that differ
+from the solutions.
+"""
 
 import re
 
@@ -8,20 +10,27 @@ import torch
 from llmsys.attention.hopper.consumer import step
 from llmsys.attention.hopper.simulated.forward import kernel_here, simulate
 from llmsys.course.attempts import check
-from llmsys.lessons.lesson_06_flash_hopper.checks import held_up, plain_order, plain_roles, play_roles, ring_warp, run_order
 from llmsys.hardware import sm
 from llmsys.hardware.mbarrier import Arrive, Barrier, Copy, Expect, Read, Wait
 from llmsys.hardware.tier import triton_installed
+from llmsys.lessons.lesson_06_flash_hopper.checks import ring_warp
+from llmsys.lessons.lesson_06_flash_hopper.plain_programs import (
+    held_up,
+    plain_order,
+    plain_roles,
+    play_roles,
+    run_order,
+)
 from tests.support.self_tests import assert_check_stands, exercises_of
 
 
 @pytest.mark.parametrize("name", list(sm.ORDERS))
-def test_an_order_is_the_same_after_the_journey(name):
+def test_an_order_as_plain_data_gives_the_same_timeline(name):
     plain = plain_order(sm.ORDERS[name])(7, 2)
     assert run_order(plain, 2, 7, 128) == sm.run(sm.ORDERS[name](7, 2), sm.attention_costs(D=128))
 
 
-def test_what_is_wrong_with_an_order_is_said():
+def test_a_faulty_order_is_described_in_words():
     assert "0 of 2 warpgroups compute" in run_order(plain_order(lambda *_: [[], []])(1, 2), 2, 1, 64)
     assert run_order([[["Load", "K", 0], ["Scores", 0]]], 1, 1, 64).startswith("0 of 1")
     late = [["Load", "K", 0], ["Load", "V", 0], ["Wait", "K", 0], ["Scores", 0], ["Softmax", 0]]
@@ -46,7 +55,7 @@ def test_what_is_wrong_with_an_order_is_said():
         (lambda t, w: changed(t, w, [sm.Load("K", 5), sm.Load("V", 5)], [sm.Load("V", 5), sm.Load("K", 5)]), "V of a"),
     ],
 )
-def test_what_holds_an_order_up_is_said(order, said):
+def test_the_reason_for_idle_tensor_cores_is_named(order, said):
     found = held_up(plain_order(order)(10, 2))
     assert re.search(said, found) and bool(found) == bool(said)
 
@@ -62,12 +71,12 @@ def changed(tiles, warpgroups, old, new):
 
 
 @pytest.mark.parametrize(("slots", "consumers", "tiles"), [(1, 1, 4), (2, 2, 7), (3, 1, 8)])
-def test_roles_are_the_same_after_the_journey(slots, consumers, tiles):
+def test_roles_as_plain_data_read_every_tile(slots, consumers, tiles):
     plain = plain_roles(ring_warp)(slots, consumers, tiles)
     assert all(play_roles(plain, slots, consumers, tiles, seed) == "every tile was read" for seed in range(9))
 
 
-def test_what_is_wrong_with_a_role_is_said():
+def test_a_faulty_role_is_described_in_words():
     def endless(role, ring, tiles):
         while True:
             yield Arrive(ring.full[0])
@@ -127,13 +136,13 @@ def values_late(tiles, warpgroups):
     ("exercise", "answer"),
     [("06.quantize_blocks", blocks_one_by_one), ("06.ring", walk_with_phases), ("06.order", values_late)],
 )
-def test_what_is_right_in_another_way_is_taken(exercise, answer):
+def test_a_correct_answer_that_differs_from_the_solution_passes(exercise, answer):
     result = check(exercise, answer)
     assert result, result
 
 
 @pytest.mark.skipif(not triton_installed(), reason="needs Triton")
-def test_a_step_of_gluon_is_run_as_the_python_that_it_was():
+def test_a_step_decorated_with_gluon_jit_runs_as_plain_python():
     q, k, v = (torch.randn(1, 1, T, 64).half() for T in (100, 200, 200))
     for seed in range(3):
         theirs = simulate(q, k, v, causal=True, seed=seed)

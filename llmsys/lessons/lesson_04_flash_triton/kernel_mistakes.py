@@ -1,12 +1,10 @@
 """Wrong Triton kernels for lesson 04: each is a right one, in which a line or two read otherwise.
 
-So that is how they are written down: the right kernel's text, and what is changed in it. Those with one head begin from
-the library's `one_head_kernel`, those of the last exercise from `grouped_kernel` below.
+Those with one head begin from the library's `one_head_kernel`, those of the last exercise from `grouped_kernel` below.
 """
 
 from llmsys.attention.one_head import one_head_kernel
-from llmsys.course.checking.diagnosis import misconception
-from llmsys.course.checking.mistakes import edited
+from llmsys.course.checking.mistakes import Mistakes
 from llmsys.hardware.tier import load_triton
 
 triton, tl = load_triton()
@@ -65,12 +63,6 @@ def grouped_kernel(
     tl.store(lse_ptr + (b * Hkv * G + head) * Tq + query, lse, mask=row_exists)
 
 
-def wrong(exercise: str, name: str, message: str, *changes: tuple[str, str], why: str) -> None:
-    """Register the kernel called `name`: the right one, with each first text of `changes` replaced by its second."""
-    right = grouped_kernel if exercise == "04.ragged_groups" else one_head_kernel
-    misconception(exercise, message, why=why)(edited(right, name, *changes))
-
-
 # As a first solution writes them: nothing guards a row without a key, so what is wrong shows as NaN, and not as 0.
 PLAIN = (
     ('shift = tl.where(m_new == float("-inf"), 0.0, m_new)', "shift = m_new"),
@@ -86,47 +78,49 @@ O = 'o = tl.dot(p.to(v.dtype), v, o * shrink[:, None], input_precision="ieee")'
 K_TILE = "k = tl.load(k_ptr + keys[:, None] * k_stride + d[None, :], mask=keys[:, None] < Tk, other=0.0)"
 V_TILE = "v = tl.load(v_ptr + keys[:, None] * v_stride + d[None, :], mask=keys[:, None] < Tk, other=0.0)"
 
+wrong = Mistakes("04.inner_loop", one_head_kernel)
+
 wrong(
-    "04.inner_loop", "o_not_rescaled", "You do not rescale o when the maximum rises.", (SHRINK_O, "o"),
+    "o_not_rescaled", "You do not rescale o when the maximum rises.", (SHRINK_O, "o"),
     why="o is a sum under the old maximum, as l is: both shrink by 2^(m − m_new).",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "l_not_rescaled", "You do not rescale l when the maximum rises.",
+    "l_not_rescaled", "You do not rescale l when the maximum rises.",
     (SHRINK_L, "l = l + tl.sum(p, axis=1)"),
     why="What was summed before was summed under the old maximum: l shrinks by 2^(m − m_new).",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "exponential_of_e", "You use tl.exp, though the scores are in base two.",
+    "exponential_of_e", "You use tl.exp, though the scores are in base two.",
     ("p = tl.exp2(s - shift[:, None])", "p = tl.exp(s - shift[:, None])"),
     ("shrink = tl.exp2(m - shift)", "shrink = tl.exp(m - shift)"),
     why="scale_log2 contains log2(e), so 2^s is e^(scale · q·k) already: tl.exp2.",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "no_scale", "You do not scale the scores.",
+    "no_scale", "You do not scale the scores.",
     (S, 's = tl.dot(q, tl.trans(k), input_precision="ieee")'),
     why="The scale is part of scale_log2: multiply q·k by it, and use tl.exp2.",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "maximum_not_kept", "You do not keep the new maximum: m stays −∞.", ("        m = m_new\n", ""),
+    "maximum_not_kept", "You do not keep the new maximum: m stays −∞.", ("        m = m_new\n", ""),
     why="Then 2^(m − m_new) is 0 in every tile, and only the last one counts. End the loop with m = m_new.",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "first_tile_again", "You load the first tile in every step.",
+    "first_tile_again", "You load the first tile in every step.",
     ("keys = start + tl.arange(0, BLOCK_N)", "keys = tl.arange(0, BLOCK_N)"),
     why="The keys of the tile that begins at `start` are start + tl.arange(0, BLOCK_N).",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "one_maximum_for_all", "You take one maximum for the whole tile of queries.",
+    "one_maximum_for_all", "You take one maximum for the whole tile of queries.",
     ("tl.max(s, axis=1)", "tl.max(tl.max(s, axis=1), axis=0)"),
     why="Each row has its own: under another row's, all of its terms may vanish.",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "steps_of_D", "You step from token to token by D.",
+    "steps_of_D", "You step from token to token by D.",
     (K_TILE, K_TILE.replace("k_stride", "D")), (V_TILE, V_TILE.replace("v_stride", "D")),
     why="Tokens of one head may lie far apart: their distance is k_stride for k, v_stride for v.",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "two_passes", "You load k twice: once for the maximum, once for the sum.",
+    "two_passes", "You load k twice: once for the maximum, once for the sum.",
     ("    for start in range(0, stop, BLOCK_N):\n", """\
     for start in range(0, Tk, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
@@ -137,12 +131,12 @@ wrong(
     why="That is safe softmax's way. With a running maximum one pass is enough.",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "second_product_in_float32", "You turn v into float32, and multiply P by that.",
+    "second_product_in_float32", "You turn v into float32, and multiply P by that.",
     (O, O.replace("p.to(v.dtype), v", "p, v.to(tl.float32)")),
     why="Tensor cores multiply half precision: make P's type v's, with p.to(v.dtype), not v's type P's.",
 )  # fmt: skip
 wrong(
-    "04.inner_loop", "products_in_float32", "You turn q, k and v into float32 before you multiply them.",
+    "products_in_float32", "You turn q, k and v into float32 before you multiply them.",
     (S, S.replace("q, tl.trans(k)", "q.to(tl.float32), tl.trans(k.to(tl.float32))")),
     (O, O.replace("p.to(v.dtype), v", "p, v.to(tl.float32)")),
     why="tl.dot adds up in float32 whatever it multiplies; what it multiplies should stay as it was loaded.",
@@ -154,56 +148,58 @@ STOP = "stop = tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M + Tk - Tq, Tk)"
 SEEN = "keys[None, :] <= rows[:, None] + Tk - Tq"
 HIDDEN = 's = tl.where(seen, s, float("-inf"))'
 
+wrong = Mistakes("04.causal", one_head_kernel)
+
 wrong(
-    "04.causal", "aligned_at_the_beginning", "Your mask is aligned top-left: query i sees the keys up to i.",
+    "aligned_at_the_beginning", "Your mask is aligned top-left: query i sees the keys up to i.",
     (SEEN, "keys[None, :] <= rows[:, None]"),
     why="The last query is the last token: query i is token i + Tk − Tq, and sees the keys up to there.",
 )  # fmt: skip
 wrong(
-    "04.causal", "stops_too_early", "You stop without Tk − Tq: at the last query's number, not at its last key.",
+    "stops_too_early", "You stop without Tk − Tq: at the last query's number, not at its last key.",
     (STOP, "stop = tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M, Tk)"),
     why="Query i sees the keys up to i + Tk − Tq, so the loop has to go on for Tk − Tq keys more.",
 )  # fmt: skip
 wrong(
-    "04.causal", "not_itself", "Your mask hides a token from itself.",
+    "not_itself", "Your mask hides a token from itself.",
     (SEEN, "keys[None, :] < rows[:, None] + Tk - Tq"), *PLAIN,
     why="Key i + Tk − Tq is the query's own token: ≤, not <.",
 )  # fmt: skip
 wrong(
-    "04.causal", "skips_and_does_not_mask", "You skip the tiles beyond the diagonal, and do not mask the one on it.",
+    "skips_and_does_not_mask", "You skip the tiles beyond the diagonal, and do not mask the one on it.",
     ("seen = seen & (keys[None, :] <= rows[:, None] + Tk - Tq)", "pass"),
     why="In that tile each row sees a different number of keys.",
 )  # fmt: skip
 wrong(
-    "04.causal", "masks_and_does_not_skip", "You mask the tiles that no query sees, but you still load them.",
+    "masks_and_does_not_skip", "You mask the tiles that no query sees, but you still load them.",
     (STOP, "pass"), why="The result is right, and half of the work is wasted: end the loop after the last key seen.",
 )  # fmt: skip
 wrong(
-    "04.causal", "hidden_scores_are_zero", "You set the hidden scores to 0.", (HIDDEN, "s = tl.where(seen, s, 0.0)"),
+    "hidden_scores_are_zero", "You set the hidden scores to 0.", (HIDDEN, "s = tl.where(seen, s, 0.0)"),
     why="2^(0 − m) is not 0: a hidden key would count. Its score must be −∞.",
 )  # fmt: skip
 wrong(
-    "04.causal", "hidden_after_the_maximum", "You hide the keys only after the maximum has been taken.",
+    "hidden_after_the_maximum", "You hide the keys only after the maximum has been taken.",
     (HIDDEN, "pass"), ("p = tl.exp2(s - shift[:, None])", "p = tl.where(seen, tl.exp2(s - shift[:, None]), 0.0)"),
     *PLAIN, why="The maximum may then be a hidden key's, under which all that is seen can vanish: 0 / 0.",
 )  # fmt: skip
 wrong(
-    "04.causal", "loads_masked_and_not_skipped", "You do not load the tiles that no query sees, but multiply them.",
+    "loads_masked_and_not_skipped", "You do not load the tiles that no query sees, but multiply them.",
     ("    stop = Tk\n", "    stop = Tk\n    last = Tk\n"), (STOP, STOP.replace("stop =", "last =")),
     (K_TILE, K_TILE.replace("< Tk", "< last")), (V_TILE, V_TILE.replace("< Tk", "< last")),
     why="The loop still runs over all keys, and a product of zeros takes as long as any: end the loop.",
 )  # fmt: skip
 wrong(
-    "04.causal", "rounds_to_tf32", "Your products round float32 to tf32: they lack input_precision=\"ieee\".",
+    "rounds_to_tf32", "Your products round float32 to tf32: they lack input_precision=\"ieee\".",
     (S, S.replace(', input_precision="ieee"', "")), (O, O.replace(', input_precision="ieee"', "")),
     why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. The interpreter computes with all of them.",
 )  # fmt: skip
 wrong(
-    "04.causal", "large_and_negative", "You hide a score behind a large negative number instead of −∞.",
+    "large_and_negative", "You hide a score behind a large negative number instead of −∞.",
     (HIDDEN, "s = tl.where(seen, s, -1e4)"), why="Scores that are seen can be lower still. Nothing is lower than −∞.",
 )  # fmt: skip
 wrong(
-    "04.causal", "always_causal", "Your kernel is causal even where CAUSAL is False.",
+    "always_causal", "Your kernel is causal even where CAUSAL is False.",
     ("    if CAUSAL:  # bottom-right: row i sees the keys up to i + Tk − Tq\n", "    if True:\n"),
     ("        if CAUSAL:\n", "        if True:\n"), why="CAUSAL is an argument: ask it, in both places.",
 )  # fmt: skip
@@ -216,109 +212,117 @@ Q_BARE = (Q_TILE, "q = tl.load(q_ptr + rows[:, None] * q_stride + d[None, :])")
 STORE_BARE = (STORE, "o.to(o_ptr.dtype.element_ty))")
 ROWS = "rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)"
 
+wrong = Mistakes("04.repair_mask", one_head_kernel)
+
 wrong(
-    "04.repair_mask", "mask_as_found", "Rows beyond the last query are still loaded and stored.", Q_BARE, STORE_BARE,
+    "mask_as_found", "Rows beyond the last query are still loaded and stored.", Q_BARE, STORE_BARE,
     why="The last program has BLOCK_M rows as all the others, but not all of them exist: mask=rows[:, None] < Tq.",
 )  # fmt: skip
 wrong(
-    "04.repair_mask", "only_the_load_is_masked", "You masked the load of q, and not the store of o.", STORE_BARE,
+    "only_the_load_is_masked", "You masked the load of q, and not the store of o.", STORE_BARE,
     why="A row that does not exist is then written into whatever lies behind o.",
 )  # fmt: skip
 wrong(
-    "04.repair_mask", "only_the_store_is_masked", "You masked the store of o, and not the load of q.", Q_BARE,
+    "only_the_store_is_masked", "You masked the store of o, and not the load of q.", Q_BARE,
     why="The result is right, and the load may still touch a page that does not exist.",
 )  # fmt: skip
 wrong(
-    "04.repair_mask", "rows_moved_back", "You moved the last tile back until it fits: two programs store its rows.",
+    "rows_moved_back", "You moved the last tile back until it fits: two programs store its rows.",
     (ROWS, "rows = tl.minimum(tl.program_id(0) * BLOCK_M, Tq - BLOCK_M) + tl.arange(0, BLOCK_M)"), Q_BARE, STORE_BARE,
     why="On a GPU that is a race; and with fewer queries than BLOCK_M, it leaves the tensor at its other end.",
 )  # fmt: skip
 wrong(
-    "04.repair_mask", "last_tile_left_out", "You leave the last tile out: the rows in it are never stored.",
+    "last_tile_left_out", "You leave the last tile out: the rows in it are never stored.",
     (Q_TILE, Q_TILE.replace("< Tq", "< Tq // BLOCK_M * BLOCK_M")),
     (STORE, STORE.replace("< Tq", "< Tq // BLOCK_M * BLOCK_M")),
     why="Some of its rows exist. Mask those that do not, one by one: mask=rows[:, None] < Tq.",
 )  # fmt: skip
 
 BELOW_TK = "seen = keys[None, :] < Tk  # a key that does not exist has s = 0, and 2^0 is not 0"
+wrong = Mistakes("04.repair_sum", one_head_kernel)
+
 wrong(
-    "04.repair_sum", "sum_as_found", "Keys that do not exist still count in the sum.", (HIDDEN, "pass"),
+    "sum_as_found", "Keys that do not exist still count in the sum.", (HIDDEN, "pass"),
     why="They were loaded as zeros, so their score is 0, and 2^(0 − m) is added to l. Their score must be −∞.",
 )  # fmt: skip
 wrong(
-    "04.repair_sum", "keys_of_minus_infinity", "You load −∞ for the keys that do not exist.",
+    "keys_of_minus_infinity", "You load −∞ for the keys that do not exist.",
     (HIDDEN, "pass"), (K_TILE, K_TILE.replace("other=0.0", 'other=float("-inf")')),
     why="q · (−∞) is +∞ wherever q is negative, and their sum is NaN. It is the score that has to be −∞, not the key.",
 )  # fmt: skip
 wrong(
-    "04.repair_sum", "a_large_negative_number", "You hide a score behind a large negative number instead of −∞.",
+    "a_large_negative_number", "You hide a score behind a large negative number instead of −∞.",
     (HIDDEN, "s = tl.where(seen, s, -1e4)"), why="Scores of a real key can be lower still. Nothing is lower than −∞.",
 )  # fmt: skip
 wrong(
-    "04.repair_sum", "after_the_maximum", "You take missing keys out of the sum, but they still set the maximum.",
+    "after_the_maximum", "You take missing keys out of the sum, but they still set the maximum.",
     (HIDDEN, "pass"), ("p = tl.exp2(s - shift[:, None])", "p = tl.where(seen, tl.exp2(s - shift[:, None]), 0.0)"),
     *PLAIN, why="Their score 0 may be above all the others: then every term vanishes, and 0 / 0 is left.",
 )  # fmt: skip
 wrong(
-    "04.repair_sum", "subtracted_again", "You subtract one from l for each key that does not exist.",
+    "subtracted_again", "You subtract one from l for each key that does not exist.",
     (HIDDEN, "pass"), (SHRINK_L, SHRINK_L + " - tl.sum(tl.where(keys < Tk, 0.0, 1.0), axis=0)"),
     why="Each of them added 2^(0 − m), which is 1 only where m is 0. Do not let them in at all.",
 )  # fmt: skip
 
 TRANSPOSED = (S, 's = tl.dot(q, k, input_precision="ieee") * scale_log2')
 K_MASK = "mask=keys[None, :] < Tk, other=0.0)"
+wrong = Mistakes("04.repair_strides", one_head_kernel)
+
 wrong(
-    "04.repair_strides", "strides_as_found", "The strides of k are still swapped.", TRANSPOSED,
+    "strides_as_found", "The strides of k are still swapped.", TRANSPOSED,
     (K_TILE, f"k = tl.load(k_ptr + d[:, None] * k_stride + keys[None, :], {K_MASK}"),
     why="Key number `key` begins at key · k_stride, and its elements are adjacent: keys · k_stride + d.",
 )  # fmt: skip
 wrong(
-    "04.repair_strides", "neither_transposed", "You load k as (BLOCK_N, D) now, and multiply q by that, not by kᵀ.",
+    "neither_transposed", "You load k as (BLOCK_N, D) now, and multiply q by that, not by kᵀ.",
     TRANSPOSED, why="tl.dot(q, k) contracts D with D: k must be (D, BLOCK_N), by its strides or by tl.trans.",
 )  # fmt: skip
 wrong(
-    "04.repair_strides", "v_swapped_too", "You swapped the strides of v, too.",
+    "v_swapped_too", "You swapped the strides of v, too.",
     (V_TILE, "v = tl.load(v_ptr + keys[:, None] + d[None, :] * v_stride, mask=keys[:, None] < Tk, other=0.0)"),
     why="v's tile was right: (BLOCK_N, D), a token a row.",
 )  # fmt: skip
 wrong(
-    "04.repair_strides", "D_for_the_stride", "You step from key to key by D instead of k_stride.",
+    "D_for_the_stride", "You step from key to key by D instead of k_stride.",
     (K_TILE, K_TILE.replace("k_stride", "D")), why="A head may be a slice of a wider matrix: tokens lie further apart.",
 )  # fmt: skip
 wrong(
-    "04.repair_strides", "stride_of_q", "You use q's stride for k.", (K_TILE, K_TILE.replace("k_stride", "q_stride")),
+    "stride_of_q", "You use q's stride for k.", (K_TILE, K_TILE.replace("k_stride", "q_stride")),
     why="Each tensor has its own stride.",
 )  # fmt: skip
 
 SHIFT = 'shift = tl.where(m_new == float("-inf"), 0.0, m_new)'
 DIVIDE = "o = o / tl.where(l > 0, l, 1.0)[:, None]"
+wrong = Mistakes("04.repair_empty_row", one_head_kernel)
+
 wrong(
-    "04.repair_empty_row", "empty_row_as_found", "A row without a key still gives NaN.",
+    "empty_row_as_found", "A row without a key still gives NaN.",
     (SHIFT, "shift = m_new"), (DIVIDE, "o = o / l[:, None]"),
     why="−∞ − (−∞) in the loop, or 0 / 0 at the end, or both: neither is 0.",
 )  # fmt: skip
 wrong(
-    "04.repair_empty_row", "only_the_division", "You repaired the division; the exponent can still be −∞ − (−∞).",
+    "only_the_division", "You repaired the division; the exponent can still be −∞ − (−∞).",
     (SHIFT, "shift = m_new"),
     why="In a tile in which a row sees nothing, m_new is −∞ and so is s: subtract a finite number there.",
 )  # fmt: skip
 wrong(
-    "04.repair_empty_row", "finite_mask", "You hide scores behind a large negative number, not −∞.",
+    "finite_mask", "You hide scores behind a large negative number, not −∞.",
     (SHIFT, "shift = m_new"), (HIDDEN, "s = tl.where(seen, s, -1e30)"),
     why="If all scores are the same −10³⁰, so are all weights: o is the mean of values that the row must not see.",
 )  # fmt: skip
 wrong(
-    "04.repair_empty_row", "maximum_begins_at_zero", "Your running maximum begins at 0 instead of −∞.",
+    "maximum_begins_at_zero", "Your running maximum begins at 0 instead of −∞.",
     ('m = tl.full((BLOCK_M,), float("-inf"), tl.float32)', "m = tl.zeros((BLOCK_M,), tl.float32)"),
     why="A row whose scores are all far below 0 never gets above it: every term vanishes, and o is 0.",
 )  # fmt: skip
 wrong(
-    "04.repair_empty_row", "every_nan_is_zero", "You turn every NaN into 0 at the end.",
+    "every_nan_is_zero", "You turn every NaN into 0 at the end.",
     (SHIFT, "shift = m_new"), (DIVIDE, "o = o / l[:, None]\n    o = tl.where(o == o, o, 0.0)"),
     why="That hides NaNs that came in with q, k or v as well, and those you want to hear of.",
 )  # fmt: skip
 wrong(
-    "04.repair_empty_row", "by_the_number_alone", "You set rows to 0 by their number, whether CAUSAL is true or not.",
+    "by_the_number_alone", "You set rows to 0 by their number, whether CAUSAL is true or not.",
     (SHIFT, "shift = m_new"), (DIVIDE, "o = tl.where((rows + Tk - Tq >= 0)[:, None], o / l[:, None], 0.0)"),
     why="Only a causal row can be without a key. Ask CAUSAL, or, simpler, l.",
 )  # fmt: skip
@@ -329,46 +333,48 @@ G_SEEN = "seen = seen & (keys[None, :] <= last_key[:, None])"
 G_STOP = "stop = tl.minimum((tl.program_id(0) * BLOCK_M + BLOCK_M - 1) // G + 1 + Tk - Tq, Tk)"
 G_LSE = "lse = (m + tl.log2(some)) * 0.6931471805599453"
 
+wrong = Mistakes("04.ragged_groups", grouped_kernel)
+
 wrong(
-    "04.ragged_groups", "lse_in_base_two", "Your log-sum-exp is in base two.", (G_LSE, "lse = m + tl.log2(some)"),
+    "lse_in_base_two", "Your log-sum-exp is in base two.", (G_LSE, "lse = m + tl.log2(some)"),
     why="m and l are. The contract asks for natural logarithms: multiply by ln 2.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "natural_logarithm_of_l", "Your log-sum-exp adds m in base two to a natural logarithm of l.",
+    "natural_logarithm_of_l", "Your log-sum-exp adds m in base two to a natural logarithm of l.",
     (G_LSE, "lse = m + tl.log(some)"), why="lse = m · ln 2 + ln l, which is (m + log2 l) · ln 2.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "heads_dealt_out", "Your query head h reads key head h % Hkv.",
+    "heads_dealt_out", "Your query head h reads key head h % Hkv.",
     ("head = h * G + rows % G", "head = h + Hkv * (rows % G)"),
     why="The G query heads of a key head are neighbours: h · G, h · G + 1, …: query head h reads key head h // G.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "sequences_and_heads_swapped", "You take the sequence from %, and the head from //.",
+    "sequences_and_heads_swapped", "You take the sequence from %, and the head from //.",
     ("b = tl.program_id(1) // Hkv", "b = tl.program_id(1) % Hkv"),
     ("h = tl.program_id(1) % Hkv", "h = tl.program_id(1) // Hkv"),
     why="Its key heads are numbered sequence by sequence: b = program_id(1) // Hkv, h = program_id(1) % Hkv.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "rows_up_to_Tq", "You mask the rows at Tq, and there are G · Tq of them.",
+    "rows_up_to_Tq", "You mask the rows at Tq, and there are G · Tq of them.",
     ("row_exists = rows < G * Tq", "row_exists = rows < Tq"), why="A row is a query of one of G heads.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "rows_are_queries", "Your causal mask takes a row's number for its query's.",
+    "rows_are_queries", "Your causal mask takes a row's number for its query's.",
     ("last_key = query + Tk - Tq", "last_key = rows + Tk - Tq"),
     why="With G heads in a tile, row r is query r // G: it sees the keys up to r // G + Tk − Tq.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "top_left", "Your mask is aligned top-left: query i sees the keys up to i.",
+    "top_left", "Your mask is aligned top-left: query i sees the keys up to i.",
     ("last_key = query + Tk - Tq", "last_key = query"),
     why="The last query is the last token: query i sees the keys up to i + Tk − Tq.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "keys_leak", "Keys that do not exist count in the sum.",
+    "keys_leak", "Keys that do not exist count in the sum.",
     ("seen = keys[None, :] < Tk", "seen = keys[None, :] >= 0"),
     why="They were loaded as zeros, so their score is 0, and 2^(0 − m) is added to l. Their score must be −∞.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "columns_not_masked", "You do not mask the columns beyond the head's size.",
+    "columns_not_masked", "You do not mask the columns beyond the head's size.",
     ("mask=row_exists[:, None] & (dk[None, :] < DK), other=0.0)", "mask=row_exists[:, None], other=0.0)"),
     ("mask=(keys[:, None] < Tk) & (dk[None, :] < DK), other=0.0)", "mask=keys[:, None] < Tk, other=0.0)"),
     ("mask=(keys[:, None] < Tk) & (dv[None, :] < DV), other=0.0)", "mask=keys[:, None] < Tk, other=0.0)"),
@@ -376,39 +382,39 @@ wrong(
     why="BLOCK_DK and BLOCK_DV are the next powers of two: what is beyond DK and DV belongs to the next token.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "strides_of_k_for_v", "You use k's strides for v.",
+    "strides_of_k_for_v", "You use k's strides for v.",
     ("v_at = v_ptr + b * v_stride_b + h * v_stride_h + keys[:, None] * v_stride_t",
      "v_at = v_ptr + b * k_stride_b + h * k_stride_h + keys[:, None] * k_stride_t"),
     why="v may have heads of another size, and lie elsewhere.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "empty_rows", "A row without a key gives NaN.",
+    "empty_rows", "A row without a key gives NaN.",
     ('shift = tl.where(m_new == float("-inf"), 0.0, m_new)', "shift = m_new"), ("tl.where(l > 0, l, 1.0)", "l"),
     why="−∞ − (−∞) in the loop, 0 / 0 at the end, as in the fourth repair. lse is −∞ there: m + log2(1).",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "no_skipping", "You load tiles of keys that no row of the program sees.", (G_STOP, "pass"),
+    "no_skipping", "You load tiles of keys that no row of the program sees.", (G_STOP, "pass"),
     why="The last row of the program is the last query of it: the loop can end after the keys that that one sees.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "stops_by_rows", "You stop at the last row's number, and not at its query's.",
+    "stops_by_rows", "You stop at the last row's number, and not at its query's.",
     (G_STOP, "stop = tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M + Tk - Tq, Tk)"),
     why="G rows share a query: divide by G, or the loop runs on over tiles that nobody sees.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "stops_at_the_floor", "Your loop may end a key early: you divide the end by G, not the row.",
+    "stops_at_the_floor", "Your loop may end a key early: you divide the end by G, not the row.",
     (G_STOP, "stop = tl.minimum((tl.program_id(0) * BLOCK_M + BLOCK_M) // G + Tk - Tq, Tk)"),
     why="Where G does not divide BLOCK_M, the last row's query is begun there: (last row) // G + 1, then Tk − Tq.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "all_in_float32", "You turn q, k and v into float32 before you multiply them.",
+    "all_in_float32", "You turn q, k and v into float32 before you multiply them.",
     ("tl.dot(q, tl.trans(k), input_precision=PRECISION)",
      "tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision=PRECISION)"),
     ("tl.dot(p.to(v.dtype), v, input_precision=PRECISION)", "tl.dot(p, v.to(tl.float32), input_precision=PRECISION)"),
     why="tl.dot adds up in float32 whatever it multiplies; what it multiplies should stay as it was loaded.",
 )  # fmt: skip
 wrong(
-    "04.ragged_groups", "short_mantissas", "Your products round float32 to tf32: they lack input_precision=PRECISION.",
+    "short_mantissas", "Your products round float32 to tf32: they lack input_precision=PRECISION.",
     ("tl.dot(q, tl.trans(k), input_precision=PRECISION)", "tl.dot(q, tl.trans(k))"),
     ("tl.dot(p.to(v.dtype), v, input_precision=PRECISION)", "tl.dot(p.to(v.dtype), v)"),
     why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. The interpreter computes with all of them.",

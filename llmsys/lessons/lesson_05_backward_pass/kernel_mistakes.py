@@ -1,7 +1,6 @@
 """Wrong Triton kernels for lesson 05: `one_loop_kernel`, in which a line or two read otherwise."""
 
-from llmsys.course.checking.diagnosis import misconception
-from llmsys.course.checking.mistakes import edited
+from llmsys.course.checking.mistakes import Mistakes
 from llmsys.hardware.tier import load_triton
 
 triton, tl = load_triton()
@@ -61,11 +60,6 @@ def one_loop_kernel(
     tl.store(dv_ptr + at * DV + columns_v[None, :], dv.to(dv_ptr.dtype.element_ty), mask=v_inside)
 
 
-def wrong(name: str, message: str, *changes: tuple[str, str], why: str) -> None:
-    """Register the kernel called `name`: the right one, with each first text of `changes` replaced by its second."""
-    misconception("05.dkdv_kernel", message, why=why)(edited(one_loop_kernel, name, *changes))
-
-
 P = "p = tl.exp2(s - lse_log2[:, None])"
 S = "s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2"
 DS = "ds = p * (dp - delta[:, None])"
@@ -78,6 +72,8 @@ HEAD = "head = h * G + rows % G"
 EXISTS = "exists = rows < G * Tq"
 Q_MASK = "mask=exists[:, None] & (columns_k < DK)[None, :], other=0.0)"
 DO_MASK = "mask=exists[:, None] & (columns_v < DV)[None, :], other=0.0)"
+
+wrong = Mistakes("05.dkdv_kernel", one_loop_kernel)
 
 wrong(
     "exponential_of_e", "You use tl.exp, though the scores are in base two.", (P, P.replace("exp2", "exp")),

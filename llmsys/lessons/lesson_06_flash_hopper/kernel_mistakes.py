@@ -1,24 +1,20 @@
 """Wrong steps of the hopper kernel's consumer, for 06.consumer: the right one, in which a line reads otherwise."""
 
 from llmsys.attention.hopper import consumer
-from llmsys.course.checking.diagnosis import misconception
-from llmsys.course.checking.mistakes import edited
+from llmsys.course.checking.mistakes import Mistakes
 
 SHRUNK = "    return p, m, l, o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]\n"
 
 
-def _step(name, message, *changes, why):
-    step = edited(consumer.step, name, *changes)
-    misconception("06.consumer", message, why=why)(step)
+wrong = Mistakes("06.consumer", consumer.step)
 
-
-_step(
+wrong(
     "not_rescaled",
     "You do not multiply o with shrink.",
     (SHRUNK, "    return p, m, l, o\n"),
     why="o is in units of the maximum that held before. The softmax returns the factor that brings it to the new one.",
 )
-_step(
+wrong(
     "rescaled_too_early",
     "You multiply o with shrink before P V is added.",
     ("    s = start_scores(q, k, S)\n", "    s = warpgroup_mma_wait(0, [start_scores(q, k, S)])\n"),
@@ -32,51 +28,51 @@ _step(
     (SHRUNK, "    return p, m, l, o\n"),
     why="p of tile i was computed with the maximum before this softmax, as o was: both together are rescaled after it.",
 )
-_step(
+wrong(
     "keys_of_this_tile",
     "You take tile i of K, whose scores have been computed already.",
     ("    k = keys.take(i + 1)\n", "    k = keys.take(i)\n"),
     why="The step is shifted: P V is of tile i, and the scores are of tile i + 1.",
 )
-_step(
+wrong(
     "values_of_the_next_tile",
     "You take tile i + 1 of V.",
     ("values.take(i), o, is_async", "values.take(i + 1), o, is_async"),
     ("    values.give_back(i)\n", "    values.give_back(i + 1)\n"),
     why="p is of tile i, so it is multiplied with the values of tile i.",
 )
-_step(
+wrong(
     "keys_not_given_back",
     "You do not give K's slot back.",
     ("    keys.give_back(i + 1)\n", ""),
     why="The producer waits for it before it fills the slot again: the ring is stuck when all its slots are used.",
 )
-_step(
+wrong(
     "values_not_given_back",
     "You do not give V's slot back.",
     ("    values.give_back(i)\n", ""),
     why="The producer waits for it before it fills the slot again: the ring is stuck when all its slots are used.",
 )
-_step(
+wrong(
     "values_given_back_too_early",
     "You give V's slot back while P V is running.",
     ("    values.give_back(i)\n", ""),
     ("    keys.give_back(i + 1)\n", "    keys.give_back(i + 1)\n    values.give_back(i)\n"),
     why="wgmma reads V from shared memory until it is done. Wait for o first.",
 )
-_step(
+wrong(
     "turn_not_passed_on",
     "You do not pass the turn on.",
     ("    turns.pass_on(J)\n", ""),
     why="The next consumer waits for it, and you for yours.",
 )
-_step(
+wrong(
     "waits_for_everything",
     "You wait for P V before the softmax.",
     ("warpgroup_mma_wait(1, [s])", "warpgroup_mma_wait(0, [s])"),
     why="The number is how many may still run: 1 leaves the one that was started last, P V, to the tensor cores.",
 )
-_step(
+wrong(
     "softmax_of_nothing_masked",
     "You do not pass MASKED on to the softmax.",
     ("scale_log2, MASKED)\n    o = ", "scale_log2, False)\n    o = "),
