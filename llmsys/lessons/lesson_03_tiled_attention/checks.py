@@ -6,6 +6,8 @@ from llmsys.attention import naive, online, tiled
 from llmsys.attention.cost import tiled_bytes as bytes_moved
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
+from llmsys.hardware.memory import HBM
+from llmsys.lessons.common import exact
 
 FUSED = ("aten::*softmax*", "aten::*logsumexp*", "aten::*scaled_dot_product*")
 LIBRARY = (
@@ -22,7 +24,6 @@ def on_the_machine(attention):
 
     report      "values": (o, lse) · "o": o alone, lse not asked for · "loaded", "stored": bytes by tensor, the same way
     """
-    from llmsys.hardware.memory import HBM
 
     def run(q, k, v, *, report: str = "values", sram: int | None = None, **options):
         programs = k.shape[0] * k.shape[1]
@@ -35,13 +36,8 @@ def on_the_machine(attention):
     return run
 
 
-def exact(q, k, v, *, causal: bool = False, scale: float | None = None):
-    """(o, lse) as expected, computed in float64 and rounded once."""
-    o, lse = naive.naive_attention(q.double(), k.double(), v.double(), causal=causal, scale=scale, return_lse=True)
-    return o.float(), lse
-
-
 def one_query(q, k, v):
+    """The exact attention of one query (Dk,) over k (T, Dk) and v (T, Dv)."""
     return exact(q[None, None, None], k[None, None], v[None, None])[0][0, 0, 0]
 
 
@@ -129,7 +125,7 @@ def attend_one_query(answer: Answer) -> None:
     "03.tiled_attention",
     reference=tiled.tiled_attention,
     forbids=(*FUSED, *LIBRARY),
-    adapt="llmsys.lessons.lesson_03_tiled_attention.checks:on_the_machine",
+    adapt=on_the_machine,
     hints=(
         "Two loops: tiles of queries outside, tiles of keys inside. What is loaded once per query tile, what once per "
         "key tile, and where is the one place at which o and lse are stored?",
