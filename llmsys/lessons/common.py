@@ -1,5 +1,5 @@
-"""What several lessons' checks share: exact results, and memory that is poisoned, so that a stray load or a store that
-never came shows as NaN.
+"""What several lessons' checks share: exact results, inputs whose scores are exact, and memory that is poisoned, so
+that a stray load or a store that never came shows as NaN.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,16 @@ def exact(q: Tensor, k: Tensor, v: Tensor, **options) -> tuple[Tensor, Tensor]:
     `llmsys.attention.contract`."""
     o, lse = naive_attention(q.double(), k.double(), v.double(), return_lse=True, **options)
     return o.to(q.dtype), lse.float()
+
+
+def multiples(x: Tensor, step: float) -> Tensor:
+    """x, rounded to multiples of `step`.
+
+    A score near 10,000 is rounded by up to 5·10⁻⁴ in fp32. Where two of them are close together, that moves their
+    weights by as much, and a right answer differs from the exact one. Queries and keys of few bits have scores that
+    need no rounding (for a head size of 4, 16 or 64 the scale is exact, too), and the scores are equal or far apart.
+    """
+    return (x / step).round() * step
 
 
 class PoisonedResults:

@@ -1,4 +1,5 @@
-"""The byte leaderboard: what is ranked is right, fits and is counted; and the best is kept."""
+"""Lesson 03: the byte leaderboard ranks what is right, fits and is counted, and keeps the best; and the check's right
+answers."""
 
 import math
 from functools import partial
@@ -8,17 +9,19 @@ import torch
 
 from llmsys.attention import naive_attention, tiled_attention
 from llmsys.attention.cost import tiled_bytes
-from llmsys.lessons.lesson_03_tiled_attention import leaderboard
+from llmsys.course.checking.checks import get_check, run_check
+from llmsys.course.checking.mistakes import edited
 from llmsys.course.workspace import progress
-from llmsys.lessons.lesson_03_tiled_attention.leaderboard import BEST, YOURS, Board, Entry, byte_leaderboard
 from llmsys.hardware.memory import KIB
+from llmsys.lessons.lesson_03_tiled_attention import leaderboard, mistakes
+from llmsys.lessons.lesson_03_tiled_attention.leaderboard import BEST, YOURS, Board, Entry, byte_leaderboard
 from tests.support.self_tests import assert_check_stands, exercises_of
 
 GAME = {"sram": 12 * KIB, "T": 96, "D": 16}
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch):
+def no_workspace(monkeypatch):
     """No workspace, and no memory of other tests."""
     monkeypatch.setenv("LLMSYS_WORKSPACE", "")
     monkeypatch.setattr(progress, "find", lambda: None)
@@ -52,7 +55,7 @@ def test_an_entry_moves_what_the_formula_says():
     assert 0 < entry.sram_peak <= GAME["sram"]
 
 
-def test_working_in_place_pays():
+def test_working_in_place_leaves_room_for_larger_tiles_and_so_moves_fewer_bytes():
     def most(attention):  # the rows of the largest tile of queries that fits
         boards = {rows: byte_leaderboard(attention, block_q=rows, block_k=4, **GAME) for rows in range(8, 97, 8)}
         return max(rows for rows, board in boards.items() if board[YOURS].bytes)
@@ -77,7 +80,7 @@ def test_the_board_ranks_naive_both_orders_and_several_tiles():
 
 
 @pytest.mark.parametrize("order, name", [("query", "queries outside"), ("key", "keys outside")])
-def test_the_librarys_entries_are_what_it_does(order, name):
+def test_the_librarys_entries_have_the_figures_of_a_run(order, name):
     board = byte_leaderboard(frugal, block_q=8, block_k=8, **GAME)
     entries = {int(entry.name.split()[-1]): entry for entry in board.entries if entry.name.startswith(name)}
     for block, entry in entries.items():
@@ -107,7 +110,7 @@ def test_a_result_that_was_never_stored_is_not_ranked_nor_kept():
 
 
 @pytest.mark.parametrize("T", [96, 1024, 4096])  # the more keys, the smaller o and its error
-def test_keeping_the_result_in_16_bits_does_not_pay(T):
+def test_a_result_kept_in_16_bits_is_refused_as_wrong(T):
     q, k, v, exact = leaderboard._problem(T, 64)
     o = tiled_attention(q, k, v, block_q=512, block_k=512)
 
@@ -122,7 +125,7 @@ def test_keeping_the_result_in_16_bits_does_not_pay(T):
     assert told(o).ok and "wrong" in told(o.half()).note
 
 
-def test_an_entry_knows_its_tiles():
+def test_an_entry_says_which_tiles_it_was_run_with():
     yours = byte_leaderboard(tiled_attention, block_q=16, block_k=8, **GAME)[YOURS]
     assert (yours.block_q, yours.block_k, yours.ok) == (16, 8, True)
     refused = byte_leaderboard(tiled_attention, block_q=96, block_k=80, **GAME)[YOURS]
@@ -143,7 +146,7 @@ def test_the_table_is_aligned_whatever_the_names():
         (lambda q, k, v, *, hbm, **options: hbm.load(q) @ hbm.load(k).mT, "do not fit"),
     ],
 )
-def test_what_cheats_fails_or_overflows_is_not_ranked(attention, why):
+def test_an_attention_that_cheats_fails_or_overflows_is_not_ranked(attention, why):
     board = byte_leaderboard(attention, block_q=8, block_k=8, **GAME)
     assert board.entries[-1].name == YOURS and board[YOURS].bytes is None and why in board[YOURS].note
     assert progress.load().bests == {}
@@ -168,7 +171,7 @@ def test_a_new_best_is_not_listed_twice():
     assert list(progress.load().bests.values()) == [better[YOURS].bytes]
 
 
-def test_another_game_has_another_best():
+def test_the_best_is_kept_for_each_size_of_the_problem_and_the_chip():
     byte_leaderboard(frugal, block_q=8, block_k=4, **GAME)
     board = byte_leaderboard(frugal, block_q=8, block_k=4, sram=6 * KIB, T=64, D=16)
     assert BEST not in [entry.name for entry in board.entries]
@@ -178,6 +181,46 @@ def test_a_chip_that_holds_no_tile_of_the_library_still_has_a_board():
     board = byte_leaderboard(frugal, block_q=1, block_k=1, sram=1 * KIB, T=16, D=16)
     assert board[YOURS].bytes is not None and len(board.entries) == 3
     assert leaderboard._others.cache_info().currsize > 0
+
+
+def check(answer, seed=0):
+    tiled = get_check("03.tiled_attention")
+    return run_check(tiled, tiled.local_runner(answer), seed=seed, name_mistakes=False)
+
+
+@pytest.mark.parametrize("name", ["attend_one_query", "tiled_attention", "tiled_bytes"])
+def test_the_answer_that_the_mistakes_are_edits_of_passes(name):
+    exercise = get_check(f"03.{name}")
+    for seed in range(3):
+        result = run_check(exercise, exercise.local_runner(getattr(mistakes, name)), seed=seed)
+        assert result, result
+
+
+@pytest.mark.parametrize("what", ["S", "P", "K", "V"])
+def test_keeping_a_tile_for_every_tile_of_keys_does_not_fit_the_chip(what):
+    """Tiles of scores, each small, are all of a query tile's scores together."""
+    hoarder = edited(
+        mistakes.tiled_attention,
+        "hoarder",
+        ("        stop = ", "        kept = []\n        stop = "),
+        ("            m = m_new\n", f"            m = m_new\n            kept.append({what})\n"),
+    )
+    assert "SRAMOverflow" in check(hoarder).failure.message
+
+
+def test_a_mask_of_all_queries_and_keys_is_too_large_though_its_elements_are_bytes():
+    mask = ("    offset = Tk - Tq\n", "    offset = Tk - Tq\n    seen = torch.ones(Tq, Tk, dtype=torch.bool)\n")
+    assert check(edited(mistakes.tiled_attention, "whole_mask", mask)).failure.kind == "allocation"
+
+
+def test_an_attention_that_computes_in_double_precision_on_the_chip_passes():
+    double = edited(
+        mistakes.tiled_attention,
+        "double",
+        (".flatten(2, 3) * scale", ".flatten(2, 3).double() * scale"),
+        ("hbm.load(k[:, :, j:end]), hbm.load(v[:, :, j:end])", "(hbm.load(x[:, :, j:end]).double() for x in (k, v))"),
+    )
+    assert check(double)
 
 
 @pytest.mark.parametrize("exercise", exercises_of("03"))

@@ -52,6 +52,7 @@ class watch:
         self._codes: dict[int, str] = {}  # id of a code object -> the name to show
         self._dotted: dict[str, set[str]] = {}  # function name -> the modules whose function of that name is meant
         self._operators: list[str] = []
+        self._allowed: set[str] = set()  # names of operators that no pattern matches
         self._keep: list[CodeType] = []  # an id is only good for as long as its object lives
         for item in forbids:
             if isinstance(item, str) and item.startswith("aten::"):
@@ -96,10 +97,13 @@ class watch:
         raise Shortcut(name)
 
     def check_operator(self, name: str) -> None:
+        if name in self._allowed:  # nearly every one is seen many times
+            return
         bare = name.strip("_")
         for pattern in self._operators:
             if fnmatchcase(name, pattern) or fnmatchcase(bare, pattern.strip("_")):
                 self.stop(f"torch's {bare}")
+        self._allowed.add(name)
 
     def _put_back(self) -> None:
         own, threads = self._before

@@ -7,6 +7,7 @@ import torch
 from llmsys.attention import online
 from llmsys.course.checking.answer import Answer, Run
 from llmsys.course.checking.checks import exercise_check
+from llmsys.hardware.tier import triton_device
 
 FUSED = ("aten::*softmax*", "aten::*logsumexp*", "aten::*logaddexp*")
 LIBRARY = (
@@ -18,8 +19,7 @@ LIBRARY = (
 
 def launch(kernel):
     """A softmax kernel as an ordinary function, wherever Triton runs; `columns` cuts a slice with gaps out of x."""
-    from llmsys.attention.row_softmax import softmax_rows
-    from llmsys.hardware.tier import triton_device
+    from llmsys.attention.row_softmax import softmax_rows  # loads Triton, which only a kernel's check needs
 
     def softmax(x: torch.Tensor, *, block: int, columns: int | None = None) -> torch.Tensor:
         return softmax_rows(x.to(triton_device())[:, :columns], kernel=kernel, block=block).to(x.device)
@@ -292,7 +292,7 @@ def online_softmax(answer: Answer) -> None:
     "02.softmax_kernel",
     reference="llmsys.attention.row_softmax:softmax_kernel",
     forbids=("triton.language.standard:softmax",),
-    adapt="llmsys.lessons.lesson_02_online_softmax.checks:launch",
+    adapt=launch,
     hints=(
         "Start from row_max_kernel: it already walks over the tiles of one row. Give it a second number to "
         "carry, l, and a "
@@ -306,6 +306,7 @@ def online_softmax(answer: Answer) -> None:
         "               m_new = maximum(m, max(x));  l = l * exp(m - m_new) + sum(exp(x - m_new));  m = m_new\n"
         "for each tile: x = load(as before);  store(y row + cols, exp(x - m) / l, mask=cols < n_cols)",
     ),
+    equivalent={"0.0 → 1.0": "under m = −∞ any l does: the first tile multiplies it by e^(−∞) = 0"},
 )
 def softmax_kernel(answer: Answer) -> None:
     with answer.property("a row that is exactly one tile", why="One step in each loop: equation (3), a row a program."):

@@ -1,158 +1,78 @@
-"""Wrong Triton kernels for lesson 02: each differs from the right one in one place."""
+"""Wrong Triton kernels for lesson 02, as people write them: a right one with an edit."""
 
 from llmsys.course.checking.diagnosis import misconception
+from llmsys.course.checking.mistakes import Mistakes
 from llmsys.hardware.tier import load_triton
 
 triton, tl = load_triton()
 
 
-@misconception(
-    "02.softmax_kernel",
+@triton.jit
+def softmax_kernel(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
+    """A right answer."""
+    row = tl.program_id(0)
+    x_row = x_ptr + row * x_row_stride
+    y_row = y_ptr + row * y_row_stride
+    m = float("-inf")
+    l = 0.0
+    for start in range(0, n_cols, BLOCK):  # m and l
+        cols = start + tl.arange(0, BLOCK)
+        x = tl.load(x_row + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
+        m_new = tl.maximum(m, tl.max(x, axis=0))
+        l = l * tl.exp(m - m_new) + tl.sum(tl.exp(x - m_new), axis=0)
+        m = m_new
+    for start in range(0, n_cols, BLOCK):  # y
+        cols = start + tl.arange(0, BLOCK)
+        x = tl.load(x_row + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
+        tl.store(y_row + cols, tl.exp(x - m) / l, mask=cols < n_cols)
+
+
+wrong = Mistakes("02.softmax_kernel", softmax_kernel)
+
+wrong(
+    "zeros_beyond_the_end",
     "Lanes beyond the end of the row load 0, and e^(0 − m) is counted in the sum.",
+    ('other=float("-inf")', "other=0.0", 2),
     why="A masked lane gets `other`. For a maximum and a sum of exponentials, the number that does no harm is −∞.",
 )
-@triton.jit
-def zeros_beyond_the_end(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    m = float("-inf")
-    l = 0.0
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=0.0).to(tl.float32)
-        m_new = tl.maximum(m, tl.max(x, axis=0))
-        l = l * tl.exp(m - m_new) + tl.sum(tl.exp(x - m_new), axis=0)
-        m = m_new
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=0.0).to(tl.float32)
-        tl.store(y_ptr + row * y_row_stride + cols, tl.exp(x - m) / l, mask=cols < n_cols)
-
-
-@misconception(
-    "02.softmax_kernel",
+wrong(
+    "no_mask",
     "Your loads and stores have no mask.",
+    (', mask=cols < n_cols, other=float("-inf")', "", 2),
+    (", mask=cols < n_cols", ""),
     why="The last tile reaches beyond the row: into the next row, and in the last row out of the tensor.",
 )
-@triton.jit
-def no_mask(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    m = float("-inf")
-    l = 0.0
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols).to(tl.float32)
-        m_new = tl.maximum(m, tl.max(x, axis=0))
-        l = l * tl.exp(m - m_new) + tl.sum(tl.exp(x - m_new), axis=0)
-        m = m_new
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols).to(tl.float32)
-        tl.store(y_ptr + row * y_row_stride + cols, tl.exp(x - m) / l)
-
-
-@misconception(
-    "02.softmax_kernel",
+store_without_a_mask = wrong(
+    "store_without_a_mask",
     "The loads are masked, but the store is not.",
+    ("/ l, mask=cols < n_cols", "/ l"),
     why="Lanes beyond the end of a row then write into the next row of y, and in the last row out of the tensor.",
 )
-@triton.jit
-def store_without_a_mask(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    m = float("-inf")
-    l = 0.0
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-        m_new = tl.maximum(m, tl.max(x, axis=0))
-        l = l * tl.exp(m - m_new) + tl.sum(tl.exp(x - m_new), axis=0)
-        m = m_new
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-        tl.store(y_ptr + row * y_row_stride + cols, tl.exp(x - m) / l)
-
-
-@misconception(
-    "02.softmax_kernel",
+wrong(
+    "no_rescaling",
     "You do not rescale l when the maximum rises.",
+    (" * tl.exp(m - m_new)", ""),
     why="What was summed before was summed under the old m: l * e^(m − m_new) before the new terms are added.",
 )
-@triton.jit
-def no_rescaling(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    m = float("-inf")
-    l = 0.0
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-        m = tl.maximum(m, tl.max(x, axis=0))
-        l += tl.sum(tl.exp(x - m), axis=0)
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-        tl.store(y_ptr + row * y_row_stride + cols, tl.exp(x - m) / l, mask=cols < n_cols)
-
-
-@misconception(
-    "02.softmax_kernel",
+wrong(
+    "no_stride",
     "You find a row by n_cols instead of the row stride.",
+    ("row * x_row_stride", "row * n_cols"),
+    ("row * y_row_stride", "row * n_cols"),
     why="In a slice of a wider tensor the rows are further apart than they are long.",
 )
-@triton.jit
-def no_stride(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    m = float("-inf")
-    l = 0.0
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * n_cols + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-        m_new = tl.maximum(m, tl.max(x, axis=0))
-        l = l * tl.exp(m - m_new) + tl.sum(tl.exp(x - m_new), axis=0)
-        m = m_new
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * n_cols + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-        tl.store(y_ptr + row * n_cols + cols, tl.exp(x - m) / l, mask=cols < n_cols)
-
-
-@misconception(
-    "02.softmax_kernel",
+wrong(
+    "one_stride_for_both",
     "You use x's row stride for y as well.",
+    ("row * y_row_stride", "row * x_row_stride"),
     why="They are two tensors: x may be a slice with gaps, and y has none.",
 )
-@triton.jit
-def one_stride_for_both(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    m = float("-inf")
-    l = 0.0
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-        m_new = tl.maximum(m, tl.max(x, axis=0))
-        l = l * tl.exp(m - m_new) + tl.sum(tl.exp(x - m_new), axis=0)
-        m = m_new
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-        tl.store(y_ptr + row * x_row_stride + cols, tl.exp(x - m) / l, mask=cols < n_cols)
-
-
-@misconception(
-    "02.softmax_kernel",
+wrong(
+    "first_tile_only",
     "Only the first tile of each row is read.",
+    ("range(0, n_cols, BLOCK):  # m and l", "range(0, 1, BLOCK):"),
     why="A row may be longer than BLOCK: both loops go over range(0, n_cols, BLOCK).",
 )
-@triton.jit
-def first_tile_only(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    cols = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-    m = tl.max(x, axis=0)
-    l = tl.sum(tl.exp(x - m), axis=0)
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=float("-inf")).to(tl.float32)
-        tl.store(y_ptr + row * y_row_stride + cols, tl.exp(x - m) / l, mask=cols < n_cols)
 
 
 @misconception(

@@ -1,87 +1,63 @@
-"""Wrong answers to lesson 02, as people write them."""
+"""Wrong answers to lesson 02, as people write them: a right one with an edit (`llmsys.course.checking.mistakes`)."""
 
 import torch
 
-from llmsys.attention.online import merge as library_merge
 from llmsys.course.checking.diagnosis import misconception
+from llmsys.course.checking.mistakes import Mistakes
 
 # 02.safe_softmax
 
 
-@misconception(
-    "02.safe_softmax",
+def safe_softmax(x, tile):
+    """A right answer."""
+    starts = range(0, x.shape[-1], tile)
+    m = x.new_full(x.shape[:-1], float("-inf"))
+    for start in starts:
+        m = torch.maximum(m, x[..., start : start + tile].amax(dim=-1))
+    l = torch.zeros_like(m)
+    for start in starts:
+        l = l + torch.exp(x[..., start : start + tile] - m[..., None]).sum(dim=-1)
+    y = torch.empty_like(x)
+    for start in starts:
+        y[..., start : start + tile] = torch.exp(x[..., start : start + tile] - m[..., None]) / l[..., None]
+    return y
+
+
+wrong_safe = Mistakes("02.safe_softmax", safe_softmax)
+
+wrong_safe(
+    "no_maximum",
     "You exponentiate without subtracting the maximum.",
+    (" - m[..., None]", "", 2),
     why="Equation (1) overflows where equation (3) does not: e^(x − m) is what must be summed and written.",
 )
-def no_maximum(x, tile):
-    starts = range(0, x.shape[-1], tile)
-    l = sum(torch.exp(_load(x, start, tile)).sum(-1) for start in starts)
-    _ = [_load(x, start, tile) for start in starts]
-    return _write(x, tile, lambda part: torch.exp(part) / l[..., None])
-
-
-@misconception(
-    "02.safe_softmax",
+wrong_safe(
+    "one_maximum_for_all",
     "You take one maximum over all the rows.",
+    (".amax(dim=-1)", ".max()"),
     why="Each row is a softmax of its own: under another row's maximum a small row vanishes, and is 0/0.",
 )
-def one_maximum_for_all(x, tile):
-    starts = range(0, x.shape[-1], tile)
-    m = max(_load(x, start, tile).max() for start in starts)
-    l = sum(torch.exp(_load(x, start, tile) - m).sum(-1) for start in starts)
-    return _write(x, tile, lambda part: torch.exp(part - m) / l[..., None])
-
-
-@misconception(
-    "02.safe_softmax",
+wrong_safe(
+    "begins_at_zero",
     "Your maximum begins at 0 instead of −∞.",
+    ('float("-inf")', "0.0"),
     why="A row of large negative numbers never gets above 0: every term vanishes under it, and 0/0 is left.",
 )
-def begins_at_zero(x, tile):
-    starts = range(0, x.shape[-1], tile)
-    m, l = torch.zeros(x.shape[:-1]), torch.zeros(x.shape[:-1])
-    for start in starts:
-        m = torch.maximum(m, _load(x, start, tile).amax(-1))
-    for start in starts:
-        l = l + torch.exp(_load(x, start, tile) - m[..., None]).sum(-1)
-    return _write(x, tile, lambda part: torch.exp(part - m[..., None]) / l[..., None])
-
-
-@misconception(
-    "02.safe_softmax",
+wrong_safe(
+    "last_dimension_dropped",
     "Your m has one dimension fewer than a tile, and so it meets the tile's columns instead of its rows.",
+    ("m[..., None]", "m", 2),
+    ("l[..., None]", "l"),
     why="m[..., None] gives it a last dimension of 1, for all columns; or keep it: amax(dim=-1, keepdim=True).",
 )
-def last_dimension_dropped(x, tile):
-    starts = range(0, x.shape[-1], tile)
-    m, l = torch.full(x.shape[:-1], float("-inf")), torch.zeros(x.shape[:-1])
-    for start in starts:
-        m = torch.maximum(m, _load(x, start, tile).amax(-1))
-    for start in starts:
-        l = l + torch.exp(_load(x, start, tile) - m).sum(-1)
-    return _write(x, tile, lambda part: torch.exp(part - m) / l)
-
-
-@misconception(
-    "02.safe_softmax",
+wrong_safe(
+    "no_ragged_end",
     "You leave out the last tile where it is not full.",
-    why=(
-        "N // tile counts the full tiles only. range(0, N, tile) begins the short one, too, and a "
-        "slice ends with the row."
-    ),
+    ("range(0, x.shape[-1], tile)", "range(0, x.shape[-1] // tile * tile, tile)"),
+    ("empty_like", "zeros_like"),
+    why="N // tile counts the full tiles only. range(0, N, tile) begins the short one, too, and a "
+    "slice ends with the row.",
 )
-def no_ragged_end(x, tile):
-    starts = range(0, x.shape[-1] // tile * tile, tile)
-    m = torch.full(x.shape[:-1], float("-inf"))
-    for start in starts:
-        m = torch.maximum(m, _load(x, start, tile).amax(-1))
-    l = torch.zeros(x.shape[:-1])
-    for start in starts:
-        l = l + torch.exp(_load(x, start, tile) - m[..., None]).sum(-1)
-    y = torch.zeros_like(x)
-    for start in starts:
-        y[..., start : start + tile] = torch.exp(_load(x, start, tile) - m[..., None]) / l[..., None]
-    return y
 
 
 @misconception(
@@ -90,7 +66,12 @@ def no_ragged_end(x, tile):
     why="m and ℓ belong to the row. They are carried from tile to tile, and complete only after the last one.",
 )
 def each_tile_by_itself(x, tile):
-    return _write(x, tile, lambda part: _softmax(part))
+    y = torch.empty_like(x)
+    for start in range(0, x.shape[-1], tile):
+        part = x[..., start : start + tile].clone()
+        weights = torch.exp(part - part.amax(dim=-1, keepdim=True))
+        y[..., start : start + tile] = weights / weights.sum(dim=-1, keepdim=True)
+    return y
 
 
 @misconception(
@@ -107,192 +88,125 @@ def keeps_the_row(x, tile):
 # 02.merge
 
 
-@misconception(
-    "02.merge",
+def merge(a, b):
+    """A right answer."""
+    (m1, l1), (m2, l2) = a, b
+    m = torch.maximum(m1, m2)
+    finite = torch.where(m == float("-inf"), torch.zeros_like(m), m)
+    return m, l1 * torch.exp(m1 - finite) + l2 * torch.exp(m2 - finite)
+
+
+wrong_merge = Mistakes("02.merge", merge)
+
+wrong_merge(
+    "no_rescaling",
     "You added the two sums without rescaling them.",
+    (" * torch.exp(m1 - finite)", ""),
+    (" * torch.exp(m2 - finite)", ""),
     why="Each ℓ was taken under its own maximum; only under a common one can they be added.",
 )
-def no_rescaling(a, b):
-    return torch.maximum(a[0], b[0]), a[1] + b[1]
-
-
-@misconception(
-    "02.merge",
+wrong_merge(
+    "rescales_the_first_only",
     "You rescale only the first sum.",
+    (" * torch.exp(m2 - finite)", ""),
     why="That is enough if the second maximum is the larger one. In a tree, either of them may be.",
 )
-def rescales_the_first_only(a, b):
-    (m1, l1), (m2, l2) = a, b
-    m = torch.maximum(m1, m2)
-    return m, l1 * torch.exp(m1 - _finite(m)) + l2
-
-
-@misconception(
-    "02.merge",
+wrong_merge(
+    "upside_down",
     "Your rescaling is upside down: e^(m − m₁) grows where e^(m₁ − m) shrinks.",
+    ("m1 - finite", "finite - m1"),
+    ("m2 - finite", "finite - m2"),
     why="A sum that was taken under a smaller maximum is too large; and no exponent may be positive, or it overflows.",
 )
-def upside_down(a, b):
-    (m1, l1), (m2, l2) = a, b
-    m = torch.maximum(m1, m2)
-    return m, l1 * torch.exp(m - m1) + l2 * torch.exp(m - m2)
-
-
-@misconception(
-    "02.merge",
+wrong_merge(
+    "nan_for_two_identities",
     "Two identities give NaN in your merge.",
+    ('torch.where(m == float("-inf"), torch.zeros_like(m), m)', "m"),
     why="−∞ − (−∞) is NaN, and 0 · NaN is NaN, too. Where m is −∞, subtract any finite number instead.",
 )
-def nan_for_two_identities(a, b):
-    (m1, l1), (m2, l2) = a, b
-    m = torch.maximum(m1, m2)
-    return m, l1 * torch.exp(m1 - m) + l2 * torch.exp(m2 - m)
-
-
-@misconception(
-    "02.merge",
+wrong_merge(
+    "hides_nan",
     "You replace NaN by a number after the fact.",
+    ('torch.where(m == float("-inf"), torch.zeros_like(m), m)', "m"),
+    (
+        "l1 * torch.exp(m1 - finite) + l2 * torch.exp(m2 - finite)",
+        "torch.nan_to_num(l1 * torch.exp(m1 - finite) + l2 * torch.exp(m2 - finite))",
+    ),
     why="Two identities come out right, but a NaN that came in is gone as well, and with it the sign of an error.",
 )
-def hides_nan(a, b):
-    (m1, l1), (m2, l2) = a, b
-    m = torch.maximum(m1, m2)
-    return m, torch.nan_to_num(l1 * torch.exp(m1 - m) + l2 * torch.exp(m2 - m))
-
-
-@misconception(
-    "02.merge",
+wrong_merge(
+    "maximum_becomes_zero",
     "You return the finite number that you subtract in the place of −∞ as the maximum.",
+    ("return m,", "return finite,"),
     why="It is only there to keep the exponents from NaN. The maximum of nothing is −∞, also when it is handed on.",
 )
-def maximum_becomes_zero(a, b):
-    (m1, l1), (m2, l2) = a, b
-    m = _finite(torch.maximum(m1, m2))
-    return m, l1 * torch.exp(m1 - m) + l2 * torch.exp(m2 - m)
-
-
-@misconception(
-    "02.merge",
+wrong_merge(
+    "one_maximum_for_all_rows",
     "You choose one maximum for all the rows (with .max(), or an `if`).",
+    ("torch.maximum(m1, m2)", "torch.maximum(m1, m2).max().expand_as(m1)"),
     why="Each row decides for itself which side has the larger maximum: torch.maximum compares element by element.",
 )
-def one_maximum_for_all_rows(a, b):
-    (m1, l1), (m2, l2) = a, b
-    m = torch.maximum(m1, m2).max() + torch.zeros_like(m1)
-    return m, l1 * torch.exp(m1 - _finite(m)) + l2 * torch.exp(m2 - _finite(m))
-
 
 # 02.online_softmax
 
 
-@misconception(
-    "02.online_softmax",
+def online_softmax(x, tile):
+    """A right answer."""
+    starts = range(0, x.shape[-1], tile)
+    m = x.new_full(x.shape[:-1], float("-inf"))
+    l, y = torch.zeros_like(m), torch.empty_like(x)
+    for start in starts:  # pass 1
+        part = x[..., start : start + tile].clone()
+        m_part = part.amax(dim=-1)
+        finite = torch.where(m_part == float("-inf"), torch.zeros_like(m_part), m_part)
+        m, l = merge((m, l), (m_part, torch.exp(part - finite[..., None]).sum(dim=-1)))
+    for start in starts:  # pass 2
+        y[..., start : start + tile] = torch.exp(x[..., start : start + tile] - m[..., None]) / l[..., None]
+    return y
+
+
+wrong_online = Mistakes("02.online_softmax", online_softmax)
+
+wrong_online(
+    "running_sum_not_rescaled",
     "You do not rescale the running sum when the maximum rises.",
+    ("m_part = part.amax(dim=-1)", "m_part = torch.maximum(m, part.amax(dim=-1))"),
+    (
+        "merge((m, l), (m_part, torch.exp(part - finite[..., None]).sum(dim=-1)))",
+        "m_part, l + torch.exp(part - finite[..., None]).sum(dim=-1)",
+    ),
     why="What was summed before was summed under the old maximum. `merge` shrinks it; a plain addition does not.",
 )
-def running_sum_not_rescaled(x, tile):
-    m, l = _nothing(x)
-    for start in range(0, x.shape[-1], tile):
-        part = _load(x, start, tile)
-        m = torch.maximum(m, part.amax(-1))
-        l = l + torch.exp(part - _finite(m)[..., None]).sum(-1)
-    return _write(x, tile, lambda part: torch.exp(part - m[..., None]) / l[..., None])
-
-
-@misconception(
-    "02.online_softmax",
+wrong_online(
+    "writes_too_early",
     "You write the weights in the first pass, with the m and ℓ of that moment.",
+    ("    for start in starts:  # pass 2\n", ""),
     why="Until the last tile has been seen, ℓ is too small and m may still rise: the weights come out too large.",
 )
-def writes_too_early(x, tile):
-    m, l = _nothing(x)
-    y = torch.empty_like(x)
-    for start in range(0, x.shape[-1], tile):
-        part = _load(x, start, tile)
-        m, l = library_merge((m, l), _summary(part))
-        y[..., start : start + tile] = torch.exp(part - _finite(m)[..., None]) / l[..., None]
-    return y
-
-
-@misconception(
-    "02.online_softmax",
+wrong_online(
+    "maximum_begins_at_zero",
     "Your running maximum begins at 0 instead of −∞.",
+    ('x.new_full(x.shape[:-1], float("-inf"))', "x.new_zeros(x.shape[:-1])"),
     why="A row of large negative numbers never gets above 0: every term vanishes, and 0/0 is left.",
 )
-def maximum_begins_at_zero(x, tile):
-    m, l = torch.zeros(x.shape[:-1]), torch.zeros(x.shape[:-1])
-    for start in range(0, x.shape[-1], tile):
-        m, l = library_merge((m, l), _summary(_load(x, start, tile)))
-    return _write(x, tile, lambda part: torch.exp(part - m[..., None]) / l[..., None])
-
-
-@misconception(
-    "02.online_softmax",
+wrong_online(
+    "nan_from_a_masked_tile",
     "A tile of nothing but −∞ gives NaN in your summary.",
+    ('torch.where(m_part == float("-inf"), torch.zeros_like(m_part), m_part)', "m_part"),
     why="Its maximum is −∞, and −∞ − (−∞) is NaN before `merge` ever sees it. Subtract a finite number there.",
 )
-def nan_from_a_masked_tile(x, tile):
-    m, l = _nothing(x)
-    for start in range(0, x.shape[-1], tile):
-        part = _load(x, start, tile)
-        m_part = part.amax(-1)
-        m, l = library_merge((m, l), (m_part, torch.exp(part - m_part[..., None]).sum(-1)))
-    return _write(x, tile, lambda part: torch.exp(part - m[..., None]) / l[..., None])
-
-
-@misconception(
-    "02.online_softmax",
+wrong_online(
+    "reads_the_tile_twice",
     "You read each tile from x twice in the first pass: once for its maximum, once for its sum.",
-    why=(
-        "Load the tile once, part = x[..., start : start + tile].clone(), and compute both from "
-        "the copy, which is on the chip."
-    ),
+    (".clone()", ""),
+    why="Load the tile once, part = x[..., start : start + tile].clone(), and compute both from "
+    "the copy, which is on the chip.",
 )
-def reads_the_tile_twice(x, tile):
-    m, l = _nothing(x)
-    for start in range(0, x.shape[-1], tile):
-        m, l = library_merge((m, l), _summary(x[..., start : start + tile]))
-    return _write(x, tile, lambda part: torch.exp(part - m[..., None]) / l[..., None])
-
-
-@misconception(
-    "02.online_softmax",
+wrong_online(
+    "keeps_the_tiles",
     "You kept the row, or something as long as it, from one loop to the other.",
+    ("l, y = torch.zeros_like(m), torch.empty_like(x)", "l, y, kept = torch.zeros_like(m), torch.empty_like(x), {}"),
+    ("part = x[..., start : start + tile].clone()", "part = kept[start] = x[..., start : start + tile].clone()"),
+    ("exp(x[..., start : start + tile] -", "exp(kept[start] -"),
     why="There is no room for it: of the first pass only m and ℓ remain, and the second one reads x again.",
 )
-def keeps_the_tiles(x, tile):
-    m, l = _nothing(x)
-    parts = []
-    for start in range(0, x.shape[-1], tile):
-        parts.append(_load(x, start, tile))
-        m, l = library_merge((m, l), _summary(parts[-1]))
-    return torch.cat([torch.exp(part - m[..., None]) / l[..., None] for part in parts], dim=-1)
-
-
-def _load(x, start, tile):
-    return x[..., start : start + tile].clone()
-
-
-def _finite(m):
-    return torch.where(m == float("-inf"), torch.zeros_like(m), m)
-
-
-def _nothing(x):
-    return torch.full(x.shape[:-1], float("-inf")), torch.zeros(x.shape[:-1])
-
-
-def _summary(part):
-    m = part.amax(-1)
-    return m, torch.exp(part - _finite(m)[..., None]).sum(-1)
-
-
-def _softmax(part):
-    m, l = _summary(part)
-    return torch.exp(part - m[..., None]) / l[..., None]
-
-
-def _write(x, tile, weights):
-    y = torch.empty_like(x)
-    for start in range(0, x.shape[-1], tile):
-        y[..., start : start + tile] = weights(_load(x, start, tile))
-    return y

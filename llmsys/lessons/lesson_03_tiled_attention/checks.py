@@ -6,6 +6,8 @@ from llmsys.attention import naive, online, tiled
 from llmsys.attention.cost import tiled_bytes as bytes_moved
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
+from llmsys.hardware.memory import HBM
+from llmsys.lessons.common import exact, multiples
 
 FUSED = ("aten::*softmax*", "aten::*logsumexp*", "aten::*scaled_dot_product*")
 LIBRARY = (
@@ -17,12 +19,14 @@ LIBRARY = (
 )
 
 
+TILE = 8 * 8 * 4  # bytes of a tile of 8 rows of 8, in fp32
+
+
 def on_the_machine(attention):
     """Tiled attention as an ordinary function of plain tensors: it builds the memories, and returns what is asked for.
 
     report      "values": (o, lse) · "o": o alone, lse not asked for · "loaded", "stored": bytes by tensor, the same way
     """
-    from llmsys.hardware.memory import HBM
 
     def run(q, k, v, *, report: str = "values", sram: int | None = None, **options):
         programs = k.shape[0] * k.shape[1]
@@ -35,13 +39,8 @@ def on_the_machine(attention):
     return run
 
 
-def exact(q, k, v, *, causal: bool = False, scale: float | None = None):
-    """(o, lse) as expected, computed in float64 and rounded once."""
-    o, lse = naive.naive_attention(q.double(), k.double(), v.double(), causal=causal, scale=scale, return_lse=True)
-    return o.float(), lse
-
-
 def one_query(q, k, v):
+    """The exact attention of one query (Dk,) over k (T, Dk) and v (T, Dv)."""
     return exact(q[None, None, None], k[None, None], v[None, None])[0][0, 0, 0]
 
 
@@ -100,17 +99,14 @@ def attend_one_query(answer: Answer) -> None:
     with answer.property(
         "scores far below zero, and far above", why="The running maximum begins at −∞; no exponent is ever positive."
     ):
-        q, k, v = draw(20)
-        q, k = q.abs(), k.abs() * 300
+        q, k, v = draw(20, Dk=16)
+        q, k = multiples(q.abs(), 0.25), multiples(k.abs() * 300, 64)
+        k = k[(k @ q).argsort(descending=True)]
         answer.matches(one_query(-q, k, v), -q, k, v, tile=8)
-        answer.matches(one_query(q, k, v), q, k, v, tile=8)
-        k = k[(k @ q).argsort(descending=True)]  # a tile's own maximum is far below the one so far
+        answer.matches(one_query(q, k, v), q, k, v, tile=8)  # a tile's own maximum is far below the one so far
         answer.matches(one_query(q, k, v), q, k, v, tile=4)
         q, k, v = draw(20, Dk=16)
-        q, k = (
-            torch.ones(16),
-            k.round() - 4096,
-        )  # about -16,384 each, and exact in fp32: no finite number is a safe start
+        q, k = torch.ones(16), multiples(32 * k, 32) - 4096  # about -16,384 each: no finite number is a safe start
         answer.matches(one_query(q, k, v), q, k, v, tile=8)
 
     with answer.property(
@@ -129,7 +125,7 @@ def attend_one_query(answer: Answer) -> None:
     "03.tiled_attention",
     reference=tiled.tiled_attention,
     forbids=(*FUSED, *LIBRARY),
-    adapt="llmsys.lessons.lesson_03_tiled_attention.checks:on_the_machine",
+    adapt=on_the_machine,
     hints=(
         "Two loops: tiles of queries outside, tiles of keys inside. What is loaded once per query tile, what once per "
         "key tile, and where is the one place at which o and lse are stored?",
@@ -171,7 +167,7 @@ def tiled_attention(answer: Answer) -> None:
     with answer.property(
         "many tiles of keys", why="o is the third sum under m: it is rescaled with ℓ, and divided at the end."
     ):
-        q, k, v = draw(8, 40, scale=3.0)
+        q, k, v = draw(8, 32, scale=3.0)
         k = k[:, :, (k[0, 0] @ q[0, 0, 0]).argsort()]
         answer.matches(exact(q, k, v), q, k, v, block_q=8, block_k=8)
 
@@ -182,24 +178,24 @@ def tiled_attention(answer: Answer) -> None:
         answer.matches(exact(q, k, v), q, k, v, block_q=8, block_k=8)
 
     with answer.property("ragged ends on both sides", why="No length is a multiple of a tile for long."):
-        for Tq, Tk, block_q, block_k in ((7, 13, 4, 8), (17, 5, 16, 3), (1, 33, 16, 16), (9, 1, 2, 2)):
+        for Tq, Tk, block_q, block_k in ((7, 13, 4, 8), (17, 5, 16, 3), (1, 33, 16, 16), (3, 1, 2, 2)):
             q, k, v = draw(Tq, Tk, Hkv=2, scale=2.0)
             answer.matches(exact(q, k, v), q, k, v, block_q=block_q, block_k=block_k)
 
     with answer.property(
         "causal, aligned at the end", why="The last query is the last token: query i sees the keys up to i + Tk − Tq."
     ):
-        for Tq, Tk, block in ((16, 16, 8), (5, 21, 4), (13, 13, 5), (1, 9, 4)):
+        for Tq, Tk, block in ((16, 16, 8), (5, 9, 4), (7, 7, 5), (1, 9, 4)):
             q, k, v = draw(Tq, Tk, Hkv=2, scale=2.0)
             answer.matches(exact(q, k, v, causal=True), q, k, v, block_q=block, block_k=block, causal=True)
-        q, k, v = draw(12, 20)
+        q, k, v = draw(9, 11)
         answer.matches(exact(q, k, v, causal=True), q, k, v, block_q=8, block_k=3, causal=True)
 
     with answer.property(
         "a query that sees no key: o = 0, lse = −∞, and no NaN",
         why="More queries than keys: the first ones come too early.",
     ):
-        q, k, v = draw(12, 5, Hkv=2)
+        q, k, v = draw(9, 3, Hkv=2)  # of tiles of four, the first sees nothing, and the second in part
         o, _ = exact(q, k, v, causal=True)
         answer.matches(o, q, k, v, block_q=4, block_k=4, causal=True, report="o")
         answer.matches(exact(q, k, v, causal=True), q, k, v, block_q=4, block_k=4, causal=True)
@@ -209,39 +205,40 @@ def tiled_attention(answer: Answer) -> None:
         "grouped queries: query head h reads key head h // G",
         why="G query heads share one key head; they are neighbours.",
     ):
-        q, k, v = draw(9, 11, B=2, G=3, Hkv=2, Dv=4)
+        q, k, v = draw(5, 7, B=2, G=3, Hkv=2, Dv=4)
         answer.matches(exact(q, k, v), q, k, v, block_q=4, block_k=4)
         answer.matches(exact(q, k, v, causal=True, scale=0.7), q, k, v, block_q=4, block_k=4, causal=True, scale=0.7)
 
     with answer.property("logits of ±10,000 overflow nothing", why="The maximum goes before the exponential does."):
-        q, k, v = draw(8, 24, scale=1e4)
-        answer.matches(exact(q, k, v), q, k, v, block_q=4, block_k=8)
+        q, k, v = draw(8, 24, D=16, scale=1e4)
+        q, k = multiples(q, 128), k.round()
+        answer.matches(exact(q, k, v), q, k, v, block_q=8, block_k=8)
         q, k, v = draw(8, 24, D=16)
-        q, k = torch.ones_like(q), k.round()
-        o, _ = exact(q, k - 4096, v)  # all of them about -16,384, and exact in fp32
-        answer.matches(o, q, k - 4096, v, block_q=4, block_k=8, report="o")
+        q, k = torch.ones_like(q), multiples(32 * k, 32)
+        o, _ = exact(q, k - 4096, v)  # all of them about -16,384
+        answer.matches(o, q, k - 4096, v, block_q=8, block_k=8, report="o")
         k[:, :, 17:] += 4096  # what the first query must not see is far above what it sees
         o, _ = exact(q, k, v, causal=True)
-        answer.matches(o, q, k, v, block_q=4, block_k=8, causal=True, report="o")
+        answer.matches(o, q, k, v, block_q=8, block_k=8, causal=True, report="o")
 
     with answer.property("q is loaded once, k and v once per query tile", why="More is wasted; fewer cannot be."):
-        q, k, v = draw(40, 24, G=2, Hkv=2)
+        q, k, v = draw(20, 16, G=2, Hkv=2)
         loads = {"q": q.nbytes, "k": 3 * k.nbytes, "v": 3 * v.nbytes}
-        answer.matches(loads, q, k, v, block_q=16, block_k=8, report="loaded")
+        answer.matches(loads, q, k, v, block_q=8, block_k=8, report="loaded")
 
     with answer.property("o and lse are stored once", why="The state lives on the chip until it is finished."):
-        q, k, v = draw(40, 24, G=2, Hkv=2)
-        answer.matches({"o": q.nbytes, "lse": q.nbytes // 8}, q, k, v, block_q=16, block_k=8, report="stored")
+        q, k, v = draw(12, 16, G=2, Hkv=2)
+        answer.matches({"o": q.nbytes, "lse": q.nbytes // 8}, q, k, v, block_q=8, block_k=8, report="stored")
 
     with answer.property(
         "causal: keys that no query of the tile sees are not loaded", why="Half of the tiles, for a long sequence."
     ):
-        q, k, v = draw(64, 64)
-        loads = {"q": q.nbytes, "k": k.nbytes * 10 // 4, "v": v.nbytes * 10 // 4}  # 1 + 2 + 3 + 4 tiles of 4
-        answer.matches(loads, q, k, v, block_q=16, block_k=16, causal=True, report="loaded")
-        q, k, v = draw(40, 40)
-        loads = {"q": q.nbytes, "k": k.nbytes * 3, "v": v.nbytes * 3}  # 8 + 16 + 24 + 32 + 40 keys of 40
-        answer.matches(loads, q, k, v, block_q=8, block_k=16, causal=True, report="loaded")
+        q, k, v = draw(24, 24)
+        loads = {"q": q.nbytes, "k": k.nbytes * 2, "v": v.nbytes * 2}  # 1 + 2 + 3 tiles of 3
+        answer.matches(loads, q, k, v, block_q=8, block_k=8, causal=True, report="loaded")
+        q, k, v = draw(12, 12)
+        loads = {"q": q.nbytes, "k": k.nbytes * 2, "v": v.nbytes * 2}  # 4 + 8 + 12 keys of 12
+        answer.matches(loads, q, k, v, block_q=4, block_k=8, causal=True, report="loaded")
         q, k, v = draw(12, 4)  # the first eight queries, two tiles of them, see nothing
         loads = {"q": q.nbytes, "k": k.nbytes, "v": v.nbytes}
         answer.matches(loads, q, k, v, block_q=4, block_k=4, causal=True, report="loaded")
@@ -250,9 +247,9 @@ def tiled_attention(answer: Answer) -> None:
         "nothing with Tq × Tk elements is ever made, and the chip is large enough",
         why="A few tiles fit; the scores do not.",
     ):
-        q, k, v = draw(48, 192)
-        run = answer(q, k, v, block_q=8, block_k=8, sram=6 * 1024)
-        answer.allocates(run, q.nbytes, "o, the largest thing that there is")
+        q, k, v = draw(16, 128)  # 16 tiles of k: whoever keeps them, or one of scores for each, has not got the room
+        run = answer(q, k, v, block_q=8, block_k=8, sram=24 * TILE)
+        answer.allocates(run, 6 * TILE, "six tiles")
         answer.equal(run, exact(q, k, v))
 
 
