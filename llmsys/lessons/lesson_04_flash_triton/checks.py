@@ -4,6 +4,8 @@ While it is watched, a program takes Triton's interpreter about 20 ms, and each 
 kernel's shapes are as small as the property allows: tiles of 16, and one or two of them.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from llmsys.attention.naive import naive_attention
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
 from llmsys.hardware.tier import triton_device
-from llmsys.lessons.common import PoisonedResults, exact, with_gaps
+from llmsys.lessons.common import PoisonedResults, exact, multiples, with_gaps
 from llmsys.lessons.common import tokens_first as laid_out_tokens_first
 
 ONE_HEAD = "llmsys.attention.one_head:one_head_kernel"
@@ -61,9 +63,10 @@ def _draw(answer: Answer, Tq: int, Tk: int, D: int = 16, scale: float = 1.0) -> 
 
 
 def _below_zero(answer: Answer, Tq: int, Tk: int, D: int, size: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Every score is negative, about −size·D·0.6 before the scale."""
+    """Every score is negative, about −size·D·0.6 before the scale, and exact in fp32."""
     q, k, v = _draw(answer, Tq, Tk, D)
-    return -q.abs() * size, k.abs(), v
+    step = 2.0 ** math.floor(math.log2(size / 64))
+    return -multiples(q.abs() * size, step), k.abs().round(), v
 
 
 @exercise_check(
@@ -123,6 +126,7 @@ def inner_loop(answer: Answer) -> None:
 
     with answer.property("logits of ±10,000 overflow nothing", why="No exponent is ever positive."):
         q, k, v = _draw(answer, 16, 32, scale=1e4)
+        q, k = multiples(q, 128), k.round()
         answer.matches(exact_head(q, k, v), q, k, v)
 
     with answer.property("float16 inputs, summed in float32", why="Products in half precision, sums in full."):
@@ -470,11 +474,12 @@ def ragged_groups(answer: Answer) -> None:
         right(*draw(24, 7), causal=True)
 
     with answer.property("logits of ±10,000, a scale of one's own", why="Nothing overflows, and lse is in units of s."):
-        right(*draw(16, 20, scale=1e4), scale=0.5)
+        q, k, v = draw(16, 20, scale=1e4)
+        right(multiples(q, 128), k.round(), v, scale=0.5)
 
     with answer.property("scores of −1,000,000", why="m begins below all scores: at −∞."):
         q, k, v = draw(16, 20)
-        right(-q.abs() * 1e6, k.abs(), v, rtol=1e-2, atol=1e-2)
+        right(-multiples(q.abs() * 1e6, 2**14), k.abs().round(), v, rtol=1e-2, atol=1e-2)
 
     with answer.property("a NaN that goes in comes out", why="As in the fourth repair."):
         q, k, v = draw(24, 16)
