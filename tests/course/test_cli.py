@@ -276,7 +276,7 @@ def test_doctor_exits_with_1_where_the_lessons_do_not_run(monkeypatch):
     assert well.exit_code == 0 and "✓ torch" in well.stdout and doctor.diagnose().verdict in well.stdout
     monkeypatch.setattr(doctor, "version", lambda name: None)
     ill = run("doctor")
-    assert ill.exit_code == 1 and 'pip install "torch>=2.11,<2.14"' in ill.stdout
+    assert ill.exit_code == 1 and 'pip install "torch>=2.11,<2.16"' in ill.stdout
 
 
 # Checking and grading
