@@ -86,6 +86,19 @@ def test_a_planned_lesson_gives_its_title_and_its_part_and_is_no_longer_planned(
 
 
 @pytest.mark.parametrize(
+    ("number", "end"),
+    [
+        ("07", "**Next:** lesson 90, A tiny lesson."),
+        ("91", "**Next:** lesson 92, Another, which is not built yet."),
+        ("93", "**Next:** *what the reader will want to know now.*"),
+    ],
+)
+def test_it_ends_with_the_lesson_that_comes_next_as_the_lint_wants_it(checkout, number, end):
+    new_lesson(number, "kv_cache", root=checkout)
+    assert (checkout / f"solutions/{number}_kv_cache.py").read_text(encoding="utf-8").endswith(f"# {end}\n")
+
+
+@pytest.mark.parametrize(
     "title, expected", [(None, "Kv cache"), ("The KV cache", "The KV cache"), ('"Ω" \\ 2', '"Ω" \\ 2')]
 )
 def test_the_title_is_the_given_one_or_made_of_the_slug(checkout, title, expected):
