@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -278,7 +279,7 @@ def _model() -> Line:
 
 def _kernel() -> Line:
     """The notebooks ask for a kernel called llmsys; without it JupyterLab asks which one to take."""
-    register = f"{sys.executable} -m ipykernel install --sys-prefix --name llmsys --display-name llmsys"
+    register = f"{shlex.quote(sys.executable)} -m ipykernel install --sys-prefix --name llmsys --display-name llmsys"
     try:
         from jupyter_core.paths import jupyter_path
     except ImportError:
@@ -327,5 +328,5 @@ def _verdict(tier: str, lines: list[Line]) -> str:
 
 def _code(remedy: str) -> str:
     """A remedy as HTML: a command in a fixed font, advice as it is."""
-    command = remedy.startswith(("python ", "make ", "llmsys ", sys.executable))
+    command = remedy.startswith(("python ", "make ", "llmsys ", shlex.quote(sys.executable)))
     return f"<code>{escape(remedy)}</code>" if command else escape(remedy)

@@ -203,7 +203,8 @@ def test_status_knows_what_passed_and_what_is_next(work, monkeypatch):
     shown = run("status").stdout
     assert "A tiny lesson" in shown and "· ·" in shown and "0 of 5" in shown
     assert "Next: 90.double (in 90_tiny.ipynb, about 1 minute). Double a number." in shown
-    record(work, double={"passed": "2026-01-01T00:00:00+00:00", "hints": 2}, halve={"hints": 1})
+    asked = {"passed": "2026-01-01T00:00:00+00:00", "hints": 3, "asked": 2, "failed": ["x"]}
+    record(work, double=asked, halve={"hints": 2, "asked": 1, "failed": ["x"]})
     for place in (work, work.parent, work / "mine"):
         monkeypatch.chdir(place)
         shown = run("status").stdout
@@ -216,7 +217,30 @@ def test_status_knows_what_passed_and_what_is_next(work, monkeypatch):
 
 def test_status_says_where_a_lesson_is_missing(work):
     (work / "90_tiny.ipynb").unlink()
-    assert "90_tiny.ipynb is not here yet: `llmsys update` brings it" in run("status").stdout
+    assert "90_tiny.ipynb is not here: `llmsys update` brings it" in run("status").stdout
+    assert "90_tiny.ipynb: back" in run("update").stdout and (work / "90_tiny.ipynb").exists()
+    assert "is not here" not in run("status").stdout
+
+
+def test_a_workspace_inside_a_workspace_is_refused(work, monkeypatch):
+    for where in ("work", "deeper/still"):
+        done = run("start", where)
+        assert done.exit_code == 2 and not (work / where).exists()
+        said = f"{work / where} lies in the workspace {work}: one workspace is not laid into another."
+        assert done.stderr == f"{said} Name a directory apart\n"
+    monkeypatch.chdir(work.parent)
+    done = run("start", ".")
+    assert done.exit_code == 2 and f"holds the workspace {work}" in done.stderr
+    assert run("start", "work").exit_code == run("start", "another").exit_code == 0
+
+
+def test_paths_in_advice_can_be_pasted_into_a_shell(lessons, tmp_path, monkeypatch):
+    assert run("start", "my work").exit_code == 0
+    monkeypatch.chdir(tmp_path / "my work")
+    (tmp_path / "my work" / "90_tiny.ipynb").unlink()
+    advice = run("reset", "90").stderr.split("`")[1]
+    assert shlex.split(advice) == ["llmsys", "start", str(tmp_path / "my work")]
+    assert run(*shlex.split(advice)[1:]).exit_code == 0 and (tmp_path / "my work" / "90_tiny.ipynb").exists()
 
 
 def test_next_is_the_lesson_that_was_begun(monkeypatch):

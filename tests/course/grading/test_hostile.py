@@ -367,7 +367,7 @@ def graded(toy, root, *, names=("first", "wrong"), text=None, **changes):
         ("<<<<<<< HEAD\n{}", "merge conflict"),
         ("[]", "no list of cells"),
         ('{"cells": [{"cell_type": "code"}], "nbformat": 4}', "cell 1 has no source"),
-        ("", "90_toy.ipynb is not there: `llmsys start` lays it down"),
+        ("", "90_toy.ipynb is not there: `llmsys update` brings it"),
     ],
 )
 def test_a_notebook_that_cannot_be_read_costs_its_exercises(toy, tmp_path, text, says):
