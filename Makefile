@@ -45,7 +45,7 @@ test-all: export LLMSYS_TESTS := all
 test-all: test
 	@$(TEST) $(BIN)/llmsys check --self-test
 
-# torch and triton without pins, whatever is newest; all the rest as pinned. A run brings an older .venv-newest up to date.
+# torch and triton without pins, whatever is newest; all the rest as pinned. A run brings .venv-newest up to date.
 NEWEST := .venv-newest
 test-newest:
 	@$(MAKE) --no-print-directory VENV=$(NEWEST) $(NEWEST)/bin/python

@@ -23,7 +23,17 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
-from llmsys.course.installation import cores, gpus, memory, numbers, system, torch_cuda, triton_of_torch, version
+from llmsys.course.installation import (
+    cores,
+    gpus,
+    memory,
+    numbers,
+    system,
+    torch_cuda,
+    torch_release,
+    triton_of_torch,
+    version,
+)
 from llmsys.course.workspace import workspace as workspaces
 from llmsys.hardware import calibration
 
@@ -202,7 +212,7 @@ def _gpu() -> tuple[bool, Line]:
 def _speed() -> Line:
     """What the roofline of lesson 01 needs to know of this machine, where `this_machine` has measured it."""
     key, spec = calibration.read() or ("", {})
-    if f", torch {version('torch')}," not in key:
+    if f", torch {torch_release()}," not in key:
         return Line(OK, "speed", "not measured yet: llmsys doctor --measure does")
     flops, bandwidth = spec["flops"], spec["bandwidth"]
     dtype = "bfloat16" if "bfloat16" in flops else "float32"

@@ -242,6 +242,10 @@ def test_the_speed_is_shown_once_it_was_measured(cache):
     assert "12.3 GB/s" in line("speed").found and "98.7 GFLOP/s in float32: the ridge is at 8 " in line("speed").found
 
 
+def test_torchs_release_is_what_torch_itself_says():
+    assert doctor.torch_release() == torch.__version__
+
+
 def test_a_speed_measured_with_another_torch_is_not_shown(cache, tmp_path):
     cache("Some CPU, torch 1.0, 2 threads", bandwidth=1e10, flops={"float32": 1e11})
     assert "not measured yet" in line("speed").found
