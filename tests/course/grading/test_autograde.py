@@ -53,7 +53,7 @@ class Hub:
                 pass
 
         self.server = HTTPServer(("127.0.0.1", 0), Api)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.fork = folder / "ada" / "llmsys"
         (self.fork / "work").mkdir(parents=True)
         self.says_forked("teacher/llmsys")
