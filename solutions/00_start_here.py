@@ -224,4 +224,4 @@ for mistake, choose in wrong.items():
 # at what your notebook printed, nor at your copy of the check.
 # </details>
 #
-# **Next:** lesson 02, online softmax. (Lesson 01 is on its way, and any lesson can be first.)
+# **Next:** lesson 01, the memory wall: what attention computes, what it moves, and which of the two it waits for. (Any lesson can be first.)

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -22,16 +23,27 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
-from llmsys.course.installation import cores, gpus, memory, numbers, system, torch_cuda, triton_of_torch, version
+from llmsys.course.installation import (
+    cores,
+    gpus,
+    memory,
+    numbers,
+    system,
+    torch_cuda,
+    torch_release,
+    triton_of_torch,
+    version,
+)
 from llmsys.course.workspace import workspace as workspaces
 from llmsys.hardware import calibration
 
 OK, LIMITED, MISSING = "✓", "!", "✗"
 
-# What the course runs on: name -> (from, below), as in pyproject.toml (a test compares). None: no upper end.
+# What the course runs on: name -> (the oldest version, as in pyproject.toml; the first that is newer than those it is
+# tested with). A newer one is no reason to refuse, but worth a warning. None: nobody keeps count.
 PACKAGES: dict[str, tuple[str, str | None]] = {
-    "torch": ("2.11", "2.14"),
-    "triton": ("3.6", "3.8"),
+    "torch": ("2.11", "2.16"),
+    "triton": ("3.6", "3.10"),
     "numpy": ("2.0", None),
     "matplotlib": ("3.9", None),
     "jupyterlab": ("4.4", None),
@@ -124,7 +136,7 @@ def diagnose() -> Diagnosis:
 
 
 def supported(package: str) -> str:
-    """The supported versions in words: "2.11 to 2.13", "2.0 or later"."""
+    """The tested versions in words: "2.11 to 2.15", "2.0 or later"."""
     low, high = PACKAGES[package]
     if high is None:
         return f"{low} or later"
@@ -200,7 +212,7 @@ def _gpu() -> tuple[bool, Line]:
 def _speed() -> Line:
     """What the roofline of lesson 01 needs to know of this machine, where `this_machine` has measured it."""
     key, spec = calibration.read() or ("", {})
-    if f", torch {version('torch')}," not in key:
+    if f", torch {torch_release()}," not in key:
         return Line(OK, "speed", "not measured yet: llmsys doctor --measure does")
     flops, bandwidth = spec["flops"], spec["bandwidth"]
     dtype = "bfloat16" if "bfloat16" in flops else "float32"
@@ -224,7 +236,7 @@ def _package(name: str) -> Line:
         return Line(MISSING, name, f"{found} is too old; the course needs {supported(name)}", install(name))
     if high and numbers(found) >= numbers(high):
         untested = f"{found} is newer than what the course is tested with, {supported(name)}"
-        return Line(LIMITED, name, untested, install(name))
+        return Line(LIMITED, name, untested, f"where something fails: {install(name)}")
     if name == "torch":
         found += f", CUDA {cuda}" if (cuda := torch_cuda()) else ", for the CPU"
     return Line(OK, name, found)
@@ -232,14 +244,16 @@ def _package(name: str) -> Line:
 
 def _triton(tier: str) -> Line:
     line = _package("triton")
-    if line.mark == MISSING:
-        return replace(line, mark=LIMITED)  # all but the kernels runs without it
+    wanted = triton_of_torch()
+    if line.mark == MISSING:  # all but the kernels runs without it
+        remedy = f"python -m pip install triton=={wanted}" if wanted else line.remedy
+        return replace(line, mark=LIMITED, remedy=remedy)
     found, numpy = version("triton"), version("numpy") or ""
     interpreting = tier != "gpu" or os.environ.get("TRITON_INTERPRET") == "1"
     if interpreting and numbers(found)[:2] == (3, 6) and numbers(numpy) >= (2, 4):
         pair = f"{found} with numpy {numpy}: the interpreter fails on loops whose bounds are tensors"
         return Line(LIMITED, "triton", pair, 'python -m pip install "numpy<2.4" (or torch 2.13 with triton 3.7)')
-    if (wanted := triton_of_torch()) and wanted != found.partition("+")[0]:
+    if wanted and wanted != found.partition("+")[0]:
         remedy = f"python -m pip install triton=={wanted}"
         return Line(LIMITED, "triton", f"{found}, but torch asks for {wanted}", remedy)
     return Line(line.mark, "triton", line.found + (", interpreting" if interpreting else ", compiling"), line.remedy)
@@ -275,7 +289,7 @@ def _model() -> Line:
 
 def _kernel() -> Line:
     """The notebooks ask for a kernel called llmsys; without it JupyterLab asks which one to take."""
-    register = f"{sys.executable} -m ipykernel install --sys-prefix --name llmsys --display-name llmsys"
+    register = f"{shlex.quote(sys.executable)} -m ipykernel install --sys-prefix --name llmsys --display-name llmsys"
     try:
         from jupyter_core.paths import jupyter_path
     except ImportError:
@@ -324,5 +338,5 @@ def _verdict(tier: str, lines: list[Line]) -> str:
 
 def _code(remedy: str) -> str:
     """A remedy as HTML: a command in a fixed font, advice as it is."""
-    command = remedy.startswith(("python ", "make ", "llmsys ", sys.executable))
+    command = remedy.startswith(("python ", "make ", "llmsys ", shlex.quote(sys.executable)))
     return f"<code>{escape(remedy)}</code>" if command else escape(remedy)

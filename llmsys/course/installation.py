@@ -57,6 +57,16 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def torch_cuda() -> str | None:
     """The CUDA version that the installed torch was built for ("13.0"), or None for a CPU build or no torch at all."""
+    return _said_by_torchs_build("cuda", r"[\d.]+")
+
+
+def torch_release() -> str | None:
+    """The installed torch's version as torch itself says it, "2.14.1+cu130", where its metadata may say "2.14.1"."""
+    return _said_by_torchs_build("__version__", r"[^'\"]+") or version("torch")
+
+
+def _said_by_torchs_build(name: str, value: str) -> str | None:
+    """What the file that torch's build has left behind gives as the value of a name."""
     spec = importlib.util.find_spec("torch") if version("torch") else None
     if spec is None or not spec.origin:
         return None
@@ -64,7 +74,7 @@ def torch_cuda() -> str | None:
         text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     except OSError:
         return None
-    found = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    found = re.search(rf"^{name}\b[^=]*=\s*['\"]({value})['\"]", text, re.MULTILINE)
     return found.group(1) if found else None
 
 

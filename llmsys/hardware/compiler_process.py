@@ -4,7 +4,7 @@
 decides once, when it is first imported, whether kernels are interpreted or compiled. A request is a dict of what
 `compiler._request` lists; an answer has the fields of `compiler.Compiled`, or "error", "line" and "source".
 
-Triton's compiler is touched in this file and nowhere else (Triton 3.6 to 3.7). It does not import torch, which would
+Triton's compiler is touched in this file and nowhere else (Triton 3.6 to 3.9). It does not import torch, which would
 take longer than compiling a small kernel.
 """
 

@@ -21,7 +21,7 @@ is active, every load and store of an interpreted kernel is looked at before it 
 
 Block pointers and tensor descriptors come down to the same loads and stores, and are watched with them.
 
-The interpreter's internals are touched in this file and nowhere else (Triton 3.6 to 3.7). Where they look different,
+The interpreter's internals are touched in this file and nowhere else (Triton 3.6 to 3.9). Where they look different,
 `available()` is false, and `watch` watches nothing: kernels then run as they always do.
 """
 

@@ -22,6 +22,8 @@ import torch
 
 Tier = Literal["gpu", "interpreter", "pytorch"]
 
+RELEASED_TOGETHER = {"2.11": "3.6", "2.12": "3.7", "2.13": "3.7", "2.14": "3.8", "2.15": "3.9"}  # torch -> triton
+
 
 def tier() -> Tier:
     """The best tier present: "gpu", "interpreter" (Triton without a GPU) or "pytorch" (no Triton)."""
@@ -83,7 +85,11 @@ def _imported_interpreting() -> bool:
 
 def _how_to_get_triton() -> str:
     if sys.platform == "linux":
-        return "Triton is not installed: `pip install triton==3.7.1` (the version that goes with torch 2.13)."
+        release = ".".join(torch.__version__.split(".")[:2])
+        if release not in RELEASED_TOGETHER:
+            return "Triton is not installed: `pip install triton`."
+        wanted = f"triton~={RELEASED_TOGETHER[release]}.0"
+        return f"Triton is not installed: `pip install {wanted}` (the version that goes with torch {release})."
     return (
         "Triton has no release for this platform. Everything but the Triton kernels works here; for those, open the "
         "course in its dev container (.devcontainer/), in WSL 2, or on Colab."

@@ -56,9 +56,9 @@ def test_the_doctors_versions_are_those_of_pyproject():
     asked = {}
     for requirement in project["dependencies"]:
         name, bounds = re.match(r"([\w-]+)([^;]*)", requirement).groups()
-        low, high = re.search(r">=([\d.]+)", bounds), re.search(r"<([\d.]+)", bounds)
-        asked[name] = (low.group(1), high.group(1) if high else None)
-    assert asked == PACKAGES
+        assert "<" not in bounds, f"{name} in a newer version is not to be refused: the doctor warns"
+        asked[name] = re.search(r">=([\d.]+)", bounds).group(1)
+    assert asked == {name: oldest for name, (oldest, _) in PACKAGES.items()}
     assert project["requires-python"] == ">={},<{}".format(*doctor.PYTHONS)
     assert doctor.MODEL in (ROOT / "Makefile").read_text()
 
@@ -69,7 +69,7 @@ def test_the_doctor_needs_the_standard_library_alone_and_says_how_to_get_torch()
         [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
     )
     assert done.returncode == 1 and done.stderr == ""
-    assert "✗ torch" in done.stdout and 'python -m pip install "torch>=2.11,<2.14"' in done.stdout
+    assert "✗ torch" in done.stdout and 'python -m pip install "torch>=2.11,<2.16"' in done.stdout
     assert done.stdout.splitlines()[-1].startswith("The lessons do not run here yet: see torch, ")
 
 
@@ -81,14 +81,24 @@ def test_the_doctor_answers_without_importing_what_it_looks_for():
 
 @pytest.mark.parametrize(
     ("version", "mark"),
-    [(None, MISSING), ("2.10.1", MISSING), ("2.11.0", OK), ("2.13.0+cu130", OK), ("2.14.0", LIMITED), ("3.0", LIMITED)],
+    [(None, MISSING), ("2.10.1", MISSING), ("2.11.0", OK), ("2.13.0+cu130", OK), ("2.15.0", OK), ("2.15.3+cpu", OK)]
+    + [("2.16.0", LIMITED), ("3.0", LIMITED)],
 )
-def test_a_torch_that_is_too_old_or_untested_is_marked(monkeypatch, version, mark):
+def test_a_torch_that_is_too_old_or_newer_than_tested_is_marked(monkeypatch, version, mark):
     pretend(monkeypatch, torch=version)
     found = line("torch")
     assert found.mark == mark
     assert bool(found.remedy) == (mark != OK)
-    assert bool(diagnose()) == (mark != MISSING)
+    assert bool(diagnose()) == (mark != MISSING), "newer than tested is a warning: the lessons run"
+
+
+@pytest.mark.parametrize(("version", "mark"), [("3.6.0", OK), ("3.8.0", OK), ("3.9.0", OK), ("3.10.0", LIMITED)])
+def test_a_triton_that_is_newer_than_tested_is_a_warning(monkeypatch, version, mark):
+    pretend(monkeypatch, triton=version, numpy="2.3.5")
+    monkeypatch.setattr(doctor, "triton_of_torch", lambda: version)
+    assert line("triton").mark == mark and diagnose()
+    if mark == LIMITED:
+        assert f"{version} is newer than what the course is tested with, 3.6 to 3.9" in line("triton").found
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
@@ -203,7 +213,7 @@ def test_the_notebooks_table_holds_what_the_text_holds(monkeypatch):
     pretend(monkeypatch, torch=None)
     found = diagnose()
     html = found._repr_html_()
-    assert html.count("<tr") == len(found.lines) and "&quot;torch&gt;=2.11,&lt;2.14&quot;" in html
+    assert html.count("<tr") == len(found.lines) and "&quot;torch&gt;=2.11,&lt;2.16&quot;" in html
     shown = re.sub(r"<[^>]*>", " ", html)
     assert all(each.name in shown and each.name in repr(found) for each in found.lines)
     assert found.verdict in shown
@@ -232,6 +242,10 @@ def test_the_speed_is_shown_once_it_was_measured(cache):
     assert "12.3 GB/s" in line("speed").found and "98.7 GFLOP/s in float32: the ridge is at 8 " in line("speed").found
 
 
+def test_torchs_release_is_what_torch_itself_says():
+    assert doctor.torch_release() == torch.__version__
+
+
 def test_a_speed_measured_with_another_torch_is_not_shown(cache, tmp_path):
     cache("Some CPU, torch 1.0, 2 threads", bandwidth=1e10, flops={"float32": 1e11})
     assert "not measured yet" in line("speed").found
@@ -248,3 +262,11 @@ def test_what_is_measured_here_is_what_is_shown(cache, monkeypatch):
 def test_versions_are_compared_as_numbers():
     assert doctor.numbers("2.13.0+cpu") == (2, 13, 0) and doctor.numbers("3.7.1.post2") == (3, 7, 1)
     assert doctor.numbers("2.9") < doctor.numbers("2.11") and doctor.numbers("[N/A]") == ()
+
+
+def test_a_missing_triton_comes_in_the_version_that_torch_was_released_with(monkeypatch):
+    pretend(monkeypatch, triton=None)
+    monkeypatch.setattr(doctor, "triton_of_torch", lambda: "3.8.0")
+    assert line("triton").remedy == "python -m pip install triton==3.8.0"
+    monkeypatch.setattr(doctor, "triton_of_torch", lambda: None)
+    assert line("triton").remedy == 'python -m pip install "triton>=3.6,<3.10"'

@@ -57,6 +57,24 @@ def test_the_library_imports_and_the_pytorch_stages_work_with_triton_blocked():
     assert out.startswith("pytorch\n") and ("pip install triton" in out or "dev container" in out)
 
 
+@pytest.mark.parametrize(
+    ("release", "command"),
+    [
+        ("2.11.0+cu130", "`pip install triton~=3.6.0`"),
+        ("2.13.0+cpu", "`pip install triton~=3.7.0`"),
+        ("2.15.1", "`pip install triton~=3.9.0`"),
+        ("2.99.0", "`pip install triton`."),
+    ],
+)
+def test_without_triton_the_version_that_goes_with_this_torch_is_named(monkeypatch, release, command):
+    monkeypatch.setattr(tier, "triton_installed", lambda: False)
+    monkeypatch.setattr(tier.sys, "platform", "linux")
+    monkeypatch.setattr(tier.torch, "__version__", release)
+    with pytest.raises(ImportError) as error:
+        tier.load_triton()
+    assert command in str(error.value)
+
+
 def test_importing_the_library_imports_neither_torch_nor_triton_and_sets_nothing():
     out = run_alone(
         """

@@ -32,6 +32,8 @@ from llmsys.course.workspace.notebook import ROLES, role
 ORDER = "prediction, exercises, widget, measurement, engine, production, questions"
 PRODUCTION = r"^#{1,6} .*\bproduction\b"  # the heading of what production does differently
 SHAPE = re.compile(r"\bshape|\([^()\n]*(?:,|\.\.\.|…)[^()\n]*\)")
+NEXT = re.compile(r"^\*\*Next:\*\*(.*)", re.MULTILINE | re.DOTALL)  # the last words of a lesson
+NOT_BUILT = "not built yet"
 ELSEWHERE = re.compile(r"(?<![\w.:])(?:/[\w.-]+){2,}|\b0x[0-9a-f]{6,}\b")  # a path or an address, in an output
 
 
@@ -218,6 +220,22 @@ def three_questions_with_folded_answers(lesson: Lesson, notebook: NotebookNode) 
             yield "(end)", "a folded answer without a question, or without an answer", "<details><summary>…</summary>…"
 
 
+def ends_with_the_next_lesson(lesson: Lesson, notebook: NotebookNode) -> Complaints:
+    """The last cell says what comes next: the next lesson of the manifest; or, where there is none after this one, that
+    a lesson it names is not built yet."""
+    end = notebook.cells[-1]
+    said = NEXT.search(end.source) if end.cell_type == "markdown" else None
+    words = " ".join(said[1].split()) if said else ""
+    named = re.findall(r"\blesson (\d\d)\b", words, re.IGNORECASE)
+    following = next((each for each in manifest.lessons() if each.number > lesson.number), None)
+    if following is not None:
+        if named[:1] != [following.number] or NOT_BUILT in words:
+            remedy = f'end it in "**Next:** lesson {following.number}, …"'
+            yield end.id, f"its end does not send the reader on to lesson {following.number}, {following.title}", remedy
+    elif named and NOT_BUILT not in words:
+        yield end.id, f"its end sends the reader to lesson {named[0]}, which there is not", f'say "{NOT_BUILT}"'
+
+
 def equations_resolve(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     r"""A \tag has a number of its own, and a number in the text is some equation's."""
     texts = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "markdown"}
@@ -271,6 +289,7 @@ RULES = (
     pictures_have_alt_text,
     comments_begin_no_line,
     three_questions_with_folded_answers,
+    ends_with_the_next_lesson,
     equations_resolve,
     numbers_are_shown_or_cited,
     outputs_are_clean,

@@ -60,6 +60,7 @@ def new_lesson(number: str, slug: str, *, title: str | None = None, root: Path |
         "slug": slug,
         "title": title,
         "title_in_quotes": json.dumps(title, ensure_ascii=False),  # a string in TOML, too
+        "next": _next_after(number, table),
         "part_in_quotes": json.dumps(planned.get("part", _part_before(number, table)), ensure_ascii=False),
     }
     source, content, pictures, test = places(number, slug, root)
@@ -116,6 +117,16 @@ def _blocks(lines: list[str]) -> list[tuple[str, str, int, int]]:
         kind = lines[start].strip().strip("[]")
         found.append((kind, entry[kind][0]["number"], start, stop))
     return found
+
+
+def _next_after(number: str, table: dict) -> str:
+    """Where the lesson's end sends the reader: to the next lesson that is there, or to the one that is planned."""
+    built = [each for each in table.get("lesson", []) if each["number"] > number]
+    planned = [each for each in table.get("planned", []) if each["number"] > number]
+    if built or planned:
+        nearest = min(built or planned, key=lambda each: each["number"])
+        return f"lesson {nearest['number']}, {nearest['title']}{'' if built else ', which is not built yet'}."
+    return "*what the reader will want to know now.*"
 
 
 def _part_before(number: str, table: dict) -> str:

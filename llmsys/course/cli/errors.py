@@ -3,6 +3,7 @@
 Only what the user can mend is listed. Everything else is a bug, and a bug without its traceback cannot be found.
 """
 
+import errno
 import sys
 
 
@@ -16,9 +17,14 @@ FOR_PEOPLE = (
     "llmsys.course.manifest:UnknownId",
     "llmsys.course.workspace.workspace:WorkspaceError",
     "llmsys.course.workspace.notebook:NotebookError",
+    "llmsys.course.workspace.notebook:CannotWrite",
     "llmsys.course.authoring.execute:BuildError",
     "llmsys.course.grading.sandbox:GradeError",
 )
+
+# What a disk says that is full, or that may not be written to. (Other errors of the system's are bugs until shown to be
+# a user's: a file that is not there was perhaps never the user's to make.)
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def for_people(error: Exception) -> str | None:
@@ -28,4 +34,10 @@ def for_people(error: Exception) -> str | None:
         return f"this command needs {package}, which is missing: `llmsys doctor` says how to get it"
     pairs = (each.split(":") for each in FOR_PEOPLE)
     kinds = tuple(getattr(sys.modules[module], name) for module, name in pairs if module in sys.modules)
-    return str(error) if isinstance(error, kinds) else None
+    if isinstance(error, kinds):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in OF_A_DISK:
+        from llmsys.course.workspace.notebook import disk_remedy
+
+        return f"{error.filename or 'the disk'}: {error.strerror}: {disk_remedy(error)}"
+    return None

@@ -48,7 +48,7 @@ def update() -> None:
 
 
 def status() -> None:
-    """Show how far you are: lessons, exercises passed, points, hints, and what comes next."""
+    """Show how far you are: lessons, exercises passed, points, hints asked for, and what comes next."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -65,7 +65,7 @@ def status() -> None:
         table.add_column(column, justify="right" if right else "left", no_wrap=column != "lesson")
     for each in found:
         glyphs = " ".join("✓" if exercise in each.passed else "·" for exercise in each.lesson.exercises)
-        hints = sum(records[exercise.id].hints for exercise in each.lesson.exercises if exercise.id in records)
+        hints = sum(records[exercise.id].asked for exercise in each.lesson.exercises if exercise.id in records)
         points = f"{each.points} of {each.lesson.points}"
         table.add_row(each.lesson.number, each.lesson.title, glyphs, points, str(hints or ""))
     total, of = sum(each.points for each in found), sum(each.lesson.points for each in found)
@@ -74,7 +74,7 @@ def status() -> None:
     Console(highlight=False).print(table)
     for each in found:
         if not each.present:
-            print(f"{each.lesson.notebook} is not here yet: `llmsys update` brings it")
+            print(f"{each.lesson.notebook} is not here: `llmsys update` brings it")
     print(_next(found))
 
 

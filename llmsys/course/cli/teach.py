@@ -1,5 +1,6 @@
 """What instructors and authors do: grade notebooks and hand a lesson to nbgrader; make a lesson, build it, lint it."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,11 @@ def grade(
     for path, text in ((json, report.to_json), (junit, report.to_junit)):
         if path:
             write_text(path, text())
-    if summary and write_step_summary(report) is None:
+    try:
+        written = write_step_summary(report) if summary else None
+    except OSError as error:
+        raise Refused(f"the step summary cannot be written: {error}") from None
+    if summary and written is None:
         raise Refused("there is no step summary here: --summary is for GitHub Actions, which sets GITHUB_STEP_SUMMARY")
     raise typer.Exit(report.exit_code)
 
@@ -144,7 +149,7 @@ def nbgrader(
         path = export_nbgrader(lesson, directory)
     except (FileNotFoundError, FileExistsError) as error:
         raise Refused(str(error)) from None
-    print(f"{path}\nNext: cd {directory} && nbgrader generate_assignment {name}")
+    print(f"{path}\nNext: cd {shlex.quote(str(directory))} && nbgrader generate_assignment {name}")
 
 
 def _checkout() -> None:

@@ -47,7 +47,13 @@ class Sandbox:
                 "grading needs Linux or macOS: on Windows, run it in WSL 2 or in the dev container; "
                 "`check` in the notebook works everywhere"
             )
-        self.directory = tempfile.mkdtemp(prefix="llmsys-grade-")
+        try:
+            self.directory = tempfile.mkdtemp(prefix="llmsys-grade-")
+        except OSError as error:  # every place that Python tries is full, or may not be written to
+            raise GradeError(
+                f"grading needs a temporary directory, and there is none to be had ({error.strerror}): make room on "
+                "the disk, or let TMPDIR name another place"
+            ) from None
         self._tail, self._printed = b"", 0
         its_requests, self._requests = os.pipe()
         self._replies, its_replies = os.pipe()

@@ -72,7 +72,7 @@ def tasks_of(path: Path, lesson: Lesson, course: Course, only: str | None = None
     original = course.original(lesson)
     try:
         if not path.is_file():
-            raise NotebookError(f"{path.name} is not there: `llmsys start` lays it down")
+            raise NotebookError(f"{path.name} is not there: `llmsys update` brings it")
         if path.stat().st_size > NOTEBOOK_LIMIT:
             raise NotebookError(f"{path.name} is larger than {NOTEBOOK_LIMIT >> 20} MiB: clear its outputs")
         notebook = read_notebook(path)

@@ -6,6 +6,7 @@ package, refuse a file that is not a notebook before anything is written, and re
 crash leaves the old file or the new one.
 """
 
+import errno
 import json
 import os
 import tempfile
@@ -18,6 +19,22 @@ class NotebookError(ValueError):
     """The file is missing, or it is no notebook. The message names the file, what is wrong and what to do."""
 
 
+class CannotWrite(OSError):
+    """A file cannot be written: the disk is full or read-only, or the place is not one for a file. What was there is as
+    it was. The message is one line that names the file, the reason and what to do."""
+
+    def __init__(self, path: str | Path, error: OSError):
+        why = error.strerror or str(error) or type(error).__name__
+        super().__init__(f"{path} cannot be written ({why}), and what was there is as it was: {disk_remedy(error)}")
+
+
+def disk_remedy(error: OSError) -> str:
+    """What helps against an error of the file system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room on the disk, and run this again"
+    return "name a place that you may write to, or make this one writable"
+
+
 def read_notebook(path: str | Path) -> dict:
     """The notebook in that file. Every cell's source is one string, whichever of its two forms the file has.
 
@@ -28,6 +45,8 @@ def read_notebook(path: str | Path) -> dict:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise NotebookError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise NotebookError(f"{path} is a directory: move it away, and `llmsys update` brings the notebook") from None
     except UnicodeDecodeError as error:
         raise NotebookError(_refusal(path, f"byte {error.start} is not UTF-8")) from None
     try:
@@ -62,17 +81,26 @@ def dumps(notebook: dict) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a file's text in one step. The temporary file is a hidden neighbour, so the move stays on one disk."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Replace a file's text in one step: all of it, or nothing. Raises CannotWrite."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Replace a file in one step, making the directories that it needs. The temporary file is a hidden neighbour, so
+    the move stays on one disk. Raises CannotWrite, and then the old file is there, or none, and nothing beside it."""
+    path, temporary = Path(path), None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(temporary, path.stat().st_mode if path.exists() else 0o644)  # mkstemp's own is 0600
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CannotWrite(path, error) from None
         raise
 
 

@@ -30,12 +30,14 @@ VERSION = 1
 @dataclass
 class ExerciseProgress:
     """`passed` is when the exercise was first passed (ISO 8601, UTC) or None; `failed` are the fingerprints of the
-    wrong answers so far, `hints` how many hints have been shown."""
+    wrong answers so far, `hints` how many hints have been shown, `asked` how many of them because they were asked for
+    and not because an answer was wrong."""
 
     passed: str | None = None
     attempts: int = 0
     failed: list[str] = field(default_factory=list)
     hints: int = 0
+    asked: int = 0
 
 
 @dataclass
@@ -97,6 +99,7 @@ def next_hint(id: str, of: int) -> int:
 
     def change(progress: Progress) -> int:
         record = progress.exercises.setdefault(id, ExerciseProgress())
+        record.asked += record.hints < of  # the last one, shown again, is not another one
         record.hints = min(record.hints + 1, of)
         return record.hints
 
@@ -156,7 +159,7 @@ def _read(path: Path) -> Progress:
         if data["version"] > VERSION:
             raise OSError(f"{path} was written by a newer llmsys and is left as it is: `pip install -U llmsys`")
         return Progress(
-            {id: _record(ExerciseProgress, entry) for id, entry in data["exercises"].items()},
+            {id: _record(ExerciseProgress, _with_asked(entry)) for id, entry in data["exercises"].items()},
             {id: _record(PredictionProgress, entry) for id, entry in data["predictions"].items()},
             {id: float(value) for id, value in data.get("bests", {}).items()},  # a file of before has none
         )
@@ -177,6 +180,13 @@ def _record(kind: type, entry: dict):
         if default is not None and type(value) is not type(default):
             raise TypeError(f"{each.name} is a {type(value).__name__}")
     return record
+
+
+def _with_asked(entry: dict) -> dict:
+    """An exercise's entry, which a file of before has without `asked`: each wrong answer had shown a hint at most."""
+    if "asked" in entry:
+        return entry
+    return entry | {"asked": max(0, entry.get("hints", 0) - len(entry.get("failed", [])))}
 
 
 def _unused(path: Path) -> Path:

@@ -14,8 +14,9 @@ as it was laid down; *mine*, what the learner has made of it; *theirs*, the less
     -                added            mine stays, after the cell that it followed
 
 The order is theirs. A cell counts as edited when its source or its kind is: outputs are not worth a conflict. Base
-then becomes theirs, so a second update has nothing to do. All notebooks are merged before the first is written, and
-one that cannot be read stops the update with nothing written. Needs the standard library alone.
+then becomes theirs, so a second update has nothing to do. A file that has been removed comes back as it is now. All
+notebooks are merged before the first is written, and one that cannot be read stops the update with nothing written.
+Needs the standard library alone.
 """
 
 import copy
@@ -43,7 +44,8 @@ class Merge:
 
 @dataclass(frozen=True)
 class Updated:
-    """What `update` did to one file. `action`: "new", "updated", "same", "kept" (the learner's) or "absent"."""
+    """What `update` did to one file. `action`: "new", "back" (it had been removed), "updated", "same" or "kept" (the
+    learner's)."""
 
     name: str
     action: str
@@ -84,9 +86,9 @@ def update(workspace: str | Path | None = None) -> list[Updated]:
         target, base = workspace / name, workspaces.pristine(workspace) / name
         if result.merge is not None:
             write_notebook(target, result.merge.notebook)
-        elif result.action in ("new", "updated"):
+        elif result.action in ("new", "back", "updated"):
             workspaces.lay(origin, target)
-        if result.action not in ("same", "absent"):
+        if result.action != "same":
             workspaces.copy_file(origin, base)  # last: if this is cut off, the next update finds the same again
     return [result for _, _, result in planned]
 
@@ -180,7 +182,7 @@ def _plan(workspace: Path, name: str, origin: Path) -> Updated:
     """What to do about one file, with nothing written yet."""
     target, base = workspace / name, workspaces.pristine(workspace) / name
     if not target.exists():
-        return Updated(name, "absent" if base.exists() else "new")
+        return Updated(name, "back" if base.exists() else "new")
     if base.exists() and base.read_bytes() == origin.read_bytes():
         if target.suffix == ".ipynb":
             read_notebook(target)  # a notebook that cannot be read is said even where there is nothing to bring in

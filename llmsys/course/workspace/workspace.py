@@ -13,7 +13,9 @@ that nbval compares them with what they should show. Needs the standard library 
 """
 
 import os
-import shutil
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +28,7 @@ from llmsys.course.workspace.notebook import (
     read_notebook,
     role,
     tags,
+    write_bytes,
     write_notebook,
     write_text,
 )
@@ -105,6 +108,8 @@ def start(directory: str | Path) -> Started:
         raise WorkspaceError(f"{workspace} holds the pristine lessons, which are not to be worked in: name another one")
     if workspace.exists() and not workspace.is_dir():
         raise WorkspaceError(f"{workspace} is a file: name a directory")
+    if inside := _overlaps(workspace):
+        raise WorkspaceError(f"{workspace} {inside}: one workspace is not laid into another. Name a directory apart")
     available = packaged()
     if not available:
         raise WorkspaceError(f"there are no lessons in {source}: build them with `llmsys build`")
@@ -133,18 +138,19 @@ def reset(id: str, workspace: str | Path | None = None) -> Reset:
     lesson = manifest.lesson(exercise.lesson if exercise else id)
     path, base = workspace / lesson.notebook, pristine(workspace) / lesson.notebook
     if not path.exists():
-        raise WorkspaceError(f"{path} is not there: `llmsys start {workspace}` lays it down")
+        again = f"llmsys start {shlex.quote(str(workspace))}"
+        raise WorkspaceError(f"{path} is not there: `{again}` lays it down, and so does `llmsys update`")
+    origin = manifest.lessons_dir() / lesson.notebook
     if exercise is None:
-        kept = backup(workspace, path)
-        origin = manifest.lessons_dir() / lesson.notebook
-        copy_file(origin, base)
-        lay(origin, path)
+        with backed_up(workspace, path) as kept:
+            lay(origin, path)
+        copy_file(origin, base)  # last: an update after a failure here finds the notebook as new as the lesson
         return Reset(lesson.number, path, kept)
     notebook = read_notebook(path)
-    original = read_notebook(base if base.exists() else manifest.lessons_dir() / lesson.notebook)
+    original = read_notebook(base if base.exists() else origin)
     put_back(notebook, original, exercise.cell_id)
-    kept = backup(workspace, path)
-    write_notebook(path, notebook)
+    with backed_up(workspace, path) as kept:
+        write_notebook(path, notebook)
     return Reset(exercise.id, path, kept)
 
 
@@ -160,13 +166,14 @@ def restore_checks(path: str | Path) -> list[str]:
     checks = {id: cell for id, cell in cells_by_id(original).items() if role(cell) == "check"}
     before = cells_by_id(notebook)
     edited = [id for id, cell in checks.items() if id not in before or before[id]["source"] != cell["source"]]
-    if edited and (workspace := find(path.parent)) and workspace in path.resolve().parents:
-        backup(workspace, path)
     for cell in notebook["cells"]:
         cell["metadata"]["tags"] = [tag for tag in tags(cell) if tag != "nbval-check-output"]
     for id in checks:
         put_back(notebook, original, id)
-    write_notebook(path, notebook)
+    workspace = find(path.parent)
+    in_workspace = workspace is not None and workspace in path.resolve().parents
+    with backed_up(workspace, path) if edited and in_workspace else nullcontext():
+        write_notebook(path, notebook)
     return edited
 
 
@@ -212,6 +219,17 @@ def backup(workspace: Path, path: Path) -> Path:
     return target
 
 
+@contextmanager
+def backed_up(workspace: Path, path: Path) -> Iterator[Path]:
+    """Keep a copy of a file that the block replaces; where that fails, the file is as it was, and there is no copy."""
+    kept = backup(workspace, path)
+    try:
+        yield kept
+    except BaseException:
+        kept.unlink(missing_ok=True)
+        raise
+
+
 def lay(source: Path, target: Path) -> None:
     """Copy a file to where a learner works with it; of a lesson, `announced`."""
     if target.suffix == ".ipynb":
@@ -235,14 +253,24 @@ def announced(notebook: dict) -> dict:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's bytes, not its permissions, making the directories that it needs."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    """Copy a file's bytes, not its permissions, in one step, making the directories that it needs."""
+    write_bytes(target, source.read_bytes())
 
 
 def write_if_missing(path: Path, text: str) -> None:
     if not path.exists():
         write_text(path, text)
+
+
+def _overlaps(workspace: Path) -> str:
+    """How a directory that is to become a workspace lies in or around another one; "" where it does not. One that is a
+    workspace already stays one."""
+    if (workspace / MARKER).is_dir():
+        return ""
+    if outer := next((each for each in workspace.parents if (each / MARKER).is_dir()), None):
+        return f"lies in the workspace {outer}"
+    inner = next(workspace.glob(f"*/{MARKER}"), None) if workspace.is_dir() else None
+    return f"holds the workspace {inner.parent}" if inner else ""
 
 
 def _lesson_of(path: Path, notebook: dict) -> Lesson:

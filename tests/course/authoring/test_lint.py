@@ -1,5 +1,7 @@
 """The lints: the small lesson has nothing to mend, and each way to spoil it is found, in its cell, with a remedy."""
 
+import dataclasses
+
 import nbformat
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +10,8 @@ from llmsys.course import cli, manifest
 from llmsys.course.authoring import build, lint
 from llmsys.course.authoring.alt_texts import pictures
 from llmsys.course.authoring.numbers_in_prose import claims, is_cited, is_shown
+
+LAST = "<details><summary>3. Eight?</summary>Sixteen.</details>\n"  # the last line of the small lesson
 
 
 def findings(course):
@@ -69,6 +73,39 @@ def test_each_broken_rule_is_found_in_its_cell(built_course, old, new, cell, mes
     assert any(each.cell == cell and message in each.message for each in found), "\n".join(map(str, found))
     assert all(each.remedy and each.file == "90_tiny.py" for each in found)
     assert len(found) <= 3
+
+
+@pytest.fixture
+def two_lessons(built_course, monkeypatch):
+    """The course, with a lesson 91 after its own."""
+    following = dataclasses.replace(built_course.lesson, number="91", slug="next", title="The next lesson")
+    monkeypatch.setattr(manifest, "lessons", lambda: (built_course.lesson, following))
+    return built_course
+
+
+@pytest.mark.parametrize(
+    ("end", "passes"),
+    [
+        ("**Next:** lesson 91, what follows.", True),
+        ("**Next:** lesson 91, what follows. Lesson 92 comes later.", True),
+        ("**Next:** lesson 92. (Lesson 91 is on its way.)", False),
+        ("**Next:** lesson 91, which is not built yet.", False),
+        ("**Next:** what the reader will want to know.", False),
+        ("That was lesson 91.", False),
+    ],
+)
+def test_a_lesson_ends_with_the_next_one_of_the_manifest(two_lessons, end, passes):
+    two_lessons.edit(LAST, f"{LAST}#\n# {end}\n")
+    found = [(each.cell, each.message) for each in findings(two_lessons)]
+    said = "its end does not send the reader on to lesson 91, The next lesson"
+    assert found == ([] if passes else [("90-do-you-have-it-1", said)])
+
+
+def test_the_last_lesson_promises_nothing_that_is_not_there(built_course):
+    built_course.edit(LAST, f"{LAST}#\n# **Next:** lesson 91.\n")
+    assert "lesson 91, which there is not" in findings(built_course)[0].message
+    built_course.edit("**Next:** lesson 91.", "**Next:** lesson 91, which is not built yet.")
+    assert findings(built_course) == []
 
 
 def test_exercises_in_another_order_than_the_manifests_are_found(built_course):

@@ -86,6 +86,19 @@ def test_a_planned_lesson_gives_its_title_and_its_part_and_is_no_longer_planned(
 
 
 @pytest.mark.parametrize(
+    ("number", "end"),
+    [
+        ("07", "**Next:** lesson 90, A tiny lesson."),
+        ("91", "**Next:** lesson 92, Another, which is not built yet."),
+        ("93", "**Next:** *what the reader will want to know now.*"),
+    ],
+)
+def test_it_ends_with_the_lesson_that_comes_next_as_the_lint_wants_it(checkout, number, end):
+    new_lesson(number, "kv_cache", root=checkout)
+    assert (checkout / f"solutions/{number}_kv_cache.py").read_text(encoding="utf-8").endswith(f"# {end}\n")
+
+
+@pytest.mark.parametrize(
     "title, expected", [(None, "Kv cache"), ("The KV cache", "The KV cache"), ('"Ω" \\ 2', '"Ω" \\ 2')]
 )
 def test_the_title_is_the_given_one_or_made_of_the_slug(checkout, title, expected):
@@ -141,7 +154,13 @@ import sys
 import pytest
 from typer.testing import CliRunner
 from llmsys.course import cli
-for arguments in (["check", "--self-test", "07"], ["build", "07"], ["lint", "07"], ["build", "--check", "07"]):
+for arguments in (
+    ["new", "07", "made_up_for_a_test"],
+    ["check", "--self-test", "07"],
+    ["build", "07"],
+    ["lint", "07"],
+    ["build", "--check", "07"],
+):
     done = CliRunner().invoke(cli.app, arguments)
     print(*arguments, done.exit_code, done.output)
     if done.exit_code:
@@ -168,9 +187,8 @@ def test_a_new_lesson_passes_self_test_build_lint_and_its_own_tests_as_it_is(tmp
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    laid = run("-m", "llmsys", "new", number, "made_up_for_a_test")
-    assert f"solutions/{number}_made_up_for_a_test.py" in laid and f"llmsys build {number}" in laid
     said = run("-c", COMMANDS.replace('"07"', f'"{number}"'))
+    assert f"solutions/{number}_made_up_for_a_test.py" in said and f"llmsys build {number}" in said
     assert "0 failed, 0 skipped" in said and "Nothing to mend." in said and " passed" in said
     new = [str(path) for path in tmp_path.rglob("*made_up_for_a_test*") if path.suffix != ".ipynb"]
     run("-m", "ruff", "check", "--config", "pyproject.toml", *new)

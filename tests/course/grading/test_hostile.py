@@ -1,6 +1,8 @@
 """The grader against answers that crash, loop, flood, cheat and lie: each costs its own exercise, with a clear line.
 
-One notebook holds them all, an exercise each, and is graded once, between answers that are right.
+One notebook holds those that end or break their process, an exercise each, and one that is right behind them; it is
+graded once. Those that leave their process whole share one. (tests/course/grading/test_remote.py has what else a
+process may do, killed or silent, in cheaper processes.)
 """
 
 import dataclasses
@@ -47,29 +49,11 @@ for name in {names}:
 '''
 
 # Answers that are graded as a notebook is, in a process each, by the name of their exercise: the cell, the status that
-# it earns, and what the report says.
+# it earns, and what the report says. Those that a process survives are further down, in one process.
 RIGHT = "def double(x):\n    return x + x\n"
 ANSWERS = {
-    "first": (
-        RIGHT + "import os\nassert 'SOME_TOKEN' not in os.environ and os.listdir() == [] and os.read(0, 9) == b''\n",
-        "passed",
-        "",
-    ),
-    "wrong": ("def double(x):\n    return x * x\n", "failed", "This looks like: You squared it."),
-    "endless": ("def double(x):\n    while True:\n        pass\n", "failed", "it took longer than 3 s"),
-    "memory": (
-        "def double(x):\n    kept = []\n    while True:\n        kept.append(bytearray(1 << 24))\n",
-        "failed",
-        "more than the 512 MiB of memory",
-    ),
+    "endless": ("def double(x):\n    while True:\n        pass\n", "failed", "it took longer than 1.5 s"),
     "exit": ("import os\ndef double(x):\n    os._exit(0)\n", "failed", "ended its process (with status 0)"),
-    "exit_in_cell": ("import os\nos._exit(3)\n" + RIGHT, "failed", "ended its process (with status 3)"),
-    "kill": ("import os\ndef double(x):\n    os.kill(os.getpid(), 9)\n", "failed", "killed by SIGKILL"),
-    "close": (
-        "import os, time\ndef double(x):\n    os.closerange(3, 99)\n    time.sleep(60)\n",
-        "failed",
-        "closed the pipe",
-    ),
     "garbage": (
         """
 import os
@@ -110,10 +94,10 @@ def double(x):
         "failed",
         "something else than the report",
     ),
-    "syntax": ("def double(x):\n    return 2 * * x\n", "failed", "raised SyntaxError: invalid syntax"),
-    "flood": (
+    "last": (  # and nothing of the caller's is there, and what it prints is read to the end
         """
 import os
+assert "SOME_TOKEN" not in os.environ and os.listdir() == [] and os.read(0, 9) == b""
 def double(x):
     print("p" * 10**7)
     for _ in range(200):
@@ -123,7 +107,6 @@ def double(x):
         "passed",
         "",
     ),
-    "stub": ("def double(x):\n    # Let me think.\n    raise NotImplementedError\n", "not written yet", ""),
 }
 SETUP = "import torch\n"
 
@@ -169,13 +152,14 @@ def report(toy, tmp_path_factory):
     root = tmp_path_factory.mktemp("work")
     answers = notebook({name: source for name, (source, *_) in ANSWERS.items()})
     cells = {cell["id"]: cell for cell in answers["cells"]}
-    cells["90-wrong-check"]["source"] = 'def check(*_):\n    print("✓ 90.wrong passed")\n\ncheck("90.wrong", double)'
-    answers["cells"].remove(cells["90-first-check"])
+    forged = 'def check(*_):\n    print("✓ 90.patches passed")\n\ncheck("90.patches", double)'
+    cells["90-patches-check"]["source"] = forged
+    answers["cells"].remove(cells["90-last-check"])
     answers["cells"].append(code("mine", "raise SystemExit('cells of the learner are not run')"))
     write_notebook(root / "90_toy.ipynb", answers)
     os.environ["SOME_TOKEN"] = "secret"
     try:
-        return grade_workspace(root, course=toy, time_limit=3, memory_limit=512 << 20)
+        return grade_workspace(root, course=toy, time_limit=1.5, memory_limit=512 << 20)
     finally:
         del os.environ["SOME_TOKEN"]
 
@@ -195,19 +179,15 @@ def test_a_hostile_answer_costs_only_its_own_exercise_and_says_why(grades, name)
 
 
 def test_an_edited_check_cell_is_noted_and_has_no_effect(grades):
-    assert grades["wrong"].notes == ("its check cell was edited; the original check graded it",)
-    assert grades["first"].notes == ("its check cell was deleted; the original check graded it",)
-    assert grades["first"] and not grades["flood"].notes
+    assert grades["patches"].notes == ("its check cell was edited; the original check graded it",)
+    assert grades["last"].notes == ("its check cell was deleted; the original check graded it",)
+    assert grades["last"] and not grades["patches"] and not grades["forges"].notes
 
 
 def test_of_a_flood_of_output_only_the_end_is_kept(grades):
-    assert len(grades["flood"].output) < 5000 and grades["flood"].output.endswith("flood ")
-    assert "bytes before this" in grades["flood"].output
-    assert grades["first"].output == ""
-
-
-def test_an_error_names_the_line_of_the_cell(grades):
-    assert "line 2 of the cell: return 2 * * x" in grades["syntax"].message
+    assert len(grades["last"].output) < 5000 and grades["last"].output.endswith("flood ")
+    assert "bytes before this" in grades["last"].output
+    assert grades["patches"].output == ""
 
 
 def test_the_report_adds_up_the_points(report):
@@ -277,6 +257,18 @@ def in_a_thread(x):
 def needs_too_much(x):
     return torch.zeros(1 << 32)[: x.numel()] + 2 * x
 
+def eats_memory(x):
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 24))
+
+def squared(x):
+    return x * x
+
+def stub(x):
+    # Let me think.
+    raise NotImplementedError
+
 def too_large(x):
     return torch.zeros(40_000_000)
 
@@ -304,8 +296,8 @@ def cheats(toy):
     """A runner of them all."""
     with Sandbox(toy.path) as sandbox:
         runner = RemoteRunner(sandbox, time_limit=60, memory_limit=1 << 30)
-        cells = [("90.first", CHEATS)]
-        job = {"id": "90.first", "function": "double", "setup": [], "cells": cells, "module": toy.module}
+        cells = [("90.exit", CHEATS)]
+        job = {"id": "90.exit", "function": "double", "setup": [], "cells": cells, "module": toy.module}
         assert runner.open(job).problem == ""
         yield runner
 
@@ -330,6 +322,8 @@ class As:
         ("stops_the_watch_and_hides_it", "forbidden", "write this yourself"),
         ("in_a_thread", "forbidden", "write this yourself"),
         ("needs_too_much", "error", "more than the 1,024 MiB of memory"),
+        ("eats_memory", "error", "more than the 1,024 MiB of memory"),
+        ("stub", "stub", ""),
         ("too_large", "type", "too much to send"),
         ("not_data", "type", "return tensors, numbers"),
         ("too_deep", "type", "nested more than"),
@@ -338,15 +332,20 @@ class As:
     ],
 )
 def test_a_cheat_gets_no_points_and_is_told_why(cheats, how, kind, says):
-    result = run_check(get_check("90.first"), As(cheats, how), seed=3)
+    result = run_check(get_check("90.exit"), As(cheats, how), seed=3)
     assert not result
     assert (result.failure.kind, says in result.failure.message) == (kind, True), result
+
+
+def test_a_wrong_answer_is_recognised_from_its_values_alone(cheats):
+    result = run_check(get_check("90.exit"), As(cheats, "squared"), seed=3)
+    assert not result and result.misconception.message == "You squared it."
 
 
 # Notebooks that are not what they should be
 
 
-def graded(toy, root, *, names=("first", "wrong"), text=None, **changes):
+def graded(toy, root, *, names=("exit", "garbage"), text=None, **changes):
     """The report on a notebook in which these exercises are answered rightly, after some changes."""
     lesson = dataclasses.replace(toy.lessons[0], exercises=tuple(map(exercise, names)))
     whole = notebook(dict.fromkeys(names, RIGHT), setup=changes.pop("setup", SETUP))
@@ -367,7 +366,7 @@ def graded(toy, root, *, names=("first", "wrong"), text=None, **changes):
         ("<<<<<<< HEAD\n{}", "merge conflict"),
         ("[]", "no list of cells"),
         ('{"cells": [{"cell_type": "code"}], "nbformat": 4}', "cell 1 has no source"),
-        ("", "90_toy.ipynb is not there: `llmsys start` lays it down"),
+        ("", "90_toy.ipynb is not there: `llmsys update` brings it"),
     ],
 )
 def test_a_notebook_that_cannot_be_read_costs_its_exercises(toy, tmp_path, text, says):
@@ -377,18 +376,18 @@ def test_a_notebook_that_cannot_be_read_costs_its_exercises(toy, tmp_path, text,
 
 
 def test_an_older_notebook_without_the_exercise_is_to_be_updated(toy, tmp_path):
-    first, second = graded(toy, tmp_path, without=("90-first", "90-wrong"), version="old")
+    first, second = graded(toy, tmp_path, without=("90-exit", "90-garbage"), version="old")
     assert first.status == "not graded" and "`llmsys update`" in first.line
     assert any("another version of the lesson" in note for note in first.notes)
 
 
 def test_a_deleted_exercise_cell_can_be_put_back(toy, tmp_path):
-    first, second = graded(toy, tmp_path, without=("90-first", "90-wrong"))
-    assert first.status == "not graded" and first.line.endswith("`llmsys reset 90.first` puts it back")
+    first, second = graded(toy, tmp_path, without=("90-exit", "90-garbage"))
+    assert first.status == "not graded" and first.line.endswith("`llmsys reset 90.exit` puts it back")
 
 
 def test_a_setup_cell_edited_to_raise_gives_way_to_the_original(toy, tmp_path):
-    (first,) = graded(toy, tmp_path, names=("first",), setup="raise ValueError('broken')", version="old")
+    (first,) = graded(toy, tmp_path, names=("exit",), setup="raise ValueError('broken')", version="old")
     assert first
     assert "the setup cell was edited and raised ValueError: broken" in first.notes[-1]
     assert "`llmsys update`" in first.notes[0]

@@ -1,13 +1,16 @@
-"""What the grader makes of a worker's report: only what is possible, and nothing that a terminal would obey."""
+"""What the grader makes of a worker: of its end, however it comes; of its report, only what is possible, and nothing
+that a terminal would obey."""
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from llmsys.course.checking import wire
 from llmsys.course.checking.runner import Finding, Raised, Run
-from llmsys.course.grading.remote import clean, validated
-from llmsys.course.grading.sandbox import Stopped
+from llmsys.course.grading.remote import RemoteRunner, clean, validated
+from llmsys.course.grading.sandbox import Sandbox, Stopped
 
 RUN = Run(
     value=(1, 2.0, "three"),
@@ -94,3 +97,49 @@ def test_text_is_without_control_characters(text, shown):
 def test_text_beyond_the_limit_is_cut():
     assert len(clean("x" * 10**6)) < 5000
     assert len(validated(replace(RUN, printed="x" * 10**6).to_plain()).printed) < 5000
+
+
+# A process that stands in for a worker: it says that it is ready, reads what it is asked, and misbehaves; at once, that
+# is in the cells, or when the function is called.
+STAND_IN = """#!{python} -IS
+import os, signal, sys, time
+requests, replies = int(sys.argv[-2]), int(sys.argv[-1])
+os.write(replies, {ready!r})
+os.read(requests, 1 << 16)
+if {opens}:
+    os.write(replies, {opened!r})
+    os.read(requests, 1 << 16)
+{does}
+"""
+
+
+@pytest.mark.parametrize("opens", [False, True], ids=["in a cell", "when called"])
+@pytest.mark.parametrize(
+    ("does", "kind", "says"),
+    [
+        ("os._exit(3)", "crash", "ended its process (with status 3)"),
+        ("sys.exit()", "crash", "ended its process (with status 0)"),
+        ("os.kill(os.getpid(), 9)", "crash", "killed by SIGKILL (out of memory?)"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "crash", "killed by SIGSEGV"),
+        ("os.close(replies); time.sleep(60)", "crash", "closed the pipe to the grader"),
+        ("os.write(replies, b'passed!' * 99); time.sleep(60)", "protocol", "wrote to the grader's pipe"),
+        ("time.sleep(60)", "time limit", "it took longer than 0.3 s"),
+        ("os.write(1, b'p' * 10000); os._exit(1)", "crash", "ended its process (with status 1)"),
+    ],
+)
+def test_a_process_that_ends_breaks_the_rules_or_is_silent(tmp_path, monkeypatch, opens, does, kind, says):
+    script = tmp_path / "stand_in"
+    opened = wire.pack({"serial": 0, "problem": "", "notes": ()})
+    ready = wire.pack({"ready": True})
+    text = STAND_IN.format(python=sys.executable, ready=ready, opens=opens, opened=opened, does=does)
+    script.write_text(text, encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with Sandbox() as sandbox:
+        runner = RemoteRunner(sandbox, time_limit=0.3 if kind == "time limit" else 20)
+        found = runner.open({"id": "x", "function": "f", "setup": (), "cells": (), "module": ""})
+        assert (says in found.problem) != opens, found
+        run = runner.run((), {})
+        assert (run.error.type, says in run.error.message) == (kind, True), run
+        assert runner.run((), {}).error == run.error, "and so it stays"
+        assert not sandbox.printed or sandbox.printed.endswith("p" * 99)

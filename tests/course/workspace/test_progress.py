@@ -98,7 +98,28 @@ def test_a_file_of_a_newer_version_is_left_alone(work):
 def test_fields_of_a_later_version_are_ignored(work):
     entry = {"attempts": 2, "hints": 1, "failed": [], "passed": None, "mood": "good"}
     file(work).write_text(json.dumps({"version": 1, "exercises": {"a": entry}, "predictions": {}}))
-    assert progress.load().exercises["a"] == progress.ExerciseProgress(None, 2, [], 1)
+    assert progress.load().exercises["a"] == progress.ExerciseProgress(None, 2, [], 1, 1)
+
+
+def test_hints_that_were_asked_for_are_told_from_those_that_wrong_answers_showed(work):
+    progress.attempt("a", "x", False, 2)
+    progress.attempt("a", "y", False, 2)
+    assert (progress.load().exercises["a"].hints, progress.load().exercises["a"].asked) == (2, 0)
+    assert [progress.next_hint("a", 3) for _ in range(3)] == [3, 3, 3]
+    assert progress.load().exercises["a"].asked == 1, "the last hint, shown again, is none that was asked for anew"
+    assert [progress.next_hint("b", 3), progress.next_hint("b", 3)] == [1, 2]
+    assert progress.load().exercises["b"].asked == 2
+
+
+@pytest.mark.parametrize(
+    ("hints", "failed", "asked"), [(0, [], 0), (2, [], 2), (1, ["x"], 0), (3, ["x", "y"], 1), (1, ["x", "y", "z"], 0)]
+)
+def test_a_file_of_before_says_how_many_hints_were_asked_for_at_least(work, hints, failed, asked):
+    entry = {"attempts": 9, "hints": hints, "failed": failed, "passed": None}
+    file(work).write_text(json.dumps({"version": 1, "exercises": {"a": entry}, "predictions": {}}))
+    assert progress.load().exercises["a"].asked == asked
+    progress.next_hint("a", 9)
+    assert progress.load().exercises["a"].asked == asked + 1
 
 
 def test_a_folder_that_cannot_be_written_to_does_not_stop_the_lesson(work):

@@ -195,17 +195,20 @@ def test_a_workspace_is_brought_up_to_date(built_course, tmp_path):
     assert path.read_text(encoding="utf-8") == text
 
 
-def test_new_files_are_laid_deleted_ones_are_not_and_edited_texts_are_kept(built_course, tmp_path):
+def test_new_files_are_laid_deleted_ones_come_back_and_edited_texts_are_kept(built_course, tmp_path):
     (built_course.lessons / "notation.md").write_text("m, l", encoding="utf-8")
     work = workspace.start(tmp_path / "work").workspace
     (built_course.lessons / "notation.md").write_text("m, ℓ", encoding="utf-8")
     (built_course.lessons / "new.md").write_text("new", encoding="utf-8")
     (work / built_course.lesson.notebook).unlink()
     assert {each.name: each.action for each in update.update(work)} == {
-        "90_tiny.ipynb": "absent",
+        "90_tiny.ipynb": "back",
         "new.md": "new",
         "notation.md": "updated",
     }
+    back = read_notebook(work / built_course.lesson.notebook)
+    assert back == workspace.announced(read_notebook(built_course.lessons / built_course.lesson.notebook))
+    assert {each.action for each in update.update(work)} == {"same"}
     (work / "notation.md").write_text("my notes", encoding="utf-8")
     (built_course.lessons / "notation.md").write_text("m, ℓ, o", encoding="utf-8")
     assert "kept" in [each.action for each in update.update(work)]

@@ -184,20 +184,22 @@ def test_a_notebook_that_is_no_lesson_is_refused(work):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("double, halve", [("return 2 * x", "return x / 2"), ("return 2 * x", "return x / 3")])
-def test_nbval_passes_exactly_when_the_exercises_are_right(work, double, halve):
-    path = work / "90_tiny.ipynb"
-    answer(path, "90-double", double)
-    answer(path, "90-halve", halve)
-    notebook = read_notebook(path)
-    cells_by_id(notebook)["90-halve-check"] |= {"source": "True", "outputs": []}  # tampered with
-    write_notebook(path, notebook)
-    workspace.restore_checks(path)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
-    done = subprocess.run([*command, path], cwd=work, capture_output=True, text=True)
-    right = halve == "return x / 2"
-    assert (done.returncode == 0) == right, done.stdout + done.stderr
-    assert right or "1 failed" in done.stdout
+def test_nbval_passes_exactly_when_the_exercises_are_right(built_course, tmp_path):
+    halves = {"right": "return x / 2", "wrong": "return x / 3"}
+    paths = [workspace.start(tmp_path / name).workspace / "90_tiny.ipynb" for name in halves]
+    for path, halve in zip(paths, halves.values(), strict=True):
+        answer(path, "90-double", "return 2 * x")
+        answer(path, "90-halve", halve)
+        notebook = read_notebook(path)
+        cells_by_id(notebook)["90-halve-check"] |= {"source": "True", "outputs": []}  # tampered with
+        write_notebook(path, notebook)
+        workspace.restore_checks(path)
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", "--nbval-lax"]
+    done = subprocess.run([*command, "--nbval-current-env", *paths], cwd=tmp_path, capture_output=True, text=True)
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    assert len(failed) == 1 and "wrong/90_tiny.ipynb" in failed[0] and "1 failed" in done.stdout, done.stdout
+    cells = [cell["id"] for cell in read_notebook(paths[1])["cells"] if cell["cell_type"] == "code"]
+    assert f"Cell {cells.index('90-halve-check')}" in failed[0], "and it is the check of the wrong answer that fails"
 
 
 def test_status_counts_what_has_passed(work, monkeypatch):
