@@ -18,7 +18,7 @@ from torch import Tensor
 from llmsys.cache import Backend, NoCache, as_backend
 from llmsys.models.llama import Llama
 from llmsys.models.sampling import Sampler, sampler
-from llmsys.models.tokenizer import TextStream
+from llmsys.models.text_stream import TextStream
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int] | Tensor
 
