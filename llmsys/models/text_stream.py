@@ -60,7 +60,7 @@ class TextStream:
 
     def _new_text(self, *more: int) -> str:
         """What the waiting ids, and `more` after them, add to the text before them."""
-        before = self._tokenizer.decode(self._said)
+        before = self._tokenizer.decode(self._said) if self._said else ""
         return self._tokenizer.decode([*self._said, *self._waiting, *more])[len(before) :]
 
     def _end_piece(self) -> None:
