@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llmsys.cache import Backend, NoCache, as_backend
-from llmsys.models.llama import Llama
+from llmsys.models.compiled import Model
 from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import Sampler, check_logits, sampler, whole_number
 from llmsys.models.text_stream import TextStream
@@ -41,7 +41,7 @@ class Generation:
 
 
 def generate(
-    model: Llama,
+    model: Model,
     prompt: Prompt,
     *,
     attention: str | Callable | Backend = "sdpa",
@@ -104,7 +104,7 @@ def generate(
 
 
 def stream_generate(
-    model: Llama,
+    model: Model,
     prompt: Prompt,
     *,
     attention: str | Callable | Backend = "sdpa",
