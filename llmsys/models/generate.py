@@ -14,10 +14,9 @@ from numbers import Real
 from typing import SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmsys.cache import Backend, NoCache, as_backend
-from llmsys.models.compiled import Model
 from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import Sampler, check_logits, sampler, whole_number
 from llmsys.models.text_stream import TextStream
@@ -41,7 +40,7 @@ class Generation:
 
 
 def generate(
-    model: Model,
+    model: nn.Module,
     prompt: Prompt,
     *,
     attention: str | Callable | Backend = "sdpa",
@@ -104,7 +103,7 @@ def generate(
 
 
 def stream_generate(
-    model: Model,
+    model: nn.Module,
     prompt: Prompt,
     *,
     attention: str | Callable | Backend = "sdpa",

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from llmsys.models.compiled import Model
+from torch import Tensor, nn
 
 Prompt = Any
 """A str; a sequence of messages, `{"role": …, "content": …}` each; or token ids: a sequence of whole numbers, or a
@@ -21,7 +19,7 @@ tensor or NumPy array of them, (T,) or (1, T). The type is any, because what is 
 _KINDS = "a text, a list of messages or a row of token ids"
 
 
-def token_ids(model: Model, prompt: Prompt) -> list[int]:
+def token_ids(model: nn.Module, prompt: Prompt) -> list[int]:
     """The ids that `prompt` stands for. A text becomes a user's message where the tokenizer has a chat template.
 
     Raises
@@ -40,7 +38,7 @@ def token_ids(model: Model, prompt: Prompt) -> list[int]:
     return ids
 
 
-def _ids(model: Model, prompt: Prompt) -> list[int]:
+def _ids(model: nn.Module, prompt: Prompt) -> list[int]:
     if isinstance(prompt, Tensor | np.ndarray):
         return _from_array(prompt)
     if isinstance(prompt, Mapping | bytes | bytearray) or not isinstance(prompt, Sequence):
@@ -75,14 +73,14 @@ def _from_array(prompt: Tensor | np.ndarray) -> list[int]:
     return prompt.reshape(-1).tolist()
 
 
-def _from_text(model: Model, prompt: str) -> list[int]:
+def _from_text(model: nn.Module, prompt: str) -> list[int]:
     tokenizer = _tokenizer(model)
     if tokenizer.chat_template is not None:
         return tokenizer.chat([{"role": "user", "content": prompt}])
     return ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(prompt)
 
 
-def _tokenizer(model: Model):
+def _tokenizer(model: nn.Module):
     if model.tokenizer is None:
         raise ValueError("prompt must be a list of token ids here, for this model has no tokenizer")
     return model.tokenizer

@@ -33,9 +33,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from llmsys.models.compiled import Model, plain_name, uncompiled
+from llmsys.models.modules import plain_name, unwrapped
 from llmsys.models.save import save_model
 from llmsys.models.weights import assemble, open_checkpoint
 from llmsys.training.optimise import Optimiser
@@ -45,7 +45,7 @@ BUFFERS = "training/buffers.safetensors"
 
 
 def save_checkpoint(
-    path: str | Path, model: Model, optimiser: Optimiser | None = None, state: Mapping[str, Any] | None = None
+    path: str | Path, model: nn.Module, optimiser: Optimiser | None = None, state: Mapping[str, Any] | None = None
 ) -> None:
     """Write a checkpoint to `path`, a directory that is not there yet. When this returns it is on the disk.
 
@@ -65,7 +65,7 @@ def save_checkpoint(
     OSError
         It could not be written: the disk is full, say. Nothing is at `path`, and what was beside it is as it was.
     """
-    path, model = Path(path), uncompiled(model)
+    path, model = Path(path), unwrapped(model)
     if path.exists():
         raise FileExistsError(f"{path}: exists already, and a checkpoint is not overwritten; give another name")
     try:
@@ -76,7 +76,7 @@ def save_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(unfinished)  # left by a process that was killed
-        save_model(model, unfinished, weights=optimiser and _by_either_name(optimiser.masters, model))
+        save_model(model, unfinished, weights=optimiser and optimiser.masters)
         (unfinished / STATE).parent.mkdir()
         (unfinished / STATE).write_text(text, encoding="utf-8")
         files = {TENSORS: optimiser.state()} if optimiser is not None else {}
@@ -98,7 +98,7 @@ def save_checkpoint(
             _remove(unfinished)
 
 
-def load_checkpoint(path: str | Path, model: Model, optimiser: Optimiser | None = None) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, model: nn.Module, optimiser: Optimiser | None = None) -> dict[str, Any]:
     """Put a checkpoint's weights and buffers into `model`, and its running means into `optimiser`. Returns the `state`.
 
     Raises
@@ -107,7 +107,7 @@ def load_checkpoint(path: str | Path, model: Model, optimiser: Optimiser | None 
         There is none at `path`, it is damaged, or it is another model's. The message names the file and the thing, and
         neither model nor optimiser has changed.
     """
-    path, model = Path(path), uncompiled(model)
+    path, model = Path(path), unwrapped(model)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     state = read_state(path)
@@ -163,7 +163,7 @@ def damaged(path: Path, file: str | None, what: object) -> ValueError:
 
 
 def _remedy(path: Path) -> str:
-    return f"to resume from the checkpoint before it, move {path} away"
+    return f"to go on from the checkpoint before it, move {path} away (without one, begin the run again)"
 
 
 def name_of(step: int) -> str:
@@ -190,18 +190,13 @@ def prune(directory: Path, keep: int) -> None:
         _remove(path)
 
 
-def _by_either_name(masters: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
-    """Masters by their plain names, and by those that a model with compiled layers has for its weights."""
-    return {**masters, **{name: masters[plain_name(name)] for name, _ in model.named_parameters()}}
-
-
-def _buffers(model: Model) -> dict[str, Tensor]:
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
     """The model's buffers that belong to its state."""
     weights = dict(model.named_parameters(remove_duplicate=False))
     return {plain_name(name): x for name, x in model.state_dict().items() if name not in weights}
 
 
-def _saved_buffers(path: Path, model: Model) -> dict[str, Tensor]:
+def _saved_buffers(path: Path, model: nn.Module) -> dict[str, Tensor]:
     buffers = _buffers(model)
     if not buffers:
         return {}

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from llmsys.models.compiled import plain_name
+from llmsys.models.modules import plain_name
 
 
 class Optimiser:

@@ -14,8 +14,8 @@ from reprlib import repr as short
 from typing import Any
 
 import torch
+from torch import nn
 
-from llmsys.models.compiled import Model
 from llmsys.training.corpus import Corpus
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -89,7 +89,7 @@ class Step:
 class Run:
     """What `train` did, from the first step on, those before a resumption included."""
 
-    model: Model = field(repr=False)
+    model: nn.Module = field(repr=False)
     config: TrainConfig
     steps: list[Step] = field(default_factory=list, repr=False)
     held_out: dict[int, float] = field(default_factory=dict)  # loss by how many steps had been taken

@@ -24,10 +24,9 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmsys.cache import Backend, as_backend
-from llmsys.models.compiled import Model
 from llmsys.models.training_step import TrainingStep, token_loss
 from llmsys.training.checkpoint import (
     STATE,
@@ -46,7 +45,7 @@ from llmsys.training.run import DTYPES, Run, Saved, Step, TrainConfig, from_json
 
 
 def train(
-    model: Model,
+    model: nn.Module,
     corpus: Corpus,
     config: TrainConfig = TrainConfig(),  # noqa: B008, it is frozen
     *,
@@ -147,7 +146,7 @@ def saved_settings(out: str | Path) -> tuple[TrainConfig, int]:
 
 
 def next_token_loss(
-    model: Model, tokens: Int[Tensor, "B T1"], attention: str | Callable | Backend = "sdpa"
+    model: nn.Module, tokens: Int[Tensor, "B T1"], attention: str | Callable | Backend = "sdpa"
 ) -> Float[Tensor, ""]:
     """−log p of each token after the first, given those before it: the mean, in fp32."""
     logits = model(tokens[:, :-1], as_backend(attention, spec=model.cache_spec()))  # (B, T, V)
@@ -155,14 +154,14 @@ def next_token_loss(
 
 
 @torch.no_grad()
-def evaluate(model: Model, batches: Batches, attention: str | Callable | Backend = "sdpa", count: int = 8) -> float:
+def evaluate(model: nn.Module, batches: Batches, attention: str | Callable | Backend = "sdpa", count: int = 8) -> float:
     """The mean loss over the first `count` batches, or all where they are fewer."""
     numbers = range(min(count, len(batches)))
     losses = [next_token_loss(model, batches[i].to(model.device), attention) for i in numbers]
     return float(torch.stack(losses).mean())
 
 
-def training_step(model: Model, tokens: Int[Tensor, "B T1"], backend: Backend) -> TrainingStep:
+def training_step(model: nn.Module, tokens: Int[Tensor, "B T1"], backend: Backend) -> TrainingStep:
     """The losses and loads of one batch: the model's own `training_step`, if it has one, or the next token's loss."""
     own = getattr(model, "training_step", None)
     return TrainingStep(next_token_loss(model, tokens, backend)) if own is None else own(tokens, backend)
@@ -170,7 +169,7 @@ def training_step(model: Model, tokens: Int[Tensor, "B T1"], backend: Backend) -
 
 def _step(
     number: int,
-    model: Model,
+    model: nn.Module,
     batches: Batches,
     backend: Backend,
     optimiser: Optimiser,
@@ -225,7 +224,7 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise FileNotFoundError(f"{out}: holds no checkpoint to resume from")
 
 
-def _check_disk(out: Path, model: Model) -> None:
+def _check_disk(out: Path, model: nn.Module) -> None:
     """Refuse now what would otherwise fail at the first checkpoint, when all steps before it are lost."""
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir():
