@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llmsys.cache import Backend, NoCache, as_backend
+from llmsys.models.modules import unwrapped
 from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import Sampler, check_logits, sampler, whole_number
 from llmsys.models.text_stream import TextStream
@@ -120,7 +121,7 @@ def stream_generate(
     Arguments and errors are `generate`'s; bad arguments are refused at the call, not at the first piece.
     """
     run = _Run(model, prompt, attention, cache, max_new_tokens, temperature, top_k, top_p, seed, next_token)
-    if model.tokenizer is None:
+    if run.model.tokenizer is None:
         raise ValueError("this model has no tokenizer, so there is no text to stream: use generate(…).tokens")
     return (piece for _, piece in run.steps() if piece)
 
@@ -129,6 +130,7 @@ class _Run:
     """One call of `generate`: its arguments checked, then its steps."""
 
     def __init__(self, model, prompt, attention, cache, max_new_tokens, temperature, top_k, top_p, seed, next_token):
+        model = unwrapped(model)
         if not model.is_whole:
             raise ValueError("model must be a whole one to generate, and this is a part, without some layers or an end")
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, at_least=1)

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llmsys.cache import Backend, as_backend
+from llmsys.models.modules import unwrapped
 from llmsys.models.training_step import TrainingStep, token_loss
 from llmsys.training.checkpoint import (
     STATE,
@@ -62,7 +63,7 @@ def train(
     Parameters
     ----------
     model
-        A whole one. What torch.compile made of one is trained as it is compiled, and saved as the model itself.
+        A whole one. What torch.compile or data parallelism made of one is run as it is, and saved as the model itself.
     attention
         A stage's name, a differentiable callable with a stage's contract, or a backend.
     out
@@ -93,10 +94,11 @@ def train(
         A checkpoint cannot be written to `out`, which is seen before the first step; or it could not be written, and
         those before are whole.
     """
-    if not model.is_whole:
+    inner = unwrapped(model)
+    if not inner.is_whole:
         raise ValueError("model must be a whole one to be trained, and this is a part, without some layers or an end")
-    if config.context > model.config.context_length:
-        raise ValueError(f"context must be at most the model's {model.config.context_length}, got {config.context}")
+    if config.context > inner.config.context_length:
+        raise ValueError(f"context must be at most the model's {inner.config.context_length}, got {config.context}")
     if out is not None:
         out = Path(out)
         _check_folder(out, resume)
@@ -105,7 +107,7 @@ def train(
         raise ValueError("out must be given to resume: the folder that holds the run's checkpoints")
     batches = corpus.batches(config.batch, config.context, seed=config.seed)
     held_out = corpus.held_out_batches(config.batch, config.context)
-    backend = as_backend(attention, spec=model.cache_spec())
+    backend = as_backend(attention, spec=inner.cache_spec())
 
     model.requires_grad_(True).train()
     try:
@@ -149,7 +151,7 @@ def next_token_loss(
     model: nn.Module, tokens: Int[Tensor, "B T1"], attention: str | Callable | Backend = "sdpa"
 ) -> Float[Tensor, ""]:
     """−log p of each token after the first, given those before it: the mean, in fp32."""
-    logits = model(tokens[:, :-1], as_backend(attention, spec=model.cache_spec()))  # (B, T, V)
+    logits = model(tokens[:, :-1], as_backend(attention, spec=unwrapped(model).cache_spec()))  # (B, T, V)
     return token_loss(logits, tokens[:, 1:])
 
 
@@ -157,13 +159,13 @@ def next_token_loss(
 def evaluate(model: nn.Module, batches: Batches, attention: str | Callable | Backend = "sdpa", count: int = 8) -> float:
     """The mean loss over the first `count` batches, or all where they are fewer."""
     numbers = range(min(count, len(batches)))
-    losses = [next_token_loss(model, batches[i].to(model.device), attention) for i in numbers]
+    losses = [next_token_loss(model, batches[i].to(unwrapped(model).device), attention) for i in numbers]
     return float(torch.stack(losses).mean())
 
 
 def training_step(model: nn.Module, tokens: Int[Tensor, "B T1"], backend: Backend) -> TrainingStep:
     """The losses and loads of one batch: the model's own `training_step`, if it has one, or the next token's loss."""
-    own = getattr(model, "training_step", None)
+    own = getattr(unwrapped(model), "training_step", None)
     return TrainingStep(next_token_loss(model, tokens, backend)) if own is None else own(tokens, backend)
 
 
@@ -177,11 +179,11 @@ def _step(
     sum_over_ranks: Callable[[Tensor], Tensor] | None,
 ) -> Step:
     start = time.perf_counter()
-    total = torch.zeros((), device=model.device)
+    total = torch.zeros((), device=unwrapped(model).device)
     terms: dict[str, Tensor] = {}
     loads: dict[str, Tensor] = {}
     for i in range(number * config.accumulate, (number + 1) * config.accumulate):
-        done = training_step(model, batches[i].to(model.device), backend)
+        done = training_step(model, batches[i].to(unwrapped(model).device), backend)
         loss = done.loss / config.accumulate
         parts = {name: term / config.accumulate for name, term in done.terms.items()}
         sum(parts.values(), start=loss).backward()
@@ -203,7 +205,7 @@ def _step(
             f"step {number + 1}: the loss is {loss} and its gradient's length {norm}, so the run cannot go on. A lower "
             "learning_rate or a longer warmup helps most often; an attention of your own may be at fault, too"
         )
-    if (after_step := getattr(model, "after_step", None)) is not None:
+    if (after_step := getattr(unwrapped(model), "after_step", None)) is not None:
         with torch.no_grad():
             after_step({name: sum_over_ranks(load) if sum_over_ranks else load for name, load in loads.items()})
     seconds = time.perf_counter() - start
