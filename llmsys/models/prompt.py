@@ -75,6 +75,10 @@ def _from_array(prompt: Tensor | np.ndarray) -> list[int]:
 
 def _from_text(model: nn.Module, prompt: str) -> list[int]:
     tokenizer = _tokenizer(model)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # half of a pair, as a terminal makes of bytes that are no UTF-8
+        raise ValueError(f"prompt must be text, and its character {error.start} is none: {error.reason}") from None
     if tokenizer.chat_template is not None:
         return tokenizer.chat([{"role": "user", "content": prompt}])
     return ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(prompt)

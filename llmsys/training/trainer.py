@@ -16,8 +16,6 @@ weight. (On a GPU, sums whose order depends on which program is first can differ
 """
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llmsys.cache import Backend, as_backend
+from llmsys.hardware.disk import check_writable
 from llmsys.models.modules import unwrapped
 from llmsys.models.training_step import TrainingStep, token_loss
 from llmsys.training.checkpoint import (
@@ -102,7 +101,8 @@ def train(
     if out is not None:
         out = Path(out)
         _check_folder(out, resume)
-        _check_disk(out, model)
+        masters_and_means = 3 * 4 * sum(weight.numel() for weight in inner.parameters())  # bytes, fp32
+        check_writable(out, need=masters_and_means)
     elif resume:
         raise ValueError("out must be given to resume: the folder that holds the run's checkpoints")
     batches = corpus.batches(config.batch, config.context, seed=config.seed)
@@ -224,22 +224,6 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise FileExistsError(f"{out}: holds a run already, up to {latest.name}; resume it, or give another folder")
     if resume and not latest:
         raise FileNotFoundError(f"{out}: holds no checkpoint to resume from")
-
-
-def _check_disk(out: Path, model: nn.Module) -> None:
-    """Refuse now what would otherwise fail at the first checkpoint, when all steps before it are lost."""
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"{there}: is a file, and out must be a folder; give another one")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{out}: no checkpoint can be written there, {there} is read-only; give another folder")
-    need = 3 * 4 * sum(weight.numel() for weight in model.parameters())  # masters and both means, fp32
-    free = shutil.disk_usage(there).free
-    if free < need:
-        raise OSError(
-            f"{out}: a checkpoint takes {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on that disk; make room, "
-            "or give another folder"
-        )
 
 
 def _resume(run: Run, corpus: Corpus, optimiser: Optimiser, checkpoint: Path) -> None:

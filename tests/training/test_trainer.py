@@ -213,18 +213,18 @@ class TestNowhereToWrite:
     def test_a_file(self, tiny, corpus, tmp_path):
         (tmp_path / "file").write_text("")
         for out in (tmp_path / "file", tmp_path / "file" / "run" / "deep"):
-            self.refused(tiny, corpus, out, NotADirectoryError, "file: is a file, and out must be a folder")
+            self.refused(tiny, corpus, out, NotADirectoryError, "no folder, for .*file is a file")
 
     def test_a_disk_that_is_read_only(self, tiny, corpus, tmp_path, monkeypatch):
         monkeypatch.setattr(os, "access", lambda path, mode: False)
-        self.refused(tiny, corpus, tmp_path / "run", PermissionError, "run: no checkpoint can be written.*read-only")
+        self.refused(tiny, corpus, tmp_path / "run", PermissionError, "run: nothing can be written there.*read-only")
         assert not (tmp_path / "run").exists()
 
     def test_a_disk_without_room(self, tiny, corpus, tmp_path, monkeypatch):
         weights = sum(weight.numel() for weight in tiny.parameters())
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=12 * weights - 1))
-        self.refused(tiny, corpus, tmp_path / "run", OSError, "run: a checkpoint takes .* GB, and .* GB are free")
+        self.refused(tiny, corpus, tmp_path / "run", OSError, "run: .* MB are needed, and .* MB are free")
 
 
 def test_settings_of_other_libraries_are_kept_as_pythons():
