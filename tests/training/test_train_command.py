@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from llmsys.course import cli
+from llmsys.course.cli import use
 from llmsys.models import load_model, save, save_model
 from llmsys.training.progress import Progress
 from llmsys.viz.kit import Picture
@@ -132,14 +133,21 @@ def test_a_place_where_nothing_can_be_written_is_one_line(folder, monkeypatch):
     ],
 )
 def test_a_batch_that_does_not_fit_is_one_line(folder, monkeypatch, error):
-    def no_room(*arguments):
+    def fails(*arguments):
         raise error
 
-    monkeypatch.setattr("llmsys.training.trainer._step", no_room)
-    done = run("out", "--model", "model", *SETTINGS)
+    monkeypatch.setattr(use, "_train", fails)
+    done = run("out")
     assert done.exit_code == 2 and done.stderr.endswith("take a smaller --batch or --context\n")
-    monkeypatch.setattr("llmsys.training.trainer._step", lambda *arguments: {}["a bug"])
-    assert isinstance(run("out", "--model", "model", *SETTINGS).exception, KeyError)
+
+
+@pytest.mark.parametrize("bug", [RuntimeError("shapes cannot be multiplied"), KeyError("x")])
+def test_a_bug_keeps_its_traceback(folder, monkeypatch, bug):
+    def fails(*arguments):
+        raise bug
+
+    monkeypatch.setattr(use, "_train", fails)
+    assert run("out").exception is bug
 
 
 def test_a_damaged_checkpoint_is_one_line_with_a_remedy(folder):
