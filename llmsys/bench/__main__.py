@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from llmsys.bench import BENCHMARKS
+from llmsys.hardware.disk import check_writable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,12 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
 def run(name: str, *, out: str | None = None, quick: bool = False) -> None:
     """Run a benchmark by its name; print the table and what is missing; save the record in `out` if that is given.
 
-    Raises ValueError for a name that is not in BENCHMARKS.
+    Raises ValueError for a name that is not in BENCHMARKS; OSError, before anything is measured, where nothing can be
+    written to `out`.
     """
     from rich.console import Console
 
     if name not in BENCHMARKS:
         raise ValueError(f"no benchmark is called {name!r}; there are: {', '.join(BENCHMARKS)}")
+    if out:
+        check_writable(out, need=10**6)
     module = import_module(BENCHMARKS[name])
     record = module.measure(quick)
     console = Console(width=None if sys.stdout.isatty() else 140)

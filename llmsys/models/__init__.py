@@ -15,7 +15,8 @@ from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.models.modules import Linear, LinearFactory
 from llmsys.models.sampling import greedy, sampler
 from llmsys.models.save import save_model
-from llmsys.models.tokenizer import TextStream, Tokenizer
+from llmsys.models.text_stream import TextStream
+from llmsys.models.tokenizer import Tokenizer
 from llmsys.models.training_step import TrainingStep
 from llmsys.models.weights import find_smollm2, load_model
 

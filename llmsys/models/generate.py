@@ -8,19 +8,19 @@ again. Which attention runs, and who picks the token, can both be yours: `attent
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Real
+from typing import SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmsys.cache import Backend, NoCache, as_backend
-from llmsys.models.llama import Llama
-from llmsys.models.sampling import Sampler, sampler
-from llmsys.models.tokenizer import TextStream
-
-Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int] | Tensor
+from llmsys.models.modules import unwrapped
+from llmsys.models.prompt import Prompt, token_ids
+from llmsys.models.sampling import Sampler, check_logits, sampler, whole_number
+from llmsys.models.text_stream import TextStream
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Generation:
 
 
 def generate(
-    model: Llama,
+    model: nn.Module,
     prompt: Prompt,
     *,
     attention: str | Callable | Backend = "sdpa",
     cache: bool | None = None,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
+    max_new_tokens: SupportsIndex = 128,
+    temperature: Real = 0.0,
+    top_k: SupportsIndex | None = None,
+    top_p: Real | None = None,
+    seed: SupportsIndex | None = None,
     next_token: Sampler | None = None,
     stream: Callable[[str], object] | None = None,
 ) -> Generation:
@@ -60,7 +60,8 @@ def generate(
     ----------
     prompt
         A string: one user's message, put into the model's chat template (as it is, if there is none). A list of
-        messages `{"role", "content"}`: a conversation. A list of token ids: exactly these.
+        messages `{"role", "content"}`: a conversation. A list of token ids, or a tensor or NumPy array of them, (T,) or
+        (1, T): exactly these.
     attention
         A stage's name (`llmsys.attention.STAGES`) or a backend's (`llmsys.cache.BACKENDS`), a callable with a stage's
         contract, or a backend.
@@ -79,8 +80,11 @@ def generate(
     Raises
     ------
     ValueError
-        An argument is out of its range, the prompt is empty or longer than the model's context, or `next_token` or
-        `attention` returned something else than its contract says. Names it.
+        An argument is out of its range; the prompt is empty, several, longer than the model's context, or holds ids
+        that the model does not know; or `next_token` or `attention` returned something else than its contract says.
+        Names it.
+    FloatingPointError
+        The model's logits are not finite: NaN, +∞, or −∞ all of them (`llmsys.models.sampling.check_logits`).
     """
     start = time.perf_counter()
     run = _Run(model, prompt, attention, cache, max_new_tokens, temperature, top_k, top_p, seed, next_token)
@@ -100,16 +104,16 @@ def generate(
 
 
 def stream_generate(
-    model: Llama,
+    model: nn.Module,
     prompt: Prompt,
     *,
     attention: str | Callable | Backend = "sdpa",
     cache: bool | None = None,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
+    max_new_tokens: SupportsIndex = 128,
+    temperature: Real = 0.0,
+    top_k: SupportsIndex | None = None,
+    top_p: Real | None = None,
+    seed: SupportsIndex | None = None,
     next_token: Sampler | None = None,
 ) -> Iterator[str]:
     """`generate`, as an iterator over pieces of text: whole characters, as soon as they are there.
@@ -117,7 +121,7 @@ def stream_generate(
     Arguments and errors are `generate`'s; bad arguments are refused at the call, not at the first piece.
     """
     run = _Run(model, prompt, attention, cache, max_new_tokens, temperature, top_k, top_p, seed, next_token)
-    if model.tokenizer is None:
+    if run.model.tokenizer is None:
         raise ValueError("this model has no tokenizer, so there is no text to stream: use generate(…).tokens")
     return (piece for _, piece in run.steps() if piece)
 
@@ -126,14 +130,14 @@ class _Run:
     """One call of `generate`: its arguments checked, then its steps."""
 
     def __init__(self, model, prompt, attention, cache, max_new_tokens, temperature, top_k, top_p, seed, next_token):
+        model = unwrapped(model)
         if not model.is_whole:
             raise ValueError("model must be a whole one to generate, and this is a part, without some layers or an end")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, at_least=1)
         if next_token is not None and (temperature != 0 or top_k is not None or top_p is not None):
             raise ValueError("next_token picks the token by itself: leave out temperature, top_k and top_p")
         self.model = model
-        self.prompt = _token_ids(model, prompt)
+        self.prompt = token_ids(model, prompt)
         self.pick = sampler(temperature, top_k, top_p, seed) if next_token is None else next_token
         self.all_logits = next_token is not None
         context = model.config.context_length
@@ -170,7 +174,9 @@ class _Run:
         x = self.model.hidden(tokens, self.backend)  # (1, T, C)
         if not self.all_logits:
             return int(self.pick(self.model.head(x[:, -1:])))
-        return self._picked(self._all_rows(self.model.head(x), length))
+        new = self.model.head(x)
+        check_logits(new)
+        return self._picked(self._all_rows(new, length))
 
     def _all_rows(self, new: Tensor, length: int) -> Tensor:
         if new.shape[1] == length:
@@ -195,20 +201,3 @@ class _Run:
         if not 0 <= int(token) < V:
             raise ValueError(f"next_token must return ids from 0 to {V - 1}, got {int(token)}")
         return int(token)
-
-
-def _token_ids(model: Llama, prompt: Prompt) -> list[int]:
-    if isinstance(prompt, Tensor):
-        prompt = prompt.flatten().tolist()
-    if len(prompt) == 0:
-        raise ValueError("prompt must not be empty")
-    if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):
-        return list(prompt)
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise ValueError("prompt must be a list of token ids here, for this model has no tokenizer")
-    if not isinstance(prompt, str):
-        return tokenizer.chat(prompt)
-    if tokenizer.chat_template is not None:
-        return tokenizer.chat([{"role": "user", "content": prompt}])
-    return ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(prompt)

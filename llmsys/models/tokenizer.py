@@ -2,8 +2,8 @@
 
 The vocabularies here are byte-level BPE: text is cut into words by a pattern, a word into bytes, and pairs are merged
 in the order in which training found them. As a token is a string of *bytes*, a character may be spread over several,
-and a stream of text must wait for the rest of it (`TextStream`). The work is done by the `tokenizers` library; a GGUF
-file holds the vocabulary and the merges, but of the pattern only its name.
+and a stream of text must wait for the rest of it (`llmsys.models.text_stream`). The work is done by the `tokenizers`
+library; a GGUF file holds the vocabulary and the merges, but of the pattern only its name.
 
 A conversation becomes text by the checkpoint's chat template, a Jinja program. It comes from strangers, so it runs in
 Jinja's sandbox.
@@ -18,6 +18,8 @@ from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+
+from llmsys.models.text_stream import TextStream  # noqa: F401, which was here before
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -214,36 +216,6 @@ class Tokenizer:
             chat_template=template,
             special=special,
         )
-
-
-class TextStream:
-    """Token ids in, text out, as soon as its characters are complete.
-
-    The pieces of `push`, then `flush`, joined, are `tokenizer.decode` of all ids.
-    """
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._said: list[int] = []  # ids of the last piece: some decoders strip the space before a text's first word
-        self._waiting: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The text that is complete now that `token` came; often, and in the middle of a character, nothing."""
-        self._waiting.append(token)
-        text = self._new_text()
-        if not text or text.endswith("\ufffd"):  # perhaps the beginning of a character
-            return ""
-        self._said, self._waiting = self._waiting, []
-        return text
-
-    def flush(self) -> str:
-        """What is left at the end; bytes of an unfinished character are U+FFFD."""
-        text, self._said, self._waiting = self._new_text(), self._waiting, []
-        return text
-
-    def _new_text(self) -> str:
-        before = self._tokenizer.decode(self._said)
-        return self._tokenizer.decode(self._said + self._waiting)[len(before) :]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,13 +6,14 @@
     run = train(model, Corpus.load(model.tokenizer), TrainConfig(steps=100), attention="tiled", out="run")
     run.losses, run.held_out, run.checkpoint
 
-Read in this order: `corpus`, `optimise`, `checkpoint`, `trainer`.
+Read in this order: `corpus`, `optimise`, `checkpoint`, `run`, `trainer`.
 """
 
 from llmsys.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from llmsys.training.corpus import Batches, Corpus
 from llmsys.training.optimise import Optimiser, cosine_schedule
-from llmsys.training.trainer import Run, Step, TrainConfig, evaluate, next_token_loss, train
+from llmsys.training.run import Run, Step, TrainConfig
+from llmsys.training.trainer import evaluate, next_token_loss, train
 
 __all__ = [
     "Batches",

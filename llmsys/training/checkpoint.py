@@ -14,6 +14,9 @@ whose name begins with a dot and which nobody reads; each file is flushed to the
 renamed. A rename happens or does not. Without the flushes, a system may put the new name on the disk before the
 contents, and a power cut between the two leaves whole names with empty files. Removing works the other way round: first
 the name goes, then the contents.
+
+**A disk may also damage what was whole.** So all that is read is looked at before any of it is used: a checkpoint that
+is wrong in any part changes neither model nor optimiser, and the message names the file and what to do.
 """
 
 import contextlib
@@ -24,16 +27,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from llmsys.models.llama import Llama
+from llmsys.models.modules import plain_name, unwrapped
 from llmsys.models.save import save_model
-from llmsys.models.tokenizer import read_json
 from llmsys.models.weights import assemble, open_checkpoint
 from llmsys.training.optimise import Optimiser
 
@@ -42,7 +45,7 @@ BUFFERS = "training/buffers.safetensors"
 
 
 def save_checkpoint(
-    path: str | Path, model: Llama, optimiser: Optimiser | None = None, state: Mapping[str, Any] | None = None
+    path: str | Path, model: nn.Module, optimiser: Optimiser | None = None, state: Mapping[str, Any] | None = None
 ) -> None:
     """Write a checkpoint to `path`, a directory that is not there yet. When this returns it is on the disk.
 
@@ -57,19 +60,25 @@ def save_checkpoint(
     ------
     FileExistsError
         There is something at `path`: a checkpoint is never overwritten.
+    ValueError
+        `state` holds what JSON cannot.
     OSError
         It could not be written: the disk is full, say. Nothing is at `path`, and what was beside it is as it was.
     """
-    path = Path(path)
+    path, model = Path(path), unwrapped(model)
     if path.exists():
         raise FileExistsError(f"{path}: exists already, and a checkpoint is not overwritten; give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.writing")
-    _remove(unfinished)  # left by a process that was killed
     try:
+        text = json.dumps(dict(state or {}), indent=1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"state must be what JSON can hold: {error}") from None
+    unfinished = path.with_name(f".{path.name}.writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(unfinished)  # left by a process that was killed
         save_model(model, unfinished, weights=optimiser and optimiser.masters)
         (unfinished / STATE).parent.mkdir()
-        (unfinished / STATE).write_text(json.dumps(dict(state or {}), indent=1), encoding="utf-8")
+        (unfinished / STATE).write_text(text, encoding="utf-8")
         files = {TENSORS: optimiser.state()} if optimiser is not None else {}
         if buffers := _buffers(model):
             files[BUFFERS] = {name: buffer.contiguous() for name, buffer in buffers.items()}
@@ -85,21 +94,27 @@ def save_checkpoint(
             f"{path}: the checkpoint could not be written ({error}); earlier ones are as they were"
         ) from error
     finally:
-        _remove(unfinished)
+        with contextlib.suppress(OSError):  # of a disk that is read-only now: the error above says it
+            _remove(unfinished)
 
 
-def load_checkpoint(path: str | Path, model: Llama, optimiser: Optimiser | None = None) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, model: nn.Module, optimiser: Optimiser | None = None) -> dict[str, Any]:
     """Put a checkpoint's weights and buffers into `model`, and its running means into `optimiser`. Returns the `state`.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        There is none at `path`, it is damaged, or it is another model's. The message names the file and the thing.
+        There is none at `path`, it is damaged, or it is another model's. The message names the file and the thing, and
+        neither model nor optimiser has changed.
     """
-    path = Path(path)
-    checkpoint = open_checkpoint(path)
-    if not (path / STATE).is_file():
-        raise FileNotFoundError(f"{path}: a model, but no checkpoint of a training run: {STATE} is missing")
+    path, model = Path(path), unwrapped(model)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    state = read_state(path)
+    try:
+        checkpoint = open_checkpoint(path)
+    except (OSError, ValueError) as error:
+        raise damaged(path, None, error) from error
     theirs, own = (replace(config, name="") for config in (checkpoint.config, model.config))
     if theirs != own:
         field = next(name for name in vars(own) if getattr(own, name) != getattr(theirs, name))
@@ -107,21 +122,48 @@ def load_checkpoint(path: str | Path, model: Llama, optimiser: Optimiser | None 
             f"{path}: another model's checkpoint, its {field} is {getattr(theirs, field)} and this model's is "
             f"{getattr(own, field)}"
         )
-    state = read_json(path / STATE)
-    weights = dict(assemble(checkpoint, model))
-    _load_buffers(path, model)
-    if optimiser is None:
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                weight.copy_(weights[name])
-        return state
     try:
-        optimiser.restore(weights, load_file(path / TENSORS), int(state["step"]))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path / TENSORS}: cannot be read ({error}); resume from an earlier checkpoint") from error
-    except KeyError as error:
-        raise ValueError(f"{path}: {error.args[0]} is missing; this is no checkpoint of this optimiser") from error
+        weights = {plain_name(name): weight for name, weight in assemble(checkpoint, model)}
+    except (OSError, ValueError) as error:
+        raise damaged(path, None, error) from error
+    buffers = _saved_buffers(path, model)
+    if optimiser is not None:
+        _check_finite(path, weights)
+        means = _read(path, TENSORS)
+        try:
+            optimiser.restore(weights, means, _step(state))
+        except ValueError as error:
+            raise damaged(path, STATE if str(error).startswith("step ") else TENSORS, error) from error
+    with torch.no_grad():
+        if optimiser is None:
+            for name, weight in model.named_parameters():
+                weight.copy_(weights[plain_name(name)])
+        for name, buffer in _buffers(model).items():
+            buffer.copy_(buffers[name])
     return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `training/state.json` of the checkpoint at `path` holds. Errors as for `load_checkpoint`."""
+    file = path / STATE
+    if not path.is_dir() or not file.exists():
+        raise FileNotFoundError(f"{path}: no checkpoint of a training run: {STATE} is missing; {_remedy(path)}")
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, STATE, f"not JSON, or not to be read ({error})") from error
+    if not isinstance(state, dict):
+        raise damaged(path, STATE, "holds no JSON object")
+    return state
+
+
+def damaged(path: Path, file: str | None, what: object) -> ValueError:
+    """The error for a checkpoint at `path` with something wrong in one of its files (None where `what` names it)."""
+    return ValueError(f"{path if file is None else path / file}: {what}; {_remedy(path)}")
+
+
+def _remedy(path: Path) -> str:
+    return f"to go on from the checkpoint before it, move {path} away (without one, begin the run again)"
 
 
 def name_of(step: int) -> str:
@@ -148,24 +190,47 @@ def prune(directory: Path, keep: int) -> None:
         _remove(path)
 
 
-def _buffers(model: Llama) -> dict[str, Tensor]:
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
     """The model's buffers that belong to its state."""
     weights = dict(model.named_parameters(remove_duplicate=False))
-    return {name: x for name, x in model.state_dict().items() if name not in weights}
+    return {plain_name(name): x for name, x in model.state_dict().items() if name not in weights}
 
 
-def _load_buffers(path: Path, model: Llama) -> None:
+def _saved_buffers(path: Path, model: nn.Module) -> dict[str, Tensor]:
     buffers = _buffers(model)
     if not buffers:
-        return
-    try:
-        saved = load_file(path / BUFFERS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path / BUFFERS}: cannot be read ({error}); resume from an earlier checkpoint") from error
+        return {}
+    saved = _read(path, BUFFERS)
     for name, buffer in buffers.items():
-        if name not in saved or saved[name].shape != buffer.shape:
-            raise ValueError(f"{path / BUFFERS}: holds no {name} of shape {tuple(buffer.shape)}: another model's")
-        buffer.copy_(saved[name])
+        if name not in saved or saved[name].shape != buffer.shape or saved[name].dtype != buffer.dtype:
+            raise damaged(path, BUFFERS, f"holds no {name} of shape {tuple(buffer.shape)} in {buffer.dtype}")
+        if saved[name].isnan().any():
+            raise damaged(path, BUFFERS, f"{name} holds NaN")
+    return saved
+
+
+def _read(path: Path, file: str) -> dict[str, Tensor]:
+    """The tensors in one of a checkpoint's files."""
+    try:
+        return load_file(path / file)
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, file, f"cannot be read ({error})") from error
+
+
+def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise damaged(path, None, f"its {name} is not finite: NaN or infinite numbers, with which no run goes on")
+
+
+def _step(state: Mapping[str, Any]) -> int:
+    """How many steps had been taken. ValueError where that is missing, or no number of steps."""
+    if "step" not in state:
+        raise ValueError("step is missing; this is no checkpoint of an optimiser")
+    step = state["step"]
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= 2**24:  # AdamW counts them in fp32
+        raise ValueError(f"step must be a whole number from 0 to 2^24, got {short(step)}")
+    return step
 
 
 def _remove(path: Path) -> None:

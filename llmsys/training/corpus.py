@@ -19,9 +19,11 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -130,6 +132,9 @@ class Corpus:
 class Batches:
     """Numbered batches: `batches[i]` is (B, T + 1), of which [:, :-1] go into the model and [:, 1:] should come out.
 
+    `len(batches)` and a for loop are one pass. Numbers go on after it, without an end, into passes of another order; so
+    none is counted from the end, and a slice is refused.
+
     Parameters
     ----------
     tokens
@@ -160,9 +165,20 @@ class Batches:
         """Whole batches in one pass. Their numbers go on after it."""
         return self.windows // self.batch
 
-    def __getitem__(self, number: int) -> Int[Tensor, "B T1"]:
+    def __iter__(self) -> Iterator[Int[Tensor, "B T1"]]:
+        """The batches of the first pass."""
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: Any) -> Int[Tensor, "B T1"]:
+        """Raises IndexError for a number below 0, and TypeError for what is no whole number, such as a slice."""
+        try:
+            number = index(number)
+        except TypeError:
+            raise TypeError(
+                f"a batch has a number, got {number!r}; several are [batches[i] for i in range(first, last)]"
+            ) from None
         if number < 0:
-            raise IndexError(f"batches are numbered from 0, got {number}")
+            raise IndexError(f"batches are numbered from 0, and go on after a pass, so there is no last; got {number}")
         epoch, place = divmod(number, len(self))
         chosen = self._permutation(epoch)[place * self.batch : (place + 1) * self.batch]
         offsets = chosen[:, None] * self.context + torch.arange(self.context + 1)

@@ -25,6 +25,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from llmsys.models.modules import plain_name
+
 
 class Optimiser:
     """AdamW for a model's weights, in fp32 whatever the model's dtype is.
@@ -36,7 +38,7 @@ class Optimiser:
     Parameters
     ----------
     model
-        Its weights that require a gradient are trained.
+        Its weights that require a gradient are trained. It may be compiled: they have their plain names here.
     dtype
         What the model shall compute in: its weights become that, and their masters are made before. None leaves their
         dtype as it is. Buffers keep theirs.
@@ -53,7 +55,7 @@ class Optimiser:
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ):
-        self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.weights = {plain_name(name): weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not self.weights:
             raise ValueError("model has no weight that requires a gradient: call model.requires_grad_(True)")
         self.masters = {}
@@ -114,7 +116,19 @@ class Optimiser:
 
     @torch.no_grad()
     def restore(self, masters: Mapping[str, Tensor], state: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from there: master weights by name, what `state()` returned, and how many steps had been taken."""
+        """Go on from there: master weights by name, what `state()` returned, and how many steps had been taken.
+
+        ValueError where these cannot be this optimiser's: a name is missing or unknown, or a tensor has another shape
+        or dtype, or numbers that no running mean has. Nothing has changed then.
+        """
+        wanted = {f"{key}.{name}" for name in self.masters for key in "mv"} if steps else set()
+        if unknown := sorted(state.keys() - wanted):
+            raise ValueError(f"{unknown[0]} is there, and after {steps} steps no weight of this model has that")
+        for name, master in self.masters.items():
+            if name not in masters or masters[name].shape != master.shape:
+                raise ValueError(f"{name} of shape {tuple(master.shape)} is missing among the weights")
+            for key in ("m", "v") if steps else ():
+                _check_mean(f"{key}.{name}", state.get(f"{key}.{name}"), master)
         for name, master in self.masters.items():
             master.copy_(masters[name])
             self.weights[name].copy_(master)
@@ -124,6 +138,18 @@ class Optimiser:
                     "exp_avg": state[f"m.{name}"].to(master, copy=True),
                     "exp_avg_sq": state[f"v.{name}"].to(master, copy=True),
                 }
+
+
+def _check_mean(name: str, mean: Tensor | None, master: Tensor) -> None:
+    if mean is None:
+        raise ValueError(f"{name} is missing")
+    if mean.shape != master.shape or mean.dtype != torch.float32:
+        raise ValueError(
+            f"{name} must be float32 of shape {tuple(master.shape)}, got {mean.dtype} of {tuple(mean.shape)}"
+        )
+    low, high = mean.aminmax()  # NaN where there is one
+    if not (low.isfinite() and high.isfinite()) or name.startswith("v.") and low < 0:
+        raise ValueError(f"{name} holds numbers that are no running mean's: from {float(low)} to {float(high)}")
 
 
 def cosine_schedule(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:

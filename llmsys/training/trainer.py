@@ -18,106 +18,34 @@ weight. (On a GPU, sums whose order depends on which program is first can differ
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmsys.cache import Backend, as_backend
-from llmsys.models.llama import Llama
-from llmsys.models.tokenizer import read_json
+from llmsys.hardware.disk import check_writable
+from llmsys.models.modules import unwrapped
 from llmsys.models.training_step import TrainingStep, token_loss
-from llmsys.training.checkpoint import STATE, latest_checkpoint, load_checkpoint, name_of, prune, save_checkpoint
+from llmsys.training.checkpoint import (
+    STATE,
+    damaged,
+    latest_checkpoint,
+    load_checkpoint,
+    name_of,
+    prune,
+    read_state,
+    save_checkpoint,
+)
 from llmsys.training.corpus import Batches, Corpus
 from llmsys.training.optimise import Optimiser, cosine_schedule
 from llmsys.training.progress import Progress
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The settings of a run. The first group decides the numbers: a run resumes with the same ones only."""
-
-    steps: int = 200
-    batch: int = 4  # sequences in a batch, B
-    context: int = 256  # tokens in a sequence, T
-    accumulate: int = 1  # batches in a step
-    learning_rate: float = 1e-4  # the highest
-    final_rate: float = 0.1  # the last, as a part of the highest
-    warmup: int | None = None  # steps until the highest; None: 10, or a tenth of fewer than 100
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    clip: float | None = 1.0  # the longest gradient; None for any
-    dtype: str = "float32"  # what the model computes in; "bfloat16" keeps fp32 masters
-    seed: int = 0  # of the order of the batches
-
-    evaluate_every: int = field(default=50, metadata={"free": True})  # steps between held-out losses
-    evaluate_batches: int = field(default=8, metadata={"free": True})  # batches that a held-out loss is the mean of
-    save_every: int = field(default=100, metadata={"free": True})  # steps between checkpoints
-    keep: int = field(default=2, metadata={"free": True})  # checkpoints that are kept, the newest
-
-    def __post_init__(self):
-        counts = "steps batch context accumulate evaluate_every evaluate_batches save_every keep".split()
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(f"warmup must be from 0 to steps = {self.steps}, got {self.warmup}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise ValueError(f"clip must be a positive number, or None for no limit, got {self.clip}")
-        if not 0 <= self.final_rate <= 1:
-            raise ValueError(f"final_rate must be from 0 to 1, a part of learning_rate, got {self.final_rate}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-
-    @property
-    def warmup_steps(self) -> int:
-        return min(10, self.steps // 10) if self.warmup is None else self.warmup
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a run: its losses, its learning rate and its time."""
-
-    number: int  # counted from 1
-    loss: float  # of the next token, the mean over its batches, before its update
-    learning_rate: float
-    gradient_norm: float  # before clipping
-    seconds: float
-    terms: dict[str, float] = field(default_factory=dict)  # further losses that the model added, by name
-
-
-@dataclass
-class Run:
-    """What `train` did, from the first step on, those before a resumption included."""
-
-    model: Llama = field(repr=False)
-    config: TrainConfig
-    steps: list[Step] = field(default_factory=list, repr=False)
-    held_out: dict[int, float] = field(default_factory=dict)  # loss by how many steps had been taken
-    checkpoint: Path | None = None  # the last one
-    stopped: bool = False  # by `should_stop`, before the last step
-
-    @property
-    def losses(self) -> list[float]:
-        """The loss of each step, the first step's first."""
-        return [step.loss for step in self.steps]
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens trained on in a second, in the median of the last 50 steps."""
-        seconds = sorted(step.seconds for step in self.steps[-50:])
-        return self.config.batch * self.config.context * self.config.accumulate / seconds[len(seconds) // 2]
+from llmsys.training.run import DTYPES, Run, Saved, Step, TrainConfig, from_json, to_json
 
 
 def train(
-    model: Llama,
+    model: nn.Module,
     corpus: Corpus,
     config: TrainConfig = TrainConfig(),  # noqa: B008, it is frozen
     *,
@@ -133,6 +61,8 @@ def train(
 
     Parameters
     ----------
+    model
+        A whole one. What torch.compile or data parallelism made of one is run as it is, and saved as the model itself.
     attention
         A stage's name, a differentiable callable with a stage's contract, or a backend.
     out
@@ -160,20 +90,24 @@ def train(
     FloatingPointError
         The loss or its gradient is no finite number any more. The last checkpoint is from before.
     OSError
-        A checkpoint could not be written; those before are whole.
+        A checkpoint cannot be written to `out`, which is seen before the first step; or it could not be written, and
+        those before are whole.
     """
-    if not model.is_whole:
+    inner = unwrapped(model)
+    if not inner.is_whole:
         raise ValueError("model must be a whole one to be trained, and this is a part, without some layers or an end")
-    if config.context > model.config.context_length:
-        raise ValueError(f"context must be at most the model's {model.config.context_length}, got {config.context}")
+    if config.context > inner.config.context_length:
+        raise ValueError(f"context must be at most the model's {inner.config.context_length}, got {config.context}")
     if out is not None:
         out = Path(out)
         _check_folder(out, resume)
+        masters_and_means = 3 * 4 * sum(weight.numel() for weight in inner.parameters())  # bytes, fp32
+        check_writable(out, need=masters_and_means)
     elif resume:
         raise ValueError("out must be given to resume: the folder that holds the run's checkpoints")
     batches = corpus.batches(config.batch, config.context, seed=config.seed)
     held_out = corpus.held_out_batches(config.batch, config.context)
-    backend = as_backend(attention, spec=model.cache_spec())
+    backend = as_backend(attention, spec=inner.cache_spec())
 
     model.requires_grad_(True).train()
     try:
@@ -197,7 +131,7 @@ def train(
                 run.stopped = not last and should_stop is not None and should_stop()
                 if out is not None and (last or run.stopped or step.number % config.save_every == 0):
                     run.checkpoint = out / name_of(step.number)
-                    save_checkpoint(run.checkpoint, model, optimiser, _state(run, corpus))
+                    save_checkpoint(run.checkpoint, model, optimiser, to_json(run, corpus))
                     prune(out, config.keep)
                 if run.stopped:
                     break
@@ -209,35 +143,35 @@ def train(
 def saved_settings(out: str | Path) -> tuple[TrainConfig, int]:
     """The settings of the run in `out`, and of how many files its corpus was. Errors as for `train`."""
     _check_folder(Path(out), resume=True)
-    state = read_json(latest_checkpoint(out) / STATE)
-    return _config(state), state["corpus"]["files"]
+    saved = _saved(latest_checkpoint(out))
+    return saved.config, saved.files
 
 
 def next_token_loss(
-    model: Llama, tokens: Int[Tensor, "B T1"], attention: str | Callable | Backend = "sdpa"
+    model: nn.Module, tokens: Int[Tensor, "B T1"], attention: str | Callable | Backend = "sdpa"
 ) -> Float[Tensor, ""]:
     """−log p of each token after the first, given those before it: the mean, in fp32."""
-    logits = model(tokens[:, :-1], as_backend(attention, spec=model.cache_spec()))  # (B, T, V)
+    logits = model(tokens[:, :-1], as_backend(attention, spec=unwrapped(model).cache_spec()))  # (B, T, V)
     return token_loss(logits, tokens[:, 1:])
 
 
 @torch.no_grad()
-def evaluate(model: Llama, batches: Batches, attention: str | Callable | Backend = "sdpa", count: int = 8) -> float:
+def evaluate(model: nn.Module, batches: Batches, attention: str | Callable | Backend = "sdpa", count: int = 8) -> float:
     """The mean loss over the first `count` batches, or all where they are fewer."""
     numbers = range(min(count, len(batches)))
-    losses = [next_token_loss(model, batches[i].to(model.device), attention) for i in numbers]
+    losses = [next_token_loss(model, batches[i].to(unwrapped(model).device), attention) for i in numbers]
     return float(torch.stack(losses).mean())
 
 
-def training_step(model: Llama, tokens: Int[Tensor, "B T1"], backend: Backend) -> TrainingStep:
+def training_step(model: nn.Module, tokens: Int[Tensor, "B T1"], backend: Backend) -> TrainingStep:
     """The losses and loads of one batch: the model's own `training_step`, if it has one, or the next token's loss."""
-    own = getattr(model, "training_step", None)
+    own = getattr(unwrapped(model), "training_step", None)
     return TrainingStep(next_token_loss(model, tokens, backend)) if own is None else own(tokens, backend)
 
 
 def _step(
     number: int,
-    model: Llama,
+    model: nn.Module,
     batches: Batches,
     backend: Backend,
     optimiser: Optimiser,
@@ -245,11 +179,11 @@ def _step(
     sum_over_ranks: Callable[[Tensor], Tensor] | None,
 ) -> Step:
     start = time.perf_counter()
-    total = torch.zeros((), device=model.device)
+    total = torch.zeros((), device=unwrapped(model).device)
     terms: dict[str, Tensor] = {}
     loads: dict[str, Tensor] = {}
     for i in range(number * config.accumulate, (number + 1) * config.accumulate):
-        done = training_step(model, batches[i].to(model.device), backend)
+        done = training_step(model, batches[i].to(unwrapped(model).device), backend)
         loss = done.loss / config.accumulate
         parts = {name: term / config.accumulate for name, term in done.terms.items()}
         sum(parts.values(), start=loss).backward()
@@ -271,7 +205,7 @@ def _step(
             f"step {number + 1}: the loss is {loss} and its gradient's length {norm}, so the run cannot go on. A lower "
             "learning_rate or a longer warmup helps most often; an attention of your own may be at fault, too"
         )
-    if (after_step := getattr(model, "after_step", None)) is not None:
+    if (after_step := getattr(unwrapped(model), "after_step", None)) is not None:
         with torch.no_grad():
             after_step({name: sum_over_ranks(load) if sum_over_ranks else load for name, load in loads.items()})
     seconds = time.perf_counter() - start
@@ -292,30 +226,24 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise FileNotFoundError(f"{out}: holds no checkpoint to resume from")
 
 
-def _state(run: Run, corpus: Corpus) -> dict[str, Any]:
-    return {
-        "step": len(run.steps),
-        "config": asdict(run.config),
-        "corpus": {"name": corpus.name, "files": corpus.files, "digest": corpus.digest},
-        "steps": [asdict(step) for step in run.steps],
-        "held_out": run.held_out,
-    }
-
-
 def _resume(run: Run, corpus: Corpus, optimiser: Optimiser, checkpoint: Path) -> None:
-    state = load_checkpoint(checkpoint, run.model, optimiser)
-    saved = _config(state)
+    saved = _saved(checkpoint)
     for name, setting in TrainConfig.__dataclass_fields__.items():
-        theirs, ours = getattr(saved, name), getattr(run.config, name)
+        theirs, ours = getattr(saved.config, name), getattr(run.config, name)
         if theirs != ours and "free" not in setting.metadata:
             raise ValueError(f"{name} must stay what it was to resume {checkpoint}, {theirs}, got {ours}")
-    if state["corpus"]["digest"] != corpus.digest:
-        raise ValueError(f"{checkpoint}: was trained on another corpus, or with another tokenizer ({state['corpus']})")
-    run.steps = [Step(**step) for step in state["steps"]]
-    run.held_out = {int(step): loss for step, loss in state["held_out"].items()}
-    run.checkpoint = checkpoint
+    if saved.corpus["digest"] != corpus.digest:
+        raise ValueError(f"{checkpoint}: was trained on another corpus, or with another tokenizer ({saved.corpus})")
+    load_checkpoint(checkpoint, run.model, optimiser)
+    run.steps, run.held_out, run.checkpoint = saved.steps, saved.held_out, checkpoint
 
 
-def _config(state: dict[str, Any]) -> TrainConfig:
-    saved = state["config"]
-    return TrainConfig(**saved | {"betas": tuple(saved["betas"])})  # JSON has lists
+def _saved(checkpoint: Path) -> Saved:
+    state = read_state(checkpoint)
+    try:
+        saved = from_json(state)
+        if checkpoint.name != name_of(len(saved.steps)):
+            raise ValueError(f"step is {len(saved.steps)}, and the folder is called {checkpoint.name}")
+    except ValueError as error:
+        raise damaged(checkpoint, STATE, error) from None
+    return saved

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -409,6 +410,18 @@ def test_bench_refuses_an_unknown_benchmark():
     assert done.exit_code == 2 and "softmax" in done.stderr
 
 
+@pytest.mark.parametrize("out", ["file", "file/deep", "no room"])
+def test_bench_without_a_place_for_its_record_is_refused_before_it_measures(out, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llmsys.bench.softmax.measure", lambda quick: pytest.fail("it measured"))
+    if out == "no room":
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0}))
+    done = run("bench", "softmax", "--quick", "--out", out)
+    assert done.exit_code == 2 and done.stderr.startswith(f"{out}: ") and len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.fixture(scope="module")
 def model():
     """SmolLM2, loaded once for all the commands that let it speak."""
@@ -448,12 +461,70 @@ def test_generate_says_what_is_wrong_with_a_model(options, says, tmp_path, monke
     [
         (("--dtype", "int8"), "int8"),
         (("--device", "abacus"), "abacus"),
+        (("--device", ""), "torch cannot compute there"),
+        (("--device", "meta"), "--device meta: torch cannot compute there"),
         (("--attention", "hopper", "--device", "cpu"), "stage hopper"),
     ],
 )
 def test_generate_names_the_device_or_stage_that_cannot_run_it(options, says, loaded_before):
     done = run("generate", "Hello", "--max-new-tokens", "1", *options)
     assert done.exit_code == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_generate_on_a_gpu_that_is_not_there_is_one_line(device, loaded_before, monkeypatch):
+    import torch
+
+    zeros = torch.zeros
+
+    def no_gpu(*size, device=None):
+        if device and device.startswith("cuda"):
+            raise AssertionError("Torch not compiled with CUDA enabled")  # as torch for CPUs alone says it
+        return zeros(*size, device=device)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "zeros", no_gpu)
+    done = run("generate", "Hello", "--device", device)
+    assert done.exit_code == 2 and done.stdout == ""
+    assert done.stderr == (
+        f"--device {device}: torch finds no GPU here. Leave --device out, or give cpu; `llmsys doctor` says what is "
+        "missing\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--seed", str(2**64), "--temperature", "1"), "seed must have at most 64 bits"),
+        (("--temperature", "inf"), "temperature must be 0"),
+        (("--temperature", "1", "--top-p", "nan"), "top_p must be above 0"),
+        (("--top-k", "3"), "top_k has no effect at temperature 0"),
+        (("--attention", "contigous"), "Did you mean 'contiguous'?"),
+    ],
+)
+def test_generate_refuses_values_in_one_line(options, says, loaded_before):
+    done = run("generate", "Hello", "--max-new-tokens", "1", *options)
+    assert done.exit_code == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("prompt", ["", "a\udcff"])
+def test_generate_refuses_what_is_no_text_in_one_line(prompt, loaded_before):
+    done = run("generate", prompt)
+    assert done.exit_code == 2 and done.stderr.startswith("prompt must") and len(done.stderr.splitlines()) == 1
+
+
+def test_generate_says_in_one_line_that_a_model_gives_no_numbers(loaded_before, model, monkeypatch):
+    head = model.head.forward
+    monkeypatch.setattr(model.head, "forward", lambda x: head(x) * float("nan"))
+    done = run("generate", "Hello", "--temperature", "1")
+    assert done.exit_code == 2 and "logits are not finite (NaN)" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_generate_takes_a_cache_by_its_name_and_the_smallest_temperature(loaded_before):
+    greedy = run("generate", "Hello", "--max-new-tokens", "3")
+    assert greedy.exit_code == 0
+    for options in (["--attention", "contiguous"], ["--temperature", "5e-324", "--seed", "-1", "--top-p", "5e-324"]):
+        assert run("generate", "Hello", "--max-new-tokens", "3", *options).stdout == greedy.stdout
 
 
 def test_generate_says_which_stage_auto_picks(loaded_before):

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from llmsys.attention import STAGES, naive_attention
-from llmsys.models import ContiguousCache, NoCache, generate, greedy, stream_generate
+from llmsys.models import ContiguousCache, Llama, NoCache, generate, greedy, stream_generate
 
 PROMPT = [3, 14, 15, 9, 26]
 
@@ -86,6 +87,7 @@ def test_a_cache_in_pieces_gives_the_logits_of_the_whole(tiny):
     "arguments, message",
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"temperature": 1.0, "seed": 2**64}, "seed must have at most 64 bits"),
         ({"temperature": -1.0}, "temperature must be"),
         ({"attention": "onlin"}, "Did you mean 'online'"),
         ({"attention": NoCache(), "cache": True}, "a backend owns its cache"),
@@ -110,12 +112,129 @@ def test_what_is_asked_for_wrongly_is_named(tiny, arguments, message):
         ("", "prompt must not be empty"),
         ([1] * 64, "prompt must be shorter than the model's context of 64 tokens, got 64"),
         ([61], "tokens must be from 0 to 60"),
+        ([1, -1], "tokens must be from 0 to 60, got -1 at place 1"),
+        ([1, 2**70], "tokens must be from 0 to 60"),
         ("Hi", "has no tokenizer"),
+        ([{"role": "user", "content": "Hi"}], "has no tokenizer"),
+        (torch.tensor([[1, 2, 3], [4, 5, 6]]), r"one row of token ids.*got shape \(2, 3\)"),
+        (np.array([[1, 2, 3], [4, 5, 6]]), r"one row of token ids.*got shape \(2, 3\)"),
+        ([[1, 2, 3], [4, 5, 6]], "one row of token ids, got 2 rows"),
+        ([torch.tensor([1, 2]), torch.tensor([3])], "one row of token ids, got 2 rows"),
+        (torch.tensor(3), r"got shape \(\)"),
+        (np.ones((1, 1, 2), int), r"got shape \(1, 1, 2\)"),
+        (torch.zeros(0, dtype=torch.long), "prompt must not be empty"),
+        (np.zeros((1, 0), int), "prompt must not be empty"),
+        ([[]], "prompt must not be empty"),
+        (torch.tensor([1.0, 2.0]), "whole numbers, got torch.float32"),
+        (torch.tensor([True, False]), "whole numbers, got torch.bool"),
+        (np.array([1.0, 2.0]), "whole numbers, got float64"),
+        (np.array([True]), "whole numbers, got bool"),
+        ([True, False], "one of it is True"),
+        ([1, 2.0], "one of it is 2.0"),
+        ([1, None], "one of it is None"),
+        ([np.float32(1)], "whole numbers; one of it is"),
+        ([torch.tensor(True)], "one of it is tensor"),
+        (b"Hi", "got bytes"),
+        (5, "got int"),
+        (None, "got NoneType"),
+        ({"input_ids": [1, 2]}, "got dict"),
     ],
 )
-def test_a_prompt_that_cannot_be_is_refused(tiny, prompt, message):
+def test_a_prompt_that_cannot_be_is_refused_before_anything_is_computed(tiny, prompt, message):
+    def never(*arguments, **more):
+        raise AssertionError("attention ran")
+
     with pytest.raises(ValueError, match=message):
-        generate(tiny, prompt)
+        generate(tiny, prompt, attention=never)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        tuple(PROMPT),
+        [PROMPT],
+        *(torch.tensor(PROMPT, dtype=dtype) for dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)),
+        torch.tensor([PROMPT]),
+        *(np.array(PROMPT, dtype=dtype) for dtype in (np.int64, np.int32, np.uint16, np.int8, np.uint64)),
+        np.array([PROMPT]),
+        np.array([PROMPT, PROMPT]).T[:, 0],  # strided
+        list(np.array(PROMPT)),
+        list(torch.tensor(PROMPT)),
+        [np.array(PROMPT)],
+    ],
+    ids=lambda prompt: f"{type(prompt).__name__} {getattr(prompt, 'dtype', '')}",
+)
+def test_one_row_of_ids_is_a_prompt_from_whichever_library(tiny, prompt):
+    said = generate(tiny, prompt, max_new_tokens=np.int64(1))
+    assert said.prompt_tokens == PROMPT and {type(token) for token in said.prompt_tokens} == {int}
+
+
+class TestNotFinite:
+    """A model whose logits are NaN, +∞, or −∞ all of them says so, whoever picks the token."""
+
+    @pytest.fixture
+    def broken(self, tiny):
+        """`broken(value, at)`: the tiny model, which gives tokens at those places that value for a logit."""
+
+        def broken(value, at=slice(None)):
+            model = Llama(tiny.config)
+            model.load_state_dict(tiny.state_dict())
+            head = model.head.forward
+
+            def forward(x):
+                logits = head(x)
+                logits[..., at] = value
+                return logits
+
+            model.head.forward = forward
+            return model.requires_grad_(False).eval()
+
+        return broken
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"temperature": 1.0},
+            {"temperature": 1.0, "top_k": 5},
+            {"temperature": 1.0, "top_p": 0.5},
+            {"next_token": lambda logits: logits[:, -1].argmax(-1)},
+            {"next_token": lambda logits: logits[:, -1].argmax(-1), "cache": False},
+        ],
+        ids=["greedy", "sampled", "top_k", "top_p", "of one's own", "of one's own, no cache"],
+    )
+    @pytest.mark.parametrize(
+        "value, at, named",
+        [(float("nan"), 7, "NaN"), (float("inf"), 60, r"\+∞"), (float("-inf"), slice(None), "−∞ all of them")],
+    )
+    def test_is_an_error_in_words(self, broken, options, value, at, named):
+        model = broken(value, at)
+        with pytest.raises(FloatingPointError, match=rf"logits are not finite \({named}.*overflowed.*bfloat16"):
+            generate(model, PROMPT, **options)
+
+    def test_some_that_cannot_come_are_no_error(self, broken):
+        model = broken(float("-inf"), slice(0, 60))
+        for options in ({}, {"temperature": 5.0, "seed": 0}, {"next_token": greedy}):
+            assert generate(model, PROMPT, max_new_tokens=3, **options).tokens == [60] * 3
+
+    def test_a_token_of_ones_own_that_never_looks_is_warned_of_the_prompt_too(self, tiny):
+        """NaN of an early place: the last row is finite."""
+        calls = []
+
+        def attention(q, k, v, **more):
+            calls.append(1)
+            o = naive_attention(q, k, v, **more)
+            if len(calls) == 2:  # the last layer, where nothing mixes places any more
+                o[:, :, 1] = float("nan")
+            return o
+
+        with pytest.raises(FloatingPointError, match="NaN"):
+            generate(tiny, PROMPT, attention=attention, next_token=greedy)
+
+
+def test_a_compiled_model_says_the_same(tiny):
+    compiled = torch.compile(tiny, backend="eager")
+    assert generate(compiled, PROMPT, max_new_tokens=3).tokens == generate(tiny, PROMPT, max_new_tokens=3).tokens
 
 
 def test_bad_arguments_of_a_stream_are_refused_at_the_call(tiny, smollm2):

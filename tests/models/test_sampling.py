@@ -1,8 +1,9 @@
 """Samplers: what can be drawn, how often, and the same again for the same seed."""
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmsys.models import greedy, sampler
@@ -73,9 +74,84 @@ def test_extreme_temperatures_and_logits_stay_finite(temperature):
     assert torch.isfinite(p).all() and abs(float(p.sum()) - 1) < 1e-6
 
 
+@given(
+    seed=st.integers(0, 1000), temperature=st.floats(0, exclude_min=True, max_value=1.8e308, allow_subnormal=True),
+    size=st.sampled_from([1e-3, 1.0, 1e4, 3e38]), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    top_k=st.none() | st.integers(1, 40), top_p=st.none() | st.floats(0, 1, exclude_min=True, allow_subnormal=True),
+)  # fmt: skip
+@settings(max_examples=60)
+@example(seed=0, temperature=5e-324, size=1.0, dtype=torch.float32, top_k=None, top_p=5e-324)
+@example(seed=0, temperature=1e-45, size=3e38, dtype=torch.float32, top_k=40, top_p=1 - 2**-53)
+@example(seed=0, temperature=1.7e308, size=3e38, dtype=torch.float32, top_k=2**70, top_p=1.0)
+def test_any_temperature_and_any_edge_leave_probabilities(seed, temperature, size, dtype, top_k, top_p):
+    """Down to the smallest number that is not 0, up to the largest; in the limit it is greedy."""
+    logits = (logits_of(seed, T=1, size=1.0).clamp(-1, 1) * size).to(dtype)
+    logits[:, :, ::7] = float("-inf")
+    p = probabilities(logits[:, -1], temperature, top_k, top_p)
+    assert torch.isfinite(p).all() and (p >= 0).all() and (p[:, ::7] == 0).all()
+    torch.testing.assert_close(p.sum(-1), torch.ones(2), atol=1e-5, rtol=0)
+    largest = logits[:, -1] == logits[:, -1].amax(-1, keepdim=True)
+    if temperature < 1e-9 * size:
+        assert ((p > 0) <= largest).all()
+        if (largest.sum(-1) == 1).all():
+            assert torch.equal(sampler(temperature, top_k, top_p, seed)(logits), greedy(logits))
+
+
+def test_logits_in_float64_may_be_larger_than_float32_holds():
+    logits = torch.tensor([[1e300, -1e300, 1e300, float("-inf")]], dtype=torch.float64)
+    assert probabilities(logits, 1.0).tolist() == [[0.5, 0, 0.5, 0]]
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [0, 5, 2**31, 2**32 - 1, 2**32 + 5, 2**63 - 1, 2**63, 2**64 - 1, -1, -5, -(2**63), np.int64(-5), np.uint64(5)],
+)
+def test_any_seed_of_64_bits_draws_and_draws_again(seed):
+    logits = [logits_of(i) for i in range(20)]
+
+    def run(seed):
+        draw = sampler(temperature=5.0, seed=seed)
+        return [draw(x).tolist() for x in logits]
+
+    assert run(seed) == run(int(seed))
+    others = {0, 5, 2**32 + 5, -1, -5, 2**63, 2**64 - 1} - {int(seed)}
+    assert all(run(other) != run(seed) for other in others)
+
+
+def test_a_small_seed_draws_what_torchs_generator_draws():
+    logits = logits_of(3)
+    random = torch.Generator().manual_seed(1234)
+    drawn = sampler(temperature=2.0, seed=1234)(logits)
+    assert drawn.tolist() == torch.multinomial(torch.softmax(logits[:, -1] / 2, -1), 1, generator=random)[:, 0].tolist()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "make", [lambda: greedy, lambda: sampler(1.0), lambda: sampler(1.0, 3), lambda: sampler(1.0, None, 0.5)]
+)
+def test_logits_that_are_not_finite_are_an_error_in_one_row_of_a_batch_too(make, bad):
+    logits = logits_of(0)
+    logits[:, 0] = bad  # an earlier place is not looked at
+    assert make()(logits).shape == (2,)
+    logits[1, -1, 30] = bad
+    with pytest.raises(FloatingPointError, match="not finite"):
+        make()(logits)
+    logits[1, -1] = float("-inf")
+    with pytest.raises(FloatingPointError, match="−∞ all of them"):
+        make()(logits)
+
+
+@pytest.mark.parametrize("temperature", [1, np.float32(0.5), np.float64(2)])
+def test_numbers_of_other_libraries_are_numbers(temperature):
+    assert sampler(temperature, np.int32(3), np.float32(0.9), np.int64(1))(logits_of(0)).shape == (2,)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ({"temperature": 1.0, "seed": 2**64}, "seed must have at most 64 bits"),
+        ({"seed": -(2**63) - 1}, "seed must be at least -9223372036854775808"),
+        ({"temperature": True}, "temperature must be 0"),
         ({"temperature": -0.5}, "temperature must be 0"),
         ({"temperature": float("nan")}, "temperature must be 0"),
         ({"temperature": float("inf")}, "temperature must be 0"),

@@ -79,6 +79,23 @@ def test_nothing_is_overwritten(tiny, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "one"]
 
 
+@pytest.mark.parametrize("state", [{"step": torch.tensor(1)}, {"step": 1, "x": {1, 2}}, {"steps": [1j]}])
+def test_a_state_that_json_cannot_hold_is_refused_before_anything_is_written(tiny, tmp_path, state):
+    with pytest.raises(ValueError, match="state must be what JSON can hold"):
+        save_checkpoint(tmp_path / "one", tiny, None, state)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", [-1, True, 1.0, "2", None, 2**24 + 1, 10**400])
+def test_a_step_that_is_no_number_of_steps(tiny, corpus, tmp_path, step):
+    optimiser = trained(tiny, corpus)
+    save_checkpoint(tmp_path / "one", tiny, optimiser, {"step": step})
+    before = {name: master.clone() for name, master in optimiser.masters.items()}
+    with pytest.raises(ValueError, match="state.json: step must be a whole number from 0 to 2.24.*move .*one away"):
+        load_checkpoint(tmp_path / "one", tiny, optimiser)
+    assert all(torch.equal(master, before[name]) for name, master in optimiser.masters.items())
+
+
 class TestDamage:
     @pytest.fixture
     def saved(self, tiny, corpus, tmp_path):

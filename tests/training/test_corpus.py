@@ -2,8 +2,10 @@
 
 import importlib.machinery
 import importlib.util
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -62,6 +64,30 @@ def test_a_batch_is_a_function_of_its_number(corpus):
     assert torch.equal(second[later], first[later]) and torch.equal(second[2], first[2])
     assert not torch.equal(corpus.batches(3, 16, seed=6)[2], first[2])
     assert first[0].shape == (3, 17) and first[0].dtype == torch.int64
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("tokens, batch, context", [(101, 2, 10), (11, 1, 10), (100, 3, 7)])
+def test_a_for_loop_is_one_pass_and_ends(tokens, batch, context, seed):
+    batches = Batches(torch.arange(tokens), batch, context, seed)
+    numbered = [batches[i] for i in range(len(batches))]
+    for _ in range(2):  # and begins again
+        seen = list(itertools.islice(batches, len(batches) + 1))
+        assert len(seen) == len(batches) and all(map(torch.equal, seen, numbered))
+    assert [number for number, _ in zip(range(99), batches, strict=False)] == list(range(len(batches)))
+    assert all(map(torch.equal, reversed(batches), reversed(numbered)))
+    assert batches[len(batches)].shape == numbered[0].shape  # the numbers go on
+
+
+def test_a_batch_is_asked_for_by_a_whole_number(corpus):
+    batches = corpus.batches(3, 16)
+    assert all(torch.equal(batches[i], batches[2]) for i in (np.int64(2), torch.tensor(2)))
+    for number in (slice(0, 2), 1.0, "1", None, (0, 1)):
+        with pytest.raises(TypeError, match=r"a batch has a number, got .*\[batches\[i\] for i in range"):
+            batches[number]
+    for number in (-1, np.int64(-1)):
+        with pytest.raises(IndexError, match="numbered from 0.*there is no last; got -1"):
+            batches[number]
 
 
 def test_held_out_batches_are_the_text_in_order(corpus, tokenizer):

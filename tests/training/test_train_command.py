@@ -10,11 +10,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from llmsys.course import cli
-from llmsys.models import load_model, save_model
+from llmsys.course.cli import use
+from llmsys.models import load_model, save, save_model
 from llmsys.training.progress import Progress
+from llmsys.viz.kit import Picture
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "--files 6 --steps 4 --batch 2 --context 32 --save-every 2 --evaluate-every 2 --dtype float32".split()
@@ -87,12 +90,78 @@ def test_resume_takes_the_runs_own_settings(folder):
         (["--model", "model", "--files", "6", "--context", "65"], "context must be at most the model's 64"),
         (["--dtype", "int8"], "dtype must be one of float32, bfloat16"),
         (["--steps", "3", "--warmup", "4"], "warmup must be from 0 to steps = 3, got 4"),
+        (["--attention", "contiguous"], "attention must be a stage to train on, and 'contiguous' is a cache"),
+        (["--learning-rate", "nan"], "learning_rate must be a positive number, got nan"),
+        (["--model", "model", "--files", "6", "--context", "32", "--batch", "9" * 20], "take a smaller batch"),
     ],
 )
 def test_what_cannot_be_is_one_line(folder, arguments, says):
     done = run("out", *arguments)
     assert done.exit_code == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (folder / "out").exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_one_line(folder, monkeypatch):
+    options = ["--model", "model", *SETTINGS]
+    (folder / "file").write_text("")
+    for out in ("file", "file/out"):
+        done = run(out, *options)
+        assert done.exit_code == 2
+        assert done.stderr == f"{out}: no folder, for file is a file; give another one\n"
+    real = save.save_file
+
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(save, "save_file", full)
+    done = run("out", *options)
+    assert done.exit_code == 2 and "Traceback" not in done.output
+    assert "out/step-000002: the checkpoint could not be written ([Errno 28] No space left on device)" in done.stderr
+    monkeypatch.setattr(save, "save_file", real)
+    monkeypatch.setattr(Picture, "save", full)
+    done = run("out", *options)
+    assert done.exit_code == 0 and "--model out/step-000004" in done.stdout
+    assert "the picture of the losses could not be written ([Errno 28]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried …\nmore"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried …"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_one_line(folder, monkeypatch, error):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(use, "_train", fails)
+    done = run("out")
+    assert done.exit_code == 2 and done.stderr.endswith("take a smaller --batch or --context\n")
+
+
+@pytest.mark.parametrize("bug", [RuntimeError("shapes cannot be multiplied"), KeyError("x")])
+def test_a_bug_keeps_its_traceback(folder, monkeypatch, bug):
+    def fails(*arguments):
+        raise bug
+
+    monkeypatch.setattr(use, "_train", fails)
+    assert run("out").exception is bug
+
+
+def test_a_damaged_checkpoint_is_one_line_with_a_remedy(folder):
+    assert run("out", "--model", "model", *SETTINGS).exit_code == 0
+    damaged = folder / "out" / "step-000004"
+    for file in ("training/state.json", "training/adamw.safetensors", "model.safetensors", "config.json"):
+        whole = (damaged / file).read_bytes()
+        (damaged / file).write_bytes(whole[:-9])
+        done = run("out", "--resume")
+        assert done.exit_code == 2 and "Traceback" not in done.output, done.output
+        assert "out/step-000004" in done.stderr and "move out/step-000004 away" in done.stderr
+        (damaged / file).write_bytes(whole)
+    damaged.rename(folder / "elsewhere")
+    assert run("out", "--resume").exit_code == 0
 
 
 def check_stopped(folder, out):

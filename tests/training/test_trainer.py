@@ -1,15 +1,21 @@
 """The loop: it learns, every attention stage learns the same, and a resumed run is the run that was not interrupted."""
 
 import importlib.util
+import json
 import math
+import os
+import shutil
 from dataclasses import replace
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from llmsys.attention import sdpa_attention
 from llmsys.models import Llama, NoCache, generate, load_model
+from llmsys.models.modules import plain_name
 from llmsys.training import Corpus, TrainConfig, evaluate, next_token_loss, train
 
 SETTINGS = TrainConfig(steps=6, batch=2, context=24, learning_rate=3e-3, evaluate_every=3, evaluate_batches=2)
@@ -148,6 +154,86 @@ def test_evaluation_takes_what_there_is(tiny, corpus):
     assert evaluate(tiny, batches, "tiled", 10_000) == pytest.approx(sum(each) / len(each), abs=1e-5)
 
 
+class TestWrapped:
+    """A model that torch.compile, or data parallelism, has put into a wrapper is trained and saved as the model is."""
+
+    @pytest.fixture(autouse=True)
+    def without_checks_of_shapes(self):
+        """torch.compile traces whatever runs, and what checks annotations in these tests is nothing for it."""
+        jaxtyping.config.update("jaxtyping_disable", True)
+        yield
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+    @staticmethod
+    def compiled(model):
+        return torch.compile(model, backend="eager")
+
+    @staticmethod
+    def compiled_layers(model):
+        for i in range(2):
+            model.layers[i] = torch.compile(model.layers[i], backend="eager")
+        return model
+
+    @staticmethod
+    def parallel(model):
+        return torch.nn.DataParallel(model)
+
+    @pytest.mark.parametrize(
+        "wrap, dtype", [("compiled", "bfloat16"), ("compiled_layers", "float32"), ("parallel", "bfloat16")]
+    )
+    def test_the_run_and_its_checkpoint_are_the_models_own(self, new_model, corpus, tmp_path, wrap, dtype):
+        settings = replace(SETTINGS, steps=2, dtype=dtype)
+        wrapped = getattr(self, wrap)(new_model())
+        seen = []
+        train(
+            wrapped, corpus, settings, out=tmp_path / "wrapped", on_step=seen.append, should_stop=lambda: True,
+        )  # fmt: skip
+        plain = train(new_model(), corpus, settings, out=tmp_path / "plain")
+        assert seen[0].loss == pytest.approx(plain.losses[0], abs=1e-5)
+        saved = load_model(tmp_path / "wrapped" / "step-000001")
+        assert saved.state_dict().keys() == new_model().state_dict().keys()
+        # Begun by one, gone on with by the other.
+        run = train(new_model(), corpus, settings, out=tmp_path / "wrapped", resume=True)
+        assert run.losses == pytest.approx(plain.losses, abs=1e-3)
+        again = train(getattr(self, wrap)(new_model()), corpus, settings, out=tmp_path / "wrapped", resume=True)
+        assert again.losses == run.losses
+        for name, weight in again.model.named_parameters():
+            assert torch.equal(weight, run.model.get_parameter(plain_name(name))), name
+
+
+class TestNowhereToWrite:
+    """Seen before the first step: later, the steps would be lost."""
+
+    def refused(self, model, corpus, out, kind, message):
+        steps = []
+        with pytest.raises(kind, match=message):
+            train(model, corpus, SETTINGS, out=out, on_step=steps.append)
+        assert not steps
+
+    def test_a_file(self, tiny, corpus, tmp_path):
+        (tmp_path / "file").write_text("")
+        for out in (tmp_path / "file", tmp_path / "file" / "run" / "deep"):
+            self.refused(tiny, corpus, out, NotADirectoryError, "no folder, for .*file is a file")
+
+    def test_a_disk_that_is_read_only(self, tiny, corpus, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        self.refused(tiny, corpus, tmp_path / "run", PermissionError, "run: nothing can be written there.*read-only")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_disk_without_room(self, tiny, corpus, tmp_path, monkeypatch):
+        weights = sum(weight.numel() for weight in tiny.parameters())
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=12 * weights - 1))
+        self.refused(tiny, corpus, tmp_path / "run", OSError, "run: .* MB are needed, and .* MB are free")
+
+
+def test_settings_of_other_libraries_are_kept_as_pythons():
+    one = replace(SETTINGS, learning_rate=np.float64(1e-3), clip=None, warmup=None, betas=(0.5, 0.5))
+    kinds = {name: type(value) for name, value in vars(one).items()}
+    assert kinds == kinds | {"learning_rate": float, "betas": tuple, "steps": int}
+    json.dumps(vars(one))
+
+
 class TestResume:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("stop_after", [1, 4])
@@ -229,6 +315,9 @@ def test_numbers_that_are_none_end_the_run_and_are_not_saved(tiny, corpus, tmp_p
         ({"clip": -1.0}, "clip must be"),
         ({"final_rate": 2.0}, "final_rate must be from 0 to 1"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16"),
+        ({"betas": (0.9, 1.0)}, "betas must be two numbers from 0 to below 1"),
+        ({"weight_decay": -0.1}, "weight_decay must be 0 or a positive number"),
+        ({"weight_decay": float("nan")}, "weight_decay must be 0 or a positive number"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change, message):

@@ -37,7 +37,9 @@ def doctor(
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What you ask the model.")],
-    attention: Annotated[str, typer.Option(help="The stage to run on: naive, online, sdpa, …, or auto.")] = "sdpa",
+    attention: Annotated[
+        str, typer.Option(help="What to run on: a stage (naive, online, sdpa, …), auto, or a cache (contiguous).")
+    ] = "sdpa",
     model: Annotated[
         str | None, typer.Option(help="A .gguf file or a Hugging Face directory; SmolLM2 where it is left out.")
     ] = None,
@@ -57,36 +59,59 @@ def generate(
     from rich.console import Console
 
     with Console(stderr=True).status("loading the model"):
-        from llmsys.attention import STAGES
-
-        if attention not in (*STAGES, "auto"):
-            stages = ", ".join((*STAGES, "auto"))
-            raise typer.BadParameter(f"no stage {attention!r}; there are: {stages}", param_hint="--attention")
         import torch
 
+        from llmsys.cache import as_backend
         from llmsys.models import load_model, stream_generate
 
         if dtype not in (dtypes := ("float32", "bfloat16", "float16")):
             raise typer.BadParameter(f"must be {' or '.join(dtypes)}, got {dtype!r}", param_hint="--dtype")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:  # all of these name what is wrong with a file or an option
-            loaded = load_model(model, device=device, dtype=getattr(torch, dtype))
+        with _refusals():  # all of these name what is wrong with a file or an option
+            as_backend(attention, capacity=1)  # is there such a one? Asked before the model is read
+            loaded = load_model(model, device=_device(device), dtype=getattr(torch, dtype))
             pieces = stream_generate(
                 loaded, prompt, attention=attention, max_new_tokens=max_new_tokens,
                 temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
             )  # fmt: skip
-        except (ValueError, OSError) as error:
-            raise Refused(str(error)) from None
-        except RuntimeError as error:  # torch's, of a device; the rest of it is about CUDA's debugging
-            raise Refused(str(error).splitlines()[0]) from None
     if attention == "auto":
         _say_which(loaded)
-    try:  # a stage says what it does not take
+    with _refusals():  # a stage says what it does not take
         for piece in pieces:
             print(piece, end="", flush=True)
-    except (ValueError, RuntimeError) as error:
-        raise Refused(str(error)) from None
     print()
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What the library refuses, in one line. Of torch's errors that is the first: the rest is about debugging."""
+    try:
+        yield
+    except BrokenPipeError:  # who reads the text has heard enough
+        raise
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise Refused(str(error)) from None
+    except (RuntimeError, MemoryError) as error:
+        raise Refused((str(error) or "the memory does not suffice").splitlines()[0]) from None
+
+
+def _device(name: str | None) -> str:
+    """The device of that name, the GPU or the CPU where it is None. Refused where torch has none, in whichever of its
+    many ways torch says so."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise Refused(
+                f"--device {name}: torch finds no GPU here. Leave --device out, or give cpu; `llmsys doctor` says what "
+                "is missing"
+            ) from None
+        why = str(error).partition("\n")[0].partition(". ")[0]
+        raise Refused(f"--device {name}: torch cannot compute there ({why}). Leave it out, or give cpu") from None
+    return name
 
 
 def _say_which(model) -> None:
@@ -149,6 +174,17 @@ def train(
         _train(out, attention, model, resume, files, given)
     except (ValueError, OSError, FloatingPointError) as error:
         raise Refused(str(error)) from None
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise Refused("the memory does not suffice: take a smaller --batch or --context") from None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import torch
+
+    # On a CPU torch's error has no class of its own.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 def _train(out: Path, attention: str, model: str | None, resume: bool, files: int | None, given: dict) -> None:
@@ -157,14 +193,16 @@ def _train(out: Path, attention: str, model: str | None, resume: bool, files: in
     import torch
     from rich.console import Console
 
-    from llmsys.attention import get_stage
+    from llmsys.cache import BACKENDS, as_backend
     from llmsys.models import load_model
     from llmsys.training import Corpus, TrainConfig, train
-    from llmsys.training.checkpoint import latest_checkpoint
+    from llmsys.training.checkpoint import damaged, latest_checkpoint
     from llmsys.training.trainer import saved_settings
     from llmsys.viz.charts import loss_curves
 
-    get_stage(attention)
+    if attention in BACKENDS:
+        raise Refused(f"attention must be a stage to train on, and {attention!r} is a cache")
+    as_backend(attention)
     gpu = torch.cuda.is_available()
     if resume:
         config, files = saved_settings(out)
@@ -173,7 +211,10 @@ def _train(out: Path, attention: str, model: str | None, resume: bool, files: in
     else:
         config = TrainConfig(**({"dtype": "bfloat16" if gpu else "float32"} | given))
     with Console(stderr=True).status("loading the model") as status:
-        loaded = load_model(model, device="cuda" if gpu else "cpu")
+        try:
+            loaded = load_model(model, device="cuda" if gpu else "cpu")
+        except (ValueError, OSError) as error:
+            raise damaged(model, None, error) if resume else error from None
         if loaded.tokenizer is None:
             raise Refused(f"{model}: has no tokenizer, and the corpus is text")
         corpus = Corpus.load(
@@ -185,10 +226,13 @@ def _train(out: Path, attention: str, model: str | None, resume: bool, files: in
         run = train(
             loaded, corpus, config, attention=attention, out=out, resume=resume, progress=True, should_stop=interrupted
         )
-    picture = loss_curves({attention: run.losses}, held_out={attention: run.held_out}).save(out / "losses.svg")
     first, last = min(run.held_out), max(run.held_out)
     print(f"held-out loss: {run.held_out[first]:.4f} at first, {run.held_out[last]:.4f} after {last} steps")
-    print(f"the loss of every step, as a picture: {picture}")
+    try:
+        picture = loss_curves({attention: run.losses}, held_out={attention: run.held_out}).save(out / "losses.svg")
+        print(f"the loss of every step, as a picture: {picture}")
+    except OSError as error:  # the run is whole without it
+        typer.echo(f"the picture of the losses could not be written ({error})", err=True)
     if run.stopped:
         print(f"stopped after step {len(run.steps)} of {config.steps}; to go on: llmsys train {out} --resume")
     print(f'to talk to it: llmsys generate "…" --model {run.checkpoint}')
@@ -227,4 +271,7 @@ def bench(
     with Console(stderr=True).status(f"measuring {name}"):
         from llmsys.bench.__main__ import run
 
-        run(name, out=out, quick=quick)
+        try:
+            run(name, out=out, quick=quick)
+        except OSError as error:  # there is no place for the record, which is seen before anything is measured
+            raise Refused(str(error)) from None
