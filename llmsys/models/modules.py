@@ -66,3 +66,21 @@ def _initialise(weight: Tensor) -> None:
     # On the meta device there are no numbers to draw; asking all the same makes torch import its compiler, and Triton.
     if not weight.is_meta:
         nn.init.normal_(weight, std=0.02)
+
+
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def plain_name(weight: str) -> str:
+    """A weight's name in the model itself, of the name that it has in one that is compiled or wrapped to be trained.
+
+    torch writes the wrapper into the name: "_orig_mod.norm.weight" is "norm.weight".
+    """
+    return ".".join(part for part in weight.split(".") if part not in _WRAPPERS)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what `torch.compile` or torch's data parallelism made of it; itself where it is bare."""
+    inner = (getattr(model, name, None) for name in _WRAPPERS)
+    found = next((each for each in inner if isinstance(each, nn.Module)), None)
+    return model if found is None else unwrapped(found)

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from llmsys.models.llama import Llama
 from llmsys.models.save import save_model
-from llmsys.models.tokenizer import read_json
+from llmsys.models.settings import read_json
 from llmsys.models.weights import assemble, open_checkpoint
 from llmsys.training.optimise import Optimiser
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from llmsys.cache import Backend, as_backend
 from llmsys.models.llama import Llama
-from llmsys.models.tokenizer import read_json
+from llmsys.models.settings import read_json
 from llmsys.models.training_step import TrainingStep, token_loss
 from llmsys.training.checkpoint import STATE, latest_checkpoint, load_checkpoint, name_of, prune, save_checkpoint
 from llmsys.training.corpus import Batches, Corpus

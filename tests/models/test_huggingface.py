@@ -69,7 +69,7 @@ class TestRefusals:
             ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "scaled by 'yarn'.*linear and llama3"),
             ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "its low_freq_factor is missing"),
             ({"num_hidden_layers": None}, "setting num_hidden_layers is missing"),
-            ({"num_key_value_heads": 4}, "model: heads must be a multiple of kv_heads"),
+            ({"num_key_value_heads": 4}, "config.json: num_attention_heads must be a multiple of num_key_value_heads"),
             ({"vocab_size": 96}, r"embed_tokens.weight must have shape \(96, 48\).*got \(97, 48\)"),
             ({"num_hidden_layers": 1}, r"model.layers.1.input_layernorm.weight .* has no place"),
         ],
