@@ -63,9 +63,10 @@ class HuggingFaceCheckpoint:
             tied = self._files.equal(embedding, head)
         self._embedding = head if tied and embedding not in self._files and head in self._files else embedding
         self.config = read_config(settings, family, path.resolve().name, tied)
+        ends = ends_of_turn(settings, path)
         self.tokenizer = None
         if (path / "tokenizer.json").is_file():
-            self.tokenizer = Tokenizer.from_directory(path, eos_ids=ends_of_turn(settings, path))
+            self.tokenizer = Tokenizer.from_directory(path, eos_ids=ends)
             silent = "eos_token_id" not in settings.values and not (path / "generation_config.json").is_file()
             if silent and family == "llama" and not self.tokenizer.eos_ids:
                 self.tokenizer.eos_ids = frozenset([_LLAMAS_END])
@@ -120,7 +121,7 @@ def read_config(settings: Settings, family: str, name: str, tied_embeddings: boo
     layers = settings.size("num_hidden_layers")
     kinds = settings.texts("layer_types", None)
     if kinds is not None and (len(kinds) != layers or set(kinds) != {"full_attention"}):
-        raise settings.wrong("layer_types", f"'full_attention' for each of the {layers} layers")
+        raise settings.wrong("layer_types", f"'full_attention' for each of the {layers} layers of num_hidden_layers")
     hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     kv_heads = settings.size("num_key_value_heads", heads)
     if family == "qwen3" and "num_key_value_heads" not in settings.values:

@@ -45,7 +45,8 @@ def _divisors(
         return divisors
     if kind not in ("linear", "llama3"):
         raise ValueError(
-            f"{rope.where}: rotary positions are scaled by {shown(kind)}; load_model knows linear and llama3"
+            f"{rope.where}: rotary positions are scaled by {shown(kind)}, by {rope.prefix}"
+            f"{'rope_type' if 'rope_type' in rope else 'type'}; load_model knows linear and llama3"
         )
     for key in ("factor", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ("factor",):
         if key not in rope:

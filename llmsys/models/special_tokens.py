@@ -66,7 +66,8 @@ def add_special_tokens(core: tokenizers.Tokenizer, settings: Settings, path: Pat
         added = _by_id(settings.table("added_tokens_decoder"))
     else:
         old = read_settings(path / "special_tokens_map.json")
-        roles = {role: token for role, token in roles.items() if role not in old.values} | _roles(old)
+        roles = {role: token for role, token in roles.items() if role not in old.values}
+        roles |= _roles(old, mark="content")
         further += _further(old)
         source = f"{path / 'added_tokens.json'}"
         added = _with_ids(read_settings(path / "added_tokens.json"), special={str(token) for token in roles.values()})
@@ -124,13 +125,15 @@ def chat_template(settings: Settings, path: Path) -> str | None:
     return templates["default"]
 
 
-def _roles(settings: Settings) -> dict[str, str | AddedToken]:
-    """The tokens with a role. A role of one model's own is any text under a key that ends in _token."""
+def _roles(settings: Settings, mark: str = "__type") -> dict[str, str | AddedToken]:
+    """The tokens with a role. A role of one model's own is under a key that ends in _token; is the token an object, it
+    has a `mark`."""
     found = {}
-    for key in settings.values:
-        own = key.endswith("_token") and isinstance(settings.raw(key), (str, dict)) and not key.startswith("add_")
-        if (key in STANDARD or own) and key in settings:
-            found[key] = _token(settings, key, settings.raw(key))
+    for key, value in settings.values.items():
+        own = key.endswith("_token") and key not in ("add_bos_token", "add_eos_token")  # tokenizer.json says that
+        own = own and (isinstance(value, str) or (isinstance(value, dict) and mark in value))
+        if value is not None and (key in STANDARD or own):
+            found[key] = _token(settings, key, value)
     return found
 
 
