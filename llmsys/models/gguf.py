@@ -97,7 +97,7 @@ class GGUFCheckpoint:
         head_size = settings.size(f"{own}attention.key_length", hidden // heads)
         for key in ("attention.value_length", "rope.dimension_count"):
             if settings.size(f"{own}{key}", head_size) != head_size:
-                raise settings.wrong(f"{own}{key}", f"{head_size}, the size of a head")
+                raise settings.wrong(f"{own}{key}", f"{head_size}, the size of a head ({own}attention.key_length)")
         if heads % kv_heads:
             raise settings.wrong(f"{own}attention.head_count_kv", f"a divisor of the {heads} heads")
         if head_size % 2 or head_size == 0:

@@ -127,10 +127,11 @@ def read_header(data, path: Path) -> tuple[dict[str, Any], Mapping[str, TensorIn
             "download the file again"
         ) from error
 
-    alignment = Settings(settings, path).size("general.alignment", 32)
-    if alignment & (alignment - 1):
-        raise Settings(settings, path).wrong("general.alignment", "a power of two")
-    start = math.ceil(reader.at / alignment) * alignment
+    own = Settings(settings, path)
+    alignment = own.size("general.alignment", 32)
+    start = -(-reader.at // alignment) * alignment
+    if alignment & (alignment - 1) or (found and start > len(data)):
+        raise own.wrong("general.alignment", f"a power of two below the file's {len(data):,} bytes")
     tensors = {}
     for name, shape, kind, offset in found:
         if kind not in iter(GGMLQuantizationType):

@@ -110,7 +110,7 @@ def _special_id(settings: Settings, name: str, count: int) -> int | None:
     if id is None or (id in (-1, _NO_TOKEN) and not isinstance(id, float)):
         return None
     if not is_whole(id) or not 0 <= id < count:
-        raise settings.wrong(key, f"a token's id, from 0 to {count - 1}")
+        raise settings.wrong(key, f"a token's id, from 0 to {count - 1} by tokenizer.ggml.tokens")
     return id
 
 

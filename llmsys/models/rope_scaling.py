@@ -33,9 +33,7 @@ def from_config(settings: Settings, head_size: int) -> tuple[float, tuple[float,
     return base, _divisors(kind, rope, settings, base, head_size // 2)
 
 
-def _divisors(
-    kind: str, rope: Settings, settings: Settings, base: float, pairs: int
-) -> tuple[float, ...] | None:
+def _divisors(kind: str, rope: Settings, settings: Settings, base: float, pairs: int) -> tuple[float, ...] | None:
     if kind == "default":
         return None
     if kind == "divisors":  # as `llmsys.models.save` writes them

@@ -116,7 +116,8 @@ def _listed(path: Path) -> list[tuple[Any, Path, str]]:
             raise weight_map.wrong(name, "the name of a .safetensors file beside the index")
     if not weight_map.values:
         raise ValueError(f"{path / INDEX}: weight_map lists no tensors; download the directory again")
-    opened = {file: _open(path / file) for file in sorted(set(weight_map.values.values()))}
+    first = {file: name for name, file in reversed(weight_map.values.items())}
+    opened = {file: _open(path / file, f", and {INDEX} names it for {first[file]}") for file in sorted(first)}
     held = {file: set(opened[file].keys()) for file in opened}
     for name, file in weight_map.values.items():
         if name not in held[file]:
@@ -127,10 +128,12 @@ def _listed(path: Path) -> list[tuple[Any, Path, str]]:
     return [(opened[file], path / file, name) for name, file in weight_map.values.items()]
 
 
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, and {INDEX} names it; download the directory again")
+def _open(path: Path, named_by: str = "") -> Any:
     try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
         return safe_open(path, framework="pt")
+    except OSError as error:
+        raise FileNotFoundError(f"{path}: {error.strerror or error}{named_by}; download the directory again") from error
     except SafetensorError as error:
         raise ValueError(f"{path}: truncated, or not a safetensors file ({error}); download it again") from error

@@ -126,7 +126,7 @@ class TestTokens:
     @pytest.mark.parametrize(
         "settings, message",
         [
-            ({"bos_token_id": 257}, r"tokenizer.ggml.bos_token_id must be a token's id, from 0 to 256, got 257"),
+            ({"bos_token_id": 257}, r"tokenizer.ggml.bos_token_id must be a token's id, from 0 to 256 by .*, got 257"),
             ({"eot_token_id": 1.5}, "tokenizer.ggml.eot_token_id must be a token's id"),
             ({"add_bos_token": True}, "tokenizer.ggml.add_bos_token is on, and tokenizer.ggml.bos_token_id names no"),
             ({"token_type": [1, 3]}, "tokenizer.ggml.token_type must be one for each of the 257 tokens, got 2"),
