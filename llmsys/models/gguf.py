@@ -1,28 +1,25 @@
 """GGUF, llama.cpp's format: one file with settings, vocabulary and weights, the weights usually quantised.
 
-    magic "GGUF" · version · how many tensors · how many settings
-    settings   key, type, value                        e.g. llama.block_count = 30; arrays hold the vocabulary
-    tensors    name, shape, type, offset
-    data       aligned to 32 bytes, in the order of the offsets
-
-A quantised matrix is cut into blocks of 32 numbers of a row. In type Q4_1 a block is 20 bytes: a scale d, a minimum m
-and 32 numbers q of 4 bits, meaning d · q + m. That and Q8_0 are unpacked here, straight into torch; the other types by
-the `gguf` package (whose reader is not used: it takes seconds for a vocabulary, as it makes an array of each string).
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+How such a file is laid out is in `llmsys.models.gguf_file`; here it becomes a model. A quantised matrix is cut into
+blocks of 32 numbers of a row. In type Q4_1 a block is 20 bytes: a scale d, a minimum m and 32 numbers q of 4 bits,
+meaning d · q + m. That and Q8_0 are unpacked here, straight into torch; the other types by the `gguf` package (whose
+reader is not used: it takes seconds for a vocabulary, as it makes an array of each string). What a setting means, also
+where it is missing, is as in llama.cpp.
 """
 
-import math
-import mmap
-import struct
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from llmsys.models.gguf_file import read_header, read_parts
+from llmsys.models.gguf_vocabulary import read_tokens
 from llmsys.models.llama import LlamaConfig
+from llmsys.models.rope_scaling import from_gguf
+from llmsys.models.settings import Settings, shown
 from llmsys.models.tokenizer import Tokenizer
+
+__all__ = ["ARCHITECTURES", "NAMES", "GGUFCheckpoint", "dequantise", "read_header"]
 
 NAMES = {
     "embedding": "token_embd.weight",
@@ -40,20 +37,16 @@ NAMES = {
     "up": "blk.{}.ffn_up.weight",
     "down": "blk.{}.ffn_down.weight",
 }
+KEYS = {
+    "hidden_size": "embedding_length",
+    "layers": "block_count",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_size": "attention.key_length",
+    "mlp_size": "feed_forward_length",
+}
 ROPE_DIVISORS = "rope_freqs.weight"
 ARCHITECTURES = ("llama", "qwen3")
-
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-
-
-class TensorInfo(NamedTuple):
-    """Where a tensor lies in the file: its shape as torch counts it, its type's number, offset and size in bytes."""
-
-    shape: tuple[int, ...]
-    type: int
-    offset: int
-    size: int
 
 
 class GGUFCheckpoint:
@@ -61,18 +54,23 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path):
         self.path = path
-        self._data = _map(path)
-        self.settings, self.tensors = read_header(self._data, path)
-        self.architecture = self._setting("general.architecture")
+        values, self._parts = read_parts(path)
+        self._settings = Settings(values, path)
+        self.tensors = {name: info for part in self._parts for name, info in part.tensors.items()}
+        self.architecture = self._settings.text("general.architecture")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(
-                f"{path}: the architecture is {self.architecture!r}; load_model knows {' and '.join(ARCHITECTURES)}"
+                f"{path}: general.architecture: the architecture is {shown(self.architecture)}; load_model knows "
+                f"{' and '.join(ARCHITECTURES)}"
             )
         self.config = self._config()
-        self.tokenizer = Tokenizer.from_gguf(self.settings)
+        self.tokenizer = Tokenizer.from_gguf(values, path)
 
     def name(self, part: str, layer: int | None) -> str:
         return NAMES[part].format(layer)
+
+    def key(self, field: str) -> str:
+        return "tokenizer.ggml.tokens" if field == "vocab_size" else f"{self.architecture}.{KEYS[field]}"
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return self.tensors[name].shape if name in self.tensors else None
@@ -90,47 +88,59 @@ class GGUFCheckpoint:
         return sorted(self.tensors.keys() - known)
 
     def _config(self) -> LlamaConfig:
-        def get(key: str, default: Any = None) -> Any:
-            return self._setting(f"{self.architecture}.{key}", default)
-
-        heads, hidden = get("attention.head_count"), get("embedding_length")
+        settings, own = self._settings, f"{self.architecture}."
+        if settings.raw(f"{own}expert_count") not in (None, 0):
+            raise settings.wrong(f"{own}expert_count", "0: load_model knows no mixtures of experts")
+        layers, hidden = settings.size(f"{own}block_count"), settings.size(f"{own}embedding_length")
+        heads = self._same_in_all_layers("attention.head_count", layers)
+        kv_heads = self._same_in_all_layers("attention.head_count_kv", layers, heads)
+        head_size = settings.size(f"{own}attention.key_length", hidden // heads)
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if settings.size(f"{own}{key}", head_size) != head_size:
+                raise settings.wrong(f"{own}{key}", f"{head_size}, the size of a head ({own}attention.key_length)")
+        if heads % kv_heads:
+            raise settings.wrong(f"{own}attention.head_count_kv", f"a divisor of the {heads} heads")
+        if head_size % 2 or head_size == 0:
+            raise settings.wrong(f"{own}attention.key_length", f"even (rotary positions turn pairs), not {head_size}")
         return LlamaConfig(
-            name=self._setting("general.name", self.path.stem),
-            vocab_size=len(self._setting("tokenizer.ggml.tokens")),
+            name=settings.text("general.name", self.path.stem),
+            vocab_size=len(read_tokens(settings)),
             hidden_size=hidden,
-            layers=get("block_count"),
+            layers=layers,
             heads=heads,
-            kv_heads=get("attention.head_count_kv", heads),
-            head_size=get("attention.key_length", hidden // heads),
-            mlp_size=get("feed_forward_length"),
-            context_length=get("context_length"),
-            rope_base=float(get("rope.freq_base", 10_000.0)),
-            rope_divisors=self._rope_divisors(get("rope.scaling.type", "none"), get("rope.scaling.factor", 1.0)),
-            norm_eps=get("attention.layer_norm_rms_epsilon"),
+            kv_heads=kv_heads,
+            head_size=head_size,
+            mlp_size=self._same_in_all_layers("feed_forward_length", layers),
+            context_length=settings.size(f"{own}context_length"),
+            rope_base=settings.number(f"{own}rope.freq_base", 10_000.0, above=1.0, or_equal=True),
+            rope_divisors=from_gguf(settings, self.architecture, head_size // 2, self._rope_divisors()),
+            norm_eps=settings.number(f"{own}attention.layer_norm_rms_epsilon", or_equal=True),
             qk_norm=self.architecture == "qwen3",
             tied_embeddings=NAMES["head"] not in self.tensors,
         )
 
-    def _rope_divisors(self, scaling: str, factor: float) -> tuple[float, ...] | None:
-        if ROPE_DIVISORS in self.tensors:  # how a GGUF file says Llama 3's scaling
-            return tuple(self._dequantised(ROPE_DIVISORS).tolist())
-        if scaling == "none":
-            return None
-        if scaling == "linear":
-            width = self._setting(f"{self.architecture}.rope.dimension_count")
-            return (float(factor),) * (width // 2)
-        raise ValueError(f"{self.path}: rotary positions are scaled by {scaling!r}; load_model knows linear and llama3")
+    def _same_in_all_layers(self, name: str, layers: int, default: int | None = None) -> int:
+        """A size that a file gives once, or for each layer: here all layers are alike."""
+        key = f"{self.architecture}.{name}"
+        value = self._settings.raw(key)
+        if not isinstance(value, list):
+            return self._settings.size(key) if default is None else self._settings.size(key, default)
+        if len(value) != layers or len(set(value)) != 1:
+            raise self._settings.wrong(key, f"a whole number, or the same one for each of the {layers} layers")
+        return Settings({key: value[0]}, self.path).size(key)
 
-    def _setting(self, key: str, default: Any = None) -> Any:
-        value = self.settings.get(key, default)
-        if value is None:
-            raise ValueError(f"{self.path}: the setting {key} is missing; is this a language model's GGUF file?")
-        return value
+    def _rope_divisors(self) -> tuple[float, ...] | None:
+        """How a GGUF file says Llama 3's scaling."""
+        return tuple(self._dequantised(ROPE_DIVISORS).flatten().tolist()) if ROPE_DIVISORS in self.tensors else None
 
     def _dequantised(self, name: str) -> Tensor:
+        data = next(part.data for part in self._parts if name in part.tensors)
         shape, kind, offset, size = self.tensors[name]
-        raw = torch.frombuffer(self._data, dtype=torch.uint8, count=size, offset=offset)
-        return dequantise(raw, kind).view(shape)
+        raw = torch.frombuffer(data, dtype=torch.uint8, count=size, offset=offset)
+        try:
+            return dequantise(raw, kind).view(shape)
+        except NotImplementedError as error:
+            raise ValueError(f"{self.path}: the tensor {name} cannot be unpacked ({error})") from error
 
 
 def dequantise(raw: Tensor, kind: int) -> Tensor:
@@ -170,94 +180,3 @@ _UNPACK = {3: (20, _unpack_q4_1), 8: (34, _unpack_q8_0)}  # by the type's number
 # At a time, so few that they are still in the CPU's cache when they are scaled, and that torch does not share them out
 # among threads (it does from 32,768 numbers on): where another program is busy, waiting for those takes half a minute.
 _BLOCKS_AT_A_TIME = 1000
-
-
-def read_header(data, path: Path) -> tuple[dict[str, Any], Mapping[str, TensorInfo]]:
-    """The settings and the tensors' places of the GGUF file whose bytes are `data`. `path` is for error messages.
-
-    Raises
-    ------
-    ValueError
-        It is no GGUF file, of another version, or ends too early.
-    """
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    if data[:4] != b"GGUF":
-        raise ValueError(
-            f"{path}: not a GGUF file (it begins with {bytes(data[:4])!r}, not b'GGUF'); load_model takes a .gguf file "
-            "or a Hugging Face directory"
-        )
-    reader = _Reader(data)
-    try:
-        version = reader.scalar("I")
-        if version not in (2, 3):
-            raise ValueError(f"{path}: GGUF version {version}; load_model reads versions 2 and 3, little-endian")
-        tensor_count, setting_count = reader.scalar("Q"), reader.scalar("Q")
-        settings = {reader.string(): reader.value(reader.scalar("I")) for _ in range(setting_count)}
-        found = []
-        for _ in range(tensor_count):
-            name = reader.string()
-            shape = tuple(reversed([reader.scalar("Q") for _ in range(reader.scalar("I"))]))
-            found.append((name, shape, reader.scalar("I"), reader.scalar("Q")))
-    except (struct.error, KeyError, UnicodeDecodeError, MemoryError, OverflowError) as error:
-        raise ValueError(
-            f"{path}: damaged or truncated, the header cannot be read beyond byte {reader.at} of {len(data)}; "
-            "download the file again"
-        ) from error
-
-    alignment = settings.get("general.alignment", 32)
-    start = math.ceil(reader.at / alignment) * alignment
-    tensors = {}
-    for name, shape, kind, offset in found:
-        if kind not in iter(GGMLQuantizationType):
-            raise ValueError(f"{path}: {name} has quantisation type {kind}, which this version of gguf does not know")
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        tensors[name] = TensorInfo(shape, kind, start + offset, math.prod(shape) // block * block_bytes)
-        end = start + offset + tensors[name].size
-        if end > len(data):
-            raise ValueError(
-                f"{path}: truncated, {name} ends at byte {end:,} and the file at {len(data):,}; download it again"
-            )
-    return settings, tensors
-
-
-class _Reader:
-    """Reads GGUF's values one after the other from `data`."""
-
-    def __init__(self, data):
-        self.data = data
-        self.at = 4
-
-    def scalar(self, code: str) -> Any:
-        (value,) = struct.unpack_from("<" + code, self.data, self.at)
-        self.at += struct.calcsize("<" + code)
-        return value
-
-    def string(self) -> str:
-        size = self.scalar("Q")
-        end = self.at + size
-        if end > len(self.data):
-            raise struct.error("a string beyond the end of the file")
-        text = str(self.data[self.at : end], "utf-8")
-        self.at = end
-        return text
-
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.string()
-        if kind != _ARRAY:
-            return self.scalar(_SCALARS[kind])
-        kind, count = self.scalar("I"), self.scalar("Q")
-        if kind in _SCALARS:
-            code = f"<{count}{_SCALARS[kind]}"
-            values = struct.unpack_from(code, self.data, self.at)
-            self.at += struct.calcsize(code)
-            return list(values)
-        return [self.value(kind) for _ in range(count)]
-
-
-def _map(path: Path):
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path}: empty; download it again")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writable as torch wants it, the file is not

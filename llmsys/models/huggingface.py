@@ -1,14 +1,14 @@
 """A directory as on Hugging Face: config.json, *.safetensors (one file, or several and an index), tokenizer.json."""
 
-import math
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmsys.models.llama import LlamaConfig
-from llmsys.models.tokenizer import Tokenizer, read_json
+from llmsys.models.rope_scaling import from_config
+from llmsys.models.safetensors_files import TensorFiles
+from llmsys.models.settings import Settings, read_settings, shown
+from llmsys.models.tokenizer import Tokenizer
 
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -26,11 +26,26 @@ NAMES = {
     "up": "model.layers.{}.mlp.up_proj.weight",
     "down": "model.layers.{}.mlp.down_proj.weight",
 }
+KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "mlp_size": "intermediate_size",
+}
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM")
+_FAMILIES = dict(zip(ARCHITECTURES, ("llama", "qwen3"), strict=True)) | {"LlamaModel": "llama", "Qwen3Model": "qwen3"}
+_LLAMAS_END = 2  # Llama 2's </s>, which transformers takes where no file of a Llama says where a turn ends
 
 
 class HuggingFaceCheckpoint:
-    """A Hugging Face directory as a checkpoint (the contract is `llmsys.models.weights.Checkpoint`)."""
+    """A Hugging Face directory as a checkpoint (the contract is `llmsys.models.weights.Checkpoint`).
+
+    Where config.json says that the head is the embedding's matrix, the weights decide, as in transformers: a head that
+    is another matrix is the head, and an embedding that is missing is found under the head's name.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -39,125 +54,101 @@ class HuggingFaceCheckpoint:
                 f"{path}: no config.json in this directory; load_model takes a Hugging Face directory (config.json, "
                 "*.safetensors, tokenizer.json) or the path of a .gguf file"
             )
-        settings = read_json(path / "config.json")
-        self.config = read_config(settings, path)
-        self._files = open_files(path)
-        end = settings.get("eos_token_id")
-        if (path / "generation_config.json").is_file():  # instruction-tuned models say there where their turn ends
-            end = read_json(path / "generation_config.json").get("eos_token_id", end)
+        settings = read_settings(path / "config.json")
+        family = family_of(settings)
+        self._files = TensorFiles(path)
+        embedding, head = NAMES["embedding"], NAMES["head"]
+        tied = settings.flag("tie_word_embeddings", False)
+        if tied and embedding in self._files and head in self._files:
+            tied = self._files.equal(embedding, head)
+        self._embedding = head if tied and embedding not in self._files and head in self._files else embedding
+        self.config = read_config(settings, family, path.resolve().name, tied)
+        ends = ends_of_turn(settings, path)
         self.tokenizer = None
         if (path / "tokenizer.json").is_file():
-            eos_ids = end if isinstance(end, list) else [] if end is None else [end]
-            self.tokenizer = Tokenizer.from_directory(path, eos_ids=eos_ids)
+            self.tokenizer = Tokenizer.from_directory(path, eos_ids=ends)
+            silent = "eos_token_id" not in settings.values and not (path / "generation_config.json").is_file()
+            if silent and family == "llama" and not self.tokenizer.eos_ids:
+                self.tokenizer.eos_ids = frozenset([_LLAMAS_END])
 
     def name(self, part: str, layer: int | None) -> str:
-        return NAMES[part].format(layer)
+        return self._embedding if part == "embedding" else NAMES[part].format(layer)
+
+    def key(self, field: str) -> str:
+        return f"{KEYS[field]} in config.json"
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        return tuple(self._files[name].get_slice(name).get_shape()) if name in self._files else None
+        return self._files.shape(name)
 
     def read(self, part: str, layer: int | None) -> Tensor:
-        name = self.name(part, layer)
-        return self._files[name].get_tensor(name)
+        return self._files.read(self.name(part, layer))
 
     def unknown(self, names: set[str]) -> list[str]:
-        known = names | {NAMES["head"]}  # some save a tied head once more
-        return sorted(name for name in self._files.keys() - known if not name.endswith("rotary_emb.inv_freq"))
+        known = names | ({NAMES["head"]} if self.config.tied_embeddings else set())  # some save a tied head once more
+        found = sorted(name for name in self._files.names() - known if not name.endswith("rotary_emb.inv_freq"))
+        return [self._files.described(name) for name in found]
 
 
-def read_config(settings: dict[str, Any], path: Path) -> LlamaConfig:
+def ends_of_turn(settings: Settings, path: Path) -> list[int]:
+    """The tokens at which a turn is over, by generation_config.json and config.json."""
+    ends = settings.ids("eos_token_id", [])
+    # instruction-tuned models say in the former where their turn ends
+    return read_settings(path / "generation_config.json").ids("eos_token_id", ends)
+
+
+def family_of(settings: Settings) -> str:
+    """Which of the two architectures config.json names, "llama" or "qwen3"; another one is refused by name."""
+    names = settings.texts("architectures", [])
+    kind = settings.text("model_type", None)
+    family = _FAMILIES.get(names[0]) if names else kind
+    if family not in _FAMILIES.values():
+        raise ValueError(
+            f"{settings.where}: the architecture is {names[0] if names else kind or 'none'}, by "
+            f"{'architectures' if names else 'model_type'}; load_model knows {' and '.join(ARCHITECTURES)}"
+        )
+    if kind not in (None, family):
+        raise ValueError(f"{settings.where}: model_type is {shown(kind)}, and architectures says {names[0]}")
+    return family
+
+
+def read_config(settings: Settings, family: str, name: str, tied_embeddings: bool) -> LlamaConfig:
     """The settings in config.json as ours; what this model cannot do is refused by name."""
-    where = path / "config.json"
-    architecture = (settings.get("architectures") or ["none"])[0]
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"{where}: the architecture is {architecture}; load_model knows {' and '.join(ARCHITECTURES)}")
-    for switch in ("attention_bias", "mlp_bias", "use_sliding_window"):
-        if settings.get(switch):
-            raise ValueError(f"{where}: {switch} is on, and this model has no such thing")
-    if settings.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"{where}: hidden_act is {settings['hidden_act']!r}; load_model knows 'silu'")
-
-    def need(key: str) -> Any:
-        if settings.get(key) is None:
-            raise ValueError(f"{where}: the setting {key} is missing")
-        return settings[key]
-
-    heads = need("num_attention_heads")
-    head_size = settings.get("head_dim") or need("hidden_size") // heads
-    # transformers 5 writes rope_parameters, which holds what rope_theta and rope_scaling were before
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    base = float(rope.get("rope_theta") or settings.get("rope_theta") or 10_000.0)
+    settings.none_of(("attention_bias", "mlp_bias", "use_sliding_window"), "and this model has no such thing")
+    if (activation := settings.text("hidden_act", "silu")) not in ("silu", "swish"):
+        raise ValueError(f"{settings.where}: hidden_act is {shown(activation)}; load_model knows 'silu'")
+    if "quantization_config" in settings:
+        raise ValueError(f"{settings.where}: quantization_config is there, and load_model reads plain weights alone")
+    layers = settings.size("num_hidden_layers")
+    kinds = settings.texts("layer_types", None)
+    if kinds is not None and (len(kinds) != layers or set(kinds) != {"full_attention"}):
+        raise settings.wrong("layer_types", f"'full_attention' for each of the {layers} layers of num_hidden_layers")
+    hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
+    kv_heads = settings.size("num_key_value_heads", heads)
+    if family == "qwen3" and "num_key_value_heads" not in settings.values:
+        kv_heads = 32  # transformers' defaults for this family
+    head_size = settings.size("head_dim", 128 if family == "qwen3" else None)
+    if head_size is None:
+        if hidden % heads:
+            raise settings.wrong("hidden_size", f"a multiple of num_attention_heads, {heads}, without a head_dim")
+        head_size = hidden // heads
+    if heads % kv_heads:
+        raise settings.wrong("num_attention_heads", f"a multiple of num_key_value_heads, which is {kv_heads}")
+    if head_size % 2:
+        raise ValueError(f"{settings.where}: head_dim must be even (rotary positions turn pairs), got {head_size}")
+    rope_base, rope_divisors = from_config(settings, head_size)
     return LlamaConfig(
-        name=path.resolve().name,
-        vocab_size=need("vocab_size"),
-        hidden_size=need("hidden_size"),
-        layers=need("num_hidden_layers"),
+        name=name,
+        vocab_size=settings.size("vocab_size"),
+        hidden_size=hidden,
+        layers=layers,
         heads=heads,
-        kv_heads=settings.get("num_key_value_heads") or heads,
+        kv_heads=kv_heads,
         head_size=head_size,
-        mlp_size=need("intermediate_size"),
-        context_length=need("max_position_embeddings"),
-        rope_base=base,
-        rope_divisors=rope_divisors(rope, base, head_size, where),
-        norm_eps=float(settings.get("rms_norm_eps", 1e-6)),
-        qk_norm=architecture == "Qwen3ForCausalLM",
-        tied_embeddings=bool(settings.get("tie_word_embeddings", False)),
+        mlp_size=settings.size("intermediate_size"),
+        context_length=settings.size("max_position_embeddings"),
+        rope_base=rope_base,
+        rope_divisors=rope_divisors,
+        norm_eps=settings.number("rms_norm_eps", 1e-6, or_equal=True),
+        qk_norm=family == "qwen3",
+        tied_embeddings=tied_embeddings,
     )
-
-
-def rope_divisors(rope: dict[str, Any], base: float, head_size: int, where: Path) -> tuple[float, ...] | None:
-    """By what each pair's frequency is divided, so that a context longer than the one first trained on fits its turns.
-
-    "linear" slows all pairs down alike. "llama3" leaves those alone that turn often within the old context, slows
-    those down that never complete a turn, and blends in between (Llama 3.1; https://arxiv.org/abs/2407.21783).
-    """
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "divisors":  # as `llmsys.models.save` writes them
-        return tuple(float(each) for each in rope["divisors"])
-    if kind not in ("linear", "llama3"):
-        raise ValueError(f"{where}: rotary positions are scaled by {kind!r}; load_model knows linear and llama3")
-    needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    for key in needed if kind == "llama3" else needed[:1]:
-        if key not in rope:
-            raise ValueError(f"{where}: rotary positions are scaled by {kind!r}, and its {key} is missing")
-    factor = float(rope["factor"])
-    if kind == "linear":
-        return (factor,) * (head_size // 2)
-    slow, fast = rope["low_freq_factor"], rope["high_freq_factor"]  # in turns within the old context
-    divisors = []
-    for i in range(head_size // 2):
-        turns = rope["original_max_position_embeddings"] / (2 * math.pi) * base ** (-2 * i / head_size)
-        kept = min(max((turns - slow) / (fast - slow), 0.0), 1.0)
-        divisors.append(1 / ((1 - kept) / factor + kept))
-    return tuple(divisors)
-
-
-def open_files(path: Path) -> dict[str, Any]:
-    """Which open safetensors file holds each tensor. Several files are listed in model.safetensors.index.json."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map", {})
-        opened = {file: _open(path / file) for file in sorted(set(weight_map.values()))}
-        held = {file: set(opened[file].keys()) for file in opened}
-        for name, file in weight_map.items():
-            if name not in held[file]:
-                raise ValueError(
-                    f"{path / file}: the tensor {name} is missing, and {index.name} says that it is there; download "
-                    "the directory again"
-                )
-        return {name: opened[file] for name, file in weight_map.items()}
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{path}: no *.safetensors in this directory, so no weights (.bin files are not read)")
-    return {name: file for file in map(_open, files) for name in file.keys()}
-
-
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, and the index names it; download the directory again")
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path}: truncated, or not a safetensors file ({error}); download it again") from error

@@ -18,6 +18,7 @@ stage of a pipeline is. The matrices for q, k and v are one matrix here, and so 
 read in fewer, longer products.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -64,10 +65,13 @@ class LlamaConfig:
             raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
         if self.head_size % 2:
             raise ValueError(f"head_size must be even (rotary positions turn pairs), got {self.head_size}")
-        if self.rope_divisors is not None and len(self.rope_divisors) != self.head_size // 2:
-            raise ValueError(
-                f"rope_divisors must be one a pair, {self.head_size // 2} in all, got {len(self.rope_divisors)}"
-            )
+        if self.rope_divisors is not None:
+            if len(self.rope_divisors) != self.head_size // 2:
+                raise ValueError(
+                    f"rope_divisors must be one a pair, {self.head_size // 2} in all, got {len(self.rope_divisors)}"
+                )
+            if not all(0 < divisor < math.inf for divisor in self.rope_divisors):
+                raise ValueError("rope_divisors must be finite and above 0")
 
 
 class Llama(nn.Module):

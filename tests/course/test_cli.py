@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import tokenizers
 import typer.main
 from typer.testing import CliRunner
 
@@ -454,6 +455,36 @@ def test_generate_says_what_is_wrong_with_a_model(options, says, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     done = run("generate", "Hello", *options)
     assert done.exit_code == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("generate", "Hello", "--model"), ("train", "runs", "--model")])
+@pytest.mark.parametrize(
+    ("file", "key", "content"),
+    [
+        ("config.json", "num_attention_heads", {"num_attention_heads": -1}),
+        ("config.json", "rope_theta", {"rope_parameters": {"rope_theta": "x"}}),
+        ("generation_config.json", "eos_token_id", {"eos_token_id": [None]}),
+        ("tokenizer_config.json", "bos_token", {"bos_token": []}),
+        ("tokenizer_config.json", "chat_template", {"chat_template": {"a": 1}}),
+        ("tokenizer.json", "added_tokens", {"added_tokens": True}),
+        ("model.safetensors.index.json", "weight_map", {"weight_map": "x"}),
+    ],
+)
+def test_a_setting_that_cannot_be_costs_one_line(command, file, key, content, tmp_path, monkeypatch):
+    directory = tmp_path / "model"
+    config = llmsys.models.LlamaConfig("tiny", 256, 16, 1, 2, 2, 8, 16, 32)
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    core = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    llmsys.models.save_model(llmsys.models.Llama(config, llmsys.models.Tokenizer(core)), directory)
+    if file == "model.safetensors.index.json":
+        (directory / "model.safetensors").unlink()
+    before = json.loads((directory / file).read_text()) if (directory / file).exists() else {}
+    (directory / file).write_text(json.dumps(before | content))
+    monkeypatch.chdir(tmp_path)
+    done = run(*command, "model")
+    assert done.exit_code == 2 and "Traceback" not in done.stderr
+    said = re.sub(r"[│\s]+", "", done.stderr)  # the frame around it may break a name
+    assert file in said and key in said
 
 
 @pytest.mark.parametrize(

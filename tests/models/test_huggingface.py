@@ -69,7 +69,7 @@ class TestRefusals:
             ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "scaled by 'yarn'.*linear and llama3"),
             ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "its low_freq_factor is missing"),
             ({"num_hidden_layers": None}, "setting num_hidden_layers is missing"),
-            ({"num_key_value_heads": 4}, "model: heads must be a multiple of kv_heads"),
+            ({"num_key_value_heads": 4}, "config.json: num_attention_heads must be a multiple of num_key_value_heads"),
             ({"vocab_size": 96}, r"embed_tokens.weight must have shape \(96, 48\).*got \(97, 48\)"),
             ({"num_hidden_layers": 1}, r"model.layers.1.input_layernorm.weight .* has no place"),
         ],
@@ -105,3 +105,75 @@ class TestRefusals:
         (directory / "tokenizer.json").write_text("{}")
         with pytest.raises(ValueError, match=r"tokenizer.json: not a tokenizer"):
             load_model(directory)
+
+
+class TestSpellings:
+    """Settings in older and rarer spellings, and which of two comes first: as in transformers."""
+
+    LLAMA3_OLD = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 1e3},
+            {"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 4.0}},
+            {"rope_scaling": {"factor": 4.0}, "rope_theta": 1e3},
+            {"rope_scaling": None, "rope_theta": 1e3},
+            {"rope_scaling": {}, "rope_parameters": LINEAR},
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": LINEAR, "rope_theta": 7e3},
+            {"rope_scaling": LLAMA3_OLD, "rope_theta": 1e3},
+            {"rope_scaling": LLAMA3_OLD, "original_max_position_embeddings": 64},
+            {"rope_scaling": LLAMA3_OLD | {"original_max_position_embeddings": 16}, "max_position_embeddings": 256},
+            {"rope_parameters": LINEAR, "rope_theta": 7e3},
+            {"rope_parameters": {"rope_type": "default"}},
+            {"rope_parameters": None},
+            {"architectures": None},
+            {"hidden_act": "swish"},
+            {"head_dim": None},
+            {"layer_types": ["full_attention"] * 2},
+        ],
+    )
+    def test_they_mean_what_they_mean_to_transformers(self, saved, tmp_path, settings):
+        transformers = pytest.importorskip("transformers")
+        directory = shutil.copytree(saved, tmp_path / "model")
+        file = directory / "config.json"
+        before = {key: value for key, value in json.loads(file.read_text()).items() if key != "rope_parameters"}
+        file.write_text(json.dumps(before | settings))
+        tokens = torch.arange(90)[None]
+        with torch.inference_mode():
+            expected = transformers.AutoModelForCausalLM.from_pretrained(directory)(tokens).logits
+            torch.testing.assert_close(load_model(directory)(tokens), expected, atol=2e-4, rtol=1e-4)
+
+    def test_what_qwen3_has_where_a_key_is_missing(self, tmp_path, write_checkpoint):
+        theirs = write_checkpoint(
+            tmp_path, "qwen3", num_hidden_layers=1, head_dim=128, num_attention_heads=32, num_key_value_heads=32
+        )
+        file = tmp_path / "config.json"
+        settings = json.loads(file.read_text())
+        del settings["head_dim"], settings["num_key_value_heads"]
+        file.write_text(json.dumps(settings))
+        tokens = torch.arange(20)[None]
+        with torch.inference_mode():
+            torch.testing.assert_close(load_model(tmp_path)(tokens), theirs(tokens).logits, atol=2e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize(
+        "settings, message",
+        [
+            ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "scaled by 'dynamic', by rope_scaling.type"),
+            ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "'longrope', by rope_scaling.rope_type"),
+            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1"),
+            ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is there"),
+            ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types must be 'full_attention' for each"),
+            ({"model_type": "mistral"}, "model_type is 'mistral', and architectures says LlamaForCausalLM"),
+            ({"rope_theta": -1.0, "rope_parameters": None}, "rope_theta must be a number of at least 1"),
+            ({"num_hidden_layers": 10**30}, "layers.2.input_layernorm.weight is missing, of 10+ layers by num_hidden"),
+            ({"intermediate_size": 10**30}, "gate_proj.weight must have shape .* by intermediate_size in config.json"),
+        ],
+    )
+    def test_what_this_model_cannot_do_is_refused_by_file_and_key(self, saved, tmp_path, settings, message):
+        directory = shutil.copytree(saved, tmp_path / "model")
+        file = directory / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+        with pytest.raises(ValueError, match=message) as refused:
+            load_model(directory)
+        assert str(directory) in str(refused.value)

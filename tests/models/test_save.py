@@ -124,3 +124,81 @@ def test_the_end_of_a_text_is_not_the_end_of_a_turn(ends, found):
     core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a"))
     assert Tokenizer(core, eos_ids=[7, 9]).end_of_text == found
     assert Tokenizer(core).end_of_text == (found if found == 1 else None)
+
+
+class TestOverAnother:
+    """What was saved is what is read, whatever was in the directory before."""
+
+    TOKENS = torch.arange(40)[None]
+
+    def test_a_checkpoint_in_several_files(self, tmp_path):
+        transformers = pytest.importorskip("transformers")
+        model = model_of(CONFIG)
+        save_model(model, tmp_path)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        theirs.save_pretrained(tmp_path, max_shard_size="10KB")
+        assert (tmp_path / "model.safetensors.index.json").exists()
+        model.norm.weight.mul_(3.0)
+        save_model(model, tmp_path)
+        assert torch.equal(load_model(tmp_path)(self.TOKENS), model(self.TOKENS))
+        assert [file.name for file in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+
+    def test_the_one_it_was_loaded_from(self, tmp_path):
+        """Its weights are still in that file: they are read when they are used."""
+        model = model_of(CONFIG)
+        save_model(model, tmp_path)
+        again = load_model(tmp_path)
+        save_model(again, tmp_path)
+        assert torch.equal(again(self.TOKENS), model(self.TOKENS))
+        assert torch.equal(load_model(tmp_path)(self.TOKENS), model(self.TOKENS))
+
+    def test_one_with_another_tokenizer(self, smollm2, tmp_path):
+        (tmp_path / "chat_template.jinja").write_text("another")
+        (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|im_start|>", "bos_token": "<|im_start|>"}')
+        (tmp_path / "added_tokens.json").write_text('{"<another>": 49152}')
+        (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
+        save_model(Llama(replace(CONFIG, vocab_size=49152), Tokenizer(smollm2.tokenizer.core)), tmp_path)
+        again = load_model(tmp_path).tokenizer
+        assert again.chat_template is None and again.special == {} and len(again) == 49152
+        assert again.eos_ids == frozenset() and again.bos_id is None
+
+    def test_nothing_is_left_of_a_write_that_fails(self, tmp_path, monkeypatch):
+        model = model_of(CONFIG)
+        save_model(model, tmp_path)
+
+        def full(tensors, file, metadata):
+            file.write_bytes(b"half")
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr("llmsys.models.save.save_file", full)
+        with pytest.raises(OSError, match="no space"):
+            save_model(model, tmp_path)
+        assert torch.equal(load_model(tmp_path)(self.TOKENS), model(self.TOKENS))
+        assert not list(tmp_path.glob("*.writing"))
+
+
+class TestWrapped:
+    """A compiled model is saved as the model that it was made of."""
+
+    def test_compiled(self, tmp_path):
+        model = model_of(CONFIG)
+        compiled = torch.compile(model, backend="eager")
+        save_model(compiled, tmp_path, weights=dict(compiled.named_parameters()))
+        assert torch.equal(load_model(tmp_path)(torch.arange(9)[None]), model(torch.arange(9)[None]))
+
+    def test_one_layer_compiled(self, tmp_path):
+        model = model_of(CONFIG)
+        expected = model(torch.arange(9)[None])
+        model.layers.add_module("1", torch.compile(model.layers[1], backend="eager"))
+        assert any("_orig_mod" in name for name, _ in model.named_parameters())
+        save_model(model, tmp_path)
+        assert torch.equal(load_model(tmp_path)(torch.arange(9)[None]), expected)
+
+
+def test_roles_of_tokens_come_back(tmp_path, smollm2):
+    special = {"bos_token": "<|im_start|>", "image_token": "<repo_name>", "part": "<file_sep>"}
+    tokenizer = Tokenizer(smollm2.tokenizer.core, eos_ids=[2], special=special, chat_template="{{ part }}")
+    save_model(Llama(replace(CONFIG, vocab_size=len(tokenizer)), tokenizer), tmp_path)
+    again = load_model(tmp_path).tokenizer
+    assert again.special == special and again.render([{"role": "user", "content": ""}]) == "<file_sep>"

@@ -120,8 +120,8 @@ def test_the_chat_template_is_rendered(tokenizer):
     )
     assert tokenizer.chat(messages) == tokenizer.encode(text)
     assert tokenizer.decode(tokenizer.chat(messages), special=True) == text
-    assert tokenizer.eos_ids == {2}
-    assert repr(tokenizer) == "Tokenizer(49,152 tokens, eos_ids=[2], with a chat template)"
+    assert tokenizer.eos_ids == {0, 2}  # the end of a text, too: as llama.cpp has it
+    assert repr(tokenizer) == "Tokenizer(49,152 tokens, eos_ids=[0, 2], with a chat template)"
 
 
 @pytest.mark.parametrize("messages", [[], [{"content": "Hi"}], [{"role": "user"}], [{"role": 1, "content": ""}]])
