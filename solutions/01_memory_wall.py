@@ -295,10 +295,12 @@ for name, function, options in (
     print(f"{name:24} moves {each:4.1f} bytes a score")
 
 # %% [markdown]
-# The library's scales the scores, widens them to `float32` for the softmax and narrows the weights for the second product:
-# three more passes, and a softmax twice as wide. Causality spares half of the arithmetic, in principle; eagerly, its mask
-# is two more passes over `float32`, and 28 bytes become 45.8. (And yours? The solution of this course widens before it
-# scales, and so moves 33.0 bytes, causal 49.5.) Keep the 28 in mind. <!-- source: the output above: 28.0 bytes a score -->
+# The library's makes the scores in `float32`, scales them and narrows the weights for the second product: two more passes,
+# and scores twice as wide. That is 28 bytes; another 2.0 are $q$ and $k$ in `float32`, which are little beside the scores
+# of a longer sequence. Causality spares half of the arithmetic, in principle; eagerly, its mask is two more passes over
+# `float32`, and 30.0 bytes become 47.8. (And yours? The solution of this course widens before it scales, and so moves 33.0
+# bytes, causal 49.5.) Keep the 28 in mind. <!-- source: the output above: 30.0 bytes a score; q and k in float32 are
+# written and read once more each: 2 · (2 + 4 + 4 − 2) · 64 / 512 = 2.0 -->
 #
 # ## The roofline
 #
@@ -413,8 +415,8 @@ viz.roofline.explorer(device="H100 SXM", model="Llama-3-8B")
 #
 # Next to the clock, the memory. On an H100, naive attention of one sequence with 16 heads of 64 was run at 16,384 tokens,
 # in `bfloat16`. The matrix $S$ alone is 8 GiB. <!-- source: 16 · 16384² · 2 bytes = 2^33 --> What ran is the library's
-# version, without a mask. In turn it makes the scores, the scaled scores, both in `bfloat16`; these in `float32`; their
-# softmax in `float32`; that in `bfloat16`; and $o$. What is not needed any more is freed. **How many GiB did it allocate at
+# version, without a mask. In turn it makes the scores, the scaled scores and their softmax, all in `float32`; that in
+# `bfloat16`; and $o$. What is not needed any more is freed. **How many GiB did it allocate at
 # its peak**, beyond its inputs and its output? Which of these are alive at the same time, and how wide are they?
 
 # %% tags=["predict"]
@@ -476,8 +478,8 @@ measured("01.extra_memory", naive_16k["extra_bytes"] / 2**30, "GiB")
 # score are alive: the scores and the weights in `float32`, and the weights again in `bfloat16`. The fused kernel allocates
 # next to nothing: no $T \times T$ matrix exists.
 #
-# Does the roofline explain the time, too? The meter said that the library's version moves 28 bytes a score: <!-- source:
-# the meter's output under exercise (b) -->
+# Does the roofline explain the time, too? The library's version moves 28 bytes a score: <!-- source: exercise (b), without
+# q and k -->
 
 # %% tags=["claim"]
 scores = 16 * 16384**2  # heads · T²

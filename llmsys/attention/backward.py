@@ -100,6 +100,8 @@ def backward_tiled(
         if block < 1:
             raise ValueError(f"{name} must be at least 1 row, got {block}")
     (Hkv, Tk), Tq, wide = k.shape[1:3], q.shape[2], _wide(q)
+    if lse.numel() == 0:  # no query: nothing to sum
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     delta = (do.to(wide) * o.to(wide)).sum(dim=-1)  # (B, Hq, Tq)
     dq = torch.zeros_like(q, dtype=wide)
     dk, dv = torch.empty_like(k), torch.empty_like(v)

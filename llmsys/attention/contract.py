@@ -7,7 +7,8 @@
 One query head attends with one key head; with grouped queries (Hq = G · Hkv) the G query heads of a group share
 theirs: query head h reads key head h // G. `causal` is aligned **bottom-right**: the last query is the last token, as
 it is when the keys come from a cache, so query i sees the keys j ≤ i + Tk − Tq. A row that sees no key has o = 0 and
-lse = −∞.
+lse = −∞. No sequence, no query head or no token is no error: the result is empty or zero, and so are the gradients. No
+key head is one.
 
 Stages check their arguments here, before anything is computed, so that a wrong shape is a sentence and not a crash
 thirty frames down in a kernel.
@@ -54,7 +55,9 @@ def check_arguments(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = No
         raise ValueError("q and k must have a head size Dk of at least 1, got 0")
     if v.shape[1] != Hkv or v.shape[2] != Tk:
         raise ValueError(f"v must have k's heads and tokens, ({Hkv}, {Tk}), got ({v.shape[1]}, {v.shape[2]})")
-    if Hkv == 0 or Hq % Hkv:
+    if Hkv == 0:
+        raise ValueError("k must have at least 1 head, got 0")
+    if Hq % Hkv:
         raise ValueError(f"q must have a multiple of k's {Hkv} heads (grouped queries), got {Hq}")
     if scale is None:
         return 1 / math.sqrt(Dk)
@@ -68,6 +71,17 @@ def visible_keys(Tq: int, Tk: int, *, device: torch.device | str | None = None) 
     query = torch.arange(Tq, device=device)[:, None]  # (Tq, 1)
     key = torch.arange(Tk, device=device)[None, :]  #   (1, Tk)
     return key <= query + (Tk - Tq)
+
+
+def with_gradients_of_zero(o: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """o (B, Hq, Tq, Dv), empty or zero because no query saw a key: so made that autograd finds q, k and v behind it.
+
+    Otherwise a backward pass through it would be an error, and not zeros.
+    """
+    if o.requires_grad or not needs_gradient(q, k, v):
+        return o
+    rows = q.reshape(q.shape[0], k.shape[1], q.shape[1] // k.shape[1] * q.shape[2], q.shape[3])
+    return o + (rows @ k[:, :, :0].mT @ v[:, :, :0]).view(o.shape)  # a product over no key: zeros
 
 
 def needs_operator(*tensors: Tensor) -> bool:

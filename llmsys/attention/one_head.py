@@ -40,7 +40,8 @@ def one_head_kernel(
     """o[rows] = softmax(q[rows] kᵀ · scale) v for the BLOCK_M rows of this program.
 
     Grid: (ceil(Tq / BLOCK_M),). q (Tq, D), k (Tk, D), v (Tk, D), o (Tq, D); a stride is the number of elements from
-    one token to the next, and the D elements of a token are adjacent. scale_log2 = scale · log2(e).
+    one token to the next, and the D elements of a token are adjacent. scale_log2 = scale · log2(e). Elements are
+    counted in 32 bits: `attend_one_head` sees to it that they suffice.
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
     d = tl.arange(0, D)
@@ -90,7 +91,8 @@ def attend_one_head(
     ----------
     q, k, v
         float32 or float16, or bfloat16 where the kernel is compiled; D a power of two from 16 to 256; on the device
-        that Triton runs on. Tokens may lie at any distance from each other; a token's elements must be adjacent.
+        that Triton runs on. Tokens may lie at any distance from each other; a token's elements must be adjacent. Where
+        the last token begins 2^31 elements behind the first, or later, a copy is made.
     causal
         Aligned bottom-right: the last query sees all keys. A row that sees none gives 0.
     block_m, block_n
@@ -104,6 +106,7 @@ def attend_one_head(
         Wrong shapes, dtype, device or tiles; the message says what was expected.
     """
     _check(q, k, v, block_m, block_n)
+    q, k, v = (_within_reach(x) for x in (q, k, v))
     Tq, D = q.shape
     Tk = k.shape[0]
     scale = D**-0.5 if scale is None else scale
@@ -118,10 +121,17 @@ def attend_one_head(
     return o
 
 
+def _within_reach(x: Tensor) -> Tensor:
+    """x, or a contiguous copy, such that the kernel can count its elements in 32 bits."""
+    return x.contiguous() if x.shape[0] * x.stride(0) >= 2**31 else x
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, block_m: int, block_n: int) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 2:
             raise ValueError(f"{name} must have shape (T, D), one head alone, got {tuple(x.shape)}")
+        if x.numel() >= 2**31:
+            raise ValueError(f"{name} must have fewer than 2^31 elements here, got {tuple(x.shape)}; use stage flash")
         if x.dtype != q.dtype or x.device != q.device:
             raise ValueError(f"{name} must be {q.dtype} on {q.device} as q is, got {x.dtype} on {x.device}")
         if x.shape[1] != q.shape[1]:

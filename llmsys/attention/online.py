@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmsys.attention.contract import check_arguments
+from llmsys.attention.contract import check_arguments, with_gradients_of_zero
 
 
 class Partial(NamedTuple):
@@ -122,6 +122,7 @@ def online_attention(
         o = o * shrink[..., None] + p[..., None] * v_j
         m = m_new
     o = (o / torch.where(l > 0, l, 1)[..., None]).view(B, Hq, Tq, Dv).to(q.dtype)
+    o = with_gradients_of_zero(o, q, k, v)
     if not return_lse:
         return o
     return o, (m + torch.log(l)).view(B, Hq, Tq).float()  # no key: −∞ + log 0 = −∞

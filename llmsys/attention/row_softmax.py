@@ -20,6 +20,7 @@ from llmsys.hardware.tier import interpreting, load_triton, triton_device
 triton, tl = load_triton()
 
 LARGEST_BLOCK = 32768  # columns in a tile: 32 warps hold it in registers, 32 columns a thread
+MOST_COLUMNS = 2**31 - LARGEST_BLOCK  # the kernel counts columns in 32 bits, up to the end of the last tile
 
 
 @triton.jit
@@ -92,5 +93,7 @@ def _check(x: Tensor, block: int | None) -> None:
         raise ValueError(
             f"x must be on {triton_device().type!r}, where Triton runs in this process, got {str(x.device)!r}"
         )
+    if x.shape[-1] > MOST_COLUMNS:
+        raise ValueError(f"x must have at most 2^31 − {LARGEST_BLOCK} columns, counted in 32 bits, got {x.shape[-1]}")
     if block is not None and (block < 1 or block & (block - 1)):
         raise ValueError(f"block must be a power of two (tl.arange wants that), got {block}")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from llmsys.attention.contract import check_arguments, visible_keys
+from llmsys.attention.contract import check_arguments, visible_keys, with_gradients_of_zero
 
 _LSE_ROWS = 256  # where the log-sum-exp is asked for, scores of so many queries are held at a time
 
@@ -34,7 +34,7 @@ def sdpa_attention(
     Tk, Dv = v.shape[2:]
     blind = Tq if Tk == 0 else max(Tq - Tk, 0) if causal else 0  # leading queries that see no key
     if blind == Tq:  # torch is not asked about those
-        o = q.new_zeros(B, Hq, Tq, Dv)
+        o = with_gradients_of_zero(q.new_zeros(B, Hq, Tq, Dv), q, k, v)
     else:
         o = _causal_or_full(q[:, :, blind:], k, v, causal, scale)
         if blind:
@@ -57,7 +57,7 @@ def _log_sum_exp(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
     B, Hq, Tq, Dk = q.shape
     Hkv, Tk = k.shape[1:3]
     lse = q.new_full((B, Hq, Tq), float("-inf"), dtype=torch.float32)
-    if Tk == 0:
+    if Tk == 0 or lse.numel() == 0:
         return lse
     wide = torch.promote_types(q.dtype, torch.float32)
     keys = k.to(wide)[:, :, None].mT  # (B, Hkv, 1, Dk, Tk)

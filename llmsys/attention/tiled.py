@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmsys.attention.contract import check_arguments
+from llmsys.attention.contract import check_arguments, with_gradients_of_zero
 from llmsys.hardware.memory import DIRECT, Direct
 
 
@@ -99,8 +99,11 @@ def tiled_attention(
     grouped = q.unflatten(1, (Hkv, Hq // Hkv))  # (B, Hkv, G, Tq, Dk)
     o = hbm.empty((B, Hq, Tq, Dv), dtype=q.dtype, device=q.device, name="o")
     lse = hbm.empty((B, Hq, Tq), dtype=torch.float32, device=q.device, name="lse")
-    tiles = Tiles(grouped, k, v, o.unflatten(1, (Hkv, -1)), lse.unflatten(1, (Hkv, -1)), causal, scale, deferred, hbm)
-    (_queries_outside if order == "query" else _keys_outside)(tiles, block_q, block_k)
+    homes = (x.unflatten(1, (Hkv, Hq // Hkv)) for x in (o, lse))
+    tiles = Tiles(grouped, k, v, *homes, causal, scale, deferred, hbm)
+    if Hq:
+        (_queries_outside if order == "query" else _keys_outside)(tiles, block_q, block_k)
+    o = with_gradients_of_zero(o, q, k, v)
     return (o, lse) if return_lse else o
 
 

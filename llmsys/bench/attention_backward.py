@@ -2,7 +2,7 @@
 
 Each function's forward pass is run once, with its graph kept; what is timed is the backward pass through it. Gradients
 are first compared with those of attention in float64, for the first head of the first sequence, by the rule that the
-error may be at most twice that of the naive form in the same precision.
+error may be at most twice that of eager code in the same precision (`low_precision`).
 
 "hopper deterministic" is the same graph's backward pass with `torch.use_deterministic_algorithms`. (The stage flash is
 deterministic by itself; FA2 and cuDNN as they are called here are not.)
@@ -18,6 +18,7 @@ from torch import Tensor
 from llmsys.attention import STAGES, naive_attention
 from llmsys.bench.attention import BASELINE, NO_GPU, peak_memory, table
 from llmsys.bench.attention_peers import EAGER, fused
+from llmsys.bench.low_precision import eager_attention
 from llmsys.bench.record import Record, new_record
 from llmsys.bench.timing import interleaved
 
@@ -105,13 +106,13 @@ def _deterministic(o: Tensor, inputs: list[Tensor], do: Tensor) -> tuple[Tensor,
 
 def _check(name: str, gradients, q: Tensor, k: Tensor, v: Tensor, do: Tensor, causal: bool) -> None:
     one = [x[:1, :1] for x in (q, k, v, do)]
-    exact, naive = (
-        run_backward(*forward_graph(naive_attention, *(x.to(dtype) for x in one[:3]), causal), one[3].to(dtype))
-        for dtype in (torch.float64, q.dtype)
+    exact, eager = (
+        run_backward(*forward_graph(stage, *(x.to(dtype) for x in one[:3]), causal), one[3].to(dtype))
+        for stage, dtype in ((naive_attention, torch.float64), (eager_attention, q.dtype))
     )
-    for which, mine, low, true in zip("qkv", gradients, naive, exact, strict=True):
+    for which, mine, low, true in zip("qkv", gradients, eager, exact, strict=True):
         error, allowed = ((x[:1, :1].double() - true).abs().max().item() for x in (mine, low))
         if not error <= 2 * allowed + 1e-6:
             raise RuntimeError(
-                f"{name}: d{which} is off by {error:.2e}, the naive form's by {allowed:.2e}, at T = {q.shape[2]}"
+                f"{name}: d{which} is off by {error:.2e}, eager code's by {allowed:.2e}, at T = {q.shape[2]}"
             )

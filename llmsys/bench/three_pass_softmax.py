@@ -11,7 +11,7 @@ triton, tl = load_triton()
 @triton.jit
 def three_pass_kernel(x_ptr, y_ptr, x_row_stride, y_row_stride, n_cols, BLOCK: tl.constexpr):
     """y[row, :] = softmax(x[row, :]): one loop for the maximum, one for the sum, one for the result."""
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)  # rows × stride may exceed 2³¹
     x_row = x_ptr + row * x_row_stride
     y_row = y_ptr + row * y_row_stride
     m = float("-inf")

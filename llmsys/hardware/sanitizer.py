@@ -14,8 +14,10 @@ is active, every load and store of an interpreted kernel is looked at before it 
 - A pointer knows its tensor. Every pointer that a kernel is given carries the number of its storage in the upper bits,
   which pointer arithmetic leaves alone (Arm's memory tagging extension does the same in hardware). So a lane that runs
   past the end of x is astray even where another tensor happens to lie next door.
-- Two programs of one launch that store to one address are reported: one after the other, as the interpreter runs them,
-  they give an answer; on a GPU it is a race.
+- Races are reported, down to the byte: a program that stores what another one stores or loads, and two lanes of one
+  store that give an address different values. One after the other, as the interpreter runs programs, they give an
+  answer; on a GPU, nobody knows which. Where an order cannot be seen here, the report says so (`races`), and no longer
+  that there are no races.
 - The bytes that are loaded from and stored to each tensor are counted, masked lanes left out, and so are the
   multiply-adds of tl.dot, by the type in which a GPU multiplies: "tf32" for float32 without input_precision="ieee".
 
@@ -37,9 +39,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from llmsys.hardware.races import ATOMICS, LOADS, STORES, Clock, Meeting, Shadow, shadows
 from llmsys.hardware.tier import interpreting, load_triton, triton_installed
 
 LOAD, STORE, RACE = "load outside", "store outside", "two programs stored to one address"
+READ_RACE = "one program stored what another one loaded"
+LANE_RACE = "two lanes of one store gave one address two values"
 MOST_FINDINGS = 50  # a kernel that is wrong everywhere does not need more to be understood
 TAG_SHIFT = 52  # no user-space address has so many bits
 ADDRESS = np.uint64((1 << TAG_SHIFT) - 1)
@@ -49,20 +54,21 @@ ADDRESS = np.uint64((1 << TAG_SHIFT) - 1)
 class Finding:
     """One thing that went wrong in one load or store of one program."""
 
-    kind: str  # LOAD, STORE or RACE
+    kind: str  # LOAD, STORE, RACE, READ_RACE or LANE_RACE
     kernel: str
     program: tuple[int, int, int]
     lanes: tuple[int, ...]  # flat positions in the tile
-    tensor: str  # the one that was missed, or stored to twice
+    tensor: str  # the one that was missed, or in which there is a race
     where: str  # "3 elements past its end"
     line: int | None = None
     source: str = ""
+    did: str = "stored to"  # what the lanes of a race did
 
     def __str__(self) -> str:
         lanes = f"{len(self.lanes)} lane{'s' * (len(self.lanes) > 1)}"
         at = f"\n    line {self.line}: {self.source}" if self.source else ""
-        if self.kind == RACE:
-            return f"{self.kernel}, program {self.program}: {lanes} stored to {self.tensor} {self.where}{at}"
+        if self.kind in (RACE, READ_RACE, LANE_RACE):
+            return f"{self.kernel}, program {self.program}: {lanes} {self.did} {self.tensor} {self.where}{at}"
         what = f"{self.kind} its tensor, {lanes}, {self.where} {self.tensor}"
         return f"{self.kernel}, program {self.program}: {what}{at}"
 
@@ -72,6 +78,7 @@ class Report:
     """What the kernels did to memory inside a `watch`."""
 
     findings: list[Finding] = field(default_factory=list)
+    undecided: list[Finding] = field(default_factory=list)  # races, or none: the order cannot be seen here
     bytes_loaded: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bytes_stored: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     multiply_adds: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # by tl.dot: "fp16" -> how many
@@ -87,10 +94,20 @@ class Report:
             f"  {name}: {self.bytes_loaded.get(name, 0):,} bytes loaded, {self.bytes_stored.get(name, 0):,} stored"
             for name in dict.fromkeys([*self.bytes_loaded, *self.bytes_stored])
         ]
-        more = ["  …"] if len(self.findings) >= MOST_FINDINGS else []
+        found = _lines(self.findings)
         verdict = "no access outside the tensors, no races" if self.ok else "memory errors:"
-        found = [f"  {finding}" for finding in self.findings] + more
+        if self.undecided:
+            verdict = "no access outside the tensors" if self.ok else verdict
+            found += ["  whether there are races here is not known: their order cannot be seen in the interpreter"]
+            found += _lines(self.undecided)
+        if not self.programs:
+            verdict = "nothing was watched"
         return "\n".join([f"{self.programs} programs: {verdict}", *found, *traffic])
+
+
+def _lines(findings: list[Finding]) -> list[str]:
+    more = ["  …"] if len(findings) >= MOST_FINDINGS else []
+    return [f"  {finding}" for finding in findings] + more
 
 
 def available() -> bool:
@@ -118,8 +135,11 @@ def watch(**tensors: Tensor) -> Iterator[Report]:
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     before = {
         (owner, name): owner.__dict__[name]
-        for owner, names in ((builder, _HOOKED), (executor, ("__call__",)), (interpreter, ("_implicit_cvt",)))
+        for owner, names in (
+            (builder, [*_HOOKED, *_HOOKED_IF_THERE]), (executor, ("__call__",)), (interpreter, ("_implicit_cvt",)),
+        )
         for name in names
+        if name not in _HOOKED_IF_THERE or name in owner.__dict__
     }
     watcher = _Watcher(report, [_Region(name, x) for name, x in tensors.items()], interpreter)
     try:
@@ -157,6 +177,10 @@ _HOOKED = {  # methods of the interpreter's builder, and the first names of thei
 }
 
 
+_HOOKED_IF_THERE = {"create_barrier": ["self"]}
+"""The same; where there is none, a kernel with a barrier is watched as if it had none."""
+
+
 def _interpreter():
     """Triton's interpreter module; None if what is hooked here does not look as in the versions that are known."""
     import triton.runtime.interpreter as interpreter
@@ -171,7 +195,7 @@ def _interpreter():
 
 
 class _Region:
-    """The memory of one tensor: its elements between the first and the last byte, and who stored to them."""
+    """The memory of one tensor: its elements between the first and the last byte."""
 
     def __init__(self, name: str, x: Tensor):
         self.name, self.x, self.start, self.size = name, x, x.data_ptr(), x.element_size()
@@ -184,27 +208,14 @@ class _Region:
             self.inside = np.zeros(span, dtype=bool)
             self.inside[offsets.reshape(-1).numpy()] = True
             self.inside = None if self.inside.all() else self.inside
-        self.forget()
-
-    def forget(self) -> None:
-        """A new launch: nobody has stored yet."""
-        self.stored_by: np.ndarray | None = None
 
     def contains(self, addresses: np.ndarray, size: int) -> np.ndarray:
-        """For each address, whether `size` bytes from there on are an element of this tensor."""
+        """For each address, whether `size` bytes from there on are elements of this tensor, or a part of one."""
         within = (addresses >= self.start) & (addresses + size <= self.end)
         if self.inside is not None and within.any():
-            within[within] = self.inside[self._elements(addresses[within])]
+            for byte in {*range(0, size, self.size), size - 1}:  # a wide access may begin inside, and leave it
+                within[within] = self.inside[self._elements(addresses[within] + byte)]
         return within
-
-    def claim(self, addresses: np.ndarray, program: int) -> np.ndarray:
-        """Note that `program` stores to these addresses of this region; True where another one has before."""
-        if self.stored_by is None:
-            self.stored_by = np.full((self.end - self.start) // self.size, -1, dtype=np.int64)
-        elements = self._elements(addresses)
-        others = (self.stored_by[elements] != -1) & (self.stored_by[elements] != program)
-        self.stored_by[elements] = program
-        return others
 
     def miss(self, address: int) -> tuple[int, str]:
         """How far an address is from this tensor, in bytes and in words."""
@@ -224,6 +235,13 @@ def _elements(n: int) -> str:
     return f"{n:,} element{'s' * (n != 1)}"
 
 
+def _bytes_of(value, hit: np.ndarray, size: int) -> np.ndarray:
+    """The bytes that a store stores in these lanes, (lanes, size)."""
+    data = np.ascontiguousarray(np.broadcast_to(value.data, hit.shape)[hit])
+    held = data.view(np.uint8).reshape(len(data), -1)[:, :size]
+    return np.pad(held, ((0, 0), (0, size - held.shape[1])))
+
+
 class _Watcher:
     """Makes the hooks, and knows the launch that is running: its kernel, its tensors and their tags."""
 
@@ -231,6 +249,8 @@ class _Watcher:
         self.report, self.named, self.interpreter = report, named, interpreter
         self.regions, self.kernel = named, ""
         self.tags: dict[int, int] = {}  # of the storages
+        self.shadows: dict[int, Shadow] = {}  # of the regions, by id
+        self.clock = Clock()
         self.counted = False
         self.seen: set[tuple] = set()
 
@@ -250,22 +270,22 @@ class _Watcher:
 
         def load(builder, ptrs, mask, other, *rest, **options):
             asked = mask.data
-            ptrs, mask = watcher.checked(builder, ptrs, asked, LOAD)
+            ptrs, mask = watcher.checked(builder, ptrs, asked, LOADS)
             got = original(builder, ptrs, mask, other, *rest, **options)
             if other is None and np.issubdtype(got.data.dtype, np.floating):  # on a GPU, what is masked is undefined
                 got.data = np.where(np.broadcast_to(asked, got.data.shape), got.data, np.nan).astype(got.data.dtype)
             return got
 
         def store(builder, ptrs, value, mask, *rest, **options):
-            ptrs, mask = watcher.checked(builder, ptrs, mask.data, STORE)
+            ptrs, mask = watcher.checked(builder, ptrs, mask.data, STORES, value)
             return original(builder, ptrs, value, mask, *rest, **options)
 
         def atomic(builder, operation, ptrs, value, mask, *rest, **options):
-            ptrs, mask = watcher.checked(builder, ptrs, mask.data, STORE, exclusive=False)
+            ptrs, mask = watcher.checked(builder, ptrs, mask.data, ATOMICS)
             return original(builder, operation, ptrs, value, mask, *rest, **options)
 
         def compare_and_swap(builder, ptrs, *rest, **options):
-            ptrs, mask = watcher.checked(builder, ptrs, np.True_, STORE, exclusive=False)
+            ptrs, mask = watcher.checked(builder, ptrs, np.True_, ATOMICS)
             if not mask.data.all():  # it has no mask that could keep it from there, so the kernel cannot go on
                 raise IndexError("atomic_cas outside its tensor")
             return original(builder, ptrs, *rest, **options)
@@ -277,8 +297,13 @@ class _Watcher:
             watcher.report.multiply_adds[kind] += int(np.prod([*a.data.shape, b.data.shape[-1]]))
             return original(builder, a, b, d, input_precision, *rest, **options)
 
+        def barrier(builder, *rest, **options):
+            watcher.clock.barrier()
+            return original(builder, *rest, **options)
+
         hook = {
             "__call__": launch,
+            "create_barrier": barrier,
             "_implicit_cvt": convert,
             "create_masked_load": load,
             "create_masked_store": store,
@@ -301,29 +326,30 @@ class _Watcher:
                 raise ValueError(f"{name} must be on the CPU for its kernel to be watched, got {str(x.device)!r}")
         names = {(r.start, r.x.shape, r.x.stride()): r for r in self.named}
         own = [names.get((x.data_ptr(), x.shape, x.stride())) or _Region(name, x) for name, x in tensors]
-        outer = self.regions, self.kernel, self.tags
-        self.tags = {}
+        outer = self.regions, self.kernel, self.tags, self.shadows, self.clock
+        self.tags, self.clock = {}, Clock()
         self.regions = list({id(region): region for region in own + self.named}.values())
         self.kernel, self.counted = executor.fn.__name__, False
-        for region in self.regions:
-            region.forget()
+        pieces = [(region.start, region.end, region.size) for region in self.regions]
+        self.shadows = {id(r): shadow for r, shadow in zip(self.regions, shadows(pieces), strict=True)}
         try:
             yield
         finally:
-            self.regions, self.kernel, self.tags = outer
+            self.regions, self.kernel, self.tags, self.shadows, self.clock = outer
 
     def tag(self, handle, x: Tensor) -> None:
         """Write the number of x's storage into the upper bits of a pointer to it."""
         tag = self.tags.setdefault(x.untyped_storage().data_ptr(), len(self.tags) + 1)
         handle.data = (handle.data & ADDRESS) | np.uint64(tag << TAG_SHIFT)
 
-    def checked(self, builder, ptrs, mask: np.ndarray, kind: str, exclusive: bool = True):
+    def checked(self, builder, ptrs, mask: np.ndarray, kind: str, value=None):
         """The pointers without their tags, and the mask without the lanes that are astray, which are noted."""
         active = np.broadcast_to(mask, ptrs.data.shape).astype(bool)
         addresses, tags = (ptrs.data & ADDRESS).astype(np.int64), ptrs.data >> np.uint64(TAG_SHIFT)
         size = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
         program = tuple(int(i) for i in builder.grid_idx)
         index = np.ravel_multi_index(program, [int(n) for n in builder.grid_dim])
+        self.clock.enter(int(index))
         if not self.counted:
             self.report.programs += int(np.prod(builder.grid_dim))
             self.counted = True
@@ -332,30 +358,53 @@ class _Watcher:
             own = (tags == self.tags.get(region.storage, 0)) | (tags == 0)  # 0: the kernel found it in memory
             hit = left & own & region.contains(addresses, size)
             if hit.any():
-                traffic = self.report.bytes_loaded if kind == LOAD else self.report.bytes_stored
+                traffic = self.report.bytes_loaded if kind == LOADS else self.report.bytes_stored
                 traffic[region.name] += int(hit.sum()) * size
-                if kind == STORE and exclusive:
-                    again = np.zeros_like(hit)
-                    again[hit] = region.claim(addresses[hit], index)
-                    if again.any():
-                        self.note(RACE, program, again, region.name, "where another program had stored")
+                for meeting in self.shadows[id(region)].access(
+                    kind, addresses[hit], size, np.flatnonzero(hit), hit.shape, self.clock,
+                    lambda hit=hit: _bytes_of(value, hit, size),
+                ):  # fmt: skip
+                    lanes = np.zeros_like(hit)
+                    lanes[hit] = meeting.lanes
+                    self.note_meeting(kind, meeting, program, lanes, region.name)
                 left &= ~hit
+        if kind == ATOMICS:
+            self.clock.after_atomic = True
         if left.any():
             first, tag = int(addresses[left][0]), int(tags[left][0])
             meant = [r for r in self.regions if tag and self.tags.get(r.storage) == tag] or self.regions
             region = min(meant, key=lambda r: r.miss(first)[0], default=None)
             missed, where = (region.name, region.miss(first)[1]) if region else ("any tensor", "far from")
-            self.note(kind, program, left, missed, where)
+            self.note(LOAD if kind == LOADS else STORE, program, left, missed, where)
         handle = self.interpreter.TensorHandle
         return handle(addresses.astype(np.uint64), ptrs.dtype), handle(active & ~left, load_triton()[1].int1)
 
-    def note(self, kind: str, program: tuple, lanes: np.ndarray, tensor: str, where: str) -> None:
+    def note_meeting(self, kind: str, meeting: Meeting, program: tuple, lanes: np.ndarray, tensor: str) -> None:
+        """A race, or what may be one."""
+        did = {LOADS: "loaded from", STORES: "stored to", ATOMICS: "changed atomically"}[kind]
+        had = {STORES: "stored", LOADS: "loaded", ATOMICS: "changed it atomically"}[meeting.what]
+        race, where = (READ_RACE if LOADS in (kind, meeting.what) else RACE), f"where {meeting.who} had {had}"
+        if meeting.who == "a lane":
+            race, where = LANE_RACE, "at one address, different values"
+        elif meeting.who == "this program":
+            where += ", perhaps by another thread; tl.debug_barrier() would put them in order"
+        elif not meeting.certain:
+            where += ", after an atomic operation that may have put them in order"
+        among = self.report.findings if meeting.certain else self.report.undecided
+        self.note(race, program, lanes, tensor, where, did, among)
+
+    def note(
+        self, kind: str, program: tuple, lanes: np.ndarray, tensor: str, where: str, did: str = "stored to",
+        among: list[Finding] | None = None,
+    ) -> None:  # fmt: skip
+        among = self.report.findings if among is None else among
         line, source = self._line()
-        key = kind, self.kernel, program, line, tensor  # a loop repeats itself: once a line and program is enough
-        if key not in self.seen and len(self.report.findings) < MOST_FINDINGS:
+        # A loop repeats itself: once a line and program is enough. What is undecided is so in every program.
+        key = kind, self.kernel, program if among is self.report.findings else where, line, tensor
+        if key not in self.seen and len(among) < MOST_FINDINGS:
             self.seen.add(key)
             flat = tuple(int(i) for i in np.flatnonzero(lanes))
-            self.report.findings.append(Finding(kind, self.kernel, program, flat, tensor, where, line, source))
+            among.append(Finding(kind, self.kernel, program, flat, tensor, where, line, source, did))
 
     def _line(self) -> tuple[int | None, str]:
         """The line of the kernel that is running: its frame is the nearest one outside Triton and this file."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from llmsys.attention import naive_attention, sdpa_attention, tiled_attention
 from llmsys.attention.backward import backward_stored, backward_tiled, differentiable
 from llmsys.attention.contract import visible_keys
+from llmsys.bench.low_precision import eager_attention
 from llmsys.hardware.meters import largest_allocation, work
 
 LENGTHS = st.sampled_from([1, 2, 5, 8, 13])
@@ -102,17 +103,17 @@ def test_gradients_do_not_depend_on_the_strides_of_the_inputs():
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_errs_at_most_twice_as_much_as_the_naive_form(dtype, seed):
+def test_half_precision_errs_at_most_twice_as_much_as_eager_code(dtype, seed):
     torch.manual_seed(seed)
     q, k, v, do = inputs(1, 2, 2, 33, 65, 16, 16, dtype)
     exact = by_autograd(q, k, v, do, causal=True)
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    naive = torch.autograd.grad(naive_attention(*leaves, causal=True), leaves, do)
+    eager = torch.autograd.grad(eager_attention(*leaves, causal=True), leaves, do)
     stored = backward_stored(q, k, v, weights(q.float(), k.float(), causal=True).to(dtype), do)
     for got in (tiled(q, k, v, do, causal=True), stored):
-        for x, low, true in zip(got, naive, exact, strict=True):
+        for x, low, true in zip(got, eager, exact, strict=True):
             assert x.dtype == dtype
-            # Of all together. The worst single one can be 5 times the naive form's: delta is made of an o that has
+            # Of all together. The worst single one can be 5 times eager code's: delta is made of an o that has
             # been rounded, and where a row sees few keys, dP − delta is what is left of two almost equal numbers.
             error, allowed = ((y.double() - true).norm().item() for y in (x, low))
             assert error <= 2 * allowed
@@ -205,3 +206,14 @@ def test_a_matrix_of_another_shape_is_refused():
     q, k, v, do = inputs(1, 2, 2, 4, 5, 4, 4)
     with pytest.raises(ValueError, match=r"p must have shape \(1, 4, 4, 5\)"):
         inspect.unwrap(backward_stored)(q, k, v, torch.zeros(1, 2, 4, 5, dtype=torch.float64), do)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 1, 3, 4), (2, 0, 1, 3, 4), (1, 2, 2, 0, 4), (1, 2, 2, 3, 0)])
+def test_no_sequence_no_head_or_no_token_has_gradients_of_zero(shape):
+    B, Hq, Hkv, Tq, Tk = shape
+    q, k, v = torch.randn(B, Hq, Tq, 8), torch.randn(B, Hkv, Tk, 8), torch.randn(B, Hkv, Tk, 4)
+    o = torch.zeros(B, Hq, Tq, 4)
+    do, lse = torch.randn_like(o), torch.full((B, Hq, Tq), -torch.inf)
+    p = o.new_zeros(B, Hq, Tq, Tk)
+    for got in (backward_tiled(q, k, v, o, lse, do, causal=True), backward_stored(q, k, v, p, do)):
+        assert all(g.shape == x.shape and (g == 0).all() for g, x in zip(got, (q, k, v), strict=True))

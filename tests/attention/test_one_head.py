@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.attention import naive_attention
+from llmsys.bench.low_precision import eager_attention
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import interpreting, triton_device, triton_installed
 
@@ -64,12 +65,12 @@ def test_tokens_may_lie_at_different_distances():
     torch.testing.assert_close(attend_one_head(q, k, v).double(), exact(q, k, v), atol=1e-5, rtol=1e-5)
 
 
-def test_half_precision_errs_at_most_twice_as_much_as_the_naive_form():
+def test_half_precision_errs_at_most_twice_as_much_as_eager_code():
     for dtype in [torch.float16] if interpreting() else [torch.float16, torch.bfloat16]:
         q, k, v = qkv(33, 65, 32, dtype)
-        naive = naive_attention(q[None, None], k[None, None], v[None, None])[0, 0].double()
+        eager = eager_attention(q[None, None], k[None, None], v[None, None])[0, 0].double()
         error = (attend_one_head(q, k, v).double() - exact(q, k, v)).abs().max()
-        assert error <= 2 * (naive - exact(q, k, v)).abs().max() + 1e-5
+        assert error <= 2 * (eager - exact(q, k, v)).abs().max() + 1e-5
 
 
 def test_another_kernel_can_be_launched_with_the_same_grid():
@@ -113,10 +114,10 @@ def test_bfloat16_is_refused_where_it_would_be_silently_wrong():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("D", "block"), [(64, 64), (128, 64), (256, 32)])
-def test_large_inputs_on_a_gpu_err_at_most_twice_as_much_as_the_naive_form(dtype, D, block):
+def test_large_inputs_on_a_gpu_err_at_most_twice_as_much_as_eager_code(dtype, D, block):
     for Tq, Tk, causal in ((1000, 1000, True), (1, 777, False), (257, 1025, True)):
         q, k, v = qkv(Tq, Tk, D, dtype)
         expected = exact(q, k, v, causal=causal)
-        naive = naive_attention(q[None, None], k[None, None], v[None, None], causal=causal)[0, 0].double()
+        eager = eager_attention(q[None, None], k[None, None], v[None, None], causal=causal)[0, 0].double()
         o = attend_one_head(q, k, v, causal=causal, block_m=block, block_n=block // 2)
-        assert (o.double() - expected).abs().max() <= 2 * (naive - expected).abs().max() + 2e-5
+        assert (o.double() - expected).abs().max() <= 2 * (eager - expected).abs().max() + 2e-5

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llmsys.attention import STAGES, get_stage
 from llmsys.attention.naive import attention_with
+from llmsys.bench.low_precision import eager_attention
 from llmsys.hardware.tier import tier
 from tests.attention.sample import examples
 
@@ -113,15 +114,68 @@ def test_results_do_not_depend_on_the_strides_of_the_inputs(stage):
 
 @EVERY_STAGE
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_errs_at_most_twice_as_much_as_the_naive_form(stage, dtype):
+def test_low_precision_errs_at_most_twice_as_much_as_eager_code(stage, dtype):
     if stage == "flash" and dtype == torch.bfloat16:
         pytest.skip("the interpreter gets bfloat16 wrong, and flash refuses it there: test_flash")
     torch.manual_seed(2)
     q, k, v = qkv(2, 4, 2, 33, 65, 32, 32, dtype=dtype)
     exact, _ = by_hand(q, k, v, causal=True)
     error = (STAGES[stage](q, k, v, causal=True).double() - exact).abs().max()
-    naive_error = (STAGES["naive"](q, k, v, causal=True).double() - exact).abs().max()
-    assert error <= 2 * naive_error + 1e-5
+    assert error <= 2 * (eager_attention(q, k, v, causal=True).double() - exact).abs().max() + 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 60.0), (torch.float16, 8.0), (torch.bfloat16, 8.0)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_definition_is_as_exact_as_the_others_where_scores_are_large(dtype, size, causal):
+    """In fp16, a score of 60 · 60 · √D is more than the largest number; in bf16, one of 200 is off by up to 1/2."""
+    torch.manual_seed(0)
+    q, k, v = (x.to(dtype) for x in (torch.randn(1, 4, 64, 64) * size, torch.randn(1, 2, 64, 64) * size,
+                                     torch.randn(1, 2, 64, 64)))  # fmt: skip
+    exact, exact_lse = by_hand(q, k, v, causal=causal)
+    error = {}
+    for stage in ("naive", "online", "tiled", "sdpa"):
+        o, lse = STAGES[stage](q, k, v, causal=causal, return_lse=True)
+        error[stage] = (o.double() - exact).abs().max()
+        assert o.dtype == dtype and o.isfinite().all()
+        torch.testing.assert_close(lse.double(), exact_lse, atol=2e-3, rtol=1e-5)
+    assert error.pop("naive") <= 3 * max(error.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_the_definition_are_finite_and_exact_where_scores_are_large(dtype):
+    torch.manual_seed(0)
+    given = [(torch.randn(1, 2, 33, 64) * size).to(dtype) for size in (30.0, 30.0, 1.0)]
+    do = torch.randn(1, 2, 33, 64).to(dtype)
+    got, exact = (
+        torch.autograd.grad(STAGES["naive"](*leaves, causal=True), leaves, do.to(leaves[0].dtype))
+        for leaves in ([x.requires_grad_() for x in given], [x.detach().double().requires_grad_() for x in given])
+    )
+    for mine, right in zip(got, exact, strict=True):
+        assert mine.dtype == dtype and (mine.double() - right).norm() <= 0.02 * right.norm()
+
+
+@pytest.mark.parametrize("stage", [*HERE, "auto"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(0, 2, 1, 3, 4), (2, 0, 1, 3, 4), (0, 0, 1, 3, 4), (0, 2, 1, 0, 0), (1, 2, 2, 0, 4), (1, 2, 1, 3, 0)]
+)
+def test_no_sequence_no_head_or_no_token_gives_empty_results_or_zeros_and_gradients_of_zero(stage, causal, shape):
+    B, Hq, Hkv, Tq, Tk = shape
+    arguments = [x.requires_grad_() for x in qkv(B, Hq, Hkv, Tq, Tk, 8, 4)]
+    for return_lse in (False, True):
+        found = get_stage(stage)(*arguments, causal=causal, return_lse=return_lse)
+        o, lse = found if return_lse else (found, torch.full((B, Hq, Tq), -math.inf))
+        assert o.shape == (B, Hq, Tq, 4) and (o == 0).all()
+        assert lse.shape == (B, Hq, Tq) and (lse == -math.inf).all()
+        gradients = torch.autograd.grad(o.sum(), arguments)
+        assert all(g.shape == x.shape and (g == 0).all() for g, x in zip(gradients, arguments, strict=True))
+
+
+@pytest.mark.parametrize("stage", [*HERE, "auto"])
+@pytest.mark.parametrize("Hq", [0, 2])
+def test_no_key_head_is_an_error(stage, Hq):
+    with pytest.raises(ValueError, match="k must have at least 1 head, got 0"):
+        get_stage(stage)(*qkv(2, Hq, 0, 3, 4, 8, 8))
 
 
 @IN_FLOAT64

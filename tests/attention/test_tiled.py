@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from llmsys.attention import naive_attention, tiled_attention
 from llmsys.attention.cost import naive_cost, tiled_bytes
 from llmsys.attention.tiled import attend_one_query
+from llmsys.bench.low_precision import eager_attention
 from llmsys.hardware.memory import HBM, KIB, SRAMOverflow
 from llmsys.hardware.meters import largest_allocation
 from tests.attention.sample import examples
@@ -113,11 +114,11 @@ def test_gradients_are_those_of_the_definition(order, deferred):
 def test_the_sums_of_half_precision_are_kept_in_single():
     q, k, v = (x.half() for x in qkv(1, 1, 1, 33, 400, 16, 16))
     exact = naive_attention(q.double(), k.double(), v.double())
-    naive = (naive_attention(q, k, v).double() - exact).abs().max()
+    eager = (eager_attention(q, k, v).double() - exact).abs().max()
     for order, deferred in FORMS:
         o = tiled_attention(q, k, v, block_q=16, block_k=16, order=order, deferred=deferred)
         assert o.dtype == torch.float16
-        assert (o.double() - exact).abs().max() <= 2 * naive + 1e-6
+        assert (o.double() - exact).abs().max() <= 2 * eager + 1e-6
 
 
 def test_refusals_name_the_argument():

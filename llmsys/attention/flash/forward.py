@@ -28,6 +28,7 @@ from llmsys.attention.flash.tiles import LOG2_E, TileConfig, block_of, target_of
 from llmsys.hardware.tier import interpreting, load_triton
 
 LARGEST_HEAD = 256
+MOST_ROWS = 2**31 - 256  # the kernel counts rows and keys in 32 bits, up to the end of the last tile
 
 
 def flash_attention(
@@ -61,7 +62,7 @@ def flash_attention(
     scale = check_arguments(q, k, v, scale=scale)
     if precision not in ("ieee", "tf32"):
         raise ValueError(f'precision must be "ieee" or "tf32", got {precision!r}')
-    _check_supported(q, v)
+    _check_supported(q, k, v)
     if autotune and tiles is None:
         tiles = tuned_tiles(q, k, v, causal, lambda tiles: launch(q, k, v, causal, scale, precision, tiles, kernel))
     if kernel is not None:
@@ -157,11 +158,15 @@ def _lse_alone(q: Tensor, k: Tensor, lse: Tensor, causal: bool, scale: float) ->
     return launch(q, k, k, causal, scale, "ieee", None, None)[1] if lse.numel() else lse
 
 
-def _check_supported(q: Tensor, v: Tensor) -> None:
+def _check_supported(q: Tensor, k: Tensor, v: Tensor) -> None:
     load_triton()
     for name, x in (("q", q), ("v", v)):
         if x.shape[3] > LARGEST_HEAD:
             raise ValueError(f"{name} must have heads of at most {LARGEST_HEAD} for stage flash, got {x.shape[3]}")
+    counted = {"q": (q.shape[1] // k.shape[1] * q.shape[2], "rows a key head"), "k": (k.shape[2], "tokens")}
+    for name, (n, what) in counted.items():
+        if n > MOST_ROWS:
+            raise ValueError(f"{name} must have at most 2^31 − 256 {what} for stage flash, got {n}")
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"q must be float32, float16 or bfloat16 for stage flash, got {q.dtype}")
     if interpreting():

@@ -110,6 +110,7 @@ def backward(
         return dq.zero_(), dk.zero_(), dv.zero_()
     tiles = TILES[D]
     steps = -(-Tq // tiles.block_m)
+    # The kernel counts these in 32 bits. They suffice: with 2^31 of them, q alone would have 128 GiB.
     rows = lse.new_empty(B * Hq * steps * 2 * tiles.block_m)
     dq_sum = lse.new_empty(q.shape)
     programs = min(B * Hkv * -(-Tk // KEYS), torch.cuda.get_device_properties(q.device).multi_processor_count)

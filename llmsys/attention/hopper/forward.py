@@ -14,6 +14,10 @@ in the order in which to read it:
     fresh_modules  the kernel's modules loaded anew, over a simulated Gluon or with another function in them
 
 This file checks the arguments and launches the kernel; what the kernel cannot do is refused, with the stage that can.
+Heads have 64 or 128 elements, the same number in keys and values: tiles, registers and the ring's slots are sized for
+these two, and wgmma reads nothing else as well. Heads of 96, 192 or 256, and values of another width than keys (as in
+latent attention, 192 and 128), are refused: stage flash takes any up to 256, and `attention="auto"` goes there by
+itself, or to torch's own above 128.
 
 TFLOP/s and, in brackets, the ratio to cuDNN, timed in turns with it on an H100 80GB HBM3 (16k tokens in all, 2048 wide,
 bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `llmsys.bench.recorded("attention")`):
@@ -65,7 +69,8 @@ def hopper_attention(
     Raises
     ------
     ValueError
-        An argument breaks the contract, or is not one that this stage takes; the message names it, and `flash`.
+        An argument breaks the contract, or is not one that this stage takes (heads of 96, 192 or 256, values of another
+        width than keys, float32); the message names it, and `flash`, which takes it.
     RuntimeError
         This GPU is no Hopper (compute capability 9.0).
     """

@@ -24,9 +24,9 @@ def quantize_kernel(
     """
     block = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
-    rows = block * ROWS + tl.arange(0, ROWS)
+    rows = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)  # a row's number times its stride may exceed 2³¹
     columns = tl.arange(0, D)
-    at = x_ptr + head // H * x_batch_stride + head % H * x_head_stride + rows.to(tl.int64)[:, None] * x_row_stride
+    at = x_ptr + head // H * x_batch_stride + head % H * x_head_stride + rows[:, None] * x_row_stride
     inside = (rows < T)[:, None]
     x = tl.load(at + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     size = tl.abs(x)

@@ -73,6 +73,8 @@ def hopper_schedule(
     Row 0 holds the length of the program's list, row r its r-th tile (`packed`), 0 beyond the end. The last row is all
     0, so that a program may ask for the tile after its last.
     """
+    if Hq > MOST_HEADS:
+        raise ValueError(f"q must have at most {MOST_HEADS:,} heads for stage hopper, got {Hq}; stage flash takes more")
     lists = [[] for _ in range(programs)]
     free = [(0, program) for program in range(programs)]
     for tile, cost in _tiles_in_order(B, Hq, Hkv, Tq, Tk, D, causal, tiles):
@@ -84,10 +86,14 @@ def hopper_schedule(
     return torch.tensor(table, dtype=torch.int64, device=device)
 
 
+MOST_HEADS = 2**16 - 1
+
+
 def packed(b: int, h: int, n: int) -> int:
     """The n-th tile of head h of sequence b, as one number, which a kernel unpacks with three shifts.
 
-    If tiles were simply numbered, the kernel would need two divisions at the beginning of every tile.
+    A head has 16 bits, n has 24. If tiles were simply numbered, the kernel would need two divisions at the beginning of
+    every tile.
     """
     return b << 40 | h << 24 | n
 

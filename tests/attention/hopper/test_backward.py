@@ -14,6 +14,7 @@ from llmsys.attention.hopper.backward import KEYS, TILES, backward, backward_sch
 from llmsys.attention.hopper.schedule import packed
 from llmsys.attention.hopper.simulated.backward import backward_kernel_here, rows_of, simulate_backward
 from llmsys.attention.hopper.simulated.processor import Deadlock, Race
+from llmsys.bench.low_precision import eager_attention
 from llmsys.hardware.compiler import Build, Compiled, compile_kernels
 from llmsys.hardware.tier import interpreting, load_triton, triton_device, triton_installed
 from tests.attention.sample import examples, sample
@@ -35,23 +36,23 @@ def inputs(B, G, Hkv, Tq, Tk, D, dtype=torch.bfloat16, device="cpu"):
     return tuple(torch.randn(shape, device=device).to(dtype) for shape in shapes)
 
 
-def autograd(q, k, v, do, dlse=None, *, causal):
-    """o, lse and the gradients of the naive form, by torch, in the precision of what is given."""
+def autograd(q, k, v, do, dlse=None, *, causal, attention=naive_attention):
+    """o, lse and the gradients of the naive form or another, by torch, in the precision of what is given."""
     leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-    o, lse = naive_attention(*leaves, causal=causal, return_lse=True)
+    o, lse = attention(*leaves, causal=causal, return_lse=True)
     loss = (o * do).sum()
     if dlse is not None:
         loss = loss + torch.where(lse.isinf(), 0, lse.to(dlse.dtype) * dlse).sum()
     return o.detach(), lse.detach(), torch.autograd.grad(loss, leaves)
 
 
-def assert_as_exact_as_the_naive_form(run, q, k, v, do, dlse, causal):
-    """`run(o, lse)` gives gradients whose error is at most twice that of the naive form, plus a little."""
+def assert_as_exact_as_eager_code(run, q, k, v, do, dlse, causal):
+    """`run(o, lse)` gives gradients whose error is at most twice that of eager code, plus a little."""
     double = [None if x is None else x.double() for x in (q, k, v, do, dlse)]
     o, lse, exact = autograd(*double, causal=causal)
-    naive = autograd(q, k, v, do, dlse, causal=causal)[2]
+    eager = autograd(q, k, v, do, dlse, causal=causal, attention=eager_attention)[2]
     got = run(o.to(q.dtype), lse.float())
-    for name, mine, theirs, right in zip(("dq", "dk", "dv"), got, naive, exact, strict=True):
+    for name, mine, theirs, right in zip(("dq", "dk", "dv"), got, eager, exact, strict=True):
         # A gradient of 0, as of a lone key, is a sum of rounding errors in fp32: one for each query, or for each key.
         terms = k.shape[2] if name == "dq" else q.shape[1] // k.shape[1] * q.shape[2]
         allowed = 2 * (theirs.double() - right).norm() + 4e-6 * math.sqrt(right.numel() * terms)
@@ -206,7 +207,7 @@ def test_simulated_gradients_agree_with_autograd_in_any_order_of_warps(
     q, k, v, do = inputs(B, G, 2, Tq, Tk, D, dtype)
     dlse = torch.randn(B, G * 2, Tq) if with_dlse else None
     run = simulated(q, k, v, do, dlse, causal, seed=seed, programs=programs, deterministic=in_turn)
-    assert_as_exact_as_the_naive_form(run, q, k, v, do, dlse, causal)
+    assert_as_exact_as_eager_code(run, q, k, v, do, dlse, causal)
 
 
 def test_the_order_of_warps_changes_no_bit_of_dk_and_dv():
@@ -294,12 +295,12 @@ def on_gpu(q, k, v, do, dlse, causal, deterministic=False):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("in_turn", [False, True])
-def test_any_length_and_any_group_of_heads_err_at_most_twice_as_much_as_the_naive_form(D, causal, dtype, in_turn):
+def test_any_length_and_any_group_of_heads_err_at_most_twice_as_much_as_eager_code(D, causal, dtype, in_turn):
     lengths = (1, 127, 128, 129, 1000)
     for n, (Tq, Tk) in enumerate([(a, b) for a in lengths for b in lengths] + [(2500, 2500)]):
         q, k, v, do = inputs(2, (1, 3, 4, 8)[n % 4], 2, Tq, Tk, D, dtype, "cuda")
         dlse = torch.randn(q.shape[:3], device="cuda") if n % 2 else None
-        assert_as_exact_as_the_naive_form(on_gpu(q, k, v, do, dlse, causal, in_turn), q, k, v, do, dlse, causal)
+        assert_as_exact_as_eager_code(on_gpu(q, k, v, do, dlse, causal, in_turn), q, k, v, do, dlse, causal)
 
 
 @pytest.mark.gpu
@@ -315,7 +316,7 @@ def test_what_lies_beyond_the_ends_of_a_view_is_not_seen(causal, D):
 
     for Tq, Tk in ((129, 129), (1000, 77), (100, 1001)):
         q, k, v, do = inside(2, 8, Tq), inside(2, 2, Tk), inside(2, 2, Tk), inside(2, 8, Tq)
-        assert_as_exact_as_the_naive_form(on_gpu(q, k, v, do, None, causal), q, k, v, do, None, causal)
+        assert_as_exact_as_eager_code(on_gpu(q, k, v, do, None, causal), q, k, v, do, None, causal)
 
 
 @pytest.mark.gpu
