@@ -12,14 +12,16 @@ What an operation needs inside while it runs (a workspace of a fused kernel, say
 """
 
 import math
+import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from llmsys.hardware.arithmetic import count, name_of
 from llmsys.hardware.dispatch import Observer, is_view, only_takes_the_shape, overwritten, storage_id, tensors_in
 
 
@@ -112,6 +114,7 @@ class Work:
     other_flops    all others: one for each element that an elementwise operation makes or a reduction takes
     exponentials   how many of the other operations were exponentials
     bytes_read, bytes_written   to and from memory
+    not_counted    operations of torch that are not known here, by name, and how many there were: only their bytes count
     """
 
     matmul_flops: int = 0
@@ -119,6 +122,7 @@ class Work:
     exponentials: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    not_counted: dict[str, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -134,13 +138,20 @@ def work() -> Iterator[Work]:
     runs after another and no cache helps.
 
     A softmax is five operations an element (maximum, difference, exponential, sum, quotient), and of a fused attention
-    every score counts, masked or not. Making, comparing, converting, masking and copying tensors computes nothing;
-    a view does not even move a byte, and an expanded one is as large as what it repeats. Of an operation that is not
-    known here (a convolution, somebody's own kernel) only the bytes are counted.
+    every score counts, masked or not: two products forward, five backward, where the scores are made again. Making,
+    comparing, converting, masking and copying tensors computes nothing; a view does not even move a byte, and an
+    expanded one is as large as what it repeats. (`llmsys.hardware.arithmetic` has the formulas.)
+
+    Of an operation that is not known (a Fourier transform, somebody's own operator) only the bytes are counted:
+    `not_counted` names it, and so does a warning at the end of the block. A kernel that is launched by no operator of
+    torch, as Triton's are, is not seen at all.
     """
     done = Work()
     with _Work(done):
         yield done
+    if done.not_counted:
+        names = ", ".join(f"{name} ({n}×)" for name, n in done.not_counted.items())
+        warnings.warn(f"work() does not know what these compute, and counted their bytes alone: {names}", stacklevel=3)
 
 
 class _LargestAllocation(Observer):
@@ -195,7 +206,14 @@ class _Work(Observer):
         if _moves(operator):
             self.done.bytes_read += read
             self.done.bytes_written += self._written(operator, args, result)
-            self._compute(operator, args, result)
+            computed = count(operator, args, kwargs, result)
+            if computed is None:
+                names = self.done.not_counted
+                names[operator._schema.name] = names.get(operator._schema.name, 0) + 1
+            else:
+                self.done.matmul_flops += computed.matmul
+                self.done.other_flops += computed.other
+                self.done.exponentials += computed.exponentials
         return result
 
     def _read(self, operator, args, kwargs) -> int:
@@ -204,73 +222,37 @@ class _Work(Observer):
         not_read = overwritten(operator)
         named = {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)}
         given = [x for key, value in (named | kwargs).items() if key not in not_read for x in tensors_in(value)]
-        if _name(operator) in _PICKS or operator._schema.name in _PUTS:
+        if name_of(operator) in _PICKS or operator._schema.name in _PUTS:
             given = given[1:]  # not the whole table: `_written` knows how much is picked of it
         return sum(map(_bytes, given))
 
     def _written(self, operator, args, result) -> int:
-        name = _name(operator)
+        name = name_of(operator)
         if "empty" in name:
             return 0
         if operator._schema.name in _PUTS:
             with _disable_current_modes():  # what is asked here is not the block's work, for another meter neither
                 places = torch.ops.aten.index(args[0], args[1]) if name == "index_put" else args[3]
             return places.numel() * args[0].element_size()
-        size = sum(map(_bytes, tensors_in(result)))
+        changed = result if operator._schema.returns else _changed(operator, args)
+        size = sum(map(_bytes, tensors_in(changed)))
         self.done.bytes_read += size if name in _PICKS else 0
         return size
 
-    def _compute(self, operator, args, result) -> None:
-        done, name = self.done, _name(operator)
-        given = tensors_in(args)
-        made = sum(x.numel() for x in tensors_in(result))
-        if name in _PRODUCTS:
-            done.matmul_flops += 2 * made * given[_PRODUCTS[name]].shape[-1]
-            done.other_flops += made * _PRODUCTS[name]  # what is added to the product
-        elif name.startswith(_ATTENTION) and not name.endswith("backward"):
-            q, k, v = given[:3]
-            scores = q.shape[:-1].numel() * k.shape[-2]
-            done.matmul_flops += 2 * scores * (q.shape[-1] + v.shape[-1])
-            done.other_flops += 6 * scores  # the scale, and a softmax
-            done.exponentials += scores
-        elif name in _REDUCTIONS:
-            done.other_flops += _REDUCTIONS[name] * given[0].numel()
-        elif name in _NORMS:
-            rows = given[0].numel() // math.prod(args[1])
-            done.other_flops += (_NORMS[name] + len(given) - 1) * given[0].numel() + 2 * rows
-        elif torch.Tag.pointwise in operator.tags and name not in _ONLY_MOVE:
-            done.other_flops += sum(x.numel() for x in tensors_in(result) if x.is_floating_point() or x.is_complex())
-        if name in _EXPONENTIALS:
-            done.exponentials += given[0].numel()
 
-
-_PRODUCTS = {  # name -> the position of the product's left operand: 1 where the first argument is added to the product
-    "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "_scaled_mm": 0, "_int_mm": 0, "_grouped_mm": 0,
-    "addmm": 1, "baddbmm": 1, "addmv": 1,
-}  # fmt: skip
-_ATTENTION = "_scaled_dot_product"
-_REDUCTIONS = {  # name -> operations for each element of the input
-    "sum": 1, "mean": 1, "prod": 1, "max": 1, "min": 1, "amax": 1, "amin": 1, "argmax": 1, "argmin": 1,
-    "cumsum": 1, "cumprod": 1, "linalg_vector_norm": 2, "var": 4, "std": 4, "logsumexp": 4,
-    "_softmax": 5, "_log_softmax": 5, "_softmax_backward_data": 4,
-}  # fmt: skip
-_NORMS = {"native_layer_norm": 5, "_fused_rms_norm": 3}  # operations an element; weight and bias are one more each
-_EXPONENTIALS = (
-    "exp", "exp2", "expm1", "sigmoid", "tanh", "silu", "gelu", "_softmax", "_log_softmax", "logsumexp",
-)  # fmt: skip
-_ONLY_MOVE = ("clone", "copy", "_to_copy", "where", "masked_fill", "fill")
 _PICKS = ("embedding", "index", "index_select", "gather", "take", "masked_select")  # they read some of a table
 _PUTS = ("aten::index_put_", "aten::index_copy_")  # they write to some places of a tensor
 
 
-def _name(operator) -> str:
-    """The operator's name without its variant: "add" for aten::add, aten::add_ and aten::add.out."""
-    return operator._schema.name.removeprefix("aten::").removesuffix("_")
+def _changed(operator, args) -> list:
+    """The arguments that an operator writes to, where it returns nothing, as those over lists of tensors."""
+    pairs = zip(operator._schema.arguments, args, strict=False)
+    return [value for argument, value in pairs if argument.alias_info is not None and argument.alias_info.is_write]
 
 
 def _moves(operator) -> bool:
     """Whether the operator moves bytes: views, and what torch has beside them, do not."""
-    return not is_view(operator) and _name(operator) not in ("_unsafe_view", "detach")
+    return not is_view(operator) and name_of(operator) not in ("_unsafe_view", "detach")
 
 
 def _bytes(x: Tensor) -> int:
