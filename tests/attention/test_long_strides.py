@@ -8,11 +8,14 @@ from llmsys.attention.flash.backward import backward
 from llmsys.attention.flash.forward import MOST_ROWS, flash_attention, launch
 from llmsys.attention.hopper.forward import hopper_attention
 from llmsys.attention.hopper.schedule import MOST_HEADS, TWO, hopper_schedule
-from llmsys.hardware.tier import interpreting, triton_installed
+from llmsys.hardware.tier import interpreting, load_triton, triton_device, triton_installed
 from tests.hardware.fresh import run_fresh
 
 if not triton_installed():
     pytest.skip("needs Triton", allow_module_level=True)
+load_triton()
+from llmsys.attention.one_head import attend_one_head  # noqa: E402
+from llmsys.attention.row_softmax import softmax_rows  # noqa: E402
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
@@ -103,6 +106,11 @@ def test_what_32_bits_cannot_count_is_refused():
     for q, k, named in ((many, few, "q must .* at most .* rows a key"), (few, many, "k must .* at most .* tokens")):
         with pytest.raises(ValueError, match=named):
             flash_attention(q, k, k)
+    one = torch.empty(1, 1, device=triton_device())
+    with pytest.raises(ValueError, match=r"q must have fewer than 2\^31 elements here"):
+        attend_one_head(one.expand(2**28, 16), one.expand(4, 16), one.expand(4, 16))
+    with pytest.raises(ValueError, match="x must have at most 2^31 − 32768 columns".replace("^", r"\^")):
+        softmax_rows(one[0].expand(2**31))
     with pytest.raises(ValueError, match="at most 65,535 heads for stage hopper, got 65536"):
         hopper_schedule(1, MOST_HEADS + 1, 1, 1, 1, 64, False, TWO[64], 1)
 
@@ -160,9 +168,6 @@ def test_on_a_gpu_gradients_of_such_views_are_those_of_their_copies(fused):
 
 @pytest.mark.gpu
 def test_on_a_gpu_rows_and_blocks_far_apart_are_read_where_they_are(fused):
-    from llmsys.attention.one_head import attend_one_head
-    from llmsys.attention.row_softmax import softmax_rows
-
     rows = fused[:, 20_000:20_256]
     assert torch.equal(softmax_rows(rows), softmax_rows(rows.contiguous()))
     q, k = fused[-40:, :64], fused[:, 20_000:20_064]

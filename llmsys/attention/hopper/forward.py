@@ -14,10 +14,9 @@ in the order in which to read it:
     fresh_modules  the kernel's modules loaded anew, over a simulated Gluon or with another function in them
 
 This file checks the arguments and launches the kernel; what the kernel cannot do is refused, with the stage that can.
-Heads have 64 or 128 elements, the same number in keys and values: tiles, registers and the ring's slots are sized for
-these two, and wgmma reads nothing else as well. Heads of 96, 192 or 256, and values of another width than keys (as in
-latent attention, 192 and 128), are refused: stage flash takes any up to 256, and `attention="auto"` goes there by
-itself, or to torch's own above 128.
+Heads have 64 or 128 elements, the same number in keys and values: tiles, registers and the slots of the rings are sized
+for these two. Heads of 96, 192 or 256, and values of another width than keys (192 and 128 in latent attention), are
+refused: stage flash takes any up to 256, and `attention="auto"` goes there by itself, or to torch's own above 128.
 
 TFLOP/s and, in brackets, the ratio to cuDNN, timed in turns with it on an H100 80GB HBM3 (16k tokens in all, 2048 wide,
 bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `llmsys.bench.recorded("attention")`):

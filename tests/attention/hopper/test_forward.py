@@ -142,6 +142,9 @@ def test_refused_arguments_are_named_with_the_stage_that_takes_them():
 
     for arguments, message in (
         (qkv(96, 96), "q must have heads of 64 or 128 for stage hopper, got 96; .*flash"),
+        (qkv(192, 192), "q must have heads of 64 or 128 for stage hopper, got 192; .*flash"),
+        (qkv(192, 128), "q must have heads of 64 or 128 for stage hopper, got 192; .*flash"),
+        (qkv(256, 256), "q must have heads of 64 or 128 for stage hopper, got 256; .*flash"),
         (qkv(64, 128), "v must have q's head size, 64, for stage hopper, got 128; .*flash"),
         (qkv(64, 64, torch.float32), "q must be float16 or bfloat16 for stage hopper, got torch.float32; .*flash"),
         (qkv(64, 64), "q must be on a Hopper GPU for stage hopper, got cpu; .*flash"),
