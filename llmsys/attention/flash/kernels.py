@@ -36,7 +36,6 @@ def flash_forward_kernel(
 
     Grid: (ceil(G · Tq / BLOCK_M), B · Hkv). q (B, G·Hkv, Tq, DK), k (B, Hkv, Tk, DK), v (B, Hkv, Tk, DV), o as q with
     DV, all with unit stride in the last dimension; lse (B, G·Hkv, Tq) fp32, contiguous. scale_log2 = scale · log2(e).
-    Rows and keys are counted in 32 bits, and elements in 64: a token's number times its stride may exceed 2³¹.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
     b = (tl.program_id(1) // Hkv).to(tl.int64)
@@ -48,8 +47,7 @@ def flash_forward_kernel(
     dk = tl.arange(0, BLOCK_DK)
     dv = tl.arange(0, BLOCK_DV)
 
-    token = query.to(tl.int64)[:, None]
-    q_at = q_ptr + b * q_stride_b + head[:, None] * q_stride_h + token * q_stride_t + dk[None, :]
+    q_at = q_ptr + b * q_stride_b + head[:, None] * q_stride_h + query[:, None] * q_stride_t + dk[None, :]
     q = tl.load(q_at, mask=row_exists[:, None] & (dk < DK)[None, :], other=0.0)  # (BLOCK_M, BLOCK_DK)
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
@@ -75,10 +73,7 @@ def flash_forward_kernel(
     )  # fmt: skip
 
     some = tl.where(l > 0, l, 1.0)  # a row without a key: o = 0 / 1
-    # By way of uint32, and not `token` again: that would keep its registers through the loops. With heads of 64, 142
-    # registers instead of 128, and three programs on an SM instead of four.
-    token_again = query.to(tl.uint32).to(tl.int64)[:, None]
-    o_at = o_ptr + b * o_stride_b + head[:, None] * o_stride_h + token_again * o_stride_t + dv[None, :]
+    o_at = o_ptr + b * o_stride_b + head[:, None] * o_stride_h + query[:, None] * o_stride_t + dv[None, :]
     tl.store(o_at, (o / some[:, None]).to(o_ptr.dtype.element_ty), mask=row_exists[:, None] & (dv < DV)[None, :])
     lse = (m + tl.log2(some)) * 0.6931471805599453  # ln 2: back to natural logarithms
     tl.store(lse_ptr + (b * Hkv * G + head) * Tq + query, lse, mask=row_exists)
@@ -90,19 +85,12 @@ def _absorb(
     DK: tl.constexpr, DV: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The state (m, l, o) after the keys from `start` to `stop`, a tile of BLOCK_N at a time; m is in base two.
-
-    Pointers go from tile to tile by an addition in 64 bits, so that no multiplication is left in the loop.
-    """
+    """The state (m, l, o) after the keys from `start` to `stop`, a tile of BLOCK_N at a time; m is in base two."""
     dk = tl.arange(0, BLOCK_DK)
     dv = tl.arange(0, BLOCK_DV)
-    token = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
-    k_tile = k_at + token[None, :] * k_stride_t + dk[:, None]  # (BLOCK_DK, BLOCK_N): transposed by its strides
-    v_tile = v_at + token[:, None] * v_stride_t + dv[None, :]  # (BLOCK_N, BLOCK_DV)
-    k_step = tl.cast(k_stride_t, tl.int64) * BLOCK_N
-    v_step = tl.cast(v_stride_t, tl.int64) * BLOCK_N
     for key in range(start, stop, BLOCK_N):
         keys = key + tl.arange(0, BLOCK_N)
+        k_tile = k_at + keys[None, :] * k_stride_t + dk[:, None]  # (BLOCK_DK, BLOCK_N): transposed by its strides
         k = _load(k_tile, (dk < DK)[:, None], (keys < Tk)[None, :], DK < BLOCK_DK, MASKED)
         s = tl.dot(q, k, input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
         if MASKED:
@@ -118,11 +106,10 @@ def _absorb(
         shrink = tl.exp2(m - shift)
         l = l * shrink + tl.sum(p, axis=1)
         o = o * shrink[:, None]
+        v_tile = v_at + keys[:, None] * v_stride_t + dv[None, :]  # (BLOCK_N, BLOCK_DV)
         v = _load(v_tile, (dv < DV)[None, :], (keys < Tk)[:, None], DV < BLOCK_DV, MASKED)
         o = tl.dot(p.to(v.dtype), v, o, input_precision=PRECISION)
         m = m_new
-        k_tile += k_step
-        v_tile += v_step
     return m, l, o
 
 

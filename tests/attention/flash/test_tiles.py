@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 
 import pytest
 import torch
@@ -64,23 +63,6 @@ def test_compiled_for_hopper_the_kernel_uses_the_tensor_cores_and_spills_nothing
         assert kernel.wgmma, kernel
         assert kernel.spill_bytes == 0 and not kernel.warnings, kernel
         assert kernel.occupancy().programs >= 1, kernel
-
-
-def test_in_the_loops_pointers_are_only_added_to(compiled):
-    """A token's number times its stride needs 64 bits, and such a product in the loop would make it slower."""
-    for kernel in compiled["prompt"] + compiled["decoding"]:
-        loops = [each for each in loops_of(kernel.ptx) if re.search(r"\b(wgmma|mma)\.", each)]
-        assert loops
-        for loop in loops:
-            assert not re.findall(r"\b(?:mul|mad)\.(?:lo|hi|wide)\.\w+", loop), kernel
-
-
-def loops_of(ptx: str) -> list[str]:
-    """What lies between a label and a branch back to it."""
-    lines = ptx.splitlines()
-    labels = {found[1]: i for i, line in enumerate(lines) if (found := re.match(r"(\$L__BB\d+_\d+):", line))}
-    branches = ((i, re.search(r"\bbra\b.*?(\$L__BB\d+_\d+)", line)) for i, line in enumerate(lines))
-    return ["\n".join(lines[labels[to[1]] : i]) for i, to in branches if to and labels[to[1]] < i]
 
 
 def test_compiled_for_hopper_the_kernel_for_decoding_fits_on_an_sm(compiled):
