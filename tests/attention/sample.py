@@ -3,16 +3,13 @@
 With LLMSYS_TESTS=all in the environment a run takes all of them. LLMSYS_TESTS_DATE=2026-11-28 draws as on that day.
 """
 
-import datetime
-import os
 import random
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-T = TypeVar("T")
+from tests.support.size import DATE, FULL
 
-FULL = os.environ.get("LLMSYS_TESTS") == "all"
-DATE = os.environ.get("LLMSYS_TESTS_DATE") or datetime.date.today().isoformat()
+T = TypeVar("T")
 
 
 def examples(n: int) -> int:
