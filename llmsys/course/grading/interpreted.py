@@ -33,4 +33,4 @@ def confirm(check, answer: object, result):
         if runner.open(job).problem:
             return result
         again = run_check(check, runner, name_mistakes=False)  # misconceptions would run compiled, unwatched
-    return again if again.failure and again.failure.kind in ("memory", "traffic", "products") else result
+    return again if again.failure and again.failure.kind in ("memory", "traffic", "products", "tiles") else result
