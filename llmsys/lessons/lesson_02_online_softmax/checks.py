@@ -355,8 +355,8 @@ def softmax_kernel(answer: Answer) -> None:
 
     with answer.property(
         "logits of ±10,000 overflow nothing", why="Subtract before you exponentiate.",
-        hint="Take a row in which every logit is −10,000: what is m before the first tile, and what is x − m then? And is "
-        "anything rounded before x and m are subtracted?",
+        hint="Take a row in which every logit is −10,000: what is m before the first tile, and what is x − m then? And "
+        "is anything rounded before x and m are subtracted?",
     ):  # fmt: skip
         for x in (answer.randn(3, 40, scale=1e4), answer.randn(3, 40, scale=1e4).sort().values):
             answer.matches(softmax(x), x, block=16)
