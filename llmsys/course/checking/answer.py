@@ -323,8 +323,9 @@ class Answer:
             )
 
     def tiles(self, run: Run, *, loads: int | None = None, dots: int | None = None) -> None:
-        """The call's kernels took at most so many tiles with tl.load, and so many products with tl.dot: they used tiles
-        as large as they were given. Counted as `traffic` is."""
+        """The call's kernels took at most so many tiles with tl.load, and so many products with tl.dot. To be asked
+        after `traffic` and `products`: who took more without moving or multiplying more has smaller tiles. Counted as
+        `traffic` is."""
         allowed = {name: n for name, n in (("load", loads), ("dot", dots)) if n is not None}
 
         def took(r: Run) -> dict[str, int]:

@@ -36,7 +36,8 @@ class Check:
     """An exercise's check. `reference` is the library's own function, which is forbidden along with `forbids`; `adapt`
     makes an ordinary function of the learner's object; both may be dotted names ("package.module:function").
     `equivalent` lists mutations of the solution that are no mistakes, with the reason
-    (`llmsys.course.authoring.self_test`)."""
+    (`llmsys.course.authoring.self_test`). `build(answer, *args, **kwargs)` is what a GPU's compiler is given for a
+    call, where `adapt` launches no kernel (`llmsys.course.checking.compiled`)."""
 
     id: str
     function: Callable[[Answer], None]
@@ -46,6 +47,7 @@ class Check:
     adapt: str | Callable | None = None
     kernel: bool = False
     equivalent: Mapping[str, str] = field(default_factory=dict)
+    build: str | Callable | None = None
 
     @property
     def all_forbidden(self) -> tuple[Forbidden, ...]:
@@ -54,7 +56,9 @@ class Check:
     def local_runner(self, answer: object, *, seconds: float | None = None) -> LocalRunner:
         """The runner for this exercise in the process that holds `answer`: adapted, watched, sanitized, and for no
         longer than `seconds`."""
-        return LocalRunner(answer, adapt=self.adapt, forbids=self.all_forbidden, kernel=self.kernel, seconds=seconds)
+        return LocalRunner(
+            answer, adapt=self.adapt, forbids=self.all_forbidden, kernel=self.kernel, seconds=seconds, build=self.build
+        )
 
     def reference_function(self) -> Callable | None:
         """The reference as an ordinary function: imported and adapted when it is first called."""
@@ -107,6 +111,7 @@ def exercise_check(
     adapt: str | Callable | None = None,
     kernel: bool | None = None,
     equivalent: Mapping[str, str] | None = None,
+    build: str | Callable | None = None,
 ) -> Callable[[Callable[[Answer], None]], Check]:
     """Register the decorated function as the check of an exercise. The arguments are the fields of `Check`; whether the
     answer is a kernel is the manifest's to say."""
@@ -116,7 +121,7 @@ def exercise_check(
             raise ValueError(f"{id} has two checks")
         kernels = {exercise.id for lesson in lessons() for exercise in lesson.exercises if exercise.kernel}
         is_kernel = id in kernels if kernel is None else kernel
-        _registry[id] = Check(id, function, reference, forbids, hints, adapt, is_kernel, equivalent or {})
+        _registry[id] = Check(id, function, reference, forbids, hints, adapt, is_kernel, equivalent or {}, build)
         return _registry[id]
 
     return register

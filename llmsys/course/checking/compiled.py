@@ -16,12 +16,11 @@ import itertools
 import linecache
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from llmsys.course.checking.compare import copy_arguments
-from llmsys.course.checking.runner import Raised
 from llmsys.hardware.compiler import Build, CompileError, compile_kernels
 from llmsys.hardware.kernel_source import source_of, underlying
 from llmsys.hardware.launches import Recorder
@@ -36,6 +35,15 @@ PROBE = Build(
     {"BLOCK": 16},
 )
 """A kernel that compiles wherever kernels do."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What the compiler says of a kernel, and the line of the kernel's file or cell that it means, if it is there."""
+
+    message: str
+    line: int | None
+    source: str
 
 
 def chosen(calls: Sequence) -> list[int]:
@@ -53,13 +61,19 @@ def chosen(calls: Sequence) -> list[int]:
     return sorted(first[each] for each in best)
 
 
-def refusals(kernel: object, adapt: Callable, calls: Sequence[tuple[tuple, dict]]) -> list[Raised | None]:
+def refusals(
+    kernel: object,
+    adapt: Callable,
+    calls: Sequence[tuple[tuple, dict]],
+    build: Callable[..., Build] | None = None,
+) -> list[Refusal | None]:
     """What the compiler says of a kernel, launched as by each of these calls (args, kwargs) of `adapt(kernel)`: None
-    where it compiles. Empty where the compiler cannot be asked."""
+    where it compiles. Empty where the compiler cannot be asked. Where `adapt` launches no kernel, `build(kernel, *args,
+    **kwargs)` says what is compiled."""
     if not interpreting() or getattr(getattr(underlying(kernel), "__code__", None), "co_freevars", ()):
         return []  # compiled already; or not to be had as text, for its names are those of a function around it
     try:
-        builds = _builds(kernel, adapt, calls)
+        builds = [build(kernel, *args, **kwargs) for args, kwargs in calls] if build else _builds(kernel, adapt, calls)
         results = compile_kernels(builds, seconds=SECONDS) if builds else []
         return [_refusal(kernel, each) for each in results]
     except (ImportError, ValueError, TypeError, AttributeError, OSError, RuntimeError):
@@ -77,19 +91,19 @@ def _builds(kernel: object, adapt: Callable, calls: Sequence[tuple[tuple, dict]]
     return builds
 
 
-def _refusal(kernel: object, result: object) -> Raised | None:
+def _refusal(kernel: object, result: object) -> Refusal | None:
     """The compiler's complaint with the learner's line; None where there is none, or it is none of the kernel."""
     if not isinstance(result, CompileError):
         return None
-    name = getattr(underlying(kernel), "__name__", "")
-    said, _, place = str(result).removeprefix(f"{name} does not compile: ").partition("\n    line ")
-    if not str(result).startswith(f"{name} does not compile: "):
+    found = re.fullmatch(r"\w+ does not compile: (.*?)(?:\n    line ([^\n]*))?", str(result), re.DOTALL)
+    if not found:
         return None  # its text cannot be loaded there, or the compiler was ended
+    said, place = found.groups()
     if result.line is None and isinstance(compile_kernels([PROBE], seconds=SECONDS)[0], CompileError):
         return None  # there is no assembler, say
     line = _line_of_the_cell(kernel, result)
     where = f"\nline {place}" if place and line is None else ""
-    return Raised("CompileError", f"{_sentence(said)}{where}", line, result.source if line is not None else "")
+    return Refusal(f"{_sentence(said)}{where}", line, result.source if line is not None else "")
 
 
 def _sentence(said: str) -> str:

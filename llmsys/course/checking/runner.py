@@ -31,6 +31,7 @@ from typing import Protocol
 from torch import Tensor
 
 from llmsys.course.checking.compare import NotPlain, copy_arguments, plain, unchanged
+from llmsys.course.checking.compiled import refusals
 from llmsys.course.checking.limits import Allowance, TimeIsUp
 from llmsys.course.checking.watch import Forbidden, watch
 from llmsys.hardware import meters
@@ -115,7 +116,8 @@ class LocalRunner:
 
     `adapt` turns the learner's object (a Triton kernel, say) into an ordinary function, `forbids` is what must not be
     called meanwhile (`llmsys.course.checking.watch`), `kernel` asks for the sanitizer, and `seconds` are what all calls
-    together may take (`llmsys.course.checking.limits`): after that, every call ends at once in the same error.
+    together may take (`llmsys.course.checking.limits`): after that, every call ends at once in the same error. `build`
+    is what `compile` compiles, where it is not what `adapt` launches.
     """
 
     def __init__(
@@ -126,9 +128,10 @@ class LocalRunner:
         forbids: Iterable[Forbidden] = (),
         kernel: bool = False,
         seconds: float | None = None,
+        build: str | Callable | None = None,
     ):
         self.answer, self.forbids, self.kernel = answer, tuple(forbids), kernel
-        self.adapt = resolve(adapt) if adapt else lambda function: function
+        self.adapt, self.build = resolve(adapt) if adapt else lambda function: function, build
         self.function = self.adapt(answer)
         self.allowance = Allowance(seconds) if seconds is not None else None
         self._stopped: Raised | None = None
@@ -136,9 +139,8 @@ class LocalRunner:
     def compile(self, calls: Sequence[tuple[tuple, dict]]) -> list[Raised | None]:
         """What a GPU's compiler says of the kernel in each of these calls, None for nothing
         (`llmsys.course.checking.compiled`). Empty where it cannot be asked."""
-        from llmsys.course.checking.compiled import refusals  # which builds on this module
-
-        return refusals(self.answer, self.adapt, calls)
+        said = refusals(self.answer, self.adapt, calls, resolve(self.build))
+        return [each and Raised("CompileError", each.message, each.line, each.source) for each in said]
 
     def run(self, args: tuple, kwargs: dict) -> Run:
         if self._stopped:

@@ -126,8 +126,7 @@ def inner_loop(answer: Answer) -> None:
     with answer.property("a head larger than a tile, and a smaller one", why="The products contract over D, not keys."):
         for D, block_n in ((32, 16), (16, 32)):
             q, k, v = _draw(answer, 16, 64, D)
-            run = answer.matches(exact_head(q, k, v), q, k, v, block_n=block_n)
-            answer.tiles(run, dots=2 * 64 // block_n)
+            answer.matches(exact_head(q, k, v), q, k, v, block_n=block_n)
 
     with answer.property("many programs, each with its own queries", why="A program knows its rows by its number."):
         q, k, v = _draw(answer, 64, 32)
@@ -173,6 +172,12 @@ def inner_loop(answer: Answer) -> None:
         run = answer(q, k, v)
         answer.traffic(run, loaded=q.nbytes + 2 * (k.nbytes + v.nbytes), stored=q.nbytes)
         answer.products(run, 2 * 32 * 32 * 16, "fp32")
+        answer.equal(run, exact_head(q, k, v))
+        q, k, v = _draw(answer, 16, 64)
+        run = answer(q, k, v, block_n=32)
+        answer.traffic(run, loaded=q.nbytes + k.nbytes + v.nbytes, stored=q.nbytes)
+        answer.products(run, 2 * 16 * 64 * 16, "fp32")
+        answer.tiles(run, dots=2 * 2)
         answer.equal(run, exact_head(q, k, v))
 
 
