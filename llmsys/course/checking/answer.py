@@ -297,27 +297,27 @@ class Answer:
                 same=lambda a, b: same_outcome(a, b) and a.bytes_loaded == b.bytes_loaded,
             )
 
-    def products(self, run: Run, at_most: int, dtype: str) -> None:
-        """The call's kernels made at most so many multiply-adds with tl.dot, all of operands of that type ("fp16"), and
-        made some. Counted as `traffic` is."""
+    def products(self, run: Run, needed: int, dtype: str) -> None:
+        """The call's kernels made so many multiply-adds with tl.dot, all of operands of that type ("fp16"). With fewer,
+        something was multiplied in another way. Counted as `traffic` is."""
 
         def wrong(r: Run) -> bool:
-            total = sum(r.multiply_adds.values())
-            return r.watched and (not 0 < total <= at_most or bool(set(r.multiply_adds) - {dtype}))
+            return r.watched and (sum(r.multiply_adds.values()) != needed or bool(set(r.multiply_adds) - {dtype}))
 
         def work(r: Run) -> tuple:  # who loads more than the answer does wastes for another reason
             return r.multiply_adds, r.bytes_loaded, r.bytes_stored
 
         if wrong(run):
             made = ", ".join(f"{n:,} in {name}" for name, n in sorted(run.multiply_adds.items())) or "no"
-            took = f"its products took {made} multiply-adds, where {at_most:,} in {dtype} are enough"
-            none = "it made no product with tl.dot, which is what tensor cores do: sums of a * b are left to slow units"
+            message = f"its products took {made} multiply-adds, where {needed:,} in {dtype} are enough"
+            if sum(run.multiply_adds.values()) < needed:
+                message = f"tl.dot made {made} multiply-adds of {needed:,}: what else is multiplied and summed is slow"
             self._reject(
                 "products",
-                none if made == "no" else took,
+                message,
                 run,
                 got=f"{made} multiply-adds",
-                expected=f"at most {at_most:,} multiply-adds, in {dtype}",
+                expected=f"{needed:,} multiply-adds, in {dtype}",
                 wrong=wrong,
                 same=lambda a, b: same_outcome(a, b) and work(a) == work(b),
             )

@@ -15,7 +15,6 @@ from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
 from llmsys.hardware.tier import triton_device
 from llmsys.lessons.common import PoisonedResults, StridedResults, exact, multiples, with_gaps
-from llmsys.lessons.common import tokens_first as laid_out_tokens_first
 
 ONE_HEAD = "llmsys.attention.one_head:one_head_kernel"
 FLASH = "llmsys.attention.flash.kernels:flash_forward_kernel"
@@ -44,21 +43,29 @@ def one_head(kernel):
 
 def grouped(kernel):
     """A kernel with flash's arguments as a function that gives (o, lse), or the one that `only` names. `tokens_first`
-    has the tensors lie in memory as (B, T, H, D), which is how a model makes them, and o with them."""
+    has the tensors lie in memory as (B, T, H, D), which is how a model makes them, each in the rows of a matrix that is
+    wider by another number of columns, and o with them."""
 
     def attend(q, k, v, *, block_m: int = 16, block_n: int = 16, tokens_first: bool = False, only: str = "", **options):
         given = [x.to(triton_device()) for x in (q, k, v)]
         if tokens_first:
-            given = [laid_out_tokens_first(x) for x in given]
+            given = [within_rows(x, gap) for x, gap in zip(given, (8, 16, 24), strict=True)]
         tiles = TileConfig(block_m, block_n, num_warps=4, num_stages=1)
         poisoned = PoisonedResults(kernel, slice(3, 5))
         if tokens_first:
-            poisoned = StridedResults(poisoned, 3, slice(14, 17), laid_out_tokens_first)
+            poisoned = StridedResults(poisoned, 3, slice(14, 17), lambda o: within_rows(o, 40))
         o, lse = flash_attention(*given, return_lse=True, tiles=tiles, kernel=poisoned, **options)
         o, lse = o.to(q.device), lse.to(q.device)
         return {"o": o, "lse": lse}[only] if only else (o, lse)
 
     return attend
+
+
+def within_rows(x: Tensor, gap: int) -> Tensor:
+    """The same (B, H, T, D) as columns of a matrix (B, T, H·D + gap). The columns beyond are nobody's: NaN."""
+    B, H, T, D = x.shape
+    view = x.new_full((B, T, H * D + gap), float("nan"))[:, :, : H * D].unflatten(2, (H, D)).transpose(1, 2)
+    return view.copy_(x)
 
 
 def exact_head(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
@@ -85,6 +92,13 @@ def _fading(answer: Answer, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     first = (torch.arange(keys) < 16)[:, None]
     q, k, v = q / 64, torch.where(first, 0.0, k), torch.where(first, 1.0, 3.0) + v.abs() / 8
     q[:, 0], k[:, 0] = 4.0, torch.where(first[:, 0], 0.0, -8.8)
+    return q.half(), k.half(), v.half()
+
+
+def _far_from_zero(answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores near 100, where a number in half precision has a step of 1/16. In float16."""
+    q, k, v = _draw(answer, 16, 48)
+    q[:, 0], k[:, 0] = 20.0, 20.0
     return q.half(), k.half(), v.half()
 
 
@@ -129,8 +143,9 @@ def inner_loop(answer: Answer) -> None:
             answer.matches(exact_head(q, k, v), q, k, v, block_n=block_n)
 
     with answer.property("many programs, each with its own queries", why="A program knows its rows by its number."):
-        q, k, v = _draw(answer, 64, 32)
-        answer.matches(exact_head(q, k, v, scale=0.3), q, k, v, block_m=32, block_n=32, scale=0.3)
+        for block_m, block_n in ((32, 16), (16, 32)):
+            q, k, v = _draw(answer, 64, 32)
+            answer.matches(exact_head(q, k, v, scale=0.3), q, k, v, block_m=block_m, block_n=block_n, scale=0.3)
 
     with answer.property(
         "tokens that lie apart: equal distances in q and k",
@@ -158,8 +173,8 @@ def inner_loop(answer: Answer) -> None:
         q, k, v = (x.half() for x in _draw(answer, 16, 48))
         naive = naive_attention(*(x[None, None] for x in (q, k, v)))[0, 0]
         answer.accurate(answer(q, k, v), exact_head(q.double(), k.double(), v.double()), naive, tiny=1e-4)
-        q, k, v = _fading(answer, 1024)
-        answer.matches(exact_head(q, k, v), q, k, v, rtol=2e-3, atol=2e-3)
+        for q, k, v in (_fading(answer, 1024), _far_from_zero(answer)):
+            answer.matches(exact_head(q, k, v), q, k, v, rtol=2e-3, atol=2e-3)
 
     with answer.property("both products multiply float16 as it is", why=IN_HALF, hint=TYPES):
         q, k, v = (x.half() for x in _draw(answer, 16, 16))
@@ -265,13 +280,17 @@ def causal(answer: Answer) -> None:
         hint="Which is the last key that the last row of a program sees, with as many queries as keys, and with fewer? "
         "And are products made of what was loaded, in the type that it has?",
     ):
-        for dtype, name, Tq, Tk in ((torch.float32, "fp32", 48, 48), (torch.float16, "fp16", 32, 64)):
-            q, k, v = (x.to(dtype) for x in _draw(answer, Tq, Tk))
-            run = answer(q, k, v, causal=True)
-            tiles = sum(range((Tk - Tq) // 16 + 1, Tk // 16 + 1))  # of keys, that the programs see
-            answer.traffic(run, loaded=q.nbytes + tiles * 16 * 2 * 16 * q.itemsize, stored=q.nbytes)
-            answer.products(run, tiles * 2 * 16**3, name)
-            near = {} if dtype == torch.float32 else {"rtol": 2e-3, "atol": 2e-3}
+        for half, Tk, block_n, tiles in (
+            (False, 48, 16, 1 + 2 + 3),  # of keys, that the three programs see
+            (True, 64, 32, 1 + 2 + 2),  # 32, 48 and 64 keys
+            (False, 64, 16, 2 + 3 + 4),
+        ):
+            q, k, v = (x.half() if half else x for x in _draw(answer, 48, Tk))
+            run = answer(q, k, v, causal=True, block_n=block_n)
+            answer.traffic(run, loaded=q.nbytes + tiles * block_n * 2 * 16 * q.itemsize, stored=q.nbytes)
+            answer.products(run, tiles * 2 * 16 * block_n * 16, "fp16" if half else "fp32")
+            answer.tiles(run, dots=2 * tiles)
+            near = {"rtol": 2e-3, "atol": 2e-3} if half else {}
             answer.equal(run, exact_head(q, k, v, causal=True), **near)
 
 
@@ -566,8 +585,9 @@ def ragged_groups(answer: Answer) -> None:
         q, k, v = draw(9, 40, half=True)
         answer.matches(exact(q, k, v), q, k, v, rtol=2e-3, atol=2e-3)
         answer.matches(exact(q, k, v)[1], q, k, v, only="lse")  # to float32's own tolerance
-        q, k, v = (x[None, None] for x in _fading(answer, 512))
-        answer.matches(exact(q, k, v), q, k, v, rtol=2e-3, atol=2e-3)
+        for heads in (_fading(answer, 512), _far_from_zero(answer)):
+            q, k, v = (x[None, None] for x in heads)
+            answer.matches(exact(q, k, v), q, k, v, rtol=2e-3, atol=2e-3)
 
     with answer.property("both products multiply float16 as it is", why=IN_HALF, hint=TYPES):
         q, k, v = draw(16, 16, half=True)
@@ -596,8 +616,10 @@ def ragged_groups(answer: Answer) -> None:
         answer.products(run, tiles * 2 * 32 * 16 * 16, "fp32")
         answer.tiles(run, dots=2 * tiles)
         answer.equal(run, exact(q, k, v, causal=True))
-        q, k, v = draw(16, 40, G=3)  # 24 keys are seen by all
-        run = answer(q, k, v, causal=True)
-        keys = 32 + 40 + 40  # the last query of a program is 5, 10 or 15, and sees 30, 35 or 40 keys
+        q, k, v = draw(16, 40, G=3)
+        run = answer(q, k, v, causal=True, block_n=32)
+        keys, tiles = 32 + 40 + 40, 1 + 2 + 2  # the last query of a program is 5, 10 or 15, and sees 30, 35 or 40 keys
         answer.traffic(run, loaded=q.nbytes + keys * 2 * 64, stored=q.nbytes + q.nbytes // 16)
+        answer.products(run, tiles * 2 * 16 * 32 * 16, "fp32")
+        answer.tiles(run, dots=2 * tiles)
         answer.equal(run, exact(q, k, v, causal=True))
