@@ -151,11 +151,13 @@ def run_check(
     *,
     seed: int = 0,
     name_mistakes: bool = True,
+    compile_kernels: bool = True,
     report: Callable[[str], None] = lambda doing: None,
 ) -> Result:
     """Run a check through a runner. The same seed draws the same inputs. Looking for the misconception that a wrong
-    answer shows takes longer than finding it wrong: name_mistakes=False does without. `report` is told what is being
-    done, in a few words. A kernel that passes is compiled for a GPU, where the runner can have that done."""
+    answer shows takes longer than finding it wrong: name_mistakes=False does without. A kernel that passes is compiled
+    for a GPU, where the runner can have that done, unless compile_kernels=False. `report` is told what is being done,
+    in a few words."""
     answer = Answer(
         runner, name=_name(check.id), reference=check.reference_function(), seed=_seed(check.id, seed), report=report
     )
@@ -168,7 +170,7 @@ def run_check(
         return Result(check.id, False, tuple(answer.properties), rejected.failure, named)
     if not answer.properties:
         raise RuntimeError(f"the check of {check.id} shows no property")
-    if check.kernel and hasattr(runner, "compile"):
+    if check.kernel and compile_kernels and hasattr(runner, "compile"):
         report("a GPU's compiler")
         if (refused := _refused(check, runner, answer)) is not None:  # a result that has not passed is false
             return refused
