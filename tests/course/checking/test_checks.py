@@ -8,10 +8,11 @@ import torch
 
 from llmsys.course import attempts
 from llmsys.course.attempts import check, hint
+from llmsys.course.checking import answer as answer_module
 from llmsys.course.checking import checks, diagnosis
 from llmsys.course.checking.checks import exercise_check, get_check, run_check
 from llmsys.course.checking.diagnosis import misconception, misconceptions_of
-from llmsys.course.checking.runner import LocalRunner, Run
+from llmsys.course.checking.runner import Finding, LocalRunner, Run
 from llmsys.course.workspace import progress
 
 
@@ -388,6 +389,51 @@ def test_kernel_traffic_beyond_its_bounds_is_rejected_where_it_is_counted():
     assert tell({"a": 8, "b": 16}, {"y": 8}) == "it loaded 24 bytes, where 16 are enough"
     assert tell({"a": 8}, {"y": 16}) == "it stored 16 bytes, where the result has 8"
     assert tell({"a": 8}, {}) == "it stored 0 bytes, where the result has 8"
+
+
+class Counted:
+    """A runner of a kernel that made these multiply-adds, with so many tl.dot."""
+
+    def __init__(self, multiply_adds, dots=0, watched=True):
+        self.counts = {"multiply_adds": multiply_adds, "operations": {"dot": dots}, "watched": watched}
+
+    def run(self, args, kwargs):
+        return Run(value=1, **self.counts)
+
+
+@pytest.mark.parametrize(
+    "counted, says",
+    [
+        (Counted({"fp16": 64}, 2), ""),
+        (Counted({}, 0, watched=False), ""),  # compiled: nobody counts
+        (Counted({}), "tl.dot made no multiply-adds of 64"),
+        (Counted({"fp16": 32}, 1), "tl.dot made 32 in fp16 multiply-adds of 64"),
+        (Counted({"fp16": 96}, 3), "its products took 96 in fp16 multiply-adds, where 64 in fp16 are enough"),
+        (Counted({"fp32": 64}, 2), "its products took 64 in fp32 multiply-adds"),
+        (Counted({"fp16": 64}, 4), "it took 4 × tl.dot, where 2 × tl.dot are enough: its tiles are smaller than asked"),
+    ],
+)
+def test_products_are_counted_and_so_are_the_tiles_that_they_are_made_of(counted, says):
+    @exercise_check("97.products")
+    def products(answer):
+        with answer.property("two products of tiles"):
+            run = answer()
+            answer.products(run, 64, "fp16")
+            answer.tiles(run, dots=2)
+
+    result = run_check(products, counted)
+    assert bool(result) is not bool(says) and says in (result.failure.message if result.failure else "")
+
+
+def test_kernels_that_stray_elsewhere_or_store_less_are_not_wrong_alike():
+    def ended(value=1, place="lane 3", stored=8):
+        found = (Finding("store outside", "…", place),) if place else ()
+        return Run(value=value, findings=found, bytes_stored={"y": stored}, watched=True)
+
+    describe, known_by = answer_module._FAULTS["memory"]
+    assert known_by(ended()) == known_by(ended()) != known_by(ended(place="lane 4"))
+    same = answer_module.same_outcome
+    assert same(ended(), ended()) and not same(ended(), ended(value=2)) and not same(ended(), ended(stored=4))
 
 
 def test_a_misconception_about_reads_or_bytes_is_recognised_by_that_figure():
