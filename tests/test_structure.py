@@ -32,7 +32,7 @@ ORDER = [
 ]
 # The same within llmsys/course.
 COURSE_ORDER = [
-    ["manifest", "display", "installation"],
+    ["manifest", "display", "installation", "waiting"],
     ["workspace", "checking"],
     ["grading", "predictions", "doctor"],
     ["attempts"],

@@ -4,7 +4,8 @@
     hint("02.merge")
 
 `check` runs the exercise's check (`llmsys.course.checking`) on inputs from one fixed seed, remembers the attempt in the
-learner's progress file, offers the hint that is due, and writes a passed answer to `mine/`.
+learner's progress file, and writes a passed answer to `mine/`. From the second wrong answer on it offers a hint; what
+the hint says, and that it was given, is only for those who call `hint`.
 """
 
 import ast
@@ -16,8 +17,12 @@ from dataclasses import dataclass, replace
 from llmsys.course import display
 from llmsys.course.checking.checks import Result, get_check, run_check
 from llmsys.course.grading import interpreted
+from llmsys.course.waiting import Waiting
 from llmsys.course.workspace import mine, progress
 from llmsys.hardware.kernel_source import underlying
+
+SECONDS = 60.0  # of processor time that a check gives the learner's function; those of the course take 10 at most
+_hints: dict[str, str] = {}  # of an exercise, what the property that failed last has to say to who asks for a hint
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class Hint:
 def check(id: str, answer: object) -> Result:
     """Check your answer to an exercise, as in `check("02.merge", merge)`: your function itself, not a call of it.
 
-    A wrong answer is a `Result` that says what is wrong; errors are only raised for an unknown exercise or for
-    something that is not a function.
+    A wrong answer is a `Result` that says what is wrong, one that takes longer than SECONDS among them; errors are only
+    raised for an unknown exercise or for something that is not a function.
     """
     found = get_check(id)
     if not callable(answer) and not hasattr(answer, "fn"):
@@ -49,28 +54,32 @@ def check(id: str, answer: object) -> Result:
             f"check({id!r}, …) takes your function itself, as in check({id!r}, {name}), without calling it; "
             f"got the {type(answer).__name__} {answer!r:.60}"
         )
-    result = run_check(found, found.local_runner(answer))
-    if result and found.kernel:
-        result = interpreted.confirm(found, answer, result)
+    with Waiting(id) as waiting:
+        result = run_check(found, found.local_runner(answer, seconds=SECONDS), report=waiting.say)
+        if result and found.kernel:
+            waiting.say("its memory, in the interpreter")
+            result = interpreted.confirm(found, answer, result)
     if result.failure and result.failure.kind == "stub":
         return result
-    unasked = max(len(found.hints) - 1, 1)  # the last hint, pseudocode, is only for those who ask for it
-    record = progress.attempt(id, _fingerprint(answer), result.passed, unasked)
+    record = progress.attempt(id, _fingerprint(answer), result.passed, hints=0)  # none is shown unasked
     if result.passed:
         mine.export_answer(id, answer, kernel=found.kernel)
-    elif found.hints:
-        number = min(max(record.hints, 1), len(found.hints))
-        result = replace(result, hint=found.hints[number - 1], hint_number=number, hints=len(found.hints))
+        return result
+    _hints[id] = result.failed.hint if result.failed else ""
+    if len(record.failed) > 1 and record.hints < len(found.hints):
+        result = replace(result, hint_number=record.hints + 1, hints=len(found.hints))
     return result
 
 
 def hint(id: str) -> Hint:
-    """The next hint for an exercise: a nudge, then the invariant to keep, then pseudocode. The last one stays."""
+    """The next hint for an exercise: a nudge, then the invariant to keep, then pseudocode. The last one stays. The
+    first one speaks of the property that failed last, where the check has something to say about it."""
     hints = get_check(id).hints
     if not hints:
         return Hint(id, "This exercise has no hints.", 0, 0)
     number = progress.next_hint(id, len(hints))
-    return Hint(id, hints[number - 1], number, len(hints))
+    text = number == 1 and _hints.get(id) or hints[number - 1]
+    return Hint(id, text, number, len(hints))
 
 
 def _fingerprint(answer: object) -> str:

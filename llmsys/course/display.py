@@ -24,15 +24,13 @@ def result_text(result) -> str:
     if result.failure and result.failure.kind == "stub":
         return f"… {result.id} is {result.failure.message}"
     lines += [f"  {_glyph(each.passed)} {each.name}" for each in result.properties]
+    if result.misconception:
+        lines += _wrapped(f"This looks like: {_sentences(result.misconception)}", indent="      ")
     for label, text in _rows(result):
         first, *rest = text.splitlines() or [""]
         lines += [f"      {label:<10}{first}", *(f"      {'':<10}{line}" for line in rest)]
-    if result.misconception:
-        lines += ["", *_wrapped(f"This looks like: {_sentences(result.misconception)}")]
-    if result.hint:
-        lines += ["", *_wrapped(f"Hint {result.hint_number} of {result.hints}:{_own_lines(result.hint)}")]
-        if more := _more(result):
-            lines += _wrapped(more)
+    if result.hint_number:
+        lines += ["", *_wrapped(_offer(result))]
     return "\n".join(lines)
 
 
@@ -45,6 +43,8 @@ def result_html(result) -> str:
         for each in result.properties
     )
     body = [f'<ul style="margin:4px 0;padding:0">{items}</ul>']
+    if result.misconception:
+        body.append(_note("This looks like:", _sentences(result.misconception)))
     if rows := _rows(result):
         cells = "".join(
             f'<div style="opacity:.8">{escape(label)}</div>'
@@ -53,10 +53,8 @@ def result_html(result) -> str:
         )
         grid = "display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;margin:6px 0 6px 26px"
         body.append(f'<div style="{grid}">{cells}</div>')
-    if result.misconception:
-        body.append(_note("This looks like:", _sentences(result.misconception)))
-    if result.hint:
-        body.append(_note(f"Hint {result.hint_number} of {result.hints}:", result.hint, _more(result)))
+    if result.hint_number:
+        body.append(_note(_offer(result, call=False), "", f'hint("{result.id}")'))
     title = f"{result.id} passed" if result.passed else result.id
     return _card(PASS if result.passed else FAIL, _glyph(result.passed), title, "".join(body))
 
@@ -115,14 +113,14 @@ def _rows(result) -> list[tuple[str, str]]:
     if failure is None:
         return []
     # A property's reason explains a wrong value. What breaks a rule, whatever was asked, breaks it for other reasons.
-    broken = failure.kind in ("forbidden", "modified")
+    broken = failure.kind in ("forbidden", "modified", "compile")
     why = "" if broken else next((each.why for each in result.properties if not each.passed), "")
     rows = [
-        ("called", failure.call),
         ("problem", failure.message),
+        ("why", why),
+        ("called", failure.call),
         ("got", failure.got),
         ("expected", failure.expected),
-        ("why", why),
         ("printed", _beginning(failure.printed)),
     ]
     return [(label, text) for label, text in rows if text]
@@ -142,10 +140,9 @@ def _own_lines(text: str) -> str:
     return f"\n{text}" if "\n" in text else f" {text}"
 
 
-def _more(result) -> str:
-    if result.hint_number >= result.hints:
-        return ""
-    return f'For more: hint("{result.id}")'
+def _offer(result, call: bool = True) -> str:
+    offer = f"Hint {result.hint_number} of {result.hints}, for the asking:"
+    return f'{offer} hint("{result.id}")' if call else offer
 
 
 def _wrapped(text: str, indent: str = "  ") -> list[str]:

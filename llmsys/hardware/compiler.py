@@ -148,12 +148,14 @@ def compile_kernels(
     *,
     cache: str | os.PathLike | None = None,
     report: Callable[[int], None] = lambda done: None,
+    seconds: float | None = None,
 ) -> list[Compiled | CompileError]:
     """Compile many kernels in one process; the results have the order of `builds`.
 
     A kernel that does not compile gives a CompileError among the results, which is not raised. Results are kept one by
     one, so that an interrupted run is not lost. `cache` is a folder, by default the user's. `report(n)` is called each
-    time a kernel is done, n of them by then. Raises ImportError and ValueError as `compile_kernel` does.
+    time a kernel is done, n of them by then. `seconds` is how long one may take, by default SECONDS_A_KERNEL. Raises
+    ImportError and ValueError as `compile_kernel` does.
     """
     _check_triton()
     requests = [_request(build) for build in builds]
@@ -161,7 +163,7 @@ def compile_kernels(
     paths = [folder / f"{hashlib.sha256(json.dumps(request).encode()).hexdigest()}.json.gz" for request in requests]
     results: list[Compiled | CompileError | None] = [_read(path) for path in paths]
     while missing := [i for i, result in enumerate(results) if result is None]:
-        for done, result in enumerate(_in_a_process([requests[i] for i in missing])):
+        for done, result in enumerate(_in_a_process([requests[i] for i in missing], seconds or SECONDS_A_KERNEL)):
             results[missing[done]] = result
             if isinstance(result, Compiled):
                 _write(paths[missing[done]], result)
@@ -202,7 +204,7 @@ _BEGIN = (
 )
 
 
-def _in_a_process(requests: list[dict]) -> Iterator[Compiled | CompileError]:
+def _in_a_process(requests: list[dict], seconds: float) -> Iterator[Compiled | CompileError]:
     """Start a process and yield the requests' results as they come.
 
     A kernel that makes the process crash or hang gets a CompileError, and is the last to get a result: the caller
@@ -225,12 +227,12 @@ def _in_a_process(requests: list[dict]) -> Iterator[Compiled | CompileError]:
         ):  # fmt: skip
             try:
                 for request in requests:
-                    limit = threading.Timer(SECONDS_A_KERNEL, process.kill)
+                    limit = threading.Timer(seconds, process.kill)
                     limit.start()
                     line = process.stdout.readline()
                     limit.cancel()
                     if not line.endswith("\n"):
-                        how = f"ended with {process.wait()}, or was ended after {SECONDS_A_KERNEL} seconds"
+                        how = f"ended with {process.wait()}, or was ended after {seconds:g} seconds"
                         last = said.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
                         yield CompileError(f"{request['name']}: Triton's compiler {how}. Its last words:\n{last}")
                         return

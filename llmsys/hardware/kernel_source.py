@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib.util
 import inspect
+import math
 import sys
 import textwrap
 import types
@@ -51,12 +52,16 @@ def source_of(kernel: Callable) -> Source:
                 imports[name] = f"import {value.__name__} as {name}"
             elif isinstance(used, types.FunctionType) and used.__globals__ is function.__globals__:
                 visit(used)
-            elif type(value).__name__ == "constexpr":
-                constants[name] = f"{name} = _constexpr({value.value!r})"
+            elif type(value).__name__ == "constexpr" and isinstance(value.value, Constant):
+                constants[name] = f"{name} = _constexpr({_literal(value.value)})"
             elif isinstance(value, Constant):
-                constants[name] = f"{name} = {value!r}"
+                constants[name] = f"{name} = {_literal(value)}"
             elif _by_its_own_name(used) is value:
                 imports[name] = f"from {used.__module__} import {used.__name__} as {name}"
+            elif in_triton := _name_in_triton(value):
+                imports[name] = f"from triton.language import {in_triton} as {name}"
+            else:  # a list, say: the compiler refuses to read it, and names it, where it is there under its name
+                constants[name] = f"{name} = object()"
         functions[function.__name__] = text
 
     if not isinstance(function, types.FunctionType):
@@ -105,6 +110,17 @@ def underlying(function: object) -> object:
             break
         function = inner
     return getattr(function, "__func__", function)
+
+
+def _literal(value: Constant) -> str:
+    """Python's text for a constant; infinity and NaN have none of their own."""
+    return f'float("{value}")' if isinstance(value, float) and not math.isfinite(value) else repr(value)
+
+
+def _name_in_triton(value) -> str:
+    """The name in triton.language of a type like tl.float16, which does not know it; "" for anything else."""
+    names = vars(sys.modules.get("triton.language", object)).items()
+    return next((name for name, known in names if known is value and not name.startswith("_")), "")
 
 
 def _by_its_own_name(value):

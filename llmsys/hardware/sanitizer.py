@@ -82,6 +82,7 @@ class Report:
     bytes_loaded: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bytes_stored: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     multiply_adds: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # by tl.dot: "fp16" -> how many
+    operations: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # "load", "store", "dot" -> how many
     programs: int = 0  # in all launches together
 
     @property
@@ -269,6 +270,7 @@ class _Watcher:
             return converted
 
         def load(builder, ptrs, mask, other, *rest, **options):
+            watcher.report.operations["load"] += 1
             asked = mask.data
             ptrs, mask = watcher.checked(builder, ptrs, asked, LOADS)
             got = original(builder, ptrs, mask, other, *rest, **options)
@@ -277,6 +279,7 @@ class _Watcher:
             return got
 
         def store(builder, ptrs, value, mask, *rest, **options):
+            watcher.report.operations["store"] += 1
             ptrs, mask = watcher.checked(builder, ptrs, mask.data, STORES, value)
             return original(builder, ptrs, value, mask, *rest, **options)
 
@@ -291,6 +294,7 @@ class _Watcher:
             return original(builder, ptrs, *rest, **options)
 
         def dot(builder, a, b, d, input_precision, *rest, **options):
+            watcher.report.operations["dot"] += 1
             kind = str(a.dtype.scalar)
             if kind == "fp32" and "IEEE" not in str(input_precision):
                 kind = "tf32"

@@ -41,6 +41,31 @@ class PoisonedResults:
         return launch
 
 
+class StridedResults:
+    """A Triton kernel that is given another tensor for one of its results, and that tensor's strides.
+
+    kernel    what is launched
+    result    the result's place among the arguments
+    strides   the places of its strides, of all dimensions but the last
+    laid_out  a tensor -> one of the same shape that lies in memory as the kernel is to find it
+
+    The launcher's own tensor gets what the kernel has stored.
+    """
+
+    def __init__(self, kernel: object, result: int, strides: slice, laid_out: Callable[[Tensor], Tensor]):
+        self.kernel, self.result, self.strides, self.laid_out = kernel, result, strides, laid_out
+
+    def __getitem__(self, grid) -> Callable[..., None]:
+        def launch(*args, **options) -> None:
+            own, given = args[self.result], list(args)
+            given[self.result] = placed = self.laid_out(own)
+            given[self.strides] = placed.stride()[:-1]
+            self.kernel[grid](*given, **options)
+            own.copy_(placed)
+
+        return launch
+
+
 def with_gaps(x: Tensor, gap: int) -> Tensor:
     """The same rows (T, D), with `gap` elements between them that are nobody's: NaN."""
     wide = x.new_full((x.shape[0], x.shape[1] + gap), float("nan"))

@@ -3,6 +3,8 @@
     checks       an exercise's check: registered, found by its id, run
     answer       what a check holds of the learner's answer: call it, name properties, say what was expected
     runner       one call of the learner's function, watched and metered
+    limits       how long it may take, and how it is stopped
+    compiled     a kernel that passed in the interpreter, put to a GPU's compiler
     compare      plain data, and the first difference between two values
     watch        forbidden functions, seen under any name
     wire         plain data as bytes, between the grader and a learner's process

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llmsys.course.checking.compare import compare, plain, show, show_call
-from llmsys.course.checking.runner import Finding, LocalRunner, Raised, Run, Runner
+from llmsys.course.checking.runner import STUB, TIME_LIMIT, Finding, LocalRunner, Raised, Run, Runner
 
 __all__ = [
     "Answer",
@@ -38,7 +38,7 @@ __all__ = [
 @dataclass(frozen=True)
 class Failure:
     """Why a property does not hold, in words. `kind` is one of: stub, error, forbidden, modified, type, memory, value,
-    reads, allocation, traffic, products."""
+    reads, allocation, traffic, products, tiles, compile."""
 
     kind: str
     message: str
@@ -50,20 +50,22 @@ class Failure:
 
 @dataclass(frozen=True)
 class PropertyResult:
-    """One property, as the check named it."""
+    """One property, as the check named it. `hint` is what a learner who asks is told first where it does not hold."""
 
     name: str
     passed: bool
     why: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call that a check made: what went in and what came out."""
+    """One call that a check made: what went in and what came out, and for which property."""
 
     args: tuple
     kwargs: dict
     run: Run
+    property: str = ""
 
 
 class Rejected(Exception):
@@ -78,31 +80,41 @@ class Rejected(Exception):
 
 class Answer:
     """The learner's answer, to be called and judged. `generator` draws what the check needs: fresh inputs for each
-    seed, the same for the same seed."""
+    seed, the same for the same seed. `report` is told each property's name as it begins."""
 
-    def __init__(self, runner: Runner, *, name: str = "answer", reference: Callable | None = None, seed: int = 0):
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        name: str = "answer",
+        reference: Callable | None = None,
+        seed: int = 0,
+        report: Callable[[str], None] = lambda name: None,
+    ):
         self.properties: list[PropertyResult] = []
         self.calls: list[Call] = []  # of every property
         self.first_call = 0  # where the calls of the current property begin
         self.generator = torch.Generator().manual_seed(seed)
-        self._runner, self._name, self._reference = runner, name, reference
+        self._runner, self._name, self._reference, self._report = runner, name, reference, report
         self._current: str | None = None
 
     @contextmanager
-    def property(self, name: str, *, why: str = "") -> Iterator[None]:
-        """Name what the block shows. It passes where the block ends, and fails where a method of `answer` rejects."""
+    def property(self, name: str, *, why: str = "", hint: str = "") -> Iterator[None]:
+        """Name what the block shows. It passes where the block ends, and fails where a method of `answer` rejects. Then
+        `hint` takes the place of the exercise's first hint, for who asks for one."""
         if self._current is not None:
             raise RuntimeError(f"the property {name!r} begins inside {self._current!r}: end that one first")
         self._current, self.first_call = name, len(self.calls)
+        self._report(name)
         try:
             yield
         except Rejected:
-            self.properties.append(PropertyResult(name, False, why))
+            self.properties.append(PropertyResult(name, False, why, hint))
             raise
         else:
             if len(self.calls) == self.first_call:
                 raise RuntimeError(f"the property {name!r} never called the answer")
-            self.properties.append(PropertyResult(name, True, why))
+            self.properties.append(PropertyResult(name, True, why, hint))
         finally:
             self._current = None
 
@@ -270,7 +282,7 @@ class Answer:
             return sum(r.bytes_loaded.values()), sum(r.bytes_stored.values())
 
         def wrong(r: Run) -> bool:
-            return moved(r) != (0, 0) and (moved(r)[0] > loaded or moved(r)[1] != stored)
+            return r.watched and (moved(r)[0] > loaded or moved(r)[1] != stored)
 
         if wrong(run):
             loads, stores = moved(run)
@@ -282,48 +294,81 @@ class Answer:
                 got=f"{loads:,} bytes loaded, {stores:,} stored",
                 expected=f"at most {loaded:,} bytes loaded, {stored:,} stored",
                 wrong=wrong,
-                same=lambda a, b: same_outcome(a, b) and moved(a) == moved(b),
+                same=lambda a, b: same_outcome(a, b) and a.bytes_loaded == b.bytes_loaded,
             )
 
-    def products(self, run: Run, at_most: int, dtype: str) -> None:
-        """The call's kernels made at most so many multiply-adds with tl.dot, all of operands of that type ("fp16").
-        Counted as `traffic` is."""
+    def products(self, run: Run, needed: int, dtype: str) -> None:
+        """The call's kernels made so many multiply-adds with tl.dot, all of operands of that type ("fp16"). With fewer,
+        something was multiplied in another way. Counted as `traffic` is."""
 
         def wrong(r: Run) -> bool:
-            return sum(r.multiply_adds.values()) > at_most or bool(set(r.multiply_adds) - {dtype})
+            return r.watched and (sum(r.multiply_adds.values()) != needed or bool(set(r.multiply_adds) - {dtype}))
 
         def work(r: Run) -> tuple:  # who loads more than the answer does wastes for another reason
-            return r.multiply_adds, sum(r.bytes_loaded.values()), sum(r.bytes_stored.values())
+            return r.multiply_adds, r.bytes_loaded, r.bytes_stored
 
         if wrong(run):
-            made = ", ".join(f"{n:,} in {name}" for name, n in sorted(run.multiply_adds.items()))
+            made = ", ".join(f"{n:,} in {name}" for name, n in sorted(run.multiply_adds.items())) or "no"
+            message = f"its products took {made} multiply-adds, where {needed:,} in {dtype} are enough"
+            if sum(run.multiply_adds.values()) < needed:
+                message = f"tl.dot made {made} multiply-adds of {needed:,}: what else is multiplied and summed is slow"
             self._reject(
                 "products",
-                f"its products took {made} multiply-adds, where {at_most:,} in {dtype} are enough",
+                message,
                 run,
                 got=f"{made} multiply-adds",
-                expected=f"at most {at_most:,} multiply-adds, in {dtype}",
+                expected=f"{needed:,} multiply-adds, in {dtype}",
                 wrong=wrong,
                 same=lambda a, b: same_outcome(a, b) and work(a) == work(b),
+            )
+
+    def tiles(self, run: Run, *, loads: int | None = None, dots: int | None = None) -> None:
+        """The call's kernels took at most so many tiles with tl.load, and so many products with tl.dot. To be asked
+        after `traffic` and `products`: who took more without moving or multiplying more has smaller tiles. Counted as
+        `traffic` is."""
+        allowed = {name: n for name, n in (("load", loads), ("dot", dots)) if n is not None}
+
+        def took(r: Run) -> dict[str, int]:
+            return {name: r.operations.get(name, 0) for name in allowed}
+
+        def wrong(r: Run) -> bool:
+            return r.watched and any(n > allowed[name] for name, n in took(r).items())
+
+        def shown(counts: dict[str, int]) -> str:
+            return " and ".join(f"{n} × tl.{name}" for name, n in counts.items())
+
+        if wrong(run):
+            self._reject(
+                "tiles",
+                f"it took {shown(took(run))}, where {shown(allowed)} are enough: its tiles are smaller than asked",
+                run,
+                got=shown(took(run)),
+                expected=f"at most {shown(allowed)}",
+                wrong=wrong,
+                same=lambda a, b: same_outcome(a, b) and took(a) == took(b),
             )
 
     def _call(self, args: tuple, kwargs: dict) -> Run:
         if self._current is None:
             raise RuntimeError("a check calls the answer inside `with answer.property(...)`")
         run = self._runner.run(args, kwargs)
-        self.calls.append(Call(args, kwargs, run))
+        self.calls.append(Call(args, kwargs, run, self._current))
         return run
 
     def _expect_value(self, run: Run, kinds: Iterable[str]) -> None:
         for kind in kinds:
             describe, known_by = _FAULTS[kind]
+            if kind == "stub" and len(self.calls) > 1:  # an answer to some calls is written, though not for all of them
+                continue
             if found := describe(run):
                 self._reject(
                     kind,
                     found,
                     run,
                     wrong=lambda r, describe=describe: bool(describe(r)),
-                    same=lambda a, b, known_by=known_by: known_by(a) == known_by(b),
+                    same=lambda a, b, known_by=known_by, kind=kind: (
+                        known_by(a) == known_by(b) and (kind != "memory" or same_outcome(a, b))
+                    ),
                 )
 
     def _reject(self, kind: str, message: str, run: Run, *, got="", expected="", wrong, same=None) -> None:
@@ -332,16 +377,27 @@ class Answer:
         raise Rejected(Failure(kind, message, got, expected, shown, run.printed), run, wrong, same or same_outcome)
 
 
+def not_compiled(said: Raised, call: str) -> Failure:
+    """Why a kernel fails that passed in the interpreter: what a GPU's compiler says of it, launched by that call."""
+    message = f"runs in the interpreter, a GPU's compiler refuses it: {said.message}{_where(said)}"
+    return Failure("compile", message, call=call)
+
+
 def same_outcome(a: Run, b: Run) -> bool:
-    """Whether two calls ended alike: in the same value, or in an error of the same type."""
+    """Whether two calls ended alike: in the same value, or in an error of the same type. Kernels that store the same
+    value have stored as much, too: NaN may have been computed, or be what was there before."""
     if a.error or b.error:
         return bool(a.error and b.error) and a.error.type == b.error.type
-    return not (a.refused or b.refused) and compare(a.value, b.value) is None
+    if a.refused or b.refused or (a.watched and b.watched and a.bytes_stored != b.bytes_stored):
+        return False
+    return compare(a.value, b.value) is None
 
 
 def _stub(run: Run) -> str:
-    written = run.error is None or run.error.type != "NotImplementedError"
-    return "" if written else "not written yet: replace `raise NotImplementedError` with your own lines"
+    error = run.error
+    if error is None or error.type != "NotImplementedError" or error.message or error.source not in ("", STUB):
+        return ""  # torch raises it, too, and so may a learner: with a message
+    return f"not written yet: replace `{STUB}` with your own lines"
 
 
 def _forbidden(run: Run) -> str:
@@ -352,6 +408,8 @@ def _error(run: Run) -> str:
     if run.error is None:
         return ""
     message = run.error.message.strip()
+    if run.error.type == TIME_LIMIT:
+        return message + _where(run.error)
     return f"it raised {run.error.type}" + (f": {message}" if message else "") + _where(run.error)
 
 
@@ -375,7 +433,7 @@ _FAULTS: dict[str, tuple[Callable[[Run], str], Callable[[Run], object]]] = {
     "forbidden": (_forbidden, lambda run: run.called),
     "stub": (_stub, lambda run: run),
     "error": (_error, lambda run: (run.error.type, run.error.message) if run.error else None),
-    "memory": (_memory, lambda run: {finding.kind for finding in run.findings}),
+    "memory": (_memory, lambda run: {(finding.kind, finding.place) for finding in run.findings}),
     "modified": (_modified, lambda run: run.modified),
     "type": (lambda run: run.refused, lambda run: run.refused),
 }

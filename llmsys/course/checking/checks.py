@@ -19,10 +19,12 @@ finds one by the lesson's name in the manifest.
 import difflib
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmsys.course import display
-from llmsys.course.checking.answer import Answer, Failure, PropertyResult, Rejected
+from llmsys.course.checking.answer import Answer, Failure, PropertyResult, Rejected, not_compiled
+from llmsys.course.checking.compare import show_call
+from llmsys.course.checking.compiled import chosen
 from llmsys.course.checking.diagnosis import Misconception, diagnose
 from llmsys.course.checking.runner import LocalRunner, Runner, resolve
 from llmsys.course.checking.watch import Forbidden
@@ -34,7 +36,8 @@ class Check:
     """An exercise's check. `reference` is the library's own function, which is forbidden along with `forbids`; `adapt`
     makes an ordinary function of the learner's object; both may be dotted names ("package.module:function").
     `equivalent` lists mutations of the solution that are no mistakes, with the reason
-    (`llmsys.course.authoring.self_test`)."""
+    (`llmsys.course.authoring.self_test`). `build(answer, *args, **kwargs)` is what a GPU's compiler is given for a
+    call, where `adapt` launches no kernel (`llmsys.course.checking.compiled`)."""
 
     id: str
     function: Callable[[Answer], None]
@@ -44,14 +47,18 @@ class Check:
     adapt: str | Callable | None = None
     kernel: bool = False
     equivalent: Mapping[str, str] = field(default_factory=dict)
+    build: str | Callable | None = None
 
     @property
     def all_forbidden(self) -> tuple[Forbidden, ...]:
         return (*([self.reference] if self.reference is not None else []), *self.forbids)
 
-    def local_runner(self, answer: object) -> LocalRunner:
-        """The runner for this exercise in the process that holds `answer`: adapted, watched, sanitized."""
-        return LocalRunner(answer, adapt=self.adapt, forbids=self.all_forbidden, kernel=self.kernel)
+    def local_runner(self, answer: object, *, seconds: float | None = None) -> LocalRunner:
+        """The runner for this exercise in the process that holds `answer`: adapted, watched, sanitized, and for no
+        longer than `seconds`."""
+        return LocalRunner(
+            answer, adapt=self.adapt, forbids=self.all_forbidden, kernel=self.kernel, seconds=seconds, build=self.build
+        )
 
     def reference_function(self) -> Callable | None:
         """The reference as an ordinary function: imported and adapted when it is first called."""
@@ -74,9 +81,13 @@ class Result:
     properties: tuple[PropertyResult, ...]
     failure: Failure | None = None
     misconception: Misconception | None = None
-    hint: str = ""  # the text of a hint, where one is offered
-    hint_number: int = 0
+    hint_number: int = 0  # of the hint that is offered; 0 where none is
     hints: int = 0  # how many there are
+
+    @property
+    def failed(self) -> PropertyResult | None:
+        """The property that does not hold."""
+        return next((each for each in self.properties if not each.passed), None)
 
     def __bool__(self) -> bool:
         return self.passed
@@ -100,6 +111,7 @@ def exercise_check(
     adapt: str | Callable | None = None,
     kernel: bool | None = None,
     equivalent: Mapping[str, str] | None = None,
+    build: str | Callable | None = None,
 ) -> Callable[[Callable[[Answer], None]], Check]:
     """Register the decorated function as the check of an exercise. The arguments are the fields of `Check`; whether the
     answer is a kernel is the manifest's to say."""
@@ -109,7 +121,7 @@ def exercise_check(
             raise ValueError(f"{id} has two checks")
         kernels = {exercise.id for lesson in lessons() for exercise in lesson.exercises if exercise.kernel}
         is_kernel = id in kernels if kernel is None else kernel
-        _registry[id] = Check(id, function, reference, forbids, hints, adapt, is_kernel, equivalent or {})
+        _registry[id] = Check(id, function, reference, forbids, hints, adapt, is_kernel, equivalent or {}, build)
         return _registry[id]
 
     return register
@@ -133,19 +145,48 @@ def get_check(id: str) -> Check:
     return _registry[id]
 
 
-def run_check(check: Check, runner: Runner, *, seed: int = 0, name_mistakes: bool = True) -> Result:
+def run_check(
+    check: Check,
+    runner: Runner,
+    *,
+    seed: int = 0,
+    name_mistakes: bool = True,
+    compile_kernels: bool = True,
+    report: Callable[[str], None] = lambda doing: None,
+) -> Result:
     """Run a check through a runner. The same seed draws the same inputs. Looking for the misconception that a wrong
-    answer shows takes longer than finding it wrong: name_mistakes=False does without."""
-    answer = Answer(runner, name=_name(check.id), reference=check.reference_function(), seed=_seed(check.id, seed))
+    answer shows takes longer than finding it wrong: name_mistakes=False does without. A kernel that passes is compiled
+    for a GPU, where the runner can have that done, unless compile_kernels=False. `report` is told what is being done,
+    in a few words."""
+    answer = Answer(
+        runner, name=_name(check.id), reference=check.reference_function(), seed=_seed(check.id, seed), report=report
+    )
     try:
         check.function(answer)
     except Rejected as rejected:
+        report("which mistake is it?")
         calls, earlier = answer.calls[answer.first_call :], answer.calls[: answer.first_call]
         named = diagnose(check, calls, rejected, earlier) if name_mistakes else None
         return Result(check.id, False, tuple(answer.properties), rejected.failure, named)
     if not answer.properties:
         raise RuntimeError(f"the check of {check.id} shows no property")
+    if check.kernel and compile_kernels and hasattr(runner, "compile"):
+        report("a GPU's compiler")
+        if (refused := _refused(check, runner, answer)) is not None:  # a result that has not passed is false
+            return refused
     return Result(check.id, True, tuple(answer.properties))
+
+
+def _refused(check: Check, runner, answer: Answer) -> Result | None:
+    """The result of a kernel that passed everything, and that a GPU's compiler refuses as one of the calls launched it:
+    the property that the call belongs to does not hold."""
+    calls = [answer.calls[n] for n in chosen(answer.calls)]
+    for call, said in zip(calls, runner.compile([(call.args, call.kwargs) for call in calls]), strict=False):
+        if said:
+            properties = (replace(each, passed=each.name != call.property) for each in answer.properties)
+            failure = not_compiled(said, show_call(_name(check.id), call.args, call.kwargs))
+            return Result(check.id, False, tuple(properties), failure)
+    return None
 
 
 def _name(id: str) -> str:

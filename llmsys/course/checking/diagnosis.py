@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmsys.course.checking.answer import Call, Rejected, same_outcome
-from llmsys.course.checking.runner import LocalRunner, Run
+from llmsys.course.checking.runner import TIME_LIMIT, LocalRunner, Run
 from llmsys.course.checking.wire import pack
 from llmsys.course.manifest import load_content
 
@@ -67,6 +67,8 @@ def diagnose(check, calls: Sequence[Call], rejected: Rejected, earlier: Sequence
     """
     if rejected.failure.kind in ("stub", "forbidden") or not calls:
         return None
+    if rejected.run is not None and rejected.run.error and rejected.run.error.type == TIME_LIMIT:
+        return None  # what was going on when it was stopped, no other function can be compared with
     asked = [(call, _digest(call.args, call.kwargs)) for call in (*calls, *earlier)]
     asked.sort(key=lambda each: each[0].run is not rejected.run)  # the call that failed tells most of them apart
     for each in misconceptions_of(check.id, kernel=check.kernel):

@@ -13,24 +13,33 @@ During the call, and only then, forbidden functions are watched for, memory is m
 where they are interpreted, and what the function prints is kept from flooding the notebook.
 """
 
+import ast
 import contextlib
+import inspect
 import io
 import linecache
+import sys
+import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
+from types import FunctionType
 from typing import Protocol
 
 from torch import Tensor
 
 from llmsys.course.checking.compare import NotPlain, copy_arguments, plain, unchanged
+from llmsys.course.checking.compiled import refusals
+from llmsys.course.checking.limits import Allowance, TimeIsUp
 from llmsys.course.checking.watch import Forbidden, watch
 from llmsys.hardware import meters
 from llmsys.hardware.kernel_source import underlying
 
 PRINTED_LIMIT = 2000  # characters kept of what a call prints
+TIME_LIMIT = "time limit"  # the type of the error that is reported of a call that was stopped
+STUB = "raise NotImplementedError"  # the line of an exercise that is not written yet
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,12 @@ class Raised:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a kernel did outside its tensors, as the sanitizer found it."""
+    """One thing that a kernel did outside its tensors, as the sanitizer found it. Two kernels that did the same have
+    the same `place`: program, tensor, how many lanes, how far."""
 
     kind: str
     message: str
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,8 @@ class Run:
     bytes_loaded: dict[str, int] = field(default_factory=dict)  # by an interpreted kernel, of each of its tensors
     bytes_stored: dict[str, int] = field(default_factory=dict)
     multiply_adds: dict[str, int] = field(default_factory=dict)  # by its tl.dot, of each type of operands
+    operations: dict[str, int] = field(default_factory=dict)  # how many tiles it took: "load", "store", "dot"
+    watched: bool = False  # whether the sanitizer was there to count: not where kernels are compiled
     modified: tuple[str, ...] = ()  # arguments that the function changed in place
     called: tuple[str, ...] = ()  # what is forbidden and was called
     refused: str = ""  # why the result is not plain data
@@ -102,7 +115,9 @@ class LocalRunner:
     """Runs a function of this process.
 
     `adapt` turns the learner's object (a Triton kernel, say) into an ordinary function, `forbids` is what must not be
-    called meanwhile (`llmsys.course.checking.watch`), and `kernel` asks for the sanitizer.
+    called meanwhile (`llmsys.course.checking.watch`), `kernel` asks for the sanitizer, and `seconds` are what all calls
+    together may take (`llmsys.course.checking.limits`): after that, every call ends at once in the same error. `build`
+    is what `compile` compiles, where it is not what `adapt` launches.
     """
 
     def __init__(
@@ -112,11 +127,24 @@ class LocalRunner:
         adapt: str | Callable | None = None,
         forbids: Iterable[Forbidden] = (),
         kernel: bool = False,
+        seconds: float | None = None,
+        build: str | Callable | None = None,
     ):
         self.answer, self.forbids, self.kernel = answer, tuple(forbids), kernel
-        self.function = resolve(adapt)(answer) if adapt else answer
+        self.adapt, self.build = resolve(adapt) if adapt else lambda function: function, build
+        self.function = self.adapt(answer)
+        self.allowance = Allowance(seconds) if seconds is not None else None
+        self._stopped: Raised | None = None
+
+    def compile(self, calls: Sequence[tuple[tuple, dict]]) -> list[Raised | None]:
+        """What a GPU's compiler says of the kernel in each of these calls, None for nothing
+        (`llmsys.course.checking.compiled`). Empty where it cannot be asked."""
+        said = refusals(self.answer, self.adapt, calls, resolve(self.build))
+        return [each and Raised("CompileError", each.message, each.line, each.source) for each in said]
 
     def run(self, args: tuple, kwargs: dict) -> Run:
+        if self._stopped:
+            return Run(error=self._stopped)
         before = copy_arguments(args), copy_arguments(kwargs)
         given = copy_arguments(args), copy_arguments(kwargs)
         value, error, printed = None, None, _Bounded(PRINTED_LIMIT)
@@ -127,12 +155,15 @@ class LocalRunner:
             # warn. A GPU says nothing.
             warnings.filterwarnings("ignore", "(invalid value|overflow) encountered", RuntimeWarning, "triton")
             try:
-                if self.kernel and _unwritten(self.answer):
-                    raise NotImplementedError  # compiled, it would be an error about the statement `raise`
-                with shortcuts:
+                if self.kernel and (problem := _no_kernel(self.answer)):
+                    raise problem
+                with shortcuts, self.allowance.spent() if self.allowance else contextlib.nullcontext():
                     value = self.function(*given[0], **given[1])
             except KeyboardInterrupt:
                 raise
+            except TimeIsUp as stop:
+                found = _raised(stop, self.answer)
+                error = self._stopped = replace(found, type=TIME_LIMIT, message=str(self.allowance))
             except BaseException as exception:  # sys.exit() in an answer must not end the notebook's kernel
                 error = _raised(exception, self.answer)
         refused = ""
@@ -152,9 +183,29 @@ class LocalRunner:
         )
 
 
-def _unwritten(kernel: object) -> bool:
-    """Whether a kernel is still the lesson's stub, which raises NotImplementedError."""
-    return "NotImplementedError" in getattr(getattr(underlying(kernel), "__code__", None), "co_names", ())
+def _no_kernel(answer: object) -> Exception | None:
+    """What is wrong with an answer that has to be a Triton kernel, and can be seen before it is launched."""
+    kind, function = type(answer), underlying(answer)
+    if isinstance(answer, FunctionType):
+        return TypeError(f"{answer.__name__} is no kernel: @triton.jit is missing above it")
+    of_triton = kind.__module__.partition(".")[0] == "triton" and kind is getattr(
+        sys.modules.get(kind.__module__), kind.__name__, None
+    )
+    if not of_triton or not isinstance(function, FunctionType):
+        return TypeError(f"it is a {kind.__name__}, and no kernel: write a function under @triton.jit")
+    if is_stub(function):
+        return NotImplementedError()  # compiled, it would be an error about the statement `raise`
+    return None
+
+
+def is_stub(function: object) -> bool:
+    """Whether a function still has the line that stands for the reader's own, a bare `raise NotImplementedError` that
+    no `if` decides about."""
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(underlying(function)))).body
+    except (OSError, TypeError, ValueError, SyntaxError):
+        return False
+    return any(isinstance(each, ast.Raise) and ast.unparse(each) == STUB for each in getattr(tree, "body", ()))
 
 
 class _Meters(contextlib.ExitStack):
@@ -164,14 +215,18 @@ class _Meters(contextlib.ExitStack):
         super().__init__()
         self.figures: dict = {}
         self._tensors = _tensors(args, kwargs)
-        self._kernel = kernel
+        self._kernel, self._largest = kernel, None
 
     def __enter__(self) -> "_Meters":
         super().__enter__()
-        self.callback(self._collect)
-        self._report = self._sanitizer() if self._kernel else None
-        self._reads = self.enter_context(meters.reads_of_each(self._tensors))
-        self._largest = self.enter_context(meters.largest_allocation())
+        try:
+            self.callback(self._collect)
+            self._report = self._sanitizer() if self._kernel else None
+            self._reads = self.enter_context(meters.reads_of_each(self._tensors))
+            self._largest = self.enter_context(meters.largest_allocation())
+        except BaseException:  # Ctrl-C between two of them: what is installed is taken away again
+            self.pop_all().close()
+            raise
         return self
 
     def _sanitizer(self):
@@ -180,6 +235,8 @@ class _Meters(contextlib.ExitStack):
         return self.enter_context(sanitizer.watch()) if sanitizer.available() else None
 
     def _collect(self) -> None:
+        if self._largest is None:  # they were not all installed
+            return
         self.figures = {
             "reads": {path: float(meter.passes) for path, meter in self._reads.items()},
             "largest_bytes": self._largest.bytes,
@@ -187,11 +244,19 @@ class _Meters(contextlib.ExitStack):
         }
         if self._report is not None:
             self.figures |= {
-                "findings": tuple(Finding(found.kind, str(found)) for found in self._report.findings),
+                "watched": True,
+                "operations": dict(self._report.operations),
+                "findings": tuple(Finding(found.kind, str(found), _place(found)) for found in self._report.findings),
                 "bytes_loaded": dict(self._report.bytes_loaded),
                 "bytes_stored": dict(self._report.bytes_stored),
                 "multiply_adds": dict(self._report.multiply_adds),
             }
+
+
+def _place(found) -> str:
+    """Where one of the sanitizer's findings was: what another kernel that did the same has in common with it."""
+    first = f" from {found.lanes[0]}" if "two programs" in found.kind else ""
+    return f"{found.program} {found.tensor}: {len(found.lanes)} lanes{first}, {found.where}"
 
 
 class _Bounded(io.TextIOBase):

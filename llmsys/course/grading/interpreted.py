@@ -32,5 +32,6 @@ def confirm(check, answer: object, result):
         job = {"id": check.id, "function": function.__name__, "setup": (), "cells": ((check.id, cell),), "module": ""}
         if runner.open(job).problem:
             return result
-        again = run_check(check, runner, name_mistakes=False)  # misconceptions would run compiled, unwatched
-    return again if again.failure and again.failure.kind in ("memory", "traffic", "products") else result
+        # Misconceptions would run compiled, unwatched, and the kernel has been compiled here.
+        again = run_check(check, runner, name_mistakes=False, compile_kernels=False)
+    return again if again.failure and again.failure.kind in ("memory", "traffic", "products", "tiles") else result

@@ -13,13 +13,14 @@ talks nonsense is killed, and every later call ends at once in the same error.
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmsys.course.checking import wire
 from llmsys.course.checking.runner import Finding, Raised, Run
 from llmsys.course.grading.sandbox import Sandbox, Stopped
 
+COMPILE_LIMIT = 120.0  # seconds that a GPU's compiler may take for a kernel that passed
 STARTUP_LIMIT = 180.0  # seconds that the worker's own imports may take, on a machine that is busy
 TEXT_LIMIT = 4000  # characters of any text that a worker sends
 
@@ -81,6 +82,22 @@ class RemoteRunner:
                 self._stop(stopped)
         return Run(error=Raised(self.stopped.kind, str(self.stopped)))
 
+    def compile(self, calls: Sequence[tuple[tuple, dict]]) -> list[Raised | None]:
+        """What a GPU's compiler says of the kernel in each of these calls, as the worker reports it; empty where it
+        reports nothing. The time is not the learner's."""
+        if self.stopped is not None:
+            return []
+        self._serial += 1
+        try:
+            asked = [[args, kwargs] for args, kwargs in calls]
+            fields = self._exchange(wire.pack({"serial": self._serial, "compile": asked}), COMPILE_LIMIT)
+            if not _is(fields, {"serial": int, "said": tuple}) or fields["serial"] != self._serial:
+                raise Stopped("protocol", "it wrote to the grader's pipe")
+            return [_raised(each) for each in fields["said"]]
+        except Stopped as stopped:
+            self._stop(stopped)
+            return []
+
     def _stop(self, stopped: Stopped) -> None:
         if stopped.kind == "time limit":
             stopped = Stopped(stopped.kind, f"it took longer than {self.time_limit:g} s")
@@ -121,34 +138,46 @@ def validated(fields: dict) -> Run:
         all(_is(fields, {name: tuple}, exactly=False) for name in ("largest_shape", "findings", "modified", "called"))
         and all(
             _is(fields, {name: dict}, exactly=False)
-            for name in ("reads", "bytes_loaded", "bytes_stored", "multiply_adds")
+            for name in ("reads", "bytes_loaded", "bytes_stored", "multiply_adds", "operations")
         )
+        and type(fields["watched"]) is bool
         and all(type(key) in (int, str) and _figure(n, float) for key, n in fields["reads"].items())
         and _figure(fields["largest_bytes"], int)
         and all(_figure(n, int) for n in fields["largest_shape"])
         and all(
             type(key) is str and _figure(n, int)
-            for name in ("bytes_loaded", "bytes_stored", "multiply_adds")
+            for name in ("bytes_loaded", "bytes_stored", "multiply_adds", "operations")
             for key, n in fields[name].items()
         )
-        and all(_is(each, {"kind": str, "message": str}) for each in findings)
+        and all(_is(each, {"kind": str, "message": str, "place": str}) for each in findings)
         and all(type(each) is str for name in ("modified", "called") for each in fields[name])
         and type(fields["refused"]) is str
         and type(fields["printed"]) is str
-        and (error is None or _is(error, {"type": str, "message": str, "line": (int, type(None)), "source": str}))
+        and (error is None or _is(error, _RAISED))
     )
     if not sound:
         raise Stopped("protocol", "its report of a call holds something impossible")
     return Run(
         **{name: fields[name] for name in ("value", "reads", "largest_bytes", "largest_shape")},
-        **{name: fields[name] for name in ("bytes_loaded", "bytes_stored", "multiply_adds")},
-        findings=tuple(Finding(clean(each["kind"]), clean(each["message"])) for each in findings),
+        **{name: fields[name] for name in ("bytes_loaded", "bytes_stored", "multiply_adds", "operations", "watched")},
+        findings=tuple(Finding(*(clean(each[name]) for name in ("kind", "message", "place"))) for each in findings),
         modified=_texts(fields["modified"]),
         called=_texts(fields["called"]),
         refused=clean(fields["refused"]),
-        error=error and Raised(clean(error["type"]), clean(error["message"]), error["line"], clean(error["source"])),
+        error=error and _raised(error),
         printed=clean(fields["printed"]),
     )
+
+
+_RAISED = {"type": str, "message": str, "line": (int, type(None)), "source": str}  # the fields of a Raised
+
+
+def _raised(fields: dict | None) -> Raised | None:
+    if fields is None:
+        return None
+    if not _is(fields, _RAISED):
+        raise Stopped("protocol", "its report of an error holds something impossible")
+    return Raised(clean(fields["type"]), clean(fields["message"]), fields["line"], clean(fields["source"]))
 
 
 def clean(text: str) -> str:

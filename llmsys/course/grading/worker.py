@@ -7,6 +7,7 @@ closed:
     -> {"id", "function", "setup", "cells", "module", "memory_limit", "cpu_limit"}
                                                                             <- {"serial": 0, "problem", "notes"}
     -> {"serial": 1, "args", "kwargs"}                                      <- {"serial": 1, "run"}
+    -> {"serial": 2, "compile": [[args, kwargs], …]}                        <- {"serial": 2, "said"}
 
 The learner's code owns this process: it can print, patch torch and builtins, end the process, or write to the pipe.
 What counts is the value of a call, which the grader compares in its own process; it is made plain by
@@ -27,6 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from types import ModuleType
 
@@ -51,11 +53,22 @@ def main(requests: int, replies: int) -> None:
     runner, reply = _open(job)
     wire.write(replies, {"serial": 0, **reply})
     for message in messages:
+        if "compile" in message:
+            said = tuple(each and asdict(each) for each in _compile_calls(runner, message["compile"]))
+            wire.write(replies, {"serial": message["serial"], "said": said})
+            continue
         run = _call(runner, message["args"], message["kwargs"])
         try:
             wire.write(replies, {"serial": message["serial"], "run": run.to_plain()})
         except wire.ProtocolError as error:  # too large: nothing has been written yet
             wire.write(replies, {"serial": message["serial"], "run": Run(refused=f"the result: {error}").to_plain()})
+
+
+def _compile_calls(runner: LocalRunner, calls: list) -> list[Raised | None]:
+    try:
+        return runner.compile([(args, kwargs) for args, kwargs in calls])
+    except BaseException:  # as above; the kernel's text is loaded in yet another process
+        return []
 
 
 def _call(runner: LocalRunner, args: tuple, kwargs: dict) -> Run:

@@ -74,6 +74,46 @@ wrong(
     why="A row may be longer than BLOCK: both loops go over range(0, n_cols, BLOCK).",
 )
 
+wrong(
+    "maximum_begins_at_zero",
+    "Your running maximum begins at 0 instead of −∞.",
+    ('m = float("-inf")', "m = 0.0"),
+    why="In a row whose logits are all far below 0 it stays there: every term vanishes, and 0 / 0 is left.",
+)
+wrong(
+    "a_large_negative_number",
+    "Lanes beyond the end of the row load a large negative number instead of −∞.",
+    ('other=float("-inf")', "other=-10000.0", 2),
+    why="Logits of a row can be lower still, and then that lane has the maximum. Nothing is lower than −∞.",
+)
+wrong(
+    "sum_in_the_type_of_x",
+    "You keep the sum l in the type of x.",
+    ("+ tl.sum(tl.exp(x - m_new), axis=0)",
+     "+ tl.sum(tl.exp(x - m_new), axis=0)\n        l = l.to(y_ptr.dtype.element_ty).to(tl.float32)"),
+    why="Half precision has eleven bits: a sum of 16 takes in nothing that is less than 1/128. Keep l in float32.",
+)  # fmt: skip
+wrong(
+    "rows_of_y_by_columns",
+    "You find a row of y by n_cols instead of y's row stride.",
+    ("row * y_row_stride", "row * n_cols"),
+    why="y may be a slice of a wider tensor as well as x: its rows are y_row_stride apart.",
+)
+wrong(
+    "base_two_before_the_difference",
+    "You multiply x and m by log2(e) before you subtract them.",
+    ("other=float(\"-inf\")).to(tl.float32)", "other=float(\"-inf\")).to(tl.float32) * 1.4426950408889634", 2),
+    ("tl.exp(m - m_new)", "tl.exp2(m - m_new)"), ("tl.exp(x - m_new)", "tl.exp2(x - m_new)"),
+    ("tl.exp(x - m) / l", "tl.exp2(x - m) / l"),
+    why="Both products are rounded, and near −10,000 by more than the difference can bear. Subtract, then multiply.",
+)  # fmt: skip
+wrong(
+    "maximum_of_the_first_tile",
+    "You take the first tile's maximum for the whole row.",
+    ("m_new = tl.maximum(m, tl.max(x, axis=0))", "m_new = tl.max(x, axis=0) if start == 0 else m"),
+    why="A later tile may be above it by more than e^ can hold: the sum is then infinite.",
+)
+
 
 @misconception(
     "02.softmax_kernel",

@@ -141,6 +141,37 @@ wrong(
     (O, O.replace("p.to(v.dtype), v", "p, v.to(tl.float32)")),
     why="tl.dot adds up in float32 whatever it multiplies; what it multiplies should stay as it was loaded.",
 )  # fmt: skip
+wrong(
+    "rounds_scores_to_tf32", "Your products round float32 to tf32: they lack input_precision=\"ieee\".",
+    (S, S.replace(', input_precision="ieee"', "")), (O, O.replace(', input_precision="ieee"', "")),
+    why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. The interpreter computes with all of them.",
+)  # fmt: skip
+wrong(
+    "begins_at_zero", "Your running maximum begins at 0 instead of −∞.",
+    ('m = tl.full((BLOCK_M,), float("-inf"), tl.float32)', "m = tl.zeros((BLOCK_M,), tl.float32)"), *PLAIN,
+    why="In a row whose scores are all far below 0 it stays there: every term vanishes, and 0 / 0 is left.",
+)  # fmt: skip
+wrong(
+    "o_in_the_type_of_v", "You keep o in v's type from tile to tile.",
+    ("        m = m_new\n", "        o = o.to(v.dtype).to(tl.float32)\n        m = m_new\n"),
+    why="In half precision, a sum of 16 takes in nothing that is less than 1/128. Round o once, when it is stored.",
+)  # fmt: skip
+wrong(
+    "l_in_the_type_of_v", "You keep l in the inputs' type from tile to tile.",
+    (SHRINK_L, "l = (l * shrink + tl.sum(p, axis=1)).to(q_ptr.dtype.element_ty).to(tl.float32)"),
+    why="In half precision, a sum of 16 takes in nothing that is less than 1/128. l is part of the state: float32.",
+)  # fmt: skip
+wrong(
+    "sixteen_keys", "You take 16 keys at a time, whatever BLOCK_N says.",
+    ("range(0, stop, BLOCK_N)", "range(0, stop, 16)"),
+    ("keys = start + tl.arange(0, BLOCK_N)", "keys = start + tl.arange(0, 16)"),
+    why="How large a tile is, the launcher decides: BLOCK_N. Smaller products leave the tensor cores waiting.",
+)  # fmt: skip
+wrong(
+    "first_maximum", "You take the first tile's maximum for all of them.",
+    ("m_new = tl.maximum(m, tl.max(s, axis=1))", "m_new = tl.max(s, axis=1) if start == 0 else m"), *PLAIN,
+    why="A later score may be above it by more than 2^ can hold: the sums are then infinite.",
+)  # fmt: skip
 
 # (b) causal
 
@@ -169,6 +200,11 @@ wrong(
     "skips_and_does_not_mask", "You skip the tiles beyond the diagonal, and do not mask the one on it.",
     ("seen = seen & (keys[None, :] <= rows[:, None] + Tk - Tq)", "pass"),
     why="In that tile each row sees a different number of keys.",
+)  # fmt: skip
+wrong(
+    "skips_squares_only", "You skip tiles only where there are as many queries as keys.",
+    (STOP, "stop = tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M + (Tk - Tq) * Tk, Tk)"),
+    why="With a cache, the last row of a program sees Tk − Tq keys more, and not all of them.",
 )  # fmt: skip
 wrong(
     "masks_and_does_not_skip", "You mask the tiles that no query sees, but you still load them.",
@@ -202,6 +238,21 @@ wrong(
     "always_causal", "Your kernel is causal even where CAUSAL is False.",
     ("    if CAUSAL:  # bottom-right: row i sees the keys up to i + Tk − Tq\n", "    if True:\n"),
     ("        if CAUSAL:\n", "        if True:\n"), why="CAUSAL is an argument: ask it, in both places.",
+)  # fmt: skip
+wrong(
+    "strides_of_o", "You store o's tokens D apart.", ("o_ptr + rows[:, None] * o_stride", "o_ptr + rows[:, None] * D"),
+    why="o lies as its launcher has made it: from token to token it is o_stride.",
+)  # fmt: skip
+wrong(
+    "halves_turned_into_float32", "You turn q, k and v into float32 before you multiply them.",
+    (S, S.replace("q, tl.trans(k)", "q.to(tl.float32), tl.trans(k.to(tl.float32))")),
+    (O, O.replace("p.to(v.dtype), v", "p, v.to(tl.float32)")),
+    why="tl.dot adds up in float32 whatever it multiplies; what it multiplies should stay as it was loaded.",
+)  # fmt: skip
+wrong(
+    "mask_of_the_last_tile", "You mask the last tile of keys alone.",
+    ("        if CAUSAL:\n", "        if CAUSAL and start + BLOCK_N >= stop:\n"),
+    why="Where a tile of queries is longer than one of keys, the diagonal crosses two of them, or more.",
 )  # fmt: skip
 
 # Four repairs. The first of each is the kernel as it is found.
@@ -237,6 +288,21 @@ wrong(
     (STORE, STORE.replace("< Tq", "< Tq // BLOCK_M * BLOCK_M")),
     why="Some of its rows exist. Mask those that do not, one by one: mask=rows[:, None] < Tq.",
 )  # fmt: skip
+wrong(
+    "one_row_more", "You store one row more than there are: the comparison has to be <, not <=.",
+    (STORE, STORE.replace("< Tq", "<= Tq")), why="Rows are counted from 0: the last one is Tq − 1.",
+)  # fmt: skip
+wrong(
+    "stride_of_q_for_o", "You use q's stride for o.",
+    ("o_ptr + rows[:, None] * o_stride", "o_ptr + rows[:, None] * q_stride"),
+    why="They are two tensors: q may be a slice of a wider one, and o lies as its launcher has made it.",
+)  # fmt: skip
+wrong(
+    "ragged_tile_of_zeros", "You store zeros for a whole tile where some of its rows do not exist.",
+    ("o = o / tl.where(l > 0, l, 1.0)[:, None]",
+     "o = tl.where(tl.program_id(0) * BLOCK_M + BLOCK_M > Tq, 0.0, o / l[:, None])"),
+    why="The other rows of the tile are queries like all others.",
+)  # fmt: skip
 
 BELOW_TK = "seen = keys[None, :] < Tk  # a key that does not exist has s = 0, and 2^0 is not 0"
 wrong = Mistakes("04.repair_sum", one_head_kernel)
@@ -263,6 +329,26 @@ wrong(
     "subtracted_again", "You subtract one from l for each key that does not exist.",
     (HIDDEN, "pass"), (SHRINK_L, SHRINK_L + " - tl.sum(tl.where(keys < Tk, 0.0, 1.0), axis=0)"),
     why="Each of them added 2^(0 − m), which is 1 only where m is 0. Do not let them in at all.",
+)  # fmt: skip
+wrong(
+    "keys_against_queries", "You compare the keys with the number of queries.",
+    ("keys[None, :] < Tk", "keys[None, :] < Tq"),
+    why="A key exists where it is below Tk; Tq is how many queries there are.",
+)  # fmt: skip
+wrong(
+    "full_tiles_only", "You leave out the last tile of keys where it is not full.",
+    ("range(0, stop, BLOCK_N)", "range(0, stop // BLOCK_N * BLOCK_N, BLOCK_N)"),
+    why="Some of its keys exist, and they count as all others do.",
+)  # fmt: skip
+wrong(
+    "one_key_more", "You let in one key more than there are: the comparison has to be <, not <=.",
+    ("seen = keys[None, :] < Tk", "seen = keys[None, :] <= Tk"), why="Keys are counted from 0: the last one is Tk − 1.",
+)  # fmt: skip
+wrong(
+    "last_tile_moved_back", "You move the last tile back until it fits: its first keys count twice.",
+    ("keys = start + tl.arange(0, BLOCK_N)",
+     "keys = tl.maximum(tl.minimum(start, Tk - BLOCK_N), 0) + tl.arange(0, BLOCK_N)"),
+    why="They were in the tile before. Leave the tile where it is, and hide the keys that do not exist.",
 )  # fmt: skip
 
 TRANSPOSED = (S, 's = tl.dot(q, k, input_precision="ieee") * scale_log2')
@@ -291,6 +377,23 @@ wrong(
     "stride_of_q", "You use q's stride for k.", (K_TILE, K_TILE.replace("k_stride", "q_stride")),
     why="Each tensor has its own stride.",
 )  # fmt: skip
+wrong(
+    "queries_by_D", "You step from query to query by D instead of q_stride.", (Q_TILE, Q_TILE.replace("q_stride", "D")),
+    why="q's tile was right: a head may be a slice of a wider matrix, and its tokens lie further apart.",
+)  # fmt: skip
+wrong(
+    "stride_of_k_for_v", "You use k's stride for v.", (V_TILE, V_TILE.replace("v_stride", "k_stride")),
+    why="Each tensor has its own stride.",
+)  # fmt: skip
+wrong(
+    "reshaped", "You reshape k's tile instead of turning it over.",
+    (S, S.replace("tl.trans(k)", "tl.reshape(k, (D, BLOCK_N))")),
+    why="tl.reshape keeps the order in which the elements lie, and gives other rows. tl.trans exchanges dimensions.",
+)  # fmt: skip
+wrong(
+    "stride_of_o", "You store o's tokens D apart.", ("o_ptr + rows[:, None] * o_stride", "o_ptr + rows[:, None] * D"),
+    why="o lies as its launcher has made it: from token to token it is o_stride.",
+)  # fmt: skip
 
 SHIFT = 'shift = tl.where(m_new == float("-inf"), 0.0, m_new)'
 DIVIDE = "o = o / tl.where(l > 0, l, 1.0)[:, None]"
@@ -317,14 +420,32 @@ wrong(
     why="A row whose scores are all far below 0 never gets above it: every term vanishes, and o is 0.",
 )  # fmt: skip
 wrong(
-    "every_nan_is_zero", "You turn every NaN into 0 at the end.",
+    "every_nan_is_zero", "You turn NaN into 0, whatever made it.",
     (SHIFT, "shift = m_new"), (DIVIDE, "o = o / l[:, None]\n    o = tl.where(o == o, o, 0.0)"),
-    why="That hides NaNs that came in with q, k or v as well, and those you want to hear of.",
+    why="That hides a NaN that came in with q, k or v as well, and you want to hear of it. Ask whether l == 0.",
 )  # fmt: skip
 wrong(
     "by_the_number_alone", "You set rows to 0 by their number, whether CAUSAL is true or not.",
     (SHIFT, "shift = m_new"), (DIVIDE, "o = tl.where((rows + Tk - Tq >= 0)[:, None], o / l[:, None], 0.0)"),
     why="Only a causal row can be without a key. Ask CAUSAL, or, simpler, l.",
+)  # fmt: skip
+wrong(
+    "nothing_stored", "A program whose rows see nothing stores nothing.",
+    ("    tl.store(o_ptr + rows", "    if stop > 0:\n        tl.store(o_ptr + rows"),
+    why="Then o is what was in that memory before. A row without a key has a result, and it is 0.",
+)  # fmt: skip
+wrong(
+    "beginning_too_high", "Your running maximum begins at a number that scores can be below.",
+    ('m = tl.full((BLOCK_M,), float("-inf"), tl.float32)', "m = tl.full((BLOCK_M,), -10000.0, tl.float32)"),
+    why="A row whose scores are all lower never gets down to them: every term vanishes, and o is 0.",
+)  # fmt: skip
+wrong(
+    "rows_of_the_first_program", "You tell empty rows by their number in the tile.",
+    (SHIFT, "shift = m_new"), (DIVIDE, """\
+o = o / l[:, None]
+    if CAUSAL:
+        o = tl.where((tl.arange(0, BLOCK_M) + Tk - Tq >= 0)[:, None], o, 0.0)"""),
+    why="In the second program, row 0 of the tile is row BLOCK_M of the sequence.",
 )  # fmt: skip
 
 # (c) the whole kernel
@@ -418,4 +539,43 @@ wrong(
     ("tl.dot(q, tl.trans(k), input_precision=PRECISION)", "tl.dot(q, tl.trans(k))"),
     ("tl.dot(p.to(v.dtype), v, input_precision=PRECISION)", "tl.dot(p.to(v.dtype), v)"),
     why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. The interpreter computes with all of them.",
+)  # fmt: skip
+wrong(
+    "empty_rows_by_the_row", "You tell empty rows by the row's number, and not by the query's.",
+    ('shift = tl.where(m_new == float("-inf"), 0.0, m_new)', "shift = m_new"),
+    ("    some = tl.where(l > 0, l, 1.0)\n", """\
+    some = l
+    if CAUSAL:
+        empty = rows + Tk - Tq < 0
+        o = tl.where(empty[:, None], 0.0, o)
+        m = tl.where(empty, float("-inf"), m)
+        some = tl.where(empty, 1.0, l)
+"""),
+    why="G rows share a query, and see what it sees: r // G, which is r only without groups.",
+)  # fmt: skip
+wrong(
+    "strides_of_o", "You take o to be contiguous, and do not use its strides.",
+    ("o_ptr + b * o_stride_b + head[:, None] * o_stride_h + query[:, None] * o_stride_t",
+     "o_ptr + ((b * Hkv * G + head) * Tq + query)[:, None] * DV"),
+    why="o may lie as (B, T, H, D), as a model's other tensors do. Only lse is always contiguous.",
+)  # fmt: skip
+wrong(
+    "lse_in_the_type_of_o", "You round the log-sum-exp to o's type.",
+    (G_LSE, G_LSE.replace("(m + tl.log2(some))", "(m + tl.log2(some)).to(o_ptr.dtype.element_ty)")),
+    why="lse is float32 whatever the inputs are: a backward pass computes exponentials of it.",
+)  # fmt: skip
+wrong(
+    "groups_of_powers_of_two", "You take the head of a row by a mask of bits.",
+    ("head = h * G + rows % G", "head = h * G + (rows & (G - 1))"),
+    why="That is the remainder for powers of two alone. G may be 3: rows % G.",
+)  # fmt: skip
+wrong(
+    "lse_finite", "The log-sum-exp of a row without a key is a large negative number.",
+    (G_LSE, G_LSE + "\n    lse = tl.maximum(lse, -1e30)"),
+    why="It is ln 0 = −∞. Whoever merges results looks for −∞, and for nothing else.",
+)  # fmt: skip
+wrong(
+    "o_in_half_precision", "You keep o in v's type from tile to tile.",
+    ("        m = m_new\n", "        o = o.to(v.dtype).to(tl.float32)\n        m = m_new\n"),
+    why="In half precision, a sum of 16 takes in nothing that is less than 1/128. Round o once, when it is stored.",
 )  # fmt: skip

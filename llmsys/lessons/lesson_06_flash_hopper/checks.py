@@ -9,6 +9,8 @@ from llmsys.attention.hopper.simulated.forward import kernel_here, simulate
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
 from llmsys.hardware import mbarrier, sm
+from llmsys.hardware.compiler import Build
+from llmsys.hardware.kernel_source import Source, source_of
 from llmsys.lessons.common import exact
 from llmsys.lessons.lesson_06_flash_hopper.noted_events import noting
 from llmsys.lessons.lesson_06_flash_hopper.plain_programs import (
@@ -313,10 +315,29 @@ def attend(step: Callable) -> Callable:
     return attention
 
 
+def within_the_kernel(step: Callable, q, k, v, *, causal=False, **options) -> Build:
+    """The hopper kernel with this step, in its smallest form, as a GPU's compiler is given it."""
+    layout = "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4, "
+    layout += "transposed=False, fp4_padded=False, cga_layout=[])"
+    tile = f"tensordesc<fp16[1,1,64,{q.shape[3]}],{layout}>"  # 64 rows of queries, or as many keys
+    source = source_of(step)
+    text = f"""{source.text}
+from llmsys.attention.hopper.fresh_modules import FORWARD, fresh_modules
+
+hopper_forward_kernel = fresh_modules(*FORWARD, functions={{"step": {source.name}}}).hopper_forward_kernel
+"""
+    signature = dict.fromkeys(("q_desc", "k_desc", "v_desc", "o_desc"), tile)
+    signature |= {"lse_ptr": "*fp32", "schedule_ptr": "*i64", "scale_log2": "fp32"}
+    signature |= dict.fromkeys(("Hq", "G", "Tq", "Tk"), "i32")
+    constants = {"CAUSAL": causal, "CONSUMERS": 2, "SLOTS": 2, "CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24}
+    return Build(Source(text, "hopper_forward_kernel"), signature, constants)
+
+
 @exercise_check(
     "06.consumer",
     reference="llmsys.attention.hopper.consumer:step",
     adapt=attend,
+    build=within_the_kernel,
     equivalent={
         "1 → 2 (4)": "it is an argument of a layout, and simulated warps have none; compiled, it is an error",
         "i + 1 → i - 1 (2)": "every slot is given back as often, and late enough; compiled, slot −1 is none",

@@ -6,11 +6,13 @@ import re
 import pytest
 import torch
 
+from llmsys.course import attempts
 from llmsys.course.attempts import check, hint
+from llmsys.course.checking import answer as answer_module
 from llmsys.course.checking import checks, diagnosis
 from llmsys.course.checking.checks import exercise_check, get_check, run_check
 from llmsys.course.checking.diagnosis import misconception, misconceptions_of
-from llmsys.course.checking.runner import LocalRunner, Run
+from llmsys.course.checking.runner import Finding, LocalRunner, Run
 from llmsys.course.workspace import progress
 
 
@@ -102,7 +104,7 @@ def test_a_stub_is_not_a_failure():
         raise NotImplementedError
 
     result = check("97.softmax", stub)
-    assert not result and result.failure.kind == "stub" and "not written yet" in repr(result) and not result.hint
+    assert not result and result.failure.kind == "stub" and "not written yet" in repr(result) and not result.hint_number
     assert "97.softmax" not in progress.load().exercises
 
 
@@ -182,19 +184,85 @@ def test_each_kind_of_failure_is_named_with_its_message(answer, kind, message):
     assert len(repr(result)) < 4000 and len(result._repr_html_()) < 10_000
 
 
-def test_hints_escalate_with_new_attempts_and_on_request():
-    first = check("97.softmax", lambda x: x + 1)
-    assert (first.hint_number, first.hint) == (1, "Divide.") and 'For more: hint("97.softmax")' in repr(first)
-    assert check("97.softmax", lambda x: x + 2).hint_number == 2
-    assert check("97.softmax", lambda x: x + 4).hint_number == 2  # pseudocode is for those who ask
-    assert hint("97.softmax").number == 3 and hint("97.softmax").text == "a = exp(x)\nreturn a / sum(a)"
+def test_a_hint_is_offered_from_the_second_failure_on_and_only_those_asked_for_are_counted():
+    def asked():
+        return progress.load().exercises["97.softmax"].hints
+
+    assert check("97.softmax", lambda x: x + 1).hint_number == 0 and asked() == 0
+    second = check("97.softmax", lambda x: x + 2)
+    assert (second.hint_number, asked()) == (1, 0)
+    assert 'Hint 1 of 3, for the asking: hint("97.softmax")' in repr(second) and "Divide." not in repr(second)
+    assert "hint(&quot;97.softmax&quot;)" in second._repr_html_()
+    assert hint("97.softmax").text == "Divide." and asked() == 1
+    assert check("97.softmax", lambda x: x + 4).hint_number == 2
+    assert [hint("97.softmax").number for _ in range(3)] == [2, 3, 3] and asked() == 3
     last = check("97.softmax", lambda x: x + 3)
-    assert last.hint_number == 3 and "For more" not in repr(last)
+    assert last.hint_number == 0 and "Hint" not in repr(last)  # there is no other one
 
 
-def test_the_same_wrong_answer_again_gets_no_further_hint():
+def test_the_same_wrong_answer_again_offers_no_hint():
     for _ in range(3):
-        assert check("97.softmax", shortcut).hint_number == 1
+        assert check("97.softmax", shortcut).hint_number == 0
+
+
+def test_the_first_hint_speaks_of_the_property_that_failed():
+    @exercise_check("97.hints", hints=("Begin anywhere.", "Then go on.", "return x"))
+    def hints(answer):
+        with answer.property("one", hint="One is a number."):
+            answer.matches(1, 1)
+        with answer.property("two"):
+            answer.matches(2, 2)
+
+    check("97.hints", lambda x: 0)
+    assert hint("97.hints").text == "One is a number." and hint("97.hints").text == "Then go on."
+    progress._in_memory.exercises.pop("97.hints")
+    check("97.hints", lambda x: 1)
+    assert hint("97.hints").text == "Begin anywhere."
+
+
+def test_what_is_wrong_is_said_before_the_two_values_are_shown():
+    for text in (repr(result := check("97.softmax", no_maximum)), result._repr_html_()):
+        order = ("This looks like:", "problem", "why", "called", "got", "expected")
+        places = [min(m.start() for m in re.finditer(f"(?m)(>|^ +){each}(<| )", text)) for each in order]
+        assert places == sorted(places)
+
+
+def raises_with_a_message(x):
+    raise NotImplementedError("not for this dtype")
+
+
+def written_for_one_shape(x):
+    if x.shape == (3, 4):
+        return right(x)
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("answer", [raises_with_a_message, written_for_one_shape])
+def test_an_answer_that_raises_not_implemented_itself_is_written(answer):
+    result = check("97.softmax", answer)
+    assert result.failure.kind == "error" and "it raised NotImplementedError" in result.failure.message
+
+
+def test_an_answer_that_takes_too_long_is_stopped_and_its_line_is_shown(monkeypatch):
+    def endless(x):
+        while True:
+            try:
+                x = x + 1
+            except Exception:
+                pass
+
+    monkeypatch.setattr(attempts, "SECONDS", 0.3)
+    result = check("97.softmax", endless)
+    assert "it took longer than 0.3 s of processor time" in result.failure.message and result.misconception is None
+    assert re.search(r"line \d+ of the cell: ", result.failure.message)
+    monkeypatch.undo()
+    assert check("97.softmax", right)
+
+
+def test_the_check_says_what_it_is_doing():
+    said = []
+    run_check(get_check("97.softmax"), get_check("97.softmax").local_runner(columns), report=said.append)
+    assert said == ["rows sum to one", "which mistake is it?"]
 
 
 def test_inputs_are_drawn_from_the_seed():
@@ -300,8 +368,8 @@ def test_low_precision_is_held_to_twice_the_naive_error():
 
 def test_kernel_traffic_beyond_its_bounds_is_rejected_where_it_is_counted():
     class Moves:
-        def __init__(self, loaded, stored):
-            self.moved = {"bytes_loaded": loaded, "bytes_stored": stored}
+        def __init__(self, loaded, stored, watched=True):
+            self.moved = {"bytes_loaded": loaded, "bytes_stored": stored, "watched": watched}
 
         def run(self, args, kwargs):
             return Run(value=1, **self.moved)
@@ -311,15 +379,61 @@ def test_kernel_traffic_beyond_its_bounds_is_rejected_where_it_is_counted():
         with answer.property("16 bytes in, 8 out", why="No more are needed."):
             answer.traffic(answer(), loaded=16, stored=8)
 
-    def tell(loaded, stored):
-        result = run_check(moves, Moves(loaded, stored))
+    def tell(*moved):
+        result = run_check(moves, Moves(*moved))
         return result.failure.message if result.failure else ""
 
     assert tell({"a": 8, "b": 8}, {"y": 8}) == tell({"a": 4}, {"y": 8}) == ""
-    assert tell({}, {}) == ""  # compiled: nobody counts
+    assert tell({}, {}, False) == ""  # compiled: nobody counts
+    assert tell({}, {}) == "it stored 0 bytes, where the result has 8"  # whatever it did, no kernel did it
     assert tell({"a": 8, "b": 16}, {"y": 8}) == "it loaded 24 bytes, where 16 are enough"
     assert tell({"a": 8}, {"y": 16}) == "it stored 16 bytes, where the result has 8"
     assert tell({"a": 8}, {}) == "it stored 0 bytes, where the result has 8"
+
+
+class Counted:
+    """A runner of a kernel that made these multiply-adds, with so many tl.dot."""
+
+    def __init__(self, multiply_adds, dots=0, watched=True):
+        self.counts = {"multiply_adds": multiply_adds, "operations": {"dot": dots}, "watched": watched}
+
+    def run(self, args, kwargs):
+        return Run(value=1, **self.counts)
+
+
+@pytest.mark.parametrize(
+    "counted, says",
+    [
+        (Counted({"fp16": 64}, 2), ""),
+        (Counted({}, 0, watched=False), ""),  # compiled: nobody counts
+        (Counted({}), "tl.dot made no multiply-adds of 64"),
+        (Counted({"fp16": 32}, 1), "tl.dot made 32 in fp16 multiply-adds of 64"),
+        (Counted({"fp16": 96}, 3), "its products took 96 in fp16 multiply-adds, where 64 in fp16 are enough"),
+        (Counted({"fp32": 64}, 2), "its products took 64 in fp32 multiply-adds"),
+        (Counted({"fp16": 64}, 4), "it took 4 × tl.dot, where 2 × tl.dot are enough: its tiles are smaller than asked"),
+    ],
+)
+def test_products_are_counted_and_so_are_the_tiles_that_they_are_made_of(counted, says):
+    @exercise_check("97.products")
+    def products(answer):
+        with answer.property("two products of tiles"):
+            run = answer()
+            answer.products(run, 64, "fp16")
+            answer.tiles(run, dots=2)
+
+    result = run_check(products, counted)
+    assert bool(result) is not bool(says) and says in (result.failure.message if result.failure else "")
+
+
+def test_kernels_that_stray_elsewhere_or_store_less_are_not_wrong_alike():
+    def ended(value=1, place="lane 3", stored=8):
+        found = (Finding("store outside", "…", place),) if place else ()
+        return Run(value=value, findings=found, bytes_stored={"y": stored}, watched=True)
+
+    describe, known_by = answer_module._FAULTS["memory"]
+    assert known_by(ended()) == known_by(ended()) != known_by(ended(place="lane 4"))
+    same = answer_module.same_outcome
+    assert same(ended(), ended()) and not same(ended(), ended(value=2)) and not same(ended(), ended(stored=4))
 
 
 def test_a_misconception_about_reads_or_bytes_is_recognised_by_that_figure():

@@ -1,14 +1,19 @@
 """One call of a learner's function: whatever it does, a Run comes of it, and its figures are right."""
 
+import gc
 import math
+import os
+import signal
 import sys
+import threading
+import time
 
 import pytest
 import torch
 
 from llmsys.course.checking.compare import compare, plain
 from llmsys.course.checking.runner import PRINTED_LIMIT, Finding, LocalRunner, Raised, Run, resolve
-from llmsys.hardware.tier import triton_installed
+from llmsys.hardware.tier import load_triton, triton_installed
 
 
 class Yes(torch.Tensor):
@@ -166,11 +171,138 @@ def test_kernels_run_under_the_sanitizer():
 def test_a_kernel_that_is_not_written_yet_is_not_launched():
     """Compiled, a stub would be an error about the statement `raise`."""
 
-    class Stub:  # what a decorated kernel is: an object around a function
-        @staticmethod
-        def fn(x_ptr):
+    triton, tl = load_triton()
+
+    @triton.jit
+    def stub(x_ptr):
+        raise NotImplementedError
+
+    @triton.jit
+    def written(x_ptr):
+        if x_ptr is None:
             raise NotImplementedError
 
     launched = []
-    run = LocalRunner(Stub, adapt=lambda kernel: launched.append, kernel=True).run((1,), {})
-    assert run.error.type == "NotImplementedError" and not launched
+
+    def run(kernel):
+        return LocalRunner(kernel, adapt=lambda kernel: launched.append, kernel=True).run((1,), {})
+
+    assert run(stub).error.type == "NotImplementedError" and not launched
+    assert run(written).error is None and launched == [1]
+
+
+@pytest.mark.skipif(not triton_installed(), reason="needs Triton")
+def test_an_answer_that_is_no_kernel_is_not_launched():
+    triton, _ = load_triton()
+
+    class Launchable:
+        def __getitem__(self, grid):
+            return lambda *args, **options: None
+
+    def plain_function(x_ptr):
+        pass
+
+    class Disguised(Launchable):
+        __module__ = "triton.runtime.jit"
+        fn = plain_function
+
+    launched = []
+    for answer, says in (
+        (Launchable(), "it is a Launchable, and no kernel"),
+        (Disguised(), "it is a Disguised, and no kernel"),
+        (plain_function, "plain_function is no kernel: @triton.jit is missing above it"),
+    ):
+        error = LocalRunner(answer, adapt=lambda kernel: launched.append, kernel=True).run((1,), {}).error
+        assert error.type == "TypeError" and says in error.message and not launched
+
+
+def state():
+    """What a call installs, and what an interrupted one must not leave behind."""
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    found = [sys.getprofile(), threading.getprofile(), sys.stdout, sys.stderr]
+    found += [_get_current_function_mode_stack(), _get_current_dispatch_mode_stack()]
+    found += [signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGPROF)]
+    found += [signal.getitimer(timer)[0] for timer in (signal.ITIMER_REAL, signal.ITIMER_PROF)]
+    if triton_installed():
+        from triton.runtime import interpreter
+
+        found += [vars(interpreter.InterpreterBuilder)["create_masked_load"], interpreter.GridExecutor.__call__]
+    return found
+
+
+def interrupted_after(seconds, call):
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    gc.disable()  # in a callback of the collector, as hypothesis has one, an interruption is ignored
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    finally:
+        timer.join()
+        gc.enable()
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.3])
+def test_control_c_leaves_nothing_installed(seconds):
+    def endless(x):
+        while True:
+            x = x + 1
+
+    before = state()
+    runner = LocalRunner(endless, forbids=[theirs, "aten::exp"], seconds=60)
+    interrupted_after(seconds, lambda: [runner.run((torch.ones(3),), {}) for _ in range(1000)])
+    assert state() == before
+    assert run(lambda x: x + 1, torch.ones(1), forbids=["aten::exp"]).error is None
+
+
+@pytest.mark.skipif(not triton_installed(), reason="needs Triton")
+def test_control_c_in_a_kernel_leaves_the_interpreter_as_it_was():
+    from llmsys.hardware.tier import interpreting
+    from llmsys.lessons.lesson_02_online_softmax.kernel_mistakes import softmax_kernel
+
+    if not interpreting():
+        pytest.skip("kernels are compiled here")
+    launch = "llmsys.lessons.lesson_02_online_softmax.checks:launch"
+    runner = LocalRunner(softmax_kernel, adapt=launch, kernel=True, seconds=60)
+    x, before = torch.randn(400, 100), state()
+    interrupted_after(0.3, lambda: runner.run((x,), {"block": 4}))
+    assert state() == before
+    got = runner.run((x[:2],), {"block": 64})
+    assert got.error is None and not got.findings and compare(got.value, torch.softmax(x[:2], -1)) is None
+
+
+def test_a_call_that_takes_too_long_is_stopped_and_so_are_those_after_it():
+    def slow(x):
+        while x:
+            try:
+                pass
+            except Exception:  # keeps nothing from stopping it
+                pass
+
+    runner = LocalRunner(slow, seconds=0.2)
+    before = state()
+    assert runner.run((0,), {}).error is None
+    error = runner.run((1,), {}).error
+    assert (error.type, error.message[:45]) == ("time limit", "it took longer than 0.2 s of processor time, ")
+    assert runner.run((0,), {}).error == error and state() == before
+
+
+def test_a_call_that_only_waits_is_stopped_by_the_clock():
+    error = LocalRunner(lambda: time.sleep(60), seconds=0.05).run((), {}).error
+    assert error.type == "time limit" and "0.25 s by the clock" in error.message
+
+
+def test_a_timer_that_was_running_goes_on_afterwards():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    signal.setitimer(signal.ITIMER_REAL, 0.15)
+    try:
+        LocalRunner(lambda: time.sleep(0.02), seconds=60).run((), {})
+        assert not rung and 0 < signal.getitimer(signal.ITIMER_REAL)[0] < 0.15
+        time.sleep(0.3)
+        assert rung
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
