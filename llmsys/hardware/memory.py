@@ -28,9 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
 
-from llmsys.hardware.dispatch import Observer, is_view, only_takes_the_shape, storage_id, tensors_in
+from llmsys.hardware.dispatch import FunctionObserver, Observer, is_view, only_takes_the_shape, storage_id, tensors_in
 
 KIB = 1024
 H100_SRAM = 227 * KIB
@@ -228,7 +227,7 @@ class _Watch(Observer):
         self.hbm.sram_peak = max(self.hbm.sram_peak, live)
 
 
-class _NoWayAround(TorchFunctionMode):
+class _NoWayAround(FunctionObserver):
     """Refuses to turn a tensor in HBM into a NumPy array, a list or an address: no operations, so that `_Watch` does
     not see them."""
 
