@@ -7,7 +7,7 @@ help: it may have happened in the first cell, under another name. So the *calls*
   this thread and, by `threading.setprofile`, in those that start meanwhile; whatever the function was called, wrapped
   in or stored under, the code that runs is the same. A name like `"llmsys.models.sampling:greedy"` is matched with the
   module and the qualified name of the code that runs, so that nothing has to be imported to forbid it; `"module:*"`
-  stands for every function of the module.
+  stands for every function of the module, and module may be a pattern.
 - an operator of torch ("aten::logaddexp", "aten::*softmax*") is seen twice: in Python as it is called
   (TorchFunctionMode, before C++ takes a composite operator apart) and at the dispatcher (whatever the call was hidden
   in). Both see other threads, too (`llmsys.hardware.dispatch`).
@@ -80,7 +80,8 @@ class watch:
         self.called: list[str] = []
         self._codes: dict[int, str] = {}  # id of a code object -> the name to show
         self._dotted: dict[str, set[str]] = {}  # function name -> the modules whose function of that name is meant
-        self._modules: set[str] = set()  # those of which every function is meant
+        self._modules: list[str] = []  # patterns of those of which every function is meant
+        self._is_meant: dict[str, bool] = {}  # of modules that were seen
         self._operators: list[str] = []
         self.autograd = AUTOGRAD in forbids  # whether it is forbidden
         self._allowed: set[str] = set()  # names of operators that no pattern matches
@@ -91,7 +92,7 @@ class watch:
             elif isinstance(item, str) and item != AUTOGRAD:
                 module, _, name = item.partition(":")
                 if name == "*":
-                    self._modules.add(module)
+                    self._modules.append(module)
                 else:
                     self._dotted.setdefault(name, set()).add(module)
             elif item == AUTOGRAD:
@@ -150,23 +151,29 @@ class watch:
         sys.setprofile(own)
 
     def _profiler(self) -> Callable:
-        modules = self._modules
+        patterns = bool(self._modules)
         names = {code.co_name for code in self._keep} | {name.rpartition(".")[2] for name in self._dotted}
 
         def on_event(frame, event, _):  # runs several times a call of any function: one look-up is all it may cost
             if event != "call":
                 return
-            if frame.f_code.co_name in names or (modules and frame.f_globals.get("__name__") in modules):
+            if frame.f_code.co_name in names or patterns and self._is_of_such_a_module(frame.f_globals):
                 name = self._match(frame.f_code, frame.f_globals.get("__name__", ""))
                 if name:
                     self.stop(name)
 
         return on_event
 
+    def _is_of_such_a_module(self, variables: dict) -> bool:
+        module = variables.get("__name__") or ""
+        if module not in self._is_meant:
+            self._is_meant[module] = any(fnmatchcase(module, pattern) for pattern in self._modules)
+        return self._is_meant[module]
+
     def _match(self, code: CodeType, module: str) -> str | None:
         if id(code) in self._codes:
             return self._codes[id(code)]
-        if module in self._dotted.get(code.co_qualname, ()) or module in self._modules:
+        if module in self._dotted.get(code.co_qualname, ()) or self._is_of_such_a_module({"__name__": module}):
             return f"{module}.{code.co_qualname}"
         return None
 
