@@ -39,7 +39,7 @@ Forbidden = Callable | str
 FUSED_SOFTMAX: tuple[Forbidden, ...] = (
     "aten::*softmax*", "aten::*logsumexp*", "aten::*logcumsumexp*", "aten::*logaddexp*", "aten::*cross_entropy*",
     "torch._refs:softmax", "torch._refs:log_softmax", "torch._refs:logsumexp", "torch._refs:logaddexp",
-    "torch._refs.nn.functional:softmax", "torch._decomp.decompositions:_softmax", "scipy.special._logsumexp:*",
+    "torch._refs.nn.functional:softmax", "torch._decomp.decompositions:_softmax",
 )  # fmt: skip
 """What computes a softmax, or its denominator, in one call."""
 
