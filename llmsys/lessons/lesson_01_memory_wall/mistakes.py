@@ -141,12 +141,6 @@ wrong_attention(
     why="A head's dot products have length Dk, however many heads there are.",
 )
 wrong_attention(
-    "scale_of_zero",
-    "You take a scale of 0 for none: `scale or …`.",
-    ("1 / math.sqrt(Dk) if scale is None else scale", "scale or 1 / math.sqrt(Dk)"),
-    why="Zero is a number that may be passed, and makes all scores equal. Ask whether it `is None`.",
-)
-wrong_attention(
     "needs_contiguous_inputs",
     "Your function works only for tensors that lie in memory in order: view() refuses the others.",
     ("(q @ k.mT)", "(q.view(-1, *q.shape[2:]) @ k.view(-1, *k.shape[2:]).mT).view(*q.shape[:3], Tk)"),
@@ -157,6 +151,12 @@ wrong_attention(
     "With causal, you ignore the scale that is passed.",
     ("if scale is None else", "if scale is None or causal else"),
     why="The options do not know each other: a mask changes which keys are seen, and nothing else.",
+)
+wrong_attention(
+    "result_in_float32",
+    "Your o stays float32.",
+    ("p.to(v.dtype) @ v", "p @ v.float()"),
+    why="What comes in 16 bits goes out in 16 bits: the next layer has weights of that type.",
 )
 wrong_attention(
     "own_scale_ignored",
