@@ -13,7 +13,6 @@ are read, the variables of the functions that run in the block are looked throug
 in lists, tuples and dicts, too: they are alive as well.
 """
 
-import ctypes
 import inspect
 import itertools
 import sys
@@ -268,8 +267,5 @@ def _variables(frame: FrameType) -> list:
     variables = frame.f_locals
     values = list(variables.values())
     if sys.version_info < (3, 13):
-        # Up to Python 3.12 this is a copy, which stays with the frame: it would keep alive what is in it, and under a
-        # profile function it would even be written back, later on. Write it back now, and empty it.
-        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), 0)
-        variables.clear()
+        variables.clear()  # up to Python 3.12 a copy, which stays with the frame, and keeps alive what is in it
     return values

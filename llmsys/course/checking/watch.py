@@ -15,7 +15,8 @@ help: it may have happened in the first cell, under another name. So the *calls*
 What an exercise forbids is seldom one function: "no fused softmax" is a property, and torch has many functions that do
 not have it. Such families have names here (`FUSED_SOFTMAX`, `FUSED_ATTENTION`, `DERIVATIVES`), for lessons to name.
 
-The call is stopped with an error, and is remembered, so that swallowing the error does not help. What was installed
+The call is stopped with an error, and is remembered, so that swallowing the error does not help; in another thread, a
+call of a Python function is remembered only. What was installed
 before (a debugger, a coverage tool) is put back afterwards. Only what runs inside the block is watched: the check
 itself may call anything.
 """
@@ -24,7 +25,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fnmatch import fnmatchcase
 from types import CodeType
 
@@ -185,7 +186,8 @@ def _in_threads(frame, event, argument) -> None:
     """The profile function of other threads. A thread of a pool may outlive the block that it was started in: it is
     watched by the one that is open now."""
     for each in tuple(_watching):
-        each.on_event(frame, event, argument)
+        with suppress(Shortcut):  # it is remembered; and a profile function that raises is taken away from the thread
+            each.on_event(frame, event, argument)
 
 
 class _Functions(FunctionObserver):
