@@ -201,9 +201,17 @@ def test_a_thread_may_not_compute_on_what_is_in_hbm():
         pool.submit(q.sum).result()
 
 
-def test_looking_into_variables_changes_none_of_them():
-    """Python 3.11 writes a copy of them back after every call of a profile function."""
+@pytest.fixture(params=[False, True], ids=["", "profiled"])
+def maybe_profiled(request):
+    """With and without a profile function, for which Python 3.11 copies the variables of a function to and fro."""
+    before = sys.getprofile()
+    if request.param:
+        sys.setprofile(lambda *event: None)
+    yield
+    sys.setprofile(before)
 
+
+def test_looking_into_variables_changes_none_of_them(maybe_profiled):
     def counts(x):
         total, rows = 0.0, []
         for part in tiles(x):
@@ -219,10 +227,16 @@ def test_looking_into_variables_changes_none_of_them():
         return inner(), rows
 
     x = torch.ones(ROWS, N)
-    before = sys.getprofile()
-    sys.setprofile(lambda *event: None)
-    try:
-        with memory_of({"x": x}):
-            assert counts(x) == (2.0 * ROWS * N, list(range(N // TILE)))
-    finally:
-        sys.setprofile(before)
+    with memory_of({"x": x}):
+        assert counts(x) == (2.0 * ROWS * N, list(range(N // TILE)))
+
+
+def test_looking_into_variables_keeps_none_of_them_alive(maybe_profiled):
+    def two_at_a_time(x):
+        for part in tiles(x):
+            one = part.clone()
+            other = part.clone()  # a look, while there is `one`
+            del one, other
+            torch.empty(2 * ROWS, TILE)
+
+    assert max(metered(two_at_a_time)[1]) == 2 * BYTES

@@ -111,7 +111,7 @@ class Answer:
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
         """A tensor of normal numbers with this deviation, from the check's generator."""
-        return (torch.randn(*shape, generator=self.generator) * scale).to(dtype)
+        return (torch.randn(shape, generator=self.generator) * scale).to(dtype)
 
     def randint(self, low: int, high: int, shape: tuple[int, ...] = ()) -> Tensor:
         """An int64 tensor of numbers in [low, high); for one Python number, `int(answer.randint(1, 9))`."""
@@ -120,9 +120,11 @@ class Answer:
     def spread(self, x: Tensor) -> Tensor:
         """The same tensor with gaps of NaN between its elements, and its dimensions in another order in memory: a
         function that looks at shape and elements only cannot tell."""
-        wide = torch.full((*reversed(x.shape), 2), 99 if x.dtype.is_floating_point is False else float("nan")).to(x)
-        wide[..., 0] = x.permute(*reversed(range(x.dim())))
-        return wide[..., 0].permute(*reversed(range(x.dim())))
+        backwards = tuple(reversed(range(x.dim())))
+        nobodys = float("nan") if x.is_floating_point() else 99
+        wide = torch.full((*reversed(x.shape), 2), nobodys, dtype=x.dtype)
+        wide[..., 0] = x.permute(backwards)
+        return wide[..., 0].permute(backwards)
 
     def reference(self, *args, **kwargs):
         """What the library's own function gives, as plain data."""

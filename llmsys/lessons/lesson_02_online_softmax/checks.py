@@ -198,6 +198,9 @@ def merge(answer: Answer) -> None:
     with answer.property("maxima of ±10,000 overflow nothing", why="No exponent is ever positive."):
         a, b, whole = halves(16, scale=1e4)
         answer.matches(rounded(whole), a, b)
+        a, b = ((far_below_zero(answer, 5), 1 + answer.randn(5).abs()) for _ in range(2))
+        whole = online.merge(*(tuple(x.double() for x in pair) for pair in (a, b)))
+        answer.matches(rounded(whole), a, b)
 
     with answer.property(
         "the identity (−∞, 0) changes nothing, on either side",

@@ -285,7 +285,7 @@ def tiled_attention(answer: Answer) -> None:
         "nothing with Tq × Tk elements is ever made, and the chip is large enough",
         why="A few tiles fit; the scores do not.",
     ):
-        q, k, v = draw(16, 320)  # 40 tiles of k: whoever keeps them, or one of scores for each, has not got the room
+        q, k, v = draw(9, 320)  # 40 tiles of k: whoever keeps them, or one of scores for each, has not got the room
         run = answer(q, k, v, block_q=8, block_k=8, sram=24 * TILE)
         answer.allocates(run, 6 * TILE, "six tiles")
         answer.keeps(run, 24 * TILE, "24 tiles, and NumPy's are tiles, too")
