@@ -21,6 +21,7 @@ al., https://arxiv.org/abs/2205.14135, section 3.2): a word costs nothing on the
 Registers, caches and the width of a transfer are left out.
 """
 
+import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
 
-from llmsys.hardware.dispatch import Observer, is_view, only_takes_the_shape, storage_id, tensors_in
+from llmsys.hardware.dispatch import FunctionObserver, Observer, is_view, only_takes_the_shape, storage_id, tensors_in
 
 KIB = 1024
 H100_SRAM = 227 * KIB
@@ -170,9 +170,10 @@ class HBM(Direct):
             raise ValueError(f"{kind}: a tile of shape {tuple(tile.shape)} is not in HBM, which holds {names}: "
                              "give a view of one of these, such as q[:, :, 0:64]")  # fmt: skip
         size = tile.numel() * tile.element_size()
-        (self.loaded if kind == "load" else self.stored)[name] += size
         home = self._homes[storage_id(tile)][1]
-        self.transfers.append(Transfer(kind, name, _index(tile, home), tuple(tile.shape), size))
+        with self._watch.lock:
+            (self.loaded if kind == "load" else self.stored)[name] += size
+            self.transfers.append(Transfer(kind, name, _index(tile, home), tuple(tile.shape), size))
         return name
 
 
@@ -181,21 +182,23 @@ class _Watch(Observer):
 
     def __init__(self, hbm: HBM):
         super().__init__()
-        self.hbm, self.is_crossing = hbm, False
+        self.hbm = hbm
+        self.lock = threading.RLock()  # several threads may share the chip
+        self.thread = threading.local()  # its `is_crossing`: whether this thread is in `crossing`
         self.alive: list[tuple[StorageWeakRef, int, str]] = []  # what is on the chip: its memory, bytes and a label
 
     @contextmanager
     def crossing(self):
         """While `load`, `store` and `empty` do their own work, the rules do not hold."""
-        self.is_crossing = True
+        self.thread.is_crossing = True
         try:
             yield
         finally:
-            self.is_crossing = False
+            self.thread.is_crossing = False
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.is_crossing or is_view(operator):
+        if getattr(self.thread, "is_crossing", False) or is_view(operator):
             return operator(*args, **kwargs)
         given = tensors_in((args, kwargs))
         if not only_takes_the_shape(operator):
@@ -214,6 +217,10 @@ class _Watch(Observer):
 
     def arrive(self, tensor: Tensor, label: str) -> None:
         """The tensor is on the chip from now on. Raises SRAMOverflow where it does not fit."""
+        with self.lock:
+            self._arrive(tensor, label)
+
+    def _arrive(self, tensor: Tensor, label: str) -> None:
         storage = tensor.untyped_storage()
         self.alive = [entry for entry in self.alive if not entry[0].expired()]
         self.alive.append((StorageWeakRef(storage), storage.nbytes(), f"{label} {tuple(tensor.shape)}"))
@@ -228,7 +235,7 @@ class _Watch(Observer):
         self.hbm.sram_peak = max(self.hbm.sram_peak, live)
 
 
-class _NoWayAround(TorchFunctionMode):
+class _NoWayAround(FunctionObserver):
     """Refuses to turn a tensor in HBM into a NumPy array, a list or an address: no operations, so that `_Watch` does
     not see them."""
 

@@ -1,14 +1,15 @@
-"""Meters: what a piece of PyTorch allocates, keeps for its backward pass, reads, computes and moves.
+"""Meters: what a piece of PyTorch allocates, keeps, reads, computes and moves.
 
 A claim like "this attention never holds a T × T buffer" or "two passes instead of three" is about what a program
 *does*, not about what it returns. The meters watch every operation that goes through torch's dispatcher
-(`llmsys.hardware.dispatch`), whether Python called it or torch's own C++:
+(`llmsys.hardware.dispatch`), whether Python called it or torch's own C++, in this thread or in one that it started:
 
     with largest_allocation() as allocated, reads_of(x) as reads:
         y = online_softmax(x, tile=64)
     allocated.shape, reads.passes
 
-What an operation needs inside while it runs (a workspace of a fused kernel, say) is not seen.
+What an operation needs inside while it runs (a workspace of a fused kernel, say) is not seen. How much is alive
+at once, in NumPy's arrays and Python's lists, too, is metered by `llmsys.hardware.memory_meters`.
 """
 
 import math
@@ -22,36 +23,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llmsys.hardware.arithmetic import count, name_of
-from llmsys.hardware.dispatch import Observer, is_view, only_takes_the_shape, overwritten, storage_id, tensors_in
-
-
-@dataclass
-class Allocation:
-    """The largest tensor that one operation allocated: its `bytes` and `shape`. Zero and () where there was none."""
-
-    bytes: int = 0
-    shape: tuple[int, ...] = ()
-
-
-@dataclass
-class Reads:
-    """How many `elements` were read of a tensor that has `size` elements."""
-
-    size: int
-    elements: int = 0
-
-    @property
-    def passes(self) -> float:
-        """How many times over the tensor was read."""
-        return self.elements / self.size if self.size else 0.0
+from llmsys.hardware.dispatch import Observer, argument_names, is_view, only_takes_the_shape, overwritten, tensors_in
+from llmsys.hardware.memory_meters import Allocation, Reads, memory_of
 
 
 @contextmanager
 def largest_allocation() -> Iterator[Allocation]:
     """Meter the largest tensor that an operation in the block allocates. Views and results in place do not count."""
-    largest = Allocation()
-    with _LargestAllocation(largest):
-        yield largest
+    with memory_of({}) as memory:
+        yield memory.largest
 
 
 @contextmanager
@@ -59,7 +39,8 @@ def reads_of(x: Tensor) -> Iterator[Reads]:
     """Count the elements of x's memory that operations in the block read.
 
     A view (a slice, a transposition) reads nothing by itself; an operation that is given a view reads as many elements
-    as the view has. Writing is not reading, and neither is taking x's shape and dtype for a new tensor.
+    as the view has, and so do x.numpy() and x.tolist(). Writing is not reading, and neither is taking x's shape and
+    dtype for a new tensor.
     """
     with reads_of_each({"x": x}) as reads:
         yield reads["x"]
@@ -68,12 +49,8 @@ def reads_of(x: Tensor) -> Iterator[Reads]:
 @contextmanager
 def reads_of_each(tensors: Mapping[Hashable, Tensor]) -> Iterator[dict[Hashable, Reads]]:
     """`reads_of` for several tensors at once, under the keys of `tensors`. It takes hardly longer than for one."""
-    reads = {key: Reads(size=x.numel()) for key, x in tensors.items()}
-    if not reads:
-        yield reads
-        return
-    with _Reads([(x.untyped_storage(), reads[key]) for key, x in tensors.items()]):
-        yield reads
+    with memory_of(tensors) as memory:
+        yield memory.reads
 
 
 @dataclass
@@ -154,40 +131,6 @@ def work() -> Iterator[Work]:
         warnings.warn(f"work() does not know what these compute, and counted their bytes alone: {names}", stacklevel=3)
 
 
-class _LargestAllocation(Observer):
-    def __init__(self, largest: Allocation):
-        super().__init__()
-        self.largest = largest
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        result = operator(*args, **(kwargs or {}))
-        given = {storage_id(x) for x in tensors_in((args, kwargs))}
-        for x in tensors_in(result):
-            size = x.untyped_storage().nbytes()
-            if size > self.largest.bytes and storage_id(x) not in given:
-                self.largest.bytes, self.largest.shape = size, tuple(x.shape)
-        return result
-
-
-class _Reads(Observer):
-    def __init__(self, tensors: list[tuple[torch.UntypedStorage, Reads]]):
-        super().__init__()
-        self.reads: dict[int, list[Reads]] = {}  # of each storage: several tensors may share one
-        for storage, reads in tensors:
-            self.reads.setdefault(storage._cdata, []).append(reads)
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if not is_view(operator) and not only_takes_the_shape(operator):
-            not_read = overwritten(operator)
-            named = {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)}
-            for name, value in (named | (kwargs or {})).items():
-                if name not in not_read:
-                    for x in tensors_in(value):
-                        for reads in self.reads.get(storage_id(x), ()):
-                            reads.elements += x.numel()
-        return operator(*args, **(kwargs or {}))
-
-
 class _Work(Observer):
     def __init__(self, done: Work):
         super().__init__()
@@ -220,8 +163,8 @@ class _Work(Observer):
         if only_takes_the_shape(operator):
             return 0
         not_read = overwritten(operator)
-        named = {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)}
-        given = [x for key, value in (named | kwargs).items() if key not in not_read for x in tensors_in(value)]
+        named = dict(zip(argument_names(operator), args, strict=False)) | kwargs
+        given = [x for key, value in named.items() if key not in not_read for x in tensors_in(value)]
         if name_of(operator) in _PICKS or operator._schema.name in _PUTS:
             given = given[1:]  # not the whole table: `_written` knows how much is picked of it
         return sum(map(_bytes, given))

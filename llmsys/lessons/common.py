@@ -16,6 +16,22 @@ def exact(q: Tensor, k: Tensor, v: Tensor, **options) -> tuple[Tensor, Tensor]:
     return o.to(q.dtype), lse.float()
 
 
+STAGES = {  # the modules of each stage of the library, in the order of the course
+    "naive": ("naive",),
+    "online": ("online",),
+    "tiled": ("tiled",),
+    "flash": ("sdpa", "auto", "one_head", "flash*"),
+    "backward": ("backward",),
+    "hopper": ("hopper*",),
+}
+
+
+def later_stages(stage: str) -> tuple[str, ...]:
+    """Every function of the library's stages after that one, as an exercise forbids them."""
+    later = list(STAGES)[list(STAGES).index(stage) + 1 :]
+    return tuple(f"llmsys.attention.{module}:*" for each in later for module in STAGES[each])
+
+
 def multiples(x: Tensor, step: float) -> Tensor:
     """x, rounded to multiples of `step`.
 

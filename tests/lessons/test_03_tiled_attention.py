@@ -2,8 +2,10 @@
 answers."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,10 +14,11 @@ from llmsys.attention.cost import tiled_bytes
 from llmsys.course.checking.checks import get_check, run_check
 from llmsys.course.checking.mistakes import edited
 from llmsys.course.workspace import progress
-from llmsys.hardware.memory import KIB
+from llmsys.hardware.memory import DIRECT, KIB
 from llmsys.lessons.lesson_03_tiled_attention import leaderboard, mistakes
 from llmsys.lessons.lesson_03_tiled_attention.leaderboard import BEST, YOURS, Board, Entry, byte_leaderboard
 from tests.support.self_tests import assert_check_stands, exercises_of
+from tests.support.verdicts import assert_rejected, assert_taken, fresh
 
 GAME = {"sram": 12 * KIB, "T": 96, "D": 16}
 
@@ -209,8 +212,9 @@ def test_keeping_a_tile_for_every_tile_of_keys_does_not_fit_the_chip(what):
 
 
 def test_a_mask_of_all_queries_and_keys_is_too_large_though_its_elements_are_bytes():
-    mask = ("    offset = Tk - Tq\n", "    offset = Tk - Tq\n    seen = torch.ones(Tq, Tk, dtype=torch.bool)\n")
-    assert check(edited(mistakes.tiled_attention, "whole_mask", mask)).failure.kind == "allocation"
+    for seen in ("torch.ones(Tq, Tk, dtype=torch.bool)", "torch.ones(Tq, Tk, dtype=torch.bool); seen = None"):
+        mask = ("    offset = Tk - Tq\n", f"    offset = Tk - Tq\n    seen = {seen}\n")
+        assert not check(edited(mistakes.tiled_attention, "whole_mask", mask))
 
 
 def test_an_attention_that_computes_in_double_precision_on_the_chip_passes():
@@ -221,6 +225,241 @@ def test_an_attention_that_computes_in_double_precision_on_the_chip_passes():
         ("hbm.load(k[:, :, j:end]), hbm.load(v[:, :, j:end])", "(hbm.load(x[:, :, j:end]).double() for x in (k, v))"),
     )
     assert check(double)
+
+
+def query_but(name, *changes):
+    return edited(mistakes.attend_one_query, name, *changes)
+
+
+TILES = "k[start : start + tile] @ q", "v[start : start + tile]"
+
+
+def in_numpy(q, k, v, *, tile=16):
+    m, l, o = -np.inf, 0.0, np.zeros(v.shape[1])
+    for start in range(0, len(k), tile):
+        s = k[start : start + tile].numpy().astype(float) @ q.numpy() / math.sqrt(len(q))
+        m_new = max(m, s.max())
+        p, shrunk = np.exp(s - m_new), l * np.exp(m - m_new)
+        m, l = m_new, shrunk + p.sum()
+        o = o * (shrunk / l) + p / l @ v[start : start + tile].numpy()
+    return torch.from_numpy(o).float()
+
+
+def key_by_key_in_python(q, k, v, *, tile=16):
+    m, l, o = -math.inf, 0.0, v.new_zeros(v.shape[1])
+    for key, value in zip(k, v, strict=True):
+        s = float(key @ q) / math.sqrt(len(q))
+        shrunk = l * math.exp(m - max(m, s))
+        m = max(m, s)
+        l = shrunk + math.exp(s - m)
+        o = o * (shrunk / l) + value * (math.exp(s - m) / l)
+    return o
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        in_numpy, key_by_key_in_python,
+        query_but("copies", (TILES[0], "k[start : start + tile].clone() @ q"), (TILES[1], TILES[1] + ".clone()")),
+        query_but("in_double_precision", ("torch.tensor(0.0)", "torch.tensor(0.0)\n    q = q.double()"),
+                  (TILES[0], "k[start : start + tile].double() @ q"), (TILES[1], TILES[1] + ".double()"),
+                  ("torch.zeros(v.shape[1])", "torch.zeros(v.shape[1]).double()"), ("return o", "return o.float()")),
+    ],
+)  # fmt: skip
+def test_right_attention_of_one_query_is_taken(answer):
+    assert_taken("03.attend_one_query", answer)
+
+
+def scores_in_a_list(q, k, v, *, tile=16):
+    scores = []
+    for start in range(0, len(k), tile):
+        scores.extend((k[start : start + tile] @ q / math.sqrt(len(q))).tolist())
+    m = max(scores)
+    total = sum(math.exp(s - m) for s in scores)
+    return sum(value * (math.exp(s - m) / total) for s, value in zip(scores, v, strict=True))
+
+
+def scores_in_numpy(q, k, v, *, tile=16):
+    scores = np.empty(0)
+    for start in range(0, len(k), tile):
+        scores = np.append(scores, (k[start : start + tile] @ q / math.sqrt(len(q))).numpy())
+    p = np.exp(scores - scores.max())
+    tiles = (p[start : start + tile] @ v[start : start + tile].double().numpy() for start in range(0, len(k), tile))
+    return torch.from_numpy(sum(tiles) / p.sum()).float()
+
+
+def scores_in_a_list_of_tiles(q, k, v, *, tile=16):
+    scores = [k[start : start + tile] @ q / math.sqrt(len(q)) for start in range(0, len(k), tile)]
+    m = torch.stack([s.max() for s in scores]).max()
+    l = sum((s - m).exp().sum() for s in scores)
+    return sum((s - m).exp() @ v[i * tile : (i + 1) * tile] / l for i, s in enumerate(scores))
+
+
+def numpy_views_read_twice(q, k, v, *, tile=16):
+    tiles = [k[start : start + tile].numpy() for start in range(0, len(k), tile)]
+    m = max((k_tile @ q.numpy()).max() for k_tile in tiles) / math.sqrt(len(q))
+    l, o = 0.0, 0.0
+    for i, k_tile in enumerate(tiles):
+        p = np.exp(k_tile @ q.numpy() / math.sqrt(len(q)) - m)
+        l, o = l + p.sum(), o + p @ v[i * tile : (i + 1) * tile].numpy()
+    return torch.from_numpy(o / l)
+
+
+def threads_that_read_twice(q, k, v, *, tile=16):
+    with ThreadPoolExecutor(2) as pool:
+        starts = range(0, len(k), tile)
+        m = max(pool.map(lambda start: (k[start : start + tile] @ q).max(), starts))
+        terms = list(pool.map(lambda start: (k[start : start + tile] @ q - m).div(math.sqrt(len(q))).exp(), starts))
+    l = sum(p.sum() for p in terms)
+    return sum(p @ v[start : start + tile] for p, start in zip(terms, starts, strict=True)) / l
+
+
+def by_the_tiles_next_door(q, k, v, *, tile=16):
+    return tiled_attention(q[None, None, None], k[None, None], v[None, None], block_k=tile)[0, 0, 0]
+
+
+@fresh
+def remembers_the_query():
+    known = {}
+    return lambda q, k, v, tile=16: known.setdefault((q.shape, k.shape, v.shape), mistakes.attend_one_query(q, k, v))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        scores_in_a_list, scores_in_numpy, scores_in_a_list_of_tiles, numpy_views_read_twice, threads_that_read_twice,
+        by_the_tiles_next_door, remembers_the_query,
+        query_but("begins_far_below", ("-math.inf", "-1e5")),
+        query_but("scale_of_the_values", ("math.sqrt(q.shape[0])", "math.sqrt(v.shape[1])")),
+        query_but("copies_everything", ("    m, l = torch", "    k, v = k.clone(), v.clone()\n    m, l = torch")),
+        query_but(
+            "over_memory",
+            (TILES[0], "k.view(-1)[start * len(q) : (start + tile) * len(q)].view(-1, len(q)) @ q"),
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_attention_of_one_query_is_rejected(answer):
+    assert_rejected("03.attend_one_query", answer)
+
+
+def attention_but(name, *changes):
+    return edited(mistakes.tiled_attention, name, *changes)
+
+
+LOADS = "hbm.load(k[:, :, j:end]), hbm.load(v[:, :, j:end])"
+STEP = "            m_new = torch.maximum(m, S.amax(dim=-1))\n"
+
+
+def in_a_pool(q, k, v, *, causal=False, scale=None, return_lse=False, block_q=64, block_k=64, hbm):
+    """Query tiles go to threads: they do not know each other."""
+    (B, Hq, Tq, Dk), (Hkv, Tk, Dv) = q.shape, v.shape[1:]
+    o, lse = hbm.empty((B, Hq, Tq, Dv), name="o"), hbm.empty((B, Hq, Tq), name="lse")
+    q_groups, o_groups, lse_groups = (x.unflatten(1, (Hkv, -1)) for x in (q, o, lse))
+
+    def attend(i):
+        rows = slice(i, min(i + block_q, Tq))
+        last = torch.arange(rows.start, rows.stop) + Tk - Tq
+        Q = hbm.load(q_groups[..., rows, :]) * (Dk**-0.5 if scale is None else scale)
+        m, l, O = torch.full((*Q.shape[:4], 1), -math.inf), 0.0, 0.0
+        stop = min(max(rows.stop + Tk - Tq, 0), Tk) if causal else Tk
+        for j in range(0, stop, block_k):
+            keys = slice(j, min(j + block_k, stop))
+            S = Q @ hbm.load(k[:, :, keys]).mT[:, :, None]
+            if causal:
+                S = S.masked_fill(torch.arange(keys.start, keys.stop) > last[:, None], -math.inf)
+            m_new = torch.maximum(m, S.amax(-1, keepdim=True))
+            finite = m_new.masked_fill(m_new == -math.inf, 0)
+            P, shrink = torch.exp(S - finite), torch.exp(m - finite)
+            l, O, m = l * shrink + P.sum(-1, keepdim=True), O * shrink + P @ hbm.load(v[:, :, keys])[:, :, None], m_new
+        l = torch.as_tensor(l).expand(m.shape)
+        some = l.masked_fill(l == 0, 1)
+        hbm.store(o_groups[..., rows, :], (O / some).expand(*m.shape[:4], Dv))
+        hbm.store(lse_groups[..., rows], (m + some.log())[..., 0])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(attend, range(0, Tq, block_q)))
+    return (o, lse) if return_lse else o
+
+
+def test_query_tiles_in_a_pool_are_right():
+    assert_taken("03.tiled_attention", in_a_pool)
+
+
+@fresh
+def remembers_the_tiles():
+    known = {}
+
+    def attention(q, k, v, *, hbm, **options):
+        key = q.shape, k.shape, v.shape, tuple(options.items())
+        if key not in known:
+            known[key] = mistakes.tiled_attention(q, k, v, hbm=DIRECT, **options)
+        return known[key]
+
+    return attention
+
+
+def computes_in_a_thread(q, k, v, *, hbm, causal=False, scale=None, return_lse=False, **_):
+    """The whole attention, on tensors that were never loaded."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(naive_attention, q, k, v, causal=causal, scale=scale, return_lse=return_lse).result()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        attention_but("own_scale_ignored_with_a_mask", ("if scale is None else", "if scale is None or causal else")),
+        attention_but("default_scale_of_the_values", ("math.sqrt(Dk)", "math.sqrt(Dv)")),
+        attention_but("interleaved_with_a_mask", ("(x.unflatten(1, (Hkv, G)) for", "(x.unflatten(1, (Hkv, G)) if not "
+                      "causal else x.unflatten(1, (G, Hkv)).transpose(1, 2) for")),
+        attention_but("skips_as_if_without_a_cache", ("min(max(i + rows + offset, 0), Tk)", "min(i + rows, Tk)")),
+        attention_but("begins_far_below", ("-math.inf), Q.new_zeros(Q.shape[:3])", "-1e4), Q.new_zeros(Q.shape[:3])")),
+        attention_but("loads_again_for_groups", (f"K, V = {LOADS}", f"K, V = {LOADS}\n            if G > 2:\n"
+                      "                K = hbm.load(k[:, :, j:end])")),
+        attention_but("lse_not_stored_where_nothing_is_seen", ("        hbm.store(lse_groups", "        if not stop:\n"
+                      "            continue\n        hbm.store(lse_groups")),
+        attention_but("keeps_numpy_tiles", ("        stop =", "        kept = []\n        stop ="),
+                      (STEP, STEP + "            kept.append(S.numpy().copy())\n")),
+        attention_but("keeps_numbers", ("        stop =", "        kept = []\n        stop ="),
+                      (STEP, STEP + "            kept.extend(S.flatten().tolist())\n")),
+        remembers_the_tiles, computes_in_a_thread,
+    ],
+)  # fmt: skip
+def test_wrong_tiled_attention_is_rejected(answer):
+    assert_rejected("03.tiled_attention", answer)
+
+
+def bytes_but(name, *changes):
+    return edited(mistakes.tiled_bytes, name, *changes)
+
+
+@fresh
+def remembers_the_bytes():
+    known = {}
+
+    def tiled_bytes(T, D, block_q, **options):
+        return known.setdefault((T, D, block_q), mistakes.tiled_bytes(T, D, block_q, **options))
+
+    return tiled_bytes
+
+
+def from_the_librarys_cost(T, D, block_q, *, itemsize=4, causal=False):
+    from llmsys.attention import cost
+
+    return cost.tiled_bytes(T, T, D, D, block_q=block_q, itemsize=itemsize, causal=causal)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        remembers_the_bytes, from_the_librarys_cost,
+        bytes_but("four_bytes_if_causal", ("    for start", "    itemsize = 4 if causal else itemsize\n    for start")),
+        bytes_but("at_least_two_bytes", ("    total =", "    itemsize = max(itemsize, 2)\n    total =")),
+        bytes_but("in_floats", ("return total", "return float(total)")),
+        bytes_but("last_tile_as_a_full_one", ("min(start + block_q, T)", "(start + block_q)")),
+    ],
+)  # fmt: skip
+def test_wrong_bytes_are_rejected(answer):
+    assert_rejected("03.tiled_bytes", answer)
 
 
 @pytest.mark.parametrize("exercise", exercises_of("03"))

@@ -39,7 +39,8 @@ def judged(exercise, name, *changes):
 
 
 UNNAMED = [  # wrong, each in a way of its own: what is said of others would not be true of it
-    ("inner_loop", "queries_loaded_again", (("        s = tl.dot(q, ", "        q = tl.load(q_at)\n        s = tl.dot(q, "),
+    ("inner_loop", "queries_loaded_again", (
+     ("        s = tl.dot(q, ", "        q = tl.load(q_at)\n        s = tl.dot(q, "),
      ("    q = tl.load(q_ptr + rows[:, None] * q_stride + d[None, :], mask",
       "    q_at = q_ptr + rows[:, None] * q_stride + d[None, :]\n    q = tl.load(q_at, mask"))),
     ("repair_mask", "rows_wrap_around",

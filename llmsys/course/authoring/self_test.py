@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -42,6 +43,7 @@ from llmsys.course.authoring.reference_time import calibrate, reference_seconds
 from llmsys.course.checking.checks import Check, get_check, run_check
 from llmsys.course.checking.diagnosis import Misconception, MisconceptionRunner, misconceptions_of
 from llmsys.course.checking.runner import LocalRunner, resolve
+from llmsys.course.checking.watch import AUTOGRAD
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import load_triton, triton_installed
 
@@ -230,7 +232,11 @@ def _test_reference(check: Check) -> Line:
 
 def _exists(name: object) -> bool:
     try:
-        return isinstance(name, str) and name.startswith("aten::") or resolve(name) is not None
+        if isinstance(name, str) and (name.startswith("aten::") or name == AUTOGRAD):
+            return True
+        if isinstance(name, str) and name.endswith(":*"):
+            return find_spec(name.partition(":")[0].rstrip("*")) is not None
+        return resolve(name) is not None
     except (ImportError, AttributeError):
         return False
 

@@ -8,7 +8,8 @@ A check is an ordinary function of an `Answer`:
 
 Every method that can fail ends the check by raising `Rejected`, with what was got, what was expected, and the means to
 recognise the same mistake in another function: `Rejected.same(theirs, ours)` says whether two runs are wrong alike. A
-wrong value is recognised by its value; a wrong number of passes, or a buffer too large, by that figure as well.
+wrong value is recognised by its value; a wrong number of passes, or a buffer too large, by all that is known of the
+memory as well.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -122,11 +123,20 @@ class Answer:
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
         """A tensor of normal numbers with this deviation, from the check's generator."""
-        return (torch.randn(*shape, generator=self.generator) * scale).to(dtype)
+        return (torch.randn(shape, generator=self.generator) * scale).to(dtype)
 
     def randint(self, low: int, high: int, shape: tuple[int, ...] = ()) -> Tensor:
         """An int64 tensor of numbers in [low, high); for one Python number, `int(answer.randint(1, 9))`."""
         return torch.randint(low, high, shape, generator=self.generator)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """The same tensor with gaps of NaN between its elements, and its dimensions in another order in memory: a
+        function that looks at shape and elements only cannot tell."""
+        backwards = tuple(reversed(range(x.dim())))
+        nobodys = float("nan") if x.is_floating_point() else 99
+        wide = torch.full((*reversed(x.shape), 2), nobodys, dtype=x.dtype)
+        wide[..., 0] = x.permute(backwards)
+        return wide[..., 0].permute(backwards)
 
     def reference(self, *args, **kwargs):
         """What the library's own function gives, as plain data."""
@@ -241,21 +251,46 @@ class Answer:
                 same=by and (lambda a, b: same_outcome(a, b) and by(a) == by(b)),
             )
 
-    def reads(self, run: Run, at_most: float, of: int | str = 0) -> None:
-        """The call read its argument `of` (a position, a keyword, or a path like "0.1") at most so many times over."""
+    def reads(
+        self, run: Run, at_most: float, of: int | str = 0, *, at_least: float = 0.0, otherwise: str = ""
+    ) -> None:
+        """The call read its argument `of` (a position, a keyword, or a path like "0.1") at most so many times over, and
+        at least so many; `otherwise` says what a smaller number must mean."""
 
         def passes(r: Run) -> float:
             return r.reads.get(of, 0.0)
 
-        if passes(run) > at_most + 1e-6:
+        def wrong(r: Run) -> bool:
+            return passes(r) > at_most + 1e-6 or passes(r) < at_least - 1e-6
+
+        if wrong(run):
+            found = f"{passes(run):.3g} pass{'es' * (abs(passes(run) - 1) > 1e-6)}"
+            if passes(run) > at_most:
+                message = f"it read its argument {passes(run):.3g} times over, where {at_most:.3g} passes are enough"
+            elif passes(run) == 0:
+                message = "no operation was seen that reads its argument: use torch, on what the function was given"
+            else:
+                message = f"it read its argument {passes(run):.3g} times over, which cannot be: {otherwise}"
+            bounds = f"at most {at_most:.3g}" if at_least == 0 else f"{at_least:.3g} to {at_most:.3g}"
+            self._reject(
+                "reads", message, run, got=found, expected=f"{bounds} passes", wrong=wrong, same=same_memory
+            )
+
+    def reads_at_once(self, run: Run, at_most: int, of: int | str = 0, what: str = "a tile") -> None:
+        """No operation read more than `at_most` elements of the argument `of`; `what` says of what that is the size."""
+
+        def wrong(r: Run) -> bool:
+            return r.at_once.get(of, 0) > at_most
+
+        if wrong(run):
             self._reject(
                 "reads",
-                f"it read its argument {passes(run):.3g} times over, where {at_most:.3g} passes are enough",
+                f"one operation read {run.at_once[of]:,} elements of its argument, where {what} has {at_most:,}",
                 run,
-                got=f"{passes(run):.3g} passes",
-                expected=f"at most {at_most:.3g} passes",
-                wrong=lambda r: passes(r) > at_most + 1e-6,
-                same=lambda a, b: same_outcome(a, b) and abs(passes(a) - passes(b)) < 0.01,
+                got=f"{run.at_once[of]:,} elements at once",
+                expected=f"at most {at_most:,}",
+                wrong=wrong,
+                same=same_memory,
             )
 
     def allocates(self, run: Run, at_most: int, what: str = "") -> None:
@@ -271,7 +306,27 @@ class Answer:
                 got=largest,
                 expected=f"at most {bound}",
                 wrong=lambda r: r.largest_bytes > at_most,
-                same=lambda a, b: same_outcome(a, b) and a.largest_bytes == b.largest_bytes,
+                same=same_memory,
+            )
+
+    def keeps(self, run: Run, at_most: int, what: str = "", *, passes: int | None = None) -> None:
+        """Beside arguments and result, never more than `at_most` bytes were alive at once: tensors, lists of them,
+        NumPy's arrays, Python's numbers. `passes` asks only about the first ones over the arguments. `what` says where
+        the bound comes from ("a few tiles")."""
+
+        def alive(r: Run) -> int:
+            return max(r.alive_bytes[:passes], default=0)
+
+        if alive(run) > at_most:
+            bound = f"{at_most:,} bytes" + (f" ({what})" if what else "")
+            self._reject(
+                "allocation",
+                f"it kept {alive(run):,} bytes at once beside its result, where {bound} are enough",
+                run,
+                got=f"{alive(run):,} bytes",
+                expected=f"at most {bound}",
+                wrong=lambda r: alive(r) > at_most,
+                same=same_memory,
             )
 
     def traffic(self, run: Run, loaded: int, stored: int) -> None:
@@ -280,6 +335,9 @@ class Answer:
 
         def moved(r: Run) -> tuple[int, int]:
             return sum(r.bytes_loaded.values()), sum(r.bytes_stored.values())
+
+        def by_tensor(r: Run) -> tuple[dict, dict]:  # who loads k twice is not who loads v twice
+            return r.bytes_loaded, r.bytes_stored
 
         def wrong(r: Run) -> bool:
             return r.watched and (moved(r)[0] > loaded or moved(r)[1] != stored)
@@ -294,7 +352,7 @@ class Answer:
                 got=f"{loads:,} bytes loaded, {stores:,} stored",
                 expected=f"at most {loaded:,} bytes loaded, {stored:,} stored",
                 wrong=wrong,
-                same=lambda a, b: same_outcome(a, b) and a.bytes_loaded == b.bytes_loaded,
+                same=lambda a, b: same_outcome(a, b) and by_tensor(a) == by_tensor(b),
             )
 
     def products(self, run: Run, needed: int, dtype: str) -> None:
@@ -357,19 +415,11 @@ class Answer:
 
     def _expect_value(self, run: Run, kinds: Iterable[str]) -> None:
         for kind in kinds:
-            describe, known_by = _FAULTS[kind]
+            describe, same = _FAULTS[kind]
             if kind == "stub" and len(self.calls) > 1:  # an answer to some calls is written, though not for all of them
                 continue
             if found := describe(run):
-                self._reject(
-                    kind,
-                    found,
-                    run,
-                    wrong=lambda r, describe=describe: bool(describe(r)),
-                    same=lambda a, b, known_by=known_by, kind=kind: (
-                        known_by(a) == known_by(b) and (kind != "memory" or same_outcome(a, b))
-                    ),
-                )
+                self._reject(kind, found, run, wrong=lambda r, describe=describe: bool(describe(r)), same=same)
 
     def _reject(self, kind: str, message: str, run: Run, *, got="", expected="", wrong, same=None) -> None:
         call = next((c for c in reversed(self.calls) if c.run is run), None)
@@ -391,6 +441,22 @@ def same_outcome(a: Run, b: Run) -> bool:
     if a.refused or b.refused or (a.watched and b.watched and a.bytes_stored != b.bytes_stored):
         return False
     return compare(a.value, b.value) is None
+
+
+def same_memory(a: Run, b: Run) -> bool:
+    """Whether two calls ended alike, and did the same to memory: read as much, at once and in all, and kept as much."""
+
+    def near(p: float, q: float) -> bool:
+        return abs(p - q) <= 0.1 * max(p, q)
+
+    return (
+        same_outcome(a, b)
+        and a.reads.keys() == b.reads.keys()
+        and all(abs(a.reads[path] - b.reads[path]) < 0.01 for path in a.reads)
+        and a.at_once == b.at_once
+        and a.largest_bytes == b.largest_bytes
+        and near(max(a.alive_bytes, default=0), max(b.alive_bytes, default=0))
+    )
 
 
 def _stub(run: Run) -> str:
@@ -427,13 +493,22 @@ def _modified(run: Run) -> str:
     )
 
 
+def _places(run: Run) -> set[tuple[str, str]]:
+    return {(finding.kind, finding.place) for finding in run.findings}
+
+
+def _by(trait: Callable[[Run], object]) -> Callable[[Run, Run], bool]:
+    return lambda a, b: trait(a) == trait(b)
+
+
 # What may be wrong with a run, whatever value was expected of it; the most telling first. For each kind a function that
-# says what is wrong ("" if nothing is), and one that gives a trait: two runs that share it are wrong in the same way.
-_FAULTS: dict[str, tuple[Callable[[Run], str], Callable[[Run], object]]] = {
-    "forbidden": (_forbidden, lambda run: run.called),
-    "stub": (_stub, lambda run: run),
-    "error": (_error, lambda run: (run.error.type, run.error.message) if run.error else None),
-    "memory": (_memory, lambda run: {(finding.kind, finding.place) for finding in run.findings}),
-    "modified": (_modified, lambda run: run.modified),
-    "type": (lambda run: run.refused, lambda run: run.refused),
+# says what is wrong ("" if nothing is), and one that says whether two runs are wrong in the same way.
+_FAULTS: dict[str, tuple[Callable[[Run], str], Callable[[Run, Run], bool]]] = {
+    "forbidden": (_forbidden, _by(lambda run: run.called)),
+    "stub": (_stub, _by(lambda run: run)),
+    "error": (_error, _by(lambda run: (run.error.type, run.error.message) if run.error else None)),
+    # Kernels that touch other memory are many. What they leave behind tells them apart.
+    "memory": (_memory, lambda a, b: same_outcome(a, b) and _places(a) == _places(b)),
+    "modified": (_modified, _by(lambda run: run.modified)),
+    "type": (lambda run: run.refused, _by(lambda run: run.refused)),
 }

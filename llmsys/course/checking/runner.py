@@ -34,8 +34,8 @@ from llmsys.course.checking.compare import NotPlain, copy_arguments, plain, unch
 from llmsys.course.checking.compiled import refusals
 from llmsys.course.checking.limits import Allowance, TimeIsUp
 from llmsys.course.checking.watch import Forbidden, watch
-from llmsys.hardware import meters
 from llmsys.hardware.kernel_source import underlying
+from llmsys.hardware.memory_meters import memory_of
 
 PRINTED_LIMIT = 2000  # characters kept of what a call prints
 TIME_LIMIT = "time limit"  # the type of the error that is reported of a call that was stopped
@@ -70,6 +70,9 @@ class Run:
     value: object = None  # plain data
     reads: dict[int | str, float] = field(default_factory=dict)  # passes over each tensor argument, by its path:
     # 0 is the first positional one, "x" the keyword x, "0.1" the second within the first
+    at_once: dict[int | str, int] = field(default_factory=dict)  # elements of each that one operation read at most
+    alive_bytes: tuple[int, ...] = ()  # the most that was alive beside arguments and result, in each pass over them:
+    # tensors, NumPy's arrays and Python's numbers
     largest_bytes: int = 0  # the largest tensor that an operation allocated
     largest_shape: tuple[int, ...] = ()
     findings: tuple[Finding, ...] = ()  # by the sanitizer
@@ -158,7 +161,7 @@ class LocalRunner:
                 if self.kernel and (problem := _no_kernel(self.answer)):
                     raise problem
                 with shortcuts, self.allowance.spent() if self.allowance else contextlib.nullcontext():
-                    value = self.function(*given[0], **given[1])
+                    value = metered.result = self.function(*given[0], **given[1])
             except KeyboardInterrupt:
                 raise
             except TimeIsUp as stop:
@@ -209,21 +212,22 @@ def is_stub(function: object) -> bool:
 
 
 class _Meters(contextlib.ExitStack):
-    """All the instruments at once; `figures` holds the fields of `Run` that they measured, after the block."""
+    """All the instruments at once; `figures` holds the fields of `Run` that they measured, after the block. In the
+    block, `result` is set to what came of the call."""
 
     def __init__(self, args: tuple, kwargs: dict, kernel: bool):
         super().__init__()
         self.figures: dict = {}
+        self.result: object = None
         self._tensors = _tensors(args, kwargs)
-        self._kernel, self._largest = kernel, None
+        self._kernel, self._memory = kernel, None
 
     def __enter__(self) -> "_Meters":
         super().__enter__()
         try:
             self.callback(self._collect)
             self._report = self._sanitizer() if self._kernel else None
-            self._reads = self.enter_context(meters.reads_of_each(self._tensors))
-            self._largest = self.enter_context(meters.largest_allocation())
+            self._memory = self.enter_context(memory_of(self._tensors))
         except BaseException:  # Ctrl-C between two of them: what is installed is taken away again
             self.pop_all().close()
             raise
@@ -235,12 +239,14 @@ class _Meters(contextlib.ExitStack):
         return self.enter_context(sanitizer.watch()) if sanitizer.available() else None
 
     def _collect(self) -> None:
-        if self._largest is None:  # they were not all installed
+        if self._memory is None:  # they were not all installed
             return
         self.figures = {
-            "reads": {path: float(meter.passes) for path, meter in self._reads.items()},
-            "largest_bytes": self._largest.bytes,
-            "largest_shape": tuple(self._largest.shape or ()),
+            "reads": {path: float(meter.passes) for path, meter in self._memory.reads.items()},
+            "at_once": {path: meter.at_once for path, meter in self._memory.reads.items()},
+            "largest_bytes": self._memory.largest.bytes,
+            "largest_shape": tuple(self._memory.largest.shape),
+            "alive_bytes": self._memory.alive.beside(self.result),
         }
         if self._report is not None:
             self.figures |= {

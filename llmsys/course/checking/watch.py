@@ -6,12 +6,17 @@ help: it may have happened in the first cell, under another name. So the *calls*
 - a Python function is known by its code object. `sys.setprofile` reports every call with the frame that makes it, in
   this thread and, by `threading.setprofile`, in those that start meanwhile; whatever the function was called, wrapped
   in or stored under, the code that runs is the same. A name like `"llmsys.models.sampling:greedy"` is matched with the
-  module and the qualified name of the code that runs, so that nothing has to be imported to forbid it.
+  module and the qualified name of the code that runs, so that nothing has to be imported to forbid it; `"module:*"`
+  stands for every function of the module, and module may be a pattern.
 - an operator of torch ("aten::logaddexp", "aten::*softmax*") is seen twice: in Python as it is called
   (TorchFunctionMode, before C++ takes a composite operator apart) and at the dispatcher (whatever the call was hidden
-  in).
+  in). Both see other threads, too (`llmsys.hardware.dispatch`).
 
-The call is stopped with an error, and is remembered, so that swallowing the error does not help. What was installed
+What an exercise forbids is seldom one function: "no fused softmax" is a property, and torch has many functions that do
+not have it. Such families have names here (`FUSED_SOFTMAX`, `FUSED_ATTENTION`, `DERIVATIVES`), for lessons to name.
+
+The call is stopped with an error, and is remembered, so that swallowing the error does not help; in another thread, a
+call of a Python function is remembered only. What was installed
 before (a debugger, a coverage tool) is put back afterwards. Only what runs inside the block is watched: the check
 itself may call anything.
 """
@@ -20,17 +25,40 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fnmatch import fnmatchcase
 from types import CodeType
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
+from llmsys.hardware.dispatch import FunctionObserver, Observer
 from llmsys.hardware.kernel_source import underlying
-from llmsys.hardware.meters import Observer
 
 Forbidden = Callable | str
+
+FUSED_SOFTMAX: tuple[Forbidden, ...] = (
+    "aten::*softmax*", "aten::*logsumexp*", "aten::*logcumsumexp*", "aten::*logaddexp*", "aten::*cross_entropy*",
+    "torch._refs:softmax", "torch._refs:log_softmax", "torch._refs:logsumexp", "torch._refs:logaddexp",
+    "torch._refs.nn.functional:softmax", "torch._decomp.decompositions:_softmax",
+)  # fmt: skip
+"""What computes a softmax, or its denominator, in one call."""
+
+FUSED_ATTENTION: tuple[Forbidden, ...] = (
+    "aten::*scaled_dot_product*", "aten::*flash_attention*", "aten::*efficient_attention*", "aten::*cudnn_attention*",
+    "aten::*multi_head_attention*", "aten::*transformer_encoder*", "torch.nn.attention.flex_attention:*",
+    "torch.nn.functional:multi_head_attention_forward",
+)  # fmt: skip
+"""What computes attention in one call."""
+
+AUTOGRAD = "autograd"
+"""Forbids that anything is recorded for a backward pass: that a tensor is made that requires a gradient."""
+
+DERIVATIVES: tuple[Forbidden, ...] = (
+    AUTOGRAD, torch.autograd.grad, torch.autograd.backward, "aten::*backward*", "torch.autograd.functional:*",
+    "torch.autograd.forward_ad:*", "torch._functorch.eager_transforms:*", "torch.autograd.graph:_engine_run_backward",
+)  # fmt: skip
+"""What takes a derivative by machine."""
 
 
 class Shortcut(RuntimeError):
@@ -44,22 +72,32 @@ class watch:
     """Context manager: stop calls of what is forbidden inside the block, and list them in `.called`, by name.
 
     `forbids` holds Python functions (wrappers and Triton kernels are looked through), dotted names
-    ("package.module:function"), and operators of torch ("aten::name", in which * matches anything).
+    ("package.module:function", or "package.module:*" for all of them), operators of torch ("aten::name", in which *
+    matches anything), and `AUTOGRAD`.
     """
 
     def __init__(self, forbids: Iterable[Forbidden] = ()):
+        forbids = tuple(forbids)
         self.called: list[str] = []
         self._codes: dict[int, str] = {}  # id of a code object -> the name to show
         self._dotted: dict[str, set[str]] = {}  # function name -> the modules whose function of that name is meant
+        self._modules: list[str] = []  # patterns of those of which every function is meant
+        self._is_meant: dict[str, bool] = {}  # of modules that were seen
         self._operators: list[str] = []
+        self.autograd = AUTOGRAD in forbids  # whether it is forbidden
         self._allowed: set[str] = set()  # names of operators that no pattern matches
         self._keep: list[CodeType] = []  # an id is only good for as long as its object lives
         for item in forbids:
             if isinstance(item, str) and item.startswith("aten::"):
                 self._operators.append(item.removeprefix("aten::"))
-            elif isinstance(item, str):
+            elif isinstance(item, str) and item != AUTOGRAD:
                 module, _, name = item.partition(":")
-                self._dotted.setdefault(name, set()).add(module)
+                if name == "*":
+                    self._modules.append(module)
+                else:
+                    self._dotted.setdefault(name, set()).add(module)
+            elif item == AUTOGRAD:
+                continue
             else:
                 for code, name in _codes_of(item):
                     self._codes[id(code)] = name
@@ -67,6 +105,8 @@ class watch:
                 if hasattr(item, "fn"):  # Triton's interpreter compiles a kernel anew: the name is what stays
                     inner = underlying(item)
                     self._dotted.setdefault(inner.__qualname__, set()).add(inner.__module__)
+        self._profiles = bool(self._codes or self._dotted or self._modules)
+        self.on_event = self._profiler()
 
     def refuses(self, function: object) -> str | None:
         """The name of the forbidden function that `function` itself is, if it is one."""
@@ -74,20 +114,20 @@ class watch:
 
     def __enter__(self) -> "watch":
         self._modes = ExitStack()
-        profiler = self._profiler()
-        if self._codes or self._dotted:
+        if self._profiles:
             self._before = sys.getprofile(), threading.getprofile()
             self._modes.callback(self._put_back)
-            threading.setprofile(profiler)
-        if self._operators:
+            _watching.append(self)
+            threading.setprofile(_in_threads)
+        if self._operators or self.autograd:
             self._modes.enter_context(_Functions(self))
             self._modes.enter_context(_Operators(self))
-        if self._codes or self._dotted:
-            sys.setprofile(profiler)
+        if self._profiles:
+            sys.setprofile(self.on_event)
         return self
 
     def __exit__(self, *error) -> None:
-        if self._codes or self._dotted:
+        if self._profiles:
             sys.setprofile(None)
         self._modes.close()
 
@@ -107,36 +147,60 @@ class watch:
 
     def _put_back(self) -> None:
         own, threads = self._before
+        _watching.remove(self)
         threading.setprofile(threads)
         sys.setprofile(own)
 
     def _profiler(self) -> Callable:
+        patterns = bool(self._modules)
         names = {code.co_name for code in self._keep} | {name.rpartition(".")[2] for name in self._dotted}
 
         def on_event(frame, event, _):  # runs several times a call of any function: one look-up is all it may cost
-            if event == "call" and frame.f_code.co_name in names:
+            if event != "call":
+                return
+            if frame.f_code.co_name in names or patterns and self._is_of_such_a_module(frame.f_globals):
                 name = self._match(frame.f_code, frame.f_globals.get("__name__", ""))
                 if name:
                     self.stop(name)
 
         return on_event
 
+    def _is_of_such_a_module(self, variables: dict) -> bool:
+        module = variables.get("__name__") or ""
+        if module not in self._is_meant:
+            self._is_meant[module] = any(fnmatchcase(module, pattern) for pattern in self._modules)
+        return self._is_meant[module]
+
     def _match(self, code: CodeType, module: str) -> str | None:
         if id(code) in self._codes:
             return self._codes[id(code)]
-        if module in self._dotted.get(code.co_qualname, ()):
+        if module in self._dotted.get(code.co_qualname, ()) or self._is_of_such_a_module({"__name__": module}):
             return f"{module}.{code.co_qualname}"
         return None
 
 
-class _Functions(TorchFunctionMode):
+_watching: list[watch] = []
+
+
+def _in_threads(frame, event, argument) -> None:
+    """The profile function of other threads. A thread of a pool may outlive the block that it was started in: it is
+    watched by the one that is open now."""
+    for each in tuple(_watching):
+        with suppress(Shortcut):  # it is remembered; and a profile function that raises is taken away from the thread
+            each.on_event(frame, event, argument)
+
+
+class _Functions(FunctionObserver):
     def __init__(self, owner: watch):
         super().__init__()
         self.owner = owner
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         self.owner.check_operator(getattr(function, "__name__", ""))
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if self.owner.autograd and type(result) is Tensor and result.requires_grad:
+            self.owner.stop("torch's autograd")
+        return result
 
 
 class _Operators(Observer):

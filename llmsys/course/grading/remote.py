@@ -129,21 +129,25 @@ class RemoteRunner:
         return run
 
 
+_TUPLES = ("largest_shape", "alive_bytes", "findings", "modified", "called")
+
+
 def validated(fields: dict) -> Run:
     """The `Run` that a worker's report describes. Raises Stopped where it is not such a report."""
     if set(fields) != set(Run.__dataclass_fields__):
         raise Stopped("protocol", "it sent something else than the report of a call")
     error, findings = fields["error"], fields["findings"]
     sound = (
-        all(_is(fields, {name: tuple}, exactly=False) for name in ("largest_shape", "findings", "modified", "called"))
+        all(_is(fields, {name: tuple}, exactly=False) for name in _TUPLES)
         and all(
             _is(fields, {name: dict}, exactly=False)
-            for name in ("reads", "bytes_loaded", "bytes_stored", "multiply_adds", "operations")
+            for name in ("reads", "at_once", "bytes_loaded", "bytes_stored", "multiply_adds", "operations")
         )
         and type(fields["watched"]) is bool
         and all(type(key) in (int, str) and _figure(n, float) for key, n in fields["reads"].items())
+        and all(type(key) in (int, str) and _figure(n, int) for key, n in fields["at_once"].items())
         and _figure(fields["largest_bytes"], int)
-        and all(_figure(n, int) for n in fields["largest_shape"])
+        and all(_figure(n, int) for name in ("largest_shape", "alive_bytes") for n in fields[name])
         and all(
             type(key) is str and _figure(n, int)
             for name in ("bytes_loaded", "bytes_stored", "multiply_adds", "operations")
@@ -158,8 +162,9 @@ def validated(fields: dict) -> Run:
     if not sound:
         raise Stopped("protocol", "its report of a call holds something impossible")
     return Run(
-        **{name: fields[name] for name in ("value", "reads", "largest_bytes", "largest_shape")},
-        **{name: fields[name] for name in ("bytes_loaded", "bytes_stored", "multiply_adds", "operations", "watched")},
+        **{name: fields[name] for name in ("value", "reads", "at_once", "alive_bytes")},
+        **{name: fields[name] for name in ("largest_bytes", "largest_shape", "operations", "watched")},
+        **{name: fields[name] for name in ("bytes_loaded", "bytes_stored", "multiply_adds")},
         findings=tuple(Finding(*(clean(each[name]) for name in ("kind", "message", "place"))) for each in findings),
         modified=_texts(fields["modified"]),
         called=_texts(fields["called"]),

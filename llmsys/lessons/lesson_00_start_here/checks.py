@@ -1,5 +1,7 @@
 """Lesson 00: the choice of the next token."""
 
+import math
+
 import torch
 
 from llmsys.course.checking.checks import exercise_check
@@ -8,6 +10,7 @@ from llmsys.course.checking.checks import exercise_check
 @exercise_check(
     "00.next_token",
     reference="llmsys.models.sampling:greedy",
+    forbids=("llmsys.models.sampling:*",),
     hints=(
         "logits has three dimensions, (B, T, V). Which one is time, and which one is the vocabulary?",
         "logits[b, t] scores every token of the vocabulary as the one that comes after token t of sequence b. Only "
@@ -46,17 +49,27 @@ def next_token(answer):
         why="The logits at position t predict token t + 1, and only what follows the last token is not known yet.",
     ):
         for T in (2, 3, 17):
-            logits = answer.randn(1, T, 12)
-            answer.matches(logits[:, T - 1].max(dim=-1).indices, logits)
+            for _ in range(2):  # the same shape again, and other numbers
+                logits = answer.randn(1, T, 12)
+                answer.matches(logits[:, T - 1].max(dim=-1).indices, logits)
 
     with answer.property("chooses for each sequence of the batch on its own", why="Sequences do not know each other."):
         for B, T, V in ((2, 1, 9), (5, 4, 23)):
             logits = answer.randn(B, T, V)
             logits[torch.arange(B), -1, torch.arange(B) * 2] = 10.0  # the winners differ from row to row
             answer.matches(torch.arange(B) * 2, logits)
+            answer.matches(torch.arange(B).flip(0) * 2, answer.spread(logits.flip(0)))
 
     with answer.property("works on logits of any size and sign", why="Models give logits far from zero, in bf16, too."):
-        for offset, dtype in ((-1e4, torch.float32), (1e4, torch.float64), (-100.0, torch.bfloat16)):
+        low_and_high = ((-1e4, torch.float32), (1e4, torch.float64), (-100.0, torch.bfloat16), (-1e3, torch.float16))
+        for offset, dtype in low_and_high:
             logits = (answer.randint(-8, 8, (3, 4, 10)).double() + offset).to(dtype)
             logits[torch.arange(3), -1, torch.tensor([9, 0, 4])] = offset + 16
             answer.matches(torch.tensor([9, 0, 4]), logits)
+        logits = -1e30 * (1 + answer.randn(3, 4, 10).abs())  # below any number that one would begin with
+        logits[torch.arange(3), -1, torch.tensor([7, 0, 9])] = -1e29
+        logits[1, -1, 1:] = -math.inf  # a vocabulary of which some is ruled out
+        answer.matches(torch.tensor([7, 0, 9]), logits)
+        close = answer.randn(2, 3, 9, dtype=torch.float64).clamp(max=2)
+        close[:, -1, 2], close[:, -1, 6] = 3.0, 3.0 + 1e-12  # one number in float32, and two here
+        answer.matches(torch.tensor([6, 6]), close)

@@ -66,3 +66,33 @@ wrong(
     ("argmax(dim=-1)", "max(dim=-1).values.to(torch.int64)"),
     why="A logit is a score. The token is its index: max gives the one, argmax the other.",
 )
+wrong(
+    "keeps_the_best_from_a_number",
+    "You look for what is above a number of your own, and begin with one that is too large.",
+    (
+        "return logits[:, -1].argmax(dim=-1)",
+        "last, best = logits[:, -1].double(), logits.new_full(logits[:, 0, 0].shape, -1e4).double()\n"
+        "    token = torch.zeros(len(logits), dtype=torch.int64)\n"
+        "    for word in range(logits.shape[-1]):\n"
+        "        token[last[:, word] > best] = word\n"
+        "        best = torch.maximum(best, last[:, word])\n"
+        "    return token",
+    ),
+    why="Logits may be anything. Begin with the first of them, or with −∞.",
+)
+wrong(
+    "rounded_to_float32",
+    "You round the logits before you compare them.",
+    ("argmax(dim=-1)", "float().argmax(dim=-1)"),
+    why="Two logits that differ in float64 may be one number in float32. argmax takes every precision as it is.",
+)
+wrong(
+    "counts_in_memory",
+    "You count where the logits lie in memory, and not where they are in the tensor.",
+    (
+        "logits[:, -1].argmax(dim=-1)",
+        "torch.as_strided(logits, logits[:, -1].shape, (logits.shape[1] * logits.shape[2], 1), "
+        "logits.storage_offset() + (logits.shape[1] - 1) * logits.shape[2]).argmax(dim=-1)",
+    ),
+    why="A tensor may be a transposed or a sliced one. logits[:, -1] is right for each of them.",
+)

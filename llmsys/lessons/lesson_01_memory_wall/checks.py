@@ -7,14 +7,10 @@ import torch
 from llmsys.attention import cost, naive
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
+from llmsys.course.checking.watch import FUSED_ATTENTION
 from llmsys.hardware import roofline
-from llmsys.lessons.common import exact, multiples
+from llmsys.lessons.common import exact, later_stages, multiples, tokens_first
 
-STAGES = (
-    "llmsys.attention.online:online_attention",
-    "llmsys.attention.tiled:tiled_attention",
-    "llmsys.attention.sdpa:sdpa_attention",
-)
 FIGURES = ("flops", "score_elements", "hbm_bytes", "saved_bytes")
 
 
@@ -31,6 +27,7 @@ def one_figure(naive_cost):
 @exercise_check(
     "01.naive_cost",
     reference=cost.naive_cost,
+    forbids=("llmsys.attention.cost:*",),
     adapt=one_figure,
     hints=(
         "Take one head first. How many dot products of length D make S, and what does one of them cost? Then go "
@@ -84,8 +81,8 @@ def naive_cost(answer: Answer) -> None:
         figure("saved_bytes", (1, 1, 64, 4), (1, 1, 4, 64), (3, 5, 50, 16), drawn())
 
     with answer.property("an element of any size", why="A count of elements is not one of bytes: 4 in fp32, 1 in fp8."):
-        for itemsize in (4, 1):
-            shape = drawn()
+        shape = drawn()
+        for itemsize in (4, 1, 8, 2):  # of one shape, so that nothing is remembered by the shape alone
             for name in FIGURES:
                 figure(name, shape, itemsize=itemsize)
 
@@ -99,7 +96,7 @@ def naive_cost(answer: Answer) -> None:
 @exercise_check(
     "01.naive_attention",
     reference=naive.naive_attention,
-    forbids=("aten::*scaled_dot_product*", *STAGES),
+    forbids=(*FUSED_ATTENTION, "llmsys.attention.naive:*", *later_stages("naive")),
     hints=(
         "Begin without options: scores, softmax over the keys, weights times v. Then one option at a time, in the "
         "order of the check's properties; each is one line.",
@@ -197,11 +194,34 @@ def naive_attention(answer: Answer) -> None:
         run = answer(q, k, v, return_lse=True)
         answer.equal(run, (run.value[0], exact(q.float(), k.float(), v.float())[1]), rtol=0.0, atol=2e-3)
 
+    with answer.property(
+        "all of it together: options, sizes, precisions and strides",
+        why="A model asks for several at once, and its tensors are views of larger ones.",
+    ):
+        tolerances = {torch.float32: 2e-5, torch.float64: 2e-5, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+        for (Tq, Tk), (B, G, Hkv), Dv, options, dtype in (  # each pair of options is in one of them
+            ((3, 11), (2, 3, 2), 5, {"causal": True, "scale": 0.3}, torch.float32),
+            ((3, 11), (1, 2, 1), 8, {"causal": True, "scale": 1.0, "return_lse": True}, torch.float64),
+            ((7, 4), (2, 2, 3), 3, {"causal": True, "scale": 0.6, "return_lse": True}, torch.float32),
+            ((7, 4), (3, 1, 2), 8, {"causal": True}, torch.bfloat16),
+            ((7, 4), (2, 3, 1), 8, {"scale": 0.3}, torch.float32),
+            ((5, 5), (2, 1, 1), 9, {"scale": 1.5}, torch.float16),
+            ((5, 5), (1, 3, 2), 3, {"causal": True, "scale": 0.5, "return_lse": True}, torch.float16),
+            ((1, 13), (3, 2, 2), 3, {"causal": True, "return_lse": True}, torch.bfloat16),
+            ((1, 13), (2, 1, 3), 8, {"scale": 0.3, "return_lse": True}, torch.float64),
+        ):
+            for layout in (answer.spread, tokens_first):  # and the same shape twice
+                q, k, v = (x.to(dtype) for x in draw(Tq, Tk, B=B, G=G, Hkv=Hkv, Dk=6, Dv=Dv))
+                o, lse = exact(q, k, v, **{"causal": False} | {x: options[x] for x in options if x != "return_lse"})
+                expected = (o, lse) if "return_lse" in options else o
+                tolerance = tolerances[dtype]
+                answer.matches(expected, *map(layout, (q, k, v)), rtol=tolerance, atol=tolerance, **options)
+
 
 @exercise_check(
     "01.roofline_seconds",
     reference=roofline.roofline_seconds,
-    forbids=(roofline.estimate, roofline.total_seconds),
+    forbids=("llmsys.hardware.roofline:*",),
     hints=(
         "How long does one kernel take whose arithmetic needs 3 s and whose traffic needs 2 s, if both go on at once? "
         "And when does the next kernel begin?",
@@ -259,3 +279,7 @@ def roofline_seconds(answer: Answer) -> None:
         answer.matches(
             (300 + 300 + 500) * moved / 900e12, kernels, peak_flops=900e12, bandwidth=3e12, rtol=1e-9, atol=1e-15
         )
+        for peak, bandwidth in ((900e12, 2e12), (100e12, 3e12)):  # one of the two alone, and a kernel that does nothing
+            expected = sum(max(flops / peak, size / bandwidth) for flops, size in kernels)
+            also = [(0, 0), *kernels]
+            answer.matches(expected, also, peak_flops=peak, bandwidth=bandwidth, rtol=1e-9, atol=1e-15)

@@ -141,6 +141,24 @@ wrong_attention(
     why="A head's dot products have length Dk, however many heads there are.",
 )
 wrong_attention(
+    "needs_contiguous_inputs",
+    "Your function works only for tensors that lie in memory in order: view() refuses the others.",
+    ("(q @ k.mT)", "(q.view(-1, *q.shape[2:]) @ k.view(-1, *k.shape[2:]).mT).view(*q.shape[:3], Tk)"),
+    why="A model hands over views, of shape (B, T, H, D) in memory: flatten(), reshape(), or no new shape at all.",
+)
+wrong_attention(
+    "own_scale_ignored_with_a_mask",
+    "With causal, you ignore the scale that is passed.",
+    ("if scale is None else", "if scale is None or causal else"),
+    why="The options do not know each other: a mask changes which keys are seen, and nothing else.",
+)
+wrong_attention(
+    "result_in_float32",
+    "Your o stays float32.",
+    ("p.to(v.dtype) @ v", "p @ v.float()"),
+    why="What comes in 16 bits goes out in 16 bits: the next layer has weights of that type.",
+)
+wrong_attention(
     "own_scale_ignored",
     "You ignore the scale that is passed.",
     (" if scale is None else scale", ""),

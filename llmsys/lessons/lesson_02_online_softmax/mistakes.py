@@ -44,6 +44,18 @@ wrong_safe(
     why="A row of large negative numbers never gets above 0: every term vanishes under it, and 0/0 is left.",
 )
 wrong_safe(
+    "begins_at_ten_thousand_below",
+    "Your maximum begins at a large negative number instead of −∞.",
+    ('float("-inf")', "-10000.0"),
+    why="A row may be below any number that you choose: every term vanishes under it then, and 0/0 is left.",
+)
+wrong_safe(
+    "result_of_the_default_dtype",
+    "Your y has torch's default dtype, and not x's.",
+    ("torch.empty_like(x)", "torch.empty(x.shape)"),
+    why="torch.empty_like(x) has the shape and the dtype of x; torch.empty(x.shape) has its shape.",
+)
+wrong_safe(
     "last_dimension_dropped",
     "Your m has one dimension fewer than a tile, and so it meets the tile's columns instead of its rows.",
     ("m[..., None]", "m", 2),
@@ -76,13 +88,58 @@ def each_tile_by_itself(x, tile):
 
 @misconception(
     "02.safe_softmax",
-    "You kept the row, or something as long as it; or you have made one loop of two already, which is exercise (c).",
-    why="There is no room for a second row, which is the reason for this exercise: each of the three loops reads x.",
+    "You work on whole rows: `tile` is never looked at.",
+    why="The row does not fit on the chip. x[..., start : start + tile] is what an operation may be given of it.",
 )
-def keeps_the_row(x, tile):
+def whole_rows(x, tile):
     m = x.amax(-1, keepdim=True)
     e = torch.exp(x - m)
     return e / e.sum(-1, keepdim=True)
+
+
+wrong_safe(
+    "keeps_the_row",
+    "You kept the row: every tile of it, from one loop to the next.",
+    (
+        "    for start in starts:\n        m = torch.maximum(m, x[..., start : start + tile].amax(dim=-1))\n",
+        "    kept = [x[..., start : start + tile].clone() for start in starts]\n"
+        "    for part in kept:\n        m = torch.maximum(m, part.amax(dim=-1))\n",
+    ),
+    ("torch.exp(x[..., start : start + tile] - m", "torch.exp(kept[start // tile] - m", 2),
+    why="There is no room for a second row, in one piece or in many: each of the three loops reads x.",
+)
+wrong_safe(
+    "keeps_the_exponentials",
+    "You kept e^(x − m) from the second loop for the third: it is as long as the row.",
+    ("l = torch.zeros_like(m)", "l, kept = torch.zeros_like(m), []"),
+    (
+        "        l = l + torch.exp(x[..., start : start + tile] - m[..., None]).sum(dim=-1)\n",
+        "        kept.append(torch.exp(x[..., start : start + tile] - m[..., None]))\n"
+        "        l = l + kept[-1].sum(dim=-1)\n",
+    ),
+    ("= torch.exp(x[..., start : start + tile] - m[..., None]) /", "= kept[start // tile] /"),
+    why="There is no room for it. The third loop reads x again, and takes the exponential again.",
+)
+wrong_safe(
+    "keeps_a_copy_of_the_row",
+    "You read x as you should, and keep a copy of it all the same.",
+    (
+        "        m = torch.maximum(m, x[..., start : start + tile].amax(dim=-1))\n",
+        "        kept.append(x[..., start : start + tile].clone())\n"
+        "        m = torch.maximum(m, kept[-1].amax(dim=-1))\n",
+    ),
+    ("    for start in starts:\n        kept", "    kept = []\n    for start in starts:\n        kept"),
+    why="What a loop has read is gone when the next tile comes: there is no room for a second row.",
+)
+
+
+@misconception(
+    "02.safe_softmax",
+    "You have made one loop of two already, which is exercise (c).",
+    why="Here the maximum is known before anything is summed: three loops, and each of them reads x.",
+)
+def two_loops(x, tile):
+    return online_softmax(x, tile)
 
 
 # 02.merge
@@ -133,6 +190,23 @@ wrong_merge(
         "torch.nan_to_num(l1 * torch.exp(m1 - finite) + l2 * torch.exp(m2 - finite))",
     ),
     why="Two identities come out right, but a NaN that came in is gone as well, and with it the sign of an error.",
+)
+wrong_merge(
+    "asks_once_for_nothing",
+    "You ask once whether a side is nothing, and not row by row.",
+    (
+        "    m = torch.maximum(m1, m2)\n",
+        "    if bool((m1 == float('-inf')).all()):\n        return b\n"
+        "    if bool((m2 == float('-inf')).all()):\n        return a\n    m = torch.maximum(m1, m2)\n",
+    ),
+    ('torch.where(m == float("-inf"), torch.zeros_like(m), m)', "m"),
+    why="In one call, one row may be nothing on both sides, and its neighbour on neither.",
+)
+wrong_merge(
+    "nan_is_not_the_maximum",
+    "Your maximum lets a NaN go: fmax, or where(m1 > m2, m1, m2), takes the number instead.",
+    ("torch.maximum(m1, m2)", "torch.fmax(m1, m2)"),
+    why="A broken row then looks healthy. torch.maximum gives NaN where either side is.",
 )
 wrong_merge(
     "maximum_becomes_zero",
@@ -197,11 +271,37 @@ wrong_online(
 )
 wrong_online(
     "reads_the_tile_twice",
-    "You read each tile from x twice in the first pass: once for its maximum, once for its sum.",
+    "You read x three times: for the maximum, for the sum, and for the weights.",
     (".clone()", ""),
-    why="Load the tile once, part = x[..., start : start + tile].clone(), and compute both from "
-    "the copy, which is on the chip.",
+    why="The first two are one pass. Load the tile once, part = x[..., start : start + tile].clone(), and compute both "
+    "from the copy, which is on the chip.",
 )
+wrong_online(
+    "finite_for_minus_infinity",
+    "Your running maximum begins at a large negative number instead of −∞.",
+    ('x.new_full(x.shape[:-1], float("-inf"))', "x.new_full(x.shape[:-1], -10000.0)"),
+    why="A row may be below any number that you choose: every term vanishes then, and 0/0 is left.",
+)
+wrong_online(
+    "result_of_the_default_dtype",
+    "Your y has torch's default dtype, and not x's.",
+    ("torch.empty_like(x)", "torch.empty(x.shape)"),
+    why="torch.empty_like(x) has the shape and the dtype of x; torch.empty(x.shape) has its shape.",
+)
+
+
+@misconception(
+    "02.online_softmax",
+    "You work on whole rows: `tile` is never looked at.",
+    why="The row does not fit on the chip. Two reads of it are not two passes over its tiles.",
+)
+def whole_rows_twice(x, tile):
+    row = x.clone()
+    m = row.amax(-1, keepdim=True)
+    m = torch.where(m == float("-inf"), torch.zeros_like(m), m)
+    return torch.exp(x - m) / torch.exp(row - m).sum(-1, keepdim=True)
+
+
 wrong_online(
     "keeps_the_tiles",
     "You kept the row, or something as long as it, from one loop to the other.",

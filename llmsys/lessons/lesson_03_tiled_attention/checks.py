@@ -2,20 +2,22 @@
 
 import torch
 
-from llmsys.attention import naive, online, tiled
+from llmsys.attention import online, tiled
 from llmsys.attention.cost import tiled_bytes as bytes_moved
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
+from llmsys.course.checking.watch import FUSED_ATTENTION, FUSED_SOFTMAX
 from llmsys.hardware.memory import HBM
-from llmsys.lessons.common import exact, multiples
+from llmsys.lessons.common import exact, later_stages, multiples, tokens_first
 
-FUSED = ("aten::*softmax*", "aten::*logsumexp*", "aten::*scaled_dot_product*")
+FUSED = (*FUSED_SOFTMAX, *FUSED_ATTENTION)
 LIBRARY = (
-    naive.naive_attention,
+    "llmsys.attention.naive:*",
     online.online_attention,
-    tiled.attend_one_query,
-    tiled.tiled_attention,
-    tiled.absorb,
+    online.online_softmax,
+    online.safe_softmax,
+    "llmsys.attention.tiled:*",
+    *later_stages("tiled"),
 )
 
 
@@ -95,6 +97,10 @@ def attend_one_query(answer: Answer) -> None:
         for T, tile in ((7, 4), (17, 16), (1, 8), (13, 5)):
             q, k, v = draw(T, 2.0, Dv=8)
             answer.matches(one_query(q, k, v), q, k, v, tile=tile)
+        q, k, v = draw(37, 2.0, Dk=6, Dv=11)
+        answer.matches(one_query(q, k, v), q, k, v)
+        q, k, v = draw(37, 2.0, Dk=6, Dv=11)  # the same shape again, other numbers, and others between them
+        answer.matches(one_query(q, k, v), *map(answer.spread, (q, k, v)), tile=7)
 
     with answer.property(
         "scores far below zero, and far above", why="The running maximum begins at −∞; no exponent is ever positive."
@@ -108,16 +114,21 @@ def attend_one_query(answer: Answer) -> None:
         q, k, v = draw(20, Dk=16)
         q, k = torch.ones(16), multiples(32 * k, 32) - 4096  # about -16,384 each: no finite number is a safe start
         answer.matches(one_query(q, k, v), q, k, v, tile=8)
+        k = k - 2**22  # and -16 million each
+        answer.matches(one_query(q, k, v), q, k, v, tile=3)
+        q, k, v = torch.zeros(16), answer.randn(300, 16), answer.randn(300, 4)  # equal scores, many of them
+        answer.matches(v.mean(dim=0), q, k, v, tile=7)
 
     with answer.property(
         "k and v are read once, and nothing as long as T is made",
         why="The last pass disappears here: that is the point.",
     ):
-        q, k, v = draw(320)
+        q, k, v = draw(2048)
         run = answer(q, k, v, tile=8)
-        answer.reads(run, at_most=1, of=1)
-        answer.reads(run, at_most=1, of=2)
-        answer.allocates(run, 8 * 8 * 4, "one tile of k")
+        for argument, x, name in ((1, k, "k"), (2, v, "v")):
+            answer.reads_at_once(run, 8 * x.shape[1], argument, f"a tile of {name}")
+            answer.reads(run, at_most=1, of=argument, at_least=1, otherwise="every key and every value counts")
+        answer.keeps(run, 12 * TILE, "12 tiles of k")
         answer.equal(run, one_query(q, k, v))
 
 
@@ -181,6 +192,8 @@ def tiled_attention(answer: Answer) -> None:
         for Tq, Tk, block_q, block_k in ((7, 13, 4, 8), (17, 5, 16, 3), (1, 33, 16, 16), (3, 1, 2, 2)):
             q, k, v = draw(Tq, Tk, Hkv=2, scale=2.0)
             answer.matches(exact(q, k, v), q, k, v, block_q=block_q, block_k=block_k)
+        q, k, v = draw(70, 67)
+        answer.matches(exact(q, k, v), q, k, v)  # tiles of 64
 
     with answer.property(
         "causal, aligned at the end", why="The last query is the last token: query i sees the keys up to i + Tk − Tq."
@@ -221,6 +234,25 @@ def tiled_attention(answer: Answer) -> None:
         o, _ = exact(q, k, v, causal=True)
         answer.matches(o, q, k, v, block_q=8, block_k=8, causal=True, report="o")
 
+    with answer.property(
+        "all of it together: options, sizes, tiles and strides",
+        why="A model asks for several at once, and its tensors are views of larger ones.",
+    ):
+        for (Tq, Tk), (B, G, Hkv), Dv, blocks, options in (  # each pair of options is in one of them
+            ((5, 13), (2, 3, 2), 3, (3, 4), {"causal": True, "scale": 0.3}),
+            ((11, 4), (3, 2, 1), 9, (4, 3), {"causal": True, "scale": 0.6}),
+            ((11, 4), (1, 1, 2), 6, (3, 7), {"causal": True}),
+            ((9, 9), (2, 2, 1), 5, (2, 5), {"causal": True}),
+            ((9, 9), (1, 3, 2), 6, (5, 2), {"scale": 1.5}),
+            ((1, 12), (3, 2, 2), 3, (4, 5), {"causal": True, "scale": 0.3}),
+        ):
+            q, k, v = draw(Tq, Tk, B=B, G=G, Hkv=Hkv, D=6, Dv=Dv, scale=2.0)
+            options |= {"block_q": blocks[0], "block_k": blocks[1]}
+            given = {x: options[x] for x in ("causal", "scale") if x in options}
+            answer.matches(exact(q, k, v, **given), *map(answer.spread, (q, k, v)), **options)
+            q, k, v = draw(Tq, Tk, B=B, G=G, Hkv=Hkv, D=6, Dv=Dv)  # the same shape again, and other numbers
+            answer.matches(exact(q, k, v, **given)[0], *map(tokens_first, (q, k, v)), report="o", **options)
+
     with answer.property("q is loaded once, k and v once per query tile", why="More is wasted; fewer cannot be."):
         q, k, v = draw(20, 16, G=2, Hkv=2)
         loads = {"q": q.nbytes, "k": 3 * k.nbytes, "v": 3 * v.nbytes}
@@ -229,6 +261,9 @@ def tiled_attention(answer: Answer) -> None:
     with answer.property("o and lse are stored once", why="The state lives on the chip until it is finished."):
         q, k, v = draw(12, 16, G=2, Hkv=2)
         answer.matches({"o": q.nbytes, "lse": q.nbytes // 8}, q, k, v, block_q=8, block_k=8, report="stored")
+        q, k, v = draw(12, 5, G=2, Hkv=2)  # also for the queries that see no key
+        stored = {"o": q.nbytes, "lse": q.nbytes // 8}
+        answer.matches(stored, q, k, v, block_q=4, block_k=3, causal=True, report="stored")
 
     with answer.property(
         "causal: keys that no query of the tile sees are not loaded", why="Half of the tiles, for a long sequence."
@@ -242,21 +277,25 @@ def tiled_attention(answer: Answer) -> None:
         q, k, v = draw(12, 4)  # the first eight queries, two tiles of them, see nothing
         loads = {"q": q.nbytes, "k": k.nbytes, "v": v.nbytes}
         answer.matches(loads, q, k, v, block_q=4, block_k=4, causal=True, report="loaded")
+        q, k, v = draw(7, 12, B=2, G=3, Hkv=2)  # with a cache, a batch and groups: the tiles see 8, 11 and 12 keys
+        loads = {"q": q.nbytes, "k": k.nbytes * 31 // 12, "v": v.nbytes * 31 // 12}
+        answer.matches(loads, q, k, v, block_q=3, block_k=5, causal=True, scale=0.4, report="loaded")
 
     with answer.property(
         "nothing with Tq × Tk elements is ever made, and the chip is large enough",
         why="A few tiles fit; the scores do not.",
     ):
-        q, k, v = draw(16, 128)  # 16 tiles of k: whoever keeps them, or one of scores for each, has not got the room
+        q, k, v = draw(9, 320)  # 40 tiles of k: whoever keeps them, or one of scores for each, has not got the room
         run = answer(q, k, v, block_q=8, block_k=8, sram=24 * TILE)
         answer.allocates(run, 6 * TILE, "six tiles")
+        answer.keeps(run, 24 * TILE, "24 tiles, and NumPy's are tiles, too")
         answer.equal(run, exact(q, k, v))
 
 
 @exercise_check(
     "03.tiled_bytes",
     reference=bytes_moved,
-    forbids=(bytes_moved, tiled.tiled_attention),
+    forbids=("llmsys.attention.cost:*", "llmsys.attention.tiled:*"),
     hints=(
         "Four tensors and lse. Which of them cross once, whatever the tile is? How often do the others?",
         "There are ceil(T / block_q) tiles of queries. Each loads the keys and values that it sees: all T of them, or "
@@ -299,3 +338,6 @@ def tiled_bytes(answer: Answer) -> None:
     ):
         for T, D, block in ((64, 16, 16), (100, 8, 64), (64, 8, 64), (1000, 64, 128), (7, 4, 2)):
             answer.matches(expected(T, D, block, causal=True), T, D, block, causal=True)
+        for shape in ((61, 24, 7), (5, 6, 64), (13, 3, 1)):  # with every option, of one shape after the other
+            for options in ({"causal": True, "itemsize": 2}, {"itemsize": 8}, {"causal": True, "itemsize": 1}, {}):
+                answer.matches(expected(*shape, **options), *shape, **options)

@@ -4,13 +4,14 @@ import functools
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from llmsys.attention import online
-from llmsys.course.checking.watch import Shortcut, watch
+from llmsys.course.checking.watch import DERIVATIVES, FUSED_ATTENTION, FUSED_SOFTMAX, Shortcut, watch
 
 
 def theirs(x):
@@ -75,7 +76,7 @@ def test_methods_of_a_forbidden_class_are_seen():
 
 def test_other_threads_are_watched():
     with watch([theirs]) as watching:
-        thread = threading.Thread(target=lambda: pytest.raises(Shortcut, theirs, 1))
+        thread = threading.Thread(target=lambda: theirs(1))
         thread.start()
         thread.join()
     assert watching.called
@@ -149,3 +150,59 @@ def test_watching_imports_neither_what_is_forbidden_nor_the_compiler():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "family, call",
+    [
+        (FUSED_SOFTMAX, lambda x: torch.softmax(x, -1)),
+        (FUSED_SOFTMAX, lambda x: F.log_softmax(x, -1)),
+        (FUSED_SOFTMAX, lambda x: torch.logcumsumexp(x, -1)),
+        (FUSED_SOFTMAX, lambda x: torch.logaddexp2(x, x)),
+        (FUSED_SOFTMAX, lambda x: torch.distributions.Categorical(logits=x).probs),
+        (FUSED_SOFTMAX, lambda x: F.cross_entropy(x[0, 0], torch.zeros(2, dtype=torch.int64))),
+        (FUSED_SOFTMAX, lambda x: F.gumbel_softmax(x)),
+        (FUSED_ATTENTION, lambda x: F.scaled_dot_product_attention(x, x, x)),
+        (FUSED_ATTENTION, lambda x: torch.nn.MultiheadAttention(4, 1)(x[0], x[0], x[0])),
+        (DERIVATIVES, lambda x: torch.autograd.grad((x.requires_grad_() * 2).sum(), x)),
+        (DERIVATIVES, lambda x: x.clone().requires_grad_()),
+        (DERIVATIVES, lambda x: torch.func.grad(lambda y: y.sum())(x)),
+        (DERIVATIVES, lambda x: torch.func.jvp(torch.exp, (x,), (x,))),
+        (DERIVATIVES, lambda x: torch.autograd.functional.jacobian(torch.exp, x)),
+        (DERIVATIVES, lambda x: torch.ops.aten._softmax_backward_data(x, x, -1, torch.float32)),
+    ],
+)
+def test_a_family_has_what_does_the_same_under_another_name(family, call):
+    x = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(Shortcut, match="write this yourself: "), watch(family):
+        call(x)
+
+
+@pytest.mark.parametrize("family", [FUSED_SOFTMAX, FUSED_ATTENTION, DERIVATIVES])
+def test_a_family_stops_nothing_that_an_answer_needs(family):
+    x = torch.randn(2, 3)
+    with watch(family) as watching:
+        y = (x - x.amax(-1, keepdim=True)).exp()
+        y / y.sum(-1, keepdim=True) @ torch.sigmoid(x).mT + torch.log(y.sum())
+    assert watching.called == []
+
+
+def test_a_module_stands_for_all_of_its_functions_and_may_be_a_pattern():
+    for forbidden in (f"{__name__}:*", f"{__name__[:-3]}*:*"):
+        for call in (lambda: theirs(1), lambda: Module().other(1)):
+            with pytest.raises(Shortcut, match="was called"), watch([forbidden]):
+                call()
+        assert watch([forbidden]).refuses(other)
+    with watch([f"{__name__}.within:*", "other:*"]) as watching:
+        theirs(1)
+    assert watching.called == []
+
+
+@pytest.mark.parametrize("forbidden, call", [(theirs, lambda: theirs(1)), ("aten::exp", torch.zeros(2).exp)])
+def test_a_pool_that_outlives_a_block_is_watched_by_the_next_one(forbidden, call):
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(2):
+            with watch([forbidden]) as watching:
+                pool.submit(call).exception()
+            assert len(watching.called) == 1
+        pool.submit(call).result()
