@@ -109,11 +109,11 @@ def test_faults_of_memory_are_alike_only_where_the_outputs_are():
 def test_loading_one_tensor_twice_is_not_loading_another_twice():
     class Told:
         def run(self, args, kwargs):
-            return Run(value=X, bytes_loaded={"k": 20, "v": 10}, bytes_stored={"o": 10})
+            return Run(value=X, bytes_loaded={"k": 20, "v": 10}, bytes_stored={"o": 10}, watched=True)
 
     answer = Answer(Told())
     with pytest.raises(Rejected) as caught, answer.property("it stands"):
         answer.traffic(answer(X), loaded=20, stored=10)
-    other = Run(value=X, bytes_loaded={"k": 10, "v": 20}, bytes_stored={"o": 10})
+    other = Run(value=X, bytes_loaded={"k": 10, "v": 20}, bytes_stored={"o": 10}, watched=True)
     assert caught.value.wrong(other) and not caught.value.same(caught.value.run, other)
     assert caught.value.same(caught.value.run, caught.value.run)
