@@ -19,13 +19,13 @@ for these two. Heads of 96, 192 or 256, and values of another width than keys (1
 refused: stage flash takes any up to 256, and `attention="auto"` goes there by itself, or to torch's own above 128.
 
 TFLOP/s and, in brackets, the ratio to cuDNN, timed in turns with it on an H100 80GB HBM3 (16k tokens in all, 2048 wide,
-bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-24; `llmsys.bench.recorded("attention")`):
+bf16; torch 2.11.0+cu130, triton 3.6.0, 2026-11-28; `llmsys.bench.recorded("attention")`):
 
     T               1k            4k            16k
-    D 64   full     436 (1.01)    537 (1.12)    560 (1.19)
-    D 64   causal   290 (0.87)    440 (1.02)    514 (1.09)
-    D 128  full     614 (1.03)    702 (1.04)    710 (1.05)
-    D 128  causal   420 (1.00)    616 (1.07)    685 (1.08)
+    D 64   full     434 (1.00)    537 (1.12)    570 (1.20)
+    D 64   causal   290 (0.88)    448 (1.02)    511 (1.09)
+    D 128  full     608 (1.03)    695 (1.03)    700 (1.05)
+    D 128  causal   422 (1.00)    615 (1.08)    678 (1.08)
 
 What limits it, by `recorded("attention_counters")`: at D 128, full, 16k, the tensor cores are active for 80% of the
 time (cuDNN's kernel: 75%), and the GPU is at its 700 W, which lowers its clock to 1.7 GHz. At 1k, a tile of queries
