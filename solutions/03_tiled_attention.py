@@ -467,7 +467,7 @@ for T in sorted({T for name, T in ms if name == "naive"}):
     print(f"T = {T:6,}: naive attention takes {ms['naive', T] / ms['sdpa', T]:4.1f} times as long as sdpa on the H100")
 
 # %% [markdown]
-# At most 22.6 times: fair numbers, and a good deal less than the 104× that our article reports. <!-- source: the article's section on FlashAttention, a best case -->
+# At most 24.8 times: fair numbers, and a good deal less than the 104× that our article reports. <!-- source: the article's section on FlashAttention, a best case -->
 # Speed-ups depend on what they are compared with. Lesson 04 writes that kernel.
 #
 # ## Your tiles in a real model
