@@ -12,9 +12,9 @@ from llmsys.viz.kit.picture import Picture
 from llmsys.viz.kit.svg import Svg
 
 PROMPT, STEPS = 4, 4
-CELL, ROW, COLUMN = 15, 17, 136
+CELL, ROW, COLUMN = 15, 17, 134
 """Pixels: a token's cell is so wide and so high, and a step has a column."""
-LEFT, TOTALS = 104, 660
+LEFT, TOTALS = 104, 650
 MODEL, DEVICE, TOKENS = "Llama-3-8B", "H100 SXM", 4096
 LAST = 244
 """Where the part with the times starts."""
@@ -25,13 +25,14 @@ def overview() -> Picture:
     without, cached = counts(cache=False), counts(cache=True)
     times = {name: waiting(queries) for name, queries in (("prefill", TOKENS), ("decode", 1))}
     said = {name: seconds_in_words(sum(parts.values())) for name, parts in times.items()}
+    busy = {name: 100 * parts["compute"] / sum(parts.values()) for name, parts in times.items()}
     svg = Svg(760, 386, alt=(
         f"A prompt of {PROMPT} tokens, and {STEPS - 1} more tokens. Without a cache the steps compute "
         f"{_listed(without)} rows of keys and values, together {_sum(without)}, though only the last row of each is "
         f"new. With a cache they compute {_listed(cached)}, together {_sum(cached)}, and read the others. Below, "
         f"{MODEL} on {DEVICE} after {TOKENS:,} tokens: without a cache the next token takes at least "
-        f"{said['prefill']}, as long as the prefill and nearly all of it arithmetic; with a cache {said['decode']}, all "
-        "of it reading."
+        f"{said['prefill']}, as long as the prefill, {busy['prefill']:.0f}% of it arithmetic; with a cache "
+        f"{said['decode']}, {busy['decode']:.0f}% of it arithmetic."
     ))  # fmt: skip
     for n in range(STEPS):
         name = ("prefill", f"{PROMPT} new") if n == 0 else ("decode", "1 new")

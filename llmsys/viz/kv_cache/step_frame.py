@@ -158,7 +158,7 @@ def largest(cost: StepCost) -> str:
     memory = size_in_words(cost.memory)
     if cost.weights_held > cost.memory:
         cards = -(-cost.weights_held // cost.device.memory_bytes)
-        return f"The weights alone do not fit into {memory}: that takes {cards} of this device. Times are as if they did."
+        return f"The weights alone do not fit into {memory}, that takes {cards} such devices. Times are as if they did."
     most = cost.largest_batch
     if not most:
         return f"Not one sequence of this context fits beside the weights into {memory}. Times are as if it did."
