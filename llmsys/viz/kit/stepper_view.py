@@ -117,7 +117,10 @@ class View:
         }
         if isinstance(control, Choice):
             options = list(control.options.items())
-            field = widgets.Dropdown(options=options, value=control.start, **common)
+            if control.slider:
+                common["layout"].width = "300px"  # with "auto" its track has no length
+            kind = widgets.SelectionSlider if control.slider else widgets.Dropdown
+            field = kind(options=options, value=control.start, **common)
         else:
             common["layout"].width = "440px"
             field = widgets.Text(
