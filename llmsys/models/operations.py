@@ -19,55 +19,22 @@ Scores, cache and activations are as wide as the weights (`dtype`). The logits a
 from dataclasses import dataclass
 
 from llmsys.hardware.roofline import Operation
-from llmsys.models.llama import LlamaConfig
+from llmsys.models.shapes import ITEMSIZE, SHAPES, Experts, Latent, ModelShape, shape_of
 
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
+__all__ = [
+    "ITEMSIZE",
+    "QUERY_TILE",
+    "SHAPES",
+    "Experts",
+    "Latent",
+    "ModelOperation",
+    "ModelShape",
+    "operations",
+    "shape_of",
+]
+
 QUERY_TILE = 128
 """Rows that one program of a flash kernel works on: as often the keys and values come from the L2 cache."""
-
-
-@dataclass(frozen=True)
-class Experts:
-    """The MLPs of a mixture of experts: `active` of the `routed` ones and all `shared` ones work on a token."""
-
-    routed: int
-    active: int
-    shared: int
-    width: int
-    """Inside each expert, as `ModelShape.ffn` is inside a dense layer's MLP."""
-    dense_layers: int
-    """Layers at the bottom that have one MLP instead."""
-
-
-@dataclass(frozen=True)
-class Latent:
-    """Multi-head latent attention: keys and values of all heads are projections of one vector of `kv_rank`, and that is
-    cached, with one key of `rope_dim` for the position, which all heads share. A query has head_dim + rope_dim."""
-
-    q_rank: int
-    kv_rank: int
-    rope_dim: int
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes of a transformer with gated MLPs and without biases."""
-
-    name: str
-    layers: int
-    width: int
-    """C, how many numbers a token has between two layers."""
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    """How many numbers a token has inside the MLP."""
-    vocab: int
-    tied: bool = False
-    """Whether the head is the embedding's matrix."""
-    experts: Experts | None = None
-    latent: Latent | None = None
-    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,66 +42,6 @@ class ModelOperation(Operation):
     """An operation of a model. `weight_bytes` of its `bytes` are weights: the others grow with the tokens."""
 
     weight_bytes: int | float = 0
-
-
-_SHAPES = (
-    ModelShape(
-        name="SmolLM2-135M",
-        layers=30,
-        width=576,
-        heads=9,
-        kv_heads=3,
-        head_dim=64,
-        ffn=1536,
-        vocab=49_152,
-        tied=True,
-        source="the checkpoint's metadata; Ben Allal et al., https://arxiv.org/abs/2502.02737",
-    ),
-    ModelShape(
-        name="Llama-3-8B",
-        layers=32,
-        width=4096,
-        heads=32,
-        kv_heads=8,
-        head_dim=128,
-        ffn=14_336,
-        vocab=128_256,
-        source="The Llama 3 herd of models, table 3, https://arxiv.org/abs/2407.21783",
-    ),
-    ModelShape(
-        name="DeepSeek-V3",
-        layers=61,
-        width=7168,
-        heads=128,
-        kv_heads=128,
-        head_dim=128,
-        ffn=18_432,
-        vocab=129_280,
-        experts=Experts(routed=256, active=8, shared=1, width=2048, dense_layers=3),
-        latent=Latent(q_rank=1536, kv_rank=512, rope_dim=64),
-        source="DeepSeek-V3 technical report, section 4.2, https://arxiv.org/abs/2412.19437, and the config.json of "
-        "the released model; without its module for multi-token prediction",
-    ),
-)
-
-SHAPES: dict[str, ModelShape] = {shape.name: shape for shape in _SHAPES}
-"""Real models, by name."""
-
-
-def shape_of(config: LlamaConfig) -> ModelShape:
-    """The shape of a model that `load_model` loads: `shape_of(model.config)`."""
-    return ModelShape(
-        name=config.name,
-        layers=config.layers,
-        width=config.hidden_size,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_size,
-        ffn=config.mlp_size,
-        vocab=config.vocab_size,
-        tied=config.tied_embeddings,
-        source="the checkpoint's configuration",
-    )
 
 
 def operations(
@@ -218,7 +125,7 @@ class _Step:
         shape, latent = self.shape, self.shape.latent
         layers, C, H, D = shape.layers, shape.width, shape.heads, shape.head_dim
         if latent is None:
-            yield self.linear("q, k, v", C, (H + 2 * shape.kv_heads) * D, count=layers)
+            yield self.linear("q, k, v", C, (H + 2 * shape.kv_heads) * D, count=layers, extra_weights=shape.qkv_extras)
             yield from self.attend(shape.kv_heads, D, D, cached=2 * D)
         else:
             q_rank, rank, rope = latent.q_rank, latent.kv_rank, latent.rope_dim
@@ -268,14 +175,14 @@ class _Step:
         yield self.make("weighted sum", layers, flops=2 * scores * Dv, elements=scores + keys * Dv + rows * Dv)
 
     def mlp(self, name: str, width: int, *, count: int, copies: int = 1, matrices: float = 1):
-        """gate, up and down, with what is between them written and read once. Each token passes through `copies` of
-        them, and the weights of `matrices` are read."""
-        C, n = self.shape.width, self.tokens * copies
+        """gate (if there is one), up and down, with what is between them written and read once. Each token passes
+        through `copies` of them, and the weights of `matrices` are read."""
+        C, n, each = self.shape.width, self.tokens * copies, self.shape.mlp_matrices
         return self.make(
             name,
             count,
-            flops=6 * n * C * width,
-            weights=matrices * 3 * C * width,
+            flops=2 * each * n * C * width,
+            weights=matrices * each * C * width,
             elements=2 * n * (C + width),
             exponentials=n * width,
         )

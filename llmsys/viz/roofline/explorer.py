@@ -6,7 +6,9 @@ the memory that the model needs. How much that is, the frame says.
 """
 
 from llmsys.hardware.devices import DEVICES, DeviceSpec
-from llmsys.models.operations import ITEMSIZE, SHAPES, ModelShape, operations
+from llmsys.models.decode_cost import bytes_per_token
+from llmsys.models.operations import operations
+from llmsys.models.shapes import ITEMSIZE, SHAPES, ModelShape
 from llmsys.viz.kit.controls import Choice
 from llmsys.viz.kit.numbers import seconds_in_words
 from llmsys.viz.kit.stepper import Stepper
@@ -31,7 +33,7 @@ def explorer(device: str | DeviceSpec = "H100 SXM", model: str | ModelShape = "L
     """Step through growing batches or contexts, and watch the operations of a model move on the roofline of a device.
 
     device    a name in `llmsys.hardware.devices.DEVICES`, or a device of your own, such as `this_machine()`
-    model     a name in `llmsys.models.operations.SHAPES`, or a shape of your own
+    model     a name in `llmsys.models.shapes.SHAPES`, or a shape of your own
 
     Raises ValueError for a name that is not there.
     """
@@ -84,17 +86,13 @@ def scenes(shape: ModelShape, device: DeviceSpec, *, phase: str, attention: str,
 
 
 def weight_bytes(shape: ModelShape, dtype: str = "bfloat16") -> float:
-    """Bytes of all weights: what a step reads that is large enough to choose every expert, and the embedding."""
-    everything = operations(shape, batch=1 << 20, queries=1, context=1, dtype=dtype)
-    embedding = 0 if shape.tied else shape.vocab * shape.width * ITEMSIZE[dtype]
-    return sum(op.count * op.weight_bytes for op in everything) + embedding
+    """Bytes of all weights."""
+    return float(shape.parameters * ITEMSIZE[dtype])
 
 
 def cache_bytes(shape: ModelShape, dtype: str = "bfloat16") -> int:
     """Bytes that the cache of one token takes in all layers: keys and values, or the latent and the shared key."""
-    latent = shape.latent
-    cached = latent.kv_rank + latent.rope_dim if latent else 2 * shape.kv_heads * shape.head_dim
-    return shape.layers * cached * ITEMSIZE[dtype]
+    return bytes_per_token(shape, dtype)
 
 
 def most_telling(frames: list[Scene]) -> int:

@@ -6,7 +6,7 @@ All that is drawn is in the scene: only places are computed here.
 from dataclasses import dataclass
 
 from llmsys.hardware.devices import DeviceSpec
-from llmsys.models.operations import ModelShape
+from llmsys.models.shapes import ModelShape
 from llmsys.viz.kit.numbers import number, seconds_in_words
 from llmsys.viz.kit.svg import Svg
 from llmsys.viz.roofline.axes import BOUNDS, WAITS, Axes, Dot

@@ -13,7 +13,8 @@ import pytest
 
 from llmsys.hardware import roofline
 from llmsys.hardware.devices import DEVICES
-from llmsys.models.operations import SHAPES, operations
+from llmsys.models.operations import operations
+from llmsys.models.shapes import SHAPES
 from llmsys.viz.kit.numbers import seconds_in_words
 from llmsys.viz.roofline import explorer
 from llmsys.viz.roofline.axes import BOUNDS, Axes
