@@ -2,11 +2,11 @@
 
 import torch
 
-from llmsys.cache.contiguous import ContiguousCache
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
 from llmsys.lessons.lesson_07_kv_cache.plain_shapes import of_shape
 from llmsys.lessons.lesson_07_kv_cache.plain_steps import expected, expected_kept, on_rows
+from llmsys.lessons.lesson_07_kv_cache.rows import attend_in_rows
 from llmsys.models import decode_cost
 
 # Attention with a cache
@@ -14,8 +14,8 @@ from llmsys.models import decode_cost
 
 @exercise_check(
     "07.cached_attend",
-    reference=ContiguousCache.attend,
-    forbids=("llmsys.cache.contiguous:*",),
+    reference=attend_in_rows,
+    forbids=("llmsys.cache.contiguous:*", "llmsys.cache.groups:*"),
     adapt=on_rows,
     hints=(
         "Two things happen, in this order: the step's K and V go into their slots, then each sequence's queries look "

@@ -1,32 +1,12 @@
 """Wrong answers to lesson 07, as people write them: a right one with an edit (`llmsys.course.checking.mistakes`)."""
 
-import torch
-
-from llmsys.attention.rotary import rotate
 from llmsys.course.checking.mistakes import Mistakes
+from llmsys.lessons.lesson_07_kv_cache.rows import attend_in_rows
 from llmsys.models.shapes import ITEMSIZE
 
 # 07.cached_attend
 
-
-def cached_attend(cache, layer, q, k, v, batch, *, turn=None, scale=None):
-    """A right answer."""
-    q, k = rotate(q, turn), rotate(k, turn)
-    keys, values = cache.keys[layer], cache.values[layer]
-    keys[batch.slot_mapping] = k[0].transpose(0, 1)
-    values[batch.slot_mapping] = v[0].transpose(0, 1)
-    parts, start = [], 0
-    for chunk in batch.chunks:
-        T = len(chunk.tokens)
-        first = chunk.blocks[0] * cache.capacity
-        end = first + chunk.computed + T
-        K, V = (x[first:end].transpose(0, 1)[None] for x in (keys, values))
-        parts.append(cache.stage(q[:, :, start : start + T], K, V, causal=True, scale=scale))
-        start += T
-    return torch.cat(parts, dim=2)
-
-
-wrong_attend = Mistakes("07.cached_attend", cached_attend)
+wrong_attend = Mistakes("07.cached_attend", attend_in_rows)
 
 TORCHS = (
     "cache.stage(q[:, :, start : start + T], K, V, causal=True, scale=scale)",

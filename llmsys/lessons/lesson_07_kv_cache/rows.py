@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmsys.attention import Attention, sdpa_attention
+from llmsys.attention.rotary import Rotation, rotate
 from llmsys.cache.batch import Batch, Chunk, batch_of
 from llmsys.cache.spec import CacheSpec
 
@@ -90,3 +91,20 @@ class Rows:
             got = f"{o.dtype} of shape {tuple(o.shape)}" if isinstance(o, Tensor) else type(o).__name__
             raise ValueError(f"attend must return o, {q.dtype} of shape {expected}, got {got}")
         return o
+
+
+def attend_in_rows(cache: Rows, layer: int, q, k, v, batch: Batch, *, turn: Rotation | None = None, scale=None):
+    """What exercise (a) asks for: o (1, Hq, N, Dv) of a step's tokens, whose keys and values are kept in their slots."""
+    q, k = rotate(q, turn), rotate(k, turn)
+    keys, values = cache.keys[layer], cache.values[layer]
+    keys[batch.slot_mapping] = k[0].transpose(0, 1)
+    values[batch.slot_mapping] = v[0].transpose(0, 1)
+    parts, start = [], 0
+    for chunk in batch.chunks:
+        T = len(chunk.tokens)
+        first = chunk.blocks[0] * cache.capacity
+        end = first + chunk.computed + T
+        K, V = (x[first:end].transpose(0, 1)[None] for x in (keys, values))
+        parts.append(cache.stage(q[:, :, start : start + T], K, V, causal=True, scale=scale))
+        start += T
+    return torch.cat(parts, dim=2)
