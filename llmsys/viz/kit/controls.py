@@ -10,7 +10,8 @@ class Choice:
     """A list to choose from.
 
     `name` is that of the argument which gets the value, `label` what the reader sees beside the list. `options` are
-    label -> value, numbers or strings. `start` is the value chosen at first, by default the first option's.
+    label -> value, numbers or strings. `start` is the value chosen at first, by default the first option's. With
+    `slider` it is shown as a slider over the options, for values that grow.
 
     Raises ValueError where `start` is none of the values.
     """
@@ -19,6 +20,7 @@ class Choice:
     label: str
     options: Mapping[str, Any]
     start: Any = None
+    slider: bool = False
 
     def __post_init__(self):
         if self.start is None:

@@ -117,7 +117,8 @@ class View:
         }
         if isinstance(control, Choice):
             options = list(control.options.items())
-            field = widgets.Dropdown(options=options, value=control.start, **common)
+            kind = widgets.SelectionSlider if control.slider else widgets.Dropdown
+            field = kind(options=options, value=control.start, **common)
         else:
             common["layout"].width = "440px"
             field = widgets.Text(

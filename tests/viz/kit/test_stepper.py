@@ -141,6 +141,17 @@ def test_every_button_and_field_has_a_name():
     assert len(widgets) == 8 and all(w.description for w in widgets)
 
 
+def test_a_list_of_values_that_grow_can_be_a_slider():
+    growing = Choice("upto", "Up to", {"4": 4, "10": 10, "20": 20}, start=10, slider=True)
+    stepper = Stepper(lambda upto: range(upto + 1), drawing, title="Counting", describe=str, controls=[growing])
+    field = named(stepper, "Up to")
+    assert type(field).__name__ == "SelectionSlider" and (field.value, field.label) == (10, "10")
+    field.value = 20
+    assert len(stepper.frames) == 21
+    stepper.set(upto=4)
+    assert field.label == "4"
+
+
 def test_a_refused_entry_is_explained_beside_the_frame_that_stays():
     stepper = counting()
     stepper.go(3)
