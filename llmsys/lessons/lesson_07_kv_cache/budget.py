@@ -19,8 +19,8 @@ class OutOfBudget(MemoryError):
 
 
 class Budget(Observer):
-    """Context manager: tensors that operations in the block make, and that are alive, may have `size` bytes together with
-    the `taken` ones that were there before. `taken` then grows and shrinks with them.
+    """Context manager: tensors that operations in the block make may have, while they are alive, `size` bytes together
+    with the `taken` ones that were there before. `taken` then grows and shrinks with them.
 
     What is alive when the block ends is not counted any more. Raises OutOfBudget in the operation that is too much, and
     ValueError at once where what was there before is.

@@ -86,6 +86,8 @@ def cached_attend(answer: Answer) -> None:
     ):
         q, k, v = draw(7, layers=2, G=3, Hkv=2, Dv=5)
         matches(q, k, v, steps=[[[0, 4]], [[0, 1]], [[0, 2]]], capacity=9, scale=0.3)
+        q, k, v = draw(5, G=2, Dv=7, scale=2.0)  # the default scale is of Dk
+        matches(q, k, v, steps=[[[0, 3]], [[0, 2]]], capacity=5)
 
     with answer.property(
         "two sequences side by side, each in its row", why="They share the step, and see nothing of each other."
@@ -286,11 +288,13 @@ def largest_batch(answer: Answer) -> None:
         matches(1000, 1000, 1, 1)
 
     with answer.property(
-        "exact for any size", why="Python's whole numbers are; its floats have 53 bits, and round the last sequence up."
+        "exact for any size",
+        why="Python's whole numbers are; its floats have 53 bits, and round the last sequence up.",
     ):
-        each = 2**20 + 1
-        matches(each * 2**45 - 1, 0, each, 1)
-        matches(each * 2**45 + 5, 6, each, 1)
+        per_token, context = 2**30 + 1, 2**27
+        for batch in (1, 3):
+            matches(batch * per_token * context - 1, 0, per_token, context)
+            matches(batch * per_token * context + 5, 5, per_token, context)
         for _ in range(3):
             per_token, context, weights = (int(answer.randint(1, 10**6)) for _ in range(3))
             batch = int(answer.randint(1, 1000))

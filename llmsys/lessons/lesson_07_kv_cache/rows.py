@@ -94,7 +94,7 @@ class Rows:
 
 
 def attend_in_rows(cache: Rows, layer: int, q, k, v, batch: Batch, *, turn: Rotation | None = None, scale=None):
-    """What exercise (a) asks for: o (1, Hq, N, Dv) of a step's tokens, whose keys and values are kept in their slots."""
+    """What exercise (a) asks for: o (1, Hq, N, Dv) of a step's tokens, whose keys and values go into their slots."""
     q, k = rotate(q, turn), rotate(k, turn)
     keys, values = cache.keys[layer], cache.values[layer]
     keys[batch.slot_mapping] = k[0].transpose(0, 1)
