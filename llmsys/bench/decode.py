@@ -33,6 +33,8 @@ from llmsys.models.shapes import SHAPES, ModelShape, config_of, shape_of
 
 SHARE = 4
 """On a CPU nothing is tried that takes more than this part of the memory: whoever else is there needs some, too."""
+PATIENCE = 4.0
+"""Seconds after which a step is not timed again on a CPU, if it has been three times."""
 
 
 def measure(quick: bool = False) -> Record:
@@ -214,7 +216,7 @@ def _clocked(step: Callable[[], Tensor], cache: ContiguousCache, repeats: int) -
     seconds, attention = [], []
     with attending_by(cache, clocked_stage):
         step()
-        for _ in range(repeats):
+        while len(seconds) < min(repeats, 3) or (len(seconds) < repeats and sum(seconds) < PATIENCE):
             inside = 0.0
             start = time.perf_counter()
             step()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmsys.attention import sdpa_attention
-from llmsys.bench import decode
+from llmsys.bench import decode, recorded
 from llmsys.bench.decode import (
     attending_by,
     captured,
@@ -19,7 +19,7 @@ from llmsys.bench.decode import (
 )
 from llmsys.bench.record import new_record
 from llmsys.hardware.devices import DEVICES
-from llmsys.models.decode_cost import bytes_per_token, decode_step_of
+from llmsys.models.decode_cost import bytes_per_token, decode_step_of, largest_batch
 from llmsys.models.shapes import SHAPES
 
 SMALL = {"layers": 2, "width": 96, "heads": 6, "kv_heads": 2, "head_dim": 16, "ffn": 64, "vocab": 50}
@@ -135,6 +135,30 @@ def test_the_table_has_a_line_a_row_with_the_prediction_in_brackets(model):
     columns = table(new_record("decode", [rows[0] | known, rows[1] | {"eager_ms": None}], missing)).columns
     assert [column._cells[0] for column in columns[4:]] == ["4 (3)", "1 (0.5)", "3 (2.5)", "0.75", "12", "500"]
     assert columns[8]._cells[1] == "–" and columns[1]._cells == ["8", "9"]
+
+
+def test_the_h100_record_has_every_point_that_fits_and_no_step_is_faster_than_the_roofline():
+    record, h100 = recorded("decode", "H100"), DEVICES["H100 SXM"]
+    fits = {
+        name: {
+            (batch, context)
+            for context in (1024, 4096, 16384)
+            for batch in (1, 4, 16, 64, 256)
+            if batch <= largest_batch(
+                h100.memory_bytes, weight_bytes=2 * SHAPES[name].parameters,
+                bytes_per_token=bytes_per_token(SHAPES[name]), context=context,
+            )
+        }
+        for name in ("SmolLM2-135M", "Llama-3-8B")
+    }  # fmt: skip
+    assert {name: len(points) for name, points in fits.items()} == {"SmolLM2-135M": 14, "Llama-3-8B": 12}
+    for name, points in fits.items():
+        assert {(row["batch"], row["context"]) for row in record.rows if row["name"] == name} == points
+    assert len(record.missing) == 4 and all(reason.startswith("out of memory") for reason in record.missing.values())
+    for row in record.rows:
+        step = decode_step_of(SHAPES[row["name"]], h100, batch=row["batch"], context=row["context"])
+        assert row["predicted_ms"] == pytest.approx(1e3 * step.seconds, rel=1e-3)
+        assert row["ms"] > row["predicted_ms"] and row["eager_ms"] > 0.95 * row["ms"]
 
 
 @pytest.mark.gpu

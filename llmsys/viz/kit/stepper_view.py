@@ -117,6 +117,8 @@ class View:
         }
         if isinstance(control, Choice):
             options = list(control.options.items())
+            if control.slider:
+                common["layout"].width = "300px"  # with "auto" its track has no length
             kind = widgets.SelectionSlider if control.slider else widgets.Dropdown
             field = kind(options=options, value=control.start, **common)
         else:

@@ -28,11 +28,12 @@ def causal_alignment(Tq: int = 3, Tk: int = 7) -> Picture:
     hidden = int((right & ~wrong).sum())
     svg = Svg(2 * PANEL, TOP + Tq * cell + 60, alt=(
         f"{Tq} new queries, at the end of {Tk} tokens. Bottom-right alignment, causal=True here: {_in_words(right)}. "
-        f"Top-left alignment, torch's is_causal=True: {_in_words(wrong)}; {hidden} keys that should be seen are hidden."
+        f"Top-left alignment, torch's is_causal=True: {_in_words(wrong)}; {hidden} pairs are wrongly hidden."
     ))  # fmt: skip
     good = "each query sees itself and all before"
     _panel(svg, 0, right, right, cell, "bottom-right", "causal=True in this library", good)
-    tail = f"{hidden} keys are hidden that should be seen" if hidden else "with as many queries as keys it is the same"
+    same = "with as many queries as keys it is the same"
+    tail = f"{hidden} pairs of query and key are wrongly hidden" if hidden else same
     _panel(svg, PANEL, wrong, right, cell, "top-left", "is_causal=True in torch", tail)
     return svg.picture()
 

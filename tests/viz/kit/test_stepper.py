@@ -146,6 +146,7 @@ def test_a_list_of_values_that_grow_can_be_a_slider():
     stepper = Stepper(lambda upto: range(upto + 1), drawing, title="Counting", describe=str, controls=[growing])
     field = named(stepper, "Up to")
     assert type(field).__name__ == "SelectionSlider" and (field.value, field.label) == (10, "10")
+    assert field.layout.width == "300px"  # its track would have no length otherwise
     field.value = 20
     assert len(stepper.frames) == 21
     stepper.set(upto=4)

@@ -32,13 +32,13 @@ def test_cells_are_the_keys_that_each_alignment_lets_be_seen(Tq, Tk, assert_legi
     assert left == {"blue": pairs, "orange-soft": 0, "panel": Tq * Tk - pairs}
     assert right == {"blue": pairs - hidden, "orange-soft": hidden, "panel": Tq * Tk - pairs}
     assert texts(picture).count("×") == hidden
-    assert (f"{hidden} keys are hidden that should be seen" in texts(picture)) == (hidden > 0)
+    assert (f"{hidden} pairs of query and key are wrongly hidden" in texts(picture)) == (hidden > 0)
 
 
 def test_the_alt_text_says_what_each_query_sees():
     said = causal_alignment(2, 4).alt
     assert "causal=True here: query 2 sees keys 0 to 2; query 3 sees keys 0 to 3." in said
-    assert "torch's is_causal=True: query 2 sees key 0 only; query 3 sees keys 0 to 1; 4 keys that" in said
+    assert "torch's is_causal=True: query 2 sees key 0 only; query 3 sees keys 0 to 1; 4 pairs are wrongly" in said
 
 
 def test_what_is_drawn_follows_the_library(monkeypatch):
