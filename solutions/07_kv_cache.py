@@ -494,7 +494,7 @@ MEMORY, CONTEXT = 1 * GIB, 1024
 weights = sum(weight.nbytes for weight in model.parameters())
 kept = per_token(shape_of(model.config), "float32")
 n = fits(MEMORY, weight_bytes=weights, bytes_per_token=kept, context=CONTEXT)
-print(f"weights {weights:,} bytes, {kept:,} bytes a token, {CONTEXT} tokens each: {n} sequences")
+print(f"{MEMORY // GIB} GiB, {weights:,} bytes of weights, {kept:,} bytes a token, {CONTEXT} tokens each: {n} sequences")
 for rows in (n, n + 1):
     try:
         with Budget(MEMORY, taken=weights) as budget:

@@ -55,6 +55,8 @@ def cached_attend(answer: Answer) -> None:
     with answer.property(
         "then a token at a time: each sees all before it, and itself",
         why="One query, and as many keys as there are tokens by now.",
+        hint="After this step, which slots of the row hold a token? Where do your K and V begin and end, and is the "
+        "step's own key among them?",
     ):
         q, k, v = draw(9, Hkv=2)
         matches(q, k, v, steps=[[[0, 5]], *[[[0, 1]]] * 4], capacity=12)
@@ -64,18 +66,26 @@ def cached_attend(answer: Answer) -> None:
     with answer.property(
         "a prompt in chunks: the queries are the last of the keys",
         why="Tq < Tk, and both more than one: query i of the chunk sees the keys up to i + Tk − Tq.",
+        hint="Three queries come after four tokens. Up to which key does each of them see, and where is the corner of "
+        "the triangle that you ask for?",
     ):
         for counts in ((4, 3, 2), (1, 5, 1), (2, 6)):
             q, k, v = draw(sum(counts), scale=2.0)
             matches(q, k, v, steps=[[[0, n]] for n in counts], capacity=16)
 
-    with answer.property("each layer has keys and values of its own", why="The spec has as many buffers as layers."):
+    with answer.property(
+        "each layer has keys and values of its own",
+        why="The spec has as many buffers as layers.",
+        hint="Which of your lines depend on the layer?",
+    ):
         q, k, v = draw(6, layers=3)
         matches(q, k, v, steps=[[[0, 3]], [[0, 2]], [[0, 1]]], capacity=8)
 
     with answer.property(
         "q and k are turned, each token by its own position, once",
         why="A key is turned when it comes, and kept turned: its position will not change any more.",
+        hint="Follow one key: how often does it pass through rotate, from the step that brings it to the last "
+        "one that reads it?",
     ):
         q, k, v = draw(8, Dk=6)
         matches(q, k, v, steps=[[[0, 3]], [[0, 3]], [[0, 1]], [[0, 1]]], capacity=8, turned=True)
@@ -90,7 +100,10 @@ def cached_attend(answer: Answer) -> None:
         matches(q, k, v, steps=[[[0, 3]], [[0, 2]]], capacity=5)
 
     with answer.property(
-        "two sequences side by side, each in its row", why="They share the step, and see nothing of each other."
+        "two sequences side by side, each in its row",
+        why="They share the step, and see nothing of each other.",
+        hint="For the second sequence of the step: which columns of q are its own, and at which slot does its row "
+        "begin?",
     ):
         q, k, v = draw(5, 5)
         matches(q, k, v, steps=[[[0, 3], [1, 3]], [[0, 1], [1, 1]], [[0, 1], [1, 1]]], places=[0, 1], capacity=6)
@@ -110,14 +123,25 @@ def cached_attend(answer: Answer) -> None:
         q, k, v = draw(7, 8, 5, layers=2, G=2, Hkv=2, Dk=6, Dv=3)
         steps = [[[0, 4]], [[1, 3], [0, 1]], [[0, 1], [2, 5], [1, 4]], [[1, 1], [0, 1]]]
         matches(q, k, v, steps=steps, places=[1, 2, 0], capacity=8, turned=True, scale=0.7)
-        q, k, v = draw(7, 8, 5, layers=2, G=2, Hkv=2, Dk=6, Dv=3)  # the same shapes again, other numbers
-        matches(q, k, v, steps=steps, places=[1, 2, 0], capacity=8, turned=True, scale=0.7)
-        q, k, v = draw(6, 3, G=2, Dk=4, dtype=torch.bfloat16)
-        matches(q, k, v, steps=[[[0, 5]], [[1, 3], [0, 1]]], places=[1, 0], capacity=7)
+
+    with answer.property(
+        "all of it together", why="A model has layers, groups, positions, 16 bits and a scale at the same time, or not."
+    ):
+        for shape, turned, scale, dtype in (  # each pair of options is in one of them
+            ({"layers": 2, "G": 3, "Dk": 8, "Dv": 5}, True, None, torch.float32),
+            ({"layers": 3, "Hkv": 3, "Dk": 6, "Dv": 7}, False, 0.4, torch.bfloat16),
+            ({"G": 2, "Hkv": 2, "Dk": 10}, True, 0.9, torch.bfloat16),
+            ({"layers": 2, "G": 2, "Dk": 4, "Dv": 9}, False, None, torch.float16),
+        ):
+            for _ in range(2):  # the same shapes, and other numbers
+                q, k, v = draw(7, 3, 6, dtype=dtype, **shape)
+                steps = [[[2, 4], [0, 3]], [[0, 2], [1, 3], [2, 1]], [[2, 1], [0, 2]]]
+                matches(q, k, v, steps=steps, places=[0, 3, 1], capacity=9, turned=turned, scale=scale)
 
     with answer.property(
         "a row that another sequence had before is as good as new",
         why="Nobody clears it: what is in its slots beyond the sequence's own tokens is never looked at.",
+        hint="Who says how many tokens the row holds: the row, something of yours, or the chunk?",
     ):
         q, k, v = draw(8, 4)
         matches(q, k, v, steps=[[[0, 6]], [[0, 2]], [[1, 2]], [[1, 1]], [[1, 1]]], places=[0, 0], capacity=8)
@@ -135,6 +159,8 @@ def cached_attend(answer: Answer) -> None:
         "cache.stage attends, once for each sequence, to the cache itself",
         why="A view of a row costs nothing. Copied, or with torch.cat, all that is kept would move once more in every "
         "step; and slots that hold no token are read for nothing.",
+        hint="K.untyped_storage().data_ptr() is the same for K and for what it is a view of. A slice and a "
+        "transposition are views; an index that is a tensor copies, and so does what must be contiguous.",
     ):
         q, k, v = draw(6, 9, G=2)
         run = answer(q, k, v, steps=[[[0, 5], [1, 8]], [[1, 1], [0, 1]]], places=[0, 1], capacity=16, report="calls")
@@ -217,7 +243,8 @@ def bytes_per_token(answer: Answer) -> None:
 
     with answer.property(
         "latent attention: one vector for all heads, and the key that carries the position",
-        why="DeepSeek-V3 keeps 512 + 64 numbers a layer. Of 128 heads it would be 32,768.",
+        why="DeepSeek-V3 keeps 512 + 64 numbers a layer. Keys and values of its 128 heads would be 32,768.",
+        hint="How many vectors does a layer keep of a token here, and how long is each? Do they depend on the heads?",
     ):
         matches(61, 128, 128, 128, latent=[1536, 512, 64], width=7168)
         matches(3, 10, 10, 24, latent=[48, 40, 8], width=200)
@@ -264,7 +291,11 @@ def largest_batch(answer: Answer) -> None:
     with answer.property("no weights, one token each", why="As many as fit."):
         matches(1000, 0, 10, 1)
 
-    with answer.property("each sequence has room for its whole context", why="It will get there, token by token."):
+    with answer.property(
+        "each sequence has room for its whole context",
+        why="It will get there, token by token.",
+        hint="How many bytes is one whole sequence?",
+    ):
         matches(100_000, 0, 10, 100)
         matches(4096, 0, 2, 64)
 

@@ -44,7 +44,7 @@ def on_rows(attend: Callable) -> Callable:
         for step in steps:
             chunks = [Chunk(tokens=[0] * count, computed=done[s], blocks=[places[s]]) for s, count in step]
             batch = batch_of(chunks, block_size=capacity)
-            turn = rotation(batch.positions, Dk) if turned else None
+            turn = rotation(batch.positions, Dk, dtype=q[0].dtype) if turned else None
             for layer in range(layers):
                 given = (_side_by_side(x, layer, step, done) for x in (q, k, v))
                 o = cache.attend(layer, *given, batch, turn=turn, scale=scale)
@@ -65,7 +65,7 @@ def expected(q, k, v, *, turned=False, scale=None) -> list[Tensor]:
     """What each sequence's attention is without a cache, all of its tokens at once: (layers, Hq, T, Dv) each."""
     found = []
     for q_s, k_s, v_s in zip(q, k, v, strict=True):
-        turn = rotation(torch.arange(q_s.shape[2]), q_s.shape[3]) if turned else None
+        turn = rotation(torch.arange(q_s.shape[2]), q_s.shape[3], dtype=q_s.dtype) if turned else None
         o, _ = exact(rotate(q_s, turn), rotate(k_s, turn), v_s, causal=True, scale=scale)
         found.append(o)
     return found
@@ -79,7 +79,7 @@ def expected_kept(k, v, *, places, capacity, turned=False) -> list[Tensor]:
         slots = torch.full((layers, (max(places) + 1) * capacity, Hkv, D), float("nan"), dtype=x[0].dtype)
         for x_s, row in zip(x, places, strict=True):
             T = x_s.shape[2]
-            turn = rotation(torch.arange(T), D) if turns else None
+            turn = rotation(torch.arange(T), D, dtype=x_s.dtype) if turns else None
             slots[:, row * capacity : row * capacity + T] = rotate(x_s, turn).transpose(1, 2)
         kept.append(slots)
     return kept
@@ -92,12 +92,13 @@ def _side_by_side(x: list[Tensor], layer: int, step: list, done: list[int]) -> T
 
 
 def _noting(calls: list[list], cache: Rows) -> Callable:
-    """Naive attention that notes what it is called with, each sequence of a call by itself."""
+    """Naive attention, in float32, that notes what it is called with, each sequence of a call by itself."""
     memory = {x.untyped_storage().data_ptr() for x in (*cache.keys.values(), *cache.values.values())}
 
-    def stage(q, k, v, *, causal=False, scale=None, return_lse=False):
+    def stage(q, k, v, *, causal=False, scale=None):
         own = all(x.untyped_storage().data_ptr() in memory for x in (k, v))
         calls.extend([q.shape[2], k.shape[2], own] for _ in range(q.shape[0]))
-        return naive_attention(q, k, v, causal=causal, scale=scale, return_lse=return_lse)
+        exactly = (x.float() for x in (q, k, v))
+        return naive_attention(*exactly, causal=causal, scale=scale).to(q.dtype)
 
     return stage
