@@ -129,14 +129,14 @@ def cached_attend(answer: Answer) -> None:
     ):
         for shape, turned, scale, dtype in (  # each pair of options is in one of them
             ({"layers": 2, "G": 3, "Dk": 8, "Dv": 5}, True, None, torch.float32),
-            ({"layers": 3, "Hkv": 3, "Dk": 6, "Dv": 7}, False, 0.4, torch.bfloat16),
+            ({"layers": 2, "Hkv": 3, "Dk": 6, "Dv": 7}, False, 0.4, torch.bfloat16),
             ({"G": 2, "Hkv": 2, "Dk": 10}, True, 0.9, torch.bfloat16),
             ({"layers": 2, "G": 2, "Dk": 4, "Dv": 9}, False, None, torch.float16),
         ):
-            for _ in range(2):  # the same shapes, and other numbers
-                q, k, v = draw(7, 3, 6, dtype=dtype, **shape)
-                steps = [[[2, 4], [0, 3]], [[0, 2], [1, 3], [2, 1]], [[2, 1], [0, 2]]]
-                matches(q, k, v, steps=steps, places=[0, 3, 1], capacity=9, turned=turned, scale=scale)
+            for _ in range(1 if scale else 2):  # the same shapes, and other numbers
+                q, k, v = draw(5, 3, 5, dtype=dtype, **shape)
+                steps = [[[2, 4], [0, 3]], [[0, 2], [1, 3], [2, 1]]]
+                matches(q, k, v, steps=steps, places=[0, 3, 1], capacity=7, turned=turned, scale=scale)
 
     with answer.property(
         "a row that another sequence had before is as good as new",
