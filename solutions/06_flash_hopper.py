@@ -745,4 +745,4 @@ print("your step gives what torch's attention gives:", torch.allclose(o.float(),
 # V than for K, or another order of the copies, it is a race. Wait for what reads a tile, then give it back.
 # </details>
 #
-# **Next:** part II, where attention meets a cache. It begins with lesson 07, which is not built yet: `llmsys update` brings it when it is.
+# **Next:** part II, where attention meets a cache: lesson 07, the KV cache.

@@ -15,7 +15,7 @@ from llmsys.course import cli, manifest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-EXAMPLE = ("07", "kv_cache")  # the lesson that the text makes
+EXAMPLE = ("13", "sparse_attention")  # the lesson that the text makes
 
 
 def commands() -> list[str]:

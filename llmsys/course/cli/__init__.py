@@ -54,7 +54,7 @@ for panel, function, example in (
     ("Use", use.train, "llmsys train my_run --steps 100 --attention tiled"),
     ("Use", use.bench, "llmsys bench softmax"),
     ("Teach", teach.grade, "llmsys grade work --json grade.json --junit grade.xml"),
-    ("Teach", teach.new, "llmsys new 07 kv_cache"),
+    ("Teach", teach.new, "llmsys new 13 sparse_attention"),
     ("Teach", teach.build, "llmsys build 02"),
     ("Teach", teach.lint, "llmsys lint 02"),
 ):

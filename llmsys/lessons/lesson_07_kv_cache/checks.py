@@ -1,0 +1,333 @@
+"""The checks of lesson 07, the KV cache: attention with a cache, the bytes of a token, the largest batch."""
+
+import torch
+
+from llmsys.course.checking.answer import Answer
+from llmsys.course.checking.checks import exercise_check
+from llmsys.lessons.lesson_07_kv_cache.plain_shapes import of_shape
+from llmsys.lessons.lesson_07_kv_cache.plain_steps import expected, expected_kept, on_rows
+from llmsys.lessons.lesson_07_kv_cache.rows import attend_in_rows
+from llmsys.models import decode_cost
+
+# Attention with a cache
+
+
+@exercise_check(
+    "07.cached_attend",
+    reference=attend_in_rows,
+    forbids=("llmsys.cache.contiguous:*", "llmsys.cache.groups:*"),
+    adapt=on_rows,
+    hints=(
+        "Two things happen, in this order: the step's K and V go into their slots, then each sequence's queries look "
+        "at everything that is in its row by now. Which of the row's slots are that, and which are nobody's yet?",
+        "After the step, the row of a chunk holds tokens 0 to computed + T − 1, in slots that follow one another from "
+        "row · capacity on. Its T queries are the last T of these tokens, which is what causal=True means to "
+        "cache.stage. Sequences do not see each other: one call of the stage for each.",
+        "q, k = rotate(q, turn), rotate(k, turn)\n"
+        "keys, values = cache.keys[layer], cache.values[layer]\n"
+        "keys[batch.slot_mapping] = k[0].transpose(0, 1);  values the same with v\n"
+        "for each chunk, its T tokens being q's columns start … start + T:\n"
+        "    first = chunk.blocks[0] * cache.capacity\n"
+        "    K, V = keys[first : first + computed + T], values[the same], as (1, Hkv, Tk, D)\n"
+        "    o's columns = cache.stage(q's columns, K, V, causal=True, scale=scale)",
+    ),
+)
+def cached_attend(answer: Answer) -> None:
+    def draw(*tokens: int, layers=1, G=1, Hkv=1, Dk=4, Dv=None, dtype=torch.float32, scale=1.0):
+        return (
+            [answer.randn(layers, G * Hkv, T, Dk, scale=scale, dtype=dtype) for T in tokens],
+            [answer.randn(layers, Hkv, T, Dk, dtype=dtype) for T in tokens],
+            [answer.randn(layers, Hkv, T, Dv or Dk, dtype=dtype) for T in tokens],
+        )
+
+    def matches(q, k, v, *, steps, places=(0,), capacity, **options) -> None:
+        wanted = expected(q, k, v, **options)
+        answer.matches(wanted, q, k, v, steps=steps, places=list(places), capacity=capacity, **options)
+
+    with answer.property("a first token: o is its value", why="It sees itself, and nothing else is there."):
+        q, k, v = draw(1)
+        matches(q, k, v, steps=[[[0, 1]]], capacity=1)
+
+    with answer.property("a prompt in one step, which fills its row", why="Nothing was kept before: Tq = Tk."):
+        q, k, v = draw(7)
+        matches(q, k, v, steps=[[[0, 7]]], capacity=7)
+
+    with answer.property(
+        "then a token at a time: each sees all before it, and itself",
+        why="One query, and as many keys as there are tokens by now.",
+        hint="After this step, which slots of the row hold a token? Where do your K and V begin and end, and is the "
+        "step's own key among them?",
+    ):
+        q, k, v = draw(9, Hkv=2)
+        matches(q, k, v, steps=[[[0, 5]], *[[[0, 1]]] * 4], capacity=12)
+        q, k, v = draw(4)
+        matches(q, k, v, steps=[[[0, 1]]] * 4, capacity=5)
+
+    with answer.property(
+        "a prompt in chunks: the queries are the last of the keys",
+        why="Tq < Tk, and both more than one: query i of the chunk sees the keys up to i + Tk − Tq.",
+        hint="Three queries come after four tokens. Up to which key does each of them see, and where is the corner of "
+        "the triangle that you ask for?",
+    ):
+        for counts in ((4, 3, 2), (1, 5, 1), (2, 6)):
+            q, k, v = draw(sum(counts), scale=2.0)
+            matches(q, k, v, steps=[[[0, n]] for n in counts], capacity=16)
+
+    with answer.property(
+        "each layer has keys and values of its own",
+        why="The spec has as many buffers as layers.",
+        hint="Which of your lines depend on the layer?",
+    ):
+        q, k, v = draw(6, layers=3)
+        matches(q, k, v, steps=[[[0, 3]], [[0, 2]], [[0, 1]]], capacity=8)
+
+    with answer.property(
+        "q and k are turned, each token by its own position, once",
+        why="A key is turned when it comes, and kept turned: its position will not change any more.",
+        hint="Follow one key: how often does it pass through rotate, from the step that brings it to the last "
+        "one that reads it?",
+    ):
+        q, k, v = draw(8, Dk=6)
+        matches(q, k, v, steps=[[[0, 3]], [[0, 3]], [[0, 1]], [[0, 1]]], capacity=8, turned=True)
+
+    with answer.property(
+        "grouped queries, a scale of the model's own, values of another size",
+        why="A backend hands on what the model says; the stage knows what to do with it.",
+    ):
+        q, k, v = draw(7, layers=2, G=3, Hkv=2, Dv=5)
+        matches(q, k, v, steps=[[[0, 4]], [[0, 1]], [[0, 2]]], capacity=9, scale=0.3)
+        q, k, v = draw(5, G=2, Dv=7, scale=2.0)  # the default scale is of Dk
+        matches(q, k, v, steps=[[[0, 3]], [[0, 2]]], capacity=5)
+
+    with answer.property(
+        "two sequences side by side, each in its row",
+        why="They share the step, and see nothing of each other.",
+        hint="For the second sequence of the step: which columns of q are its own, and at which slot does its row "
+        "begin?",
+    ):
+        q, k, v = draw(5, 5)
+        matches(q, k, v, steps=[[[0, 3], [1, 3]], [[0, 1], [1, 1]], [[0, 1], [1, 1]]], places=[0, 1], capacity=6)
+
+    with answer.property(
+        "of different lengths, in any rows and any order",
+        why="Requests come as they come. Where a sequence lies is in its chunk, not in its place in the step.",
+    ):
+        q, k, v = draw(9, 4, 6, Hkv=2)
+        steps = [[[1, 2], [0, 6], [2, 3]], [[2, 1], [1, 1], [0, 1]], [[0, 2], [2, 2], [1, 1]]]
+        matches(q, k, v, steps=steps, places=[3, 0, 1], capacity=10)
+
+    with answer.property(
+        "a step that decodes one, begins another and goes on with a third",
+        why="There are no phases: every sequence has tokens that are computed, and some that are not yet.",
+    ):
+        q, k, v = draw(7, 8, 5, layers=2, G=2, Hkv=2, Dk=6, Dv=3)
+        steps = [[[0, 4]], [[1, 3], [0, 1]], [[0, 1], [2, 5], [1, 4]], [[1, 1], [0, 1]]]
+        matches(q, k, v, steps=steps, places=[1, 2, 0], capacity=8, turned=True, scale=0.7)
+
+    with answer.property(
+        "all of it together", why="A model has layers, groups, positions, 16 bits and a scale at the same time, or not."
+    ):
+        for shape, turned, scale, dtype in (  # each pair of options is in one of them
+            ({"layers": 2, "G": 3, "Dk": 8, "Dv": 5}, True, None, torch.float32),
+            ({"layers": 2, "Hkv": 3, "Dk": 6, "Dv": 7}, False, 0.4, torch.bfloat16),
+            ({"G": 2, "Hkv": 2, "Dk": 10}, True, 0.9, torch.bfloat16),
+            ({"layers": 2, "G": 2, "Dk": 4, "Dv": 9}, False, None, torch.float16),
+        ):
+            for _ in range(1 if scale else 2):  # the same shapes, and other numbers
+                q, k, v = draw(5, 3, 5, dtype=dtype, **shape)
+                steps = [[[2, 4], [0, 3]], [[0, 2], [1, 3], [2, 1]]]
+                matches(q, k, v, steps=steps, places=[0, 3, 1], capacity=7, turned=turned, scale=scale)
+
+    with answer.property(
+        "a row that another sequence had before is as good as new",
+        why="Nobody clears it: what is in its slots beyond the sequence's own tokens is never looked at.",
+        hint="Who says how many tokens the row holds: the row, something of yours, or the chunk?",
+    ):
+        q, k, v = draw(8, 4)
+        matches(q, k, v, steps=[[[0, 6]], [[0, 2]], [[1, 2]], [[1, 1]], [[1, 1]]], places=[0, 0], capacity=8)
+
+    with answer.property(
+        "the step's tokens are written into their slots, and nothing else is",
+        why="The slots beside them are other sequences', or will be.",
+    ):
+        q, k, v = draw(5, 3, layers=2, Hkv=2, Dv=3)
+        options = {"places": [2, 0], "capacity": 6, "turned": True}
+        steps = [[[0, 2]], [[1, 3], [0, 2]], [[0, 1]]]
+        answer.matches(expected_kept(k, v, **options), q, k, v, steps=steps, report="kept", **options)
+
+    with answer.property(
+        "cache.stage attends, once for each sequence, to the cache itself",
+        why="A view of a row costs nothing. Copied, or with torch.cat, all that is kept would move once more in every "
+        "step; and slots that hold no token are read for nothing.",
+        hint="K.untyped_storage().data_ptr() is the same for K and for what it is a view of. A slice and a "
+        "transposition are views; an index that is a tensor copies, and so does what must be contiguous.",
+    ):
+        q, k, v = draw(6, 9, G=2)
+        run = answer(q, k, v, steps=[[[0, 5], [1, 8]], [[1, 1], [0, 1]]], places=[0, 1], capacity=16, report="calls")
+        wanted = [[1, 6], [1, 9], [5, 5], [8, 8]]
+        answer.that(
+            run,
+            lambda r: sorted(call[:2] for call in r.value) == wanted,
+            "a call for each sequence of each step, with (Tq, Tk) = (5, 5), (8, 8), (1, 9) and (1, 6)",
+            got=lambda r: f"(Tq, Tk) = {', '.join(str(tuple(call[:2])) for call in r.value) or 'no call'}",
+            by=lambda r: sorted(call[:2] for call in r.value),
+        )
+        answer.that(
+            run,
+            lambda r: all(own for _, _, own in r.value),
+            "K and V that are views of cache.keys and cache.values",
+            got=lambda r: f"copies in {sum(not own for _, _, own in r.value)} of {len(r.value)} calls",
+            by=lambda r: [own for _, _, own in r.value],
+        )
+
+
+# The bytes of a token
+
+
+@exercise_check(
+    "07.bytes_per_token",
+    reference=decode_cost.bytes_per_token,
+    forbids=("llmsys.models.decode_cost:*", "llmsys.cache.spec:*"),
+    adapt=of_shape,
+    hints=(
+        "What does one layer keep of one token so that later queries can attend to it? Query heads come and go with "
+        "their step: they are not kept.",
+        "A layer keeps a key and a value for each key head, of head_dim numbers each. With latent attention it keeps "
+        "one vector of kv_rank numbers and one key of rope_dim, whatever the number of heads: keys and values of all "
+        "heads are computed from the one, and they share the other.",
+        "if shape.latent is None:  numbers = 2 * kv_heads * head_dim\n"
+        "else:                     numbers = kv_rank + rope_dim          (of shape.latent)\n"
+        "return layers * numbers * ITEMSIZE[dtype]",
+    ),
+)
+def bytes_per_token(answer: Answer) -> None:
+    def matches(layers, heads, kv_heads, head_dim, *, latent=None, dtype="bfloat16", width=None) -> None:
+        numbers = latent[1] + latent[2] if latent else 2 * kv_heads * head_dim
+        size = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}[dtype]
+        given = {"width": width or heads * head_dim, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        answer.matches(layers * numbers * size, layers=layers, **given, latent=latent, dtype=dtype)
+
+    with answer.property("a count of bytes is an int", why="Half a byte is not kept."):
+        run = answer(layers=2, width=32, heads=4, kv_heads=4, head_dim=8, latent=None, dtype="bfloat16")
+        answer.that(run, lambda r: type(r.value) is int, expected="an int")
+
+    with answer.property(
+        "one layer, one head: a key and a value", why="A query needs the keys for its scores, the values for its sum."
+    ):
+        matches(1, 1, 1, 64)
+        matches(1, 1, 1, 80)
+
+    with answer.property("every layer keeps its own", why="Layer 7 attends to layer 7's keys."):
+        matches(24, 1, 1, 64)
+
+    with answer.property(
+        "multi-head attention: every head keeps its own", why="Llama-2-7B: 32 layers, 32 heads of 128, half a MiB."
+    ):
+        matches(32, 32, 32, 128)
+        matches(5, 3, 3, 24)
+
+    with answer.property(
+        "the head size is the model's own",
+        why="Heads times head size need not be the width: Qwen3-0.6B has 16 · 128 at a width of 1024.",
+    ):
+        matches(3, 6, 6, 20, width=100)
+        matches(28, 16, 16, 128, width=1024)
+
+    with answer.property(
+        "grouped and multi-query attention: key heads count, query heads do not",
+        why="G query heads read the same key head; with one key head (MQA) all of them do.",
+    ):
+        matches(32, 32, 8, 128)
+        matches(30, 9, 3, 64)
+        matches(32, 71, 1, 64)
+
+    with answer.property(
+        "latent attention: one vector for all heads, and the key that carries the position",
+        why="DeepSeek-V3 keeps 512 + 64 numbers a layer. Keys and values of its 128 heads would be 32,768.",
+        hint="How many vectors does a layer keep of a token here, and how long is each? Do they depend on the heads?",
+    ):
+        matches(61, 128, 128, 128, latent=[1536, 512, 64], width=7168)
+        matches(3, 10, 10, 24, latent=[48, 40, 8], width=200)
+
+    with answer.property("bytes of an element: 4, 2 or 1", why="A cache in eight bits is half of one in sixteen."):
+        for dtype in ("float32", "float16", "float8", "bfloat16"):
+            matches(7, 6, 2, 16, dtype=dtype)
+            matches(7, 6, 6, 16, latent=[24, 20, 12], dtype=dtype)
+
+    with answer.property("any model", why="The next one has other numbers again."):
+        for dtype in ("float8", "float32", "bfloat16"):
+            layers, G, kv_heads, half, width = (int(answer.randint(1, 40)) for _ in range(5))
+            matches(layers, G * kv_heads, kv_heads, 2 * half, dtype=dtype, width=8 * width)
+            q_rank, kv_rank, rope, heads = (int(answer.randint(1, 300)) for _ in range(4))
+            matches(layers, heads, heads, 2 * half, latent=[q_rank, kv_rank, rope], dtype=dtype, width=8 * width)
+
+
+# The largest batch
+
+
+@exercise_check(
+    "07.largest_batch",
+    reference=decode_cost.largest_batch,
+    forbids=("llmsys.models.decode_cost:*",),
+    hints=(
+        "Take away what is there once, however many sequences there are. What does each sequence need of the rest?",
+        "A sequence reserves context · bytes_per_token. As many whole ones as fit into memory − weight_bytes: a floor, "
+        "in whole numbers from beginning to end, and 0 where not even the weights fit.",
+        "free = memory - weight_bytes\nreturn max(free, 0) // (context * bytes_per_token)",
+    ),
+)
+def largest_batch(answer: Answer) -> None:
+    def matches(memory: int, weights: int, per_token: int, context: int) -> None:
+        each = per_token * context
+        batch = 0
+        if memory - weights >= each:
+            batch = (memory - weights) // each
+        answer.matches(batch, memory, weight_bytes=weights, bytes_per_token=per_token, context=context)
+
+    with answer.property("a batch is an int", why="Three quarters of a sequence are none."):
+        run = answer(1000, weight_bytes=100, bytes_per_token=2, context=100)
+        answer.that(run, lambda r: type(r.value) is int, expected="an int")
+
+    with answer.property("no weights, one token each", why="As many as fit."):
+        matches(1000, 0, 10, 1)
+
+    with answer.property(
+        "each sequence has room for its whole context",
+        why="It will get there, token by token.",
+        hint="How many bytes is one whole sequence?",
+    ):
+        matches(100_000, 0, 10, 100)
+        matches(4096, 0, 2, 64)
+
+    with answer.property("the weights are there once", why="All sequences of a step share them."):
+        matches(80 * 2**30, 16_060_522_496, 131_072, 8192)
+        matches(2**30, 538_060_032, 46_080, 256)
+
+    with answer.property("what does not fit whole does not fit", why="0.99 of a sequence is a sequence too many."):
+        matches(1099, 0, 10, 10)
+        matches(1199, 100, 10, 10)
+        matches(99, 0, 10, 10)
+
+    with answer.property("to the byte: exactly full is full", why="Memory that is just enough is enough."):
+        for batch in (1, 3, 7):
+            matches(batch * 4800 + 333, 333, 48, 100)
+            matches(batch * 4800 + 332, 333, 48, 100)
+
+    with answer.property("where the weights do not fit, nothing does", why="A batch of −1 is no answer."):
+        matches(1000, 1001, 1, 1)
+        matches(2**30, 16 * 2**30, 131_072, 1024)
+        matches(1000, 1000, 1, 1)
+
+    with answer.property(
+        "exact for any size",
+        why="Python's whole numbers are; its floats have 53 bits, and round the last sequence up.",
+    ):
+        per_token, context = 2**30 + 1, 2**27
+        for batch in (1, 3):
+            matches(batch * per_token * context - 1, 0, per_token, context)
+            matches(batch * per_token * context + 5, 5, per_token, context)
+        for _ in range(3):
+            per_token, context, weights = (int(answer.randint(1, 10**6)) for _ in range(3))
+            batch = int(answer.randint(1, 1000))
+            matches(weights + batch * per_token * context, weights, per_token, context)
+            matches(weights + batch * per_token * context - 1, weights, per_token, context)

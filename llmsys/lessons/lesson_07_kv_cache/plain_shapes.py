@@ -1,0 +1,25 @@
+"""Exercise (b) on plain data: a model's shape is handed over as its numbers."""
+
+from collections.abc import Callable
+
+from llmsys.models.shapes import Latent, ModelShape
+
+
+def of_shape(function: Callable) -> Callable:
+    """`function(shape, dtype)` as one of plain numbers; `latent` is [q_rank, kv_rank, rope_dim], or None."""
+
+    def run(*, layers, width, heads, kv_heads, head_dim, latent, dtype):
+        shape = ModelShape(
+            name="a model",
+            layers=layers,
+            width=width,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            ffn=4 * width,
+            vocab=1000,
+            latent=Latent(*latent) if latent else None,
+        )
+        return function(shape, dtype)
+
+    return run
