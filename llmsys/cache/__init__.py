@@ -15,9 +15,17 @@
 `CacheSpec`        what a model's layers keep of a token: `model.cache_spec()`
 `LayerCache`       that of one layer: heads, Dk, Dv, dtype
 `Entry`            what a layer keeps besides keys and values
+`BlockPool`        who has which block of a paged cache: references, prefix hits, copy on write, the order of reuse
+`BlockTable`       the blocks of one sequence
+`PrefixHit`        the cached blocks with which a sequence may begin
+`Copy`             a block to be copied before a step writes
+`PoolStats`        how many blocks are used, free, cached; hits and evictions so far
+`OutOfBlocks`      there is no room: preempt somebody
 """
 
 from llmsys.cache.backend import Backend, Batch, NoCache, check_backend
+from llmsys.cache.block_pool import BlockPool
+from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks, PoolStats, PrefixHit
 from llmsys.cache.contiguous import ContiguousCache
 from llmsys.cache.resolve import BACKENDS, as_backend
 from llmsys.cache.spec import CacheSpec, Entry, LayerCache
@@ -26,11 +34,17 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "Batch",
+    "BlockPool",
+    "BlockTable",
     "CacheSpec",
     "ContiguousCache",
+    "Copy",
     "Entry",
     "LayerCache",
     "NoCache",
+    "OutOfBlocks",
+    "PoolStats",
+    "PrefixHit",
     "as_backend",
     "check_backend",
 ]
