@@ -274,5 +274,5 @@ class BlockPool:
         for block in blocks:
             if not NULL_BLOCK < block < self.num_blocks or self._references[block] == 0:
                 raise ValueError(
-                    f"table.blocks names block {block}, which no table of this pool has: let the pool alone change tables"
+                    f"table.blocks names block {block}, which no table of this pool has: leave tables to the pool"
                 )
