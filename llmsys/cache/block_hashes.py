@@ -37,7 +37,7 @@ class Prefix:
     before: "Prefix | str | None"  #  of the first block: the salt
     tokens: tuple[int, ...]
     hash: bytes
-    blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)  #  that hold it; those in use are at the end
+    blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)  #  that hold it; the free ones first
 
 
 def block_hash(before: bytes, tokens: tuple[int, ...]) -> bytes:
@@ -109,11 +109,11 @@ class PrefixIndex:
             if not alike:
                 del self._by_hash[prefix.hash]
 
-    def rank(self, block: int, *, in_use: bool) -> None:
-        """A block that is in use serves hits before a free one: to share it costs no room."""
-        self._by_block[block].blocks.move_to_end(block, last=in_use)
+    def put_last(self, block: int) -> None:
+        """The block is free now: others that hold the same, and may be in use, serve hits before it does."""
+        self._by_block[block].blocks.move_to_end(block, last=False)
 
     @staticmethod
     def block_of(prefix: Prefix) -> int:
-        """A block that holds the prefix, one in use if there is one."""
+        """A block that holds the prefix. One that is in use, if there is one, for to share that costs no room."""
         return next(reversed(prefix.blocks))

@@ -231,7 +231,6 @@ class BlockPool:
         """One more reference; a cached block comes back into use."""
         if self._references[block] == 0:
             del self._cached[block]
-            self._index.rank(block, in_use=True)
         self._references[block] += 1
 
     def _release(self, blocks: list[int]) -> None:
@@ -241,7 +240,7 @@ class BlockPool:
             self._references[block] -= 1
             if self._references[block] == 0 and block in self._index:
                 self._cached[block] = None
-                self._index.rank(block, in_use=False)
+                self._index.put_last(block)
             elif self._references[block] == 0:
                 blank.append(block)
         self._blank += reversed(blank)  # the tail on top

@@ -184,15 +184,17 @@ def test_two_identical_prompts_share_blocks_that_were_computed_in_time_and_one_i
     assert not set(second.blocks) & set(pool.reuse_order())
 
 
-def test_a_copy_that_is_in_use_is_hit_before_a_free_one():
+@pytest.mark.parametrize("stays", [0, 1, 2])
+def test_a_copy_that_is_in_use_is_hit_before_free_ones(stays):
     pool = BlockPool(num_blocks=9, block_size=2)
-    first, second = (begin(pool, [1, 2], registered=False) for _ in range(2))
-    for table in (first, second):
+    tables = [begin(pool, [1, 2], registered=False) for _ in range(3)]
+    for table in tables:
         pool.register(table, [1, 2], 2)
-    in_use = second.blocks[0]
-    pool.free(first)
+    in_use = tables.pop(stays).blocks
+    for table in tables:
+        pool.free(table)
     free = pool.free_blocks
-    assert pool.allocate(2, pool.match([1, 2, 3])).blocks == [in_use] and pool.free_blocks == free
+    assert pool.allocate(2, pool.match([1, 2, 3])).blocks == in_use and pool.free_blocks == free
 
 
 def test_a_preempted_sequence_hits_its_own_blocks_even_where_they_are_all_that_is_free():

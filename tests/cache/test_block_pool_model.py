@@ -1,9 +1,9 @@
 """The block pool against a naive model, over lives of sequences that are drawn by hypothesis, with good and bad hashes.
 
 Two things are believed here, and neither has a reference count or a hash. The *model* keeps lists: who has which
-blocks, what each block holds (a salt and all tokens up to the block's end), and in which order free blocks are reused. The
-*memory* is what a pool is for: every slot holds what keys and values depend on, the salt and all tokens up to its own.
-Sequences write it through their tables as a step would, and must find there what they wrote, whatever others did.
+blocks, what each block holds (a salt and all tokens up to the block's end), and in which order free blocks are reused.
+The *memory* is what a pool is for: every slot holds what keys and values depend on, the salt and all tokens up to its
+own. Sequences write it through their tables as a step would, and must find there what they wrote, whatever others did.
 """
 
 from dataclasses import dataclass, field
