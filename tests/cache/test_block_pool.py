@@ -259,6 +259,12 @@ def test_a_fork_goes_on_as_registered_as_it_was():
     assert pool.match([1, 2, 3, 4, 5]).blocks == tuple(fork.blocks)
 
 
+def test_a_fork_keeps_the_salt_of_what_is_not_registered_yet():
+    pool = BlockPool(num_blocks=9, block_size=2)
+    pool.register(pool.fork(begin(pool, [1, 2], salt="adapter", registered=False)), [1, 2], 2)
+    assert pool.match([1, 2, 3], salt="adapter").tokens == 2 and pool.match([1, 2, 3]).tokens == 0
+
+
 def test_a_registered_block_is_not_overwritten_after_a_rollback():
     pool = BlockPool(num_blocks=9, block_size=4)
     table = begin(pool, [1, 2, 3, 4, 5])
