@@ -208,6 +208,16 @@ def test_a_preempted_sequence_hits_its_own_blocks_even_where_they_are_all_that_i
     assert_consistent(pool, [again])
 
 
+def test_a_preempted_sequence_does_not_evict_what_it_hits_though_that_is_the_least_recently_used():
+    pool = BlockPool(num_blocks=5, block_size=2)
+    for tokens in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        pool.free(begin(pool, tokens))
+    assert pool.reuse_order() == [2, 1, 4, 3]
+    again = pool.allocate(8, pool.match([1, 2, 3, 4, 9, 9, 9, 9]))
+    assert again.blocks == [1, 2, 4, 3]
+    assert_consistent(pool, [again])
+
+
 def test_a_hit_on_free_blocks_counts_as_room_that_is_taken():
     pool = BlockPool(num_blocks=5, block_size=2)
     pool.free(begin(pool, [1, 2, 3, 4]))
