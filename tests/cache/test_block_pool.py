@@ -77,6 +77,13 @@ def test_what_is_evicted_can_be_hit_no_more_and_the_rest_can():
     assert pool.stats.evictions == 1
 
 
+def test_what_was_evicted_leaves_nothing_behind():
+    pool = BlockPool(num_blocks=5, block_size=2)
+    for n in range(100):
+        pool.free(begin(pool, range(8 * n, 8 * n + 8)))
+    assert len(pool._index._by_hash) == len(pool._index._by_block) == 4
+
+
 # Hits
 
 
