@@ -276,7 +276,8 @@ def _statements(node: ast.AST) -> Iterator[Callable[[ast.AST], None]]:
 def _types(node: ast.AST, answer: Solution) -> Iterator[Callable[[ast.AST], None]]:
     if isinstance(node, ast.Attribute) and node.attr == "float32":
         yield lambda n: setattr(n, "attr", "float16")
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CASTS:
+    cast = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CASTS
+    if cast and not ast.unparse(node).endswith(".element_ty)"):  # to a pointer's own type a store casts anyway
         yield lambda n: _become(n, n.func.value)
     if not answer.kernel:
         return
