@@ -4,7 +4,7 @@ A check that accepts everything looks just like a good one until somebody's mist
 put to the test itself:
 
 - its stub is recognised as not written yet, and its solution passes, within 10 s (5 s for half of the exercises);
-- the library's own function is refused, and there are three hints;
+- the library's own function is refused, there are three hints, and no text names an argument that is not there;
 - each misconception (three at least) passes some property, is rejected, and is named with its own message;
 - mutations of the solution's syntax tree are rejected (`llmsys.course.authoring.mutations`): < for <=, a statement left
   out, fp16 for fp32, one stride for another, an option that is forgotten where another one is set. A mutation that
@@ -34,6 +34,7 @@ from statistics import median
 
 from llmsys.course import manifest
 from llmsys.course.authoring.mutations import Mutation, draw, mutations
+from llmsys.course.authoring.names_in_texts import strange_names, texts_of
 from llmsys.course.authoring.reference_time import calibrate, reference_seconds
 from llmsys.course.checking.checks import Check, get_check, run_check
 from llmsys.course.checking.diagnosis import Misconception, MisconceptionRunner, misconceptions_of
@@ -191,6 +192,8 @@ def _test_exercise(
     known = misconceptions_of(check.id, kernel=exercise.kernel)
     count = len(known)
     yield Line(check.id, "ships at least three misconceptions", count >= 3, f"it has {count}")
+    strange = strange_names(cell, exercise.function, texts_of(check, known))
+    yield Line(check.id, "names only what the learner's function has", not strange, "; ".join(strange))
     for each in known:
         yield _test_misconception(check, each, draw)
     yield _test_no_stale_mutation(check, cell)
