@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 from llmsys.course import display
 from llmsys.course.checking.checks import Result, get_check, run_check
+from llmsys.course.checking.waiting import Waiting
 from llmsys.course.grading import interpreted
-from llmsys.course.waiting import Waiting
 from llmsys.course.workspace import mine, progress
 from llmsys.hardware.kernel_source import underlying
 

@@ -11,7 +11,8 @@ from jupyter_client.manager import KernelManager
 
 pytestmark = pytest.mark.slow
 START = """
-from llmsys.course import attempts, check, hint, waiting
+from llmsys.course import attempts, check, hint
+from llmsys.course.checking import waiting
 attempts.SECONDS, waiting.FIRST, waiting.NEXT = 2.0, 0.3, 0.2
 
 def right(logits):
@@ -55,7 +56,7 @@ class Notebook:
     """A kernel with a client. `run` executes a cell; `interrupt_after` presses the square button after so long."""
 
     def __init__(self, folder):
-        self.manager = ThisInterpreter()
+        self.folder, self.manager = folder, ThisInterpreter()
         self.manager.start_kernel(cwd=str(folder), env=os.environ | {"LLMSYS_WORKSPACE": str(folder)})
         self.client = self.manager.client()
         self.client.start_channels()
@@ -127,6 +128,7 @@ def test_who_waits_sees_what_is_going_on_and_nobody_else_does(notebook):
 
 
 def test_the_diagnosis_comes_first_and_a_hint_when_it_is_asked_for(notebook):
+    (notebook.folder / ".llmsys" / "progress.json").unlink(missing_ok=True)  # a new learner
     one, two = (str(notebook.run(f'check("00.next_token", {wrong})')) for wrong in ("first", "smallest"))
     assert "Hint" not in one and 'Hint 1 of 3, for the asking: hint("00.next_token")' in two
     assert "This looks like:" in one and one.index("This looks like:") < one.index("got") < one.index("expected  ")

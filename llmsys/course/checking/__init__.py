@@ -6,6 +6,7 @@
     faults       what can be wrong with an answer, and when two are wrong alike
     runner       one call of the learner's function, watched and metered
     limits       how long it may take, and how it is stopped
+    waiting      the line that says what it is doing, to a person who waits
     compiled     a kernel that passed in the interpreter, put to a GPU's compiler
     compare      plain data, and the first difference between two values
     watch        forbidden functions, seen under any name
