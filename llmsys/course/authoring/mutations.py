@@ -10,8 +10,6 @@ Every mutation is of the lines between the solution's marks. Its kind says which
     strides      a stride swapped with another one, left out, or taken for a size
     masks        what a masked load gives instead is not said; a mask that forgets one of its conditions
     options      an option that is forgotten, but only where another one is set, or where B > 1, or Hq ≠ Hkv, …
-
-Shapes are read from the docstring, "k (B, Hkv, Tk, Dk)".
 """
 
 import ast
@@ -21,8 +19,10 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from llmsys.course.authoring.option_pairs import Options, become
 
 MUTANTS = 5  # of each exercise's solution, where not all are asked for
 KINDS = ("statements", "types", "strides", "masks", "options")
@@ -59,9 +59,9 @@ def mutations(cell: str) -> Iterator[Mutation]:
             before = _short(target)
             change(target)
             yield from made(f"{before} → {_short(target)}", mutant, kind)
-    for option, otherwise, condition in answer.pairs():
+    for option, otherwise, condition in answer.options.pairs():
         mutant = copy.deepcopy(tree)
-        if answer.forget(mutant, first, option, otherwise, condition):
+        if answer.options.forget(answer.within(mutant), first, option, otherwise, condition):
             yield from made(f"{option} → {otherwise} where {condition}", mutant, "options")
 
 
@@ -82,18 +82,14 @@ def draw(seed: int, id: str, mutants: Sequence[Mutation]) -> list[Mutation]:
 
 @dataclass(frozen=True)
 class Solution:
-    """The function in which the solution is: its name, its options and what they are where nobody sets them, its
-    arguments' shapes, and the names that its kernel gives to strides and to the length of a row."""
+    """The function in which the solution is: its name and its options; of a kernel the names of its strides and of the
+    length of a row, and the lines that add to what a loop carries."""
 
     name: str = ""
-    kernel: bool = False
-    options: dict[str, str] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
-    shapes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    half: bool = False  # whether its tensors may have 16 bits
+    options: Options = Options()
     strides: tuple[str, ...] = ()
     lengths: tuple[str, ...] = ()
-    sums: frozenset[int] = frozenset()  # the lines of statements that add to what a loop carries
+    sums: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, tree: ast.Module, first: int, last: int) -> "Solution":
@@ -101,104 +97,15 @@ class Solution:
         if not functions:
             return cls()
         function = functions[-1]
-        kernel = any(ast.unparse(each).endswith(".jit") for each in function.decorator_list)
-        arguments = [*function.args.args, *function.args.kwonlyargs]
-        names, says = tuple(each.arg for each in arguments), ast.get_docstring(function) or ""
-        return cls(
-            function.name,
-            kernel,
-            options=_switches(function) if kernel else _defaults(function),
-            arguments=names,
-            shapes={} if kernel else _shapes(says, names),
-            half=kernel or bool(re.search(r"\b16 bits|float16|fp16|'s dtype", says)),
-            strides=tuple(name for name in names if "stride" in name),
-            lengths=tuple(name for name in names if re.fullmatch(r"D[KVkv]?|n_\w+", name)),
-            sums=_sums(function, first, last) if kernel else frozenset(),
-        )
+        options = Options.of(function)
+        strides = tuple(name for name in options.arguments if "stride" in name)
+        lengths = tuple(name for name in options.arguments if re.fullmatch(r"D[KVkv]?|n_\w+", name))
+        sums = _sums(function, first, last) if options.kernel else frozenset()
+        return cls(function.name, options, strides, lengths, sums)
 
-    def pairs(self) -> Iterator[tuple[str, str, str]]:
-        """The ways to forget an option only where something else holds: the option, what it is taken for, where."""
-        others = {name: _is_set(name, value) for name, value in self.options.items()}
-        for option, value in self.options.items():
-            for condition in (*(other for name, other in others.items() if name != option), *self._conditions()):
-                yield option, value, condition
-
-    def forget(self, tree: ast.Module, first: int, option: str, value: str, condition: str) -> bool:
-        """Change the tree so that the option is forgotten there. False where the solution does not use it."""
-        (function,) = (each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == self.name)
-        used = [
-            node
-            for node in ast.walk(function)
-            if isinstance(node, ast.Name) and node.id == option and node.lineno > first
-        ]
-        if self.kernel:  # a constant of the compiler's cannot be set anew
-            for node in used:
-                _become(node, ast.parse(f"({option} and not ({condition}))", mode="eval").body)
-        elif used:
-            at = next(n for n, node in enumerate(function.body) if node.lineno > first)
-            function.body[at:at] = ast.parse(f"if {condition}:\n    {option} = {value}").body
-        return bool(used)
-
-    def _conditions(self) -> Iterator[str]:
-        """What calls may differ in beside their options: sizes that are one or equal in a tame example, the type and
-        the strides of the first tensor."""
-        if self.kernel:
-            sizes = {name: name for name in self.arguments}
-            counts, pointers = ("Hkv", "G"), [name for name in self.arguments if name.endswith("_ptr")]
-            yield from (f"{name}.dtype.element_ty.primitive_bitwidth < 32" for name in pointers[:1])
-            if "Hkv" in sizes:  # a second dimension of programs for the key heads of all sequences
-                yield "tl.num_programs(1) > Hkv"
-        else:
-            sizes = {
-                size: f"{name}.shape[{n}]"
-                for name, shape in reversed(self.shapes.items())
-                for n, size in enumerate(shape)
-                if "..." not in shape[: n + 1]
-            }
-            counts = ("B", "H")
-            for name, shape in itertools.islice(self.shapes.items(), 1):
-                if self.half:
-                    yield f"{name}.dtype.itemsize < 4"
-                if len(shape) > 1:
-                    yield f"not {name}.is_contiguous()"
-        yield from (f"{sizes[size]} > 1" for size in counts if size in sizes)
-        for a, b in (("Tk", "Tq"), ("Tq", "Tk")):
-            if a in sizes and b in sizes:
-                yield f"{sizes[a]} > {sizes[b]}"
-        for a, b in (("Hq", "Hkv"), ("Dk", "Dv"), ("DK", "DV")):
-            if a in sizes and b in sizes:
-                yield f"{sizes[a]} != {sizes[b]}"
-
-
-def _defaults(function: ast.FunctionDef) -> dict[str, str]:
-    """The arguments that have a literal default, and that, as text."""
-    arguments = function.args
-    names = [*arguments.args[len(arguments.args) - len(arguments.defaults) :], *arguments.kwonlyargs]
-    given = zip(names, [*arguments.defaults, *arguments.kw_defaults], strict=True)
-    return {name.arg: ast.unparse(value) for name, value in given if isinstance(value, ast.Constant)}
-
-
-def _switches(kernel: ast.FunctionDef) -> dict[str, str]:
-    """The constants of a kernel that some `if` asks for: its options, which are off where nobody sets them."""
-    annotated = [(each.arg, ast.unparse(each.annotation)) for each in kernel.args.args if each.annotation]
-    constants = {name for name, annotation in annotated if annotation.endswith("constexpr")}
-    asked = {ast.unparse(node.test) for node in ast.walk(kernel) if isinstance(node, ast.If)}
-    return {name: "False" for name in sorted(constants & asked)}
-
-
-def _is_set(option: str, default: str) -> str:
-    if default in ("False", "True"):
-        return option if default == "False" else f"not {option}"
-    return f"{option} is not None" if default == "None" else f"{option} != {default}"
-
-
-def _shapes(docstring: str, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The shapes that a docstring gives its arguments, as in "q (B, Hq, Tq, Dk)", or "x  (..., N)  float tensor"."""
-    found = {}
-    for name in names:
-        if match := re.search(rf"(?<!\S){re.escape(name)}\s+\(([^()\n]*)\)", docstring):
-            found[name] = tuple(size.strip() for size in match[1].split(",") if size.strip())
-    return found
+    def within(self, tree: ast.Module) -> ast.FunctionDef:
+        """The same function in a copy of its tree."""
+        return next(each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == self.name)
 
 
 def _sums(function: ast.FunctionDef, first: int, last: int) -> frozenset[int]:
@@ -278,8 +185,8 @@ def _types(node: ast.AST, answer: Solution) -> Iterator[Callable[[ast.AST], None
         yield lambda n: setattr(n, "attr", "float16")
     cast = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CASTS
     if cast and not ast.unparse(node).endswith(".element_ty)"):  # to a pointer's own type a store casts anyway
-        yield lambda n: _become(n, n.func.value)
-    if not answer.kernel:
+        yield lambda n: become(n, n.func.value)
+    if not answer.options.kernel:
         return
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.dot":
         for operand in (0, 1):
@@ -292,7 +199,7 @@ def _strides(node: ast.AST, answer: Solution) -> Iterator[Callable[[ast.AST], No
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         for side, other in (("left", "right"), ("right", "left")):
             if isinstance(getattr(node, side), ast.Name) and getattr(node, side).id in answer.strides:
-                yield lambda n, other=other: _become(n, getattr(n, other))
+                yield lambda n, other=other: become(n, getattr(n, other))
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in answer.strides:
         for other in (*_neighbours(node.id, answer.strides), *answer.lengths):
             yield lambda n, other=other: setattr(n, "id", other)
@@ -314,18 +221,13 @@ def _masks(node: ast.AST) -> Iterator[Callable[[ast.AST], None]]:
             if keyword.arg == "other":
                 yield lambda n: n.keywords.__setitem__(slice(None), [k for k in n.keywords if k.arg != "other"])
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd):
-        yield lambda n: _become(n, n.left)
-        yield lambda n: _become(n, n.right)
+        yield lambda n: become(n, n.left)
+        yield lambda n: become(n, n.right)
 
 
 def _leave_out(statement: ast.AST) -> None:
     statement.__class__ = ast.Pass
     statement.__dict__ = {name: value for name, value in vars(statement).items() if name.endswith(("lineno", "offset"))}
-
-
-def _become(node: ast.AST, other: ast.AST) -> None:
-    """Make of a node what another one is, in its place."""
-    node.__class__, node.__dict__ = other.__class__, dict(vars(other))
 
 
 def _rounded(operands: list[ast.expr], which: int) -> None:
@@ -337,7 +239,7 @@ def _rounded_sum(statement: ast.Assign | ast.AugAssign) -> None:
     if isinstance(statement, ast.AugAssign):
         name = ast.unparse(statement.target)
         value = ast.BinOp(ast.Name(name, ast.Load()), statement.op, statement.value)
-        _become(statement, ast.copy_location(ast.Assign([ast.Name(name, ast.Store())], value), statement))
+        become(statement, ast.copy_location(ast.Assign([ast.Name(name, ast.Store())], value), statement))
     statement.value = ast.parse(f"({ast.unparse(statement.value)}).to(tl.float16).to(tl.float32)", mode="eval").body
 
 
