@@ -106,7 +106,7 @@ def notebook(tmp_path_factory):
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal stops an answer, and there is none")
 def test_an_answer_that_never_ends_is_stopped_and_the_kernel_goes_on(notebook):
     shown = notebook.run('check("00.next_token", endless)')
-    assert "took longer than 2 s" in str(shown) and not shown.error
+    assert "it took longer than " in str(shown) and not shown.error
     assert "00.next_token passed" in str(notebook.run('check("00.next_token", right)'))
 
 
