@@ -125,10 +125,11 @@ def next_token(logits):
 check("00.next_token", next_token)
 
 # %% [markdown]
-# A check goes through properties, one after another, and stops at the first that does not hold. It shows what your function returned, what was
-# expected and why it matters; if your mistake is one that it knows, it says so; and there are three hints for each exercise, from a nudge to pseudocode.
-# A new failing attempt gives the next one, up to the second; `hint("00.next_token")` in a cell of your own gives it any time, and
-# the pseudocode only there.
+# A check goes through properties, one after another, and stops at the first that does not hold. If your mistake is one that it knows, it says so
+# first; then it shows why that property matters, what your function returned and what was expected. There are three hints for each exercise: a
+# nudge about what failed, the invariant to keep, pseudocode. None is shown unasked. From your second wrong answer on the check offers the next one, and
+# `hint("00.next_token")` in a cell of your own gives it, at any time. A check that takes a while says what it is doing; an answer that
+# takes longer than a minute is stopped, and so it is by the button ■ above the notebook.
 #
 # When it passes, your answer is saved in `mine/`, a library of your own that grows with the course: `from mine import next_token` now works
 # in every notebook.

@@ -66,6 +66,27 @@ def check_arguments(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = No
     return float(scale)
 
 
+def within_reach(name: str, x: Tensor, stage: str, *, heads: int = 0) -> Tensor:
+    """x (…, T, D), or a contiguous copy, such that a kernel can count the elements of a head in 32 bits: those of one,
+    or of so many neighbouring `heads` of x (B, H, T, D) where it counts from head to head as well.
+
+    Raises
+    ------
+    ValueError
+        Even a copy has 2^31 of them, or more; the message names the argument and the stage.
+    """
+    T, D = x.shape[-2:]
+    reach = T * x.stride(-2) + (heads * x.stride(-3) if heads else 0)
+    if x.stride(-1) != 1 or reach >= 2**31:
+        x = x.contiguous()
+    if max(heads, 1) * T * D >= 2**31:
+        whose, got, remedy = "a head", f"{T} × {D}", "split the sequence"
+        if heads:
+            whose, got, remedy = "for each key head", f"{heads} × {got}", f"{remedy}, or its heads"
+        raise ValueError(f"{name} must have fewer than 2^31 elements {whose} for stage {stage}, got {got}; {remedy}")
+    return x
+
+
 def visible_keys(Tq: int, Tk: int, *, device: torch.device | str | None = None) -> Tensor:
     """The causal mask, aligned bottom-right: a bool (Tq, Tk) matrix, True where the query sees the key."""
     query = torch.arange(Tq, device=device)[:, None]  # (Tq, 1)

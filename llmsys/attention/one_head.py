@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llmsys.attention.contract import within_reach
 from llmsys.hardware.tier import interpreting, load_triton, triton_device
 
 triton, tl = load_triton()
@@ -106,7 +107,7 @@ def attend_one_head(
         Wrong shapes, dtype, device or tiles; the message says what was expected.
     """
     _check(q, k, v, block_m, block_n)
-    q, k, v = (_within_reach(x) for x in (q, k, v))
+    q, k, v = (within_reach(name, x, "flash") for name, x in (("q", q), ("k", k), ("v", v)))
     Tq, D = q.shape
     Tk = k.shape[0]
     scale = D**-0.5 if scale is None else scale
@@ -119,11 +120,6 @@ def attend_one_head(
                 D=D, CAUSAL=causal, BLOCK_M=block_m, BLOCK_N=block_n,
             )  # fmt: skip
     return o
-
-
-def _within_reach(x: Tensor) -> Tensor:
-    """x, or a contiguous copy, such that the kernel can count its elements in 32 bits."""
-    return x.contiguous() if x.shape[0] * x.stride(0) >= 2**31 else x
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, block_m: int, block_n: int) -> None:

@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 
 from llmsys.course import display
 from llmsys.course.checking.checks import Result, get_check, run_check
+from llmsys.course.checking.waiting import Waiting
 from llmsys.course.grading import interpreted
-from llmsys.course.waiting import Waiting
 from llmsys.course.workspace import mine, progress
 from llmsys.hardware.kernel_source import underlying
 
 SECONDS = 60.0  # of processor time that a check gives the learner's function; those of the course take 10 at most
-_hints: dict[str, str] = {}  # of an exercise, what the property that failed last has to say to who asks for a hint
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,10 @@ def check(id: str, answer: object) -> Result:
             result = interpreted.confirm(found, answer, result)
     if result.failure and result.failure.kind == "stub":
         return result
-    record = progress.attempt(id, _fingerprint(answer), result.passed, hints=0)  # none is shown unasked
+    record = progress.attempt(id, _fingerprint(answer), result.passed, nudge=_nudge(result, found.hints))
     if result.passed:
         mine.export_answer(id, answer, kernel=found.kernel)
         return result
-    _hints[id] = result.failed.hint if result.failed else ""
     if len(record.failed) > 1 and record.hints < len(found.hints):
         result = replace(result, hint_number=record.hints + 1, hints=len(found.hints))
     return result
@@ -73,13 +71,20 @@ def check(id: str, answer: object) -> Result:
 
 def hint(id: str) -> Hint:
     """The next hint for an exercise: a nudge, then the invariant to keep, then pseudocode. The last one stays. The
-    first one speaks of the property that failed last, where the check has something to say about it."""
+    first one speaks of the property that failed last."""
     hints = get_check(id).hints
     if not hints:
         return Hint(id, "This exercise has no hints.", 0, 0)
     number = progress.next_hint(id, len(hints))
-    text = number == 1 and _hints.get(id) or hints[number - 1]
+    text = number == 1 and progress.load().exercises[id].nudge or hints[number - 1]
     return Hint(id, text, number, len(hints))
+
+
+def _nudge(result: Result, hints: tuple[str, ...]) -> str:
+    """The first hint to the property that failed: the check's own, or the exercise's with the property's name."""
+    if result.failed is None:
+        return ""
+    return result.failed.hint or " ".join([f"What does not hold yet: {result.failed.name}.", *hints[:1]])
 
 
 def _fingerprint(answer: object) -> str:

@@ -61,6 +61,8 @@ def test_a_learner_goes_through_lesson_02(work, tmp_path):
 
         answer(lab, WRONG)
         assert "You added the two sums without rescaling them." in verdict.inner_text()
+        assert "Hint 1 of 3" not in verdict.inner_text()
+        answer(lab, WRONG.replace("l_a + l_b", "l_a"))
         assert "Hint 1 of 3" in verdict.inner_text()
         assert "0 passed" in llmsys("status", cwd=work)
 

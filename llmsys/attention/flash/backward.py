@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llmsys.attention.contract import within_reach
 from llmsys.attention.flash.tiles import LOG2_E, SMALL, TABLES, TileConfig, block_of, target_of
 
 DELTA_ROWS = 32  # rows for each program of the delta kernel; with any number, the same bytes are moved
@@ -57,7 +58,9 @@ def backward(
         Tiles of the kernels; by default what `backward_tiles_for` says.
     """
     given = {"q": q, "k": k, "v": v, "o": o, "do": do}
-    q, k, v, o, do = (_within_reach(name, x, k.shape[1]) for name, x in given.items())
+    q, k, v, o, do = (
+        within_reach(name, x, "flash's backward pass", heads=x.shape[1] // k.shape[1]) for name, x in given.items()
+    )
     tiles = tiles or backward_tiles_for(max(q.shape[3], v.shape[3]), q.element_size(), target_of(q.device))
     delta, lse_log2 = launch_delta(o, do, lse.contiguous(), dlse, delta_kernel)
     dk, dv = launch_dkdv(q, k, v, do, lse_log2, delta, causal, scale, precision, tiles.dkdv, dkdv_kernel)
@@ -169,19 +172,3 @@ def _launch(kernel, grid, results, q, k, v, do, lse_log2, delta, causal, scale, 
             BLOCK_DK=block_of(Dk), BLOCK_DV=block_of(Dv), PRECISION=precision,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
-
-
-def _within_reach(name: str, x: Tensor, Hkv: int) -> Tensor:
-    """x, or a contiguous copy, such that 32 bits suffice for the kernels to count the elements of a group of heads.
-
-    Raises ValueError where even a copy has too many.
-    """
-    heads = x.shape[1] // Hkv
-    if x.stride(3) != 1 or heads * x.stride(1) + x.shape[2] * x.stride(2) >= 2**31:
-        x = x.contiguous()
-    if heads * x.shape[2] * x.shape[3] >= 2**31:
-        raise ValueError(
-            f"{name} must have fewer than 2^31 elements for each key head for the backward pass of stage flash, "
-            f"got {heads} × {x.shape[2]} × {x.shape[3]}; split the sequence, or its heads"
-        )
-    return x

@@ -20,11 +20,11 @@ from dataclasses import astuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from llmsys.attention.contract import check_arguments, needs_gradient, needs_operator
+from llmsys.attention.contract import check_arguments, needs_gradient, needs_operator, within_reach
 from llmsys.attention.flash.backward import backward, flash_backward
 from llmsys.attention.flash.tiles import LOG2_E, TileConfig, block_of, target_of, tiles_for, tuned_tiles
+from llmsys.attention.operators import with_gradients
 from llmsys.hardware.tier import interpreting, load_triton
 
 LARGEST_HEAD = 256
@@ -70,7 +70,7 @@ def flash_attention(
     elif needs_operator(q, k, v):
         o, lse = flash_forward(q, k, v, causal, scale, precision, list(astuple(tiles)) if tiles else None)
     else:
-        forward = _Differentiable.apply if needs_gradient(q, k, v) else launch
+        forward = differentiable if needs_gradient(q, k, v) else launch
         o, lse = forward(q, k, v, causal, scale, precision, tiles)
     return (o, lse) if return_lse else o
 
@@ -90,38 +90,6 @@ def _(q, k, v, causal, scale, precision, tiles):
     return q.new_empty(B, Hq, Tq, v.shape[3]), q.new_empty(B, Hq, Tq, dtype=torch.float32)
 
 
-def _keep(ctx, inputs, output) -> None:
-    q, k, v, ctx.causal, ctx.scale, ctx.precision, _ = inputs
-    ctx.save_for_backward(q, k, v, *output)
-    ctx.set_materialize_grads(False)  # None, and not zeros, for a result that is not used
-
-
-def _backward(ctx, do, dlse):
-    q, k, v, o, lse = ctx.saved_tensors
-    if do is None:  # only lse is used
-        do = torch.zeros_like(o)
-    run = flash_backward if needs_operator(q, do) else backward
-    return *run(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, ctx.precision), None, None, None, None
-
-
-flash_forward.register_autograd(_backward, setup_context=_keep)
-
-
-class _Differentiable(torch.autograd.Function):
-    """`launch`, with gradients: what is called where torch does not trace.
-
-    The operator `flash_forward` does the same and can be traced, but a call of it costs the host much more time.
-    """
-
-    @staticmethod
-    def forward(ctx, *arguments):
-        output = launch(*arguments)
-        _keep(ctx, arguments, output)
-        return output
-
-    backward = staticmethod(once_differentiable(_backward))
-
-
 def launch(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str, tiles: TileConfig | None, kernel=None
 ) -> tuple[Tensor, Tensor]:
@@ -138,7 +106,9 @@ def launch(
     o, lse = q.new_empty(B, Hq, Tq, Dv), q.new_empty(B, Hq, Tq, dtype=torch.float32)
     if o.numel() == 0:
         return o, lse.fill_(float("-inf")) if Tk == 0 else _lse_alone(q, k, lse, causal, scale)
-    q, k, v = (_within_reach(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
+    # A token's number times its stride is taken in 32 bits, once for each token of each tile. In 64 bits, heads of 64
+    # took 4 to 12% longer on an H100 (full attention), in each of three ways to write it.
+    q, k, v = (within_reach(name, x, "flash") for name, x in (("q", q), ("k", k), ("v", v)))
     tiles = tiles or tiles_for(max(Dk, Dv), q.element_size(), G * Tq, target_of(q.device))
     grid = (-(-G * Tq // tiles.block_m), B * Hkv)
     with torch.cuda.device_of(q):
@@ -153,28 +123,17 @@ def launch(
     return o, lse
 
 
+def _gradients(q, k, v, o, lse, do, dlse, causal, scale, precision, _):
+    run = flash_backward if needs_operator(q, do) else backward
+    return run(q, k, v, o, lse, do, dlse, causal, scale, precision)
+
+
+differentiable = with_gradients(flash_forward, launch, _gradients)
+
+
 def _lse_alone(q: Tensor, k: Tensor, lse: Tensor, causal: bool, scale: float) -> Tensor:
     """Values without a width: there is no o, but the log-sum-exp is still asked for."""
     return launch(q, k, k, causal, scale, "ieee", None, None)[1] if lse.numel() else lse
-
-
-def _within_reach(name: str, x: Tensor) -> Tensor:
-    """x (B, H, T, D), or a contiguous copy, such that 32 bits count the elements of one head.
-
-    The kernel multiplies a token's number with its stride in 32 bits, once for each token of each tile. In 64 bits,
-    heads of 64 took 4 to 12% longer on an H100 (full attention), in each of three ways to write it, and tokens so far
-    apart are rare.
-
-    Raises ValueError where even a copy has too many.
-    """
-    if x.stride(3) != 1 or x.shape[2] * x.stride(2) >= 2**31:
-        x = x.contiguous()
-    if x.shape[2] * x.shape[3] >= 2**31:
-        raise ValueError(
-            f"{name} must have fewer than 2^31 elements a head for stage flash, got {x.shape[2]} × {x.shape[3]}; split "
-            "the sequence"
-        )
-    return x
 
 
 def _check_supported(q: Tensor, k: Tensor, v: Tensor) -> None:

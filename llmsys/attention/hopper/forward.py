@@ -41,13 +41,13 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from llmsys.attention.contract import check_arguments, needs_gradient, needs_operator
 from llmsys.attention.flash.tiles import LOG2_E
 from llmsys.attention.hopper.backward import backward, hopper_backward
 from llmsys.attention.hopper.descriptors import descriptor
 from llmsys.attention.hopper.schedule import ROWS, HopperTiles, hopper_schedule, hopper_tiles
+from llmsys.attention.operators import with_gradients
 from llmsys.hardware.tier import interpreting
 
 HEADS = (64, 128)
@@ -78,7 +78,7 @@ def hopper_attention(
     if needs_operator(q, k, v):
         o, lse = hopper_forward(q, k, v, causal, scale)
     else:
-        o, lse = (_Differentiable.apply if needs_gradient(q, k, v) else launch)(q, k, v, causal, scale)
+        o, lse = (differentiable if needs_gradient(q, k, v) else launch)(q, k, v, causal, scale)
     return (o, lse) if return_lse else o
 
 
@@ -91,41 +91,6 @@ def hopper_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) 
 @hopper_forward.register_fake
 def _(q, k, v, causal, scale):
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
-
-
-def _keep(ctx, inputs, output) -> None:
-    """Keep for the backward pass what it needs: all tensors, of inputs and outputs."""
-    q, k, v, ctx.causal, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, *output)
-    ctx.set_materialize_grads(False)  # None, and not zeros, for a result that is not used
-
-
-def _backward(ctx, do, dlse):
-    """The gradients of `hopper_forward`'s arguments; None for causal and scale."""
-    q, k, v, o, lse = ctx.saved_tensors
-    if do is None:  # only lse is used
-        do = torch.zeros_like(o)
-    run = hopper_backward if needs_operator(q, do) else backward
-    exact = torch.are_deterministic_algorithms_enabled()
-    return *run(q, k, v, o, lse, do, dlse, ctx.causal, ctx.scale, exact), None, None
-
-
-hopper_forward.register_autograd(_backward, setup_context=_keep)
-
-
-class _Differentiable(torch.autograd.Function):
-    """`launch`, with gradients: what is called where torch does not trace.
-
-    The operator `hopper_forward` does the same and can be traced, but a call of it costs the host much more time.
-    """
-
-    @staticmethod
-    def forward(ctx, *arguments):
-        output = launch(*arguments)
-        _keep(ctx, arguments, output)
-        return output
-
-    backward = staticmethod(once_differentiable(_backward))
 
 
 def launch(
@@ -157,6 +122,15 @@ def launch(
             CONSUMER_REGISTERS=tiles.consumer_registers, PRODUCER_REGISTERS=tiles.producer_registers, num_warps=4,
         )  # fmt: skip
     return o, lse
+
+
+def _gradients(q, k, v, o, lse, do, dlse, causal, scale):
+    run = hopper_backward if needs_operator(q, do) else backward
+    exact = torch.are_deterministic_algorithms_enabled()
+    return run(q, k, v, o, lse, do, dlse, causal, scale, exact)
+
+
+differentiable = with_gradients(hopper_forward, launch, _gradients)
 
 
 def _check_supported(q: Tensor, v: Tensor) -> None:

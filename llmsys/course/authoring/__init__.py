@@ -7,6 +7,9 @@
     numbers_in_prose    numbers that the text claims, for the lint
     alt_texts           pictures, and their words for those who do not see them, for the lint
     self_test           are the checks any good? Stubs, solutions, mistakes, mutations
+    mutations           small changes of a right answer that ought to make it wrong, for the self-test
+    option_pairs        options that a mutation forgets where another one is set
+    names_in_texts      names that a check says to a learner, for the self-test
     readme_pictures     the two pictures that the README shows
     nbgrader_export     a lesson as an nbgrader assignment
 """

@@ -33,6 +33,7 @@ from llmsys.course.manifest import Lesson
 from llmsys.course.workspace.notebook import role, tags, write_text
 
 STUB = "# Your code here\nraise NotImplementedError"
+EXPECTED = "# Until you run this cell, what a right answer gets stands below: the expected output, not yours.\n"
 KERNELSPEC = {"display_name": "llmsys", "language": "python", "name": "llmsys"}
 MINUTES = re.compile(r"\s*\((\d+) minutes?\b[^)]*\)\s*$")  # what an exercise's heading ends in; no part of cell ids
 LANGUAGE_INFO = {  # without the version of the Python that happened to build it
@@ -127,7 +128,7 @@ def read_source(lesson: Lesson, solutions: Path) -> NotebookNode:
 
 
 def learner_form(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
-    """The lesson: nbgrader's stubs for the solutions, no outputs but those that the checks should have.
+    """The lesson: nbgrader's stubs for the solutions, no outputs but those that the checks should have, marked as that.
 
     Cells tagged `claim` are compared in the solution only: a learner who changes a size there is exploring, and has not
     failed.
@@ -143,6 +144,7 @@ def learner_form(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
         if cell.id in expected:  # with its count: nbval takes a cell without one for one that was never run
             answer = expected[cell.id]
             cell.outputs, cell.execution_count = copy.deepcopy(answer.outputs), answer.execution_count
+            cell.source = EXPECTED + cell.source
         if "claim" in tags(cell):
             cell.metadata.tags = [tag.replace("nbval-check", "nbval-ignore") for tag in cell.metadata.tags]
     return notebook

@@ -4,41 +4,37 @@ A check that accepts everything looks just like a good one until somebody's mist
 put to the test itself:
 
 - its stub is recognised as not written yet, and its solution passes, within 10 s (5 s for half of the exercises);
-- the library's own function is refused, and there are three hints;
+- the library's own function is refused, there are three hints, and no text names an argument that is not there;
 - each misconception (three at least) passes some property, is rejected, and is named with its own message;
-- mutations of the solution's syntax tree are rejected: < for <=, + for -, a constant off by one, min for max, a
-  statement left out. A mutation that makes no difference is listed in the check's `equivalent`, with the reason.
+- mutations of the solution's syntax tree are rejected (`llmsys.course.authoring.mutations`): < for <=, a statement left
+  out, fp16 for fp32, one stride for another, an option that is forgotten where another one is set. A mutation that
+  makes no difference is listed in the check's `equivalent`, with the reason.
 
 The stubs and solutions come from the lesson's source, solutions/NN_slug.py. Everything runs in this one process.
 
-There are a thousand mutations, and each that is found wrong late costs a whole check. So a run draws a few of each
-exercise, by a seed that is the date and is printed: other ones every day, and the same ones with `--seed`. It also asks
-for each misconception once, and `--all` for every mutation, and each misconception twice. Time is processor time in
-seconds of the reference machine (`llmsys.course.authoring.reference_time`).
+There are 1,500 mutations, and each that is found wrong late costs a whole check. So a run draws a few of each exercise,
+of different kinds, by a seed that is the date and is printed: other ones every day, and the same ones with `--seed`. It
+also asks for each misconception once, and `--all` for every mutation, and each misconception twice. Time is processor
+time in seconds of the reference machine (`llmsys.course.authoring.reference_time`).
 """
 
 import argparse
-import ast
-import copy
 import datetime
-import hashlib
 import itertools
 import linecache
 import os
 import re
-import signal
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 from llmsys.course import manifest
+from llmsys.course.authoring.mutations import Mutation, draw, mutations
+from llmsys.course.authoring.names_in_texts import strange_names, texts_of
 from llmsys.course.authoring.reference_time import calibrate, reference_seconds
 from llmsys.course.checking.checks import Check, get_check, run_check
 from llmsys.course.checking.diagnosis import Misconception, MisconceptionRunner, misconceptions_of
@@ -47,7 +43,6 @@ from llmsys.course.checking.watch import AUTOGRAD
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import load_triton, triton_installed
 
-MUTANTS = 5  # of each exercise's solution, where not all are asked for
 CHECK_SECONDS = 10.0  # which a passing check may take: a learner waits for it
 MEDIAN_SECONDS = 5.0  # which half of the checks may take
 
@@ -68,12 +63,9 @@ class Draw:
     def misconception_seeds(self) -> tuple[int, ...]:
         return (0, 1) if self.everything else (0,)
 
-    def of(self, id: str, mutants: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Those of an exercise's mutations (what was changed, source) that are tested."""
-        if self.everything:
-            return mutants
-        shuffled = sorted(mutants, key=lambda each: hashlib.sha256(f"{self.seed} {id} {each[0]}".encode()).digest())
-        return shuffled[:MUTANTS]
+    def of(self, id: str, mutants: list[Mutation]) -> list[Mutation]:
+        """Those of an exercise's mutations that are tested."""
+        return mutants if self.everything else draw(self.seed, id, mutants)
 
 
 def todays_seed() -> int:
@@ -200,6 +192,8 @@ def _test_exercise(
     known = misconceptions_of(check.id, kernel=exercise.kernel)
     count = len(known)
     yield Line(check.id, "ships at least three misconceptions", count >= 3, f"it has {count}")
+    strange = strange_names(cell, exercise.function, texts_of(check, known))
+    yield Line(check.id, "names only what the learner's function has", not strange, "; ".join(strange))
     for each in known:
         yield _test_misconception(check, each, draw)
     yield _test_no_stale_mutation(check, cell)
@@ -256,25 +250,26 @@ def _test_misconception(check: Check, known: Misconception, draw: Draw) -> Line:
 
 
 def _test_no_stale_mutation(check: Check, cell: str) -> Line:
-    stale = sorted(set(check.equivalent) - {text for text, _ in mutations(cell)})
+    stale = sorted(set(check.equivalent) - {each.text for each in mutations(cell)})
     return Line(check.id, "every mutation called equivalent exists", not stale, "; ".join(stale))
 
 
 def _test_mutants(check: Check, exercise: manifest.Exercise, cell: str, draw: Draw, limit: float) -> Line:
     every = list(mutations(cell))
-    chosen = draw.of(check.id, [(text, source) for text, source in every if text not in check.equivalent])
-    survivors = [text for text, source in chosen if not _rejected(check, exercise, source, limit)]
+    chosen = draw.of(check.id, [each for each in every if each.text not in check.equivalent])
+    survivors = [each.text for each in chosen if not _rejected(check, exercise, each, limit)]
     what = f"rejects {len(chosen)} of {len(every)} mutations of the solution"
     return Line(check.id, what, not survivors, "it accepts: " + "; ".join(survivors))
 
 
-def _rejected(check: Check, exercise: manifest.Exercise, source: str, limit: float) -> bool:
-    """Whether the check rejects that source, or it takes more than `limit` seconds, or it cannot even be defined."""
+def _rejected(check: Check, exercise: manifest.Exercise, mutant: Mutation, limit: float) -> bool:
+    """Whether the check rejects that mutation, or it takes more than `limit` seconds, or it cannot even be defined. A
+    compiler that refuses a condition which only a mutation has proves nothing."""
+    compiled = mutant.kind != "options"
     try:
-        with time_limit(limit):
-            # The solution calls nothing forbidden, and a mutation of it does not either: watching costs twice the time.
-            runner = LocalRunner(load(source, exercise), adapt=check.adapt, kernel=check.kernel)
-            return not run_check(check, runner, name_mistakes=False)
+        # The solution calls nothing forbidden, and a mutation of it does not either: watching costs twice the time.
+        runner = LocalRunner(load(mutant.source, exercise), adapt=check.adapt, kernel=check.kernel, seconds=limit)
+        return not run_check(check, runner, name_mistakes=False, compile_kernels=compiled)
     except Exception:
         return True
 
@@ -310,108 +305,6 @@ def load(source: str, exercise: manifest.Exercise) -> object:
     namespace: dict = {"__name__": "llmsys_self_test"}
     exec(compile(source, name, "exec"), namespace)
     return namespace[exercise.function]
-
-
-# Mutations
-
-_OTHER_OPERATOR = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-}
-_OTHER_NAME = {"max": "min", "amax": "amin", "maximum": "minimum", "argmax": "argmin", "zeros": "ones", "sum": "mean"}
-_OTHER_NAME |= {other: name for name, other in _OTHER_NAME.items()} | {"zeros_like": "ones_like", "exp": "exp2"}
-
-
-def mutations(cell: str) -> Iterator[tuple[str, str]]:
-    """Every mutation of the solution in a cell: what was changed, "a + b → a - b" (the second time it occurs,
-    "a + b → a - b (2)"), and the cell with that change."""
-    first, last = (next(n for n, line in enumerate(cell.splitlines(), 1) if mark in line) for mark in _MARKS)
-    tree = ast.parse(cell)
-    seen, times = set(), Counter()
-    nodes = [(i, node) for i, node in enumerate(ast.walk(tree)) if first < getattr(node, "lineno", 0) < last]
-    for index, node in sorted(nodes, key=lambda each: (each[1].lineno, each[1].col_offset)):
-        for change in _changes(node):
-            mutant = copy.deepcopy(tree)
-            target = next(itertools.islice(ast.walk(mutant), index, None))
-            before = _short(target)
-            change(target)
-            after = _short(target)
-            text, source = f"{before} → {after}", ast.unparse(ast.fix_missing_locations(mutant))
-            if source not in seen:
-                seen.add(source)
-                times[text] += 1
-                yield text if times[text] == 1 else f"{text} ({times[text]})", source
-
-
-def _short(node: ast.AST) -> str:
-    if isinstance(node, ast.Pass):
-        return "left out"
-    return ast.unparse(node).partition("\n")[0].rstrip(":")  # of an `if`, the condition
-
-
-_MARKS = ("### BEGIN SOLUTION", "### END SOLUTION")
-
-
-def _changes(node: ast.AST) -> Iterator[Callable[[ast.AST], None]]:
-    """The ways to get this node wrong, as functions that change a copy of it."""
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in _OTHER_OPERATOR:
-        yield lambda n: n.ops.__setitem__(0, _OTHER_OPERATOR[type(n.ops[0])]())
-    if isinstance(node, (ast.BinOp, ast.AugAssign, ast.BoolOp)) and type(node.op) in _OTHER_OPERATOR:
-        yield lambda n: setattr(n, "op", _OTHER_OPERATOR[type(n.op)]())
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        yield lambda n: setattr(n, "op", ast.UAdd())
-    if isinstance(node, ast.Constant) and type(node.value) is bool:
-        yield lambda n: setattr(n, "value", not n.value)
-    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        yield lambda n: setattr(n, "value", n.value + 1)
-    if isinstance(node, ast.Attribute) and node.attr in _OTHER_NAME:
-        yield lambda n: setattr(n, "attr", _OTHER_NAME[n.attr])
-    if isinstance(node, ast.Name) and node.id in _OTHER_NAME:
-        yield lambda n: setattr(n, "id", _OTHER_NAME[n.id])
-    if isinstance(node, (ast.If, ast.IfExp, ast.While)):
-        yield lambda n: setattr(n, "test", ast.UnaryOp(ast.Not(), n.test))
-    if isinstance(node, (ast.Assign, ast.AugAssign, ast.Expr)):
-        yield _leave_out
-
-
-def _leave_out(statement: ast.AST) -> None:
-    statement.__class__ = ast.Pass
-    statement.__dict__ = {name: value for name, value in vars(statement).items() if name.endswith(("lineno", "offset"))}
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after so many seconds of processor time, or, where it only waits, after ten times
-    as many by the clock; where the platform can (main thread, not on Windows)."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_) -> None:
-        raise TimeoutError(f"it took more than {seconds:g} s")
-
-    timers = {signal.ITIMER_PROF: (signal.SIGPROF, seconds), signal.ITIMER_REAL: (signal.SIGALRM, 10 * seconds)}
-    before = {number: signal.signal(number, stop) for number, _ in timers.values()}
-    for timer, (_, limit) in timers.items():
-        signal.setitimer(timer, limit)
-    try:
-        yield
-    finally:
-        for timer in timers:
-            signal.setitimer(timer, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

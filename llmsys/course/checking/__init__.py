@@ -2,8 +2,11 @@
 
     checks       an exercise's check: registered, found by its id, run
     answer       what a check holds of the learner's answer: call it, name properties, say what was expected
+    metered      what a check may ask of memory and of a kernel's work
+    faults       what can be wrong with an answer, and when two are wrong alike
     runner       one call of the learner's function, watched and metered
     limits       how long it may take, and how it is stopped
+    waiting      the line that says what it is doing, to a person who waits
     compiled     a kernel that passed in the interpreter, put to a GPU's compiler
     compare      plain data, and the first difference between two values
     watch        forbidden functions, seen under any name

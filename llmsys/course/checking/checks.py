@@ -22,10 +22,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from llmsys.course import display
-from llmsys.course.checking.answer import Answer, Failure, PropertyResult, Rejected, not_compiled
-from llmsys.course.checking.compare import show_call
+from llmsys.course.checking.answer import Answer, PropertyResult
 from llmsys.course.checking.compiled import chosen
-from llmsys.course.checking.diagnosis import Misconception, diagnose
+from llmsys.course.checking.diagnosis import Misconception, arguments_of, diagnose
+from llmsys.course.checking.faults import Failure, Rejected, not_compiled
 from llmsys.course.checking.runner import LocalRunner, Runner, resolve
 from llmsys.course.checking.watch import Forbidden
 from llmsys.course.manifest import UnknownId, lessons, load_content
@@ -159,7 +159,12 @@ def run_check(
     for a GPU, where the runner can have that done, unless compile_kernels=False. `report` is told what is being done,
     in a few words."""
     answer = Answer(
-        runner, name=_name(check.id), reference=check.reference_function(), seed=_seed(check.id, seed), report=report
+        runner,
+        name=check.id.partition(".")[2],
+        reference=check.reference_function(),
+        seed=_seed(check.id, seed),
+        report=report,
+        arguments=(lambda: arguments_of(check)) if check.adapt else None,
     )
     try:
         check.function(answer)
@@ -184,13 +189,9 @@ def _refused(check: Check, runner, answer: Answer) -> Result | None:
     for call, said in zip(calls, runner.compile([(call.args, call.kwargs) for call in calls]), strict=False):
         if said:
             properties = (replace(each, passed=each.name != call.property) for each in answer.properties)
-            failure = not_compiled(said, show_call(_name(check.id), call.args, call.kwargs))
+            failure = not_compiled(said, answer.shown(call))
             return Result(check.id, False, tuple(properties), failure)
     return None
-
-
-def _name(id: str) -> str:
-    return id.partition(".")[2]
 
 
 def _seed(id: str, seed: int) -> int:

@@ -6,6 +6,7 @@ None, and tuples, lists and dicts of these. `plain` makes such a copy or refuses
 and dtypes before values, knows NaN and infinity, and says where the first difference is.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,12 +190,21 @@ def show(value, limit: int = 400) -> str:
     return text if len(text) <= limit else text[: limit - 2].rstrip() + " …"
 
 
-def show_call(name: str, args: tuple, kwargs: dict) -> str:
-    """The call in a line: `merge((3, 5) float32, tile=4)`, tensors by their shapes. The check's own argument `only`,
-    which names a part of the result, is shown as that: `dq of backward(…)`."""
-    given = [_brief(x) for x in args] + [f"{key}={_brief(x)}" for key, x in kwargs.items() if key != "only"]
+def show_call(name: str, args: tuple, kwargs: dict, arguments: Collection[str] | None = None) -> str:
+    """The call in a line: `merge((3, 5) float32, tile=4)`, tensors by their shapes.
+
+    The check's own argument `only`, which names a part of the result, is shown as that: `dq of backward(…)`. Where
+    `arguments` are those of the learner's function, the others are told apart from them, for they are an adapter's;
+    `block` stands for a kernel's BLOCK: `softmax_kernel((3, 24) float32, BLOCK=16); for the check: columns=16`.
+    """
+    given, others = [_brief(x) for x in args], []
+    for key, x in kwargs.items():
+        known = key if not arguments or key in arguments else key.upper() if key.upper() in arguments else ""
+        if key != "only":
+            (given if known else others).append(f"{known or key}={_brief(x)}")
     part = f"{kwargs['only']} of " if kwargs.get("only") else ""
-    return f"{part}{name}({', '.join(given)})"
+    aside = f"; for the check: {', '.join(others)}" if others else ""
+    return f"{part}{name}({', '.join(given)}){aside}"
 
 
 def _text(value) -> str:

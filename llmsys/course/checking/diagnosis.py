@@ -11,13 +11,16 @@ the learner's answer looks like, and its message is worth more than "expected 3.
 """
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llmsys.course.checking.answer import Call, Rejected, same_outcome
+from llmsys.course.checking.answer import Call
+from llmsys.course.checking.faults import Rejected, same_outcome
 from llmsys.course.checking.runner import TIME_LIMIT, LocalRunner, Run
 from llmsys.course.checking.wire import pack
 from llmsys.course.manifest import load_content
+from llmsys.hardware.kernel_source import underlying
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,13 @@ def misconceptions_of(exercise: str, *, kernel: bool = False) -> list[Misconcept
     for module in ("mistakes", "kernel_mistakes") if kernel else ("mistakes",):
         load_content(exercise.partition(".")[0], module)
     return list(_registry.get(exercise, ()))
+
+
+def arguments_of(check) -> frozenset[str]:
+    """The names of the arguments that a learner's function has: those of the exercise's misconceptions, which have its
+    contract. Empty where it has none."""
+    known = misconceptions_of(check.id, kernel=check.kernel)[:1]
+    return frozenset(name for each in known for name in inspect.signature(underlying(each.function)).parameters)
 
 
 def diagnose(check, calls: Sequence[Call], rejected: Rejected, earlier: Sequence[Call] = ()) -> Misconception | None:

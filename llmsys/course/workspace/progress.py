@@ -31,13 +31,14 @@ VERSION = 1
 class ExerciseProgress:
     """`passed` is when the exercise was first passed (ISO 8601, UTC) or None; `failed` are the fingerprints of the
     wrong answers so far, `hints` how many hints have been shown, `asked` how many of them because they were asked for
-    and not because an answer was wrong."""
+    (once, wrong answers showed them, too). `nudge` is the first hint to the property that failed last."""
 
     passed: str | None = None
     attempts: int = 0
     failed: list[str] = field(default_factory=list)
     hints: int = 0
     asked: int = 0
+    nudge: str = ""
 
 
 @dataclass
@@ -78,17 +79,17 @@ def passed(folder: Path | None = None) -> set[str]:
     return {id for id, record in load(folder).exercises.items() if record.passed}
 
 
-def attempt(id: str, fingerprint: str, passed: bool, hints: int | None = None) -> ExerciseProgress:
-    """Record an attempt. A wrong answer not given before is worth one more hint, up to `hints` of them."""
+def attempt(id: str, fingerprint: str, passed: bool, *, nudge: str = "") -> ExerciseProgress:
+    """Record an attempt, and what the first hint says now to who asks for one."""
 
     def change(progress: Progress) -> ExerciseProgress:
         record = progress.exercises.setdefault(id, ExerciseProgress())
         record.attempts += 1
+        record.nudge = nudge
         if passed:
             record.passed = record.passed or datetime.now(UTC).isoformat(timespec="seconds")
         elif fingerprint not in record.failed:
             record.failed = [*record.failed, fingerprint][-50:]
-            record.hints = max(record.hints, record.hints + 1 if hints is None else min(record.hints + 1, hints))
         return record
 
     return _change(change)

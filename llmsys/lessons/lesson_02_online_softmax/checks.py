@@ -337,6 +337,9 @@ def online_softmax(answer: Answer) -> None:
         a_tile_at_a_time(answer, 2, "something as long as the row was kept")
 
 
+LOADED = "tl.load(x_row + cols, mask=cols < n_cols, other=float('-inf'))"  # as the solution does
+
+
 @exercise_check(
     "02.softmax_kernel",
     reference="llmsys.attention.row_softmax:softmax_kernel",
@@ -355,7 +358,12 @@ def online_softmax(answer: Answer) -> None:
         "               m_new = maximum(m, max(x));  l = l * exp(m - m_new) + sum(exp(x - m_new));  m = m_new\n"
         "for each tile: x = load(as before);  store(y row + cols, exp(x - m) / l, mask=cols < n_cols)",
     ),
-    equivalent={"0.0 → 1.0": "under m = −∞ any l does: the first tile multiplies it by e^(−∞) = 0"},
+    equivalent={
+        "0.0 → 1.0": "under m = −∞ any l does: the first tile multiplies it by e^(−∞) = 0",
+        f"{LOADED}.to(tl.float32) → {LOADED}": "m is a float32, and so is x − m_new",
+        f"{LOADED}.to(tl.float32) → {LOADED} (2)": "m is a float32, and so is x − m",
+        f"{LOADED} → tl.load(x_row + cols, mask=cols < n_cols) (2)": "what is beyond the row's end is not stored",
+    },
 )
 def softmax_kernel(answer: Answer) -> None:
     with answer.property("a row that is exactly one tile", why="One step in each loop: equation (3), a row a program."):

@@ -249,7 +249,9 @@ def tiled_attention(answer: Answer) -> None:
             q, k, v = draw(Tq, Tk, B=B, G=G, Hkv=Hkv, D=6, Dv=Dv, scale=2.0)
             options |= {"block_q": blocks[0], "block_k": blocks[1]}
             given = {x: options[x] for x in ("causal", "scale") if x in options}
-            answer.matches(exact(q, k, v, **given), *map(answer.spread, (q, k, v)), **options)
+            run = answer.matches(exact(q, k, v, **given), *map(answer.spread, (q, k, v)), **options)
+            answer.reads_at_once(run, q.numel() // Tq * blocks[0], 0, "a tile of q")
+            answer.reads_at_once(run, k.numel() // Tk * blocks[1], 1, "a tile of k")
             q, k, v = draw(Tq, Tk, B=B, G=G, Hkv=Hkv, D=6, Dv=Dv)  # the same shape again, and other numbers
             answer.matches(exact(q, k, v, **given)[0], *map(tokens_first, (q, k, v)), report="o", **options)
 

@@ -19,6 +19,10 @@ from llmsys.lessons.common import PoisonedResults, StridedResults, exact, multip
 ONE_HEAD = "llmsys.attention.one_head:one_head_kernel"
 FLASH = "llmsys.attention.flash.kernels:flash_forward_kernel"
 LONGER = "a loop that goes on for longer than it need meets hidden keys only, and work is not counted here"
+BEYOND = "a row that exists sees no key beyond the last one"
+LOADED_Q = "tl.load(q_ptr + rows[:, None] * q_stride + d[None, :], mask=rows[:, None] < Tq"  # as the solutions do it
+LOADED_K = "tl.load(k_ptr + keys[:, None] * k_stride + d[None, :], mask=keys[:, None] < Tk"
+CAUSALLY = "keys[None, :] <= {}[:, None] + Tk - Tq"
 TYPES = "Write down the type of each operand of tl.dot: of q and k, and of P and v. A product takes two of one type."
 IN_HALF = "That is what tensor cores do. float32 is left to units that are many times slower."
 LIBRARY = (ONE_HEAD, FLASH, "llmsys.attention.flash.kernels:_absorb", "triton.language.standard:softmax")
@@ -213,6 +217,7 @@ def inner_loop(answer: Answer) -> None:
         "    if CAUSAL: s = where(keys[None, :] <= rows[:, None] + Tk - Tq, s, -inf)\n"
         "    …as before…",
     ),
+    equivalent={"CAUSAL → False where Tq > Tk": "Tq is at most Tk in this exercise"},
 )
 def causal(answer: Answer) -> None:
     with answer.property("values that are all alike: o is that value", why="Weights sum to one, whatever they are."):
@@ -304,7 +309,10 @@ def causal(answer: Answer) -> None:
         "The last tile of queries has rows that do not exist. They must neither be loaded nor stored.",
         "q = load(…, mask=rows[:, None] < Tq, other=0.0)        store(…, mask=rows[:, None] < Tq)",
     ),
-    equivalent={"0.0 → 1.0": "a row that does not exist may hold anything: it is not stored"},
+    equivalent={
+        "0.0 → 1.0": "a row that does not exist may hold anything: it is not stored",
+        f"{LOADED_Q}, other=0.0) → {LOADED_Q})": "the same",
+    },
 )
 def repair_mask(answer: Answer) -> None:
     with answer.property("whole tiles: as before", why="The kernel was right for these."):
@@ -346,6 +354,7 @@ def repair_mask(answer: Answer) -> None:
     equivalent={
         "0.0 → 1.0": "a key that does not exist may hold anything finite: its score is hidden",
         "0.0 → 1.0 (2)": "a value that does not exist may be anything finite: its weight is 0",
+        f"{LOADED_K}, other=0.0) → {LOADED_K})": "and its score is replaced, whatever it is",
     },
 )
 def repair_sum(answer: Answer) -> None:
@@ -360,7 +369,7 @@ def repair_sum(answer: Answer) -> None:
             q, k, v = _draw(answer, 16, Tk)
             answer.matches(exact_head(q, k, v), q, k, v, block_n=block_n)
         q, k, v = (x.half() for x in _draw(answer, 64, 50, 32))
-        options = {"scale": 0.3, "block_m": 32, "gaps": (8, 0, 16), "o_gap": 8, "rtol": 2e-3, "atol": 2e-3}
+        options = {"scale": 0.3, "block_m": 32, "gaps": (8, 24, 16), "o_gap": 40, "rtol": 2e-3, "atol": 2e-3}
         answer.matches(exact_head(q, k, v, scale=0.3), q, k, v, **options)
 
     with answer.property("a single key: o is its value", why="A softmax over one score is 1, whatever the score is."):
@@ -383,7 +392,7 @@ def repair_sum(answer: Answer) -> None:
     adapt=one_head,
     hints=(
         "Write down, for the tile of k, the address of element (d, key) as it is computed, and as it should be: key "
-        "number `key` begins at key · k_stride.",
+        "number n begins at n · k_stride.",
         "A tile may be loaded transposed, (D, BLOCK_N), at no cost: only which index is multiplied by the stride "
         "decides what is where. It must be the token's index, wherever that stands.",
         "k = load(k_ptr + keys[None, :] * k_stride + d[:, None])      # (D, BLOCK_N)",
@@ -438,6 +447,9 @@ def repair_strides(answer: Answer) -> None:
         "0.0 → 1.0 (3)": "any finite number does in the place of −∞: 2^(−∞ − 1) is 0, too",
         "0.0 → 1.0 (4)": "a value that does not exist may be anything finite: its weight is 0",
         "1.0 → 2.0": "0 / 2 is 0",
+        f"{LOADED_Q}, other=0.0) → {LOADED_Q})": "a row that does not exist is not stored",
+        f"{LOADED_K}, other=0.0) → {LOADED_K})": "the score of a key that does not exist is replaced",
+        f"seen & ({CAUSALLY.format('rows')}) → {CAUSALLY.format('rows')}": BEYOND,
         "tl.minimum → tl.maximum": LONGER,
         "stop = tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M + Tk - Tq, Tk) → left out": LONGER,
         "tl.program_id(0) * BLOCK_M + BLOCK_M + Tk - Tq → tl.program_id(0) * BLOCK_M + BLOCK_M + Tk + Tq": LONGER,
@@ -464,7 +476,7 @@ def repair_empty_row(answer: Answer) -> None:
             answer.matches(exact_head(q, k, v, causal=True), q, k, v, causal=True)
         q, k, v = (x.half() for x in _draw(answer, 50, 20, 32))  # the second program's first row is row 32
         options = {"causal": True, "scale": 0.3}
-        expected, apart = exact_head(q, k, v, **options), {"gaps": (8, 0, 16), "o_gap": 8}
+        expected, apart = exact_head(q, k, v, **options), {"gaps": (8, 24, 16), "o_gap": 40}
         answer.matches(expected, q, k, v, **options, **apart, block_m=32, rtol=2e-3, atol=2e-3)
 
     with answer.property("scores far below zero", why="m begins below all scores, and 0 is above some."):
@@ -511,6 +523,7 @@ def repair_empty_row(answer: Answer) -> None:
         "0.0 → 1.0 (3)": "any finite number does in the place of −∞: 2^(−∞ − 1) is 0, too",
         "0.0 → 1.0 (4)": "the weight of a value that does not exist is 0, and a column beyond DV is not stored",
         "1.0 → 2.0": "0 / 2 is 0, and −∞ + log2(2) is −∞",
+        f"seen & ({CAUSALLY.format('query')}) → {CAUSALLY.format('query')}": BEYOND,
     },
 )
 def ragged_groups(answer: Answer) -> None:

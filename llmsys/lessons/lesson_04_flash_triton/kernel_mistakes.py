@@ -358,7 +358,7 @@ wrong = Mistakes("04.repair_strides", one_head_kernel)
 wrong(
     "strides_as_found", "The strides of k are still swapped.", TRANSPOSED,
     (K_TILE, f"k = tl.load(k_ptr + d[:, None] * k_stride + keys[None, :], {K_MASK}"),
-    why="Key number `key` begins at key · k_stride, and its elements are adjacent: keys · k_stride + d.",
+    why="Key number n begins at n · k_stride, and its elements are adjacent: keys · k_stride + d.",
 )  # fmt: skip
 wrong(
     "neither_transposed", "You load k as (BLOCK_N, D) now, and multiply q by that, not by kᵀ.",

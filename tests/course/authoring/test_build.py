@@ -49,6 +49,8 @@ def test_the_lesson_has_stubs_and_the_outputs_of_its_checks_alone(built_course):
             assert stub.source.endswith("    # Your code here\n    raise NotImplementedError")
             assert stub.source.splitlines()[:2] == cell.source.splitlines()[:2]
             assert stub.metadata.nbgrader.solution and not stub.metadata.nbgrader.grade
+        elif role(cell) == "check":  # its output is a pass, and nobody has written a line yet
+            assert stub.source == build.EXPECTED + cell.source and "not yours" in build.EXPECTED
         else:
             assert cell.source == stub.source
         if cell.cell_type == "code":

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llmsys.course.checking.answer import Answer, Rejected, same_memory
+from llmsys.course.checking.answer import Answer
+from llmsys.course.checking.faults import Rejected, same_memory
 from llmsys.course.checking.runner import Finding, LocalRunner, Raised, Run
 
 

@@ -151,3 +151,10 @@ def test_long_values_are_shown_short():
     )
     assert "not contiguous" in show_call("f", (torch.zeros(2, 3).T,), {})
     assert show_call("backward", (1,), {"scale": 2.0, "only": "dq"}) == "dq of backward(1, scale=2.0)"
+
+
+def test_a_call_tells_the_learners_arguments_from_those_of_the_check():
+    options = {"block": 16, "columns": 8, "causal": True, "only": "dk"}
+    shown = show_call("kernel", (torch.zeros(3, 24),), options, {"x_ptr", "BLOCK", "causal"})
+    assert shown == "dk of kernel((3, 24) float32, BLOCK=16, causal=True); for the check: columns=8"
+    assert show_call("f", (1,), {"a": 2}, {"x", "a"}) == "f(1, a=2)" == show_call("f", (1,), {"a": 2}, frozenset())

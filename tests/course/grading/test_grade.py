@@ -8,10 +8,10 @@ import pytest
 from llmsys.course.grading import sandbox
 from llmsys.course.grading.grade import Course, check_notebook, grade_class, grade_notebook, grade_workspace
 from llmsys.course.grading.sandbox import GradeError
-from llmsys.course.manifest import Exercise, Lesson, UnknownId
+from llmsys.course.manifest import UnknownId
 from llmsys.course.workspace.notebook import write_notebook
+from tests.support.notebooks import CHECK, DOUBLE, EXERCISES, HALVE, LESSON, SETUP, code, notebook
 
-RIGHT = "def double(x):\n    return 2 * x\n"
 CHECKS = """
 from llmsys.course.checking.checks import exercise_check
 
@@ -21,28 +21,6 @@ def double(answer):
         x = answer.randn(3)
         answer.matches(2 * x, x)
 """
-EXERCISES = (
-    Exercise("91.double", "double", 2, 1, "", "91"),
-    Exercise("91.halve", "halve", 3, 1, "", "91"),
-)
-LESSON = Lesson("91", "small", "Small", 5, "Test", "", exercises=EXERCISES)
-
-
-def code(id, source, *roles, **metadata):
-    metadata = {"tags": list(roles), **metadata}
-    cell = {"cell_type": "code", "source": source, "metadata": metadata, "outputs": [], "execution_count": None}
-    return cell | ({"id": id} if id else {})
-
-
-def notebook(*cells, version="new"):
-    metadata = {"llmsys": {"lesson": "91", "version": version}}
-    return {"cells": list(cells), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-
-
-SETUP = code("91-start-1", "import torch", "setup")
-DOUBLE = code("91-double", RIGHT, "exercise", exercise="91.double", nbgrader={"grade_id": "91-double"})
-HALVE = code("91-halve", "def halve(x): ...", "exercise", exercise="91.halve")
-CHECK = code("91-double-check", 'check("91.double", double)', "check", exercise="91.double")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from llmsys.course.grading.remote import RemoteRunner
 from llmsys.course.grading.sandbox import Sandbox
 from llmsys.course.manifest import Exercise, Lesson
 from llmsys.course.workspace.notebook import write_notebook
+from tests.support.notebooks import code
 
 TOY = '''
 """What every exercise of the toy lesson asks for: double a tensor."""
@@ -113,12 +114,6 @@ SETUP = "import torch\n"
 
 def exercise(name):
     return Exercise(f"90.{name}", "double", 2, 1, "", "90")
-
-
-def code(id, source, *roles, **metadata):
-    metadata = {"tags": list(roles), **metadata}
-    whole = {"cell_type": "code", "id": id, "source": source, "metadata": metadata}
-    return whole | {"outputs": [], "execution_count": None}
 
 
 def notebook(answers, setup=SETUP):

@@ -5,32 +5,8 @@ import json
 import pytest
 
 from llmsys.course.grading.submission import Course, tasks_of, workspace_in
-from llmsys.course.manifest import Exercise, Lesson
 from llmsys.course.workspace.notebook import write_notebook
-
-RIGHT = "def double(x):\n    return 2 * x\n"
-EXERCISES = (
-    Exercise("91.double", "double", 2, 1, "", "91"),
-    Exercise("91.halve", "halve", 3, 1, "", "91"),
-)
-LESSON = Lesson("91", "small", "Small", 5, "Test", "", exercises=EXERCISES)
-
-
-def code(id, source, *roles, **metadata):
-    metadata = {"tags": list(roles), **metadata}
-    cell = {"cell_type": "code", "source": source, "metadata": metadata, "outputs": [], "execution_count": None}
-    return cell | ({"id": id} if id else {})
-
-
-def notebook(*cells, version="new"):
-    metadata = {"llmsys": {"lesson": "91", "version": version}}
-    return {"cells": list(cells), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-
-
-SETUP = code("91-start-1", "import torch", "setup")
-DOUBLE = code("91-double", RIGHT, "exercise", exercise="91.double", nbgrader={"grade_id": "91-double"})
-HALVE = code("91-halve", "def halve(x): ...", "exercise", exercise="91.halve")
-CHECK = code("91-double-check", 'check("91.double", double)', "check", exercise="91.double")
+from tests.support.notebooks import CHECK, DOUBLE, HALVE, LESSON, RIGHT, SETUP, code, notebook
 
 
 @pytest.fixture

@@ -24,13 +24,14 @@ def file(work):
 
 
 def test_attempts_hints_and_passes_are_kept(work):
-    assert progress.attempt("02.merge", "aa", False).hints == 1
-    assert progress.attempt("02.merge", "aa", False).hints == 1  # the same answer again
-    assert progress.attempt("02.merge", "bb", False).hints == 2
-    assert [progress.next_hint("02.merge", 3) for _ in range(3)] == [3, 3, 3]
+    assert progress.attempt("02.merge", "aa", False).failed == ["aa"]
+    assert progress.attempt("02.merge", "aa", False).failed == ["aa"]  # the same answer again
+    assert progress.attempt("02.merge", "bb", False, nudge="Look at m.").hints == 0  # a wrong answer shows none
+    assert progress.load().exercises["02.merge"].nudge == "Look at m."
+    assert [progress.next_hint("02.merge", 3) for _ in range(4)] == [1, 2, 3, 3]
     assert progress.passed(work) == set()
     record = progress.attempt("02.merge", "cc", True)
-    assert (record.attempts, record.failed) == (4, ["aa", "bb"])
+    assert (record.attempts, record.failed, record.nudge) == (4, ["aa", "bb"], "")
     first = record.passed
     progress.attempt("02.merge", "dd", False)  # breaking it again does not take the pass away
     assert progress.passed() == {"02.merge"} and progress.load().exercises["02.merge"].passed == first
@@ -58,7 +59,8 @@ def test_without_a_workspace_nothing_is_written_and_hints_still_escalate(tmp_pat
     monkeypatch.setattr(progress, "_in_memory", progress.Progress())
     monkeypatch.setenv("LLMSYS_WORKSPACE", "")
     monkeypatch.chdir(tmp_path)
-    assert [progress.attempt("x", str(i), False).hints for i in range(2)] == [1, 2]
+    assert [progress.attempt("x", str(i), False).attempts for i in range(2)] == [1, 2]
+    assert [progress.next_hint("x", 3) for _ in range(2)] == [1, 2]
     assert list(tmp_path.iterdir()) == [] and progress.load().exercises["x"].attempts == 2
 
 
@@ -101,14 +103,12 @@ def test_fields_of_a_later_version_are_ignored(work):
     assert progress.load().exercises["a"] == progress.ExerciseProgress(None, 2, [], 1, 1)
 
 
-def test_hints_that_were_asked_for_are_told_from_those_that_wrong_answers_showed(work):
-    progress.attempt("a", "x", False, 2)
-    progress.attempt("a", "y", False, 2)
-    assert (progress.load().exercises["a"].hints, progress.load().exercises["a"].asked) == (2, 0)
-    assert [progress.next_hint("a", 3) for _ in range(3)] == [3, 3, 3]
-    assert progress.load().exercises["a"].asked == 1, "the last hint, shown again, is none that was asked for anew"
-    assert [progress.next_hint("b", 3), progress.next_hint("b", 3)] == [1, 2]
-    assert progress.load().exercises["b"].asked == 2
+def test_only_hints_that_were_asked_for_are_counted(work):
+    progress.attempt("a", "x", False)
+    progress.attempt("a", "y", False)
+    assert (progress.load().exercises["a"].hints, progress.load().exercises["a"].asked) == (0, 0)
+    assert [progress.next_hint("a", 3) for _ in range(4)] == [1, 2, 3, 3]
+    assert progress.load().exercises["a"].asked == 3, "the last hint, shown again, is none that was asked for anew"
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,6 @@ def _write(folder, name):
         progress.attempt(name, "x", True)
 
 
-def test_hints_are_counted_up_to_as_many_as_there_are(work):
-    for n in range(1, 6):
-        assert progress.attempt("a", f"{n}", False, 3).hints == min(n, 3)
-
-
 @pytest.mark.skipif(progress.fcntl is None, reason="no file locks on this platform")
 def test_two_notebooks_at_once_lose_nothing(work):
     start = multiprocessing.get_context("fork").Process
@@ -149,6 +144,6 @@ def test_two_notebooks_at_once_lose_nothing(work):
     for writer in writers:
         writer.join(60)
     found = progress.load(work)
-    assert found.exercises["shared"].attempts == 50 and found.exercises["shared"].hints == 50
+    assert found.exercises["shared"].attempts == 50 and len(found.exercises["shared"].failed) == 50
     assert progress.passed(work) == {"one", "two"}
     assert not [path for path in file(work).parent.iterdir() if path.name.startswith(".")]  # no temporary file is left

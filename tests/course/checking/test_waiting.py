@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from llmsys.course import waiting
-from llmsys.course.waiting import Waiting
+from llmsys.course.checking import waiting
+from llmsys.course.checking.waiting import Waiting
 
 
 def wait_for(condition):
