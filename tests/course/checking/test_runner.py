@@ -236,12 +236,15 @@ def state():
 def interrupted_after(seconds, call):
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     gc.disable()  # in a callback of the collector, as hypothesis has one, an interruption is ignored
+    # A run that a shell put into the background ignores Ctrl-C, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             call()
     finally:
         timer.join()
+        signal.signal(signal.SIGINT, before)
         gc.enable()
 
 
