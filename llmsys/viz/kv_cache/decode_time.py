@@ -125,7 +125,7 @@ def _a_step(axes, rows: Sequence[dict]) -> None:
         axes.plot(*zip(*predicted, strict=True), color=LIGHT[colour], lw=1.2, ls=(0, (4, 3)))
         if measured:
             axes.plot(*zip(*measured, strict=True), marker, color=LIGHT[colour], label=name)
-    axes.legend(frameon=False, loc="upper left", fontsize=8.5)
+    axes.legend(frameon=False, loc="lower right", fontsize=8.5)
 
 
 def _batches(axes, batches: set[int]) -> None:
