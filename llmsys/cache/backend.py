@@ -69,7 +69,7 @@ class Backend(Protocol):
         q, k, v
             Of this step's tokens; q and k without positions, v None where the values are columns of k (see above).
         batch
-            What `begin` returned.
+            What `begin` returned, or the caller made.
         turn
             What gives q and k their positions; None where they need none.
         scale
