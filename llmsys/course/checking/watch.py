@@ -25,7 +25,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from types import CodeType
 
@@ -85,7 +85,6 @@ class watch:
         self._is_meant: dict[str, bool] = {}  # of modules that were seen
         self._operators: list[str] = []
         self.autograd = AUTOGRAD in forbids  # whether it is forbidden
-        self._allowed: set[str] = set()  # names of operators that no pattern matches
         self._keep: list[CodeType] = []  # an id is only good for as long as its object lives
         for item in forbids:
             if isinstance(item, str) and item.startswith("aten::"):
@@ -105,6 +104,7 @@ class watch:
                 if hasattr(item, "fn"):  # Triton's interpreter compiles a kernel anew: the name is what stays
                     inner = underlying(item)
                     self._dotted.setdefault(inner.__qualname__, set()).add(inner.__module__)
+        self._allowed = _allowed.setdefault(tuple(self._operators), set())
         self._profiles = bool(self._codes or self._dotted or self._modules)
         self.on_event = self._profiler()
 
@@ -117,7 +117,7 @@ class watch:
         if self._profiles:
             self._before = sys.getprofile(), threading.getprofile()
             self._modes.callback(self._put_back)
-            _watching.append(self)
+            _set_watching((*_watching, self))
             threading.setprofile(_in_threads)
         if self._operators or self.autograd:
             self._modes.enter_context(_Functions(self))
@@ -147,7 +147,7 @@ class watch:
 
     def _put_back(self) -> None:
         own, threads = self._before
-        _watching.remove(self)
+        _set_watching(tuple(each for each in _watching if each is not self))
         threading.setprofile(threads)
         sys.setprofile(own)
 
@@ -179,15 +179,25 @@ class watch:
         return None
 
 
-_watching: list[watch] = []
+_allowed: dict[tuple[str, ...], set[str]] = {}  # of patterns of operators, the names that none of them matches
+_watching: tuple[watch, ...] = ()
+
+
+def _set_watching(now: tuple[watch, ...]) -> None:
+    global _watching
+    _watching = now  # another tuple: a thread may be in the middle of the old one
 
 
 def _in_threads(frame, event, argument) -> None:
     """The profile function of other threads. A thread of a pool may outlive the block that it was started in: it is
     watched by the one that is open now."""
-    for each in tuple(_watching):
-        with suppress(Shortcut):  # it is remembered; and a profile function that raises is taken away from the thread
+    if event != "call":  # asked here as well, for this runs several times a call of any function
+        return
+    for each in _watching:
+        try:
             each.on_event(frame, event, argument)
+        except Shortcut:
+            pass  # it is remembered; and a profile function that raises is taken away from the thread
 
 
 class _Functions(FunctionObserver):
