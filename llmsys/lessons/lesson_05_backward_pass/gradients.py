@@ -55,10 +55,11 @@ class Products(Observer):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        with self:  # under torch.inference_mode, some come here whole
-            result = operator.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
+        if torch.is_inference_mode_enabled():  # there, some come whole
+            with self:
+                result = operator.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         result = operator(*args, **kwargs)
         computed = count(operator, args, kwargs, result)
         if computed and computed.matmul:

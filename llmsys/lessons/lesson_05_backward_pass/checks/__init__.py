@@ -2,6 +2,6 @@
 import this package registers all three.
 """
 
-from llmsys.lessons.lesson_05_backward_pass.checks import stored, tiled
+from llmsys.lessons.lesson_05_backward_pass.checks import backward_stored, backward_tiled, dkdv_kernel
 
-__all__ = ["dkdv_kernel", "stored", "tiled"]
+__all__ = ["backward_stored", "backward_tiled", "dkdv_kernel"]

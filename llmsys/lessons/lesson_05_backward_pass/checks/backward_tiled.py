@@ -178,13 +178,13 @@ def backward_tiled(answer: Answer) -> None:
         "its dtype, how it lies in memory? A tile has block_q queries and block_k keys, whatever else is asked for.",
     ):
         for (Tq, Tk), (B, G, Hkv), (Dk, Dv), (block_q, block_k), options, dtype in (  # each pair is in one of them
-            ((7, 23), (2, 3, 2), (6, 5), (3, 7), {"causal": True, "scale": 0.3}, torch.float32),
-            ((23, 9), (3, 2, 1), (5, 9), (7, 3), {"causal": True, "scale": 0.6}, torch.float64),
-            ((19, 7), (1, 1, 3), (6, 7), (5, 3), {"causal": True}, torch.float32),
-            ((10, 10), (2, 1, 2), (3, 6), (3, 4), {"scale": 1.5}, torch.float32),
-            ((22, 9), (1, 3, 1), (6, 6), (7, 2), {"scale": 0.3}, torch.float64),
-            ((8, 21), (2, 2, 2), (7, 3), (2, 5), {"causal": True, "scale": 0.7}, torch.float32),
-            ((9, 17), (1, 1, 1), (6, 5), (4, 5), {}, torch.float32),
+            ((7, 15), (2, 3, 2), (6, 5), (3, 7), {"causal": True, "scale": 0.3}, torch.float32),
+            ((15, 7), (3, 2, 1), (5, 9), (7, 3), {"causal": True, "scale": 0.6}, torch.float64),
+            ((11, 7), (1, 1, 3), (6, 7), (5, 3), {"causal": True}, torch.float32),
+            ((9, 9), (2, 1, 2), (3, 6), (3, 4), {"scale": 1.5}, torch.float32),
+            ((15, 5), (1, 3, 1), (6, 6), (7, 2), {"scale": 0.3}, torch.float64),
+            ((5, 11), (2, 2, 2), (7, 3), (2, 5), {"causal": True, "scale": 0.7}, torch.float32),
+            ((9, 11), (1, 1, 1), (6, 5), (4, 5), {}, torch.float32),
         ):
             options = {**options, "block_q": block_q, "block_k": block_k}
             for layout in (answer.spread, by_tokens):  # the same shape twice, with other numbers
