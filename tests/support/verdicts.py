@@ -3,6 +3,12 @@
 from collections.abc import Callable
 
 from llmsys.course.checking.checks import Result, get_check, run_check
+from tests.support.size import SEED, sized
+
+TAKEN = sized(short=(0, SEED), full=(0, 1, 2, SEED))
+"""The seeds with which a right answer is checked: the notebook's, and one that is new every day."""
+REJECTED = sized(short=(SEED,), full=(0, 1, 2, SEED))
+"""Those with which a wrong one is: where it fails, the first of them tells."""
 
 
 def verdict(exercise: str, answer: Callable, seed: int = 0, *, name_mistakes: bool = False) -> Result:
@@ -20,11 +26,11 @@ def fresh(make: Callable) -> Callable:
 
 
 def assert_taken(exercise: str, answer: Callable) -> None:
-    for seed in range(3):
+    for seed in TAKEN:
         result = verdict(exercise, answer, seed)
         assert result, f"seed {seed}\n{result}"
 
 
 def assert_rejected(exercise: str, answer: Callable) -> None:
-    for seed in range(3):
+    for seed in REJECTED:
         assert not verdict(exercise, answer, seed), f"it passes with seed {seed}"

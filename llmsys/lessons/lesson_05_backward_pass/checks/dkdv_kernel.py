@@ -104,7 +104,7 @@ def dkdv_kernel(answer: Answer) -> None:
 
     with answer.property(
         "a scale of one's own", why="scale_log2 is in s, and the skeleton's scale is in dk: once each.",
-        hint="Which of scale and scale_log2 does your loop use, and where? The other one is in the skeleton's last line.",
+        hint="Which of scale and scale_log2 does your loop use? The other one is in the skeleton's last lines.",
     ):  # fmt: skip
         right("", *sized(16, 16), scale=0.3)
 
@@ -164,7 +164,7 @@ def dkdv_kernel(answer: Answer) -> None:
 
     with answer.property(
         "rows without a key have no part in it", why="Their lse_log2 is given as +∞: 2^(s − ∞) = 0.",
-        hint="With more queries than keys, first_key − (Tk − Tq) is above 0 for the first tile already: where to begin?",
+        hint="With more queries than keys, first_key − (Tk − Tq) is above 0 at once: where does the loop begin?",
     ):  # fmt: skip
         right("", *sized(24, 7), causal=True)
 
