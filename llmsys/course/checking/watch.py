@@ -152,29 +152,25 @@ class watch:
         sys.setprofile(own)
 
     def _profiler(self) -> Callable:
-        patterns = bool(self._modules)
-        names = {code.co_name for code in self._keep} | {name.rpartition(".")[2] for name in self._dotted}
+        harmless: dict[int, CodeType] = {}  # by their ids, which are good for as long as they are kept here
 
         def on_event(frame, event, _):  # runs several times a call of any function: one look-up is all it may cost
             if event != "call":
                 return
-            if frame.f_code.co_name in names or patterns and self._is_of_such_a_module(frame.f_globals):
-                name = self._match(frame.f_code, frame.f_globals.get("__name__", ""))
-                if name:
+            code = frame.f_code
+            if id(code) not in harmless:
+                if name := self._match(code, frame.f_globals.get("__name__", "")):
                     self.stop(name)
+                harmless[id(code)] = code
 
         return on_event
-
-    def _is_of_such_a_module(self, variables: dict) -> bool:
-        module = variables.get("__name__") or ""
-        if module not in self._is_meant:
-            self._is_meant[module] = any(fnmatchcase(module, pattern) for pattern in self._modules)
-        return self._is_meant[module]
 
     def _match(self, code: CodeType, module: str) -> str | None:
         if id(code) in self._codes:
             return self._codes[id(code)]
-        if module in self._dotted.get(code.co_qualname, ()) or self._is_of_such_a_module({"__name__": module}):
+        if module not in self._is_meant:
+            self._is_meant[module] = any(fnmatchcase(module or "", pattern) for pattern in self._modules)
+        if self._is_meant[module] or module in self._dotted.get(code.co_qualname, ()):
             return f"{module}.{code.co_qualname}"
         return None
 
