@@ -14,6 +14,7 @@ import threading
 from contextlib import ExitStack
 from functools import cache
 
+import torch
 from torch import Tensor, overrides
 from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch
@@ -112,12 +113,23 @@ def tensors_in(value) -> list[Tensor]:
         value = value.values()
     elif not isinstance(value, (tuple, list)):
         return []
-    return [x for each in value for x in tensors_in(each)]
+    found = []
+    for each in value:  # most are tensors and numbers: none of them is worth a call, for this runs at every operation
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, (tuple, list, dict)):
+            found += tensors_in(each)
+    return found
 
 
 def storage_id(x: Tensor) -> int:
     """A number that x's memory has as long as it is alive: views of one tensor have the same."""
     return x.untyped_storage()._cdata
+
+
+is_freed = torch.UntypedStorage._expired
+"""Whether the memory is gone that a `StorageWeakRef` has as its `cdata`: its own `expired`, without the calls between,
+for that is asked of many at every operation."""
 
 
 @cache

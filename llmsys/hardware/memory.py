@@ -30,7 +30,15 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from llmsys.hardware.dispatch import FunctionObserver, Observer, is_view, only_takes_the_shape, storage_id, tensors_in
+from llmsys.hardware.dispatch import (
+    FunctionObserver,
+    Observer,
+    is_freed,
+    is_view,
+    only_takes_the_shape,
+    storage_id,
+    tensors_in,
+)
 
 KIB = 1024
 H100_SRAM = 227 * KIB
@@ -185,7 +193,8 @@ class _Watch(Observer):
         self.hbm = hbm
         self.lock = threading.RLock()  # several threads may share the chip
         self.thread = threading.local()  # its `is_crossing`: whether this thread is in `crossing`
-        self.alive: list[tuple[StorageWeakRef, int, str]] = []  # what is on the chip: its memory, bytes and a label
+        self.alive: list[tuple[StorageWeakRef, int, str]] = []  # what is on the chip: its memory, bytes and a label;
+        self.bytes = 0  # of all that; some may be gone since it was last asked
 
     @contextmanager
     def crossing(self):
@@ -222,9 +231,13 @@ class _Watch(Observer):
 
     def _arrive(self, tensor: Tensor, label: str) -> None:
         storage = tensor.untyped_storage()
-        self.alive = [entry for entry in self.alive if not entry[0].expired()]
         self.alive.append((StorageWeakRef(storage), storage.nbytes(), f"{label} {tuple(tensor.shape)}"))
-        live = -(-sum(size for _, size, _ in self.alive) // self.hbm.programs)
+        self.bytes += storage.nbytes()
+        if -(-self.bytes // self.hbm.programs) <= self.hbm.sram_peak:
+            return  # whatever of it is gone: it has been more
+        self.alive = [entry for entry in self.alive if not is_freed(entry[0].cdata)]
+        self.bytes = sum(size for _, size, _ in self.alive)
+        live = -(-self.bytes // self.hbm.programs)
         if self.hbm.sram is not None and live > self.hbm.sram:
             largest = sorted(self.alive, key=lambda entry: -entry[1])[:6]
             listed = "; ".join(f"{size // self.hbm.programs:,} {label}" for _, size, label in largest)

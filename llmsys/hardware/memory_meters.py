@@ -33,6 +33,7 @@ from llmsys.hardware.dispatch import (
     FunctionObserver,
     Observer,
     argument_names,
+    is_freed,
     is_view,
     only_takes_the_shape,
     overwritten,
@@ -113,10 +114,12 @@ class Alive:
 
     def note(self, elsewhere: int = 0) -> None:
         """Look at what is alive now, beside so many bytes that are no tensors."""
-        for key in [key for key, (memory, *_) in self._alive.items() if memory.expired()]:
-            self._bytes -= self._alive.pop(key)[1]
         when = self._pass, self._births
-        self._most[when] = max(self._most.get(when, 0), self._bytes + sum(self._arrays.values()) + elsewhere)
+        most, beside = self._most.get(when, 0), sum(self._arrays.values()) + elsewhere
+        if self._bytes + beside > most:  # unless some of it is gone, which is asked only here: it takes a while
+            for key in [key for key, (memory, *_) in self._alive.items() if is_freed(memory.cdata)]:
+                self._bytes -= self._alive.pop(key)[1]
+            self._most[when] = max(most, self._bytes + beside)
 
     def begin(self, number: int) -> None:
         """So many passes are complete."""
@@ -163,8 +166,8 @@ class _Operations(Observer):
         kwargs = kwargs or {}
         if is_view(operator):
             return operator(*args, **kwargs)
-        read = self._read(operator, args, kwargs) if self.reads else []
-        given = {s._cdata: s.nbytes() for s in (x.untyped_storage() for x in tensors_in((args, kwargs)))}
+        given = {s._cdata: s.nbytes() for s in [x.untyped_storage() for x in tensors_in((args, kwargs))]}
+        read = [] if self.reads.keys().isdisjoint(given) else self._read(operator, args, kwargs)
         result = operator(*args, **kwargs)
         with self.lock:
             for x in tensors_in(result):

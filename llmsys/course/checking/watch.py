@@ -25,7 +25,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from types import CodeType
 
@@ -85,7 +85,6 @@ class watch:
         self._is_meant: dict[str, bool] = {}  # of modules that were seen
         self._operators: list[str] = []
         self.autograd = AUTOGRAD in forbids  # whether it is forbidden
-        self._allowed: set[str] = set()  # names of operators that no pattern matches
         self._keep: list[CodeType] = []  # an id is only good for as long as its object lives
         for item in forbids:
             if isinstance(item, str) and item.startswith("aten::"):
@@ -105,6 +104,7 @@ class watch:
                 if hasattr(item, "fn"):  # Triton's interpreter compiles a kernel anew: the name is what stays
                     inner = underlying(item)
                     self._dotted.setdefault(inner.__qualname__, set()).add(inner.__module__)
+        self._allowed = _allowed.setdefault(tuple(self._operators), set())
         self._profiles = bool(self._codes or self._dotted or self._modules)
         self.on_event = self._profiler()
 
@@ -117,7 +117,7 @@ class watch:
         if self._profiles:
             self._before = sys.getprofile(), threading.getprofile()
             self._modes.callback(self._put_back)
-            _watching.append(self)
+            _set_watching((*_watching, self))
             threading.setprofile(_in_threads)
         if self._operators or self.autograd:
             self._modes.enter_context(_Functions(self))
@@ -147,47 +147,53 @@ class watch:
 
     def _put_back(self) -> None:
         own, threads = self._before
-        _watching.remove(self)
+        _set_watching(tuple(each for each in _watching if each is not self))
         threading.setprofile(threads)
         sys.setprofile(own)
 
     def _profiler(self) -> Callable:
-        patterns = bool(self._modules)
-        names = {code.co_name for code in self._keep} | {name.rpartition(".")[2] for name in self._dotted}
+        harmless: dict[int, CodeType] = {}  # by their ids, which are good for as long as they are kept here
 
         def on_event(frame, event, _):  # runs several times a call of any function: one look-up is all it may cost
             if event != "call":
                 return
-            if frame.f_code.co_name in names or patterns and self._is_of_such_a_module(frame.f_globals):
-                name = self._match(frame.f_code, frame.f_globals.get("__name__", ""))
-                if name:
+            code = frame.f_code
+            if id(code) not in harmless:
+                if name := self._match(code, frame.f_globals.get("__name__", "")):
                     self.stop(name)
+                harmless[id(code)] = code
 
         return on_event
-
-    def _is_of_such_a_module(self, variables: dict) -> bool:
-        module = variables.get("__name__") or ""
-        if module not in self._is_meant:
-            self._is_meant[module] = any(fnmatchcase(module, pattern) for pattern in self._modules)
-        return self._is_meant[module]
 
     def _match(self, code: CodeType, module: str) -> str | None:
         if id(code) in self._codes:
             return self._codes[id(code)]
-        if module in self._dotted.get(code.co_qualname, ()) or self._is_of_such_a_module({"__name__": module}):
+        if module not in self._is_meant:
+            self._is_meant[module] = any(fnmatchcase(module or "", pattern) for pattern in self._modules)
+        if self._is_meant[module] or module in self._dotted.get(code.co_qualname, ()):
             return f"{module}.{code.co_qualname}"
         return None
 
 
-_watching: list[watch] = []
+_allowed: dict[tuple[str, ...], set[str]] = {}  # of patterns of operators, the names that none of them matches
+_watching: tuple[watch, ...] = ()
+
+
+def _set_watching(now: tuple[watch, ...]) -> None:
+    global _watching
+    _watching = now  # another tuple: a thread may be in the middle of the old one
 
 
 def _in_threads(frame, event, argument) -> None:
     """The profile function of other threads. A thread of a pool may outlive the block that it was started in: it is
     watched by the one that is open now."""
-    for each in tuple(_watching):
-        with suppress(Shortcut):  # it is remembered; and a profile function that raises is taken away from the thread
+    if event != "call":  # asked here as well, for this runs several times a call of any function
+        return
+    for each in _watching:
+        try:
             each.on_event(frame, event, argument)
+        except Shortcut:
+            pass  # it is remembered; and a profile function that raises is taken away from the thread
 
 
 class _Functions(FunctionObserver):
