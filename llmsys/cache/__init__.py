@@ -6,7 +6,12 @@
     as_backend(my_attention)                 # a function with a stage's contract, without a cache
 
 `Backend`          the contract: `begin` says where a step's tokens stand, `attend` attends in a layer
-`Batch`            what `begin` returns: the positions of the step's tokens
+`Batch`            a step's tokens, whose they are and where they stand: what `begin` returns, or its caller made
+`batch_of`         the step of many sequences, their tokens side by side
+`padded_batch_of`  the same, a row for each, padded on the left
+`Chunk`            the tokens of one sequence in such a step
+`Layout`           where the parts of a step lie in the one buffer that is copied to the device
+`check_token_ids`  refuses ids that a model does not know, where they enter: inside a step nobody looks
 `NoCache`          the tokens of a step are the whole sequence
 `ContiguousCache`  K and V of a sequence in one buffer a layer
 `BACKENDS`         the backends that have a name
@@ -17,8 +22,11 @@
 `Entry`            what a layer keeps besides keys and values
 """
 
-from llmsys.cache.backend import Backend, Batch, NoCache, check_backend
+from llmsys.cache.backend import Backend, check_backend
+from llmsys.cache.batch import Batch, Chunk, batch_of, check_token_ids, padded_batch_of
 from llmsys.cache.contiguous import ContiguousCache
+from llmsys.cache.layout import Layout
+from llmsys.cache.no_cache import NoCache
 from llmsys.cache.resolve import BACKENDS, as_backend
 from llmsys.cache.spec import CacheSpec, Entry, LayerCache
 
@@ -27,10 +35,15 @@ __all__ = [
     "Backend",
     "Batch",
     "CacheSpec",
+    "Chunk",
     "ContiguousCache",
     "Entry",
     "LayerCache",
+    "Layout",
     "NoCache",
     "as_backend",
+    "batch_of",
     "check_backend",
+    "check_token_ids",
+    "padded_batch_of",
 ]

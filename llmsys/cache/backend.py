@@ -12,6 +12,13 @@ backend's affair:
 Both put any attention stage inside, for a stage's `causal` is aligned bottom-right: a query is the end of its sequence,
 however many keys came before.
 
+**Who makes the batch.** `begin` makes it where every row of the tokens goes on with a sequence of its own. Who serves
+many sequences makes it in its place (`llmsys.cache.batch`), for a cache of so many tokens a block as its `block_size`
+says, and hands it to the model; then `begin` is not called.
+
+**Nothing waits for the GPU**: an `attend` that asks a tensor for a number (`.item()`, `if tensor`, a boolean mask as
+index) stops the host until the GPU has caught up, and cannot be captured in a CUDA graph.
+
 **q and k come unrotated**, with `turn`, which rotates them (`llmsys.attention.rotary`): a backend may turn keys while
 it writes them, or keep them unturned. The plain way is `q, k = rotate(q, turn), rotate(k, turn)`.
 
@@ -22,23 +29,14 @@ leaves alone, Dk − R, for a value has no position.
 
 import functools
 import inspect
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from llmsys.attention import Attention, sdpa_attention
-from llmsys.attention.rotary import Rotation, rotate
-from llmsys.cache.spec import CacheSpec
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Where the tokens of one step stand: `positions` (T,), or (B, T) where the rows differ, counted from 0."""
-
-    positions: Int[Tensor, "*B T"]
+from llmsys.attention import Attention
+from llmsys.attention.rotary import Rotation
+from llmsys.cache.batch import Batch
 
 
 @runtime_checkable
@@ -77,41 +75,6 @@ class Backend(Protocol):
         scale
             Of the scores; None for 1/√Dk.
         """
-
-
-class NoCache:
-    """Attention over the tokens of this step alone, by any stage. To go on, run the whole sequence again.
-
-    Parameters
-    ----------
-    stage
-        Attention with the contract of `llmsys.attention.contract`.
-    spec
-        The model's `cache_spec()`, which says what Dv is where v is None. Nothing is kept.
-    """
-
-    def __init__(self, stage: Attention = sdpa_attention, *, spec: CacheSpec | None = None):
-        self.stage = stage
-        self._value_sizes = {each.layer: each.Dv for each in spec.layers} if spec else {}
-
-    def begin(self, tokens: Shaped[Tensor, "B T *C"]) -> Batch:
-        return Batch(torch.arange(tokens.shape[1], device=tokens.device))
-
-    def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor | None,
-        batch: Batch,
-        *,
-        turn: Rotation | None = None,
-        scale: float | None = None,
-    ) -> Tensor:
-        q, k = rotate(q, turn), rotate(k, turn)
-        if v is None:
-            v = k[..., : value_size(k, turn, self._value_sizes.get(layer))]
-        return run_stage(self.stage, q, k, v, scale)
 
 
 def check_backend(backend: object) -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 from llmsys.attention import get_stage
-from llmsys.cache.backend import Backend, NoCache, check_backend
+from llmsys.cache.backend import Backend, check_backend
 from llmsys.cache.contiguous import ContiguousCache
+from llmsys.cache.no_cache import NoCache
 from llmsys.cache.spec import CacheSpec
 
 BACKENDS: dict[str, Callable[..., Backend]] = {"contiguous": ContiguousCache}
-"""Backends with a name: each is made with `capacity=` and `spec=`, and attends by torch's fused attention."""
+"""Backends with a name: each is made with `capacity=`, `sequences=` and `spec=`, and attends by torch's fused
+attention."""
 
 
 def as_backend(
@@ -16,6 +18,7 @@ def as_backend(
     *,
     cache: bool | None = None,
     capacity: int | None = None,
+    sequences: int | None = None,
     spec: CacheSpec | None = None,
 ) -> Backend:
     """The backend that `attention=` means.
@@ -29,7 +32,9 @@ def as_backend(
         Whether to keep K and V between steps. None: a stage of the library, by its name, gets a cache where there is a
         `capacity`; a callable of yours does not, so that it is only ever called with Tq = Tk.
     capacity
-        Tokens that the cache is for. Needed where there is one.
+        Tokens of a sequence that the cache is for. Needed where there is one.
+    sequences
+        How many sequences it is for. None: as many as the first step has rows.
     spec
         The model's `cache_spec()`: what the cache is made for.
 
@@ -47,13 +52,13 @@ def as_backend(
     if isinstance(attention, str) and attention in BACKENDS:
         if cache is False:
             raise ValueError(f"cache must not be False where attention is {attention!r}, which is a cache")
-        return BACKENDS[attention](capacity=_needed(capacity, attention), spec=spec)
+        return BACKENDS[attention](capacity=_needed(capacity, attention), sequences=sequences, spec=spec)
     stage = get_stage(attention, backends=BACKENDS)
     if cache is None:
         cache = isinstance(attention, str) and capacity is not None
     if not cache:
         return NoCache(stage, spec=spec)
-    return ContiguousCache(stage, capacity=_needed(capacity, attention), spec=spec)
+    return ContiguousCache(stage, capacity=_needed(capacity, attention), sequences=sequences, spec=spec)
 
 
 def _needed(capacity: int | None, attention: str | Callable) -> int:

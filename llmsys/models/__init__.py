@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
 from llmsys.models.generate import Generation, generate, stream_generate
+from llmsys.models.generate_batch import generate_batch
 from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.models.modules import Linear, LinearFactory
 from llmsys.models.sampling import greedy, sampler
@@ -37,6 +38,7 @@ __all__ = [
     "as_backend",
     "find_smollm2",
     "generate",
+    "generate_batch",
     "greedy",
     "load_model",
     "sampler",

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llmsys.attention.rotary import Rotation, rotation
-from llmsys.cache.backend import Backend, Batch, NoCache, check_backend
+from llmsys.cache import Backend, Batch, NoCache, check_backend, check_token_ids
 from llmsys.cache.spec import CacheSpec, LayerCache
 from llmsys.models.modules import Embedding, Linear, LinearFactory, RMSNorm
 
@@ -168,13 +168,18 @@ class Llama(nn.Module):
         tokens: Int[Tensor, "B T"] | Float[Tensor, "B T C"],
         backend: Backend | None = None,
         batch: Batch | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """The logits of the token after each of `tokens`; of a part without the head what `hidden` returns, (B, T, C).
+    ) -> Float[Tensor, "rows L V"]:
+        """The logits of the token after each of `tokens`, (B, T, V). Where `batch` says which of them are wanted, of
+        these alone, (1, L, V). Of a part without the head what `hidden` returns, (B, T, C).
 
         Arguments and errors as for `hidden`.
         """
         x = self.hidden(tokens, backend, batch)
-        return x if self.head is None else self.head(x)
+        if self.head is None:
+            return x
+        if batch is not None and batch.logits_indices is not None:
+            x = x.flatten(0, 1).index_select(0, batch.logits_indices)[None]
+        return self.head(x)
 
     def hidden(
         self,
@@ -191,12 +196,13 @@ class Llama(nn.Module):
         Parameters
         ----------
         tokens
-            Token ids. All rows are of one length, and with a cache they continue what it holds. A part without the
-            embedding takes in their place what the part before it returned.
+            Token ids. All rows are of one length, and with a cache they continue what it holds; or else `batch` says
+            what they are, and these are its tokens. A part without the embedding takes in their place what the part
+            before it returned.
         backend
             Who attends, and owns the cache if there is one; None is torch's fused attention over these tokens alone.
         batch
-            Where the tokens stand; None asks the backend.
+            Whose the tokens are, and where they stand (`llmsys.cache.batch`); None asks the backend.
         taps
             Numbers of layers. If there are any, what enters these layers is returned as well, a tuple in the order
             asked for. One more than the last layer's number stands for what leaves it, before the last norm.
@@ -205,9 +211,10 @@ class Llama(nn.Module):
         ------
         ValueError
             `tokens` has another shape, is empty, or holds ids outside the vocabulary; a tap is not here; or `backend`
-            does not keep the contract.
+            does not keep the contract. Ids are looked at on the CPU alone: on a GPU the answer would have to be waited
+            for, so they are checked where they enter (`batch_of(vocab_size=)`, `check_token_ids`).
         """
-        self._check(tokens, taps)
+        self._check(tokens, batch, taps)
         backend = NoCache() if backend is None else backend
         if not torch.compiler.is_compiling():
             check_backend(backend)
@@ -234,9 +241,13 @@ class Llama(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def _check(self, tokens: Tensor, taps: Sequence[int]) -> None:
+    def _check(self, tokens: Tensor, batch: Batch | None, taps: Sequence[int]) -> None:
         if away := [tap for tap in taps if not self.layer_range.start <= tap <= self.layer_range.stop]:
             raise ValueError(f"taps must be from {self.layer_range.start} to {self.layer_range.stop}, got {away[0]}")
+        if batch is not None and batch.tokens is not None and tokens.shape[:2] != batch.tokens.shape:
+            raise ValueError(
+                f"tokens must be the batch's, of shape {tuple(batch.tokens.shape)}, got {tuple(tokens.shape[:2])}"
+            )
         C = self.config.hidden_size
         if self.embedding is None:
             if tokens.dim() != 3 or tokens.shape[2] != C or tokens.numel() == 0 or not tokens.is_floating_point():
@@ -247,9 +258,8 @@ class Llama(nn.Module):
             return
         if tokens.dim() != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens must be (B, T) with at least one token, got shape {tuple(tokens.shape)}")
-        low, high = tokens.aminmax()
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"tokens must be from 0 to {self.config.vocab_size - 1}, got {int(low)} to {int(high)}")
+        if tokens.device.type == "cpu" and type(tokens) is Tensor and not torch.compiler.is_compiling():
+            check_token_ids(tokens.numpy(), self.config.vocab_size)
 
 
 class Layers(nn.ModuleList):
