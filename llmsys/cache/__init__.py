@@ -20,10 +20,18 @@
 `CacheSpec`        what a model's layers keep of a token: `model.cache_spec()`
 `LayerCache`       that of one layer: heads, Dk, Dv, dtype
 `Entry`            what a layer keeps besides keys and values
+`BlockPool`        who has which block of a paged cache: references, prefix hits, copy on write, the order of reuse
+`BlockTable`       the blocks of one sequence
+`PrefixHit`        the cached blocks with which a sequence may begin
+`Copy`             a block to be copied before a step writes
+`PoolStats`        how many blocks are used, free, cached; hits and evictions so far
+`OutOfBlocks`      there is no room: preempt somebody
 """
 
 from llmsys.cache.backend import Backend, check_backend
 from llmsys.cache.batch import Batch, Chunk, batch_of, check_token_ids, padded_batch_of
+from llmsys.cache.block_pool import BlockPool
+from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks, PoolStats, PrefixHit
 from llmsys.cache.contiguous import ContiguousCache
 from llmsys.cache.layout import Layout
 from llmsys.cache.no_cache import NoCache
@@ -34,13 +42,19 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "Batch",
+    "BlockPool",
+    "BlockTable",
     "CacheSpec",
     "Chunk",
     "ContiguousCache",
+    "Copy",
     "Entry",
     "LayerCache",
     "Layout",
     "NoCache",
+    "OutOfBlocks",
+    "PoolStats",
+    "PrefixHit",
     "as_backend",
     "batch_of",
     "check_backend",

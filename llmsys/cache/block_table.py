@@ -1,0 +1,57 @@
+"""What passes between the block pool and who calls it: block tables, hits, copies, and that there is no room."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from llmsys.cache.block_hashes import Prefix
+
+
+class OutOfBlocks(RuntimeError):
+    """There are too few free blocks. Nothing has changed; `needed` and `free` are numbers of blocks."""
+
+    def __init__(self, message: str, needed: int = 0, free: int = 0):
+        super().__init__(message, needed, free)
+        self.needed, self.free = needed, free
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class Copy(NamedTuple):
+    """Copy block `source` to block `target` in all layers, before the step writes anything; several copies in order."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class PrefixHit:
+    """The cached blocks with which a sequence may begin: what `match` found. Good until the pool changes."""
+
+    blocks: tuple[int, ...] = ()
+    tokens: int = 0  #  in these blocks
+    salt: str | None = None
+    prefixes: tuple[Prefix, ...] = field(default=(), repr=False)
+
+
+@dataclass(eq=False)
+class BlockTable:
+    """The blocks of one sequence in order, made by `BlockPool.allocate` and changed by the pool alone."""
+
+    blocks: list[int]
+    length: int  #  tokens that have a slot
+    salt: str | None = None
+    prefixes: list[Prefix] = field(default_factory=list, repr=False)  #  of its first blocks, as far as registered
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """A pool's state (in blocks) and what happened so far."""
+
+    blocks: int  #  without block 0; used + free
+    used: int
+    free: int
+    cached: int  #  of the free ones: may still be hit
+    hit_tokens: int
+    evictions: int
+    copies: int
