@@ -5,7 +5,8 @@ which to read it:
     reference       attention over pages in plain PyTorch: gather, then any stage. What every kernel is tested against
     write           K and V of new tokens into their slots, with the rotation of q and k on the way
     write_kernels   the kernel for that
-    forward         what surrounds the attention kernels: tiles, grids, scratch memory, launches
+    forward         what surrounds the attention kernels: grids, scratch memory, launches
+    plans           which kernels, with which tiles
     walk            how a kernel walks over the keys of one sequence, page after page
     ragged_kernel   many query tokens a sequence: a program for each tile of queries
     split_kernels   few query tokens a sequence: all tiles of all keys in a line, cut into equal runs; then the merge

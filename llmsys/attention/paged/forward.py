@@ -15,23 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llmsys.attention.flash.tiles import LOG2_E, TileConfig, block_of, target_of, tiles_for
+from llmsys.attention.flash.tiles import LOG2_E, TileConfig, block_of, target_of
 from llmsys.attention.paged.arguments import check_pages, check_step
+from llmsys.attention.paged.plans import Plan, plan_for
 from llmsys.attention.paged.write import check_device
 
 LARGEST_HEAD = 256
-FEW_ROWS = 64
-"""Rows a key head, G · Tq, up to which a tile of the split kernel has all of a sequence."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which kernels a call launches, and how."""
-
-    split: TileConfig
-    programs: int  # P, of the split kernel
-    ragged: TileConfig | None = None  # None: the split kernel takes every sequence
-    few: int = 0  # rows up to which a sequence is the split kernel's; 0 where all are
 
 
 @dataclass(frozen=True)
@@ -87,8 +76,9 @@ def paged_attention(
     if q.stride(2) != 1:
         q = q.contiguous()
     plan = plan or plan_for(
-        N, S, G, Hkv, max(Dk, Dv), q.element_size(), max_query_len, target_of(q.device), _multiprocessors(q.device)
-    )
+        N, S, G, Hkv, max(Dk, Dv), q.element_size(), max_query_len, tree_mask is not None, target_of(q.device),
+        _multiprocessors(q.device),
+    )  # fmt: skip
     most = _tiles(N, S, G, Hkv, M * page, plan.split)
     if most >= 2**31 or N * Hq >= 2**31:
         raise ValueError(f"block_table must be for fewer keys: {S} × {M} blocks of {page} tokens are more than 32 bits "
@@ -118,39 +108,6 @@ def paged_attention(
     return (o, lse) if return_lse else o
 
 
-def plan_for(
-    N: int, S: int, G: int, Hkv: int, D: int, itemsize: int, max_query_len: int, target: str, multiprocessors: int
-) -> Plan:
-    """Which kernels, and how, for N tokens of S sequences, G query heads on each of Hkv key heads of size D.
-
-    `max_query_len` is the most tokens that a sequence brings, as far as is known: what comes out does not depend on it.
-    """
-    rows = G * max(max_query_len, 1)
-    ragged = tiles_for(D, itemsize, max(rows, 17), target)
-    full = N * G // ragged.block_m * Hkv >= 2 * multiprocessors
-    alone = max_query_len <= 1 or rows <= FEW_ROWS or not full
-    block_m = min(FEW_ROWS, max(16, 1 << ((rows if alone else G) - 1).bit_length()))
-    split, an_sm = split_tiles_for(D, itemsize, block_m, target)
-    if alone:
-        return Plan(split, an_sm * multiprocessors)
-    return Plan(split, an_sm * multiprocessors, ragged, few=max(block_m, G))
-
-
-def split_tiles_for(D: int, itemsize: int, block_m: int, target: str) -> tuple[TileConfig, int]:
-    """The split kernel's tiles for `block_m` rows and heads of D, and how many of its programs an SM is given.
-
-    Chosen by what fits: tiles in flight that fill shared memory, in as many programs as hide each other's waits.
-    """
-    large = target in ("sm_80", "sm_90", "sm_100")  # 164 KiB of shared memory at least
-    if itemsize == 4:
-        return TileConfig(block_m, 32 if D <= 128 else 16, 4, 2), 2
-    if D <= 64:
-        return TileConfig(block_m, 64, 4, 4), 4 if large else 2
-    if D <= 128:
-        return TileConfig(block_m, 64 if large else 32, 4, 3), 2
-    return TileConfig(block_m, 32 if large else 16, 4, 3), 2
-
-
 def _tiles(N: int, S: int, G: int, Hkv: int, most_keys: int, tiles: TileConfig) -> int:
     """The most tiles that the split kernel's line can have, whatever the lengths."""
     return (N * G // tiles.block_m + S) * Hkv * max(-(-most_keys // tiles.block_n), 1)
@@ -172,5 +129,5 @@ def _kernels() -> Kernels:
 
 @lru_cache
 def _multiprocessors(device: torch.device) -> int:
-    """Of the interpreter: a few, which run one after the other."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    """In the interpreter one: programs run one after the other there."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -27,8 +27,10 @@ def write_pages_kernel(
     """
     n = tl.program_id(0).to(tl.int64)
     dk = tl.arange(0, BLOCK_DK)
-    row = n % angles
-    cos_at, sin_at = cos_ptr + row * cos_stride, sin_ptr + row * sin_stride
+    cos_at, sin_at = cos_ptr, sin_ptr
+    if R > 0:
+        cos_at += n % angles * cos_stride
+        sin_at += n % angles * sin_stride
     if HQ > 0:
         head = tl.arange(0, BLOCK_HQ)
         inside = (head < HQ)[:, None] & (dk < DK)[None, :]
