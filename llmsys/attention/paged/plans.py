@@ -62,5 +62,6 @@ def split_tiles_for(D: int, itemsize: int, block_m: int, target: str) -> tuple[T
     if D <= 64:
         return TileConfig(block_m, 64, 4, 5), 4 if large and block_m == 16 else 2
     if D <= 128:
-        return (TileConfig(block_m, 64, 4, 5) if large and block_m <= 32 else TileConfig(block_m, 32, 8, 5)), 2
-    return TileConfig(block_m, 32 if large else 16, 8 if block_m > 16 else 4, 5 if large else 3), 1
+        return TileConfig(block_m, 64, 4, 5) if large and block_m == 16 else TileConfig(block_m, 32, 8, 5), 2
+    warps, stages = 4 if block_m == 16 else 8, 5 if large else 3
+    return TileConfig(block_m, 32 if large else 16, warps, stages), 2 if large and block_m == 16 else 1

@@ -32,35 +32,35 @@ def write_pages_kernel(
         cos_at += n % angles * cos_stride
         sin_at += n % angles * sin_stride
     if HQ > 0:
-        head = tl.arange(0, BLOCK_HQ)
-        inside = (head < HQ)[:, None] & (dk < DK)[None, :]
-        q_at = q_ptr + n * q_stride_n + head[:, None] * q_stride_h
-        q = _turned(q_at, dk[None, :], inside, cos_at, sin_at, DK, R, INTERLEAVED)
-        tl.store(turned_ptr + (n * HQ + head[:, None]) * DK + dk[None, :], q, mask=inside)
+        q_head = tl.arange(0, BLOCK_HQ)[:, None]
+        q_there = (q_head < HQ) & (dk < DK)[None, :]
+        q = _turned(
+            q_ptr + n * q_stride_n + q_head * q_stride_h, dk[None, :], q_there, cos_at, sin_at, DK, R, INTERLEAVED
+        )
+        tl.store(turned_ptr + (n * HQ + q_head) * DK + dk[None, :], q, mask=q_there)
     slot = tl.load(slots_ptr + n)
     if slot >= 0:
         page = (slot // PAGE).to(tl.int64)
         place = (slot % PAGE).to(tl.int64)
-        head = tl.arange(0, BLOCK_HKV)
-        inside = (head < HKV)[:, None] & (dk < DK)[None, :]
-        k_at = k_ptr + n * k_stride_n + head[:, None] * k_stride_h
-        k = _turned(k_at, dk[None, :], inside, cos_at, sin_at, DK, R, INTERLEAVED)
-        to = key_pages_ptr + page * key_stride_page + place * key_stride_slot
-        tl.store(to + head[:, None] * key_stride_h + dk[None, :], k, mask=inside)
+        head = tl.arange(0, BLOCK_HKV)[:, None]
+        k_there = (head < HKV) & (dk < DK)[None, :]
+        k = _turned(
+            k_ptr + n * k_stride_n + head * k_stride_h, dk[None, :], k_there, cos_at, sin_at, DK, R, INTERLEAVED
+        )
+        key_at = key_pages_ptr + page * key_stride_page + place * key_stride_slot
+        tl.store(key_at + head * key_stride_h + dk[None, :], k, mask=k_there)
         if DV > 0:
-            dv = tl.arange(0, BLOCK_DV)
-            inside = (head < HKV)[:, None] & (dv < DV)[None, :]
-            v = tl.load(v_ptr + n * v_stride_n + head[:, None] * v_stride_h + dv[None, :], mask=inside)
-            to = value_pages_ptr + page * value_stride_page + place * value_stride_slot
-            tl.store(to + head[:, None] * value_stride_h + dv[None, :], v, mask=inside)
+            dv = tl.arange(0, BLOCK_DV)[None, :]
+            v_there = (head < HKV) & (dv < DV)
+            v = tl.load(v_ptr + n * v_stride_n + head * v_stride_h + dv, mask=v_there)
+            value_at = value_pages_ptr + page * value_stride_page + place * value_stride_slot
+            tl.store(value_at + head * value_stride_h + dv, v, mask=v_there)
 
 
 @triton.jit
-def _turned(
-    at, d, inside, cos_at, sin_at, DK: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr
-):  # fmt: skip
+def _turned(at, d, there, cos_at, sin_at, DK: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr):
     """The elements `d` of heads that begin `at`, of which the last R are turned: x · cos + its partner · sin."""
-    x = tl.load(at + d, mask=inside)
+    x = tl.load(at + d, mask=there)
     if R > 0:
         j = d - (DK - R)  # the number among those that turn
         if INTERLEAVED:
@@ -69,7 +69,7 @@ def _turned(
         else:
             partner = (j + R // 2) % R
             first = j < R // 2
-        turns = inside & (j >= 0)
+        turns = there & (j >= 0)
         other = tl.load(at + (DK - R) + partner, mask=turns, other=0.0).to(tl.float32)
         other = tl.where(first, -other, other)
         of_pair = (j >= 0) & (j < R)
