@@ -37,7 +37,7 @@ def plan_for(
     fills_the_gpu = N * G // ragged.block_m * Hkv >= 2 * SMs
     alone = max_query_len <= 1 or rows <= FEW_ROWS or not fills_the_gpu
     block_m = min(FEW_ROWS, max(16, 1 << ((rows if alone else G) - 1).bit_length()))
-    split, an_sm = split_tiles_for(D, itemsize, block_m, target)
+    split, an_sm = split_tiles_for(D, itemsize, block_m, tree, target)
     if alone:
         return Plan(split, an_sm * SMs)
     return Plan(split, an_sm * SMs, ragged, few=max(block_m, G))
@@ -54,14 +54,13 @@ def ragged_tiles_for(D: int, itemsize: int, tree: bool, target: str) -> TileConf
     return TileConfig(64, 32, 8, 5)
 
 
-def split_tiles_for(D: int, itemsize: int, block_m: int, target: str) -> tuple[TileConfig, int]:
+def split_tiles_for(D: int, itemsize: int, block_m: int, tree: bool, target: str) -> tuple[TileConfig, int]:
     """The split kernel's tiles for `block_m` rows and heads of D, and how many of its programs an SM is given."""
-    large = target in LARGE_SMS
+    large, few = target in LARGE_SMS, block_m == 16
     if itemsize == 4:
         return TileConfig(block_m, 16, 4 if D <= 128 else 8, 3), 2
     if D <= 64:
-        return TileConfig(block_m, 64, 4, 5), 4 if large and block_m == 16 else 2
+        return TileConfig(block_m, 64, 4, 5), 4 if large and few else 2
     if D <= 128:
-        return TileConfig(block_m, 64, 4, 5) if large and block_m == 16 else TileConfig(block_m, 32, 8, 5), 2
-    warps, stages = 4 if block_m == 16 else 8, 5 if large else 3
-    return TileConfig(block_m, 32 if large else 16, warps, stages), 2 if large and block_m == 16 else 1
+        return TileConfig(block_m, 64 if large and few and not tree else 32, 4 if few else 8, 5), 2
+    return TileConfig(block_m, 32 if large else 16, 4 if few else 8, 5 if large else 3), 2 if large and few else 1
