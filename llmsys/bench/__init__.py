@@ -17,6 +17,7 @@ BENCHMARKS = {
     "attention_fp8": "llmsys.bench.attention_fp8",
     "attention_counters": "llmsys.bench.attention_counters",
     "hopper_orders": "llmsys.bench.hopper_orders",
+    "paged_decode": "llmsys.bench.paged_decode",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 

@@ -25,7 +25,7 @@ from llmsys.cache import (
     padded_batch_of,
 )
 from llmsys.hardware.tier import interpreting, triton_installed
-from llmsys.models import Llama, LlamaConfig, generate
+from llmsys.models import Llama, LlamaConfig, generate, generate_batch
 
 KERNELS = ["torch", "triton"] if triton_installed() and interpreting() else ["torch"]
 
@@ -150,6 +150,12 @@ def uncached(model, prompt, n):
 def test_the_name_is_enough_to_generate_the_same_tokens(tiny):
     assert generate(tiny, PROMPT, attention="paged", max_new_tokens=20).tokens == uncached(tiny, PROMPT, 20)
     assert isinstance(as_backend("paged", capacity=5), PagedCache)
+
+
+def test_several_prompts_at_once_get_each_what_it_gets_alone(tiny):
+    prompts = [PROMPT, [9], list(range(30))]
+    said = generate_batch(tiny, prompts, attention="paged", max_new_tokens=12)
+    assert [each.tokens for each in said] == [uncached(tiny, prompt, 12) for prompt in prompts]
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 16, 64])
