@@ -12,6 +12,7 @@ Which two elements are a pair is a habit of the checkpoint. Llama's halves: elem
 paper's, are neighbours: 2i and 2i + 1 (`interleaved`). Both give the same attention if weights are permuted along.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -71,12 +72,25 @@ def rotation(
     exponent = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
     frequency = 1.0 / base**exponent  # (R / 2,)
     if divisors is not None:
-        frequency = frequency / torch.tensor(divisors, device=positions.device)
+        frequency = frequency / _on_device(divisors, positions.device)
     angle = positions[..., None].float() * frequency  # (…, T, R / 2)
     angle = angle.repeat_interleave(2, dim=-1) if interleaved else torch.cat((angle, angle), dim=-1)
     if positions.dim() == 2:
         angle = angle[:, None]  # the heads' dimension
     return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), interleaved)
+
+
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """fp32, copied there once: the host waits until such a copy has arrived, which nothing in a step may do."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(numbers, device=device)
+    return _copied(numbers, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _copied(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # whoever asked first: it shall be a tensor like any other
+        return torch.tensor(numbers, device=device)
 
 
 def rotate(x: Float[Tensor, "B H T D"], turn: Rotation | None) -> Float[Tensor, "B H T D"]:

@@ -8,7 +8,7 @@ from torch import Tensor, arange
 from llmsys.attention import Attention, sdpa_attention
 from llmsys.attention.rotary import Rotation, rotate
 from llmsys.cache.batch import Batch
-from llmsys.cache.groups import Group, attend_in_groups, groups_of, tokens_first
+from llmsys.cache.groups import Group, attend_in_groups, groups_of
 from llmsys.cache.layers import Layers
 from llmsys.cache.spec import CacheSpec
 
@@ -16,9 +16,9 @@ from llmsys.cache.spec import CacheSpec
 class ContiguousCache:
     """K and V of every token so far, in one buffer a layer; the step's queries attend to all of it, by any stage.
 
-    A buffer is (slots, Hkv, D), made at the first step: sequence i has the slots from i · capacity on. So it is a cache
-    of blocks, of which a sequence has one, its row (`Chunk(…, blocks=[row])`). Behind them is one slot more, to which
-    slot −1 leads: padding is written there, and nobody reads it. Keys are kept rotated. Where v is None (absorbed
+    A buffer is (Hkv, slots, D), made at the first step: row i has the slots from i · capacity on. So it is a cache of
+    blocks, of which a sequence has one, its row (`Chunk(…, blocks=[row])`). Behind them is one slot more, to which slot
+    −1 leads: padding is written there, and nobody reads it. Keys are kept rotated. Where v is None (absorbed
     latent attention) the keys alone are kept, and the values are a view of them.
 
     Used with `begin`, every row goes on with its own sequence, all at the same length. Where the caller makes the
@@ -125,9 +125,9 @@ class ContiguousCache:
             if v is not None:
                 self._values[layer] = _Buffer.of(v, self.sequences, self.capacity)
         keys, values = self._keys[layer], self._values.get(layer)
-        keys.slots.index_put_((step.slots,), tokens_first(k))
+        keys.write(step.slots, k)
         if values is not None:
-            values.slots.index_put_((step.slots,), tokens_first(v))
+            values.write(step.slots, v)
 
         def keys_and_values(group: Group) -> tuple[Tensor, Tensor]:
             rows = slice(group.row, group.row + group.sequences)
@@ -150,7 +150,8 @@ class ContiguousCache:
                 self._counts_itself = False
             else:
                 groups = [Group(0, 0, q.shape[0], q.shape[2], batch.max_seq_len)]
-            self._step = _Step(batch, layer, batch.slot_mapping.long(), groups)
+            spare = self.sequences * self.capacity
+            self._step = _Step(batch, layer, batch.slot_mapping.long() % (spare + 1), groups)  # −1 becomes the spare
         self._step.layer = layer
         return self._step
 
@@ -184,7 +185,7 @@ class ContiguousCache:
 class _Step:
     batch: Batch
     layer: int  # the last one that attended
-    slots: Tensor  # (N,) int64, as torch's indexing wants them
+    slots: Tensor  # (N,) int64 and from 0, as torch's indexing wants them
     groups: list[Group]
 
 
@@ -192,11 +193,15 @@ class _Step:
 class _Buffer:
     """A layer's keys, or its values: the same memory, as slots to write to and as rows to attend to."""
 
-    slots: Tensor  # (sequences · capacity + 1, Hkv, D)
+    slots: Tensor  # (Hkv, sequences · capacity + 1, D)
     rows: Tensor  #  (sequences, Hkv, capacity, D)
 
     @classmethod
     def of(cls, x: Tensor, sequences: int, capacity: int) -> "_Buffer":
         """For what is like x, (B, Hkv, T, D)."""
-        slots = x.new_empty(sequences * capacity + 1, x.shape[1], x.shape[3])
-        return cls(slots, slots[:-1].unflatten(0, (sequences, capacity)).transpose(1, 2))
+        slots = x.new_empty(x.shape[1], sequences * capacity + 1, x.shape[3])
+        return cls(slots, slots[:, :-1].unflatten(1, (sequences, capacity)).transpose(0, 1))
+
+    def write(self, slots: Tensor, x: Tensor) -> None:
+        """Put x (B, Hkv, T, D) into slots (B · T,)."""
+        self.slots.index_copy_(1, slots, x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2))

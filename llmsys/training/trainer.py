@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from llmsys.cache import Backend, as_backend
+from llmsys.cache import Backend, as_backend, check_token_ids
 from llmsys.hardware.disk import check_writable
 from llmsys.models.modules import unwrapped
 from llmsys.models.training_step import TrainingStep, token_loss
@@ -98,6 +98,8 @@ def train(
         raise ValueError("model must be a whole one to be trained, and this is a part, without some layers or an end")
     if config.context > inner.config.context_length:
         raise ValueError(f"context must be at most the model's {inner.config.context_length}, got {config.context}")
+    for tokens in (corpus.train, corpus.held_out):  # here, for a model on a GPU does not look at them
+        check_token_ids(tokens.numpy(), inner.config.vocab_size, "corpus: its tokens")
     if out is not None:
         out = Path(out)
         _check_folder(out, resume)
@@ -158,6 +160,7 @@ def next_token_loss(
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches, attention: str | Callable | Backend = "sdpa", count: int = 8) -> float:
     """The mean loss over the first `count` batches, or all where they are fewer."""
+    check_token_ids(batches.tokens.numpy(), unwrapped(model).config.vocab_size, "batches: their tokens")
     numbers = range(min(count, len(batches)))
     losses = [next_token_loss(model, batches[i].to(unwrapped(model).device), attention) for i in numbers]
     return float(torch.stack(losses).mean())

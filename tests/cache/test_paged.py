@@ -1,7 +1,5 @@
 """The paged cache: whatever the order of steps and blocks, every token sees what came before it, and nothing else."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,20 +24,14 @@ from llmsys.cache import (
 )
 from llmsys.hardware.tier import interpreting, triton_installed
 from llmsys.models import Llama, LlamaConfig, generate, generate_batch
+from tests.support.poison import poison_new_memory
 
 KERNELS = ["torch", "triton"] if triton_installed() and interpreting() else ["torch"]
 
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """New memory is full of NaN: who reads what was never written gets NaN."""
-    before = torch.Tensor.new_empty
-
-    def new_empty(x, *size, **options):
-        found = before(x, *size, **options)
-        return found.fill_(math.nan) if found.is_floating_point() else found
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    poison_new_memory(monkeypatch)
 
 
 @st.composite

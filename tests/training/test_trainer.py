@@ -332,6 +332,20 @@ def test_settings_that_do_not_fit_the_model(tiny, corpus):
         train(tiny, corpus, SETTINGS, attention="tilde")
 
 
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_a_corpus_of_another_tokenizer_is_refused_before_the_first_step(tiny, corpus, part, tmp_path):
+    """On a GPU the model does not look at ids, and an embedding that reads beyond its matrix ends the process."""
+    ids = getattr(corpus, part).clone()
+    ids[-1] = 258
+    other = replace(corpus, **{part: ids})
+    with pytest.raises(ValueError, match="corpus: its tokens must be from 0 to 257, got .* to 258"):
+        train(tiny, other, SETTINGS, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    if part == "held_out":
+        with pytest.raises(ValueError, match="batches: their tokens must be from 0 to 257"):
+            evaluate(tiny, other.held_out_batches(2, 24))
+
+
 def test_warmup_is_short_where_the_run_is():
     assert [replace(SETTINGS, steps=steps).warmup_steps for steps in (1, 30, 200)] == [0, 3, 10]
 
