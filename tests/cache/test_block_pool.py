@@ -77,6 +77,13 @@ def test_what_is_evicted_can_be_hit_no_more_and_the_rest_can():
     assert pool.stats.evictions == 1
 
 
+def test_what_was_evicted_leaves_nothing_behind():
+    pool = BlockPool(num_blocks=5, block_size=2)
+    for n in range(100):
+        pool.free(begin(pool, range(8 * n, 8 * n + 8)))
+    assert len(pool._index._by_hash) == len(pool._index._by_block) == 4
+
+
 # Hits
 
 
@@ -208,6 +215,16 @@ def test_a_preempted_sequence_hits_its_own_blocks_even_where_they_are_all_that_i
     assert_consistent(pool, [again])
 
 
+def test_a_preempted_sequence_does_not_evict_what_it_hits_though_that_is_the_least_recently_used():
+    pool = BlockPool(num_blocks=5, block_size=2)
+    for tokens in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        pool.free(begin(pool, tokens))
+    assert pool.reuse_order() == [2, 1, 4, 3]
+    again = pool.allocate(8, pool.match([1, 2, 3, 4, 9, 9, 9, 9]))
+    assert again.blocks == [1, 2, 4, 3]
+    assert_consistent(pool, [again])
+
+
 def test_a_hit_on_free_blocks_counts_as_room_that_is_taken():
     pool = BlockPool(num_blocks=5, block_size=2)
     pool.free(begin(pool, [1, 2, 3, 4]))
@@ -257,6 +274,12 @@ def test_a_fork_goes_on_as_registered_as_it_was():
     pool.extend(fork, 4)
     pool.register(fork, [1, 2, 3, 4], 4)
     assert pool.match([1, 2, 3, 4, 5]).blocks == tuple(fork.blocks)
+
+
+def test_a_fork_keeps_the_salt_of_what_is_not_registered_yet():
+    pool = BlockPool(num_blocks=9, block_size=2)
+    pool.register(pool.fork(begin(pool, [1, 2], salt="adapter", registered=False)), [1, 2], 2)
+    assert pool.match([1, 2, 3], salt="adapter").tokens == 2 and pool.match([1, 2, 3]).tokens == 0
 
 
 def test_a_registered_block_is_not_overwritten_after_a_rollback():

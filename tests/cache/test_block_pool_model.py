@@ -36,7 +36,7 @@ class Lives(RuleBasedStateMachine):
 
     hash_block = staticmethod(block_hash)
 
-    @initialize(num_blocks=st.integers(2, 12), block_size=st.integers(1, 4))
+    @initialize(num_blocks=st.integers(2, 9), block_size=st.integers(1, 3))
     def make(self, num_blocks, block_size):
         self.hash_fails = False
 
@@ -101,10 +101,25 @@ class Lives(RuleBasedStateMachine):
             other = data.draw(st.sampled_from(self.sequences))
             self.sequences.append(Sequence(other.salt, other.tokens + more))
 
+    @rule(tokens=TOKENS, salt=SALTS)
+    def come_and_go(self, tokens, salt):
+        """A whole life at once: it leaves cached blocks behind, so that pools fill up with these."""
+        sequence = Sequence(salt, tokens)
+        self.sequences.append(sequence)
+        self.allocate(sequence, lambda hit: len(tokens), reserve=0)
+        if sequence.table is not None:
+            self.register_up_to(sequence, sequence.computed)
+            self.leave(sequence)
+        self.sequences.remove(sequence)
+
     @precondition(lambda self: any(each.table is None for each in self.sequences))
-    @rule(data=st.data(), reserve=st.integers(0, 2))
-    def admit(self, data, reserve):
+    @rule(data=st.data(), reserve=st.integers(0, 2), whole=st.booleans())
+    def admit(self, data, reserve, whole):
         sequence = data.draw(st.sampled_from([each for each in self.sequences if each.table is None]))
+        end = len(sequence.tokens)
+        self.allocate(sequence, lambda hit: data.draw(st.integers(end if whole else hit, end)), reserve)
+
+    def allocate(self, sequence, choose_length, reserve):
         hit = self.pool.match(sequence.tokens, salt=sequence.salt)
         cached, expected = set(self.holds.values()), 0
         while (expected + 1) * self.size < len(sequence.tokens) and self.content(sequence, expected) in cached:
@@ -114,7 +129,7 @@ class Lives(RuleBasedStateMachine):
             assert self.holds[block] == self.content(sequence, n)
             copies = {other for other, content in self.holds.items() if content == self.holds[block]}
             assert block in self.in_use() or not copies & self.in_use(), "a copy in use is shared first"
-        length = data.draw(st.integers(hit.tokens, len(sequence.tokens)))
+        length = choose_length(hit.tokens)
         new = -(-length // self.size) - expected
         needed = new + len(set(hit.blocks) - self.in_use())
         before = self.snapshot()
@@ -166,18 +181,26 @@ class Lives(RuleBasedStateMachine):
         sequence.computed = length
 
     @precondition(lambda self: self.running())
-    @rule(data=st.data(), fails=st.booleans())
-    def register(self, data, fails):
+    @rule(data=st.data(), all_of_it=st.booleans())
+    def register(self, data, all_of_it):
         sequence = data.draw(st.sampled_from(self.running()))
-        computed = data.draw(st.integers(0, sequence.computed))
-        before, self.hash_fails = self.snapshot(), fails
+        self.register_up_to(sequence, data.draw(st.integers(sequence.computed if all_of_it else 0, sequence.computed)))
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data())
+    def fail_to_register(self, data):
+        sequence = data.draw(st.sampled_from(self.running()))
+        before, self.hash_fails = self.snapshot(), True
         try:
-            self.pool.register(sequence.table, sequence.tokens, computed)
+            self.pool.register(sequence.table, sequence.tokens, sequence.computed)
         except MemoryError:
-            assert self.snapshot() == before
-            return
+            pass  # where there was anything to hash
         finally:
             self.hash_fails = False
+        assert self.snapshot() == before
+
+    def register_up_to(self, sequence, computed):
+        self.pool.register(sequence.table, sequence.tokens, computed)
         for n in range(computed // self.size):
             self.holds[sequence.blocks[n]] = self.content(sequence, n)
 
@@ -206,12 +229,15 @@ class Lives(RuleBasedStateMachine):
     def stop(self, data, comes_back):
         """Finished or aborted; or preempted, and it comes back and may hit its own blocks."""
         sequence = data.draw(st.sampled_from(self.running()))
+        self.leave(sequence)
+        if not comes_back:
+            self.sequences.remove(sequence)
+
+    def leave(self, sequence):
         table, blocks = sequence.table, sequence.blocks
         self.pool.free(table)
         sequence.table, sequence.blocks, sequence.computed = None, [], 0
         self.model_release(blocks)
-        if not comes_back:
-            self.sequences.remove(sequence)
         before = self.snapshot()
         with pytest.raises(ValueError, match="freed already"):
             self.pool.free(table)
@@ -269,7 +295,7 @@ class LivesWithHashesThatForgetWhatCameBefore(Lives):
     hash_block = staticmethod(lambda before, tokens: block_hash(b"", tokens))
 
 
-EXAMPLES = sized(short=15, full=300)
+EXAMPLES = sized(short=50, full=1000)
 
 
 @pytest.mark.parametrize("machine", [Lives, LivesWithEqualHashes, LivesWithHashesThatForgetWhatCameBefore])
