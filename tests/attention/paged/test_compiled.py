@@ -84,11 +84,13 @@ def compiled(tmp_path_factory) -> dict[str, list[Compiled]]:
             )
         ],
     }
-    flat = [(name, build) for name, found in wanted.items() for build in found]
+    # One that was compiled already is taken from Triton's cache, where the assembler says nothing: each once.
+    once = {(name, repr(build)): (name, build) for name, found in wanted.items() for build in found}
+    flat = list(once.values())
     kernels = compile_kernels([build for _, build in flat], cache=tmp_path_factory.mktemp("compiled"))
     found = {name: [] for name in wanted}
     for (name, _), kernel in zip(flat, kernels, strict=True):
-        assert isinstance(kernel, Compiled), kernel
+        assert isinstance(kernel, Compiled), str(kernel)
         found[name].append(kernel)
     return found
 
@@ -100,25 +102,25 @@ def test_compiled_for_hopper_prompts_use_the_tensor_cores_of_four_warps_and_spil
 
 def test_compiled_for_hopper_decoding_uses_tensor_cores_and_spills_nothing(compiled):
     for kernel in compiled["split"]:
-        assert "mma.sync" in kernel.ptx or kernel.wgmma, kernel
+        assert "mma.sync" in kernel.ptx or kernel.wgmma, str(kernel)
         assert kernel.spill_bytes == 0 and not kernel.warnings, str(kernel)
 
 
 def test_two_tiles_of_keys_are_on_the_way_while_one_is_computed(compiled):
     for kernel in compiled["split"]:
         waits = [line.split()[-1].rstrip(";") for line in kernel.ptx.splitlines() if "cp.async.wait_group" in line]
-        assert max(int(n, 0) for n in waits) >= 4, (kernel, waits)  # K and V of two tiles
+        assert max(int(n, 0) for n in waits) >= 4, (str(kernel), waits)  # K and V of two tiles
 
 
 def test_an_sm_holds_as_many_programs_of_the_split_kernel_as_it_is_given(compiled):
     shapes = [(128, 16, 4), (128, 64, 4), (64, 16, 3)]
     for kernel, (D, _, G) in zip(compiled["split"], shapes, strict=False):
         given = plan_for(64, 64, G, 8, D, 2, 1, False, "sm_90", 132).programs / 132
-        assert kernel.occupancy().programs >= given, kernel
+        assert kernel.occupancy().programs >= given, str(kernel)
 
 
 def test_small_kernels_fit_and_other_gpus_have_shared_memory_for_their_tiles(compiled):
     for kernel in (*compiled["merge"], *compiled["write"]):
-        assert kernel.spill_bytes == 0 and kernel.occupancy().programs >= 4, kernel
+        assert kernel.spill_bytes == 0 and kernel.occupancy().programs >= 4, str(kernel)
     for kernel in compiled["others"]:
-        assert kernel.shared_bytes <= SMS[kernel.target].shared_bytes_per_program, kernel
+        assert kernel.shared_bytes <= SMS[kernel.target].shared_bytes_per_program, str(kernel)
