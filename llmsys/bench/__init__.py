@@ -18,6 +18,7 @@ BENCHMARKS = {
     "attention_counters": "llmsys.bench.attention_counters",
     "hopper_orders": "llmsys.bench.hopper_orders",
     "decode": "llmsys.bench.decode",
+    "paged_decode": "llmsys.bench.paged_decode",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 

@@ -14,6 +14,7 @@
 `check_token_ids`  refuses ids that a model does not know, where they enter: inside a step nobody looks
 `NoCache`          the tokens of a step are the whole sequence
 `ContiguousCache`  K and V of a sequence in one buffer a layer
+`PagedCache`       K and V of a sequence in pages, wherever there is room
 `BACKENDS`         the backends that have a name
 `as_backend`       what `attention=` means: a name, a function or a backend; the one place that decides it
 `check_backend`    refuses, in words, what does not keep the contract
@@ -35,6 +36,7 @@ from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks, PoolStats, P
 from llmsys.cache.contiguous import ContiguousCache
 from llmsys.cache.layout import Layout
 from llmsys.cache.no_cache import NoCache
+from llmsys.cache.paged import PagedCache
 from llmsys.cache.resolve import BACKENDS, as_backend
 from llmsys.cache.spec import CacheSpec, Entry, LayerCache
 
@@ -53,6 +55,7 @@ __all__ = [
     "Layout",
     "NoCache",
     "OutOfBlocks",
+    "PagedCache",
     "PoolStats",
     "PrefixHit",
     "as_backend",

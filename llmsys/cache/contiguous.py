@@ -7,10 +7,10 @@ from torch import Tensor, arange
 
 from llmsys.attention import Attention, sdpa_attention
 from llmsys.attention.rotary import Rotation, rotate
-from llmsys.cache.backend import value_size
 from llmsys.cache.batch import Batch
 from llmsys.cache.groups import Group, attend_in_groups, groups_of
-from llmsys.cache.spec import CacheSpec, LayerCache
+from llmsys.cache.layers import Layers
+from llmsys.cache.spec import CacheSpec
 
 
 class ContiguousCache:
@@ -64,18 +64,12 @@ class ContiguousCache:
             raise ValueError(f"capacity must be at least 1 token, got {capacity}")
         if sequences is not None and sequences < 1:
             raise ValueError(f"sequences must be at least 1, or None for those of the first step, got {sequences}")
-        for each in spec.layers if spec else ():
-            if each.entries:
-                raise ValueError(
-                    f"the contiguous cache keeps keys and values alone, and layer {each.layer} wants "
-                    f"{', '.join(entry.name for entry in each.entries)} kept, too: take a backend that knows these"
-                )
+        self._layers = Layers(spec, "the contiguous cache")
         self.stage = stage
         self.capacity = self.block_size = capacity
         self.sequences = sequences
         self.spec = spec
         self.length = 0
-        self._layers: dict[int, LayerCache] = {each.layer: each for each in spec.layers} if spec else {}
         self._keys: dict[int, _Buffer] = {}
         self._values: dict[int, _Buffer] = {}  # of layers whose values are not in their keys
         self._step: _Step | None = None
@@ -123,7 +117,7 @@ class ContiguousCache:
         turn: Rotation | None = None,
         scale: float | None = None,
     ) -> Tensor:
-        Dv = self._check(layer, k, v, turn)
+        Dv = self._layers.check(layer, k, v, turn)
         step = self._step_of(layer, q, batch)
         q, k = rotate(q, turn), rotate(k, turn)
         if layer not in self._keys:
@@ -186,23 +180,6 @@ class ContiguousCache:
             raise ValueError(f"chunks must be of different rows, one a sequence, got rows {rows}")
         return rows
 
-    def _check(self, layer: int, k: Tensor, v: Tensor | None, turn: Rotation | None) -> int:
-        """Whether k and v are what this layer said it would hand over. Returns Dv."""
-        said = self._layers.get(layer)
-        if said is None and self.spec is not None:
-            raise ValueError(f"layer {layer} is not in the spec that the cache was made from")
-        Dv = value_size(k, turn, said and said.Dv) if v is None else v.shape[3]
-        if said is None:
-            self._layers[layer] = LayerCache(layer, k.shape[1], k.shape[3], Dv, k.dtype, v is None)
-        elif (k.shape[1], k.shape[3], Dv, k.dtype, v is None) != (
-            said.heads, said.Dk, said.Dv, said.dtype, said.values_in_keys,
-        ):  # fmt: skip
-            raise ValueError(
-                f"layer {layer} must hand over {_words(said)}; got "
-                f"{_words(LayerCache(layer, k.shape[1], k.shape[3], Dv, k.dtype, v is None))}"
-            )
-        return Dv
-
 
 @dataclass
 class _Step:
@@ -224,11 +201,7 @@ class _Buffer:
         """For what is like x, (B, Hkv, T, D)."""
         slots = x.new_empty(x.shape[1], sequences * capacity + 1, x.shape[3])
         return cls(slots, slots[:, :-1].unflatten(1, (sequences, capacity)).transpose(0, 1))
+
     def write(self, slots: Tensor, x: Tensor) -> None:
         """Put x (B, Hkv, T, D) into slots (B · T,)."""
         self.slots.index_copy_(1, slots, x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2))
-
-
-def _words(layer: LayerCache) -> str:
-    values = "their first Dv columns as values (v=None)" if layer.values_in_keys else "values of their own"
-    return f"keys of {layer.heads} heads in {layer.dtype}, Dk = {layer.Dk}, Dv = {layer.Dv}, {values}"

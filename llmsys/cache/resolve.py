@@ -6,11 +6,12 @@ from llmsys.attention import get_stage
 from llmsys.cache.backend import Backend, check_backend
 from llmsys.cache.contiguous import ContiguousCache
 from llmsys.cache.no_cache import NoCache
+from llmsys.cache.paged import PagedCache
 from llmsys.cache.spec import CacheSpec
 
-BACKENDS: dict[str, Callable[..., Backend]] = {"contiguous": ContiguousCache}
+BACKENDS: dict[str, Callable[..., Backend]] = {"contiguous": ContiguousCache, "paged": PagedCache}
 """Backends with a name: each is made with `capacity=`, `sequences=` and `spec=`, and attends by torch's fused
-attention."""
+attention, the paged one by kernels of its own on a GPU."""
 
 
 def as_backend(

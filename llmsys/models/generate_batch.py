@@ -38,7 +38,7 @@ def generate_batch(
     """Let the model continue each of `prompts`: what `generate` says to each by itself, in the same order.
 
     Arguments, defaults and errors are `generate`'s. A stage of the library, by its name, has a contiguous cache with a
-    row for each prompt; a callable with a stage's contract gets whole sequences each time.
+    row for each prompt, "paged" as many pages as that; a callable with a stage's contract gets whole sequences.
     """
     start = time.perf_counter()
     model = unwrapped(model)
@@ -58,6 +58,7 @@ def generate_batch(
     capacity = min(longest + max_new_tokens, context)
     backend = as_backend(attention, capacity=capacity, sequences=len(prompts), spec=model.cache_spec())
     whole = isinstance(backend, NoCache)
+    each = 1 if whole else -(-capacity // backend.block_size)  # blocks: of a contiguous cache, a row
 
     sequences = [list(prompt) for prompt in prompts]
     computed = [0] * len(prompts)
@@ -66,7 +67,7 @@ def generate_batch(
     running = list(range(len(prompts)))
     while running:
         step = batch_of(
-            [Chunk(sequences[i][computed[i] :], computed[i], blocks=[i]) for i in running],
+            [Chunk(sequences[i][computed[i] :], computed[i], range(i * each, (i + 1) * each)) for i in running],
             block_size=backend.block_size,
             device=model.device,
         )

@@ -182,7 +182,7 @@ def test_a_backend_is_handed_back_and_one_of_before_is_refused_with_the_remedy()
 @pytest.mark.parametrize(
     "attention, options, message",
     [
-        ("contigous", {}, r"naive, .*auto \(stages\), contiguous \(backends\).*Did you mean 'contiguous'"),
+        ("contigous", {}, r"naive, .*auto \(stages\), contiguous, paged \(backends\).*Did you mean 'contiguous'"),
         ("tilde", {}, "Did you mean 'tiled'"),
         (None, {}, "attention must be one of naive"),
         (["sdpa"], {}, "attention must be one of naive"),

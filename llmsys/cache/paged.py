@@ -1,0 +1,247 @@
+"""The paged cache: K and V of each sequence in blocks of a few tokens, wherever in one large memory there is room.
+
+    generate(model, "The capital of France is", attention="paged")
+
+    cache = PagedCache(num_blocks=1000, block_size=16, spec=model.cache_spec())          # for who makes the batches
+    step = batch_of([Chunk([5, 9, 2], computed=0, blocks=[3])], block_size=cache.block_size)
+    logits = model(step.tokens, cache, step)
+
+A layer's keys are one tensor of pages (num_blocks, block_size, Hkv, Dk), and its values another. Which pages are whose
+is not known here: that is what a step's block tables say, and who makes those is the scheduler with its `BlockPool`, or
+in `generate`, where nobody does, the cache itself with a pool of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from llmsys.attention import Attention
+from llmsys.attention.paged import (
+    PagedAttention,
+    paged_attention,
+    paged_attention_reference,
+    write_pages,
+    write_pages_reference,
+)
+from llmsys.attention.paged.forward import LARGEST_HEAD
+from llmsys.attention.rotary import Rotation, rotate
+from llmsys.cache.batch import Batch, Chunk, padded_batch_of
+from llmsys.cache.block_pool import BlockPool
+from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks
+from llmsys.cache.groups import heads_first, tokens_first
+from llmsys.cache.layers import Layers
+from llmsys.cache.spec import CacheSpec
+from llmsys.hardware.tier import interpreting, triton_installed
+
+
+class PagedCache:
+    """K and V in pages, which a step's block tables name; attention by kernels that read them where they are.
+
+    A layer's pages are made in its first step. Keys are kept rotated. Where v is None (absorbed latent attention) the
+    keys alone are kept, and the values are a view of them.
+
+    Used with `begin`, every row goes on with its own sequence, in blocks of the cache's own `pool`. Where the caller
+    makes the batches, the caller's tables rule, and nobody here checks that two sequences do not write to one block.
+
+    Parameters
+    ----------
+    kernel
+        Who attends, with the contract of `llmsys.attention.paged.arguments`: a function, "triton" for the library's
+        kernels, or "torch" for the form in plain PyTorch, which on a GPU waits. None: Triton's on a GPU where they can
+        (heads of at most 256, 16 or 32 bits), else torch's.
+    stage
+        In place of a kernel: any stage, which attends to a copy of each sequence's pages.
+    num_blocks
+        Blocks in all, block 0 included, which a pool hands to nobody. None: what `capacity` and `sequences` need.
+    block_size
+        Tokens in a block.
+    capacity
+        Tokens that a sequence may have, for `begin`; None for as many as there are blocks for.
+    sequences
+        How many sequences of `capacity` tokens there shall be room for. None: as many as the first step has rows,
+        which `begin` must then see.
+    spec
+        The model's `cache_spec()`: what each layer will hand over. None takes it from the first step.
+
+    Attributes
+    ----------
+    pool : BlockPool or None
+        Of the sequences that `begin` knows, from its first call on.
+    length : int
+        Tokens held of each sequence, as far as `begin` knows.
+
+    Raises
+    ------
+    ValueError
+        At once: a number below 1, neither `num_blocks` nor `capacity`, or a spec with further entries. In a step: more
+        tokens than `capacity`, another batch size, a batch made for other blocks, or a layer that hands over something
+        else than the spec (or its first step) said.
+    OutOfBlocks
+        In `begin`, which then has changed nothing.
+    """
+
+    def __init__(
+        self,
+        kernel: str | PagedAttention | None = None,
+        *,
+        stage: Attention | None = None,
+        num_blocks: int | None = None,
+        block_size: int = 16,
+        capacity: int | None = None,
+        sequences: int | None = None,
+        spec: CacheSpec | None = None,
+    ):
+        if not (kernel in (None, "torch", "triton") or callable(kernel)):
+            raise ValueError(f'kernel must be "torch", "triton", a function or None, got {kernel!r}')
+        if kernel is not None and stage is not None:
+            raise ValueError("kernel and stage cannot both be given: either attends, in place of the other")
+        if num_blocks is None and capacity is None:
+            raise ValueError("num_blocks must be given, or capacity, from which it follows")
+        for name, value, least in (
+            ("num_blocks", num_blocks, 2), ("block_size", block_size, 1), ("capacity", capacity, 1),
+            ("sequences", sequences, 1),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.kernel = partial(paged_attention_reference, stage=stage) if stage is not None else kernel
+        self.block_size, self.capacity, self.sequences, self.spec = block_size, capacity, sequences, spec
+        self.num_blocks = num_blocks
+        self.pool: BlockPool | None = None
+        self.length = 0
+        self._layers = Layers(spec, "the paged cache")
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}  # of layers whose values are not in their keys
+        self._tables: list[BlockTable] = []
+        self._counts_itself = True  # until a caller says how much is computed
+        self._checked: Batch | None = None
+        if num_blocks is None and sequences is not None:
+            self.num_blocks = self._blocks_for(sequences)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the pages made so far, used or not."""
+        return sum(pages.nbytes for pages in (*self._keys.values(), *self._values.values()))
+
+    def begin(self, tokens: Shaped[Tensor, "B T *C"]) -> Batch:
+        B, T = tokens.shape[:2]
+        if not self._counts_itself:
+            raise ValueError(
+                "the cache has been given batches, which say how many tokens each sequence holds, so it cannot go on "
+                "by itself: give it one again (llmsys.cache.batch_of)"
+            )
+        if self.capacity is not None and self.length + T > self.capacity:
+            raise ValueError(
+                f"the cache holds {self.length} tokens of at most {self.capacity}, and {T} more do not fit: make it "
+                "with a larger capacity"
+            )
+        if self.pool is None:
+            self.sequences = self.sequences or B
+            self.num_blocks = self.num_blocks or self._blocks_for(B)
+            self.pool = BlockPool(self.num_blocks, self.block_size)
+            self._tables = [self.pool.allocate(0) for _ in range(self.sequences)]
+        if B != self.sequences:
+            raise ValueError(f"tokens must have the cache's batch size, {self.sequences}, got {B}")
+        try:
+            for table in self._tables:
+                self.pool.extend(table, self.length + T)
+        except OutOfBlocks:
+            for table in self._tables:
+                self.pool.truncate(table, min(table.length, self.length))
+            raise
+        chunks = [Chunk(np.zeros(T, int), self.length, table.blocks) for table in self._tables]
+        self.length += T
+        batch = padded_batch_of(chunks, block_size=self.block_size, device=tokens.device)
+        # The ids are in `tokens`, if they are ids at all, and the logits of all of them are wanted.
+        return replace(batch, tokens=None, logits_indices=None, chunks=())
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor | None,
+        batch: Batch,
+        *,
+        turn: Rotation | None = None,
+        scale: float | None = None,
+    ) -> Tensor:
+        Dv = self._layers.check(layer, k, v, turn)
+        if batch is not self._checked:
+            self._check(batch)
+        if layer not in self._keys:
+            memory = (self.num_blocks, self.block_size, k.shape[1])
+            self._keys[layer] = k.new_empty(*memory, k.shape[3])
+            if v is not None:
+                self._values[layer] = v.new_empty(*memory, Dv)
+        keys, values = self._keys[layer], self._values.get(layer)
+        compiled = self.kernel == "triton" or (self.kernel != "torch" and _triton_can(q, keys, Dv))
+        B = q.shape[0]
+        if compiled:
+            q, k, v = (x if x is None else tokens_first(x) for x in (q, k, v))
+            q = write_pages(k, v, keys, values, batch.slot_mapping, q=q, turn=turn)
+        else:
+            q, k, v = (x if x is None else tokens_first(x) for x in (rotate(q, turn), rotate(k, turn), v))
+            write_pages_reference(k, v, keys, values, batch.slot_mapping)
+        attention = self.kernel if callable(self.kernel) else _FORMS["triton" if compiled else "torch"]
+        o = attention(
+            q, keys, keys[..., :Dv] if values is None else values,
+            query_start_loc=batch.query_start_loc, seq_lens=batch.seq_lens, block_table=batch.block_table,
+            max_query_len=batch.max_query_len, max_seq_len=batch.max_seq_len, scale=scale, tree_mask=batch.tree_mask,
+        )  # fmt: skip
+        expected = (*q.shape[:2], Dv)
+        if not isinstance(o, Tensor) or tuple(o.shape) != expected or o.dtype != q.dtype:
+            got = f"{tuple(o.shape)} in {o.dtype}" if isinstance(o, Tensor) else type(o).__name__
+            raise ValueError(f"kernel must return o (N, Hq, Dv) = {expected} in {q.dtype}, got {got}")
+        return heads_first(o, B)
+
+    def copy_blocks(self, copies: Sequence[Copy]) -> None:
+        """Copy pages in all layers made so far, in order: what `BlockPool.extend` asks for before the step is run."""
+        together: list[Copy] = []  # none of which reads what another one wrote
+        for copy in copies:
+            written = {each.target for each in together}
+            if copy.source in written or copy.target in written:
+                self._copy(together)
+                together = []
+            together.append(copy)
+        self._copy(together)
+
+    def _copy(self, copies: list[Copy]) -> None:
+        if not copies:
+            return
+        host = torch.tensor(copies, dtype=torch.int64).T
+        for pages in (*self._keys.values(), *self._values.values()):
+            source, target = host.to(pages.device, non_blocking=True)
+            pages.index_copy_(0, target, pages.index_select(0, source))
+
+    def _blocks_for(self, sequences: int) -> int:
+        return 1 + sequences * -(-self.capacity // self.block_size)
+
+    def _check(self, batch: Batch) -> None:
+        """Once a step, in the first layer that is handed it."""
+        if batch.query_start_loc is None or batch.block_table is None:
+            raise ValueError("batch must be what begin returned, or made by llmsys.cache.batch_of: it has no tables")
+        if batch.block_size != self.block_size:
+            raise ValueError(
+                f"batch must be made with the cache's block_size, {self.block_size}, got {batch.block_size}"
+            )
+        if self.num_blocks is None:
+            raise ValueError("num_blocks (or sequences) must be given to a paged cache whose caller makes the batches")
+        for i, chunk in enumerate(batch.chunks):
+            self._counts_itself = False
+            if (highest := int(np.max(chunk.blocks))) >= self.num_blocks:
+                raise ValueError(f"chunks[{i}].blocks must be from 0 to {self.num_blocks - 1}, got {highest}")
+        self._checked = batch
+
+
+_FORMS = {"torch": paged_attention_reference, "triton": paged_attention}
+
+
+def _triton_can(q: Tensor, keys: Tensor, Dv: int) -> bool:
+    if not q.is_cuda or not triton_installed() or interpreting():
+        return False
+    return max(keys.shape[3], Dv) <= LARGEST_HEAD and q.dtype in (torch.float32, torch.float16, torch.bfloat16)
