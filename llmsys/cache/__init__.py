@@ -30,9 +30,10 @@
 """
 
 from llmsys.cache.backend import Backend, check_backend
-from llmsys.cache.batch import Batch, Chunk, batch_of, check_token_ids, padded_batch_of
+from llmsys.cache.batch import Batch, batch_of, padded_batch_of
 from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks, PoolStats, PrefixHit
+from llmsys.cache.chunk import Chunk, check_token_ids
 from llmsys.cache.contiguous import ContiguousCache
 from llmsys.cache.layout import Layout
 from llmsys.cache.no_cache import NoCache

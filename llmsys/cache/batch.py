@@ -35,28 +35,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from llmsys.cache.chunk import Chunk, check_chunks, check_token_ids, joined, whole_numbers
 from llmsys.cache.layout import Layout
-
-Numbers = Sequence[int] | np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """The tokens of one sequence that a step computes: a prompt, a piece of one, the newest token, a draft."""
-
-    tokens: Numbers
-    """At least one."""
-    computed: int = 0
-    """How many tokens of this sequence are in the cache already."""
-    blocks: Numbers = ()
-    """The sequence's blocks in order, enough for what is computed and these. In a contiguous cache: its row."""
-    positions: Numbers | None = None
-    """Where in the text these tokens stand; None: computed, computed + 1, … Other positions move no slot."""
-    logits: int = 1
-    """Of how many of its last tokens the logits are wanted: 0 where more of the prompt is to come, 1 for the next
-    token, k + 1 to check k guesses."""
-    tree: np.ndarray | None = None
-    """Bool (T, T): row i sees itself and its ancestors among these tokens. None: each sees all before it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,30 +124,20 @@ def padded_batch_of(
     return _batch_of(tuple(chunks), block_size, torch.device(device), vocab_size, None, padded=True)
 
 
-def check_token_ids(ids: np.ndarray, vocab_size: int, name: str = "tokens") -> None:
-    """Raise ValueError where some of `ids` are not from 0 to vocab_size − 1."""
-    if not ids.size:
-        return
-    low, high = ids.min(), ids.max()
-    if low < 0 or high >= vocab_size:
-        raise ValueError(f"{name} must be from 0 to {vocab_size - 1}, got {low} to {high}")
-
-
 def _batch_of(chunks, block_size, device, vocab_size, layout, padded) -> Batch:
     if not chunks:
         raise ValueError("chunks must be at least one: a step of no tokens computes nothing")
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be at least 1 token, or None where nothing is kept, got {block_size}")
-    tokens = [_whole_numbers(f"chunks[{i}].tokens", chunk.tokens) for i, chunk in enumerate(chunks)]
-    for i, chunk in enumerate(chunks):
-        _check(f"chunks[{i}]", chunk, len(tokens[i]), block_size)
-    blocks = [() if block_size is None else _whole_numbers(f"chunks[{i}].blocks", chunk.blocks)
-              for i, chunk in enumerate(chunks)]  # fmt: skip
+    check_chunks(chunks, block_size)
+    tokens = joined("tokens", chunks)
+    if vocab_size is not None:
+        check_token_ids(tokens, vocab_size, "chunks: their tokens")
 
     S = len(chunks)
-    lengths = np.array([len(each) for each in tokens])
-    computed = np.array([chunk.computed for chunk in chunks])
-    wanted = np.array([chunk.logits for chunk in chunks])
+    lengths, computed, wanted, held = np.array(
+        [(len(chunk.tokens), chunk.computed, chunk.logits, len(chunk.blocks)) for chunk in chunks]
+    ).T
     longest = int(lengths.max())
     ends = longest * np.arange(1, S + 1) if padded else lengths.cumsum()
     places = _runs(ends - lengths, lengths)  # of the real tokens among all of the step's
@@ -175,7 +145,7 @@ def _batch_of(chunks, block_size, device, vocab_size, layout, padded) -> Batch:
     needed = Layout(
         tokens=int(ends[-1]),
         sequences=S,
-        blocks=max(len(each) for each in blocks),
+        blocks=0 if block_size is None else int(held.max()),
         logits=int(wanted.sum()),
         tree=max((len(chunk.tree) for chunk in chunks if chunk.tree is not None), default=0),
     )
@@ -188,20 +158,16 @@ def _batch_of(chunks, block_size, device, vocab_size, layout, padded) -> Batch:
     array = host.numpy()
     array[:] = 0
     parts = layout.views(array)
-    ids = np.concatenate(tokens)
-    if vocab_size is not None:
-        check_token_ids(ids, vocab_size, "chunks: their tokens")
-    parts["tokens"][places] = ids
+    parts["tokens"][places] = tokens
     parts["positions"][places] = _positions(chunks, lengths, indices)
     parts["query_start_loc"][1:] = ends[-1]
     parts["query_start_loc"][1 : S + 1] = ends
     parts["seq_lens"][:S] = computed + lengths
     table = parts["block_table"]
     table[:] = -1
-    for row, each in zip(table, blocks, strict=False):
-        row[: len(each)] = each
     parts["slot_mapping"][:] = -1
     if block_size is not None:
+        table[np.repeat(np.arange(S), held), _runs(np.zeros_like(held), held)] = joined("blocks", chunks)
         parts["slot_mapping"][places] = _slots(table, block_size, np.repeat(np.arange(S), lengths), indices)
     parts["logits_indices"][: needed.logits] = _runs(ends - wanted, wanted)
     for end, chunk in zip(ends, chunks, strict=True):
@@ -235,7 +201,7 @@ def _positions(chunks: tuple[Chunk, ...], lengths: np.ndarray, indices: np.ndarr
     found = indices.copy()
     for i, (chunk, end) in enumerate(zip(chunks, lengths.cumsum(), strict=True)):
         if chunk.positions is not None:
-            found[end - lengths[i] : end] = _whole_numbers(f"chunks[{i}].positions", chunk.positions)
+            found[end - lengths[i] : end] = whole_numbers(f"chunks[{i}].positions", chunk.positions)
     return found
 
 
@@ -253,35 +219,3 @@ def _slots(table: np.ndarray, block_size: int, sequence: np.ndarray, indices: np
             f"block {blocks[first]} is in the blocks of both"
         )
     return slots
-
-
-def _check(name: str, chunk: Chunk, T: int, block_size: int | None) -> None:
-    if T == 0:
-        raise ValueError(f"{name}.tokens must be at least one: leave out a sequence that computes nothing")
-    if chunk.computed < 0:
-        raise ValueError(f"{name}.computed must be at least 0, got {chunk.computed}")
-    if not 0 <= chunk.logits <= T:
-        raise ValueError(f"{name}.logits must be from 0 to its {T} tokens, got {chunk.logits}")
-    if chunk.positions is not None and len(chunk.positions) != T:
-        raise ValueError(f"{name}.positions must be one for each of its {T} tokens, got {len(chunk.positions)}")
-    if block_size is not None and chunk.computed + T > len(chunk.blocks) * block_size:
-        raise ValueError(
-            f"{name}: {chunk.computed} tokens and {T} more do not fit into {len(chunk.blocks)} blocks of {block_size} "
-            "tokens: give it more blocks, or of a contiguous cache, make it with a larger capacity"
-        )
-    if chunk.tree is not None:
-        tree = np.asarray(chunk.tree)
-        if tree.dtype != np.bool_ or tree.shape != (T, T):
-            raise ValueError(f"{name}.tree must be bool ({T}, {T}), got {tree.dtype} of shape {tree.shape}")
-        if not tree.diagonal().all() or np.triu(tree, 1).any():
-            raise ValueError(f"{name}.tree: a token must see itself, and its ancestors must come before it")
-
-
-def _whole_numbers(name: str, values: Numbers) -> np.ndarray:
-    """`values` as int64 (n,). ValueError unless they are whole numbers from 0 on, in one row."""
-    found = np.asarray(values)
-    if found.ndim != 1 or found.dtype.kind not in "iu" and found.size:
-        raise ValueError(f"{name} must be whole numbers in a row, got {found.dtype} of shape {found.shape}")
-    if found.size and not 0 <= found.min() <= found.max() < 2**31:
-        raise ValueError(f"{name} must be from 0 to {2**31 - 1}, got {found.min()} to {found.max()}")
-    return found.astype(np.int64)
