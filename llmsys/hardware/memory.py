@@ -145,7 +145,7 @@ class HBM(Direct):
         name = self._count("load", tile)
         with self._watch.crossing():
             copy = tile.clone()
-        self._watch.arrive(copy, f"loaded of {name}")
+        self._watch.arrive(copy, "loaded of", name)
         return copy
 
     def store(self, into: Tensor, value: Tensor) -> None:
@@ -193,8 +193,9 @@ class _Watch(Observer):
         self.hbm = hbm
         self.lock = threading.RLock()  # several threads may share the chip
         self.thread = threading.local()  # its `is_crossing`: whether this thread is in `crossing`
-        self.alive: list[tuple[StorageWeakRef, int, str]] = []  # what is on the chip: its memory, bytes and a label;
-        self.bytes = 0  # of all that; some may be gone since it was last asked
+        # What is on the chip: its memory, bytes, how it came there, of what, its shape. Some may be gone.
+        self.alive: list[tuple[StorageWeakRef, int, str, object, tuple[int, ...]]] = []
+        self.bytes = 0  # of all that
 
     @contextmanager
     def crossing(self):
@@ -221,26 +222,30 @@ class _Watch(Observer):
         known = {storage_id(tensor) for tensor in given}
         for tensor in tensors_in(result):
             if storage_id(tensor) not in known:
-                self.arrive(tensor, f"made by {operator.overloadpacket}")
+                self.arrive(tensor, "made by", operator)
         return result
 
-    def arrive(self, tensor: Tensor, label: str) -> None:
-        """The tensor is on the chip from now on. Raises SRAMOverflow where it does not fit."""
+    def arrive(self, tensor: Tensor, how: str, of: object) -> None:
+        """The tensor is on the chip from now on, "made by" an operator or "loaded of" a name. Raises SRAMOverflow where
+        it does not fit."""
         with self.lock:
-            self._arrive(tensor, label)
+            self._arrive(tensor, how, of)
 
-    def _arrive(self, tensor: Tensor, label: str) -> None:
+    def _arrive(self, tensor: Tensor, how: str, of: object) -> None:
         storage = tensor.untyped_storage()
-        self.alive.append((StorageWeakRef(storage), storage.nbytes(), f"{label} {tuple(tensor.shape)}"))
+        self.alive.append((StorageWeakRef(storage), storage.nbytes(), how, of, tuple(tensor.shape)))
         self.bytes += storage.nbytes()
         if -(-self.bytes // self.hbm.programs) <= self.hbm.sram_peak:
             return  # whatever of it is gone: it has been more
         self.alive = [entry for entry in self.alive if not is_freed(entry[0].cdata)]
-        self.bytes = sum(size for _, size, _ in self.alive)
+        self.bytes = sum(size for _, size, *_ in self.alive)
         live = -(-self.bytes // self.hbm.programs)
         if self.hbm.sram is not None and live > self.hbm.sram:
             largest = sorted(self.alive, key=lambda entry: -entry[1])[:6]
-            listed = "; ".join(f"{size // self.hbm.programs:,} {label}" for _, size, label in largest)
+            listed = "; ".join(
+                f"{size // self.hbm.programs:,} {how} {getattr(of, 'overloadpacket', of)} {shape}"
+                for _, size, how, of, shape in largest
+            )
             raise SRAMOverflow(
                 f"{live:,} bytes are alive on a chip that has {self.hbm.sram:,}. The largest: {listed}. "
                 "Take smaller tiles, work in place (x.exp_(), x.mul_(…)), or del what is done with"

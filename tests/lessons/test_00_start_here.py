@@ -21,7 +21,22 @@ def by_sorting(logits):
     return logits[:, -1].sort(dim=-1, descending=True).indices[:, 0]
 
 
-@pytest.mark.parametrize("answer", [by_topk, in_python, by_sorting])
+def of_every_position(logits):
+    return logits.max(dim=-1).indices[..., -1]
+
+
+def a_sequence_at_a_time(logits):
+    return torch.stack([sequence[-1].argmax() for sequence in logits])
+
+
+def by_comparing(logits):
+    last = logits[:, -1]
+    return (last == last.amax(dim=-1, keepdim=True)).long().argmax(dim=-1)
+
+
+@pytest.mark.parametrize(
+    "answer", [by_topk, in_python, by_sorting, of_every_position, a_sequence_at_a_time, by_comparing]
+)
 def test_right_answers_are_taken(answer):
     assert_taken("00.next_token", answer)
 
@@ -77,10 +92,32 @@ def the_librarys_probabilities(logits):
     return probabilities(logits[:, -1].double(), 1.0).argmax(dim=-1)
 
 
+def sampled_very_cold(logits):
+    return torch.multinomial(torch.softmax(logits[:, -1].double() * 50, -1), 1)[:, 0]
+
+
+def from_the_first_words(logits):
+    return logits[:, -1, :32768].argmax(dim=-1)
+
+
+def counted_in_half_precision(logits):
+    words = torch.arange(logits.shape[-1]).bfloat16()
+    return words[logits[:, -1].argmax(dim=-1)].long()
+
+
+def at_most_eight_sequences(logits):
+    return torch.cat([logits[:8, -1].argmax(dim=-1), logits[8:, 0].argmax(dim=-1)])
+
+
+def by_size(logits):
+    return logits[:, -1].abs().argmax(dim=-1)
+
+
 @pytest.mark.parametrize(
     "answer",
     [int32, a_column, in_half_precision, over_memory, first_above_zero, by_unnormalised_probabilities,
-     by_numpys_numbers, remembers_shapes, the_librarys_sampler, the_librarys_probabilities],
+     by_numpys_numbers, remembers_shapes, the_librarys_sampler, the_librarys_probabilities,
+     sampled_very_cold, from_the_first_words, counted_in_half_precision, at_most_eight_sequences, by_size],
 )  # fmt: skip
 def test_wrong_answers_are_rejected(answer):
     assert_rejected("00.next_token", answer)

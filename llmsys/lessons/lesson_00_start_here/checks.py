@@ -59,6 +59,8 @@ def next_token(answer):
             logits[torch.arange(B), -1, torch.arange(B) * 2] = 10.0  # the winners differ from row to row
             answer.matches(torch.arange(B) * 2, logits)
             answer.matches(torch.arange(B).flip(0) * 2, answer.spread(logits.flip(0)))
+        logits = answer.randn(11, 31, 7)  # more sequences and positions than one tries by hand
+        answer.matches(logits[:, 30].max(dim=-1).indices, logits)
 
     with answer.property("works on logits of any size and sign", why="Models give logits far from zero, in bf16, too."):
         low_and_high = ((-1e4, torch.float32), (1e4, torch.float64), (-100.0, torch.bfloat16), (-1e3, torch.float16))
@@ -70,6 +72,11 @@ def next_token(answer):
         logits[torch.arange(3), -1, torch.tensor([7, 0, 9])] = -1e29
         logits[1, -1, 1:] = -math.inf  # a vocabulary of which some is ruled out
         answer.matches(torch.tensor([7, 0, 9]), logits)
-        close = answer.randn(2, 3, 9, dtype=torch.float64).clamp(max=2)
+        close = answer.randn(9, 3, 9, dtype=torch.float64).clamp(max=2)
         close[:, -1, 2], close[:, -1, 6] = 3.0, 3.0 + 1e-12  # one number in float32, and two here
-        answer.matches(torch.tensor([6, 6]), close)
+        answer.matches(torch.full((9,), 6), close)
+
+    with answer.property("a whole vocabulary", why="SmolLM2 has 49,152 tokens: the last one, too, may be the next."):
+        logits = answer.randn(2, 3, 49152)
+        logits[torch.arange(2), -1, torch.tensor([49151, 32768])] = 10.0  # more than 15 bits, more than bfloat16 has
+        answer.matches(torch.tensor([49151, 32768]), logits)

@@ -91,6 +91,9 @@ def naive_cost(answer: Answer) -> None:
     ):
         shape = (1024, 32, 4096, 128)
         answer.matches(tuple(counted(*shape)), *shape)
+        # As many tokens as a head is large; odd counts; and more than a float can count one by one, 2⁵³.
+        for shape in ((2, 3, 24, 24), (3, 5, 7, 9), (262145, 33, 4097, 129)):
+            answer.matches(tuple(counted(*shape, itemsize=1)), *shape, itemsize=1)
 
 
 @exercise_check(
@@ -272,6 +275,8 @@ def roofline_seconds(answer: Answer) -> None:
         seconds(200 * a / 100e12 + b / 2e12 + 60 * c / 100e12, *kernels)
         seconds(200 * a / 100e12 + b / 2e12 + 60 * c / 100e12, *reversed(kernels))
         seconds(3 * b / 2e12, (b, b), (b, b), (b, b))
+        many = [(x, x) if n % 3 else (70 * x, x) for n, x in enumerate(size() for _ in range(13))]
+        seconds(sum(max(flops / 100e12, moved / 2e12) for flops, moved in many), *many)
 
     with answer.property("another machine, another ridge", why="Which of the two is late is the machine's doing, too."):
         moved = size()
