@@ -63,9 +63,7 @@ def _roofline(svg: Svg, scene: Scene) -> None:
     for dot in scene.start:
         svg.circle(*dot.at, 3.5, "surface")
         svg.circle(*dot.at, 3.5, f"line-{COLOURS[dot.op.name]}")
-    (x, y), now = scene.start[0].at, scene.dots[0]
-    if scene.cost.batch > 1 and now.at[0] - now.radius > x + 8:
-        svg.text(x + 6, y + 15, "batch 1", f"small {COLOURS[now.op.name]}")
+    _start_name(svg, scene)
     for block in scene.names:
         if block.line:
             svg.line(*block.line, "line-muted thin")
@@ -74,6 +72,20 @@ def _roofline(svg: Svg, scene: Scene) -> None:
     for block in scene.names:
         for i, dot in enumerate(block.dots):
             svg.text(block.at[0], block.at[1] + 12 * i, dot.op.name, f"small bold {COLOURS[dot.op.name]}")
+
+
+def _start_name(svg: Svg, scene: Scene) -> None:
+    """Names the ring where the products of one sequence stood, once the dot has left it, and where there is room."""
+    (x, y), now = scene.start[0].at, scene.dots[0]
+    if now.at[0] - now.radius < x + 8:
+        return
+    taken = scene.axes.words()
+    for block in scene.names:
+        wide = max(7.3 * len(dot.op.name) for dot in block.dots)
+        taken.append((block.at[0], block.at[1] - 12, block.at[0] + wide, block.at[1] + 12 * (len(block.dots) - 1) + 3))
+    left, top, right, bottom = x + 4, y + 3, x + 54, y + 18
+    if all(right < a or left > c or bottom < b or top > d for a, b, c, d in taken):
+        svg.text(x + 6, y + 15, "batch 1", f"small {COLOURS[now.op.name]}")
 
 
 def _memory(svg: Svg, cost: StepCost, box: Glasses) -> None:
