@@ -201,11 +201,11 @@ for name in ("tokens", "positions", "slot_mapping", "query_start_loc", "seq_lens
 # $$ \text{slot} = r \cdot \text{capacity} + i \tag{2} $$
 #
 # so the prompt goes to slots 16, 17 and 18. (The library says *block* and `block_size`: here a sequence has one block,
-# its row, and `blocks=[2]` is row 2; in lesson 08 it has many.) `positions` are for the rotation; `query_start_loc` and `seq_lens` say
-# where each sequence's queries begin, and how many keys it has with this step; `logits_indices` are the tokens after
-# which a next one is asked for. Given a batch, the model does not call `begin`, and returns logits for these tokens
-# only: (1, L, V), L of them. Prefill and decoding do not occur: there is only what is computed already and what is
-# not.
+# its row, and `blocks=[2]` is row 2; in lesson 08 it has many.) `positions` are for the rotation; `query_start_loc` and
+# `seq_lens` say where each sequence's queries begin, and how many keys it has with this step; `logits_indices` are the
+# tokens after which a next one is asked for. Given a batch, the model does not call `begin`, and returns logits for
+# these tokens only: (1, L, V), L of them. Prefill and decoding do not occur: there is only what is computed already and
+# what is not.
 #
 # ## Exercise (a): attention with a cache (35 minutes)
 #
@@ -324,8 +324,8 @@ print(f"a token that is generated alone: {cost[1, 1] / cost[1, 1024]:.0f} × a t
 
 # %% [markdown]
 # The same model, the same GPU: by the roofline, a token that is generated alone costs 295 × as much as one that is
-# read, and the chip hardly computes meanwhile. That this is the ridge once more is no accident. Alone, a token waits for
-# the two bytes of each weight, and does two operations with them; in a prompt, it takes those two operations at the
+# read, and the chip hardly computes meanwhile. That this is the ridge once more is no accident. Alone, a token waits
+# for the two bytes of each weight, and does two operations with them; in a prompt, it takes those two operations at the
 # peak.
 #
 # So serve many at once. Then the weights' part of a step is shared, by (3) up to about 300 sequences: there the
@@ -359,8 +359,8 @@ viz.kv_cache.stepper()
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# A step reads 15.0 GB of weights, and each sequence of 8k tokens has 1.07 GB of cache: they are as much as each other at
-# 14 sequences, and with 1k tokens at 112. <!-- source: 15,009,849,344 bytes, 8192 · 131,072 bytes: 13.98; 1024 ·
+# A step reads 15.0 GB of weights, and each sequence of 8k tokens has 1.07 GB of cache: they are as much as each other
+# at 14 sequences, and with 1k tokens at 112. <!-- source: 15,009,849,344 bytes, 8192 · 131,072 bytes: 13.98; 1024 ·
 # 131,072 bytes: 111.8 --> A token goes on becoming cheaper, by less and less: the weights' part is shared by ever more,
 # and its own cache, 0.32 ms at 8k, remains. <!-- source: 1.07 GB at 3.35 TB/s -->
 # </details>
@@ -386,13 +386,14 @@ for (context, batch), row in on_h100.items():
     if (context, batch) in ((1024, 64), (16384, 16)):
         longer, by_3 = (row[key] / on_h100[context, 1][key] for key in ("ms", "predicted_ms"))
         print(f"{batch} sequences of {context:,} tokens: {longer:.2f} × the step of one, by (3) {by_3:.2f} ×")
-print(f"the step of one takes {alone['ms']:.2f} ms, of 64 {together['ms']:.2f} ms: by (3) {alone['predicted_ms']:.2f}", end="")
-print(f" and {together['predicted_ms']:.2f} ms")
+for name, row in (("one sequence", alone), ("64", together)):
+    print(f"a step of {name} takes {row['ms']:.2f} ms, by (3) {row['predicted_ms']:.2f} ms")
 large = [row["attention_ms"] / row["predicted_attention_ms"] for row in on_h100.values() if row["cache_bytes"] > 8e9]
 for batch in (1, 64, 256):
     more = [row["rest_ms"] - row["predicted_rest_ms"] for row in on_h100.values() if row["batch"] == batch]
-    print(f"batch {batch:3}: the rest of a step takes {min(more):.1f} to {max(more):.1f} ms longer than (3) says")
-small = next(row for row in record.rows if row["name"] == "SmolLM2-135M" and (row["context"], row["batch"]) == (1024, 1))
+    shown = ", ".join(f"{each:.1f}" for each in more)  # a context each
+    print(f"batch {batch:3}: the rest of a step takes {shown} ms longer than (3) says")
+small = next(row for row in record.rows if row["name"] == "SmolLM2-135M" and row["context"] * row["batch"] == 1024)
 print(f"SmolLM2, {SHAPES['SmolLM2-135M'].layers} layers, {small['weight_bytes'] / 1e9:.2f} GB of weights: ", end="")
 print(f"the rest takes {small['rest_ms']:.2f} ms, by (3) {small['predicted_rest_ms']:.2f}")
 
@@ -410,9 +411,9 @@ measured("07.batch", together["ms"] / alone["ms"], "×")
 # Compare the columns. Large caches are read nearly as fast as the memory can: 1.07 to 1.17 × the time of (3). The rest
 # of a step takes longer than its weights do, by 3.2 ms for one sequence, 4.6 ms for 64 and 7.1 ms for 256, whatever the
 # context: shared, but not free. Why? Between the products there are norms, rotations and additions, and in this model
-# each of them is a kernel of its own, hundreds in a step; (3) knows none of them. SmolLM2 has nearly as many layers, and
-# hardly any weights: 0.08 ms to read them, and its rest takes 2.35 ms. So kernels that wait for each other are most of
-# it, probably. The engine of this part of the course will fuse them.
+# each of them is a kernel of its own, hundreds in a step; (3) knows none of them. SmolLM2 has nearly as many layers,
+# and hardly any weights: 0.08 ms to read them, and its rest takes 2.35 ms. So kernels that wait for each other are most
+# of it, probably. The engine of this part of the course will fuse them.
 #
 # Now go down to 16k tokens. Sixteen sequences take 2.29 × the time of one there, and 2.88 × by (3), for the two steps
 # are not off by the same factor: 1.34 and 1.69. The caches take longer than the weights, and each further sequence
@@ -482,9 +483,9 @@ viz.kv_cache.bytes_per_token()
 # ## Predict: how many fit?
 #
 # Llama-3-8B in `bfloat16`, weights and cache, on an H100 with 80 GiB. <!-- source: NVIDIA's data sheet --> Every
-# sequence may come to have 8192 tokens, and has room for all of them. The stepper said it: 65 sequences fit. <!-- source:
-# the stepper's opening frame --> Now take **two** H100s, which share weights and caches evenly, each a half of every
-# matrix and every cache. **How many sequences fit into both together?**
+# sequence may come to have 8192 tokens, and has room for all of them: 65 fit, the stepper said. <!-- source: its
+# opening frame --> Now take **two** H100s, which share weights and caches evenly, each a half of every matrix and every
+# cache. **How many sequences fit into both together?**
 
 # %% tags=["predict"]
 predict("07.fits", None, "sequences")
@@ -535,8 +536,8 @@ measured("07.fits", both, "sequences")
 
 # %% [markdown]
 # Not 130 but 145: the weights are there once, however many GPUs share them, and their 15 GiB on the second one are room
-# for 15 sequences of 1 GiB. <!-- source: 16,060,522,496 bytes of weights, 8192 · 131,072 bytes a sequence --> One GPU has
-# room for 65, about a fifth of what its arithmetic could serve. Memory ends first, long before.
+# for 15 sequences of 1 GiB. <!-- source: 16,060,522,496 bytes of weights, 8192 · 131,072 bytes a sequence --> One GPU
+# has room for 65, about a fifth of what its arithmetic could serve. Memory ends first, long before.
 #
 # And look at the two columns on the right: with a full memory, a step takes about as long in each row, for it reads
 # *all* of the memory, once. So the tokens in a second go with the number of sequences that fit, and that goes as
@@ -574,8 +575,8 @@ del cache
 # and look how much it took.
 #
 # And note what these 11 rows hold: 44 tokens each, of 1024. <!-- source: 41 of the prompt and 3 of the 4 new ones, for
-# K and V of the last one were never computed; 1 − 44 / 1024 --> A contiguous cache has to reserve the longest that a sequence may become. Who has a use for
-# the other 96%? That is lesson 08.
+# K and V of the last one were never computed; 1 − 44 / 1024 --> A contiguous cache has to reserve the longest that a
+# sequence may become. Who has a use for the other 96%? That is lesson 08.
 #
 # ## Measure: this machine
 #
@@ -599,8 +600,8 @@ viz.kv_cache.decode_time(record, here=here, model="Llama-3-8B")
 # %% [markdown]
 # Points are measured, lines are (3). A token becomes cheaper with the batch, and each line bends towards a floor of its
 # own, the reading of one cache: four times the context, four times the floor. On the H100 the points lie furthest above
-# their lines at 1,024 tokens, 1.72 to 1.88 × up to a batch of 64, and come down to them as the caches grow: to 1.34 × for
-# sixteen sequences of 16k. <!-- source: the table of the record above, step / by (3) -->
+# their lines at 1,024 tokens, 1.72 to 1.88 × up to a batch of 64, and come down to them as the caches grow: to 1.34 ×
+# for sixteen sequences of 16k. <!-- source: the table of the record above, step / by (3) -->
 #
 # If this machine's points lie far above their lines at a batch of 1, that is overhead: hundreds of calls from Python in
 # a step. At a batch of 16, add the arithmetic: its peak was measured with large square matrices, and 16 rows are a thin
@@ -641,8 +642,8 @@ print("each as if it were alone:", said)
 #   of 16 tokens: lesson 08.
 # - **FlashAttention** aligned its mask top-left, as torch does, until version 2.1, and bottom-right ever since; its
 #   README draws both. `flash_attn_with_kvcache` writes, rotates and attends in one kernel. For torch, the same change
-#   was [proposed](https://github.com/pytorch/pytorch/issues/108108), which calls it backward incompatible; instead there
-#   came a mask of its own, [`causal_lower_right`](https://github.com/pytorch/pytorch/pull/114823).
+#   was [proposed](https://github.com/pytorch/pytorch/issues/108108), and is backward incompatible. What came instead is
+#   a mask of its own, [`causal_lower_right`](https://github.com/pytorch/pytorch/pull/114823).
 # - **TensorRT-LLM** says *context phase* and *generation phase*, and batches "in flight". Its
 #   `free_gpu_memory_fraction` gives the cache 90% of what is free when the weights are there ([its
 #   documentation](https://nvidia.github.io/TensorRT-LLM/examples/kvcacheconfig.html)); vLLM's `gpu_memory_utilization`
