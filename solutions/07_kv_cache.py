@@ -379,7 +379,8 @@ for (context, batch), row in on_h100.items():
 for point in record.missing:
     if point.startswith("Llama-3-8B"):
         batch, context = map(int, re.findall(r"\d+", point.partition(" at ")[2]))
-        print(f"{context:7,} {batch:6}   out of memory: {batch * context * 131_072 / 1e9:.1f} GB of cache", end="")
+        caches = batch * context * decode_cost.bytes_per_token(llama)
+        print(f"{context:7,} {batch:6}   out of memory: {caches / 1e9:.1f} GB of cache", end="")
         print(f" beside {2 * llama.parameters / 1e9:.1f} GB of weights")
 alone, together = on_h100[1024, 1], on_h100[1024, 64]
 for (context, batch), row in on_h100.items():
