@@ -25,6 +25,8 @@
 # for, here and on an H100. In the end, SmolLM2 answers three questions in the same steps, through your cache.
 
 # %% tags=["setup"]
+import re
+
 import torch
 
 from llmsys import viz
@@ -75,8 +77,12 @@ predict("07.batch", None, "×")
 class Watched(NoCache):
     """No cache: attends to the tokens of a step, and notes their keys, (1, Hkv, T, D) a layer."""
 
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
     def attend(self, layer, q, k, v, batch, *, turn=None, scale=None):
-        self.__dict__.setdefault("seen", {})[layer] = rotate(k, turn)
+        self.seen[layer] = rotate(k, turn)
         return super().attend(layer, q, k, v, batch, turn=turn, scale=scale)
 
 
@@ -86,12 +92,13 @@ with torch.no_grad():
     model(tokens, long)
     model(tokens[:, :7], short)
 same = [torch.allclose(long.seen[layer][:, :, :7], short.seen[layer], atol=1e-4) for layer in long.seen]
-print(f"layers whose first 7 keys are the same, whatever follows: {sum(same)} of {len(same)}")
+print(f"layers whose first 7 keys are the same up to rounding, whatever follows: {sum(same)} of {len(same)}")
 
 # %% [markdown]
 # That is the whole licence for a cache. (A model whose tokens look both ways has none: there, one more token changes
-# every key.) What it saves, in tokens that go through the model: a prompt of 1000 and an answer of 1000 are 1,999 with
-# a cache. Without one, every step takes the whole text:
+# every key from the second layer on.) What it saves, in tokens that go through the model: a prompt of 1000 and an
+# answer of 1000 are 1,999 with a cache (the last token of the answer is never fed). Without one, every step takes the
+# whole text:
 
 # %% tags=["claim"]
 once, again = 1000 + 999, sum(range(1000, 2000))
@@ -102,7 +109,8 @@ print(f"with a cache {once:,} tokens; without {again:,}, {again / once:.0f} time
 #
 # A model of this course leaves its attention to a *backend*: `begin` says where the tokens of a step stand, `attend`
 # attends in each layer. It is handed $q$, $k$ and $v$ of the step's tokens, with $q$ and $k$ not rotated yet, and
-# `turn`, which gives each its position. So a cache for one sequence is this:
+# `turn`, the cosines and sines of the tokens' positions, for `rotate` (None: nothing to rotate). So a cache for one
+# sequence is this:
 # %%
 class OneSequence:
     def __init__(self, attention):
@@ -192,10 +200,12 @@ for name in ("tokens", "positions", "slot_mapping", "query_start_loc", "seq_lens
 #
 # $$ \text{slot} = r \cdot \text{capacity} + i \tag{2} $$
 #
-# so the prompt goes to slots 16, 17 and 18. `positions` are for the rotation; `query_start_loc` and `seq_lens` say
-# where each sequence's queries begin, and how many keys it has with this step; `logits_indices` are the tokens after
-# which a next one is asked for. Prefill and decoding do not occur: there is only what is computed already and what is
-# not.
+# so the prompt goes to slots 16, 17 and 18. (The library says *block* and `block_size`: here a sequence has one block,
+# its row, and `blocks=[2]` is row 2; in lesson 08 it has many.) `positions` are for the rotation; `query_start_loc` and
+# `seq_lens` say where each sequence's queries begin, and how many keys it has with this step; `logits_indices` are the
+# tokens after which a next one is asked for. Given a batch, the model does not call `begin`, and returns logits for
+# these tokens only: (1, L, V), L of them. Prefill and decoding do not occur: there is only what is computed already and
+# what is not.
 #
 # ## Exercise (a): attention with a cache (35 minutes)
 #
@@ -222,7 +232,7 @@ def cached_attend(cache, layer, q, k, v, batch, *, turn=None, scale=None):
     cache.capacity      slots of a row
     cache.stage         attention, with a mask that is aligned bottom-right:
                         cache.stage(q, K, V, causal=True, scale=scale), K (1, Hkv, Tk, Dk), V (1, Hkv, Tk, Dv)
-    batch.slot_mapping  (N,) the slot of each of the step's tokens
+    batch.slot_mapping  (N,) int32, the slot of each of the step's tokens (index_copy_ wants long)
     batch.chunks        of each sequence, in the order of their tokens: chunk.tokens, those of this step;
                         chunk.computed, how many were kept before; chunk.blocks[0], its row
     turn, scale         rotate(x, turn) gives q or k their positions (None: they need none); scale is for the stage
@@ -292,7 +302,8 @@ for chunk in (None, 7):
 # ## What a step waits for
 #
 # Put both kinds of step on the roofline of lesson 01. A matrix of weights with $n$ tokens does $2n$ operations for each
-# weight, which has two bytes in `bfloat16`: an intensity of $n$ FLOP a byte. In prefill, $n$ is the length of the
+# weight, which has two bytes in `bfloat16`: an intensity of $n$ FLOP a byte (a little less: activations move, too). In
+# prefill, $n$ is the length of the
 # prompt, in decoding the number of *sequences*. Attention to a cache is another matter. A key or a value, two bytes,
 # takes part in one multiply-add for each of the $G$ query heads that share it: $G$ FLOP a byte for one query, and a
 # larger batch changes nothing, for every sequence brings a cache of its own. For Llama-3-8B, $G = 4$, on an H100:
@@ -312,14 +323,21 @@ for batch, queries in ((1, 1024), (1, 1), (64, 1), (256, 1)):
 print(f"a token that is generated alone: {cost[1, 1] / cost[1, 1024]:.0f} × a token that is read")
 
 # %% [markdown]
-# The same model, the same GPU: a token that is generated alone costs 295 × as much as one that is read, and the chip
-# hardly computes meanwhile. So serve many at once. Then the weights' part of a step is shared, up to about 300
-# sequences: there the arithmetic takes as long as the reading. The cache's part is not shared. With $B$ sequences of
-# $T$ tokens each, and $\kappa$ bytes of keys and values for each token (all layers together),
+# The same model, the same GPU: by the roofline, a token that is generated alone costs 295 × as much as one that is
+# read, and the chip hardly computes meanwhile. That this is the ridge once more is no accident. Alone, a token waits
+# for the two bytes of each weight, and does two operations with them; in a prompt, it takes those two operations at the
+# peak.
+#
+# So serve many at once. Then the weights' part of a step is shared, by (3) up to about 300 sequences: there the
+# arithmetic takes as long as the reading. The cache's part is not shared. With $B$ sequences of $T$ tokens each, and
+# $\kappa$ bytes of keys and values for each token (all layers together),
 #
 # $$ \text{seconds} \ge \underbrace{\max\Big(\frac{\text{weight bytes}}{\text{bandwidth}},\ \frac{2 \cdot \text{parameters} \cdot B}{\text{peak}}\Big)}_{\text{shared by the batch}} \;+\; \underbrace{\frac{B \cdot T \cdot \kappa}{\text{bandwidth}}}_{\text{each sequence's own}} \tag{3} $$
 #
-# The second part is always reading. Check (3) on a published example, a model of 30 billion parameters on 16 TPU v5e,
+# The parts are added, for they run one after another: a layer's attention waits for its matrices, and they for it. If
+# they overlapped, (3) would be no lower bound. And the second part is reading as long as $G$ is far below 295. (The
+# absorbed form of MLA, with 242 FLOP a byte, is not: lesson 15.) <!-- source: 128 heads · (512 + 576) · 2 operations on
+# 576 numbers of two bytes --> Check (3) on a published example, a model of 30 billion parameters on 16 TPU v5e,
 # weights in eight bits, arithmetic in `bfloat16`, 100 kB a token and a context of 8192 ([How to scale your
 # model](https://jax-ml.github.io/scaling-book/inference/)), which has 2.5 and 21 ms:
 
@@ -339,28 +357,46 @@ for batch in (4, 256):
 viz.kv_cache.stepper()
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+#
+# A step reads 15.0 GB of weights, and each sequence of 8k tokens has 1.07 GB of cache: they are as much as each other
+# at 14 sequences, and with 1k tokens at 112. <!-- source: 15,009,849,344 bytes, 8192 · 131,072 bytes: 13.98; 1024 ·
+# 131,072 bytes: 111.8 --> A token goes on becoming cheaper, by less and less: the weights' part is shared by ever more,
+# and its own cache, 0.32 ms at 8k, remains. <!-- source: 1.07 GB at 3.35 TB/s -->
+# </details>
+#
 # Now your prediction, by (3) and by the GPU. The record is of Llama-3-8B with random weights, and a contiguous cache in
 # an H100's memory; a step is launched as one CUDA graph.
 
 # %% tags=["claim"]
 record = recorded("decode")
 on_h100 = {(row["context"], row["batch"]): row for row in record.rows if row["name"] == "Llama-3-8B"}
-print("context  batch   step, ms   by (3)   cache, ms   by (3)   tokens/s")
+print("context  batch   step, ms   by (3)       ×   cache, ms   by (3)   tokens/s")
 for (context, batch), row in on_h100.items():
     print(f"{context:7,} {batch:6} {row['ms']:10.2f} {row['predicted_ms']:8.2f}", end="")
+    print(f" {row['ms'] / row['predicted_ms']:7.2f}", end="")
     print(f" {row['attention_ms']:11.2f} {row['predicted_attention_ms']:8.2f} {1e3 * batch / row['ms']:10,.0f}")
-for point, why in record.missing.items():
+for point in record.missing:
     if point.startswith("Llama-3-8B"):
-        print(f"{point}: {why}")
+        batch, context = map(int, re.findall(r"\d+", point.partition(" at ")[2]))
+        caches = batch * context * decode_cost.bytes_per_token(llama)
+        print(f"{context:7,} {batch:6}   out of memory: {caches / 1e9:.1f} GB of cache", end="")
+        print(f" beside {2 * llama.parameters / 1e9:.1f} GB of weights")
 alone, together = on_h100[1024, 1], on_h100[1024, 64]
 for (context, batch), row in on_h100.items():
     if (context, batch) in ((1024, 64), (16384, 16)):
         longer, by_3 = (row[key] / on_h100[context, 1][key] for key in ("ms", "predicted_ms"))
         print(f"{batch} sequences of {context:,} tokens: {longer:.2f} × the step of one, by (3) {by_3:.2f} ×")
+for name, row in (("one sequence", alone), ("64", together)):
+    print(f"a step of {name} takes {row['ms']:.2f} ms, by (3) {row['predicted_ms']:.2f} ms")
 large = [row["attention_ms"] / row["predicted_attention_ms"] for row in on_h100.values() if row["cache_bytes"] > 8e9]
-more = [row["rest_ms"] - row["predicted_rest_ms"] for row in on_h100.values() if row["batch"] <= 64]
-print(f"caches of more than 8 GB are read in {min(large):.2f} to {max(large):.2f} × the time of (3);")
-print(f"the rest of a step takes {min(more):.1f} to {max(more):.1f} ms longer than (3) says, up to a batch of 64")
+for batch in (1, 64, 256):
+    more = [row["rest_ms"] - row["predicted_rest_ms"] for row in on_h100.values() if row["batch"] == batch]
+    shown = ", ".join(f"{each:.1f}" for each in more)  # a context each
+    print(f"batch {batch:3}: the rest of a step takes {shown} ms longer than (3) says")
+small = next(row for row in record.rows if row["name"] == "SmolLM2-135M" and row["context"] * row["batch"] == 1024)
+print(f"SmolLM2, {SHAPES['SmolLM2-135M'].layers} layers, {small['weight_bytes'] / 1e9:.2f} GB of weights: ", end="")
+print(f"the rest takes {small['rest_ms']:.2f} ms, by (3) {small['predicted_rest_ms']:.2f}")
 
 # %% tags=["measure"]
 measured("07.batch", together["ms"] / alone["ms"], "×")
@@ -370,14 +406,21 @@ measured("07.batch", together["ms"] / alone["ms"], "×")
 # weights, and multiplies each with a single token; 63 more come along for the 8.5 GB of their caches. <!-- source: 7.5
 # billion weights that a step reads, 2 bytes each; 63 · 1024 · 131,072 bytes -->
 #
-# How good is (3)? Compare the columns. Large caches are read nearly as fast as the memory can: 1.07 to 1.17 × the time
-# of (3). The rest of a step takes 3.2 to 4.6 ms more than its weights do, whatever the context. Between the products
-# there are norms, rotations and additions, and in this model each of them is a kernel of its own, hundreds in a step;
-# (3) knows none of them. The engine of this part of the course will fuse them.
+# How good is (3)? Its ratio is right because both steps take 1.7 to 1.8 × as long as it says: 7.96 ms where it has
+# 4.52, and 12.09 where it has 7.04. (The table before that had 7.17: it counts all operations, and all that they move.)
 #
-# Now go down to 16k tokens. Sixteen sequences take 2.29 × the time of one there, and 2.88 × by (3), in which there is
-# nothing but reading: the caches take longer than the weights, and each further sequence brings another one. And where the batch of 64 should stand, there is no
-# memory left. So the bytes of a token decide twice: how long a step takes, and how many sequences can be in it.
+# Compare the columns. Large caches are read nearly as fast as the memory can: 1.07 to 1.17 × the time of (3). The rest
+# of a step takes longer than its weights do, by 3.2 ms for one sequence, 4.6 ms for 64 and 7.1 ms for 256, whatever the
+# context: shared, but not free. Why? Between the products there are norms, rotations and additions, and in this model
+# each of them is a kernel of its own, hundreds in a step; (3) knows none of them. SmolLM2 has nearly as many layers,
+# and hardly any weights: 0.08 ms to read them, and its rest takes 2.35 ms. So kernels that wait for each other are most
+# of it, probably. The engine of this part of the course will fuse them.
+#
+# Now go down to 16k tokens. Sixteen sequences take 2.29 × the time of one there, and 2.88 × by (3), for the two steps
+# are not off by the same factor: 1.34 and 1.69. The caches take longer than the weights, and each further sequence
+# brings another one. And where the batch of 64 should stand, there is no memory left.
+#
+# So a token's bytes decide how long a step takes, and how many sequences can be in it.
 #
 # ## Exercise (b): the bytes of a token (15 minutes)
 #
@@ -433,15 +476,17 @@ viz.kv_cache.bytes_per_token()
 
 # %% [markdown]
 # DeepSeek-V3 has 671 billion parameters, and keeps about half as much of a token as Llama-3-8B. <!-- source: the table
-# above --> Falcon-7B kept 64 times less than Llama-2-7B, which came out in the same summer. <!-- source: the table
-# above, 524,288 / 8,192; Falcon-7B: May 2023, Llama 2: July 2023 --> Most models have not followed it that far: a
+# above --> Falcon-7B kept 64 times less than Llama-2-7B, which came out two months later (and 71 times less than with a
+# key and a value for each of its own 71 heads). <!-- source: the table above, 524,288 / 8,192; Falcon-7B: May 2023,
+# Llama 2: July 2023 --> Most models have not followed it that far: a
 # single key head costs quality, and eight of them next to none, says the paper on GQA.
 #
 # ## Predict: how many fit?
 #
 # Llama-3-8B in `bfloat16`, weights and cache, on an H100 with 80 GiB. <!-- source: NVIDIA's data sheet --> Every
-# sequence may come to have 8192 tokens, and has room for all of them. Up to about 300 sequences, the GPU has arithmetic
-# to spare. **How many sequences fit?**
+# sequence may come to have 8192 tokens, and has room for all of them: 65 fit, the stepper said. <!-- source: its
+# opening frame --> Now take **two** H100s, which share weights and caches evenly, each a half of every matrix and every
+# cache. **How many sequences fit into both together?**
 
 # %% tags=["predict"]
 predict("07.fits", None, "sequences")
@@ -484,15 +529,21 @@ for name, heads in (("MHA, 32 heads", 32), ("GQA, 8", 8), ("MQA, 1", 1)):
     seconds = decode_step_of(shape, h100, batch=batch, context=8192).seconds
     batches[heads] = batch
     print(f"{name:14} {per_token(shape):10,} {batch:6} {1e3 * seconds:10.1f} {batch / seconds:10,.0f}")
+both = fits(2 * memory, weight_bytes=2 * llama.parameters, bytes_per_token=per_token(llama), context=8192)
+print(f"two H100s, GQA: {both}, which is {both - 2 * batches[8]} more than twice {batches[8]}")
 
 # %% tags=["measure"]
-measured("07.fits", batches[8], "sequences")
+measured("07.fits", both, "sequences")
 
 # %% [markdown]
-# Sixty-five, a fifth of what the arithmetic could serve. Memory ends first, long before. And look at the two columns on
-# the right: with a full memory, a step takes about as long in each row (it reads *all* of the memory, once), so the
-# tokens in a second go with the number of sequences that fit. That is why a smaller $\kappa$ is worth so much: it
-# counts twice, in what fits and in what is read.
+# Not 130 but 145: the weights are there once, however many GPUs share them, and their 15 GiB on the second one are room
+# for 15 sequences of 1 GiB. <!-- source: 16,060,522,496 bytes of weights, 8192 · 131,072 bytes a sequence --> One GPU
+# has room for 65, about a fifth of what its arithmetic could serve. Memory ends first, long before.
+#
+# And look at the two columns on the right: with a full memory, a step takes about as long in each row, for it reads
+# *all* of the memory, once. So the tokens in a second go with the number of sequences that fit, and that goes as
+# $1/\kappa$. (MQA's 523 are beyond the 300: the weights' part is arithmetic there, and the step a little longer.) At a
+# fixed batch, a smaller $\kappa$ shortens the step instead.
 #
 # ### Reach it
 #
@@ -524,9 +575,9 @@ del cache
 # and 11 rows of 49,152 logits --> Engines take it off beforehand: they run the largest step that they will allow once,
 # and look how much it took.
 #
-# And note what these 11 rows hold: 45 tokens each, of 1024. <!-- source: 41 of the prompt and 4 new ones, the cell
-# above, 1 − 45 / 1024 --> A contiguous cache has to reserve the longest that a sequence may become. Who has a use for
-# the other 96%? That is lesson 08.
+# And note what these 11 rows hold: 44 tokens each, of 1024. <!-- source: 41 of the prompt and 3 of the 4 new ones, for
+# K and V of the last one were never computed; 1 − 44 / 1024 --> A contiguous cache has to reserve the longest that a
+# sequence may become. Who has a use for the other 96%? That is lesson 08.
 #
 # ## Measure: this machine
 #
@@ -550,8 +601,12 @@ viz.kv_cache.decode_time(record, here=here, model="Llama-3-8B")
 # %% [markdown]
 # Points are measured, lines are (3). A token becomes cheaper with the batch, and each line bends towards a floor of its
 # own, the reading of one cache: four times the context, four times the floor. On the H100 the points lie furthest above
-# their lines where little is read, and come down to them as the caches grow. If this machine's points lie far above its lines
-# at a batch of 16, blame the arithmetic: its peak was measured with large square matrices, and 16 rows are a thin one.
+# their lines at 1,024 tokens, 1.72 to 1.88 × up to a batch of 64, and come down to them as the caches grow: to 1.34 ×
+# for sixteen sequences of 16k. <!-- source: the table of the record above, step / by (3) -->
+#
+# If this machine's points lie far above their lines at a batch of 1, that is overhead: hundreds of calls from Python in
+# a step. At a batch of 16, add the arithmetic: its peak was measured with large square matrices, and 16 rows are a thin
+# one.
 #
 # ## Three questions, one cache
 #
@@ -587,8 +642,9 @@ print("each as if it were alone:", said)
 #   `flash_attn_varlen_func`, attends for all sequences at once, where you call the stage for each. Its rows are blocks
 #   of 16 tokens: lesson 08.
 # - **FlashAttention** aligned its mask top-left, as torch does, until version 2.1, and bottom-right ever since; its
-#   README draws both. `flash_attn_with_kvcache` writes, rotates and attends in one kernel. Torch could not follow, for
-#   that would have broken what its users had ([the pull request](https://github.com/pytorch/pytorch/pull/111007)).
+#   README draws both. `flash_attn_with_kvcache` writes, rotates and attends in one kernel. For torch, the same change
+#   was [proposed](https://github.com/pytorch/pytorch/issues/108108), and is backward incompatible. What came instead is
+#   a mask of its own, [`causal_lower_right`](https://github.com/pytorch/pytorch/pull/114823).
 # - **TensorRT-LLM** says *context phase* and *generation phase*, and batches "in flight". Its
 #   `free_gpu_memory_fraction` gives the cache 90% of what is free when the weights are there ([its
 #   documentation](https://nvidia.github.io/TensorRT-LLM/examples/kvcacheconfig.html)); vLLM's `gpu_memory_utilization`
@@ -605,15 +661,18 @@ print("each as if it were alone:", said)
 # <details><summary><b>1.</b> You double the batch. What happens to the tokens in a second, at a context of 100 tokens, and at one of 100,000?</summary>
 #
 # With short contexts, (3) is nearly all weights: the step takes as long as before, and the tokens in a second double,
-# up to a batch of about 300 on an H100 in bf16. With long ones it is nearly all cache: the step takes twice as long,
-# and the tokens in a second stay. There, only fewer bytes a token help, or more bandwidth.
+# up to a batch of about 300 on an H100 in bf16. With long ones the cache takes over. Of Llama-3-8B, one sequence of
+# 100,000 tokens reads 13 GB of cache beside 15 GB of weights: from one sequence to two, the tokens in a second still
+# grow by 37%, from two to four by 22%, and no more than five fit. The more of a step is cache, the nearer a doubled
+# batch comes to a doubled time. There, only fewer bytes a token help, or more bandwidth. <!-- source: decode_step_of:
+# 8.39, 12.31 and 20.13 ms for 1, 2 and 4 sequences; largest_batch(80 GiB, …) -->
 # </details>
 #
 # <details><summary><b>2.</b> Why is there no cache for queries? And what would have to be kept of a token in a model that is not causal?</summary>
 #
 # By (1), token i's query occurs in o_i alone, and that is computed once. Keys and values occur in every later token's
 # sum. If the model looked both ways, a new token would change the hidden states of all others from the second layer on,
-# and with them their keys and values: nothing could be kept.
+# and with them their keys and values: nothing could be kept but those of the first layer.
 # </details>
 #
 # <details><summary><b>3.</b> A colleague's cache calls the stage with causal=False whenever something has been kept before: "a decode step sees

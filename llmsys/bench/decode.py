@@ -84,14 +84,15 @@ def sweep(
 ) -> list[dict]:
     """A row for each context and batch, predicted for `spec`; what did not fit is added to `missing` instead."""
     shape, dtype = shape_of(model.config), str(model.dtype).removeprefix("torch.")
+    resident = sum(weight.nbytes for weight in model.parameters())  # all weights: more than a step reads
     rows = []
     for context in contexts:
         for batch in batches:
             weight_bytes, _ = weights_of_step(shape, batch=batch, dtype=dtype)
             cache_bytes = batch * context * bytes_per_token(shape, dtype)
             point = f"{shape.name} at batch {batch}, context {context}"
-            needed = f"{cache_bytes / 1e9:.1f} GB of cache beside {weight_bytes / 1e9:.1f} GB of weights"
-            if model.device.type == "cpu" and cache_bytes + weight_bytes > spec.memory_bytes / SHARE:
+            needed = f"{cache_bytes / 1e9:.1f} GB of cache beside {resident / 1e9:.1f} GB of weights"
+            if model.device.type == "cpu" and cache_bytes + resident > spec.memory_bytes / SHARE:
                 missing[point] = f"not tried: {needed} are more than 1/{SHARE} of {spec.memory_bytes / 1e9:.1f} GB"
                 continue
             try:

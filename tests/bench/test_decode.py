@@ -128,6 +128,15 @@ def test_a_cpu_is_not_filled_beyond_a_quarter(model):
     assert "not tried" in missing["tiny at batch 2, context 16"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's memory is nobody else's: there it is tried")
+def test_weights_that_no_step_reads_take_their_room_as_well():
+    untied = replace(TINY, tied=False)
+    needed = 4 * (untied.parameters * 4 + 16 * bytes_per_token(untied, "float32"))
+    rows, _ = swept(random_model(untied, 64), (1,), (16,), replace(SPEC, memory_bytes=needed))
+    assert len(rows) == 1 and rows[0]["weight_bytes"] < untied.parameters * 4
+    assert not swept(random_model(untied, 64), (1,), (16,), replace(SPEC, memory_bytes=needed - 1))[0]
+
+
 def test_the_table_has_a_line_a_row_with_the_prediction_in_brackets(model):
     rows, missing = swept(model, (2,), (8, 9))
     known = {"ms": 4.0, "predicted_ms": 3.0, "attention_ms": 1.0, "predicted_attention_ms": 0.5, "rest_ms": 3.0,

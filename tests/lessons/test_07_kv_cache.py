@@ -277,6 +277,11 @@ def by_the_librarys_cache(cache, layer, q, k, v, batch, *, turn=None, scale=None
         attend_but("attends_before_it_writes", (WRITES, ""), ("    return", WRITES + "    return")),
         attend_but("own_stage", ("cache.stage(", "naive_attention("),
                    ("    q, k =", "    from llmsys.attention.naive import naive_attention\n    q, k =")),
+        attend_but("contiguous", (VIEWS, VIEWS + ".contiguous()")),
+        attend_but("contiguous_values", (f"K, V = ({VIEWS} for x in (keys, values))",
+                   f"K, V = ({VIEWS} for x in (keys, values))\n        V = V.contiguous()")),
+        attend_but("clones", (VIEWS, VIEWS + ".clone()")),
+        attend_but("reshapes_the_values", ("v[0].transpose(0, 1)", "v.reshape(-1, v.shape[1], v.shape[3])")),
         attend_but("gathers", (VIEWS, "x[torch.arange(first, end)].transpose(0, 1)[None]")),
         attend_but("turns_only_the_prompt",
                    ("q, k = rotate(q, turn)", "turn = turn if batch.chunks[0].computed == 0 else None\n"

@@ -49,7 +49,7 @@ def cached_attend(answer: Answer) -> None:
         matches(q, k, v, steps=[[[0, 1]]], capacity=1)
 
     with answer.property("a prompt in one step, which fills its row", why="Nothing was kept before: Tq = Tk."):
-        q, k, v = draw(7)
+        q, k, v = draw(7, Hkv=2)  # with one head, a reshape does what a transposition does
         matches(q, k, v, steps=[[[0, 7]]], capacity=7)
 
     with answer.property(
@@ -162,7 +162,7 @@ def cached_attend(answer: Answer) -> None:
         hint="K.untyped_storage().data_ptr() is the same for K and for what it is a view of. A slice and a "
         "transposition are views; an index that is a tensor copies, and so does what must be contiguous.",
     ):
-        q, k, v = draw(6, 9, G=2)
+        q, k, v = draw(6, 9, G=2, Hkv=2)  # of one head, .contiguous() would copy nothing
         run = answer(q, k, v, steps=[[[0, 5], [1, 8]], [[1, 1], [0, 1]]], places=[0, 1], capacity=16, report="calls")
         wanted = [[1, 6], [1, 9], [5, 5], [8, 8]]
         answer.that(

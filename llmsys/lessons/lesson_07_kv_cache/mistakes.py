@@ -48,6 +48,14 @@ wrong_attend(
     why="A query sees its own key, too. After writing, the sequence has computed + T tokens.",
 )
 wrong_attend(
+    "reshaped",
+    "You reshape (Hkv, N, Dk) where it must be transposed: heads and tokens get mixed.",
+    ("k[0].transpose(0, 1)", "k.reshape(-1, k.shape[1], k.shape[3])"),
+    ("v[0].transpose(0, 1)", "v.reshape(-1, v.shape[1], v.shape[3])"),
+    why="A reshape keeps the order of the numbers, and reads on from the first head's tokens. Slots want (N, Hkv, Dk), "
+    "a token's heads side by side: k[0].transpose(0, 1).",
+)
+wrong_attend(
     "one_buffer_for_all_layers",
     "All layers write into the keys and values of layer 0.",
     ("cache.keys[layer], cache.values[layer]", "cache.keys[0], cache.values[0]"),
@@ -125,7 +133,7 @@ wrong_attend(
 wrong_attend(
     "copied",
     "You copy what is kept before you attend to it.",
-    ("x[first:end].transpose(0, 1)[None]", "x[first:end].transpose(0, 1)[None].contiguous().clone()"),
+    ("x[first:end].transpose(0, 1)[None]", "x[first:end].transpose(0, 1)[None].contiguous()"),
     why="All of K and V then moves twice in every step, where reading it once is already what decoding waits for. A "
     "slice and a transposition are views.",
 )

@@ -114,7 +114,7 @@ def _a_token(axes, rows: Sequence[dict], missing: Mapping[tuple[int, int], float
     if missing:
         axes.plot([], [], "x", ms=7, mew=2, color=LIGHT["muted"], label="out of memory")
     axes.plot([], [], color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)), label="roofline")
-    axes.legend(frameon=False, loc="lower left", fontsize=8.5)
+    axes.legend(frameon=False, loc="upper right", fontsize=8.5)
 
 
 def _a_step(axes, rows: Sequence[dict]) -> None:

@@ -1,6 +1,7 @@
 """The opening picture of lesson 07: what a new token computes without a cache, and with one.
 
-The rows are counted from what is drawn. The times are those of the library's own operations of a model's step.
+The rows are counted from what is drawn. The times are those of the library's own operations of a model's step. Colours
+are those of the lesson's stepper: arithmetic is green, weights are blue, the cache is orange.
 """
 
 from llmsys.hardware.devices import DEVICES
@@ -18,6 +19,11 @@ LEFT, TOTALS = 104, 650
 MODEL, DEVICE, TOKENS = "Llama-3-8B", "H100 SXM", 4096
 LAST = 244
 """Where the part with the times starts."""
+BARS = (
+    ("compute", "green", "computing"), ("weights", "blue", "reading weights and activations"),
+    ("cache", "orange", "reading the cache"),
+)  # fmt: skip
+"""The parts of a bar of time, each with its colour and its name."""
 
 
 def overview() -> Picture:
@@ -26,7 +32,7 @@ def overview() -> Picture:
     times = {name: waiting(queries) for name, queries in (("prefill", TOKENS), ("decode", 1))}
     said = {name: seconds_in_words(sum(parts.values())) for name, parts in times.items()}
     busy = {name: 100 * parts["compute"] / sum(parts.values()) for name, parts in times.items()}
-    svg = Svg(760, 386, alt=(
+    svg = Svg(760, 408, alt=(
         f"A prompt of {PROMPT} tokens, and {STEPS - 1} more tokens. Without a cache the steps compute "
         f"{_listed(without)} rows of keys and values, together {_sum(without)}, though only the last row of each is "
         f"new. With a cache they compute {_listed(cached)}, together {_sum(cached)}, and read the others. Below, "
@@ -57,11 +63,13 @@ def counts(*, cache: bool) -> list[tuple[int, int]]:
 
 
 def waiting(queries: int) -> dict[str, float]:
-    """Seconds of a step with so many new tokens of `TOKENS`, by what it waits for: "compute" and "HBM"."""
-    found = {"compute": 0.0, "HBM": 0.0}
+    """Seconds of a step with so many new tokens of `TOKENS`, by what it waits for: "compute", to read "weights" (and
+    activations), to read the "cache"."""
+    found = {"compute": 0.0, "weights": 0.0, "cache": 0.0}
     for op in operations(SHAPES[MODEL], batch=1, queries=queries, context=TOKENS):
         each = estimate(op, DEVICES[DEVICE])
-        found["HBM" if each.bound == "HBM" else "compute"] += op.count * each.seconds
+        reads = "cache" if op.name == "attention" else "weights"
+        found[reads if each.bound == "HBM" else "compute"] += op.count * each.seconds
     return found
 
 
@@ -77,21 +85,21 @@ def _band(svg: Svg, top: float, name: str, steps: list[tuple[int, int]]) -> None
             for token in range(read + computed):
                 old = n > 0 and token < read + computed - 1
                 _cell(svg, x + token * CELL, y, CELL - 2, ROW, "new" if not old else "read" if read else "again")
-        words = [(f"{computed} computed", "bold orange")] + ([(f", {read} read", "blue")] if read else [])
+        words = [(f"{computed} computed", "bold green")] + ([(f", {read} read", "orange")] if read else [])
         svg.text(x, top + 68, words, "small")
     svg.text(TOTALS, top + 32, _listed(steps, " + "), "small")
-    svg.text(TOTALS, top + 52, [("= ", ""), (f"{_sum(steps)}", "bold orange")], "big")
+    svg.text(TOTALS, top + 52, [("= ", ""), (f"{_sum(steps)}", "bold green")], "big")
 
 
 def _cell(svg: Svg, x: float, y: float, width: float, height: float, look: str) -> None:
     """A row of keys or values: "new", computed "again", or "read"."""
-    svg.rect(x, y, width, height, {"new": "orange", "again": "orange-soft", "read": "blue"}[look], rx=2)
+    svg.rect(x, y, width, height, {"new": "green", "again": "green-soft", "read": "orange"}[look], rx=2)
     if look == "again":
-        svg.rect(x + 0.5, y + 0.5, width - 1, height - 1, "line-orange", rx=2)
+        svg.rect(x + 0.5, y + 0.5, width - 1, height - 1, "line-green", rx=2)
 
 
 def _times(svg: Svg, times: dict[str, dict[str, float]]) -> None:
-    """Bars of the time of the next token, without a cache and with one."""
+    """Bars of the time of the next token, without a cache and with one, and what their colours mean."""
     svg.text(0, LAST + 16, [("The same at full size: ", "bold"), f"{MODEL} on {DEVICE}, at the least, after "
                             f"{TOKENS:,} tokens"])  # fmt: skip
     rows = (
@@ -105,13 +113,16 @@ def _times(svg: Svg, times: dict[str, dict[str, float]]) -> None:
         svg.text(12, y + 17, which, "small bold")
         svg.text(158, y + 17, name, "end small")
         x = 166.0
-        for part, colour in (("compute", "orange"), ("HBM", "blue")):
+        for part, colour, _ in BARS:
             width = scale * parts[part]
             if width:
                 svg.rect(x, y, max(width, 1), 26, colour, rx=0)
             x += width
-        what = "computing" if parts["compute"] > parts["HBM"] else "reading weights and cache"
+        what = "computing" if parts["compute"] > parts["weights"] else "reading weights and cache"
         svg.text(x + 8, y + 17, [(seconds_in_words(sum(parts.values())), "bold"), f" · {what}"])
+    for x, (_, colour, words) in zip((166, 264, 494), BARS, strict=True):
+        svg.rect(x, LAST + 150, 10, 10, colour, rx=2)
+        svg.text(x + 16, LAST + 159, words, "small")
 
 
 def _listed(steps: list[tuple[int, int]], between: str = ", ") -> str:

@@ -63,6 +63,7 @@ def _roofline(svg: Svg, scene: Scene) -> None:
     for dot in scene.start:
         svg.circle(*dot.at, 3.5, "surface")
         svg.circle(*dot.at, 3.5, f"line-{COLOURS[dot.op.name]}")
+    _start_name(svg, scene)
     for block in scene.names:
         if block.line:
             svg.line(*block.line, "line-muted thin")
@@ -71,6 +72,20 @@ def _roofline(svg: Svg, scene: Scene) -> None:
     for block in scene.names:
         for i, dot in enumerate(block.dots):
             svg.text(block.at[0], block.at[1] + 12 * i, dot.op.name, f"small bold {COLOURS[dot.op.name]}")
+
+
+def _start_name(svg: Svg, scene: Scene) -> None:
+    """Names the ring where the products of one sequence stood, once the dot has left it, and where there is room."""
+    (x, y), now = scene.start[0].at, scene.dots[0]
+    if now.at[0] - now.radius < x + 8:
+        return
+    taken = scene.axes.words()
+    for block in scene.names:
+        wide = max(7.3 * len(dot.op.name) for dot in block.dots)
+        taken.append((block.at[0], block.at[1] - 12, block.at[0] + wide, block.at[1] + 12 * (len(block.dots) - 1) + 3))
+    left, top, right, bottom = x + 4, y + 3, x + 54, y + 18
+    if all(right < a or left > c or bottom < b or top > d for a, b, c, d in taken):
+        svg.text(x + 6, y + 15, "batch 1", f"small {COLOURS[now.op.name]}")
 
 
 def _memory(svg: Svg, cost: StepCost, box: Glasses) -> None:
@@ -115,13 +130,16 @@ def _lanes(svg: Svg, cost: StepCost) -> None:
             y, filled = top + lane * (LANE + 5), max(scale * seconds, 0.5)
             svg.rect(start, y, width, LANE, "panel", rx=0)
             svg.rect(start, y, filled, LANE, f"{hue} edged" if filled > 3 else hue, rx=0)
-            words = f"{('read ' + what, 'products' if what == 'weights' else 'attention')[lane]}: "
-            words += seconds_in_words(seconds)
-            room = 6.6 * len(words) + 12
-            if filled > room:
-                svg.text(start + 6, y + 14, words, "small bold on")
-            elif width - filled > room:
-                svg.text(start + filled + 5, y + 14, words, "small")
+            short = (what, "products" if what == "weights" else "attention")[lane]
+            full = f"{'' if lane else 'read '}{short}: {seconds_in_words(seconds)}"
+            for words in (full, short):  # the longest that has a place
+                room = 6.6 * len(words) + 12
+                if filled > room:
+                    svg.text(start + 6, y + 14, words, "small bold on")
+                    break
+                if width - filled > room:
+                    svg.text(start + filled + 5, y + 14, words, "small")
+                    break
         start += width
     svg.line((right, top - 4), (right, top + 2 * LANE + 9), "line-ink")
     svg.text(WIDTH, top + LANE + 7, seconds_in_words(cost.seconds), "end small bold")

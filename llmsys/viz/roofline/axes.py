@@ -145,7 +145,7 @@ class Axes:
     def _slope(self) -> tuple[float, float]:
         """The point at which the words on the slope end, in pixels."""
         (x, y), (ridge, peak), _ = self.roof(self.dtype)
-        part = min(max(0.3, 70 / (ridge - x)), 1)
+        part = min(max(0.3, 78 / (ridge - x)), 1)
         return x + part * (ridge - x) - 12, y + part * (peak - y) - 8
 
 

@@ -31,9 +31,9 @@ def test_as_many_cells_are_drawn_as_are_counted(words):
     computed = [sum(step[0] for step in steps) for steps in (without, cached)]
     new = 4 + 3  # the prompt, and a token in each further step
     assert (computed, sum(step[1] for step in cached)) == ([4 + 5 + 6 + 7, new], 4 + 5 + 6)
-    assert cells(picture, "orange") == 2 * (new + new)  # keys and values; without a cache and with
-    assert cells(picture, "orange-soft") == 2 * (computed[0] - new)
-    assert cells(picture, "blue") == 2 * (4 + 5 + 6)
+    assert cells(picture, "green") == 2 * (new + new)  # keys and values; without a cache and with
+    assert cells(picture, "green-soft") == 2 * (computed[0] - new)
+    assert cells(picture, "orange") == 2 * (4 + 5 + 6)
     assert "4 + 5 + 6 + 7= 22" in words(picture) and "4 + 1 + 1 + 1= 7" in words(picture)
 
 
@@ -48,7 +48,8 @@ def test_times_are_those_of_the_librarys_operations(queries, words):
 
 def test_prefill_computes_and_decode_reads():
     prefill, decode = waiting(4096), waiting(1)
-    assert prefill["compute"] > 10 * prefill["HBM"] and decode["compute"] == 0
+    assert prefill["compute"] > 10 * prefill["weights"] and decode["compute"] == 0
+    assert prefill["cache"] == 0 < decode["cache"] < decode["weights"]
     assert "4.64 ms, 0% of it arithmetic" in overview().alt
 
 

@@ -164,6 +164,13 @@ def test_lanes_are_as_long_as_their_times(setting):
                 assert width == pytest.approx(max(scale * seconds_of(op), 0.5), abs=0.06)
 
 
+def test_the_ring_of_one_sequence_and_the_bars_are_named(texts):
+    said = [texts(draw(scene).markup()) for scene in frames_of("Llama-3-8B")]
+    assert "batch 1" not in said[0] and "batch 1" in said[11]  # the frame of the notebook
+    assert "read weights: 4.48 ms" in said[3] and "cache" in said[3]  # the second has no room for its time
+    assert "weights" in said[11] and "read cache: 20.5 ms" in said[11]
+
+
 def test_what_limits_changes_with_batch_and_context():
     assert limit(frames_of("Llama-3-8B")[0].cost)[0] == "Reading the weights limits:"
     assert limit(frames_of("Llama-3-8B")[11].cost)[:2] == (
