@@ -75,6 +75,8 @@ def paged_attention(
         kernels = _kernels()
     if q.stride(2) != 1:
         q = q.contiguous()
+    if tree_mask is not None and tree_mask.shape[1] <= 1:
+        tree_mask = None  # a tree of one token says nothing
     plan = plan or plan_for(
         N, S, G, Hkv, max(Dk, Dv), q.element_size(), max_query_len, tree_mask is not None, target_of(q.device),
         _multiprocessors(q.device),

@@ -51,7 +51,7 @@ def ragged_tiles_for(D: int, itemsize: int, tree: bool, target: str) -> TileConf
         return TileConfig(64, 32, 4, 5) if D <= 64 else TileConfig(64 if D <= 128 else 32, 32, 8, 3)
     if D <= 64 or D <= 128 and not tree:
         return TileConfig(64, 64, 4, 5)
-    return TileConfig(64, 32, 8, 5)
+    return TileConfig(64, 16 if D > 128 and tree else 32, 8, 5)
 
 
 def split_tiles_for(D: int, itemsize: int, block_m: int, tree: bool, target: str) -> tuple[TileConfig, int]:
@@ -60,7 +60,7 @@ def split_tiles_for(D: int, itemsize: int, block_m: int, tree: bool, target: str
     if itemsize == 4:
         return TileConfig(block_m, 16, 4 if D <= 128 else 8, 3), 2
     if D <= 64:
-        return TileConfig(block_m, 64, 4, 5), 4 if large and few else 2
+        return TileConfig(block_m, 64, 4, 5), 4 if large and few and not tree else 2
     if D <= 128:
         return TileConfig(block_m, 64 if large and few and not tree else 32, 4 if few else 8, 5), 2
     return TileConfig(block_m, 32 if large else 16, 4 if few else 8, 5 if large else 3), 2 if large and few else 1
