@@ -30,9 +30,10 @@ from llmsys.attention.paged import (
 )
 from llmsys.attention.paged.forward import LARGEST_HEAD
 from llmsys.attention.rotary import Rotation, rotate
-from llmsys.cache.batch import Batch, Chunk, padded_batch_of
+from llmsys.cache.batch import Batch, padded_batch_of
 from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks
+from llmsys.cache.chunk import Chunk
 from llmsys.cache.groups import heads_first, tokens_first
 from llmsys.cache.layers import Layers
 from llmsys.cache.spec import CacheSpec

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llmsys.attention.naive import naive_attention
 from llmsys.attention.rotary import rotate, rotation
-from llmsys.cache.batch import Chunk, batch_of
+from llmsys.cache.batch import batch_of
+from llmsys.cache.chunk import Chunk
 from llmsys.cache.spec import CacheSpec, LayerCache
 from llmsys.lessons.common import exact, tokens_first
 from llmsys.lessons.lesson_07_kv_cache.rows import Rows

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from llmsys.attention import Attention, sdpa_attention
 from llmsys.attention.rotary import Rotation, rotate
-from llmsys.cache.batch import Batch, Chunk, batch_of
+from llmsys.cache.batch import Batch, batch_of
+from llmsys.cache.chunk import Chunk
 from llmsys.cache.spec import CacheSpec
 
 
