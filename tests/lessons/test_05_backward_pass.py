@@ -263,6 +263,8 @@ S, DP, DQ = "S = scale * (Q @ K.mT)", "dP = dO @ V.mT", "dQ = dS @ K"
     [
         remembers_the_tiles, remembers_the_delta,
         tiled_but("list_of_tiles", KEEP, (DP, "kept.append(P)\n            " + DP)),
+        tiled_but("dict_of_masks", KEEP, (mistakes.HIDE, "kept.append({(i, j): hidden.float()})\n                "
+                  + mistakes.HIDE)),
         tiled_but("list_of_numpy", KEEP, (DP, "kept.append(P.detach().double().numpy())\n            " + DP)),
         tiled_but("list_of_numbers", KEEP, (DP, "kept.append(P.flatten().tolist())\n            " + DP)),
         tiled_but("scores_element_by_element", (S, "S = scale * (Q[..., None, :] * K[:, :, None]).sum(-1)")),
@@ -352,6 +354,11 @@ WRONG_KERNELS = {
     ),
     "sequences_only_without_groups": (("(b * Hkv * G + head) * Tq", "(b * Hkv * (G if G < 3 else 1) + head) * Tq"),),
     "begins_where_all_is_seen": (("first_key - (Tk - Tq), 0)", "first_key + BLOCK_N - 1 - (Tk - Tq), 0)"),),
+    "begins_with_the_next_tile": (
+        ("* G // BLOCK_M * BLOCK_M", "* G + G - 1) // BLOCK_M * BLOCK_M"),
+        ("tl.maximum(first_key", "(tl.maximum(first_key"),
+    ),
+    "k_loaded_at_each_step": (("{S}", "k = tl.load(k_at, mask=k_inside, other=0.0)\n        {S}"),),
     "tokens_of_do_as_of_q": (("query * do_stride_t", "query * q_stride_t"),),
     "q_loaded_again": (("{DK}", f"q = {AGAIN}\n        {{DK}}"),),
     "always_half_precision": (

@@ -207,14 +207,11 @@ def backward_tiled(answer: Answer) -> None:
         why="That is what recomputing is for: memory that grows with T.",
         hint="What do you make, or collect in a list, that has a number for each query and key: P, dS, a mask?",
     ):
-        q, k, v, do = draw(answer, 256, 256, Dk=4)
-        run = right("", q, k, v, do, block_q=32, block_k=32, tolerance=TOLERANCE)
-        answer.allocates(run, 4 * q.nbytes, "four gradients")
-        most = 24 * q.nbytes + 16 * 32 * 32 * 4
-        answer.keeps(run, most, "24 gradients and 16 tiles; P has as many bytes as 64 gradients")
-        q, k, v, do = draw(answer, 96, 96, Dk=4)
-        run = right("", q, k, v, do, causal=True, block_q=16, block_k=16, tolerance=TOLERANCE)
-        answer.allocates(run, 4 * q.nbytes, "four gradients")  # a mask of all pairs has 6
+        for causal in (False, True):  # a mask of all pairs would have T² elements, too
+            q, k, v, do = draw(answer, 256, 256, Dk=4)
+            run = right("", q, k, v, do, causal=causal, block_q=32, block_k=32, tolerance=TOLERANCE)
+            answer.allocates(run, 4 * q.nbytes, "four gradients")
+            answer.keeps(run, 36 * q.nbytes, "36 gradients, room for a dozen tiles in float64; P has 64")
 
 
 def by_tokens(x: Tensor) -> Tensor:

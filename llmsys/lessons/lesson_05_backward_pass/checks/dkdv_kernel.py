@@ -159,7 +159,7 @@ def dkdv_kernel(answer: Answer) -> None:
     with answer.property(
         "causal, grouped", why="It is the query that sees so far, not the row: r // G + Tk − Tq.", hint=ROWS
     ):
-        right("", *sized(11, 20, G=3), causal=True)
+        right("", *sized(9, 20, G=3), causal=True)  # key 16 is first seen by query 5, whose row 15 ends a tile
 
     with answer.property(
         "rows without a key have no part in it", why="Their lse_log2 is given as +∞: 2^(s − ∞) = 0.",
