@@ -141,7 +141,8 @@ def found() -> list[Import]:
 def test_a_lesson_is_found_in_four_places_by_its_name(lesson):
     source, content, pictures, test = places(lesson.number, lesson.slug, ROOT)
     assert source == ROOT / f"solutions/{lesson.name}.py" and source.is_file()
-    assert (content / "__init__.py").is_file() and (content / "checks.py").is_file()
+    assert (content / "__init__.py").is_file()
+    assert (content / "checks.py").is_file() or (content / "checks/__init__.py").is_file()
     assert lesson.package == ".".join(content.relative_to(ROOT).parts)
     if not all(exercise.kernel for exercise in lesson.exercises):
         assert (content / "mistakes.py").is_file()

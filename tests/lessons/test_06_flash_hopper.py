@@ -13,7 +13,7 @@ from llmsys.course.attempts import check
 from llmsys.hardware import sm
 from llmsys.hardware.mbarrier import Arrive, Barrier, Copy, Expect, Read, Wait
 from llmsys.hardware.tier import triton_installed
-from llmsys.lessons.lesson_06_flash_hopper.checks import ring_warp
+from llmsys.lessons.lesson_06_flash_hopper.checks.ring import ring_warp
 from llmsys.lessons.lesson_06_flash_hopper.plain_programs import (
     held_up,
     plain_order,
