@@ -273,7 +273,7 @@ def _rejected(check: Check, exercise: manifest.Exercise, source: str, limit: flo
     try:
         with time_limit(limit):
             # The solution calls nothing forbidden, and a mutation of it does not either: watching costs twice the time.
-            runner = LocalRunner(load(source, exercise), adapt=check.adapt, kernel=check.kernel)
+            runner = LocalRunner(load(source, exercise), adapt=check.adapt, kernel=check.kernel, build=check.build)
             return not run_check(check, runner, name_mistakes=False)
     except Exception:
         return True

@@ -4,7 +4,8 @@
 
     events    what the first consumer does: "turn", "start S", "start O", "pass on", "wait until 1 run", "softmax" or
               "softmax with a mask"; "make S" is a product that is started and waited for at once
-    turns     who has a turn, and who passes it on: "0 has the turn", "0 passes on", "1 has the turn", …
+    turns     who has a turn, and who passes it on: "0 has the turn", "0 passes on", "1 has the turn", …; and who waits
+              for another turn than his
     tiles     what is wrong with how tiles are taken and given back: [] for nothing
 """
 
@@ -75,11 +76,16 @@ class NotedTurns:
 
     def __init__(self, turns, note: Callable[[str], None], notes: list[str]):
         self.turns, self.note, self.notes = turns, note, notes
+        self.had = Counter()  # turns, of each consumer
 
     def wait(self, j: int, turn: int) -> None:
         self.note("turn")
+        who, number = _consumer(), self.had[_consumer()]
+        if (int(j), int(turn) % 2) != (who, number % 2):  # of a turn's number, a barrier knows the parity
+            self.notes.append(f"{who} waits for turn {int(turn)} of {int(j)}, and its own is number {number}")
+        self.had[who] += 1
         self.turns.wait(j, turn)
-        self.notes.append(f"{_consumer()} has the turn")
+        self.notes.append(f"{who} has the turn")
 
     def pass_on(self, j: int) -> None:
         self.note("pass on")

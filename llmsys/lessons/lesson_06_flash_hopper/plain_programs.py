@@ -31,9 +31,7 @@ def _plain_action(action) -> list:
     return [name, *(getattr(action, field.name) for field in fields(action))]
 
 
-def run_order(
-    programs: list, warpgroups: int, tiles: int, D: int, begin: Sequence[float] = ()
-) -> sm.Timeline | str:
+def run_order(programs: list, warpgroups: int, tiles: int, D: int, begin: Sequence[float] = ()) -> sm.Timeline | str:
     """What an SM makes of it, where programs begin in the cycles `begin`: a timeline, or what is wrong, in words."""
     try:
         actions = [[SCHEDULES[name](*rest) for name, *rest in program] for program in programs]
@@ -51,8 +49,9 @@ def run_order(
 def only_loads(programs: list, warpgroups: int, tiles: int) -> str:
     """What is wrong with who starts the copies, "" for nothing: it is to be the program after those of all warpgroups,
     with the loads of all tiles, once each, and with no work of its own."""
-    computing = [n for n, each in enumerate(programs) if {action[0] for action in each} & {"Scores", "Softmax", "Output"}]
-    loading = [n for n, each in enumerate(programs) if any(action[0] == "Load" for action in each)]
+    names = [{action[0] for action in each} for each in programs]
+    computing = [n for n, each in enumerate(names) if each & {"Scores", "Softmax", "Output"}]
+    loading = [n for n, each in enumerate(names) if "Load" in each]
     loads = sorted((action[1:] for each in programs for action in each if action[0] == "Load"), key=str)
     if both := sorted({*computing} & {*loading}):
         return f"program number {both[0]} computes, and starts copies, too"
@@ -105,15 +104,15 @@ def plain_roles(function: Callable) -> Callable:
         for walk in walks:
             if not hasattr(walk, "send"):
                 raise TypeError(f"warp must be a generator, which yields actions; it returned {walk!r:.60}")
-        found, going = [[] for _ in walks], list(range(len(walks)))
+        found, going, most = [[] for _ in walks], list(range(len(walks))), 20 * (tiles + 1)
         while going:
             for n in tuple(going):
                 try:
                     found[n].append(_plain_move(next(walks[n]), names[n], ring))
                 except StopIteration:
                     going.remove(n)
-                if len(found[n]) > 20 * (tiles + 1):
-                    raise TypeError(f"{names[n]}: more than {20 * (tiles + 1)} actions for {tiles} tiles: has it an end?")
+                if len(found[n]) > most:
+                    raise TypeError(f"{names[n]}: more than {most} actions for {tiles} tiles, and no end of them")
         return found
 
     return roles
@@ -130,7 +129,8 @@ def _plain_move(action, role: str, ring: mbarrier.Ring) -> list:
         raise TypeError(f"{role}: {action!r:.60} is no action: Wait, Expect, Copy, Read and Arrive are")
     values = [getattr(action, field.name) for field in fields(action)]
     if name in ("Wait", "Arrive", "Expect"):
-        places = [[kind, n] for kind in ("full", "empty") for n, each in enumerate(getattr(ring, kind)) if each is values[0]]
+        barriers = [(kind, n, each) for kind in ("full", "empty") for n, each in enumerate(getattr(ring, kind))]
+        places = [[kind, n] for kind, n, each in barriers if each is values[0]]
         if not places:
             of = getattr(values[0], "name", repr(values[0])[:60])
             raise TypeError(f"{role}: {of} is not a barrier of the ring that it was given")

@@ -1,7 +1,7 @@
 """A cast to eight bits that is as strict as any version of torch makes it.
 
-e4m3 has no infinity. What becomes of a number above its largest, 448, in `x.to(torch.float8_e4m3fn)`, torch has changed:
-older versions make NaN of it, newer ones 448. So an answer that does not clamp is right on one machine and wrong on the
+e4m3 has no infinity. Of a number above its largest, 448, older versions of torch make NaN in
+`x.to(torch.float8_e4m3fn)`, newer ones 448. So an answer that does not clamp is right on one machine and wrong on the
 next one. In a block of `strict_cast()` it is wrong everywhere:
 
     with strict_cast():

@@ -1,4 +1,4 @@
-"""06.order: the order of the work of one SM. What the order is worth, the model of an SM says (`llmsys.hardware.sm`)."""
+"""06.order: the order of the work of one SM. What it is worth, the model of an SM says (`llmsys.hardware.sm`)."""
 
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
@@ -67,7 +67,7 @@ def order(answer: Answer) -> None:
         late = f", where the programs begin in the cycles {', '.join(map(str, begin))}" if begin else ""
         answer.that(
             answer(tiles, warpgroups), lambda run: utilisation(run) >= tensor,
-            f"tensor cores that are busy for at least {tensor:.3g} of the time, with heads of {D}{late}",
+            f"tensor cores that are busy for at least {tensor:.1%} of the time, with heads of {D}{late}",
             got=said, by=lambda run: round(utilisation(run), 2),
         )  # fmt: skip
 
@@ -152,6 +152,6 @@ def order(answer: Answer) -> None:
         "whenever the warpgroups begin", why="Turns put them apart, and keep them apart. A head start may be lost.",
         hint=WHOSE_TURN,
     ):  # fmt: skip
-        for late in range(300, 1900, 300):
+        for late in range(400, 3200, 400):
             nearly_best(16, 2, 128, (late, 0))
             nearly_best(16, 2, 128, (0, late))
