@@ -2,6 +2,8 @@
 from the solutions.
 """
 
+import math
+import random
 import re
 
 import pytest
@@ -9,19 +11,27 @@ import torch
 
 from llmsys.attention.hopper.consumer import step
 from llmsys.attention.hopper.simulated.forward import kernel_here, simulate
-from llmsys.course.attempts import check
+from llmsys.course.checking.checks import get_check, run_check
+from llmsys.course.checking.mistakes import edited
 from llmsys.hardware import sm
-from llmsys.hardware.mbarrier import Arrive, Barrier, Copy, Expect, Read, Wait
+from llmsys.hardware.mbarrier import Arrive, Barrier, Wait
 from llmsys.hardware.tier import triton_installed
-from llmsys.lessons.lesson_06_flash_hopper.checks import ring_warp
+from llmsys.lessons.lesson_06_flash_hopper.checks.ring import ring_warp
 from llmsys.lessons.lesson_06_flash_hopper.plain_programs import (
+    copies_started,
     held_up,
+    only_loads,
     plain_order,
     plain_roles,
     play_roles,
     run_order,
+    tiles_read,
 )
+from llmsys.lessons.lesson_06_flash_hopper.strict_cast import strict_cast
+from tests.lessons import answers_06
 from tests.support.self_tests import assert_check_stands, exercises_of
+from tests.support.size import FULL, SEED, sized
+from tests.support.verdicts import verdict
 
 
 @pytest.mark.parametrize("name", list(sm.ORDERS))
@@ -73,7 +83,7 @@ def changed(tiles, warpgroups, old, new):
 @pytest.mark.parametrize(("slots", "consumers", "tiles"), [(1, 1, 4), (2, 2, 7), (3, 1, 8)])
 def test_roles_as_plain_data_read_every_tile(slots, consumers, tiles):
     plain = plain_roles(ring_warp)(slots, consumers, tiles)
-    assert all(play_roles(plain, slots, consumers, tiles, seed) == "every tile was read" for seed in range(9))
+    assert all(play_roles(plain, slots, tiles, seed) == "every tile was read" for seed in range(9))
 
 
 def test_a_faulty_role_is_described_in_words():
@@ -90,55 +100,114 @@ def test_a_faulty_role_is_described_in_words():
         plain_roles(foreign)(1, 1, 2)
     with pytest.raises(TypeError, match="must be a generator"):
         plain_roles(lambda *_: [])(1, 1, 2)
-    assert play_roles({"producer": [["Copy", 0, 5]], "consumer": []}, 1, 1, 1, 0).endswith("slots are 0 to 0")
+    assert play_roles([[["Copy", 0, 5]], []], 1, 1, 0).endswith("slots are 0 to 0")
 
 
-def blocks_one_by_one(x, rows=128):
-    codes, scales = torch.empty(x.shape, dtype=torch.float8_e4m3fn), []
-    for start in range(0, x.shape[-2], rows):
-        block = x[..., start : start + rows, :].float()
-        largest = block.abs().nan_to_num(0, posinf=0).flatten(-2).amax(-1)
-        scale = torch.where(largest == 0, 1.0, largest * (1 / 448))
-        codes[..., start : start + rows, :] = (block / scale[..., None, None]).clamp(-448, 448).to(codes.dtype)
-        scales.append(scale)
-    return codes, torch.stack(scales, -1)
+@pytest.mark.parametrize(("slots", "tiles"), [(1, 3), (2, 5), (4, 4)])
+def test_the_producer_is_ahead_by_all_slots_and_what_has_come_is_read(slots, tiles):
+    plain = plain_roles(ring_warp)(slots, 1, tiles)
+    assert [copies_started(plain, slots, tiles, n) for n in range(tiles)] == [
+        min(n + slots, tiles) for n in range(tiles)
+    ]
+    assert [tiles_read(plain[1], slots, n) for n in range(tiles + 1)] == list(range(tiles + 1))
 
 
-def walk_with_phases(role, ring, tiles):
-    phase, slot = [0] * ring.slots, 0
-    for i in range(tiles):
-        if role == "producer":
-            yield Wait(ring.empty[slot], 1 - phase[slot])
-            yield Copy(i, slot)
-            yield Expect(ring.full[slot], ring.tile_bytes)
-        else:
-            yield Wait(ring.full[slot], phase[slot])
-            yield Read(slot)
-            yield Arrive(ring.empty[slot])
-        phase[slot] ^= 1
-        slot = (slot + 1) % ring.slots
+def test_who_starts_the_copies_is_said():
+    *programs, producer = plain_order(sm.overlapped_order)(3, 2)
+    assert only_loads([*programs, producer], 2, 3) == ""
+    assert "number 0 of 3" in only_loads([producer, *programs], 2, 3)
+    assert "computes, and starts copies, too" in only_loads([[*producer, *programs[0]], programs[1]], 2, 3)
+    assert "K0, K1, K2, V0, V1" in only_loads([*programs, producer[:-1]], 2, 3)
+    assert "by 2 programs" in only_loads([*programs, producer[:2], producer[2:]], 2, 3)
 
 
-def values_late(tiles, warpgroups):
-    """The producer brings each V after the next K; a warpgroup waits for V after its scores have been started."""
-    program = [sm.Wait("K", 0), sm.Turn(), sm.Scores(0), sm.Wait("S", 0), sm.Pass(), sm.Softmax(0)]
-    for i in range(1, tiles):
-        program += [sm.Wait("K", i), sm.Turn(), sm.Scores(i), sm.Wait("V", i - 1), sm.Output(i - 1)]
-        program += [sm.Wait("S", i), sm.Pass(), sm.Softmax(i), sm.Wait("O", i - 1)]
-    program += [sm.Wait("V", tiles - 1), sm.Output(tiles - 1), sm.Wait("O", tiles - 1)]
-    loads = [sm.Load("K", 0)]
-    for i in range(1, tiles):
-        loads += [sm.Load("K", i), sm.Load("V", i - 1)]
-    return [list(program) for _ in range(warpgroups)] + [[*loads, sm.Load("V", tiles - 1)]]
+ANSWERS = {
+    "06.order": (answers_06.ORDERS_RIGHT, answers_06.ORDERS_WRONG),
+    "06.ring": (answers_06.RINGS_RIGHT, answers_06.RINGS_WRONG),
+    "06.quantize_blocks": (answers_06.BLOCKS_RIGHT, answers_06.BLOCKS_WRONG),
+}
+RIGHT, WRONG = ([(id, each) for id, of in ANSWERS.items() for each in of[n]] for n in range(2))
+
+
+def name(value):
+    return value if isinstance(value, str) else value.__name__
+
+
+@pytest.mark.parametrize(("exercise", "answer"), RIGHT, ids=name)
+def test_a_right_answer_in_another_form_passes(exercise, answer):
+    for seed in seeds(exercise):
+        result = verdict(exercise, answer, seed)
+        assert result, f"seed {seed}\n{result}"
+
+
+@pytest.mark.parametrize(("exercise", "answer"), WRONG, ids=name)
+def test_an_answer_that_is_nearly_right_is_rejected(exercise, answer):
+    assert not any(verdict(exercise, answer, seed) for seed in seeds(exercise))
+
+
+def seeds(exercise):
+    """Orders and rings are asked for the same sizes with every seed."""
+    return (0, SEED) if exercise == "06.quantize_blocks" else (0,)
+
+
+def some(steps, short):
+    """So many of them in the short form, others every day."""
+    return random.Random(SEED).sample(sorted(steps.items()), sized(short=short, full=len(steps)))
+
+
+def judged(name, changes, **options):
+    """What the check makes of the library's step with these changes."""
+    check = get_check("06.consumer")
+    return run_check(check, check.local_runner(edited(step, name, *changes)), seed=SEED, name_mistakes=False, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not triton_installed(), reason="needs Triton")
+@pytest.mark.parametrize(("name", "changes"), some(answers_06.STEPS_RIGHT, 1))
+def test_a_step_in_another_form_passes(name, changes):
+    result = judged(name, changes, compile_kernels=FULL)
+    assert result, result
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not triton_installed(), reason="needs Triton")
+@pytest.mark.parametrize(("name", "changes"), some(answers_06.STEPS_WRONG, 4))
+def test_a_step_that_is_nearly_right_is_rejected(name, changes):
+    result = judged(name, changes, compile_kernels=FULL)
+    assert not result, result
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not triton_installed(), reason="needs Triton")
+@pytest.mark.parametrize(("name", "changes"), some(answers_06.STEPS_REFUSED, 1))
+def test_a_step_in_which_a_layout_is_wrong_is_refused_by_the_compiler(name, changes):
+    q, k, v = (torch.randn(1, 1, 64, 64).half() for _ in range(3))
+    said = get_check("06.consumer").local_runner(edited(step, name, *changes)).compile([((q, k, v), {})])
+    assert said == [] or said[0] is not None  # [] where there is no compiler to ask
 
 
 @pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [("06.quantize_blocks", blocks_one_by_one), ("06.ring", walk_with_phases), ("06.order", values_late)],
+    ("exercise", "answer", "named"),
+    [
+        ("06.order", answers_06.overlaps_alone_only, None),  # alone it has the overlap that others lack
+        ("06.ring", answers_06.one_tile_at_a_time, None),  # it waits for a consumer, and not for its own copy
+        ("06.quantize_blocks", edited(answers_06.quantized, "own", (".clamp(-448, 448)", "")), "not_clamped"),
+    ],
 )
-def test_a_correct_answer_that_differs_from_the_solution_passes(exercise, answer):
-    result = check(exercise, answer)
-    assert result, result
+def test_a_mistake_is_named_where_it_has_happened(exercise, answer, named):
+    result = verdict(exercise, answer, name_mistakes=True)
+    assert not result and (result.misconception and result.misconception.name) == named, result
+
+
+def test_a_cast_is_as_strict_as_that_of_any_version_of_torch():
+    numbers = torch.tensor([1.0, -448.0, 464.0, 465.0, -1e9, math.inf, math.nan])
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        with strict_cast():
+            codes = numbers.to(dtype).to(torch.float8_e4m3fn)
+            stored = torch.empty(7, dtype=torch.float8_e4m3fn).copy_(numbers.to(dtype))
+        assert codes.float().isnan().tolist() == [False, False, False, *[True] * 4] or dtype is torch.bfloat16
+        assert codes.float()[4:].isnan().all() and torch.equal(codes.view(torch.uint8), stored.view(torch.uint8))
+    assert codes.float()[:3].tolist() == [1.0, -448.0, 448.0]
 
 
 @pytest.mark.skipif(not triton_installed(), reason="needs Triton")

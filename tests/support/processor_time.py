@@ -87,7 +87,11 @@ def _spent_by_running_children() -> float:
     """And by those of their children that they have waited for. A child that ends counts with RUSAGE_CHILDREN."""
     ticks = 0
     for list_of_pids in Path("/proc/self/task").glob("*/children"):
-        for pid in list_of_pids.read_text().split():
+        try:
+            pids = list_of_pids.read_text().split()
+        except OSError:  # the thread has ended just now
+            continue
+        for pid in pids:
             try:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             except OSError:  # it has ended just now

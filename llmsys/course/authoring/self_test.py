@@ -268,7 +268,8 @@ def _rejected(check: Check, exercise: manifest.Exercise, mutant: Mutation, limit
     compiled = mutant.kind != "options"
     try:
         # The solution calls nothing forbidden, and a mutation of it does not either: watching costs twice the time.
-        runner = LocalRunner(load(mutant.source, exercise), adapt=check.adapt, kernel=check.kernel, seconds=limit)
+        function = load(mutant.source, exercise)
+        runner = LocalRunner(function, adapt=check.adapt, kernel=check.kernel, build=check.build, seconds=limit)
         return not run_check(check, runner, name_mistakes=False, compile_kernels=compiled)
     except Exception:
         return True

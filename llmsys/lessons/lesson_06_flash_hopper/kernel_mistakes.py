@@ -62,7 +62,7 @@ wrong(
 )
 wrong(
     "turn_not_passed_on",
-    "You do not pass the turn on.",
+    "You do not pass the turn on to the next consumer.",
     ("    turns.pass_on(J)\n", ""),
     why="The next consumer waits for it, and you for yours.",
 )
@@ -77,4 +77,29 @@ wrong(
     "You do not pass MASKED on to the softmax.",
     ("scale_log2, MASKED)\n    o = ", "scale_log2, False)\n    o = "),
     why="On the diagonal and at the ragged end, scores of keys that are not seen must become −∞.",
+)
+wrong(
+    "float16_whatever_it_is",
+    "You make p float16, whatever the inputs are.",
+    ("p.to(o_desc.dtype)", "p.to(gl.float16)"),
+    why="A product multiplies two operands of one type, and v may be bfloat16: o_desc.dtype says what they are.",
+)
+wrong(
+    "state_in_half_precision",
+    "You keep o in the inputs' type from step to step.",
+    ("    values.give_back(i)\n", "    values.give_back(i)\n    o = o.to(o_desc.dtype).to(gl.float32)\n"),
+    why="In half precision, a sum of 64 takes in nothing that is less than 1/32. o is rounded once, at the end.",
+)
+wrong(
+    "turn_number_i",
+    "You wait for turn number i.",
+    ("turns.wait(J, turn)", "turns.wait(J, i)"),
+    why="Tiles of keys are counted by i, and the first of each tile of queries has no turn. From the second tile of "
+    "queries on, the two differ.",
+)
+wrong(
+    "masks_everywhere",
+    "You mask every tile.",
+    ("scale_log2, MASKED)\n    o = ", "scale_log2, True)\n    o = "),
+    why="Most tiles are seen as a whole. MASKED says which are not.",
 )

@@ -100,6 +100,29 @@ wrong(
 )
 
 
+wrong(
+    "values_first",
+    "Your producer loads V of a tile before its K.",
+    ("loads(tiles)]", '[Load(tile, i) for i in range(tiles) for tile in "VK"]]'),
+    why="K is wanted first, a step before V: until it has come, nobody has anything to do.",
+)
+wrong(
+    "producer_first",
+    "Your producer is the first program of the list.",
+    (
+        "[*(list(one) for _ in range(warpgroups)), loads(tiles)]",
+        "[loads(tiles), *(list(one) for _ in range(warpgroups))]",
+    ),
+    why="It is to be the last, after the warpgroups: they are counted from 0.",
+)
+wrong(
+    "a_load_too_many",
+    "Your producer loads a tile more than there is.",
+    ("loads(tiles)]", '[*loads(tiles), Load("K", tiles)]]'),
+    why="Tiles are numbered from 0 to tiles − 1. What is loaded ahead of need has to exist.",
+)
+
+
 # (b) the ring
 
 
@@ -164,6 +187,33 @@ wrong(
 )
 
 
+wrong(
+    "bytes_of_another_tile",
+    "Your producer announces 16,384 bytes, whatever tile it copies.",
+    ("ring.tile_bytes", "16_384"),
+    why="ring.tile_bytes says how many a tile has. Where it has more, the phase ends before they have come.",
+)
+wrong(
+    "a_round_at_a_time",
+    "Your producer waits until all slots are empty, and then fills them all.",
+    ("            yield WaitFor(ring.empty[slot], (use + 1) % 2)\n",
+     "            for each in ring.empty if slot == 0 else ():\n                yield WaitFor(each, (use + 1) % 2)\n"),
+    why="A slot that has been given back lies idle until the last one of its round has been, too.",
+)  # fmt: skip
+wrong(
+    "waits_for_its_copy",
+    "Your producer waits for its own copy before it starts the next one.",
+    (COPY, COPY + "            yield WaitFor(ring.full[slot], use % 2)\n"),
+    why="Copies take long to begin: with several slots, several of them are under way at once.",
+)
+wrong(
+    "last_round_kept",
+    "Your consumer gives a slot back only if another tile comes into it.",
+    (GIVE_BACK, "            if i + ring.slots < tiles:\n    " + GIVE_BACK),
+    why="Another tile does come, of the next queries: the producer will wait for the slot.",
+)
+
+
 # (c) blocks of eight bits
 
 
@@ -224,4 +274,34 @@ wrong(
     "You divide by 240, the largest number of another 8-bit format.",
     ("amax / 448", "amax / 240"),
     why="torch.float8_e4m3fn goes up to 448: it gives up infinity for another power of two.",
+)
+wrong(
+    "not_clamped",
+    "You do not clamp before the cast.",
+    (".clamp(-448, 448)", ""),
+    why="Depending on its version, torch's cast makes NaN or 448 of what is above 448. Infinity is.",
+)
+wrong(
+    "smallest_scale",
+    "You keep scales from becoming small, by a number like 1e-12.",
+    ("amax / 448)", "amax.clamp(min=1e-12) / 448)"),
+    why="Where all numbers of a block are smaller than that, their codes are too small, or 0. Ask whether amax is 0.",
+)
+wrong(
+    "multiplied_with_the_inverse",
+    "You multiply with 448 / amax.",
+    ("(blocks / scales[..., None, None])", "(blocks * torch.where(amax == 0, 1.0, 448 / amax)[..., None, None])"),
+    why="Of a block of numbers near 10⁻³⁷ or below, that is more than float32 can hold. Divide by the scale.",
+)
+wrong(
+    "rows_as_by_default",
+    "You take blocks of 128 rows, whatever `rows` says.",
+    ("    T = x.shape[-2]\n", "    rows, T = 128, x.shape[-2]\n"),
+    why="128 is only the default.",
+)
+wrong(
+    "scale_in_half_precision",
+    "You round the scale to x's type.",
+    ("amax / 448)", "amax / 448).to(x.dtype).float()"),
+    why="Of bfloat16's 8 bits, the scale is then off by up to 1/256, and so are all numbers of the block.",
 )

@@ -240,7 +240,8 @@ class gl:
     """Gluon's language, as much of it as the kernels use."""
 
     tensor, shared_memory_descriptor = Tensor, Shared
-    float32, int32, int64 = torch.float32, torch.int32, torch.int64
+    float32, float16, bfloat16 = torch.float32, torch.float16, torch.bfloat16
+    int32, int64 = torch.int32, torch.int64
     constexpr = staticmethod(lambda x: x)
     static_range = range
     exp2, log2 = torch.exp2, torch.log2
