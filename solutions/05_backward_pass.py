@@ -164,7 +164,7 @@ def backward_stored(q, k, v, p, do, *, scale=None):
     k   (B, Hkv, Tk, Dk)     p   (B, Hq, Tq, Tk)   softmax(scale · q kᵀ), 0 where a key was masked
     v   (B, Hkv, Tk, Dv)     Hq = G · Hkv: query head h reads key head h // G
 
-    Returns (dq, dk, dv), in this order, of the shapes of q, k and v. The scale is 1/√Dk where it is None.
+    Returns (dq, dk, dv), in this order, of the shapes and dtypes of q, k and v. The scale is 1/√Dk where it is None.
     Not allowed: autograd, and torch's own backward passes.
     """
     ### BEGIN SOLUTION
@@ -261,8 +261,9 @@ def backward_tiled(q, k, v, o, lse, do, *, causal=False, scale=None, block_q=64,
     block_q   queries of a tile, of each query head
     block_k   keys of a tile
 
-    Returns (dq, dk, dv). A pair of tiles takes five products; a pair in which no query sees a key takes none.
-    Not allowed: autograd; torch's own backward passes; anything with Tq × Tk elements.
+    Returns (dq, dk, dv), of the shapes and dtypes of q, k and v: float32 or float64. A pair of tiles takes five of
+    torch's matrix products; a pair in which no query sees a key takes none.
+    Not allowed: autograd; torch's own backward passes; anything with Tq × Tk elements, be it in a list of tiles.
     """
     ### BEGIN SOLUTION
     (Hkv, Tk), Tq = k.shape[1:3], q.shape[2]

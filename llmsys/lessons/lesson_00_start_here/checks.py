@@ -47,13 +47,18 @@ def next_token(answer):
     with answer.property(
         "looks at the last position only",
         why="The logits at position t predict token t + 1, and only what follows the last token is not known yet.",
+        hint="Which position's logits say what comes after everything that is known?",
     ):
         for T in (2, 3, 17):
             for _ in range(2):  # the same shape again, and other numbers
                 logits = answer.randn(1, T, 12)
                 answer.matches(logits[:, T - 1].max(dim=-1).indices, logits)
 
-    with answer.property("chooses for each sequence of the batch on its own", why="Sequences do not know each other."):
+    with answer.property(
+        "chooses for each sequence of the batch on its own",
+        why="Sequences do not know each other.",
+        hint="One call, B sequences: which dimension is left when positions and vocabulary are gone?",
+    ):
         for B, T, V in ((2, 1, 9), (5, 4, 23)):
             logits = answer.randn(B, T, V)
             logits[torch.arange(B), -1, torch.arange(B) * 2] = 10.0  # the winners differ from row to row
@@ -62,7 +67,11 @@ def next_token(answer):
         logits = answer.randn(11, 31, 7)  # more sequences and positions than one tries by hand
         answer.matches(logits[:, 30].max(dim=-1).indices, logits)
 
-    with answer.property("works on logits of any size and sign", why="Models give logits far from zero, in bf16, too."):
+    with answer.property(
+        "works on logits of any size and sign",
+        why="Models give logits far from zero, in bf16, too.",
+        hint="Compare the logits as they are: which of your lines converts them, or has a number of its own?",
+    ):
         low_and_high = ((-1e4, torch.float32), (1e4, torch.float64), (-100.0, torch.bfloat16), (-1e3, torch.float16))
         for offset, dtype in low_and_high:
             logits = (answer.randint(-8, 8, (3, 4, 10)).double() + offset).to(dtype)

@@ -80,7 +80,11 @@ def naive_cost(answer: Answer) -> None:
     ):
         figure("saved_bytes", (1, 1, 64, 4), (1, 1, 4, 64), (3, 5, 50, 16), drawn())
 
-    with answer.property("an element of any size", why="A count of elements is not one of bytes: 4 in fp32, 1 in fp8."):
+    with answer.property(
+        "an element of any size",
+        why="A count of elements is not one of bytes: 4 in fp32, 1 in fp8.",
+        hint="Which of the four figures are bytes? Those, and no other, have itemsize in them, once.",
+    ):
         shape = drawn()
         for itemsize in (4, 1, 8, 2):  # of one shape, so that nothing is remembered by the shape alone
             for name in FIGURES:
@@ -136,13 +140,18 @@ def naive_attention(answer: Answer) -> None:
         q, k, v = draw(5, 7, B=2, Hkv=3)
         answer.matches(exact(q, k, v)[0], q, k, v)
 
-    with answer.property("a scale of one's own", why="Some models have another temperature than 1/√Dk."):
+    with answer.property(
+        "a scale of one's own",
+        why="Some models have another temperature than 1/√Dk.",
+        hint="1/√Dk is for scale=None alone. Where does a scale that was passed go?",
+    ):
         q, k, v = draw(4, 6, Hkv=2)
         answer.matches(exact(q, k, v, scale=0.3)[0], q, k, v, scale=0.3)
 
     with answer.property(
         "the log-sum-exp of each row, if it is asked for",
         why="ln Σ e^s over the scaled scores, in float32: with it, results over parts of the keys can be merged later.",
+        hint="It is a number for each query, of the scores that the softmax was taken of: scaled, in float32.",
     ):
         for scale in (None, 0.3):
             q, k, v = draw(4, 6, B=2, Hkv=2, scale=2.0)
@@ -151,6 +160,7 @@ def naive_attention(answer: Answer) -> None:
     with answer.property(
         "grouped queries: query head h reads key head h // G",
         why="The G query heads that share a key head are neighbours.",
+        hint="With Hq = 6 and Hkv = 2, write down which key head each of the six query heads reads.",
     ):
         q, k, v = draw(5, 7, B=2, G=3, Hkv=2)
         answer.matches(exact(q, k, v), q, k, v, return_lse=True)
@@ -158,6 +168,7 @@ def naive_attention(answer: Answer) -> None:
     with answer.property(
         "causal: a query sees the keys up to its own, and its weights still sum to one",
         why="What is masked has no weight at all, and what is left shares all of it.",
+        hint="What must a hidden score be so that the softmax gives it nothing, and the others all?",
     ):
         q, k, v = draw(9, 9, Hkv=2)
         answer.matches(exact(q, k, v, causal=True), q, k, v, causal=True, return_lse=True)
@@ -165,6 +176,7 @@ def naive_attention(answer: Answer) -> None:
     with answer.property(
         "causal is aligned at the end: with a cache, the last query is the last token",
         why="One new token sees everything that is cached; query i stands at i + Tk − Tq.",
+        hint="Take Tq = 1, Tk = 9. Which keys does the one query see? Then Tq = 2.",
     ):
         for Tq, Tk in ((1, 9), (4, 11)):
             q, k, v = draw(Tq, Tk, G=2, Hkv=2)
@@ -173,6 +185,7 @@ def naive_attention(answer: Answer) -> None:
     with answer.property(
         "a query that sees no key: o = 0, lse = −∞, and no NaN",
         why="With more queries than keys the first ones come before every key. Of nothing, there is no average.",
+        hint="What is softmax of a row of −∞, and what should o be? And logsumexp of it?",
     ):
         q, k, v = draw(8, 5, Hkv=2)
         answer.matches(exact(q, k, v, causal=True), q, k, v, causal=True, return_lse=True)
@@ -185,6 +198,7 @@ def naive_attention(answer: Answer) -> None:
     with answer.property(
         "bfloat16 in, bfloat16 out; the log-sum-exp stays float32",
         why="o has the dtype of v. A tensor of lse is small, and eight bits of precision are too few for a logarithm.",
+        hint="Write down each line's dtype: of s, of p, of o, of lse. Which two does the docstring name?",
     ):
         q, k, v = (x.bfloat16() for x in draw(16, 24, Hkv=2, Dk=32))
         run = answer(q, k, v, return_lse=True)
@@ -200,6 +214,7 @@ def naive_attention(answer: Answer) -> None:
     with answer.property(
         "all of it together: options, sizes, precisions and strides",
         why="A model asks for several at once, and its tensors are views of larger ones.",
+        hint="Which line assumes something of one option that holds only without another one? Or of a tensor's layout?",
     ):
         tolerances = {torch.float32: 2e-5, torch.float64: 2e-5, torch.bfloat16: 5e-2, torch.float16: 5e-2}
         for (Tq, Tk), (B, G, Hkv), Dv, options, dtype in (  # each pair of options is in one of them
@@ -278,7 +293,11 @@ def roofline_seconds(answer: Answer) -> None:
         many = [(x, x) if n % 3 else (70 * x, x) for n, x in enumerate(size() for _ in range(13))]
         seconds(sum(max(flops / 100e12, moved / 2e12) for flops, moved in many), *many)
 
-    with answer.property("another machine, another ridge", why="Which of the two is late is the machine's doing, too."):
+    with answer.property(
+        "another machine, another ridge",
+        why="Which of the two is late is the machine's doing, too.",
+        hint="Which of your numbers is the machine's, and came in as an argument?",
+    ):
         moved = size()
         kernels = [(60 * moved, moved), (moved, moved), (500 * moved, moved)]
         answer.matches(

@@ -196,7 +196,9 @@ def tiled_attention(answer: Answer) -> None:
         answer.matches(exact(q, k, v), q, k, v)  # tiles of 64
 
     with answer.property(
-        "causal, aligned at the end", why="The last query is the last token: query i sees the keys up to i + Tk − Tq."
+        "causal, aligned at the end",
+        why="The last query is the last token: query i sees the keys up to i + Tk − Tq.",
+        hint="Take Tq = 2, Tk = 5, tiles of 2. Which keys does each query see, and where does the inner loop end?",
     ):
         for Tq, Tk, block in ((16, 16, 8), (5, 9, 4), (7, 7, 5), (1, 9, 4)):
             q, k, v = draw(Tq, Tk, Hkv=2, scale=2.0)
@@ -207,6 +209,7 @@ def tiled_attention(answer: Answer) -> None:
     with answer.property(
         "a query that sees no key: o = 0, lse = −∞, and no NaN",
         why="More queries than keys: the first ones come too early.",
+        hint="Follow a row whose scores are all −∞: its m_new, its P, its l, and what is stored of it.",
     ):
         q, k, v = draw(9, 3, Hkv=2)  # of tiles of four, the first sees nothing, and the second in part
         o, _ = exact(q, k, v, causal=True)
@@ -217,12 +220,17 @@ def tiled_attention(answer: Answer) -> None:
     with answer.property(
         "grouped queries: query head h reads key head h // G",
         why="G query heads share one key head; they are neighbours.",
+        hint="A tile of queries holds rows of all G heads of a group. Which key head do they read, and which is row r?",
     ):
         q, k, v = draw(5, 7, B=2, G=3, Hkv=2, Dv=4)
         answer.matches(exact(q, k, v), q, k, v, block_q=4, block_k=4)
         answer.matches(exact(q, k, v, causal=True, scale=0.7), q, k, v, block_q=4, block_k=4, causal=True, scale=0.7)
 
-    with answer.property("logits of ±10,000 overflow nothing", why="The maximum goes before the exponential does."):
+    with answer.property(
+        "logits of ±10,000 overflow nothing",
+        why="The maximum goes before the exponential does.",
+        hint="Does any number of your own stand in for −∞? And is an exponent ever above 0?",
+    ):
         q, k, v = draw(8, 24, D=16, scale=1e4)
         q, k = multiples(q, 128), k.round()
         answer.matches(exact(q, k, v), q, k, v, block_q=8, block_k=8)
@@ -237,6 +245,8 @@ def tiled_attention(answer: Answer) -> None:
     with answer.property(
         "all of it together: options, sizes, tiles and strides",
         why="A model asks for several at once, and its tensors are views of larger ones.",
+        hint="Which line assumes something of one option that holds only without another one? A tile "
+        "has block_q or block_k rows, whatever else is asked for.",
     ):
         for (Tq, Tk), (B, G, Hkv), Dv, blocks, options in (  # each pair of options is in one of them
             ((5, 13), (2, 3, 2), 3, (3, 4), {"causal": True, "scale": 0.3}),
@@ -255,12 +265,20 @@ def tiled_attention(answer: Answer) -> None:
             q, k, v = draw(Tq, Tk, B=B, G=G, Hkv=Hkv, D=6, Dv=Dv)  # the same shape again, and other numbers
             answer.matches(exact(q, k, v, **given)[0], *map(tokens_first, (q, k, v)), report="o", **options)
 
-    with answer.property("q is loaded once, k and v once per query tile", why="More is wasted; fewer cannot be."):
+    with answer.property(
+        "q is loaded once, k and v once per query tile",
+        why="More is wasted; fewer cannot be.",
+        hint="Which hbm.load stands in which loop? q's tile outlives the inner one.",
+    ):
         q, k, v = draw(20, 16, G=2, Hkv=2)
         loads = {"q": q.nbytes, "k": 3 * k.nbytes, "v": 3 * v.nbytes}
         answer.matches(loads, q, k, v, block_q=8, block_k=8, report="loaded")
 
-    with answer.property("o and lse are stored once", why="The state lives on the chip until it is finished."):
+    with answer.property(
+        "o and lse are stored once",
+        why="The state lives on the chip until it is finished.",
+        hint="After which loop is a row of o final? And a row that sees no key is stored, too.",
+    ):
         q, k, v = draw(12, 16, G=2, Hkv=2)
         answer.matches({"o": q.nbytes, "lse": q.nbytes // 8}, q, k, v, block_q=8, block_k=8, report="stored")
         q, k, v = draw(12, 5, G=2, Hkv=2)  # also for the queries that see no key
@@ -268,7 +286,9 @@ def tiled_attention(answer: Answer) -> None:
         answer.matches(stored, q, k, v, block_q=4, block_k=3, causal=True, report="stored")
 
     with answer.property(
-        "causal: keys that no query of the tile sees are not loaded", why="Half of the tiles, for a long sequence."
+        "causal: keys that no query of the tile sees are not loaded",
+        why="Half of the tiles, for a long sequence.",
+        hint="Which is the last key that the last query of the tile sees? The last load ends there.",
     ):
         q, k, v = draw(24, 24)
         loads = {"q": q.nbytes, "k": k.nbytes * 2, "v": v.nbytes * 2}  # 1 + 2 + 3 tiles of 3
@@ -286,6 +306,7 @@ def tiled_attention(answer: Answer) -> None:
     with answer.property(
         "nothing with Tq × Tk elements is ever made, and the chip is large enough",
         why="A few tiles fit; the scores do not.",
+        hint="What do you make, or collect in a list, that has a number for each query and key: S, P, a mask?",
     ):
         q, k, v = draw(9, 320)  # 40 tiles of k: whoever keeps them, or one of scores for each, has not got the room
         run = answer(q, k, v, block_q=8, block_k=8, sram=24 * TILE)
