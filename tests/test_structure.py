@@ -142,7 +142,8 @@ def test_a_lesson_is_found_in_four_places_by_its_name(lesson):
     source, content, pictures, test = places(lesson.number, lesson.slug, ROOT)
     assert source == ROOT / f"solutions/{lesson.name}.py" and source.is_file()
     assert (content / "__init__.py").is_file()
-    modules = {path.stem for path in content.glob("*.py")} | {path.parent.name for path in content.glob("*/__init__.py")}
+    modules = {path.stem for path in content.glob("*.py")}
+    modules |= {path.parent.name for path in content.glob("*/__init__.py")}
     assert "checks" in modules
     assert lesson.package == ".".join(content.relative_to(ROOT).parts)
     if not all(exercise.kernel for exercise in lesson.exercises):
