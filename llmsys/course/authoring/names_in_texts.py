@@ -42,6 +42,7 @@ def texts_of(check: Check, known: Iterable[Misconception]) -> Iterator[str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(check.function)))
     except (OSError, TypeError, SyntaxError):
         return  # made in a test, or in a cell: its text is not to be had
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # those no learner reads
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.value

@@ -35,6 +35,9 @@ def test_an_argument_of_something_else_is_found(text, name):
 
 def test_all_that_a_check_may_say_is_read():
     def check(answer):
+        def helper():
+            """Of `its_own` arguments no learner reads."""
+
         with answer.property("the property", why=f"The reason {1}"):
             answer.equal(answer(1), 1)
 
@@ -44,3 +47,4 @@ def test_all_that_a_check_may_say_is_read():
     known = [Misconception("97.x", "What you did.", "Why not.", wrong)]
     texts = list(texts_of(Check("97.x", check, hints=("a nudge",)), known))
     assert {"a nudge", "What you did.", "Why not.", "the property", "The reason "} <= set(texts)
+    assert not any("its_own" in text for text in texts)
