@@ -16,6 +16,7 @@ from llmsys.attention.hopper.simulated import gluon
 from llmsys.attention.hopper.simulated.backward import simulate_backward
 from llmsys.attention.hopper.simulated.forward import kernel_here, simulate
 from llmsys.attention.hopper.simulated.processor import Deadlock, Processor, Race, here
+from llmsys.attention.operators import with_gradients
 from llmsys.bench.low_precision import eager_attention
 from llmsys.hardware.tier import load_triton, triton_installed
 from tests.attention.sample import examples
@@ -178,7 +179,12 @@ def test_the_operator_traces_and_has_gradients(monkeypatch, eager):
     def backward(q, k, v, o, lse, do, dlse, causal, scale, deterministic):
         return simulate_backward(q, k, v, o, lse, do, dlse, causal=causal, scale=scale, deterministic=deterministic)
 
-    monkeypatch.setattr(forward, "launch", lambda q, k, v, causal, scale: simulate(q, k, v, causal=causal, scale=scale))
+    def launch(q, k, v, causal, scale):
+        return simulate(q, k, v, causal=causal, scale=scale)
+
+    monkeypatch.setattr(forward, "launch", launch)
+    differentiable = with_gradients(forward.hopper_forward, launch, forward._gradients)
+    monkeypatch.setattr(forward, "differentiable", differentiable)
     for module in (forward, sys.modules["llmsys.attention.hopper.backward"]):  # the operator calls its own module's
         monkeypatch.setattr(module, "backward", backward)
     torch.manual_seed(3)
