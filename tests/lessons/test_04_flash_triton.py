@@ -11,9 +11,12 @@ from llmsys.course.checking.checks import get_check, run_check
 from llmsys.course.checking.mistakes import edited
 from llmsys.hardware import sanitizer
 from tests.support.self_tests import assert_check_stands, exercises_of
+from tests.support.size import drawn
 
 if not sanitizer.available():
     pytest.skip("the sanitizer watches the interpreter, and is not here", allow_module_level=True)
+
+from llmsys.lessons.lesson_04_flash_triton.kernel_mistakes.ragged_groups import grouped_kernel  # noqa: E402
 
 SOURCE = (manifest.solutions_dir() / "04_flash_triton.py").read_text(encoding="utf-8")
 
@@ -38,6 +41,15 @@ def judged(exercise, name, *changes):
     return run_check(check, check.local_runner(edited(one_head_kernel, name, *changes)))
 
 
+K_EXISTS = "k_stride + d[None, :], mask=keys[:, None] < Tk"
+THIRTY_TWO = (  # a product of tiles that are smaller than asked
+    ("range(0, stop, BLOCK_N)", "range(0, stop, BLOCK_N if BLOCK_N < 32 else 32)"),
+    ("start + tl.arange(0, BLOCK_N)", "start + tl.arange(0, BLOCK_N if BLOCK_N < 32 else 32)"),
+)
+FIRST_QUERY_BY_D = (
+    "q_ptr + rows[:, None] * q_stride",
+    "q_ptr + tl.program_id(0) * BLOCK_M * D + tl.arange(0, BLOCK_M)[:, None] * q_stride",
+)
 UNNAMED = [  # wrong, each in a way of its own: what is said of others would not be true of it
     ("inner_loop", "queries_loaded_again", (
      ("        s = tl.dot(q, ", "        q = tl.load(q_at)\n        s = tl.dot(q, "),
@@ -51,17 +63,68 @@ UNNAMED = [  # wrong, each in a way of its own: what is said of others would not
     ("repair_empty_row", "an_epsilon", (("tl.where(l > 0, l, 1.0)", "(l + 1e-3)"),)),
     ("causal", "products_of_single_elements",
      (('tl.dot(q, tl.trans(k), input_precision="ieee")', "tl.sum(q[:, None, :] * k[None, :, :], axis=2)"),)),
+    ("inner_loop", "columns_up_to_32",
+     ((K_EXISTS, K_EXISTS.replace("keys[:, None] < Tk", "(keys[:, None] < Tk) & (d < 32)")),)),
+    ("inner_loop", "scores_in_half_precision", (
+     ('input_precision="ieee") * scale_log2', 'input_precision="ieee").to(q.dtype).to(tl.float32) * scale_log2'),)),
+    ("inner_loop", "m_in_half_precision", (("        m = m_new\n", "        m = m_new.to(v.dtype).to(tl.float32)\n"),)),
+    ("inner_loop", "thirty_two_keys_at_most", THIRTY_TWO),
+    ("causal", "thirty_two_keys_at_most", THIRTY_TWO),
+    ("causal", "queries_begin_at_D", (FIRST_QUERY_BY_D,)),
+    ("causal", "pairs_of_tiles", (("BLOCK_M + BLOCK_M + Tk - Tq, Tk)",
+     "BLOCK_M + BLOCK_M + Tk - Tq, Tk)\n        stop = tl.minimum(tl.cdiv(stop, 2 * BLOCK_N) * 2 * BLOCK_N, Tk)"),)),
+    ("repair_mask", "queries_begin_at_D", (FIRST_QUERY_BY_D,)),
+    ("repair_mask", "an_even_number_of_rows",
+     (("element_ty), mask=rows[:, None] < Tq", "element_ty), mask=rows[:, None] < Tq // 2 * 2"),)),
+    ("repair_sum", "keys_of_zeros_hidden",
+     (("seen = keys[None, :] < Tk", "seen = (tl.sum(tl.abs(k), axis=1) > 0)[None, :]"),)),
+    ("repair_sum", "rows_beyond_the_keys", (("keys[None, :] < Tk ", "(keys[None, :] < Tk) | (rows[:, None] >= Tk) "),)),
+    ("repair_strides", "queries_begin_at_D", (FIRST_QUERY_BY_D,)),
+    ("repair_strides", "tiles_begin_at_D",
+     (("keys[:, None] * k_stride", "(start * D + (keys - start)[:, None] * k_stride)"),)),
+    ("repair_empty_row", "at_least_one_key",
+     (("<= rows[:, None] + Tk - Tq", "<= tl.maximum(rows[:, None] + Tk - Tq, 0)"),)),
+    ("repair_empty_row", "at_least_minus_100",
+     (('tl.where(m_new == float("-inf"), 0.0, m_new)', "tl.maximum(m_new, -100.0)"),)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("exercise, name, changes", UNNAMED)
+@pytest.mark.parametrize("exercise, name, changes", drawn(UNNAMED, 7))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 def test_a_mistake_that_is_none_of_the_known_ones_is_rejected_and_not_named(exercise, name, changes):
     result = judged(exercise, name, *changes)
     assert not result and result.misconception is None, result
 
 
+GROUPS = [  # of 04.ragged_groups: what is changed, and whether it is still right
+    (True, (("tl.where(l > 0, l, 1.0)", "tl.where(l == 0, 1.0, l)"),)),
+    (True, (("h * G + rows % G", "h * G + rows - query * G"), ("program_id(1) % Hkv", "program_id(1) - b * Hkv"))),
+    (True, (("(m + tl.log2(some)) * 0.6931471805599453", "m * 0.6931471805599453 + tl.log(some)"),)),
+    (False, (("rows % G", "(rows % G if G <= 4 else rows % 4)"),)),
+    (False, (("b * v_stride_b", "b * k_stride_b"),)),
+    (False, (("(b * Hkv * G + head) * Tq", "(b * Hkv + head) * Tq"),)),
+    (False, (("BLOCK_M - 1) // G + 1 + Tk", "BLOCK_M + G - 1) // G + 1 + Tk"),)),
+    (False, (("seen = keys[None, :] < Tk", "seen = (keys[None, :] < Tk) & (s != 0.0)"),)),
+    (False, THIRTY_TWO),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_right, changes", drawn(GROUPS, 2))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+def test_a_kernel_with_groups_is_taken_or_rejected_and_not_named(is_right, changes):
+    check = get_check("04.ragged_groups")
+    result = run_check(check, check.local_runner(edited(grouped_kernel, "another", *changes)))
+    assert bool(result) == is_right and result.misconception is None, result
+
+
 RIGHT = [
+    ("inner_loop", (("for start in range(0, stop, BLOCK_N):",
+                     "for i in range(0, stop, BLOCK_N):\n        start = stop - BLOCK_N - i"),)),
+    ("causal", (('tl.where(seen, s, float("-inf"))', 's + tl.where(seen, 0.0, float("-inf"))'),)),
+    ("repair_mask", ((", mask=rows[:, None] < Tq, other=0.0)", ", mask=rows[:, None] < Tq)"),)),
+    ("repair_sum", (("s = tl.where(seen, s", "if start + BLOCK_N > Tk:\n            s = tl.where(seen, s"),)),
+    ("repair_strides", (("tl.trans(k)", "tl.permute(k, (1, 0))"),)),
+    ("repair_empty_row", (('tl.where(m_new == float("-inf"), 0.0, m_new)', "tl.maximum(m_new, -1e30)"),)),
     ("inner_loop", ()),
     ("inner_loop", (("tl.dot(q, tl.trans(k), input", "tl.trans(tl.dot(k, tl.trans(q), input"),
                     ('"ieee") * s', '"ieee")) * s'))),
@@ -75,7 +138,8 @@ RIGHT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("exercise, changes", RIGHT)
+@pytest.mark.parametrize("exercise, changes", drawn(RIGHT, 4))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 def test_a_right_answer_in_another_form_passes(exercise, changes):
     assert judged(exercise, "another", *changes)
 

@@ -3,7 +3,6 @@ from the solutions.
 """
 
 import math
-import random
 import re
 
 import pytest
@@ -30,7 +29,7 @@ from llmsys.lessons.lesson_06_flash_hopper.plain_programs import (
 from llmsys.lessons.lesson_06_flash_hopper.strict_cast import strict_cast
 from tests.lessons import answers_06
 from tests.support.self_tests import assert_check_stands, exercises_of
-from tests.support.size import FULL, SEED, sized
+from tests.support.size import FULL, SEED, drawn
 from tests.support.verdicts import verdict
 
 
@@ -150,11 +149,6 @@ def seeds(exercise):
     return (0, SEED) if exercise == "06.quantize_blocks" else (0,)
 
 
-def some(steps, short):
-    """So many of them in the short form, others every day."""
-    return random.Random(SEED).sample(sorted(steps.items()), sized(short=short, full=len(steps)))
-
-
 def judged(name, changes, **options):
     """What the check makes of the library's step with these changes."""
     check = get_check("06.consumer")
@@ -163,7 +157,7 @@ def judged(name, changes, **options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not triton_installed(), reason="needs Triton")
-@pytest.mark.parametrize(("name", "changes"), some(answers_06.STEPS_RIGHT, 1))
+@pytest.mark.parametrize(("name", "changes"), drawn(answers_06.STEPS_RIGHT.items(), 1))
 def test_a_step_in_another_form_passes(name, changes):
     result = judged(name, changes, compile_kernels=FULL)
     assert result, result
@@ -171,7 +165,7 @@ def test_a_step_in_another_form_passes(name, changes):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not triton_installed(), reason="needs Triton")
-@pytest.mark.parametrize(("name", "changes"), some(answers_06.STEPS_WRONG, 4))
+@pytest.mark.parametrize(("name", "changes"), drawn(answers_06.STEPS_WRONG.items(), 4))
 def test_a_step_that_is_nearly_right_is_rejected(name, changes):
     result = judged(name, changes, compile_kernels=FULL)
     assert not result, result
@@ -179,7 +173,7 @@ def test_a_step_that_is_nearly_right_is_rejected(name, changes):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not triton_installed(), reason="needs Triton")
-@pytest.mark.parametrize(("name", "changes"), some(answers_06.STEPS_REFUSED, 1))
+@pytest.mark.parametrize(("name", "changes"), drawn(answers_06.STEPS_REFUSED.items(), 1))
 def test_a_step_in_which_a_layout_is_wrong_is_refused_by_the_compiler(name, changes):
     q, k, v = (torch.randn(1, 1, 64, 64).half() for _ in range(3))
     said = get_check("06.consumer").local_runner(edited(step, name, *changes)).compile([((q, k, v), {})])

@@ -15,6 +15,8 @@ LLMSYS_TESTS_DATE=2026-11-28 draws as on that day.
 
 import datetime
 import os
+import random
+from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -28,3 +30,9 @@ SEED = int(DATE.replace("-", ""))  # the same as a number
 def sized(*, short: T, full: T) -> T:
     """`full` where the full form was asked for, else `short`."""
     return full if FULL else short
+
+
+def drawn(cases: Iterable[T], short: int) -> list[T]:
+    """All of them in the full form; in the short one so many, others every day."""
+    every = list(cases)
+    return random.Random(SEED).sample(every, sized(short=min(short, len(every)), full=len(every)))

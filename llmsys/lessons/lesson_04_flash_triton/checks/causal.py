@@ -58,15 +58,15 @@ def causal(answer: Answer) -> None:
         "fewer queries than keys: aligned at the end",
         why="With a cache the queries are the last tokens: query i is token i + Tk − Tq.",
     ):
-        for Tq, Tk, scale in ((32, 48, None), (16, 64, 0.3)):
+        for Tq, Tk, scale in ((32, 48, None), (16, 80, 0.3)):
             q, k, v = draw(answer, Tq, Tk)
             answer.matches(exact_head(q, k, v, causal=True, scale=scale), q, k, v, causal=True, scale=scale)
 
     with answer.property(
         "tiles that are not square", why="The diagonal crosses two tiles of keys, or ends in the middle of one."
     ):
-        for block_m, block_n in ((32, 16), (16, 32)):
-            q, k, v = draw(answer, 32, 64)
+        for block_m, block_n, Tq in ((32, 16, 32), (16, 64, 48)):
+            q, k, v = draw(answer, Tq, 64)
             answer.matches(exact_head(q, k, v, causal=True), q, k, v, causal=True, block_m=block_m, block_n=block_n)
 
     with answer.property(
@@ -85,7 +85,7 @@ def causal(answer: Answer) -> None:
         "tokens that lie apart, and a scale of one's own", why="As in (a).",
         hint="Four tensors, four strides: which line uses which? And the scale is in scale_log2, whatever it is.",
     ):  # fmt: skip
-        q, k, v = draw(answer, 16, 32)
+        q, k, v = draw(answer, 32, 48)  # two programs: where the second one's queries begin is a matter of strides, too
         options = {"causal": True, "scale": 1.0}
         answer.matches(exact_head(q, k, v, **options), q, k, v, **options, gaps=(8, 0, 24), o_gap=16)
         q, k, v = (x.half() for x in draw(answer, 32, 64, 32))
@@ -103,6 +103,7 @@ def causal(answer: Answer) -> None:
             (False, 48, 16, 1 + 2 + 3),  # of keys, that the three programs see
             (True, 64, 32, 1 + 2 + 2),  # 32, 48 and 64 keys
             (False, 64, 16, 2 + 3 + 4),
+            (False, 64, 64, 1 + 1 + 1),
         ):
             q, k, v = (x.half() if half else x for x in draw(answer, 48, Tk))
             run = answer(q, k, v, causal=True, block_n=block_n)

@@ -54,7 +54,7 @@ def inner_loop(answer: Answer) -> None:
         answer.matches(exact_head(q, k, v), q, k, v)
 
     with answer.property("a head larger than a tile, and a smaller one", why="The products contract over D, not keys."):
-        for D, block_n in ((32, 16), (16, 32)):
+        for D, block_n in ((64, 16), (16, 64)):
             q, k, v = draw(answer, 16, 64, D)
             answer.matches(exact_head(q, k, v), q, k, v, block_n=block_n)
 
@@ -89,7 +89,7 @@ def inner_loop(answer: Answer) -> None:
         q, k, v = (x.half() for x in draw(answer, 16, 48))
         naive = naive_attention(*(x[None, None] for x in (q, k, v)))[0, 0]
         answer.accurate(answer(q, k, v), exact_head(q.double(), k.double(), v.double()), naive, tiny=1e-4)
-        for q, k, v in (fading(answer, 1024), far_from_zero(answer)):
+        for q, k, v in (fading(answer, 1040), far_from_zero(answer)):
             answer.matches(exact_head(q, k, v), q, k, v, rtol=2e-3, atol=2e-3)
 
     with answer.property("both products multiply float16 as it is", why=IN_HALF, hint=TYPES):
@@ -104,9 +104,9 @@ def inner_loop(answer: Answer) -> None:
         answer.traffic(run, loaded=q.nbytes + 2 * (k.nbytes + v.nbytes), stored=q.nbytes)
         answer.products(run, 2 * 32 * 32 * 16, "fp32")
         answer.equal(run, exact_head(q, k, v))
-        q, k, v = draw(answer, 16, 64)
-        run = answer(q, k, v, block_n=32)
+        q, k, v = draw(answer, 16, 128)
+        run = answer(q, k, v, block_n=64)
         answer.traffic(run, loaded=q.nbytes + k.nbytes + v.nbytes, stored=q.nbytes)
-        answer.products(run, 2 * 16 * 64 * 16, "fp32")
+        answer.products(run, 2 * 16 * 128 * 16, "fp32")
         answer.tiles(run, dots=2 * 2)
         answer.equal(run, exact_head(q, k, v))

@@ -94,6 +94,11 @@ def repair_sum(answer: Answer) -> None:
         q, k, v = draw(answer, 16, 1)
         answer.matches(v.expand(16, -1).clone(), q, k, v)
 
+    with answer.property("a key of zeros is a key, too", why="Its score is 0, as that of none, and it counts."):
+        q, k, v = draw(answer, 16, 20)
+        q[3], k[[0, 5, 18]] = 0.0, 0.0
+        answer.matches(exact_head(q, k, v), q, k, v)
+
     with answer.property("scores far below zero", why="A key that does not exist must not be the largest one, either."):
         q, k, v = below_zero(answer, 16, 20, 16, 100.0)
         answer.matches(exact_head(q, k, v), q, k, v, rtol=1e-3, atol=1e-3)
@@ -140,7 +145,7 @@ def repair_strides(answer: Answer) -> None:
         answer.matches(exact_head(q, k, v), q, k, v, gaps=(8, 8, 0))
 
     with answer.property("tokens that lie apart: three different distances", why="k and v need not lie as q does."):
-        q, k, v = draw(answer, 16, 32)
+        q, k, v = draw(answer, 32, 32)
         answer.matches(exact_head(q, k, v), q, k, v, gaps=(8, 0, 24))
         q, k, v = (x.half() for x in draw(answer, 64, 96, 32))
         options = {"scale": 0.3, "block_m": 32, "block_n": 16, "gaps": (0, 24, 8), "o_gap": 16}

@@ -188,3 +188,13 @@ wrong(
     ("        m = m_new\n", "        o = o.to(v.dtype).to(tl.float32)\n        m = m_new\n"),
     why="In half precision, a sum of 16 takes in nothing that is less than 1/128. Round o once, when it is stored.",
 )  # fmt: skip
+wrong(
+    "always_in_full", "You multiply float32 in full, whatever PRECISION says.",
+    ("input_precision=PRECISION", 'input_precision="ieee"', 2),
+    why="Who launches the kernel may prefer tf32, which is many times as fast: pass PRECISION on to both products.",
+)  # fmt: skip
+wrong(
+    "rounded_before_the_division", "You round o to its type before you divide it by l.",
+    ("(o / some[:, None]).to(o_ptr.dtype.element_ty)", "o.to(o_ptr.dtype.element_ty) / some[:, None]"),
+    why="Before the division it is a sum over all keys: above 65,504, half precision has infinity alone.",
+)  # fmt: skip

@@ -106,6 +106,11 @@ wrong(
      "keys = tl.maximum(tl.minimum(start, Tk - BLOCK_N), 0) + tl.arange(0, BLOCK_N)"),
     why="They were in the tile before. Leave the tile where it is, and hide the keys that do not exist.",
 )  # fmt: skip
+wrong(
+    "every_zero_is_hidden", "You hide every score that is 0.",
+    (HIDDEN, 's = tl.where(s == 0.0, float("-inf"), s)'),
+    why="A key that exists may have the score 0, too, and then it counts. Ask for its number: keys < Tk.",
+)  # fmt: skip
 
 wrong = Mistakes("04.repair_strides", one_head_kernel)
 
