@@ -175,7 +175,7 @@ class Reporter:
             return []
         factor = self.budgets.fails_at
         return [
-            f"{place} took {seconds:.0f} s of the reference machine; its budget is {budget:g} s"
+            f"{place} took {seconds:.1f} s of the reference machine; its budget is {budget:g} s"
             f" (tests/support/budgets.toml), and a run fails beyond {factor:g} times that"
             for place, seconds in self.places().items()
             if (budget := self.budgets.of(place)) is not None and seconds > factor * budget
