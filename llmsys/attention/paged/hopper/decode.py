@@ -37,8 +37,8 @@ class DecodeTiles:
 
 
 def decode_tiles(D: int, Hq: int, Hkv: int) -> DecodeTiles:
-    """The tiles for heads of D, 64 or 128."""
-    if D == 64:
+    """The tiles for heads of D, 64 or 128, Hq of queries on Hkv of keys."""
+    if D == 64 and Hq // Hkv <= MOST_QUERIES // 2:  # more would need more registers than there are
         return DecodeTiles(128, 3, together=1 < Hkv <= 4 and Hq <= 16)
     return DecodeTiles(64, 4)
 
