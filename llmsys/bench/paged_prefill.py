@@ -1,8 +1,8 @@
 """Chunked prefill over pages: attention of a piece of each prompt to all that came before it.
 
 A chunk of Tq tokens meets L keys, the last Tq of which are its own: causal attention, aligned bottom-right. There is as
-much to compute as in any prefill, so the measure is TFLOP/s, and the peer FlashAttention-2 (torch's FLASH_ATTENTION) on
-dense tensors of the same sizes, which need no table. What pages cost beside that is what is measured.
+much to compute as in any prefill, so the measure is TFLOP/s. The peer, *dense*, has tensors of the same sizes and needs
+no table: it is FlashAttention-2 (torch's FLASH_ATTENTION) on a GPU, and the naive form on a CPU.
 
 On a CPU the form in plain PyTorch is timed, on small shapes: an interpreter's time is not a kernel's.
 """
