@@ -97,7 +97,7 @@ def decode_arguments(
     groups, heads = Hkv // together, Hq // Hkv * together
     rows, width = num_blocks * page * together, groups * D
     columns = max(8, 1 << (heads - 1).bit_length())
-    if q.stride(2) != 1 or q.stride(1) != D or q.stride(0) * q.element_size() % ALIGNED or q.data_ptr() % ALIGNED:
+    if not _rows_of_heads(q):
         q = q.clone(memory_format=torch.contiguous_format)
     queries = describe(q, [N, groups, heads, D], [q.stride(0), heads * D, D, 1], [1, 1, columns, D])
     pages = [describe(x, [rows, width], [width, 1], [tiles.unit, 64]) for x in (key_pages, value_pages)]
@@ -110,6 +110,15 @@ def decode_arguments(
     return positional, dict(
         HEADS=heads, TOGETHER=together, PAGE=page, BLOCK_S=max(128, 1 << (S - 1).bit_length()), BLOCK_N=tiles.block_n,
         SLOTS=tiles.slots, PRODUCER_REGISTERS=tiles.registers,
+    )  # fmt: skip
+
+
+def _rows_of_heads(q: Tensor) -> bool:
+    """Whether the copy engine can read q (N, Hq, D) as it lies: a token's heads side by side, tokens apart."""
+    Hq, D = q.shape[1:]
+    return (
+        q.stride(2) == 1 and q.stride(1) == D and q.stride(0) >= Hq * D
+        and q.stride(0) * q.element_size() % ALIGNED == 0 and q.data_ptr() % ALIGNED == 0
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ Only one program of this kind fits on an SM, and it must stay so: with more, in 
 from llmsys.attention.hopper.gluon import fence_async_shared, gl, gluon
 from llmsys.attention.hopper.ring import new_ring
 from llmsys.attention.paged.hopper.consumer import consume
-from llmsys.attention.paged.hopper.line import new_line
+from llmsys.attention.paged.hopper.line import ask, new_line
 from llmsys.attention.paged.hopper.ring import new_page_ring
 
 QUERIES = gl.constexpr(4)
@@ -44,11 +44,12 @@ def paged_decode_kernel(
     D: gl.constexpr = q_desc.block_type.shape[3]
     UNIT: gl.constexpr = k_desc.block_type.shape[0]
     M: gl.constexpr = q_desc.block_type.shape[2]
+    tokens, length = ask(starts_ptr, lengths_ptr, S, BLOCK_S)  # on the way while the barriers are made
     queries = new_ring(q_desc, QUERIES, 1)
     pages = new_page_ring(k_desc, BLOCK_N, D, SLOTS)
     weights = gl.allocate_shared_memory(q_desc.dtype, [M, BLOCK_N], k_desc.layout)
     fence_async_shared()  # the copy engine, too, sees that the barriers have begun
-    line = new_line(starts_ptr, lengths_ptr, S, groups, BLOCK_S, TOGETHER, UNIT)
+    line = new_line(starts_ptr, lengths_ptr, tokens, length, S, groups, TOGETHER, UNIT)
     gl.warp_specialize(
         [
             (

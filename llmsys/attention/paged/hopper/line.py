@@ -95,18 +95,25 @@ def units_of(length, TOGETHER: gl.constexpr, UNIT: gl.constexpr):
 
 
 @gluon.jit
-def new_line(
-    starts_ptr, lengths_ptr, S, groups, BLOCK_S: gl.constexpr, TOGETHER: gl.constexpr, UNIT: gl.constexpr
-):  # fmt: skip
-    """The line of S sequences, as this program sees it. BLOCK_S is a power of two, S at least and 128 at least.
+def ask(starts_ptr, lengths_ptr, S, BLOCK_S: gl.constexpr):
+    """The tokens and keys of S sequences, (BLOCK_S,) each. BLOCK_S is a power of two, S at least and 128 at least.
 
-    Up to 1024 sequences every warp has all of them, so that sums need no barrier.
+    A function of its own, so that other things can be done while these loads are under way. Up to 1024 sequences every
+    warp has all of them, and sums over them need no barrier.
     """
     ALONE: gl.constexpr = BLOCK_S <= 1024
     A_THREAD: gl.constexpr = BLOCK_S // (32 if ALONE else 128)
     i = gl.arange(0, BLOCK_S, gl.BlockedLayout([A_THREAD], [32], [4], [0]))
-    tokens = gl.load(starts_ptr + i + 1, mask=i < S, other=0) - gl.load(starts_ptr + i, mask=i < S, other=0)
-    length = gl.load(lengths_ptr + i, mask=i < S, other=0)
+    start = gl.load(starts_ptr + i, mask=i < S, other=0)
+    end = gl.load(starts_ptr + i + 1, mask=i < S, other=0)
+    return end - start, gl.load(lengths_ptr + i, mask=i < S, other=0)
+
+
+@gluon.jit
+def new_line(
+    starts_ptr, lengths_ptr, tokens, length, S, groups, TOGETHER: gl.constexpr, UNIT: gl.constexpr
+):  # fmt: skip
+    """The line of S sequences, of which `ask` has brought tokens and keys, as this program sees it."""
     ends = gl.associative_scan(units_of(length, TOGETHER, UNIT) * tokens * groups, 0, add)
     total = gl.max(ends, 0)
     each = gl.maximum((total + gl.num_programs(0) - 1) // gl.num_programs(0), LEAST)
