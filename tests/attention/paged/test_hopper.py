@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llmsys.attention.hopper.simulated.processor import Deadlock, Race
 from llmsys.attention.paged import paged_attention, paged_attention_reference
 from llmsys.attention.paged.hopper import DecodeTiles, decode_tiles, hopper_decode, hopper_takes
+from llmsys.attention.paged.hopper.counters import counters_for
 from llmsys.attention.paged.hopper.simulated import decode_kernel_here, simulate_decode
 from llmsys.hardware.compiler import Build, Compiled, compile_kernels
 from llmsys.hardware.tier import load_triton, triton_installed
@@ -172,6 +173,16 @@ def test_what_nobody_wrote_spoils_results_unless_it_is_cleared():
     assert "wrong" in set(outcomes(decode_kernel_here(clear=lambda v, end: None)))
 
 
+@pytest.mark.parametrize(
+    ("language", "message"),
+    [("cuda", 'must be "auto", "triton" or "gluon", got'), ("gluon", "decode steps on a Hopper")],
+)
+def test_a_language_that_there_is_not_or_not_for_this_step_is_refused(language, message):
+    batch = ragged(Shape(((2, 5),), 16, 1, 1, 64, 64), dtype=torch.float16)
+    with pytest.raises(ValueError, match=f"language .*{message}"):
+        paged_attention(batch.q, batch.key_pages, batch.value_pages, **batch.step, language=language)
+
+
 # On the GPU
 
 
@@ -205,8 +216,7 @@ def test_decoding_errs_no_more_than_rounding_explains_and_gives_the_same_bits_ag
 
 @pytest.mark.gpu
 @on_hopper
-@pytest.mark.parametrize("B", [1, 3, 132, 1500])
-@pytest.mark.parametrize("length", [1, 100, 3001])
+@pytest.mark.parametrize(("B", "length"), [(1, 1), (1, 3001), (3, 100), (132, 3001), (1500, 100)])
 def test_any_number_of_sequences_is_decoded(B, length):
     sequences = tuple((1, max(length - 13 * i % (length + 5), 0)) for i in range(B))
     for shape in (Shape(sequences, 16, 3, 3, 64, 64), Shape(sequences, 16, 4, 1, 128, 128)):
@@ -271,3 +281,17 @@ def test_decode_steps_go_to_the_kernel_and_others_do_not():
     assert not hopper_takes(q.float(), k.float(), v.float(), table, 1, False)
     assert not hopper_takes(q, k.transpose(1, 2).contiguous().transpose(1, 2), v, table, 1, False)
     assert math.isfinite(call(batch).float().sum().item())
+
+
+@pytest.mark.gpu
+@on_hopper
+def test_launches_that_may_meet_have_counters_of_their_own():
+    device = torch.device("cuda")
+    mine = counters_for(device, 132)
+    assert counters_for(device, 132).data_ptr() == mine.data_ptr() and not mine.any()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert counters_for(device, 132).data_ptr() != mine.data_ptr()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        captured = [counters_for(device, 132).data_ptr() for _ in range(3)]
+        torch.zeros(1, device=device)  # a graph of nothing is warned of
+    assert len({*captured, mine.data_ptr()}) == 4
