@@ -19,6 +19,7 @@ BENCHMARKS = {
     "hopper_orders": "llmsys.bench.hopper_orders",
     "decode": "llmsys.bench.decode",
     "paged_decode": "llmsys.bench.paged_decode",
+    "paged_prefill": "llmsys.bench.paged_prefill",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 

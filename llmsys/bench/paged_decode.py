@@ -13,6 +13,7 @@ shapes: an interpreter's time is not a kernel's.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,9 @@ from llmsys.bench.low_precision import eager_attention
 from llmsys.bench.record import Record, new_record
 from llmsys.bench.timing import interleaved
 
-KERNELS: dict[str, PagedAttention] = {"triton": paged_attention}
+KERNELS: dict[str, PagedAttention] = {
+    language: partial(paged_attention, language=language) for language in ("gluon", "triton")
+}
 """Who is measured on a GPU, by name."""
 COPY, DENSE = "copy", "dense"
 NO_GPU = "there is no GPU, and an interpreter's time is not a kernel's"

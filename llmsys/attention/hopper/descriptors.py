@@ -33,6 +33,13 @@ def sum_descriptor(dq: Tensor):
     return _descriptor(dq, list(dq.stride()), [1, 1, ROWS, 64], swizzle=128)
 
 
+def tiles_descriptor(x: Tensor, shape: list[int], strides: list[int], block: list[int]):
+    """A descriptor of x's memory as a tensor of another shape and strides, in tiles for the tensor cores."""
+    from llmsys.attention.hopper.gluon import TensorDescriptor
+
+    return TensorDescriptor(x, shape, strides, block, _layout(128, 8 * x.element_size(), len(block)))
+
+
 def for_copy_engine(x: Tensor) -> Tensor:
     """x (B, H, T, D) itself if the copy engine can read it as it lies, or else a copy."""
     strides = [stride * x.element_size() for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]

@@ -10,6 +10,7 @@ which to read it:
     walk            how a kernel walks over the keys of one sequence, page after page
     ragged_kernel   many query tokens a sequence: a program for each tile of queries
     split_kernels   few query tokens a sequence: all tiles of all keys in a line, cut into equal runs; then the merge
+    hopper/         one query token a sequence on an H100 or H200, in Gluon
 """
 
 from llmsys.attention.paged.arguments import PagedAttention

@@ -1,4 +1,7 @@
-"""Attention over pages in Triton: what surrounds the kernels. The contract is `llmsys.attention.paged.arguments`'s.
+"""Attention over pages: what surrounds the kernels. The contract is `llmsys.attention.paged.arguments`'s.
+
+Decode steps on an H100 or H200 have a kernel of their own, in Gluon (`llmsys.attention.paged.hopper`). All else, and
+everything on other GPUs, is done by Triton's.
 
 A sequence that brings many tokens has work for many programs, each with a tile of queries (`ragged_kernel`). One that
 brings few must have its keys divided (`split_kernels`). In a step that has both, each kernel takes its own; where every
@@ -10,6 +13,7 @@ length that is on the GPU: so nothing waits, and a CUDA graph of it serves steps
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from llmsys.attention.flash.tiles import LOG2_E, TileConfig, block_of, target_of
 from llmsys.attention.paged.arguments import check_pages, check_step
+from llmsys.attention.paged.hopper import hopper_decode, hopper_takes
 from llmsys.attention.paged.plans import Plan, plan_for
 from llmsys.attention.paged.write import check_device
 
@@ -45,13 +50,18 @@ def paged_attention(
     scale: float | None = None,
     tree_mask: Bool[Tensor, "N W"] | None = None,
     return_lse: bool = False,
+    language: Literal["auto", "triton", "gluon"] = "auto",
     plan: Plan | None = None,
     kernels: Kernels | None = None,
 ) -> Float[Tensor, "N Hq Dv"] | tuple[Float[Tensor, "N Hq Dv"], Float[Tensor, "N Hq"]]:
-    """Attention of ragged sequences over pages, by Triton kernels: on a GPU, or in the interpreter.
+    """Attention of ragged sequences over pages, by kernels: on a GPU, or in the interpreter.
 
-    Heads of at most 256, in fp32, fp16 and bf16. `plan` is by default what `plan_for` says.
+    Heads of at most 256, in fp32, fp16 and bf16. `language` says whose kernels: "gluon" takes decode steps on a Hopper
+    GPU, in half precision, with heads of 64 or 128, and "auto" goes there by itself. `plan`, of the Triton kernels, is
+    by default what `plan_for` says; where it or `kernels` is given, it is they that are launched.
     """
+    if language not in ("auto", "triton", "gluon"):
+        raise ValueError(f'language must be "auto", "triton" or "gluon", got {language!r}')
     scale = check_pages(q, key_pages, value_pages, scale=scale)
     check_step(q, query_start_loc, seq_lens, block_table, tree_mask)
     for name, x in (("key_pages", key_pages), ("value_pages", value_pages)):
@@ -70,13 +80,24 @@ def paged_attention(
     if o.numel() == 0 or S == 0:
         o.zero_(), lse.fill_(float("-inf"))
         return (o, lse) if return_lse else o
+    if tree_mask is not None and tree_mask.shape[1] <= 1:
+        tree_mask = None  # a tree of one token says nothing
+    ours = language != "triton" and plan is None and kernels is None
+    if ours and hopper_takes(q, key_pages, value_pages, block_table, max_query_len, tree_mask is not None):
+        hopper_decode(
+            q, key_pages, value_pages, o, lse, query_start_loc, seq_lens, block_table, scale, _multiprocessors(q.device)
+        )
+        return (o, lse) if return_lse else o
+    if language == "gluon":
+        raise ValueError(
+            'language must be "auto" or "triton" for this step: "gluon" is for decode steps on a Hopper GPU, in half '
+            "precision, with heads of 64 or 128 and pages of a power of two, 16 at least"
+        )
     if kernels is None:
         check_device(q)
         kernels = _kernels()
     if q.stride(2) != 1:
         q = q.contiguous()
-    if tree_mask is not None and tree_mask.shape[1] <= 1:
-        tree_mask = None  # a tree of one token says nothing
     plan = plan or plan_for(
         N, S, G, Hkv, max(Dk, Dv), q.element_size(), max_query_len, tree_mask is not None, target_of(q.device),
         _multiprocessors(q.device),

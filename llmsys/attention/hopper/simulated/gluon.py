@@ -224,6 +224,8 @@ class Pointer:
     def __init__(self, memory: Tensor, at=0):
         self.memory, self.at = memory, at
 
+    dtype = property(lambda self: SimpleNamespace(element_ty=self.memory.dtype))
+
     def __add__(self, n):
         return Pointer(self.memory, self.at + n)
 
@@ -246,6 +248,8 @@ class gl:
     static_range = range
     exp2, log2 = torch.exp2, torch.log2
     NVMMADistributedLayout = NVMMASharedLayout = DotOperandLayout = SliceLayout = staticmethod(lambda *a, **k: None)
+    BlockedLayout = NVMMASharedLayout
+    to_tensor = staticmethod(torch.as_tensor)
 
     @staticmethod
     def arange(start, stop, layout=None):
@@ -284,12 +288,31 @@ class gl:
         return x
 
     @staticmethod
-    def load(pointer):
-        return pointer.memory[int(pointer.at)]
+    def associative_scan(x, axis, combine):
+        for i in range(1, x.shape[axis]):
+            x = x.index_copy(axis, torch.tensor([i]), combine(x.narrow(axis, i - 1, 1), x.narrow(axis, i, 1)))
+        return x
 
     @staticmethod
-    def store(pointer, x, mask):
-        pointer.memory[pointer.at[mask]] = x[mask]
+    def load(pointer, mask=True, other=0, cache_modifier=""):
+        at = torch.as_tensor(pointer.at)
+        there = torch.as_tensor(mask).broadcast_to(at.shape)
+        x = torch.full(at.shape, other, dtype=pointer.memory.dtype)
+        x[there] = pointer.memory[at[there]]
+        return _value(x)
+
+    @staticmethod
+    def store(pointer, x, mask=True):
+        at = torch.as_tensor(pointer.at)
+        there = torch.as_tensor(mask).broadcast_to(at.shape)
+        pointer.memory[at[there]] = torch.as_tensor(x).broadcast_to(at.shape)[there].to(pointer.memory.dtype)
+
+    @staticmethod
+    def atomic_add(pointer, x, sem):
+        before = pointer.memory[int(pointer.at)].clone()
+        pointer.memory[int(pointer.at)] += x
+        pause()
+        return before
 
     @staticmethod
     def program_id(axis):
