@@ -18,8 +18,8 @@
 #
 # **The idea:** in a causal model, a token's key and value never change once they are there. Keep them, and a step
 # computes its new tokens only: first the whole prompt at once, the **prefill**, and then a single token in each step of
-# **decoding**. What is left of a decoding step is hardly any arithmetic and a lot of reading: all weights, for a handful
-# of tokens, and everything that was kept. To serve language models is to make that reading worth while.
+# **decoding**. What is left of a decoding step is hardly any arithmetic and a lot of reading: all weights, for a
+# handful of tokens, and everything that was kept. To serve language models is to make that reading worth while.
 #
 # You will write attention with a cache, for steps in which sequences of different lengths take part; count what a token
 # costs in memory; predict to the byte how many sequences fit, and fill a memory with them; and see what a step waits
@@ -182,8 +182,8 @@ print("top left:       ", broken.text)
 # sequence: all weights are read for a single token. A server has many sequences, of different lengths, some just
 # beginning. So put their tokens **side by side**, $N$ of them, (1, N). To the matrices of a model, a token is a token,
 # whichever sequence it belongs to. Attention alone has to know. So each sequence hands in a *chunk*: its tokens in this
-# step, how many were computed before, and where it lies in the cache. A *batch* is made of the chunks, on the host, once
-# a step:
+# step, how many were computed before, and where it lies in the cache. A *batch* is made of the chunks, on the host,
+# once a step:
 
 # %% tags=["claim"]
 step = batch_of(
@@ -203,11 +203,11 @@ for name in ("tokens", "positions", "slot_mapping", "query_start_loc", "seq_lens
 # $$ \text{slot} = r \cdot \text{capacity} + i \tag{2} $$
 #
 # so the prompt goes to slots 16, 17 and 18. (The library says *block* and `block_size`: here a sequence has one block,
-# its row, and `blocks=[2]` is row 2; in lesson 08 it has many.) `positions` are for the rotation; `query_start_loc` says
-# where each sequence's queries begin, and in a last entry where they all end; `seq_lens`, how many keys each has with
-# this step; `logits_indices` are the tokens after which a next one is asked for. Given a batch, the model does not call
-# `begin`, and returns logits for these tokens only: (1, L, V), L of them. Prefill and decoding do not occur: there is
-# only what is computed already and what is not.
+# its row, and `blocks=[2]` is row 2; in lesson 08 it has many.) `positions` are for the rotation; `query_start_loc`
+# says where each sequence's queries begin, and in a last entry where they all end; `seq_lens`, how many keys each has
+# with this step; `logits_indices` are the tokens after which a next one is asked for. Given a batch, the model does not
+# call `begin`, and returns logits for these tokens only: (1, L, V), L of them. Prefill and decoding do not occur: there
+# is only what is computed already and what is not.
 #
 # ## Exercise (a): attention with a cache (35 minutes)
 #
@@ -307,8 +307,9 @@ for chunk in (None, 7):
 # weight, which has two bytes in `bfloat16`: an intensity of $n$ FLOP a byte (less, the larger $n$ is: activations move,
 # too). In prefill, $n$ is the length of the prompt, in decoding the number of *sequences*. Attention to a cache is
 # another matter. A key or a value, two bytes, takes part in one multiply-add for each of the $G$ query heads that share
-# it: $G$ FLOP a byte for one query. A prompt's many queries share the reading; a larger batch changes nothing, for every
-# sequence brings a cache of its own. For Llama-3-8B, $G = 4$, on an H100, with the MLP's matrices for the weights:
+# it: $G$ FLOP a byte for one query. A prompt's many queries share the reading; a larger batch changes nothing, for
+# every sequence brings a cache of its own. For Llama-3-8B, $G = 4$, on an H100, with the MLP's matrices for the
+# weights:
 
 # %% tags=["claim"]
 llama, h100 = SHAPES["Llama-3-8B"], DEVICES["H100 SXM"]
@@ -582,10 +583,10 @@ for rows in (n, n + 1):
 del cache
 
 # %% [markdown]
-# To the byte: the weights, and 11 · 1024 tokens of 46,080 bytes. What a step computes needs room as well, and here found
-# it in what was left over: with pieces of 8 tokens of 11 sequences it is a few megabytes. <!-- source: the cell above; 88 tokens · (1536 + 1536) · 4 bytes in the MLP,
-# and 11 rows of 49,152 logits --> Engines take it off beforehand: they run the largest step that they will allow once,
-# and look how much it took.
+# To the byte: the weights, and 11 · 1024 tokens of 46,080 bytes. What a step computes needs room as well, and here
+# found it in what was left over: with pieces of 8 tokens of 11 sequences it is a few megabytes. <!-- source: the cell
+# above; 88 tokens · (1536 + 1536) · 4 bytes in the MLP, and 11 rows of 49,152 logits --> Engines take it off
+# beforehand: they run the largest step that they will allow once, and look how much it took.
 #
 # And note what these 11 rows hold: 44 tokens each, of 1024. <!-- source: 41 of the prompt and 3 of the 4 new ones, for
 # K and V of the last one were never computed; 1 − 44 / 1024 --> A contiguous cache has to reserve the longest that a
