@@ -337,8 +337,8 @@ print(f"a token that is generated alone: {cost[1, 1] / cost[1, 1024]:.0f} × a t
 # $$ \text{seconds} \ge \underbrace{\max\Big(\frac{\text{weight bytes}}{\text{bandwidth}},\ \frac{2 \cdot \text{parameters} \cdot B}{\text{peak}}\Big)}_{\text{shared by the batch}} \;+\; \underbrace{\frac{B \cdot T \cdot \kappa}{\text{bandwidth}}}_{\text{each sequence's own}} \tag{3} $$
 #
 # The weights are those that the step multiplies with. The table of embeddings is not among them: a token takes one row
-# of it. So Llama-3-8B has 16.1 GB of weights in `bfloat16`, and a step reads 15.0 of them. <!-- source: 128,256 · 4096
-# numbers of two bytes are 1.05 GB --> The maximum goes over from reading to arithmetic at about 300 sequences on an
+# of it. Llama-3-8B has 16.1 GB of weights in `bfloat16` (15 GiB), and a step reads 15.0 GB of them (14 GiB). <!--
+# source: 128,256 · 4096 numbers of two bytes are 1.05 GB --> The maximum goes over from reading to arithmetic at about 300 sequences on an
 # H100: up to there, one more costs the weights' part nothing.
 #
 # The two parts are added, for they run one after another: a layer's attention waits for its matrices, and they for it.
