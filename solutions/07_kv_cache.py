@@ -17,8 +17,9 @@
 # the whole text for every new token computes the same keys and values again and again.
 #
 # **The idea:** in a causal model, a token's key and value never change once they are there. Keep them, and a step
-# computes its new tokens only. What is left of such a step is hardly any arithmetic and a lot of reading: all weights,
-# for a handful of tokens, and everything that was kept. To serve language models is to make that reading worth while.
+# computes its new tokens only: first the whole prompt at once, the **prefill**, and then a single token in each step of
+# **decoding**. What is left of a decoding step is hardly any arithmetic and a lot of reading: all weights, for a
+# handful of tokens, and everything that was kept. To serve language models is to make that reading worth while.
 #
 # You will write attention with a cache, for steps in which sequences of different lengths take part; count what a token
 # costs in memory; predict to the byte how many sequences fit, and fill a memory with them; and see what a step waits
@@ -71,7 +72,8 @@ predict("07.batch", None, "×")
 # The query $q_i$ occurs in the step of token $i$, and nowhere else. The keys $k_j$ and values $v_j$ occur in every step
 # from $j$ on. Are they the same ones each time? They are computed from token $j$'s hidden state, which by (1) has seen
 # the tokens up to $j$ and no other, in every layer below. What comes later cannot change it. Ask the model: the keys of
-# seven tokens, once with six more behind them and once without.
+# seven tokens, once with six more behind them and once without. (It calls `attend` in every layer; what that is handed,
+# the section after this one says.)
 
 # %% tags=["claim"]
 class Watched(NoCache):
@@ -138,8 +140,7 @@ print("the same tokens with a cache and without:", with_cache.tokens == without.
 print("tokens of each step:", cache.steps)
 
 # %% [markdown]
-# The first step is the **prefill**: the whole prompt at once. Each further one is a step of **decoding**, a single
-# token.
+# The first step is the prefill, with all 41 tokens of the prompt; each further one decodes, a single token.
 #
 # ## Who sees whom
 #
@@ -179,9 +180,10 @@ print("top left:       ", broken.text)
 #
 # `OneSequence` has two faults. `torch.cat` copies all that is kept, in every layer of every step. And it serves one
 # sequence: all weights are read for a single token. A server has many sequences, of different lengths, some just
-# beginning. So put their tokens **side by side**, as one row of $N$ tokens, (1, N). To the matrices of a model, a token
-# is a token, whosesoever it is. Attention alone has to know, and is told by a *batch*, which is made on the host, once
-# a step:
+# beginning. So put their tokens **side by side**, $N$ of them, (1, N). To the matrices of a model, a token is a token,
+# whichever sequence it belongs to. Attention alone has to know. So each sequence hands in a *chunk*: its tokens in this
+# step, how many were computed before, and where it lies in the cache. A *batch* is made of the chunks, on the host,
+# once a step:
 
 # %% tags=["claim"]
 step = batch_of(
@@ -195,17 +197,17 @@ for name in ("tokens", "positions", "slot_mapping", "query_start_loc", "seq_lens
     print(f"{name:15}", getattr(step, name).tolist())
 
 # %% [markdown]
-# A cache is a row of **slots**, one for each token that it has room for, and here they come in rows of a fixed
-# *capacity*, a row for each sequence. Token $i$ of the sequence in row $r$ lies in
+# A cache is made of **slots**, one for each token that it has room for. Here they lie in rows of a fixed *capacity*, a
+# row for each sequence. Token $i$ of the sequence in row $r$ lies in
 #
 # $$ \text{slot} = r \cdot \text{capacity} + i \tag{2} $$
 #
 # so the prompt goes to slots 16, 17 and 18. (The library says *block* and `block_size`: here a sequence has one block,
-# its row, and `blocks=[2]` is row 2; in lesson 08 it has many.) `positions` are for the rotation; `query_start_loc` and
-# `seq_lens` say where each sequence's queries begin, and how many keys it has with this step; `logits_indices` are the
-# tokens after which a next one is asked for. Given a batch, the model does not call `begin`, and returns logits for
-# these tokens only: (1, L, V), L of them. Prefill and decoding do not occur: there is only what is computed already and
-# what is not.
+# its row, and `blocks=[2]` is row 2; in lesson 08 it has many.) `positions` are for the rotation; `query_start_loc`
+# says where each sequence's queries begin, and in a last entry where they all end; `seq_lens`, how many keys each has
+# with this step; `logits_indices` are the tokens after which a next one is asked for. Given a batch, the model does not
+# call `begin`, and returns logits for these tokens only: (1, L, V), L of them. Prefill and decoding do not occur: there
+# is only what is computed already and what is not.
 #
 # ## Exercise (a): attention with a cache (35 minutes)
 #
@@ -302,15 +304,16 @@ for chunk in (None, 7):
 # ## What a step waits for
 #
 # Put both kinds of step on the roofline of lesson 01. A matrix of weights with $n$ tokens does $2n$ operations for each
-# weight, which has two bytes in `bfloat16`: an intensity of $n$ FLOP a byte (a little less: activations move, too). In
-# prefill, $n$ is the length of the
-# prompt, in decoding the number of *sequences*. Attention to a cache is another matter. A key or a value, two bytes,
-# takes part in one multiply-add for each of the $G$ query heads that share it: $G$ FLOP a byte for one query, and a
-# larger batch changes nothing, for every sequence brings a cache of its own. For Llama-3-8B, $G = 4$, on an H100:
+# weight, which has two bytes in `bfloat16`: an intensity of $n$ FLOP a byte (less, the larger $n$ is: activations move,
+# too). In prefill, $n$ is the length of the prompt, in decoding the number of *sequences*. Attention to a cache is
+# another matter. A key or a value, two bytes, takes part in one multiply-add for each of the $G$ query heads that share
+# it: $G$ FLOP a byte for one query. A prompt's many queries share the reading; a larger batch changes nothing, for
+# every sequence brings a cache of its own. For Llama-3-8B, $G = 4$, on an H100, with the MLP's matrices for the
+# weights:
 
 # %% tags=["claim"]
 llama, h100 = SHAPES["Llama-3-8B"], DEVICES["H100 SXM"]
-print(f"FLOP a byte; the H100 does {h100.flops_per_byte():.0f} in that time")
+print(f"FLOP a byte; in the time of a byte, the H100 does {h100.flops_per_byte():.0f}")
 print("                   weights  attention   step, ms   ms a token")
 cost = {}
 for batch, queries in ((1, 1024), (1, 1), (64, 1), (256, 1)):
@@ -328,17 +331,22 @@ print(f"a token that is generated alone: {cost[1, 1] / cost[1, 1024]:.0f} × a t
 # for the two bytes of each weight, and does two operations with them; in a prompt, it takes those two operations at the
 # peak.
 #
-# So serve many at once. Then the weights' part of a step is shared, by (3) up to about 300 sequences: there the
-# arithmetic takes as long as the reading. The cache's part is not shared. With $B$ sequences of $T$ tokens each, and
-# $\kappa$ bytes of keys and values for each token (all layers together),
+# So serve many at once. Then the weights' part of a step is shared, and the cache's part is not. With $B$ sequences of
+# $T$ tokens each, and $\kappa$ bytes of keys and values for each token (all layers together),
 #
 # $$ \text{seconds} \ge \underbrace{\max\Big(\frac{\text{weight bytes}}{\text{bandwidth}},\ \frac{2 \cdot \text{parameters} \cdot B}{\text{peak}}\Big)}_{\text{shared by the batch}} \;+\; \underbrace{\frac{B \cdot T \cdot \kappa}{\text{bandwidth}}}_{\text{each sequence's own}} \tag{3} $$
 #
-# The parts are added, for they run one after another: a layer's attention waits for its matrices, and they for it. If
-# they overlapped, (3) would be no lower bound. And the second part is reading as long as $G$ is far below 295. (The
-# absorbed form of MLA, with 242 FLOP a byte, is not: lesson 15.) <!-- source: 128 heads · (512 + 576) · 2 operations on
-# 576 numbers of two bytes --> Check (3) on a published example, a model of 30 billion parameters on 16 TPU v5e,
-# weights in eight bits, arithmetic in `bfloat16`, 100 kB a token and a context of 8192 ([How to scale your
+# The weights are those that the step multiplies with. The table of embeddings is not among them: a token takes one row
+# of it. Llama-3-8B has 16.1 GB of weights in `bfloat16` (15 GiB), and a step reads 15.0 GB of them (14 GiB). <!--
+# source: 128,256 · 4096 numbers of two bytes are 1.05 GB --> The maximum goes over from reading to arithmetic at about 300 sequences on an
+# H100: up to there, one more costs the weights' part nothing.
+#
+# The two parts are added, for they run one after another: a layer's attention waits for its matrices, and they for it.
+# If they overlapped, (3) would be no lower bound. And the second part is reading as long as $G$ is far below 295, as it
+# is here.
+#
+# Check (3) on a published example, a model of 30 billion parameters on 16 TPU v5e, weights in eight bits, arithmetic in
+# `bfloat16`, 100 kB a token and a context of 8192 ([How to scale your
 # model](https://jax-ml.github.io/scaling-book/inference/)), which has 2.5 and 21 ms:
 
 # %% tags=["claim"]
@@ -360,13 +368,13 @@ viz.kv_cache.stepper()
 # <details><summary>Answer</summary>
 #
 # A step reads 15.0 GB of weights, and each sequence of 8k tokens has 1.07 GB of cache: they are as much as each other
-# at 14 sequences, and with 1k tokens at 112. <!-- source: 15,009,849,344 bytes, 8192 · 131,072 bytes: 13.98; 1024 ·
-# 131,072 bytes: 111.8 --> A token goes on becoming cheaper, by less and less: the weights' part is shared by ever more,
-# and its own cache, 0.32 ms at 8k, remains. <!-- source: 1.07 GB at 3.35 TB/s -->
+# at 14 sequences, between two of the frames, and with 1k tokens at 112. <!-- source: 15,009,849,344 bytes, 8192 ·
+# 131,072 bytes: 13.98; 1024 · 131,072 bytes: 111.8 --> A token goes on becoming cheaper, by less and less: the weights'
+# part is shared by ever more, and its own cache, 0.32 ms at 8k, remains. <!-- source: 1.07 GB at 3.35 TB/s -->
 # </details>
 #
-# Now your prediction, by (3) and by the GPU. The record is of Llama-3-8B with random weights, and a contiguous cache in
-# an H100's memory; a step is launched as one CUDA graph.
+# Now your prediction, by (3) and by the GPU. The record is of Llama-3-8B with random weights, and a cache in rows in an
+# H100's memory; a step is launched as one CUDA graph, all of its kernels at once, so that nothing waits for Python.
 
 # %% tags=["claim"]
 record = recorded("decode")
@@ -390,13 +398,15 @@ for (context, batch), row in on_h100.items():
 for name, row in (("one sequence", alone), ("64", together)):
     print(f"a step of {name} takes {row['ms']:.2f} ms, by (3) {row['predicted_ms']:.2f} ms")
 large = [row["attention_ms"] / row["predicted_attention_ms"] for row in on_h100.values() if row["cache_bytes"] > 8e9]
+print(f"caches of more than 8 GB: {min(large):.2f} to {max(large):.2f} × the time that (3) has")
 for batch in (1, 64, 256):
     more = [row["rest_ms"] - row["predicted_rest_ms"] for row in on_h100.values() if row["batch"] == batch]
     shown = ", ".join(f"{each:.1f}" for each in more)  # a context each
     print(f"batch {batch:3}: the rest of a step takes {shown} ms longer than (3) says")
-small = next(row for row in record.rows if row["name"] == "SmolLM2-135M" and row["context"] * row["batch"] == 1024)
-print(f"SmolLM2, {SHAPES['SmolLM2-135M'].layers} layers, {small['weight_bytes'] / 1e9:.2f} GB of weights: ", end="")
-print(f"the rest takes {small['rest_ms']:.2f} ms, by (3) {small['predicted_rest_ms']:.2f}")
+smol = {row["batch"]: row for row in record.rows if row["name"] == "SmolLM2-135M" and row["context"] == 1024}
+print(f"SmolLM2, {SHAPES['SmolLM2-135M'].layers} layers, {smol[1]['weight_bytes'] / 1e9:.2f} GB of weights: ", end="")
+print(f"the rest takes {smol[1]['rest_ms']:.2f} ms, with 256 sequences {smol[256]['rest_ms']:.2f} ms, ", end="")
+print(f"by (3) {smol[1]['predicted_rest_ms']:.2f} ms")
 
 # %% tags=["measure"]
 measured("07.batch", together["ms"] / alone["ms"], "×")
@@ -409,12 +419,15 @@ measured("07.batch", together["ms"] / alone["ms"], "×")
 # How good is (3)? Its ratio is right because both steps take 1.7 to 1.8 × as long as it says: 7.96 ms where it has
 # 4.52, and 12.09 where it has 7.04. (The table before that had 7.17: it counts all operations, and all that they move.)
 #
-# Compare the columns. Large caches are read nearly as fast as the memory can: 1.07 to 1.17 × the time of (3). The rest
-# of a step takes longer than its weights do, by 3.2 ms for one sequence, 4.6 ms for 64 and 7.1 ms for 256, whatever the
-# context: shared, but not free. Why? Between the products there are norms, rotations and additions, and in this model
-# each of them is a kernel of its own, hundreds in a step; (3) knows none of them. SmolLM2 has nearly as many layers,
-# and hardly any weights: 0.08 ms to read them, and its rest takes 2.35 ms. So kernels that wait for each other are most
-# of it, probably. The engine of this part of the course will fuse them.
+# Compare the columns. Large caches, of more than 8 GB, are read nearly as fast as the memory can: 1.07 to 1.17 × the
+# time of (3). The rest of a step, which is all but attention, takes longer than its weights do: by 3.2 ms for one
+# sequence and 4.6 ms for 64, whatever the context, and by 7.1 ms for 256. Shared, but not free. Why? Between the
+# products there are norms, rotations and additions, and in this model each of them is a kernel of its own, hundreds in
+# a step; (3) knows none of them. SmolLM2 has nearly as many layers, and hardly any weights: 0.08 ms to read them, and
+# its rest takes 2.35 ms. So for one sequence, kernels that wait for each other are most of it, probably. The engine of
+# this part of the course will fuse them. They do not explain what the batch adds: with 256 sequences, SmolLM2's rest
+# takes 3.00 ms, hardly more. That far up, a product's arithmetic takes nearly as long as its reading, and neither
+# hides behind the other as well as (3) has it: a guess, which a profile of one product could test.
 #
 # Now go down to 16k tokens. Sixteen sequences take 2.29 × the time of one there, and 2.88 × by (3), for the two steps
 # are not off by the same factor: 1.34 and 1.69. The caches take longer than the weights, and each further sequence
@@ -570,10 +583,10 @@ for rows in (n, n + 1):
 del cache
 
 # %% [markdown]
-# To the byte. What a step computes needs room as well, and here found it in what was left over: with pieces of 8 tokens
-# of 11 sequences it is a few megabytes. <!-- source: the cell above; 88 tokens · (1536 + 1536) · 4 bytes in the MLP,
-# and 11 rows of 49,152 logits --> Engines take it off beforehand: they run the largest step that they will allow once,
-# and look how much it took.
+# To the byte: the weights, and 11 · 1024 tokens of 46,080 bytes. What a step computes needs room as well, and here
+# found it in what was left over: with pieces of 8 tokens of 11 sequences it is a few megabytes. <!-- source: the cell
+# above; 88 tokens · (1536 + 1536) · 4 bytes in the MLP, and 11 rows of 49,152 logits --> Engines take it off
+# beforehand: they run the largest step that they will allow once, and look how much it took.
 #
 # And note what these 11 rows hold: 44 tokens each, of 1024. <!-- source: 41 of the prompt and 3 of the 4 new ones, for
 # K and V of the last one were never computed; 1 − 44 / 1024 --> A contiguous cache has to reserve the longest that a
@@ -593,6 +606,8 @@ timed = load_model(device="cuda", dtype=torch.bfloat16) if torch.cuda.is_availab
 rows = sweep(timed, (1, 4, 16), (256, 1024), spec=this_machine(), missing={}, repeats=5)
 here = [row | {"name": "SmolLM2-135M"} for row in rows]
 ms = {(row["context"], row["batch"]): row["ms"] for row in here}
+by_3 = {(row["context"], row["batch"]): row["predicted_ms"] for row in here}
+print(f"by (3): {by_3[256, 16] / by_3[256, 1]:.2f} ×")
 measured("07.here", ms[256, 16] / ms[256, 1], "×")
 
 # %% tags=["measure"]
@@ -631,6 +646,9 @@ said = [each.tokens == tokens[: len(each.tokens)] for each, tokens in zip(alone,
 print("each as if it were alone:", said)
 
 # %% [markdown]
+# In the step of 16 tokens, the third question comes with its last 14, and the two others, which have begun to answer,
+# with one each.
+#
 # The library's cache does this with its arguments checked, and on a GPU without waiting for anything inside a step:
 # `generate_batch(model, questions)` in `llmsys.models`.
 #
@@ -663,7 +681,7 @@ print("each as if it were alone:", said)
 # With short contexts, (3) is nearly all weights: the step takes as long as before, and the tokens in a second double,
 # up to a batch of about 300 on an H100 in bf16. With long ones the cache takes over. Of Llama-3-8B, one sequence of
 # 100,000 tokens reads 13 GB of cache beside 15 GB of weights: from one sequence to two, the tokens in a second still
-# grow by 37%, from two to four by 22%, and no more than five fit. The more of a step is cache, the nearer a doubled
+# grow by 36%, from two to four by 22%, and no more than five fit. The more of a step is cache, the nearer a doubled
 # batch comes to a doubled time. There, only fewer bytes a token help, or more bandwidth. <!-- source: decode_step_of:
 # 8.39, 12.31 and 20.13 ms for 1, 2 and 4 sequences; largest_batch(80 GiB, …) -->
 # </details>

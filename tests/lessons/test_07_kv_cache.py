@@ -299,6 +299,12 @@ def by_the_librarys_cache(cache, layer, q, k, v, batch, *, turn=None, scale=None
         attend_but("only_the_newest_of_a_chunk", ("keys[batch.slot_mapping] =",
                    "keys[batch.slot_mapping[batch.query_start_loc[1:] - 1]] = keys[batch.slot_mapping[:1]]\n"
                    "    keys[batch.slot_mapping[-1:]] ="), ("k[0].transpose(0, 1)", "k[0].transpose(0, 1)[-1:]")),
+        attend_but("writes_a_copy_and_copies_it_back", (WRITES,
+                   "    for x, new in ((keys, k), (values, v)):\n        anew = x.clone()\n"
+                   "        anew[batch.slot_mapping] = new[0].transpose(0, 1)\n        x[:] = anew\n")),
+        attend_but("values_of_the_keys", ("values[batch.slot_mapping] = v[0]", "values[batch.slot_mapping] = k[0]")),
+        attend_but("rows_of_the_steps_order", ("for chunk in batch.chunks",
+                   "for chunk in sorted(batch.chunks, key=lambda each: each.blocks[0])")),
         attend_but("twice_the_stage", ("        parts.append(", "        cache.stage(q[:, :, start : start + T], K, V, "
                    "causal=True, scale=scale)\n        parts.append(")),
     ],
@@ -350,6 +356,8 @@ def test_right_bytes_are_taken():
         bytes_but("rope_added_to_all", ("2 * shape.kv_heads * shape.head_dim",
                   "2 * shape.kv_heads * shape.head_dim + 64")),
         bytes_but("eight_bits_and_scales", ("return", "numbers += 4 * (dtype == 'float8')\n    return")),
+        bytes_but("a_latent_with_experts_only", ("shape.latent is not None", "shape.latent and shape.experts")),
+        bytes_but("experts_keep_one_head", ("shape.kv_heads", "(1 if shape.experts else shape.kv_heads)")),
         bytes_but("at_least_64_a_head", ("shape.head_dim", "max(shape.head_dim, 64)")),
     ],
 )  # fmt: skip
@@ -411,6 +419,23 @@ def test_a_wrong_batch_is_rejected(answer):
 @pytest.mark.parametrize("exercise", exercises_of("07"))
 def test_the_check_stands_its_self_test(exercise):
     assert_check_stands(exercise)
+
+
+def made_by(answer, capacity):
+    """The numbers of the largest tensor that a step makes with two sequences of up to nine tokens."""
+    steps = [[[0, 5], [1, 8]], [[1, 1], [0, 1]]]
+    return on_rows(answer)(*draw(6, 9, layers=1), steps=steps, places=[0, 1], capacity=capacity, report="made")
+
+
+@pytest.mark.parametrize("answer", [attend_in_rows, by_the_tensors_of_the_step, token_by_token])
+def test_what_a_step_makes_does_not_depend_on_the_memory_that_is_there(answer):
+    assert 0 < made_by(answer, 1000) == made_by(answer, 10) <= 13 * 4 * 8
+
+
+def test_a_step_that_makes_the_cache_anew_is_seen():
+    anew = attend_but("anew", ("keys[batch.slot_mapping] = k[0].transpose(0, 1)",
+                      "keys.copy_(keys.index_copy(0, batch.slot_mapping.long(), k[0].transpose(0, 1)))"))  # fmt: skip
+    assert made_by(anew, 1000) == 2 * 1000 * 2 * 6
 
 
 def test_an_answer_in_plain_steps_is_run_as_in_a_model():

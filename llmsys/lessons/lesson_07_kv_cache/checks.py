@@ -44,6 +44,16 @@ def cached_attend(answer: Answer) -> None:
         wanted = expected(q, k, v, **options)
         answer.matches(wanted, q, k, v, steps=steps, places=list(places), capacity=capacity, **options)
 
+    def keeps(q, k, v, *, steps, **options) -> None:
+        answer.matches(expected_kept(k, v, **options), q, k, v, steps=steps, report="kept", **options)
+
+    with answer.property(
+        "a first token's key and value go into its slot",
+        why="Where that is, the batch says.",
+        hint="What is in cache.keys[layer] and cache.values[layer] after the step?",
+    ):
+        keeps(*draw(1), steps=[[[0, 1]]], places=[1], capacity=2)
+
     with answer.property("a first token: o is its value", why="It sees itself, and nothing else is there."):
         q, k, v = draw(1)
         matches(q, k, v, steps=[[[0, 1]]], capacity=1)
@@ -51,6 +61,13 @@ def cached_attend(answer: Answer) -> None:
     with answer.property("a prompt in one step, which fills its row", why="Nothing was kept before: Tq = Tk."):
         q, k, v = draw(7, Hkv=2)  # with one head, a reshape does what a transposition does
         matches(q, k, v, steps=[[[0, 7]]], capacity=7)
+
+    with answer.property(
+        "each step's keys and values go into the next slots of the row",
+        why="Token i lies in slot row · capacity + i, and stays there.",
+        hint="In which slot does the first token of the second step belong? The batch says it.",
+    ):  # before anything is read from there: who writes to the wrong place is told from who reads at the wrong one
+        keeps(*draw(7, Hkv=2), steps=[[[0, 4]], [[0, 2]], [[0, 1]]], places=[1], capacity=9)
 
     with answer.property(
         "then a token at a time: each sees all before it, and itself",
@@ -151,9 +168,8 @@ def cached_attend(answer: Answer) -> None:
         why="The slots beside them are other sequences', or will be.",
     ):
         q, k, v = draw(5, 3, layers=2, Hkv=2, Dv=3)
-        options = {"places": [2, 0], "capacity": 6, "turned": True}
         steps = [[[0, 2]], [[1, 3], [0, 2]], [[0, 1]]]
-        answer.matches(expected_kept(k, v, **options), q, k, v, steps=steps, report="kept", **options)
+        keeps(q, k, v, steps=steps, places=[2, 0], capacity=6, turned=True)
 
     with answer.property(
         "cache.stage attends, once for each sequence, to the cache itself",
@@ -179,6 +195,14 @@ def cached_attend(answer: Answer) -> None:
             got=lambda r: f"copies in {sum(not own for _, _, own in r.value)} of {len(r.value)} calls",
             by=lambda r: [own for _, _, own in r.value],
         )
+        run = answer(q, k, v, steps=[[[0, 5], [1, 8]], [[1, 1], [0, 1]]], places=[0, 1], capacity=1024, report="made")
+        answer.that(
+            run,
+            lambda r: r.value < 1024 * 2 * 4,  # a row's keys; the step's own q, k, v and o have at most 208 numbers
+            "nothing made in a step that is as large as a row of the cache",
+            got=lambda r: f"a tensor of {r.value:,} numbers, where a row's keys are {1024 * 2 * 4:,}",
+            by=lambda r: r.value >= 1024 * 2 * 4,
+        )
 
 
 # The bytes of a token
@@ -201,14 +225,15 @@ def cached_attend(answer: Answer) -> None:
     ),
 )
 def bytes_per_token(answer: Answer) -> None:
-    def matches(layers, heads, kv_heads, head_dim, *, latent=None, dtype="bfloat16", width=None) -> None:
+    def matches(layers, heads, kv_heads, head_dim, *, latent=None, dtype="bfloat16", width=None, **more) -> None:
         numbers = latent[1] + latent[2] if latent else 2 * kv_heads * head_dim
         size = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}[dtype]
         given = {"width": width or heads * head_dim, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-        answer.matches(layers * numbers * size, layers=layers, **given, latent=latent, dtype=dtype)
+        answer.matches(layers * numbers * size, layers=layers, **given, latent=latent, dtype=dtype, **more)
 
     with answer.property("a count of bytes is an int", why="Half a byte is not kept."):
-        run = answer(layers=2, width=32, heads=4, kv_heads=4, head_dim=8, latent=None, dtype="bfloat16")
+        # float32: with two bytes an element, who forgets the values cannot be told from who forgets the bytes
+        run = answer(layers=2, width=32, heads=4, kv_heads=4, head_dim=8, latent=None, dtype="float32")
         answer.that(run, lambda r: type(r.value) is int, expected="an int")
 
     with answer.property(
@@ -240,13 +265,14 @@ def bytes_per_token(answer: Answer) -> None:
         matches(32, 32, 8, 128)
         matches(30, 9, 3, 64)
         matches(32, 71, 1, 64)
+        matches(46, 96, 8, 128, width=4096, dense_layers=1)  # experts take the place of MLPs, and keep nothing
 
     with answer.property(
         "latent attention: one vector for all heads, and the key that carries the position",
         why="DeepSeek-V3 keeps 512 + 64 numbers a layer. Keys and values of its 128 heads would be 32,768.",
         hint="How many vectors does a layer keep of a token here, and how long is each? Do they depend on the heads?",
     ):
-        matches(61, 128, 128, 128, latent=[1536, 512, 64], width=7168)
+        matches(61, 128, 128, 128, latent=[1536, 512, 64], width=7168, dense_layers=3)
         matches(3, 10, 10, 24, latent=[48, 40, 8], width=200)
 
     with answer.property("bytes of an element: 4, 2 or 1", why="A cache in eight bits is half of one in sixteen."):

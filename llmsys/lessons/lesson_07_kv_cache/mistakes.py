@@ -48,6 +48,40 @@ wrong_attend(
     why="A query sees its own key, too. After writing, the sequence has computed + T tokens.",
 )
 wrong_attend(
+    "nothing_of_this_step",
+    "You attend to what was kept before this step, and to nothing in the first one.",
+    ("end = first + chunk.computed + T", "end = first + chunk.computed"),
+    why="A query sees its own key, too. After writing, the sequence has computed + T tokens.",
+)
+wrong_attend(
+    "one_key_more",
+    "You count one new key a step, whatever the step brings.",
+    ("end = first + chunk.computed + T", "end = first + chunk.computed + 1"),
+    why="That is right for a step of decoding. A prompt, or a chunk of one, brings T tokens: the row then holds "
+    "computed + T.",
+)
+wrong_attend(
+    "from_the_steps_first_slot",
+    "You read from the slot of the step's first token on, not from the beginning of the row.",
+    ("first = chunk.blocks[0] * cache.capacity", "first = int(batch.slot_mapping[start])"),
+    why="slot_mapping says where the step's own tokens go. What was kept of the sequence lies before them: its row "
+    "begins at row · capacity.",
+)
+wrong_attend(
+    "read_by_a_reshape",
+    "You reshape what you read, (Tk, Hkv, D), where it must be transposed: heads and tokens get mixed.",
+    ("x[first:end].transpose(0, 1)[None]", "x[first:end].reshape(1, x.shape[1], -1, x.shape[2])"),
+    why="A reshape keeps the order of the numbers, in which a token's heads follow each other. A stage wants the "
+    "tokens of a head: transpose(0, 1)[None].",
+)
+wrong_attend(
+    "keys_reshaped",
+    "You reshape the keys, (Hkv, N, Dk), where they must be transposed: heads and tokens get mixed.",
+    ("k[0].transpose(0, 1)", "k.reshape(-1, k.shape[1], k.shape[3])"),
+    why="A reshape keeps the order of the numbers, and reads on from the first head's tokens. Slots want (N, Hkv, Dk), "
+    "a token's heads side by side: k[0].transpose(0, 1).",
+)
+wrong_attend(
     "reshaped",
     "You reshape (Hkv, N, Dk) where it must be transposed: heads and tokens get mixed.",
     ("k[0].transpose(0, 1)", "k.reshape(-1, k.shape[1], k.shape[3])"),
@@ -138,6 +172,17 @@ wrong_attend(
     "slice and a transposition are views.",
 )
 
+wrong_attend(
+    "the_cache_anew",
+    "You make all of the cache anew to write a few slots of it.",
+    ("keys[batch.slot_mapping] = k[0].transpose(0, 1)",
+     "keys.copy_(keys.index_copy(0, batch.slot_mapping.long(), k[0].transpose(0, 1)))"),
+    ("values[batch.slot_mapping] = v[0].transpose(0, 1)",
+     "values.copy_(values.index_copy(0, batch.slot_mapping.long(), v[0].transpose(0, 1)))"),
+    why="A function without an underscore gives a new tensor, as large as the cache, and every row moves in every "
+    "step. keys[slots] = …, or index_copy_, writes in place.",
+)  # fmt: skip
+
 # 07.bytes_per_token
 
 
@@ -164,6 +209,18 @@ wrong_bytes(
     ("2 * shape.kv_heads", "shape.kv_heads"),
     ("shape.latent.kv_rank + shape.latent.rope_dim", "shape.latent.kv_rank"),
     why="A query needs both, of every token before it.",
+)
+wrong_bytes(
+    "numbers",
+    "You count numbers, not bytes.",
+    (" * ITEMSIZE[dtype]", ""),
+    why="A number of bfloat16 has two bytes, one of float32 four: ITEMSIZE[dtype].",
+)
+wrong_bytes(
+    "layers_with_experts",
+    "You leave out the layers that have one MLP, not experts.",
+    ("shape.layers * numbers", "(shape.layers - (shape.experts.dense_layers if shape.experts else 0)) * numbers"),
+    why="Experts are MLPs, and keep nothing of a token. Every layer has attention, and keeps what attention needs.",
 )
 wrong_bytes(
     "one_layer",

@@ -5,6 +5,7 @@ model's matrices leave them; one `Batch` a step, made on the host, for all layer
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from llmsys.attention.rotary import rotate, rotation
 from llmsys.cache.batch import batch_of
 from llmsys.cache.chunk import Chunk
 from llmsys.cache.spec import CacheSpec, LayerCache
+from llmsys.hardware.dispatch import Observer, is_view, tensors_in
 from llmsys.lessons.common import exact, tokens_first
 from llmsys.lessons.lesson_07_kv_cache.rows import Rows
 
@@ -28,7 +30,7 @@ def on_rows(attend: Callable) -> Callable:
     turned      whether the model has rotary positions
     report      "o": of each sequence (layers, Hq, T, Dv) · "kept": keys and values, (layers, slots, Hkv, D), NaN where
                 nothing was written · "calls": [query tokens, keys, whether K and V are the cache's own memory] of each
-                sequence that the stage was called with
+                sequence that the stage was called with · "made": the numbers of the largest tensor that a step made
     """
 
     def run(q, k, v, *, steps, places, capacity, turned=False, scale=None, report="o"):
@@ -36,6 +38,7 @@ def on_rows(attend: Callable) -> Callable:
         each = {"heads": k[0].shape[1], "Dk": Dk, "Dv": v[0].shape[3], "dtype": k[0].dtype}
         spec = CacheSpec(tuple(LayerCache(layer, **each) for layer in range(layers)))
         calls: list[list] = []
+        made = _Made() if report == "made" else nullcontext()
         cache = Rows(attend, spec, rows=max(places) + 1, capacity=capacity)
         for x in (*cache.keys.values(), *cache.values.values()):
             x.fill_(float("nan"))
@@ -47,14 +50,17 @@ def on_rows(attend: Callable) -> Callable:
             batch = batch_of(chunks, block_size=capacity)
             turn = rotation(batch.positions, Dk, dtype=q[0].dtype) if turned else None
             for layer in range(layers):
-                given = (_side_by_side(x, layer, step, done) for x in (q, k, v))
-                o = cache.attend(layer, *given, batch, turn=turn, scale=scale)
+                given = [_side_by_side(x, layer, step, done) for x in (q, k, v)]
+                with made:
+                    o = cache.attend(layer, *given, batch, turn=turn, scale=scale)
                 for (s, _), part in zip(step, o[0].split([count for _, count in step], dim=1), strict=True):
                     outputs[s][layer].append(part)
             for s, count in step:
                 done[s] += count
         if report == "calls":
             return calls
+        if report == "made":
+            return made.largest
         if report == "kept":
             return [torch.stack([x[layer] for layer in range(layers)]) for x in (cache.keys, cache.values)]
         return [torch.stack([torch.cat(parts, dim=1) for parts in sequence]) for sequence in outputs]
@@ -90,6 +96,22 @@ def _side_by_side(x: list[Tensor], layer: int, step: list, done: list[int]) -> T
     """The step's tokens of one layer, (1, H, N, D)."""
     parts = [x[s][layer, :, done[s] : done[s] + count] for s, count in step]
     return tokens_first(torch.cat(parts, dim=1)[None])
+
+
+class _Made(Observer):
+    """Context manager: `largest` is how many numbers the largest tensor had that an operation in its blocks made."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        given = {x.untyped_storage()._cdata for x in tensors_in((args, kwargs))}
+        result = operator(*args, **(kwargs or {}))
+        if not is_view(operator):
+            new = (x.numel() for x in tensors_in(result) if x.untyped_storage()._cdata not in given)
+            self.largest = max(self.largest, *new, 0)
+        return result
 
 
 def _noting(calls: list[list], cache: Rows) -> Callable:

@@ -13,7 +13,7 @@ KINDS = {
     "MHA": ("multi-head: a key and a value for each query head", "orange"),
     "GQA": ("grouped-query: shared by a group of query heads", "blue"),
     "MQA": ("multi-query: one for all query heads", "purple"),
-    "MLA": ("multi-head latent: one vector that is key and value", "green"),
+    "MLA": ("multi-head latent: one vector for the keys and values of all heads", "green"),
 }
 LEFT, LONGEST, WIDTH = 262, 272, 760
 ROW = 40
