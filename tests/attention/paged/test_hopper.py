@@ -50,7 +50,7 @@ def build(D, Hq, Hkv, page, dtype=torch.bfloat16, tiles=None, S=64) -> Build:
     signature |= dict.fromkeys(("table_stride", "S", "N", "groups", "rows"), "i32") | {"scale_log2": "fp32"}
     constants = {
         "HEADS": heads, "TOGETHER": together, "PAGE": page, "BLOCK_S": max(128, 1 << (S - 1).bit_length()),
-        "BLOCK_N": tiles.block_n, "SLOTS": tiles.slots, "PRODUCER_REGISTERS": tiles.registers,
+        "BLOCK_N": tiles.block_n, "SLOTS": tiles.slots, "CONSUMER_REGISTERS": tiles.registers[0], "PRODUCER_REGISTERS": tiles.registers[1],
     }  # fmt: skip
     return Build(KERNEL, signature, constants, num_warps=4)
 
@@ -69,11 +69,11 @@ def test_compiled_for_hopper_one_program_fits_on_an_sm_and_nothing_spills(tmp_pa
         assert kernel.spill_bytes == 0, what
         assert kernel.shared_bytes <= SM_90, what
         assert not [each for each in kernel.warnings if "wgmma" in each], kernel.warnings
-        assert kernel.num_warps == 8 and "ttg.warp_specialize" in kernel.ttgir, what
+        assert kernel.num_warps == 12 and "ttg.warp_specialize" in kernel.ttgir, what
         assert kernel.occupancy().programs == 1, what  # two at a time have hung
         tiles = decode_tiles(D, Hq, Hkv)
         asked = {int(n) for n in re.findall(r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32\s+(\d+)", kernel.ptx)}
-        assert tiles.registers in asked, what
+        assert asked >= set(tiles.registers), what
         columns = max(8, 1 << (Hq // Hkv * (Hkv if tiles.together else 1) - 1).bit_length())
         assert set(re.findall(r"wgmma\.mma_async\S*\.m64n(\d+)k16", kernel.ptx)) == {str(columns)}, what
         boxes = 2 * tiles.block_n // tiles.unit * D // 64
@@ -151,7 +151,7 @@ def ring_of(kernel):
 def test_a_tile_that_is_not_given_back_ends_in_a_deadlock():
     kernel = decode_kernel_here()
     ring_of(kernel).give_back = lambda self, i: None
-    assert re.match(r"Deadlock: .*produce 1 waits for PageRing.empty\[\d\] to end", next(outcomes(kernel)))
+    assert re.match(r"Deadlock: .*produce 2 waits for PageRing.empty\[\d\] to end", next(outcomes(kernel)))
 
 
 def test_a_tile_that_is_given_back_before_it_is_read_is_found_out():

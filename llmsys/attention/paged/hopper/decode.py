@@ -26,14 +26,14 @@ class DecodeTiles:
     slots      tiles in the ring
     unit       rows that one copy fetches; it divides a page
     together   whether the heads of a slot are one group
-    registers  of a thread of the producer
+    registers  of a thread: of a consumer, and of the producer
     """
 
     block_n: int
     slots: int
     unit: int = SHORTEST_UNIT
     together: bool = False
-    registers: int = 64
+    registers: tuple[int, int] = (216, 64)
 
 
 def decode_tiles(D: int, Hq: int, Hkv: int) -> DecodeTiles:
@@ -109,7 +109,7 @@ def decode_arguments(
     ]  # fmt: skip
     return positional, dict(
         HEADS=heads, TOGETHER=together, PAGE=page, BLOCK_S=max(128, 1 << (S - 1).bit_length()), BLOCK_N=tiles.block_n,
-        SLOTS=tiles.slots, PRODUCER_REGISTERS=tiles.registers,
+        SLOTS=tiles.slots, CONSUMER_REGISTERS=tiles.registers[0], PRODUCER_REGISTERS=tiles.registers[1],
     )  # fmt: skip
 
 
