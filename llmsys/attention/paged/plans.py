@@ -59,6 +59,8 @@ def split_tiles_for(D: int, itemsize: int, block_m: int, tree: bool, target: str
     large, few = target in LARGE_SMS, block_m == 16
     if itemsize == 4:
         return TileConfig(block_m, 16, 4 if D <= 128 else 8, 3), 2
+    if target == "sm_90" and few and not tree and D <= 128:  # measured on an H200: a fifth faster than 64 keys
+        return (TileConfig(block_m, 128, 4, 4), 3) if D <= 64 else (TileConfig(block_m, 128, 4, 3), 2)
     if D <= 64:
         return TileConfig(block_m, 64, 4, 5), 4 if large and few and not tree else 2
     if D <= 128:

@@ -34,7 +34,7 @@ if triton_installed():
 
 
 def build(D, Hq, Hkv, page, dtype=torch.bfloat16, tiles=None, S=64) -> Build:
-    tiles = tiles or decode_tiles(D, Hq, Hkv)
+    tiles = tiles or decode_tiles(D, Hq, Hkv, page)
     together = Hkv if tiles.together else 1
     heads = Hq // Hkv * together
     columns = max(8, 1 << (heads - 1).bit_length())
@@ -58,7 +58,7 @@ def build(D, Hq, Hkv, page, dtype=torch.bfloat16, tiles=None, S=64) -> Build:
 @with_triton
 def test_compiled_for_hopper_one_program_fits_on_an_sm_and_nothing_spills(tmp_path):
     always = [(128, 32, 8, 16, torch.bfloat16), (64, 9, 3, 16, torch.bfloat16)]
-    heads = ((128, 32, 8), (64, 9, 3), (128, 64, 1), (64, 8, 8), (128, 8, 8))
+    heads = ((128, 32, 8), (64, 9, 3), (128, 32, 1), (64, 32, 1), (64, 8, 8), (128, 8, 8))
     cases = sample(
         [(*each, page, dtype) for each, page, dtype in itertools.product(heads, (16, 256), DTYPES)], 1, always=always
     )
@@ -71,7 +71,7 @@ def test_compiled_for_hopper_one_program_fits_on_an_sm_and_nothing_spills(tmp_pa
         assert not [each for each in kernel.warnings if "wgmma" in each], kernel.warnings
         assert kernel.num_warps == 12 and "ttg.warp_specialize" in kernel.ttgir, what
         assert kernel.occupancy().programs == 1, what  # two at a time have hung
-        tiles = decode_tiles(D, Hq, Hkv)
+        tiles = decode_tiles(D, Hq, Hkv, page)
         asked = {int(n) for n in re.findall(r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32\s+(\d+)", kernel.ptx)}
         assert asked >= set(tiles.registers), what
         columns = max(8, 1 << (Hq // Hkv * (Hkv if tiles.together else 1) - 1).bit_length())
@@ -197,7 +197,7 @@ MANY = tuple((1, n) for n in (1, 4000, 0, 16, 17, 127, 128, 129, 3001, 64, 1000)
 @on_hopper
 @pytest.mark.parametrize("page", [16, 64, 256])
 @pytest.mark.parametrize(
-    ("D", "G", "Hkv"), [(64, 3, 3), (128, 4, 8), (128, 1, 4), (64, 1, 8), (128, 16, 1), (64, 33, 2), (128, 64, 1)]
+    ("D", "G", "Hkv"), [(64, 3, 3), (128, 4, 8), (128, 1, 4), (64, 1, 8), (128, 16, 1), (64, 32, 2), (128, 32, 1)]
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decoding_errs_no_more_than_rounding_explains_and_gives_the_same_bits_again(dtype, D, G, Hkv, page):

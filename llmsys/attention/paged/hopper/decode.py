@@ -12,8 +12,8 @@ from llmsys.attention.paged.hopper.counters import counters_for
 from llmsys.hardware.tier import interpreting
 
 HEADS = (64, 128)
-MOST_QUERIES = 64
-"""Query heads of a group: the columns of a product."""
+MOST_QUERIES = 32
+"""Query heads of a group, the columns of a product: two consumers have no registers for more."""
 MOST_SEQUENCES = 4096
 SHORTEST_UNIT = 16
 
@@ -36,11 +36,16 @@ class DecodeTiles:
     registers: tuple[int, int] = (216, 64)
 
 
-def decode_tiles(D: int, Hq: int, Hkv: int) -> DecodeTiles:
-    """The tiles for heads of D, 64 or 128, Hq of queries on Hkv of keys."""
-    if D == 64 and Hq // Hkv <= MOST_QUERIES // 2:  # more would need more registers than there are
-        return DecodeTiles(128, 3, together=1 < Hkv <= 4 and Hq <= 16)
-    return DecodeTiles(64, 4)
+def decode_tiles(D: int, Hq: int, Hkv: int, page: int) -> DecodeTiles:
+    """The tiles for heads of D, 64 or 128, Hq of queries on Hkv of keys, and pages of so many keys.
+
+    Two tiles are with the consumers, and the others are on their way. A copy takes what lies in a page, as far as that
+    does not cut the line into too few units.
+    """
+    G, unit = Hq // Hkv, 64 if page % 64 == 0 else SHORTEST_UNIT
+    if D == 64 and G <= MOST_QUERIES // 2:  # more would need more registers than there are
+        return DecodeTiles(128, 5, unit, together=1 < Hkv <= 4 and Hq <= 16)
+    return DecodeTiles(64, 5, unit)
 
 
 def hopper_takes(
@@ -78,7 +83,7 @@ def hopper_decode(
 
     positional, named = decode_arguments(
         q, key_pages, value_pages, o, lse, query_start_loc, seq_lens, block_table, scale, programs,
-        counters_for(q.device, programs), tiles or decode_tiles(q.shape[2], q.shape[1], key_pages.shape[2]),
+        counters_for(q.device, programs), tiles or decode_tiles(q.shape[2], q.shape[1], *key_pages.shape[2:0:-1]),
     )  # fmt: skip
     with torch.cuda.device_of(q):
         kernel[(programs,)](*positional, **named, num_warps=4)
