@@ -50,7 +50,8 @@ def build(D, Hq, Hkv, page, dtype=torch.bfloat16, tiles=None, S=64) -> Build:
     signature |= dict.fromkeys(("table_stride", "S", "N", "groups", "rows"), "i32") | {"scale_log2": "fp32"}
     constants = {
         "HEADS": heads, "TOGETHER": together, "PAGE": page, "BLOCK_S": max(128, 1 << (S - 1).bit_length()),
-        "BLOCK_N": tiles.block_n, "SLOTS": tiles.slots, "CONSUMER_REGISTERS": tiles.registers[0], "PRODUCER_REGISTERS": tiles.registers[1],
+        "BLOCK_N": tiles.block_n, "SLOTS": tiles.slots, "CONSUMER_REGISTERS": tiles.registers[0],
+        "PRODUCER_REGISTERS": tiles.registers[1],
     }  # fmt: skip
     return Build(KERNEL, signature, constants, num_warps=4)
 

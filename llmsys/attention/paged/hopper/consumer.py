@@ -1,8 +1,8 @@
 """The consumers of the paged decode kernel: the queries of a group against the keys of a run.
 
 There are two, and each takes every second tile. A tile is a long chain of short steps that wait for each other: scores,
-the maximum over four warps, weights, a product. One consumer is hardly done with a tile when the next has come, so what
-it loses between two heads it never makes up for, and at the end of a run a ring full of tiles is still to do. Two have
+the maximum over four warps, weights, a product. One consumer was hardly done with a tile when the next had come: what
+it lost between two heads it never made up for, and at the end of a run a ring full of tiles was still to do. Two have
 twice the time that the memory takes. Each has a softmax of its own; `halves` puts them together at an entry's end.
 
 Both products are made transposed, Sᵀ = K Qᵀ and Oᵀ = Vᵀ Pᵀ. The tensor cores want 64 rows of the left operand and take
@@ -29,8 +29,8 @@ LN_2 = gl.constexpr(0.6931471805599453)
 
 @gluon.jit
 def consume(
-    J: gl.constexpr, line, queries, pages, weights, halves, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, S, N, scale_log2,
-    HEADS: gl.constexpr,
+    J: gl.constexpr, line, queries, pages, weights, halves, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, S, N,
+    scale_log2, HEADS: gl.constexpr,
 ):  # fmt: skip
     """Consumer J of 0 and 1: its tiles of all entries of the program's run; then zeros for tokens that belong to no
     sequence. It ends the entries whose number is J modulo 2, while the other one goes on."""
