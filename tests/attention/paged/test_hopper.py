@@ -170,6 +170,13 @@ def test_a_tile_that_is_given_back_before_it_is_read_is_found_out():
     assert any(each == "wrong" or "a copy is started into a tile that a product" in each for each in found), found
 
 
+def test_a_half_that_is_taken_before_it_was_given_spoils_results():
+    kernel = decode_kernel_here()
+    halves = kernel.__globals__["new_halves"].__globals__["Halves"]
+    halves.take = lambda self, entry, D, M, T: (self.lse.load(None), self.o.load(None))
+    assert "wrong" in set(outcomes(kernel))
+
+
 def test_what_nobody_wrote_spoils_results_unless_it_is_cleared():
     assert "wrong" in set(outcomes(decode_kernel_here(clear=lambda v, end: None)))
 
