@@ -96,8 +96,8 @@ def check(shape: Shape, tiles: DecodeTiles | None = None, *, seed=0, programs=3,
 
 
 TILES = [
-    DecodeTiles(64, 2), DecodeTiles(128, 3), DecodeTiles(64, 2, together=True), DecodeTiles(128, 2, together=True),
-    DecodeTiles(64, 1, unit=32), DecodeTiles(64, 3, unit=64),
+    DecodeTiles(64, 2), DecodeTiles(128, 4), DecodeTiles(64, 2, together=True), DecodeTiles(128, 2, together=True),
+    DecodeTiles(64, 2, unit=32), DecodeTiles(64, 4, unit=64),
 ]  # fmt: skip
 
 

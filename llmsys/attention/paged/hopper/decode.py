@@ -23,7 +23,8 @@ class DecodeTiles:
     """How the kernel is cut into tiles.
 
     block_n    rows of a tile of keys, 64 or 128
-    slots      tiles in the ring
+    slots      tiles in the ring, an even number: so all tiles of a slot are one consumer's, which is never two phases of
+               its barrier ahead
     unit       rows that one copy fetches; it divides a page
     together   whether the heads of a slot are one group
     registers  of a thread: of a consumer, and of the producer
@@ -44,8 +45,8 @@ def decode_tiles(D: int, Hq: int, Hkv: int, page: int) -> DecodeTiles:
     """
     G, unit = Hq // Hkv, 64 if page % 64 == 0 else SHORTEST_UNIT
     if D == 64 and G <= MOST_QUERIES // 2:  # more would need more registers than there are
-        return DecodeTiles(128, 5, unit, together=1 < Hkv <= 4 and Hq <= 16)
-    return DecodeTiles(64, 5, unit)
+        return DecodeTiles(128, 4, unit, together=1 < Hkv <= 4 and Hq <= 16)
+    return DecodeTiles(64, 4, unit)
 
 
 def hopper_takes(
@@ -95,6 +96,8 @@ def decode_arguments(
     tiles: DecodeTiles, describe: Callable = tiles_descriptor,
 ) -> tuple[list, dict[str, int]]:  # fmt: skip
     """The kernel's arguments: those that are given by their place, and its constants by name."""
+    if tiles.slots % 2:
+        raise ValueError(f"slots must be even, because two consumers take turns, got {tiles.slots}")
     N, Hq, D = q.shape
     num_blocks, page, Hkv, _ = key_pages.shape
     S = seq_lens.shape[0]
