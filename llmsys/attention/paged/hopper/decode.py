@@ -23,8 +23,8 @@ class DecodeTiles:
     """How the kernel is cut into tiles.
 
     block_n    rows of a tile of keys, 64 or 128
-    slots      tiles in the ring, an even number: so all tiles of a slot are one consumer's, which is never two phases of
-               its barrier ahead
+    slots      tiles in the ring, an even number: so all tiles of a slot are one consumer's, which is never two phases
+               of its barrier ahead
     unit       rows that one copy fetches; it divides a page
     together   whether the heads of a slot are one group
     registers  of a thread: of a consumer, and of the producer
