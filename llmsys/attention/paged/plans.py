@@ -2,7 +2,9 @@
 
 The ids of a tile's pages must be there before its keys can be asked for. To have two tiles of keys on the way at the
 same time, Triton's pipeline therefore needs five stages where the flash kernel needs three. The tables were chosen by
-what compiles for the GPU without spilling registers, and fits on a multiprocessor as often as said.
+what compiles for the GPU without spilling registers, and fits on a multiprocessor as often as said. For decoding on
+Hopper they were chosen by measuring: there, tiles of 128 keys without a pipeline win, and what is on the way while a
+tile is computed are those of the SM's other programs.
 """
 
 from dataclasses import dataclass
@@ -59,6 +61,8 @@ def split_tiles_for(D: int, itemsize: int, block_m: int, tree: bool, target: str
     large, few = target in LARGE_SMS, block_m == 16
     if itemsize == 4:
         return TileConfig(block_m, 16, 4 if D <= 128 else 8, 3), 2
+    if target == "sm_90" and few and not tree and D <= 128:  # measured on an H200
+        return (TileConfig(block_m, 128, 4, 4), 3) if D <= 64 else (TileConfig(block_m, 128, 4, 3), 2)
     if D <= 64:
         return TileConfig(block_m, 64, 4, 5), 4 if large and few and not tree else 2
     if D <= 128:

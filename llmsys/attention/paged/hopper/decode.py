@@ -12,8 +12,8 @@ from llmsys.attention.paged.hopper.counters import counters_for
 from llmsys.hardware.tier import interpreting
 
 HEADS = (64, 128)
-MOST_QUERIES = 64
-"""Query heads of a group: the columns of a product."""
+MOST_QUERIES = 32
+"""Query heads of a group, the columns of a product: two consumers have no registers for more."""
 MOST_SEQUENCES = 4096
 SHORTEST_UNIT = 16
 
@@ -23,24 +23,30 @@ class DecodeTiles:
     """How the kernel is cut into tiles.
 
     block_n    rows of a tile of keys, 64 or 128
-    slots      tiles in the ring
+    slots      tiles in the ring, an even number: so all tiles of a slot are one consumer's, which is never two phases
+               of its barrier ahead
     unit       rows that one copy fetches; it divides a page
     together   whether the heads of a slot are one group
-    registers  of a thread of the producer
+    registers  of a thread: of a consumer, and of the producer
     """
 
     block_n: int
     slots: int
     unit: int = SHORTEST_UNIT
     together: bool = False
-    registers: int = 64
+    registers: tuple[int, int] = (216, 64)
 
 
-def decode_tiles(D: int, Hq: int, Hkv: int) -> DecodeTiles:
-    """The tiles for heads of D, 64 or 128, Hq of queries on Hkv of keys."""
-    if D == 64 and Hq // Hkv <= MOST_QUERIES // 2:  # more would need more registers than there are
-        return DecodeTiles(128, 3, together=1 < Hkv <= 4 and Hq <= 16)
-    return DecodeTiles(64, 4)
+def decode_tiles(D: int, Hq: int, Hkv: int, page: int) -> DecodeTiles:
+    """The tiles for heads of D, 64 or 128, Hq of queries on Hkv of keys, and pages of so many keys.
+
+    Two tiles are with the consumers, and the others are on their way. A copy takes what lies in a page, as far as that
+    does not cut the line into too few units.
+    """
+    G, unit = Hq // Hkv, 64 if page % 64 == 0 else SHORTEST_UNIT
+    if D == 64 and G <= MOST_QUERIES // 2:  # more would need more registers than there are
+        return DecodeTiles(128, 4, unit, together=1 < Hkv <= 4 and Hq <= 16)
+    return DecodeTiles(64, 4, unit)
 
 
 def hopper_takes(
@@ -78,7 +84,7 @@ def hopper_decode(
 
     positional, named = decode_arguments(
         q, key_pages, value_pages, o, lse, query_start_loc, seq_lens, block_table, scale, programs,
-        counters_for(q.device, programs), tiles or decode_tiles(q.shape[2], q.shape[1], key_pages.shape[2]),
+        counters_for(q.device, programs), tiles or decode_tiles(q.shape[2], q.shape[1], *key_pages.shape[2:0:-1]),
     )  # fmt: skip
     with torch.cuda.device_of(q):
         kernel[(programs,)](*positional, **named, num_warps=4)
@@ -90,6 +96,8 @@ def decode_arguments(
     tiles: DecodeTiles, describe: Callable = tiles_descriptor,
 ) -> tuple[list, dict[str, int]]:  # fmt: skip
     """The kernel's arguments: those that are given by their place, and its constants by name."""
+    if tiles.slots % 2:
+        raise ValueError(f"slots must be even, because two consumers take turns, got {tiles.slots}")
     N, Hq, D = q.shape
     num_blocks, page, Hkv, _ = key_pages.shape
     S = seq_lens.shape[0]
@@ -109,7 +117,7 @@ def decode_arguments(
     ]  # fmt: skip
     return positional, dict(
         HEADS=heads, TOGETHER=together, PAGE=page, BLOCK_S=max(128, 1 << (S - 1).bit_length()), BLOCK_N=tiles.block_n,
-        SLOTS=tiles.slots, PRODUCER_REGISTERS=tiles.registers,
+        SLOTS=tiles.slots, CONSUMER_REGISTERS=tiles.registers[0], PRODUCER_REGISTERS=tiles.registers[1],
     )  # fmt: skip
 
 

@@ -22,8 +22,8 @@ one without a key is written, too.
 
 from llmsys.attention.hopper.gluon import aggregate, gl, gluon
 
-LEAST = gl.constexpr(4)
-"""Units of the shortest run: below that, adding up parts would take longer than what is divided."""
+LEAST = gl.constexpr(64)
+"""Rows of the shortest run: below that, adding up parts would take longer than what is divided."""
 
 
 @gluon.jit
@@ -116,7 +116,7 @@ def new_line(
     """The line of S sequences, of which `ask` has brought tokens and keys, as this program sees it."""
     ends = gl.associative_scan(units_of(length, TOGETHER, UNIT) * tokens * groups, 0, add)
     total = gl.max(ends, 0)
-    each = gl.maximum((total + gl.num_programs(0) - 1) // gl.num_programs(0), LEAST)
+    each = gl.maximum((total + gl.num_programs(0) - 1) // gl.num_programs(0), LEAST // UNIT)
     first = gl.minimum(gl.program_id(0) * each, total)
     stop = gl.minimum(first + each, total)
     first_s, first_along = _place(ends, first, S)

@@ -40,6 +40,12 @@ def merge(part_ptr, part_lse_ptr, p, last, D: gl.constexpr, M: gl.constexpr, T: 
         else:
             m, l, o = plus(m, l, o, lse_0, part_0)
             m, l, o = plus(m, l, o, lse_1, part_1)
+    return divide(m, l, o)
+
+
+@gluon.jit
+def divide(m, l, o):
+    """Oᵀ and lse of a softmax that has the state (m, l, o); 0 and −∞ where no key was seen."""
     some = gl.where(l > 0, l, 1.0)
     return o / some[None, :], m + gl.log2(some)
 

@@ -24,7 +24,7 @@ from llmsys.attention.paged.hopper.decode import DecodeTiles, decode_arguments, 
 PACKAGE = "llmsys.attention.paged.hopper"
 MODULES = (
     "llmsys.attention.hopper.ring",
-    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "parts", "consumer", "kernel")),
+    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "parts", "halves", "consumer", "kernel")),
 )
 """The modules of the kernel, each after those that it imports."""
 
@@ -48,7 +48,7 @@ def simulate_decode(
     kernel = kernel or decode_kernel_here()
     positional, named = decode_arguments(
         q, key_pages, value_pages, o, lse, query_start_loc, seq_lens, block_table, scale, programs, counters,
-        tiles or decode_tiles(D, Hq, key_pages.shape[2]), describe=_describe,
+        tiles or decode_tiles(D, Hq, *key_pages.shape[2:0:-1]), describe=_describe,
     )  # fmt: skip
     positional = [Pointer(x.flatten() if x is block_table else x.view(-1)) if torch.is_tensor(x) else x
                   for x in positional]  # fmt: skip
