@@ -282,8 +282,8 @@ class Scheduler:
             self.pool.register(request.table, request.tokens, request.computed)
         if reason:
             self._end(request.id, Status.FINISHED, reason=reason)
-        else:
-            self.pool.truncate(request.table, min(request.table.length, len(request.tokens)))
+        elif request.table.length > len(request.tokens):
+            self.pool.truncate(request.table, len(request.tokens))
 
     # How requests leave
 
