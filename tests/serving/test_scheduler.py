@@ -215,6 +215,20 @@ def test_nobody_passes_a_request_that_has_no_room_yet():
     assert service.of(Admitted, "long")[0].step > service.of(Finished, "a")[0].step
 
 
+def test_nobody_is_admitted_in_a_step_that_preempted():
+    """a and b fill the pool; a's next token throws b out, and a.1, which comes before b, would have room at once."""
+    service = Service(6, block_size=2, watermark=0)
+    answers = service.scheduler.add(Request("a", [1] * 4, SamplingParams(4, n=2, ignore_eos=True)))
+    other = service.add("b", [0] * 8, max_tokens=2)
+    for _ in range(3):
+        service.step()
+    assert [(each.step, each.request) for each in service.of(Preempted)] == [(1, "b")]
+    assert [(each.step, each.request) for each in service.of(Admitted)] == [(0, "a"), (0, "b"), (2, "a.1")]
+    service.finish()
+    for each in (*answers, other):
+        assert_right(each)
+
+
 def test_no_more_than_the_limits_allow():
     service = Service(100, max_sequences=3, max_tokens_per_step=5)
     for i in range(7):
@@ -431,6 +445,19 @@ def test_what_add_and_the_scheduler_refuse():
     ):
         with pytest.raises(ValueError, match=message):
             Scheduler(BlockPool(8), **settings)
+
+
+def test_a_policy_that_lets_nobody_compute_is_told_so():
+    class Lazy:
+        def turns(self, running, head, budget):
+            yield Turn([], admit=len(running) == 0)
+
+    service = Service(10, policy=Lazy())
+    assert service.step() is None
+    service.add("a", [1, 0])
+    service.step()
+    with pytest.raises(RuntimeError, match="policy Lazy lets nobody compute, with 1 requests running and 0 waiting"):
+        service.step()
 
 
 # Crowds
