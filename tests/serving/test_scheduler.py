@@ -16,6 +16,15 @@ from tests.support.pools import assert_consistent
 from tests.support.size import sized
 
 
+class NewestFirst:
+    """A policy of one's own, in an order in which who is preempted has been planned already."""
+
+    name = "newest-first"
+
+    def turns(self, running, head, budget):
+        yield Turn(running[::-1], admit=True)
+
+
 class Service:
     """A scheduler with a runner; `blocks` without block 0."""
 
@@ -270,6 +279,15 @@ def test_a_prompt_with_three_answers_is_computed_once():
     assert len({tuple(each.tokens) for each in answers}) == 3
 
 
+def test_answers_that_wait_for_their_prompt_keep_nobody_waiting():
+    service = Service(30)
+    service.scheduler.add(Request("a", [1] * 10, SamplingParams(2, n=3, ignore_eos=True)))
+    service.add("b", [0] * 4, max_tokens=2)
+    assert [each.request for each in service.step().work] == ["a", "b"]
+    assert [each.request for each in service.step().work] == ["a", "b", "a.1", "a.2"]
+    service.finish()
+
+
 def test_the_other_answers_do_without_the_first_one():
     for when, how in ((0, "abort"), (1, "abort"), (1, "poison")):
         service = Service(30, max_tokens_per_step=8)
@@ -460,16 +478,17 @@ def test_a_policy_that_lets_nobody_compute_is_told_so():
         service.step()
 
 
+def test_a_prompt_leaves_a_token_to_each_of_those_behind_it():
+    service = Service(30, max_tokens_per_step=6, max_sequences=3, policy=NewestFirst())
+    requests = [service.add("a", [1], max_tokens=9), service.add("b", [0], max_tokens=9), service.add("c", [1, 0] * 8)]
+    service.step()
+    assert [(each.request, len(each.tokens)) for each in service.step().work] == [("c", 4), ("b", 1), ("a", 1)]
+    service.finish()
+    for each in requests:
+        assert_right(each)
+
+
 # Crowds
-
-
-class NewestFirst:
-    """A policy of one's own, in an order in which who is preempted has been planned already."""
-
-    name = "newest-first"
-
-    def turns(self, running, head, budget):
-        yield Turn(running[::-1], admit=True)
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, NewestFirst()], ids=lambda each: getattr(each, "name", each))
