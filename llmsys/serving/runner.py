@@ -13,7 +13,7 @@ another machine, or in a test by one without a model.
 **Who waits for whom.** `launch` puts everything on the device's queue and comes back; the host first waits in
 `Launched.result`, for the tokens. On a CPU nothing is queued, and the time is spent in `launch`.
 
-**Guesses.** Where the last k tokens of a work are guesses, the token after each of k + 1 places is drawn, as it would be
+**Guesses.** Where the last k tokens of a work are guesses, the token after each of k + 1 places is drawn as it would be
 if there were no guesses, by the random number of its place. A guess holds if it is that token. So what a request says
 does not depend on who guesses, also where it is drawn: of a guess that comes with probability p, p of all draws agree.
 (Speculative sampling, https://arxiv.org/abs/2211.17192, accepts more where guesses are drawn from probabilities that it

@@ -1,4 +1,4 @@
-"""A request's text: whatever its tokens, it ends before the first stop string, and nothing that was said is taken back."""
+"""A request's text: it ends before the first stop string, in whatever tokens, and what was said is never taken back."""
 
 import pytest
 import tokenizers

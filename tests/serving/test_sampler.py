@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from llmsys.models.sampling import probabilities
 from llmsys.serving import sampler
-from llmsys.serving.sampling_params import SamplingParams
 from llmsys.serving.sampler import Draw, choose, uniform
+from llmsys.serving.sampling_params import SamplingParams
 from tests.support.size import SEED, sized
 
 V = 13
