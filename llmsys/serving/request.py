@@ -48,7 +48,7 @@ class Request:
     """Seconds on the scheduler's clock. None: when it is added."""
     salt: str | None = None
     """Prefixes are shared only with requests of the same salt (another adapter's weights, another tenant)."""
-    parent: str | None = None
+    parent: "Request | None" = field(default=None, repr=False)
     """The request whose prompt this one shares: of several answers to one prompt, the first."""
 
     # Its state
