@@ -23,6 +23,11 @@ from llmsys.serving.sampling_params import SamplingParams
 
 USED_ON_GPU = 0.9
 USED_ON_CPU = 0.5
+GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Where a container's limit stands, and what is used of it: control groups, version 2 and 1."""
 
 
 def blocks_that_fit(
@@ -118,11 +123,8 @@ def _from_meminfo() -> int | None:
 
 
 def _left_in_container() -> int | None:
-    """Of a limit by control groups, version 2 or 1. None where there is none."""
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
+    """Of a container's limit. None where there is none."""
+    for folder, limit, used in GROUPS:
         try:
             most, taken = (int((Path(folder) / name).read_text()) for name in (limit, used))
             stat = dict(line.split() for line in (Path(folder) / "memory.stat").read_text().splitlines())
