@@ -214,4 +214,5 @@ def _within_fp32(temperature: float) -> float:
 
 def _to(numbers: np.ndarray, device: torch.device) -> Tensor:
     host = torch.from_numpy(np.ascontiguousarray(numbers))
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    # From pinned memory the copy runs while the host goes on.
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

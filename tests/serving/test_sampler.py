@@ -13,6 +13,7 @@ from llmsys.serving import sampler
 from llmsys.serving.sampler import Draw, choose, uniform
 from llmsys.serving.sampling_params import SamplingParams
 from tests.support.size import SEED, sized
+from tests.support.waiting import nothing_waits
 
 V = 13
 LOGITS = torch.tensor([2.0, 1.0, 1.0, 0.5, 0.0, -1.0, -1.0, -1.5, -2.0, 0.7, 0.7, -math.inf, -9.0])
@@ -145,6 +146,17 @@ def test_the_coldest_the_narrowest_and_the_smallest_nucleus_are_greedy(more):
     more = dict(temperature=1.0) | more
     logits = torch.randn(5, V, generator=torch.Generator().manual_seed(SEED)) * 3
     assert tokens(logits, [Draw(params(**more), i, i) for i in range(5)]) == logits.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("at_once", [V, 2**24])
+def test_nothing_waits_before_the_tokens_are_fetched(monkeypatch, at_once):
+    monkeypatch.setattr(sampler, "ELEMENTS_AT_ONCE", at_once)
+    kinds = [dict(temperature=0.0), *KINDS.values(), dict(temperature=0.7, min_p=0.1)]
+    draws = [Draw(params(**kind, logprobs=n), 5, 6) for kind in kinds for n in (None, 3)]
+    logits = torch.empty(len(draws), V, device="meta")
+    with nothing_waits():
+        chosen = choose(logits, draws)
+    assert chosen.on_device.shape == (len(draws), 1 + 1 + 2 * 3)
 
 
 def test_there_is_one_draw_for_each_row():
