@@ -38,10 +38,9 @@ def token_limit(request: Request, pool: BlockPool, max_model_len: int | None) ->
 
 def other_answers(request: Request) -> list[Request]:
     """The requests for the second to the n-th answer to one prompt."""
+    shared = {"arrival": request.arrival, "salt": request.salt, "parent": request}
     return [
-        Request(
-            f"{request.id}.{i}", request.prompt, request.sampling.of_answer(i), request.arrival, request.salt, request
-        )
+        Request(f"{request.id}.{i}", request.prompt, request.sampling.of_answer(i), **shared)
         for i in range(1, request.sampling.n)
     ]
 

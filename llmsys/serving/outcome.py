@@ -36,8 +36,24 @@ def check_result(plan: StepPlan, result: StepResult) -> dict[str, Output]:
     return outputs
 
 
-def reason_to_end(request: Request, eos_ids: Set[int]) -> str | None:
-    """ "stop" or "length", if the newest of the request's tokens ends it."""
+def accept(request: Request, output: Output, eos_ids: Set[int]) -> tuple[tuple[int, ...], str | None]:
+    """Adds what the model said after all known tokens, up to a token that ends the request: what counts of it, and the
+    reason to end, if there is one ("stop" or "length"). Sets what is computed now."""
+    accepted, reason = 0, None
+    while reason is None and accepted < len(output.tokens):
+        request.tokens.append(output.tokens[accepted])
+        accepted += 1
+        reason = _reason_to_end(request, eos_ids)
+    if output.logprobs is not None:
+        request.logprobs += output.logprobs[:accepted]
+    if reason == "stop":
+        request.stop_token = request.tokens[-1]
+    # The newest is not computed yet. If there is none, the last is computed once more, to say what is next.
+    request.computed = len(request.tokens) - 1
+    return tuple(output.tokens[:accepted]), reason
+
+
+def _reason_to_end(request: Request, eos_ids: Set[int]) -> str | None:
     newest, sampling = request.tokens[-1], request.sampling
     if newest in sampling.stop_token_ids or (newest in eos_ids and not sampling.ignore_eos):
         return "stop"

@@ -48,7 +48,7 @@ from llmsys.serving.events import (
     StepDone,
     Token,
 )
-from llmsys.serving.outcome import check_result, reason_to_end
+from llmsys.serving.outcome import accept, check_result
 from llmsys.serving.plan import Output, StepPlan, StepResult
 from llmsys.serving.policies import Policy, Turn, as_policy
 from llmsys.serving.request import Request, Status
@@ -175,24 +175,24 @@ class Scheduler:
             self._go_on(turn, step)
             if turn.admit and not step.preempted:
                 self._admit(turn, step)
-            if step.work:
+            if step.shares:
                 break
         else:
             return None
-        step.plan = StepPlan(self.steps_done, tuple(step.work.values()), tuple(step.copies), tuple(self._ended))
-        self._planned, self._ended = step, []
-        return step.plan
+        ended, self._planned, self._ended = self._ended, step, []
+        return step.finish(self.steps_done, self.pool, ended)
 
     def _go_on(self, turn: Turn, step: Step) -> None:
         for i, request in enumerate(turn.compute):
             behind = len(turn.compute) - i - 1  # each of whom must have a token
-            left = step.left - behind
-            if request.status is not Status.RUNNING or left < 1:
+            if request.status is not Status.RUNNING:
                 continue  # preempted, by one before it
-            n = turn.tokens(request.remaining, left, self.max_tokens_per_step)
-            if n and self._make_room(request, step):
-                guesses = self._guesses(request, left - n) if n == request.remaining else ()
-                step.add(request, n, guesses, self.pool)
+            n = turn.tokens(request.remaining, step.left - behind, self.max_tokens_per_step)
+            if n > 0 and self._make_room(request, step):
+                step.add(request, n)
+        for share in step.shares.values():
+            if share.request.draft and share.n == share.request.remaining:
+                step.guess(share, self._guesses(share.request, step.left))
 
     def _make_room(self, request: Request, step: Step) -> bool:
         """Slots for all its known tokens, if need be from others. False if it had to be preempted itself."""
@@ -207,7 +207,7 @@ class Scheduler:
                     return False
 
     def _guesses(self, request: Request, left: int) -> tuple[int, ...]:
-        """As many of its guesses as there are tokens and free blocks for."""
+        """As many of its guesses as there are tokens and free blocks for, with slots for them."""
         known = len(request.tokens)
         slots = (len(request.table.blocks) + self.pool.free_blocks) * self.pool.block_size - known
         k = max(0, min(len(request.draft), left, slots, request.limit - known - 1))
@@ -215,8 +215,8 @@ class Scheduler:
         return request.draft[:k]
 
     def _preempt(self, request: Request, step: Step) -> None:
-        self._note(Preempted, request, lost=request.computed)
         step.drop(request)
+        self._note(Preempted, request, lost=request.computed)
         self._release(request)
         request.computed, request.draft, request.status = 0, (), Status.WAITING
         insort(self.waiting, request, key=lambda each: each.order)
@@ -239,7 +239,7 @@ class Scheduler:
             self.running.append(request)
             request.status = Status.RUNNING
             self._note(Admitted, request, hit_tokens=found.computed, shared=found.shared)
-            step.add(request, n, (), self.pool)
+            step.add(request, n)
 
     # After a step
 
@@ -275,23 +275,15 @@ class Scheduler:
 
     def _take_in(self, request: Request, output: Output) -> None:
         """All known tokens are computed; these come next."""
-        reason = None
-        for i, token in enumerate(output.tokens):
-            request.tokens.append(token)
-            if output.logprobs is not None:
-                request.logprobs.append(output.logprobs[i])
+        accepted, reason = accept(request, output, self.eos_ids)
+        for token in accepted:
             self._note(Token, request, token=token)
-            if reason := reason_to_end(request, self.eos_ids):
-                break  # what was accepted beyond it does not count
-        # The newest is not computed yet. If there is none, the last is computed once more, to say what is next.
-        request.computed = len(request.tokens) - 1
-        if output.tokens:
+        if accepted:
             self.pool.register(request.table, request.tokens, request.computed)
         if reason:
-            request.stop_token = request.tokens[-1] if reason == "stop" else None
             self._end(request.id, Status.FINISHED, reason=reason)
-        else:
-            self.pool.truncate(request.table, min(request.table.length, len(request.tokens)))
+        elif request.table.length > len(request.tokens):
+            self.pool.truncate(request.table, len(request.tokens))
 
     # How requests leave
 

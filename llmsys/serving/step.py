@@ -1,9 +1,31 @@
-"""A step while it is planned: the work so far, and how many of its tokens are left."""
+"""A step while it is planned: who computes how much, and how many of its tokens are left."""
+
+from dataclasses import dataclass
 
 from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import Copy
 from llmsys.serving.plan import StepPlan, Work
 from llmsys.serving.request import Request
+
+
+@dataclass
+class Share:
+    """What one request has of a step: its next `n` tokens and, if these are all that are known, guesses."""
+
+    request: Request
+    n: int
+    guesses: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return self.n + len(self.guesses)
+
+    def work(self, pool: BlockPool) -> Work:
+        request, end = self.request, self.request.computed + self.n
+        tokens = (*request.tokens[request.computed : end], *self.guesses)
+        blocks = tuple(request.table.blocks[: pool.blocks_for(request.computed + self.tokens)])
+        logits = 1 + len(self.guesses) if end == len(request.tokens) else 0
+        return Work(request.id, tokens, request.computed, blocks, logits, request.sampling)
 
 
 class Step:
@@ -12,31 +34,30 @@ class Step:
     def __init__(self, budget: int, began: float):
         self.left = budget  # tokens
         self.began = began  # seconds, on the scheduler's clock
-        self.work: dict[str, Work] = {}
+        self.shares: dict[str, Share] = {}  # by the requests' ids
         self.copies: list[Copy] = []
-        self.preempted: list[str] = []
+        self.preempted = False
         self.plan: StepPlan | None = None  # once it is made
-        self._kinds: dict[str, str] = {}
+        self.phase = ""
 
-    def add(self, request: Request, n: int, guesses: tuple[int, ...], pool: BlockPool) -> None:
-        """The request, whose table has room for them, computes its next `n` tokens and these guesses."""
-        end = request.computed + n
-        tokens = (*request.tokens[request.computed : end], *guesses)
-        blocks = tuple(request.table.blocks[: pool.blocks_for(end + len(guesses))])
-        logits = 1 + len(guesses) if end == len(request.tokens) else 0
-        self.work[request.id] = Work(request.id, tokens, request.computed, blocks, logits, request.sampling)
-        self._kinds[request.id] = "prefill" if request.in_prefill else "decode"
-        self.left -= len(tokens)
+    def add(self, request: Request, n: int) -> None:
+        self.shares[request.id] = Share(request, n)
+        self.left -= n
+
+    def guess(self, share: Share, guesses: tuple[int, ...]) -> None:
+        share.guesses = guesses
+        self.left -= len(guesses)
 
     def drop(self, request: Request) -> None:
-        """The request is preempted, and what it was to compute in this step is left out."""
-        self.preempted.append(request.id)
-        if work := self.work.pop(request.id, None):
-            del self._kinds[request.id]
-            self.left += len(work.tokens)
+        """The request is preempted, and has no share, if it had one."""
+        self.preempted = True
+        if share := self.shares.pop(request.id, None):
+            self.left += share.tokens
 
-    @property
-    def phase(self) -> str:
-        """ "prefill", "decode" or, with some of both, "mixed"."""
-        kinds = set(self._kinds.values())
-        return kinds.pop() if len(kinds) == 1 else "mixed"
+    def finish(self, number: int, pool: BlockPool, ended: list[str]) -> StepPlan:
+        """The plan, when all have what they get."""
+        kinds = {share.request.in_prefill for share in self.shares.values()}
+        self.phase = "mixed" if len(kinds) == 2 else "prefill" if True in kinds else "decode"
+        work = tuple(share.work(pool) for share in self.shares.values())
+        self.plan = StepPlan(number, work, tuple(self.copies), tuple(ended))
+        return self.plan
