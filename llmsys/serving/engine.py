@@ -27,7 +27,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
@@ -43,11 +43,12 @@ from llmsys.serving.metrics import Metrics
 from llmsys.serving.plan import Output, StepPlan, StepResult
 from llmsys.serving.policies import Policy
 from llmsys.serving.progress import Progress
-from llmsys.serving.request import Request, Status
+from llmsys.serving.request import Request
 from llmsys.serving.response import Answer, Response, Update
 from llmsys.serving.runner import Runner
 from llmsys.serving.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.under_way import UnderWay
 
 
 class Engine:
@@ -131,7 +132,7 @@ class Engine:
             spec=model.cache_spec(),
         )  # fmt: skip
         self.runner = Runner(model, cache, clock=clock)
-        self._under_way: dict[str, _UnderWay] = {}  # by the request's id, an answer each
+        self._under_way: dict[str, UnderWay] = {}  # by the request's id, an answer each
         self._responses: dict[str, Response] = {}
         self._numbers = itertools.count()
 
@@ -252,7 +253,7 @@ class Engine:
         response = Response(request.id, request.prompt, answers, listener)
         self._responses[response.id] = response
         for each, text, answer in zip(requests, texts, answers, strict=True):
-            self._under_way[each.id] = _UnderWay(each, text, answer, response)
+            self._under_way[each.id] = UnderWay(each, text, answer, response)
         return response
 
     def abort(self, id: str) -> bool:
@@ -295,61 +296,18 @@ class Engine:
         self.metrics.step_took(seconds)
         return updates
 
-    # From tokens to text
-
     def _taken(self, plan: StepPlan) -> list[Update]:
         under_way = (self._under_way.get(work.request) for work in plan.work)
         updates = (self._take(each) for each in under_way if each is not None)
         return [update for update in updates if update is not None]
 
-    def _take(self, one: "_UnderWay") -> Update | None:
-        """What is new of an answer: None if nothing is."""
-        request, answer, text = one.request, one.answer, one.text
-        known = len(request.generated) - (request.stop_token is not None)
-        first, piece = len(answer.tokens), ""
-        for token in request.generated[first:known]:
-            answer.tokens.append(token)
-            piece += text.push(token)
-            if text.stopped is not None:
-                self.scheduler.finish(request.id)  # False, if this was its last token anyhow
-                break
-        if request.ended:
-            piece += text.finish()
-            self._end(one)
-        elif len(answer.tokens) == first:
-            return None
-        logprobs = None
-        if answer.logprobs is not None:
-            logprobs = tuple(request.logprobs[first : len(answer.tokens)])
-            answer.logprobs += logprobs
-        answer.text += piece
-        new = tuple(answer.tokens[first:])
-        update = Update(one.response.id, answer.index, piece, new, logprobs, answer.reason, answer.error)
-        if one.response.listener is not None:
-            one.response.listener(update)
+    def _take(self, one: UnderWay) -> Update | None:
+        update = one.take(self.scheduler, self.metrics)
+        if one.request.ended:
+            del self._under_way[one.request.id]
+            if one.response.finished:
+                del self._responses[one.response.id]
         return update
-
-    def _end(self, one: "_UnderWay") -> None:
-        request, answer = one.request, one.answer
-        if one.text.stopped is not None and request.status is Status.FINISHED:
-            answer.reason, answer.stopped_by = "stop", one.text.stopped
-        else:
-            answer.reason = {Status.FAILED: "error", Status.ABORTED: "abort"}.get(request.status, request.reason)
-            answer.stopped_by, answer.error = request.stop_token, request.error
-        answer.metrics = self.metrics.take(request.id)
-        del self._under_way[request.id]
-        if one.response.finished:
-            del self._responses[one.response.id]
-
-
-@dataclass(eq=False)
-class _UnderWay:
-    """An answer that has not ended, and whose it is."""
-
-    request: Request
-    text: Detokenizer
-    answer: Answer
-    response: Response
 
 
 def _all_failed(plan: StepPlan, error: BaseException) -> StepResult:
