@@ -458,3 +458,10 @@ def test_smollm2_says_to_several_at_once_what_transformers_says_to_each(tmp_path
         expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=None)
         assert response.tokens == expected[0, len(prompt) :].tolist()
     assert "Paris" in said[0].text
+
+
+@pytest.mark.parametrize(("progress", "shown"), [(None, False), (False, False), (True, True)])
+def test_a_bar_says_how_many_are_answered_where_it_is_asked_for(llama, capsys, progress, shown):
+    made(llama).generate([PROMPT] * 3, params(2), progress=progress)
+    out, err = capsys.readouterr()
+    assert ("3/3" in err and "tokens/s" in err) == shown and out == ""
