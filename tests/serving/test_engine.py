@@ -231,6 +231,8 @@ def test_a_lone_request_may_fill_the_pool_and_is_never_preempted(llama):
     assert response.tokens == llama.greedy(PROMPT)[0][:18] and engine.metrics.totals.preemptions == 0
     with pytest.raises(ValueError, match="max_tokens must be at most 18"):
         one(engine, PROMPT, 19)
+    with pytest.raises(ValueError, match="prompt must have at most 24 tokens, got 25: the cache has room for 24"):
+        one(engine, PROMPT * 3 + PROMPT[:4], 1)
     longer = one(engine, PROMPT, None)
     assert longer.tokens == response.tokens and longer.answers[0].reason == "length" and nothing_left(engine)
 
