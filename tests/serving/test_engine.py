@@ -413,15 +413,20 @@ def test_an_engine_that_cannot_be_is_refused(llama, more, named):
         made(llama, **more)
 
 
-def test_a_policy_that_has_nothing_for_anybody_is_told_so(llama):
+def test_a_policy_or_a_scheduler_that_has_nothing_for_anybody_is_told_so(llama):
     class Idle:
         def turns(self, running, head, budget):
             return iter(())
 
-    engine = made(llama, policy=Idle())
-    with pytest.raises(RuntimeError, match="planned nothing"):
-        engine.generate([PROMPT], params())
-    assert nothing_left(engine)
+    class Idler(Scheduler):
+        def plan(self):
+            return None
+
+    for how, named in ((dict(policy=Idle()), "lets nobody compute"), (dict(scheduler=Idler), "planned nothing")):
+        engine = made(llama, **how)
+        with pytest.raises(RuntimeError, match=named):
+            engine.generate([PROMPT], params())
+        assert nothing_left(engine)
 
 
 # The parts that can be one's own
