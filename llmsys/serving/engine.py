@@ -192,10 +192,13 @@ class Engine:
         Errors as for `add`, at the call. A stream that is closed, or that nobody holds any more, aborts its request.
         """
         arrived: deque[Update] = deque()
-        return self._stream(self.add(prompt, params, listener=arrived.append), arrived)
+        updates = self._stream(self.add(prompt, params, listener=arrived.append), arrived)
+        next(updates)  # into the `try`: of a generator that was never begun, nothing is run when it is given up
+        return updates
 
-    def _stream(self, response: Response, arrived: deque[Update]) -> Iterator[Update]:
+    def _stream(self, response: Response, arrived: deque[Update]) -> Iterator[Update | None]:
         try:
+            yield None
             while arrived or not response.finished:
                 while arrived:
                     yield arrived.popleft()

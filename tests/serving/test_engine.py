@@ -181,6 +181,10 @@ def test_a_stream_that_is_closed_aborts_its_request(llama):
     next(stream)
     stream.close()
     assert nothing_left(engine) and engine.metrics.totals.aborted == 3
+    never_read = engine.stream(PROMPT, params())
+    assert engine.has_unfinished
+    del never_read
+    assert nothing_left(engine) and engine.metrics.totals.aborted == 4
 
 
 # Aborts, prefixes, forks, preemption
