@@ -36,6 +36,7 @@ from llmsys.attention.paged import PagedAttention
 from llmsys.cache import BlockPool, PagedCache
 from llmsys.models.modules import unwrapped
 from llmsys.models.prompt import Prompt, token_ids
+from llmsys.models.sampling import whole_number
 from llmsys.serving.detokenize import Detokenizer
 from llmsys.serving.events import EventLog
 from llmsys.serving.memory import blocks_that_fit
@@ -115,6 +116,8 @@ class Engine:
             raise ValueError(f"max_model_len must be from 2 to the model's context of {context}, got {max_model_len}")
         self.model, self.max_model_len, self.clock = model, max_model_len or context, clock
         limits = dict(max_tokens_per_step=max_tokens_per_step, max_sequences=max_sequences)
+        for name, value in (limits | dict(block_size=block_size)).items():
+            whole_number(name, value, at_least=1)
         if num_blocks is None:
             sizes = limits | dict(block_size=block_size, max_model_len=self.max_model_len)
             num_blocks = blocks_that_fit(model, memory=memory, **sizes)

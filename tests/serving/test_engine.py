@@ -407,6 +407,9 @@ def test_params_and_ids_are_looked_at_as_well(llama):
     [
         (dict(memory=10**6), "num_blocks and memory cannot both"),
         (dict(num_blocks=None, memory=1000), "memory must hold at least 2 blocks of 4 tokens"),
+        (dict(num_blocks=None, block_size=0), "block_size must be at least 1"),
+        (dict(num_blocks=None, max_sequences=0), "max_sequences must be at least 1"),
+        (dict(num_blocks=None, max_tokens_per_step=2.5), "max_tokens_per_step must be a whole number"),
         (dict(max_model_len=129), "max_model_len must be from 2 to the model's context of 128"),
         (dict(policy="fifo"), "policy must be one of"),
         (dict(attention="fast"), "kernel must be"),
