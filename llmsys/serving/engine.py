@@ -41,12 +41,12 @@ from llmsys.serving.detokenize import Detokenizer
 from llmsys.serving.events import EventLog
 from llmsys.serving.memory import blocks_that_fit
 from llmsys.serving.metrics import Metrics
-from llmsys.serving.plan import Output, StepPlan, StepResult
+from llmsys.serving.plan import StepPlan
 from llmsys.serving.policies import Policy
 from llmsys.serving.progress import Progress
 from llmsys.serving.request import Request
 from llmsys.serving.response import Answer, Response, Update
-from llmsys.serving.runner import Runner
+from llmsys.serving.runner import Runner, all_failed
 from llmsys.serving.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
 from llmsys.serving.under_way import UnderWay
@@ -291,7 +291,7 @@ class Engine:
             launched = self.runner.launch(plan)
             result = launched.result()
         except BaseException as error:
-            self.scheduler.update(plan, _all_failed(plan, error))
+            self.scheduler.update(plan, all_failed(plan, error))
             self._taken(plan)
             raise
         times.append(self.clock())
@@ -313,8 +313,3 @@ class Engine:
             if one.response.finished:
                 del self._responses[one.response.id]
         return update
-
-
-def _all_failed(plan: StepPlan, error: BaseException) -> StepResult:
-    said = f"the step of this request failed: {type(error).__name__}: {error}"
-    return StepResult(plan.step, tuple(Output(work.request, error=said) for work in plan.work))

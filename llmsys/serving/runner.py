@@ -99,6 +99,12 @@ class Launched:
         return StepResult(self.plan.step, tuple(outputs))
 
 
+def all_failed(plan: StepPlan, error: BaseException) -> StepResult:
+    """What comes of a plan whose step raised: of every request, that error."""
+    said = f"the step of this request failed: {type(error).__name__}: {error}"
+    return StepResult(plan.step, tuple(Output(work.request, error=said) for work in plan.work))
+
+
 def _draws(work: Work) -> list[Draw]:
     """How the token after each of the last `logits` tokens is drawn."""
     seed = work.sampling.seed or 0
