@@ -190,6 +190,9 @@ def prefix_sharing(answer: Answer) -> None:
                ["match", [1, 2, 9, 8, 0]], ["free", "s0"], ["free", "s2"], ["match", [1, 2, 7, 8, 0]],
                ["admit", "x", text(25, 100)], ["match", [1, 2, 7, 8, 0]], ["match", [3, 2, 7, 8, 0]],
                colliding=True)  # fmt: skip
+        same = 2**61  # to Python's own hash: hash(1) == hash(2**61)
+        agrees(12, 2, ["begin", "a", [1, 2, 7, 8]], ["match", [same, 2, 7, 8, 0]], ["match", [1, 2, 7, 6 + same, 0]],
+               ["begin", "b", [same, 2, 7, 8]], ["match", [same, 2, 7, 8, 0]], ["match", [1, 2, 7, 8, 0]])  # fmt: skip
 
     with answer.property(
         "two equal prompts side by side, one of them is freed",

@@ -41,8 +41,8 @@ wrong_sharing(
     "own_tokens_alone",
     "You compare a block's own tokens, and not what came before them.",
     (SAME, "prefix.tokens == tokens"),
-    why="Two chains A X and B X end in the same block, and their hashes may be equal as well. The Prefix before must be "
-    "the same object.",
+    why="Two chains A X and B X end in the same block, and their hashes may be equal as well. The Prefix before must "
+    "be the same object.",
 )
 wrong_sharing(
     "not_chained",
@@ -98,7 +98,8 @@ wrong_sharing(
     "registered_again",
     "You register a table's blocks from the first one on each time, behind those that it has.",
     (FULL, "range(computed // self.block_size)"),
-    why="table.prefixes goes on growing, and what comes before a block is another Prefix each time. Begin where it ends.",
+    why="table.prefixes goes on growing, and what comes before a block is another Prefix each time. Begin where it "
+    "ends.",
 )
 wrong_sharing(
     "prefixes_not_noted",
@@ -114,8 +115,8 @@ wrong_sharing(
     "You evict cached blocks while there are blank ones.",
     (
         TAKE,
-        "        if self.cached:\n            block, _ = self.cached.popitem(last=False)\n            self.forget(block)\n"
-        "        else:\n            block = self.blank.pop()\n",
+        "        if self.cached:\n            block, _ = self.cached.popitem(last=False)\n"
+        "            self.forget(block)\n        else:\n            block = self.blank.pop()\n",
     ),
     why="A blank block is of no use to anybody. A cached one may be hit in the next second.",
 )
