@@ -29,7 +29,7 @@ def played(make: Callable) -> Callable:
     num_blocks    blocks of the pool; or two sizes, in a list: then the script is a word, "plain" or "sharing", and what
                   is handed back is a list of the calls that cost more steps in the larger pool
     only          what is told of each call: "all" of it; "lengths", the numbers of tokens and blocks, where it is the
-                  pool's own affair which blocks they are; "tokens"
+                  pool's own affair which blocks they are; "tokens", those of a table, and nothing of hits
     colliding     the pool's `hash_block` says the same of everything
     """
 
@@ -82,7 +82,7 @@ class _Play:
         table = self.tables[name]
         blocks = [int(block) for block in table.blocks]
         shown = {"all": f"blocks {blocks}, ", "lengths": f"{len(blocks)} blocks, ", "tokens": ""}[self.only]
-        return f"{before}{shown}{int(table.length)} tokens"
+        return f"{before if self.only != 'tokens' else ''}{shown}{int(table.length)} tokens"
 
     def _made(self, name: str, table: object, method: str) -> None:
         if not isinstance(table, BlockTable):
@@ -123,6 +123,8 @@ class _Play:
 
     def _match(self, tokens: list[int]) -> str:
         hit = self._hit(tokens)
+        if self.only == "tokens":
+            return "asked"
         where = f" in {[int(block) for block in hit.blocks]}" if self.only == "all" else ""
         return f"{int(hit.tokens)} tokens{where}"
 

@@ -184,10 +184,10 @@ def prefix_sharing(answer: Answer) -> None:
         hint="Which two things must be equal besides the hash? Two sequences may end in the same block, and begin "
         "differently.",
     ):
-        starts = [[1, 2], [3, 2], [7, 8], [5, 5]]
-        agrees(20, 2, *(["begin", f"s{n}", [*start, 7, 8]] for n, start in enumerate(starts)),
+        starts = [[1, 2], [2, 1], [3, 2], [7, 8], [5, 5]]
+        agrees(22, 2, *(["begin", f"s{n}", [*start, 7, 8]] for n, start in enumerate(starts)),
                *(["match", [*start, 7, 8, 0]] for start in starts), ["match", [9, 2, 7, 8, 0]],
-               ["match", [1, 2, 9, 8, 0]], ["free", "s0"], ["free", "s2"], ["match", [1, 2, 7, 8, 0]],
+               ["match", [1, 2, 8, 7, 0]], ["free", "s0"], ["free", "s2"], ["match", [1, 2, 7, 8, 0]],
                ["admit", "x", text(25, 100)], ["match", [1, 2, 7, 8, 0]], ["match", [3, 2, 7, 8, 0]],
                colliding=True)  # fmt: skip
         same = 2**61  # to Python's own hash: hash(1) == hash(2**61)
@@ -200,11 +200,14 @@ def prefix_sharing(answer: Answer) -> None:
         hint="What does register do where the Prefix is known already, and what does an eviction of one of the two "
         "blocks do to the other?",
     ):
-        for gone in ("a", "b"):
-            agrees(9, 2, ["admit", "a", text(5)], ["admit", "b", text(5)], ["register", "a", 5], ["register", "b", 5],
-                   ["match", text(5)], ["free", gone], ["match", text(5)], ["admit", "c", text(9, 20)],
-                   ["match", text(5)], ["append", "ab".replace(gone, ""), [6]], ["free", "c"], ["begin", "d", text(6)],
-                   only="lengths")  # fmt: skip
+        for gone, stays in ("ab", "ba"):
+            both = [["admit", "a", text(5)], ["admit", "b", text(5)], ["register", "a", 5], ["register", "b", 5]]
+            agrees(9, 2, *both, ["match", text(5)], ["free", gone], ["match", text(5)], only="lengths")
+            # Once the block of one is evicted, the other's may be hit, or not: either is right.
+            agrees(9, 2, *both, ["free", gone], ["admit", "c", text(9, 20)], ["begin", "d", text(5)],
+                   ["append", stays, [6]], ["free", "c"], ["begin", "d", text(5)], ["append", stays, [7]], ["free", "d"],
+                   ["free", stays], ["admit", "e", text(16, 30)], ["free", "e"], ["begin", "d", text(5)],
+                   only="tokens")  # fmt: skip
 
     with answer.property(
         "a long life: conversations that come, grow, branch and go",

@@ -52,6 +52,13 @@ wrong_sharing(
     why="Its keys and values depend on all tokens before it. The hash is chained, and the Prefix before is compared.",
 )
 wrong_sharing(
+    "hash_not_chained",
+    "You leave what came before out of the hash.",
+    ('before.hash if before else b""', 'b""'),
+    why="The tokens are compared, so nothing wrong is hit. But all blocks with these tokens have one hash then, whatever "
+    "came before them, and are gone through one by one.",
+)
+wrong_sharing(
     "never_found",
     "Your find makes a new Prefix each time: nothing that is known is found.",
     (SAME, "prefix is before"),
