@@ -259,7 +259,9 @@ def test_served_together_each_prompt_gets_what_it_gets_alone(tiny, kind, num_blo
     served = serve(tiny, PROMPTS, pool, cache, new_tokens=9)
     assert served.tokens == [generate(tiny, each, cache=False, max_new_tokens=9).tokens for each in PROMPTS]
     assert pool.free_blocks == num_blocks - 1 and served.most_blocks <= num_blocks - 1
-    assert served.most_at_once >= (3 if num_blocks < 16 else 5)
+    assert served.most_at_once == 5 or num_blocks < 60
+    if kind in (PlainPool, InADeque):  # what is begun again is computed again
+        assert (served.computed > 5 * (11 + 8)) == (num_blocks < 60)
 
 
 def test_what_is_shared_is_computed_once(tiny):
