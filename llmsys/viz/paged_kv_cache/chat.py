@@ -289,6 +289,13 @@ def play(pool, *, sharing: bool = True) -> list[Moment]:
 
 
 def _listed(blocks: Sequence[int]) -> str:
-    """Blocks in words: "block 3", "blocks 1, 2 and 5"."""
-    *some, last = map(str, blocks)
-    return f"blocks {', '.join(some)} and {last}" if some else f"block {last}"
+    """Blocks in words: "block 3", "blocks 1, 2 and 5 to 8"."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    parts = [part for run in runs for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))]
+    many = "blocks" if len(blocks) > 1 else "block"
+    return f"{many} {', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else f"{many} {parts[0]}"
