@@ -39,8 +39,9 @@ from llmsys.bench.paged_decode import measure
 from llmsys.cache import BlockPool, Chunk, PagedCache, batch_of
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.lessons.lesson_08_paged_kv_cache.fragmentation import Blocks, EqualRows, Pieces, fill
+from llmsys.lessons.lesson_08_paged_kv_cache.plain_pool import PlainPool
 from llmsys.lessons.lesson_08_paged_kv_cache.serve import serve
-from llmsys.models import generate, load_model
+from llmsys.models import generate, generate_batch, load_model
 from llmsys.serving import LENGTHS, draw_lengths
 from llmsys.viz.paged_kv_cache.chat import SLOTS, play
 
@@ -96,7 +97,7 @@ for name, trace in LENGTHS.items():
 
 # %% tags=["claim"]
 slots = 65 * 8192
-ways, waiting = {}, {"azure-code": 1000, "azure-conversation": 1200, "mooncake-conversation": 150}
+ways, waiting = {}, {"azure-code": 800, "azure-conversation": 1000, "mooncake-conversation": 150}
 for name, count in waiting.items():
     requests = draw_lengths(name, count, seed=8)
     row = 131_072 if name.startswith("mooncake") else 16_384
@@ -258,29 +259,31 @@ check("08.block_pool", Pool)
 # In the real model: `PagedCache` keeps keys and values in pages, one page a block, and asks a pool which. Give it yours.
 
 # %% tags=["claim"]
-pool = mine("Pool", default=PlainPool)(num_blocks=13, block_size=16)
+pool = mine("Pool", default=PlainPool)(num_blocks=9, block_size=16)
 cache = PagedCache(pool=pool)
 question = "Why is the sky blue? Answer in one sentence."
-paged = generate(model, question, attention=cache, max_new_tokens=16)
-contiguous = generate(model, question, max_new_tokens=16)
+paged = generate(model, question, attention=cache, max_new_tokens=8)
+contiguous = generate(model, question, max_new_tokens=8)
 print("the same tokens as with a contiguous cache:", paged.tokens == contiguous.tokens)
-print(f"{cache.length} tokens in {12 - pool.free_blocks} blocks of 16, {pool.free_blocks} free")
+print(f"{cache.length} tokens in {8 - pool.free_blocks} blocks of 16, {pool.free_blocks} free")
 cache.end()
 print("when the sequence has ended:", pool.free_blocks, "free")
 
 # %% [markdown]
-# And a small server (`serve`, 60 lines in the lesson's package): nine questions in a memory of twelve blocks, 192
-# tokens. A prompt is admitted as soon as there are blocks for it, and a finished one's blocks go to the next.
+# And a small server (`serve`, in the lesson's package): six questions in a memory of nine blocks, which are 144 tokens.
+# A prompt comes in as soon as there are blocks for it, and whoever is answered makes room for the next.
 
 # %% tags=["claim"]
-questions = [f"Name {n} {things}." for n in ("three", "four", "five") for things in ("colours", "rivers", "planets")]
-alone = [generate(model, each, max_new_tokens=12) for each in questions]
-prompts = [each.prompt_tokens for each in alone]
+questions = [f"Name {n} {things}." for n in ("three", "four") for things in ("colours", "rivers", "planets")]
+in_rows = generate_batch(model, questions, max_new_tokens=4)
+prompts = [each.prompt_tokens for each in in_rows]
+pool = mine("Pool", default=PlainPool)(num_blocks=10, block_size=16)
 cache = PagedCache(num_blocks=pool.num_blocks, block_size=pool.block_size)
-served = serve(model, prompts, pool, cache, new_tokens=12)
+served = serve(model, prompts, pool, cache, new_tokens=4)
+print("prompts of", [len(each) for each in prompts], "tokens, and 4 new ones each")
 print(f"{served.steps} steps, at most {served.most_at_once} sequences at once, in at most {served.most_blocks} blocks")
-same = [each.tokens == said[: len(each.tokens)] for each, said in zip(alone, served.tokens, strict=True)]
-print(f"as if they were alone: {sum(same)} of {len(same)}")
+same = [each.tokens == said for each, said in zip(in_rows, served.tokens, strict=True)]
+print(f"the same tokens as in rows: {sum(same)} of {len(same)}")
 
 
 # %% [markdown]
@@ -426,12 +429,13 @@ class SharingPool(SharingParts):
                 self.cached[block] = None
         ### END SOLUTION
 
-    def allocate(self, length, hit=PrefixHit()):
+    def allocate(self, length, hit=None):
         """A new table with slots for `length` tokens, which begins with the blocks of the hit: match made it just now.
 
         OutOfBlocks, and nothing has changed, where the free blocks are too few: a block of the hit that nobody uses is
         one of them.
         """
+        hit = hit or PrefixHit()  # no hit: one of no blocks
         ### BEGIN SOLUTION
         new = self.blocks_for(length) - len(hit.blocks)
         self.check_room(new + sum(self.references[block] == 0 for block in hit.blocks))
@@ -475,7 +479,7 @@ class SharingPool(SharingParts):
 check("08.prefix_sharing", SharingPool)
 
 # %% [markdown]
-# In the real model: six questions about one text. The text is computed once.
+# In the real model: four questions about one text, one after the other. The text is computed once.
 
 # %% tags=["claim"]
 text = (
@@ -483,24 +487,26 @@ text = (
     "Sequences that begin alike share the blocks of their beginning. When memory is short, blocks that nobody uses are "
     "evicted, the least recently used first."
 )
-questions = ["What is cut?", "Who has a table?", "Who shares?", "What is evicted?", "When?", "In which order?"]
-alone = [generate(model, f"{text}\n{each}", max_new_tokens=8) for each in questions]
-prompts = [each.prompt_tokens for each in alone]
-for kind in (mine("Pool", default=PlainPool), mine("SharingPool", default=BlockPool)):
-    pool = kind(num_blocks=100, block_size=16)
-    cache = PagedCache(num_blocks=pool.num_blocks, block_size=pool.block_size)
-    served = serve(model, prompts, pool, cache, new_tokens=8, at_most=1)
-    same = [each.tokens == said[: len(each.tokens)] for each, said in zip(alone, served.tokens, strict=True)]
-    print(f"{served.computed} tokens computed, hits of {served.hits}; as if they were alone: {sum(same)} of {len(same)}")
+own_pool = mine("SharingPool", default=BlockPool)
+questions = ["What is cut?", "Who has a table?", "Who shares?", "What is evicted?"]
+in_rows = generate_batch(model, [f"{text}\n{each}" for each in questions], max_new_tokens=3)
+prompts = [each.prompt_tokens for each in in_rows]
+pool = own_pool(num_blocks=40, block_size=16)
+cache = PagedCache(num_blocks=pool.num_blocks, block_size=pool.block_size)
+served = serve(model, prompts, pool, cache, new_tokens=3, at_most=1)
+print("prompts of", [len(each) for each in prompts], "tokens, of which were found", served.hits)
+print(f"{served.computed} tokens computed, without sharing {served.computed + sum(served.hits)}")
+same = [each.tokens == said for each, said in zip(in_rows, served.tokens, strict=True)]
+print(f"the same tokens as in rows: {sum(same)} of {len(same)}")
 
 # %% [markdown]
 # And a fork: two continuations of one prompt, whose last block is shared until one of them writes into it.
 
 # %% tags=["claim"]
-pool = mine("SharingPool", default=BlockPool)(num_blocks=100, block_size=16)
+pool = own_pool(num_blocks=40, block_size=16)
 first = pool.allocate(len(prompts[0]))
 second = pool.fork(first)
-print(f"{len(first.blocks)} blocks each, {99 - pool.free_blocks} in all")
+print(f"{len(first.blocks)} blocks each, {39 - pool.free_blocks} in all")
 print("the first one goes on: ", pool.extend(first, first.length + 1))
 print("the second one goes on:", pool.extend(second, second.length + 1))
 
@@ -514,7 +520,6 @@ print("the second one goes on:", pool.extend(second, second.length + 1))
 # block does D take that was somebody's? Then choose "not shared".
 
 # %% tags=["widget"]
-own_pool = mine("SharingPool", default=BlockPool)
 viz.paged_kv_cache.stepper(own_pool)
 
 # %% [markdown]
@@ -667,11 +672,8 @@ check("08.paged_walk", paged_walk)
 # memory of 12 pages.
 
 # %% tags=["claim"]
-from functools import partial
-
 from llmsys.attention.paged.one_token import attend_one_token, for_model
 from llmsys.attention.paged.one_token_kernel import one_token_kernel
-from llmsys.cache.paged import PagedCache
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import tier, triton_device
 
@@ -694,11 +696,7 @@ if sanitizer.available():
 # token takes a second or two, so there are few.)
 
 # %% tags=["engine", "claim"]
-from llmsys.models import generate, load_model
-
-model = load_model(device=triton_device())
-question = "Why is the sky blue? Answer in one sentence."
-few = 32 if tier() == "gpu" else 3
+few = 32 if tier() == "gpu" else 2
 by_walk = generate(model, question, attention=PagedCache(for_model(walk), capacity=128), max_new_tokens=few)
 by_torch = generate(model, question, attention="sdpa", max_new_tokens=few)
 print("your kernel chooses the same tokens as torch's fused attention:", by_walk.tokens == by_torch.tokens)
@@ -802,19 +800,11 @@ for pieces in (1, 8, 44, 176):
 # With 44 pieces there is one program for each of the 132 SMs, and the longest walk is a forty-fourth of what it was.
 # More pieces than that pay while there is room for several programs on an SM. In the end the combine, which reads a
 # result of each piece, costs more than what is saved.
-#
-# ### In the real model
-#
-# Your function, with your kernel of (c), in SmolLM2, with two pieces. The one launch that it makes has the same grid
-# whatever the lengths are:
 
-# %% tags=["engine", "claim"]
+# %%
 from llmsys.attention.paged.pieces import split_kv as library_split
 
 in_pieces = partial(mine("split_kv", default=library_split), partial(walk, dtype=torch.float32), pieces=2)
-cache = PagedCache(for_model(in_pieces), capacity=128)
-by_pieces = generate(model, question, attention=cache, max_new_tokens=few)
-print("in pieces, the same tokens again:", by_pieces.tokens == by_torch.tokens)
 
 
 # %% [markdown]
@@ -963,14 +953,14 @@ def fork(pool, sequence, text):
     return Sequence(sequence.text[: sequence.computed] + text, pool.fork(sequence.table), sequence.computed)
 
 
+@torch.inference_mode()
 def serve_step(pool, cache, sequences):
     """Compute what is not computed yet of each, and give each a token. Returns the number of tokens of the step."""
     copies = [copy for each in sequences for copy in pool.extend(each.table, len(each.text))]
     cache.copy_blocks(copies)
     chunks = [Chunk(each.text[each.computed :], each.computed, each.table.blocks) for each in sequences]
     step = batch_of(chunks, block_size=cache.block_size, device=model.device)
-    with torch.inference_mode():
-        best = model(step.tokens, cache, step)[0].argmax(dim=-1).tolist()
+    best = model(step.tokens, cache, step)[0].argmax(dim=-1).tolist()  # (sequences,)
     for each, token in zip(sequences, best, strict=True):
         each.computed = len(each.text)
         pool.register(each.table, each.text, each.computed)
@@ -988,7 +978,7 @@ texts = [
     for each in ("And at dusk?", "Now in three words, please.")
 ]
 common = next(n for n, tokens in enumerate(zip(*texts, strict=False)) if len(set(tokens)) > 1)
-new = 16 if tier() == "gpu" else 4  # in the interpreter, a step of a kernel takes a second or two
+new = 16 if tier() == "gpu" else 3  # in the interpreter, a step of a kernel takes a second or two
 pool = own_pool(num_blocks=33, block_size=16)
 cache = PagedCache(for_model(in_pieces), num_blocks=pool.num_blocks, block_size=pool.block_size)
 
