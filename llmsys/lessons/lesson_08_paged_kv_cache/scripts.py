@@ -2,7 +2,7 @@
 
     play = played(Pool)
     play(num_blocks=5, block_size=4, script=[["allocate", "a", 6], ["free", "a"]])
-    ["Pool(5, 4): 4 free", "a = allocate(6): blocks [1, 2], 6 tokens; 2 free", "free(a): blocks [], 0 tokens; 4 free"]
+    ["Pool(5, 4); 4 free", "a = allocate(6): blocks [1, 2], 6 tokens; 2 free", "free(a): blocks [], 0 tokens; 4 free"]
 
 A script's calls, each a list; names are sequences, and stand for their tables:
 
@@ -24,8 +24,8 @@ from llmsys.lessons.lesson_08_paged_kv_cache.counted_work import growing
 
 
 def played(make: Callable) -> Callable:
-    """`make`, a class of pools, as a function of plain data. `only` says what is told of each call: "all" of it, or
-    "lengths", the numbers of tokens and free blocks, where it is the pool's own affair which blocks they are.
+    """`make`, a class of pools, as a function of plain data. `only` says what is told of each call: "all" of it;
+    "lengths", the numbers of tokens and free blocks, where it is the pool's own affair which blocks they are; "tokens".
     `colliding` lets all hashes be equal. Where num_blocks is a list of two sizes, the script is a word, "plain" or
     "sharing", and what is handed back is a list of the calls that cost more steps in the larger pool."""
 
@@ -34,8 +34,8 @@ def played(make: Callable) -> Callable:
             life = {"plain": _plain_life, "sharing": _sharing_life}[script]
             return growing(lambda size: make(size, block_size), life, tuple(num_blocks))
         options = {"hash_block": lambda before, tokens: b""} if colliding else {}
-        play = _Play(lambda: make(num_blocks, block_size, **options), block_size, only == "all")
-        lines = [f"Pool({num_blocks}, {block_size}): {play.pool.free_blocks} free"]
+        play = _Play(lambda: make(num_blocks, block_size, **options), block_size, only)
+        lines = [f"Pool({num_blocks}, {block_size}){play.free()}"]
         for verb, *given in script:
             lines.append(play.told(verb, *given))
         return lines
@@ -46,8 +46,8 @@ def played(make: Callable) -> Callable:
 class _Play:
     """A pool, the sequences that are in it, and the memory whose slots it hands out."""
 
-    def __init__(self, make: Callable, block_size: int, in_full: bool):
-        self.make, self.pool, self.block_size, self.in_full = make, make(), block_size, in_full
+    def __init__(self, make: Callable, block_size: int, only: str):
+        self.make, self.pool, self.block_size, self.only = make, make(), block_size, only
         self.tables: dict[str, BlockTable] = {}
         self.texts: dict[str, list[int]] = {}  # the tokens of each sequence that is in use
         self.memory: dict[int, tuple[int, ...]] = {}  # of each slot, the tokens up to its own
@@ -67,13 +67,17 @@ class _Play:
             said = "OutOfBlocks"
         except ValueError:
             said = "ValueError"
-        return f"{call}: {said}; {self.pool.free_blocks} free{self._misread()}"
+        return f"{call}: {said}{self.free()}{self._misread()}"
+
+    def free(self) -> str:
+        """How many blocks are free, as the end of a line."""
+        return "" if self.only == "tokens" else f"; {self.pool.free_blocks} free"
 
     def _table(self, name: str, *, before: str = "") -> str:
         table = self.tables[name]
         blocks = [int(block) for block in table.blocks]
-        shown = f"blocks {blocks}" if self.in_full else f"{len(blocks)} blocks"
-        return f"{before}{shown}, {int(table.length)} tokens"
+        shown = {"all": f"blocks {blocks}, ", "lengths": f"{len(blocks)} blocks, ", "tokens": ""}[self.only]
+        return f"{before}{shown}{int(table.length)} tokens"
 
     def _made(self, name: str, table: object, method: str) -> None:
         if not isinstance(table, BlockTable):
@@ -114,7 +118,7 @@ class _Play:
 
     def _match(self, tokens: list[int]) -> str:
         hit = self._hit(tokens)
-        where = f" in {[int(block) for block in hit.blocks]}" if self.in_full else ""
+        where = f" in {[int(block) for block in hit.blocks]}" if self.only == "all" else ""
         return f"{int(hit.tokens)} tokens{where}"
 
     def _begin(self, name: str, tokens: list[int]) -> str:
@@ -147,7 +151,7 @@ class _Play:
                 self.memory[target * self.block_size + n] = self.memory.get(source * self.block_size + n, ())
         self.texts[name] += tokens
         self._compute(name, start)
-        shown = ", ".join(f"{source} to {target}" for source, target in pairs) if self.in_full else len(pairs)
+        shown = ", ".join(f"{source} to {target}" for source, target in pairs) if self.only == "all" else len(pairs)
         return self._table(name, before=f"copies {shown}, " if pairs else "")
 
     def _fork(self, name: str, new: str) -> str:
@@ -190,17 +194,18 @@ def _short(tokens: list[int]) -> str:
 
 
 def _plain_life(pool: object) -> Iterator[tuple[str, Callable]]:
-    """A crowded pool: two thirds of its tables in use, the others freed. Then one sequence of twelve blocks."""
+    """A sequence in a pool of which much is free, then one in a pool that is full of others."""
     size = pool.block_size
-    tables = [pool.allocate(5 * size) for _ in range((pool.num_blocks - 1) // 8)]
-    for table in tables[1::3]:
-        pool.free(table)
-    made = []
-    yield "free_blocks", lambda: pool.free_blocks
-    yield "allocate", lambda: made.append(pool.allocate(8 * size))
-    yield "extend", lambda: pool.extend(made[0], 12 * size)
-    yield "free", lambda: pool.free(made[0])
-    yield "free", lambda: pool.free(tables[len(tables) // 6 * 3])
+    for case in ("many free blocks", "many tables"):
+        count = 3 if case == "many free blocks" else pool.free_blocks // 5 - 4
+        tables = [pool.allocate(5 * size) for _ in range(count)]
+        made = [pool.allocate(size)]
+        yield f"free_blocks with {case}", lambda: pool.free_blocks
+        yield f"allocate with {case}", lambda made=made: made.append(pool.allocate(8 * size))
+        yield f"extend with {case}", lambda made=made: pool.extend(made[1], 12 * size)
+        yield f"free with {case}", lambda made=made: pool.free(made[0])
+        yield f"free with {case}", lambda made=made: pool.free(made[1])
+        yield f"free with {case}", lambda tables=tables: pool.free(tables[len(tables) // 2])
 
 
 def _sharing_life(pool: object) -> Iterator[tuple[str, Callable]]:

@@ -13,9 +13,9 @@ from llmsys.lessons.lesson_08_paged_kv_cache.scripts import played
     forbids=("llmsys.cache.block_pool:*", "llmsys.lessons.lesson_08_paged_kv_cache.plain_pool:*"),
     adapt=played,
     hints=(
-        "What must the pool remember? Which blocks are free, and in which order they are taken; and which tables are in "
-        "use. Which of Python's containers gives and takes at one end in constant time, and which says at once whether "
-        "something is in it?",
+        "What must the pool remember? Which blocks are free, and in which order they are taken; and which tables are "
+        "in use. Which of Python's containers gives and takes at one end in constant time, and which says at once "
+        "whether something is in it?",
         "The free blocks are a stack, with block 1 on top at first: what was given back last is taken first, and "
         "nothing else is ever looked at. A table of n tokens has ⌈n / block_size⌉ blocks, before and after each call. "
         "Look whether there are enough free ones before you take the first.",
@@ -31,6 +31,9 @@ from llmsys.lessons.lesson_08_paged_kv_cache.scripts import played
 )
 def block_pool(answer: Answer) -> None:
     agrees = agreeing(answer)
+
+    with answer.property("a table says for how many tokens it has slots", why="Whoever writes them goes by it."):
+        agrees(9, 4, ["allocate", "a", 3], ["allocate", "b", 0], ["allocate", "c", 4], only="tokens")
 
     with answer.property(
         "a new pool has all its blocks but block 0, and hands out 1, 2, 3, …",
@@ -55,18 +58,18 @@ def block_pool(answer: Answer) -> None:
         hint="How many blocks does the table have, and how many does it need with `length` tokens? Count in the whole "
         "table's tokens, not in those that are added.",
     ):
-        agrees(8, 3, ["allocate", "a", 2], *(["extend", "a", n] for n in range(3, 11)))
         agrees(20, 4, ["allocate", "a", 5], ["extend", "a", 23], ["extend", "a", 23], ["allocate", "b", 0],
                ["extend", "b", 4], ["extend", "a", 25], ["extend", "b", 5])  # fmt: skip
+        agrees(8, 3, ["allocate", "a", 2], *(["extend", "a", n] for n in range(3, 11)))
 
     with answer.property(
         "what is freed can be handed out again", why="A pool that loses a block a request has none left after a while."
     ):
-        agrees(4, 2, ["allocate", "a", 5], ["free", "a"], ["allocate", "b", 1])
+        agrees(4, 2, ["allocate", "a", 5], ["free", "a"], ["allocate", "b", 1], only="lengths")
         calls = []
         for n in range(12):
             calls += [["allocate", f"s{n}", 3], ["extend", f"s{n}", 7], ["free", f"s{n}"]]
-        agrees(6, 2, *calls)
+        agrees(6, 2, *calls, only="lengths")
 
     with answer.property(
         "the last freed is the first reused, and of one table the tail goes before the head",
@@ -94,7 +97,8 @@ def block_pool(answer: Answer) -> None:
         hint="What has been changed by the time that you find out? Order your lines: look, refuse, and only then take.",
     ):
         agrees(5, 4, ["allocate", "a", 6], ["allocate", "b", 12], ["allocate", "c", 8], ["extend", "a", 25],
-               ["extend", "a", 16], ["extend", "c", 9], ["extend", "a", 17], ["free", "a"], ["extend", "c", 16])  # fmt: skip
+               ["extend", "a", 16], ["extend", "c", 9], ["extend", "a", 17], ["free", "a"],
+               ["extend", "c", 16])  # fmt: skip
         agrees(4, 2, ["allocate", "a", 2], ["extend", "a", 9], ["extend", "a", 3], ["extend", "a", 4], ["free", "a"],
                ["allocate", "b", 7], ["allocate", "b", 6])  # fmt: skip
 
@@ -129,8 +133,8 @@ def block_pool(answer: Answer) -> None:
         "a block costs the same in a pool of any size",
         why="A server has a hundred thousand blocks, and asks in every step of a few milliseconds for every sequence. "
         "What goes through all that are free, or all tables, grows with the memory.",
-        hint="Which of your lines looks through the free blocks, or moves them all, or looks through the tables? x in a "
-        "list does, and so do remove, insert, pop(0), min, and a + b of two lists.",
+        hint="Which of your lines looks through the free blocks, or moves them all, or looks through the tables? x in "
+        "a list does, and so do remove, insert, pop(0), min, and a + b of two lists.",
     ):
         constant(answer, "plain", [60, 2000])
 

@@ -59,7 +59,8 @@ def prefix_sharing(answer: Answer) -> None:
         why="The next token's logits come out of a step of the model: a step of no tokens has none.",
         hint="A prompt of exactly two blocks has been registered. How many tokens of the same prompt may be hit?",
     ):
-        agrees(9, 4, ["begin", "a", text(8)], *(["match", text(n)] for n in (1, 3, 4, 5, 8, 9)), ["begin", "b", text(8)])
+        agrees(9, 4, ["begin", "a", text(8)], *(["match", text(n)] for n in (1, 3, 4, 5, 8, 9)),
+               ["begin", "b", text(8)])  # fmt: skip
         agrees(9, 1, ["begin", "a", text(2)], ["match", text(2)], ["match", text(1)], ["match", []])
 
     with answer.property(
@@ -91,12 +92,13 @@ def prefix_sharing(answer: Answer) -> None:
         agrees(6, 2, ["begin", "a", text(5)], ["begin", "b", [*text(4), 9]], ["free", "a"], ["admit", "c", text(4, 20)],
                ["admit", "d", text(1, 30)], ["free", "b"], ["admit", "d", text(5, 30)])  # fmt: skip
         agrees(9, 2, ["begin", "a", text(5)], ["begin", "b", text(5)], ["begin", "c", text(3)], ["free", "b"],
-               ["free", "b"], ["free", "a"], ["admit", "d", text(12, 20)], ["free", "c"], ["admit", "e", text(4, 40)])  # fmt: skip
+               ["free", "b"], ["free", "a"], ["admit", "d", text(12, 20)], ["free", "c"],
+               ["admit", "e", text(4, 40)])  # fmt: skip
 
     with answer.property(
         "what was freed is cached, and can be hit until its block is needed",
         why="The next question of the same conversation comes a minute later.",
-        hint="What happens to a registered block that nobody uses any more? And where must it be missing once it is hit?",
+        hint="What happens to a registered block that nobody uses any more? Where must it be missing once it is hit?",
     ):
         agrees(9, 2, ["begin", "a", text(5)], ["free", "a"], ["match", text(5)], ["begin", "b", text(5)],
                ["admit", "c", text(10, 20)], ["free", "b"], ["begin", "d", text(5)])  # fmt: skip
@@ -107,8 +109,8 @@ def prefix_sharing(answer: Answer) -> None:
     with answer.property(
         "blank blocks go first, then the least recently used, and of one table the tail first",
         why="A blank block is of no use to anybody. And without the blocks before it, a cached one cannot be hit.",
-        hint="In which order do the blocks of one table go into cached, and from which end are they taken? A block that "
-        "was hit and freed again: where does it stand?",
+        hint="In which order do the blocks of one table go into cached, and from which end are they taken? A block "
+        "that was hit and freed again: where does it stand?",
     ):
         common = text(53)
         agrees(11, 16, ["begin", "a", [*common, 100, 101]], ["begin", "b", [*common, 200, 201]], ["free", "a"],
@@ -162,8 +164,8 @@ def prefix_sharing(answer: Answer) -> None:
     ):
         agrees(3, 4, ["admit", "a", text(6)], ["fork", "a", "b"], ["append", "b", [7]], ["append", "a", [8]],
                ["free", "b"], ["append", "a", [8]])  # fmt: skip
-        agrees(5, 4, ["admit", "a", text(6)], ["fork", "a", "b"], ["append", "b", text(7, 20)], ["append", "b", text(3, 20)],
-               ["append", "a", [9]])  # fmt: skip
+        agrees(5, 4, ["admit", "a", text(6)], ["fork", "a", "b"], ["append", "b", text(7, 20)],
+               ["append", "b", text(3, 20)], ["append", "a", [9]])  # fmt: skip
 
     with answer.property(
         "a fork goes on as registered as it was",
@@ -202,8 +204,8 @@ def prefix_sharing(answer: Answer) -> None:
     with answer.property(
         "a long life: conversations that come, grow, branch and go",
         why="References are the tables that a block stands in, at any time.",
-        hint="Follow the blocks by hand up to the call that is shown: how many tables does each stand in, and which are "
-        "blank, which cached, in which order?",
+        hint="Follow the blocks by hand up to the call that is shown: how many tables does each stand in, and which "
+        "are blank, which cached, in which order?",
     ):
         for num_blocks, block_size in ((14, 2), (20, 3), (60, 1)):
             agrees(num_blocks, block_size, *_long_life(answer, block_size))

@@ -8,7 +8,8 @@ BEFORE = 6  # calls that are shown before the one that is wrong
 
 
 def agreeing(answer: Answer) -> Callable[..., Run]:
-    """`agrees(num_blocks, block_size, *calls)`: the answer's pool says in each of these calls what the library's does."""
+    """`agrees(num_blocks, block_size, *calls)`: each of these calls does to the answer's pool what it does to the
+    library's."""
 
     def agrees(num_blocks: int, block_size: int, *calls: list, **options) -> Run:
         given = {"num_blocks": num_blocks, "block_size": block_size, "script": list(calls), **options}
@@ -16,7 +17,7 @@ def agreeing(answer: Answer) -> Callable[..., Run]:
         run = answer(**given)
         wrong = _first_difference(run.value, expected)
         answer.that(
-            run, lambda r: r.value == expected, expected="" if wrong is None else _shown(expected, wrong),
+            run, lambda r: r.value == expected, expected="" if wrong is None else "\n" + _shown(expected, wrong),
             got=lambda r: _shown(r.value, wrong),
         )  # fmt: skip
         return run
@@ -30,7 +31,7 @@ def constant(answer: Answer, script: str, sizes: list[int]) -> None:
     answer.that(
         run, lambda r: r.value == [],
         "as many steps in a large pool as in a small one: lines that run, and elements that are gone through in one",
-        got=lambda r: f"more steps the larger the pool is, in {', '.join(r.value)}",
+        got=lambda r: "more steps in the larger pool:\n" + "\n".join(map(str, r.value)),
     )  # fmt: skip
 
 
