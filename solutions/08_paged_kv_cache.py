@@ -122,21 +122,22 @@ viz.paged_kv_cache.fragmentation(ways)
 measured("08.kept", 100 * ways["azure-conversation"]["rows of 16k"].kept, "%")
 
 # %% [markdown]
-# Of the cache of rows, 8% holds tokens in the conversations, and 90% of it is the rows' empty ends, for a prompt that
-# was longer is what they were made for. <!-- source: the table: 89.1% nothing and 1.0% later --> A piece of its own for
-# each sequence has more than four times as many sequences in the same memory, and now there are holes: what one of them
-# leaves behind is too small for the next. The oracle shows what is left when nothing is reserved for nothing: in holes
-# and reservations, a quarter of the memory is still lost, a third where prompts are as different as Moonshot's.
+# Look at the conversations. Of the rows, 8% holds tokens. Nine tenths are the empty ends of rows that are long enough
+# for the longest conversation of the day, and hardly any is. With a piece for each sequence there are more than four
+# times as many sequences in the same memory, and now there are holes: what one of them leaves behind is too small for
+# the next. The oracle shows what is lost even when nobody reserves too much: nearly a quarter of the memory, in holes
+# and for answers still to come; and a third where lengths are as different as Moonshot's.
 #
 # Blocks have no holes, for any block is as good as another. They reserve nothing either, and waste only what is left of
-# a sequence's last block. With blocks of $P$ tokens, a sequence of $T$ tokens wastes
+# a sequence's last block. With blocks of $P$ tokens (in this lesson $P$ is that, and $S$ the number of sequences, while
+# scores and weights have small letters), a sequence of $T$ tokens wastes
 #
 # $$ P \cdot \lceil T / P \rceil - T \;<\; P \quad \text{slots, about } \tfrac{P - 1}{2} \text{ on average} \tag{1} $$
 #
-# so with 16 it is seven or eight slots, of a thousand: 98% hold a token. That is twelve times as many sequences as rows
-# had room for, and lesson 07 has shown what that is worth: the weights are read once for all of them. And by (1),
-# 256 is a large block for conversations of a thousand tokens. Why not blocks of a single token? Ask that again when
-# you have seen what a kernel does with them.
+# so with 16 it is seven or eight slots of a thousand, and 98% hold a token. That is twelve times as many sequences as
+# there were rows, and lesson 07 has shown what that is worth: the weights are read once for all of them. And by (1),
+# 256 is a large block for conversations of a thousand tokens. Why not blocks of a single token? Ask again when you have
+# seen what a kernel does with blocks.
 #
 # (The system that introduced blocks compared itself with three such ways, in its own traces: rows, powers of two, and
 # an oracle kept 20.4%, 26.8% and 38.2% of their memory for tokens, blocks 96.3%. [Kwon et al.,
@@ -686,7 +687,7 @@ with sanitizer.watch(q=one, keys=pages[0], values=pages[1]) as report:
     o, lse = walk(one, *pages, lengths, table)
 if sanitizer.available():
     read = report.bytes_loaded["keys"] + report.bytes_loaded["values"]
-    print(f"of K and V: {read:,} B read, for {40 * 2 * 64 * 4:,} B that the sequence has; gathered first, it were thrice")
+    print(f"read of K and V: {read:,} B; the sequence has {40 * 2 * 64 * 4:,} B")
 
 # %% [markdown]
 # ### In the real model
@@ -762,7 +763,8 @@ def split_kv(attend, q, key_pages, value_pages, seq_lens, block_table, pieces):
 
     Returns (o, lse): o (S, Hq, D) in q's dtype, rounded once, and lse (S, Hq) float32, as if nothing had been split.
 
-    attend is called once. Nothing is asked on the host: all shapes follow from those of the arguments.
+    attend is called once, with rows of the table of at most M columns. Nothing is asked on the host: all shapes follow
+    from those of the arguments.
     """
     ### BEGIN SOLUTION
     S, M, P = q.shape[0], block_table.shape[1], key_pages.shape[1]
@@ -813,7 +815,15 @@ in_pieces = partial(mine("split_kv", default=library_split), partial(walk, dtype
 # Sequences of one step have different lengths, and with a fixed number of pieces the longest has the longest pieces.
 # The library's kernel goes one step further: it puts *all tiles of all sequences* into one line, and cuts the line into
 # as many equal runs as the GPU holds programs. Nobody waits for anybody, and the grid depends on no length
-# (`llmsys/attention/paged/split_kernels.py`, whose introduction draws it).
+# (`llmsys/attention/paged/split_kernels.py`). Three ways to do the same work, on a GPU of twelve multiprocessors:
+
+# %%
+viz.paged_kv_cache.busy()
+
+# %% [markdown]
+# A program each: everybody waits for the longest sequence, and four multiprocessors have nothing to do at all. Pieces:
+# three times as fast. The line: a little better still, with as many programs as there are multiprocessors, where pieces
+# are 32 and their number is a guess, made before the lengths are known.
 #
 # ## Predict: how close to a copy?
 #
@@ -828,10 +838,11 @@ predict("08.copy", None, "%")
 # %% [markdown]
 # ## Measure
 #
-# The record compares three things, in one process, on the same tensors, in turn: our kernels over pages (`triton`, in
-# Triton; where there is a `gluon`, it is lesson 06's language); **dense**, cuDNN's attention over a cache *without*
-# pages, all sequences of the same length; and a **copy** of as many bytes, half read and half written. Blocks are dealt
-# at random; pages and speeds are of one layer. "Of copy" is the share of the copy's speed, "of dense" that of cuDNN's.
+# The record compares three things, in one process, on the same random inputs, in turn: the library's kernels over pages
+# (`triton` is the kernel of the picture above; a `gluon`, where the record has one, is written in lesson 06's language,
+# and a warp of its own fetches pages by TMA); **dense**, cuDNN's attention over a cache *without* pages, which wants
+# sequences of equal length; and a **copy** of as many bytes as K and V have, half read and half written. Blocks are
+# dealt at random, and it is one layer. "Of copy" is the share of the copy's speed, "of dense" that of cuDNN's.
 
 # %% tags=["claim"]
 record = recorded("paged_decode")
@@ -843,56 +854,77 @@ print(f"{'':40}{'MB':>6} {'copy, µs':>9}", *(f"{name + ', µs':>12} {'of copy':
 for size, shape in shapes:
     print(f"{shape:40}{size / 1e6:6.0f} {rows[shape, 16, 'copy']['us']:9.0f}", end="")
     for name in kernels:
-        row = rows[shape, 16, name]
-        dense = f"{row['of_dense']:8.2f}" if row["of_dense"] else f"{'–':>8}"
-        print(f" {row['us']:12.0f} {row['of_copy']:8.2f} {dense}", end="")
+        if row := rows.get((shape, 16, name)):
+            dense = f"{row['of_dense']:8.2f}" if row["of_dense"] else f"{'–':>8}"
+            print(f" {row['us']:12.0f} {row['of_copy']:8.2f} {dense}", end="")
+        else:
+            print(f" {'–':>12} {'–':>8} {'–':>8}", end="")
     print()
+found = [row for row in record.rows if row["page"] == 16 and row["name"] in kernels]
+for what, some in (
+    ("equal lengths, 1 GB and more", [row for row in found if row["of_dense"] and row["bytes"] > 1e9]),
+    ("equal lengths, less than that", [row for row in found if row["of_dense"] and row["bytes"] < 1e9]),
+    ("mixed lengths", [row for row in found if not row["of_dense"]]),
+):
+    for name in kernels:
+        shares = [row["of_copy"] for row in some if row["name"] == name]
+        print(f"{what:30} {name:7} {min(shares):.2f} to {max(shares):.2f} of the copy's speed")
 asked = "B 64, 32/8 heads of 128, L 8192"
-best = max(kernels, key=lambda name: rows[asked, 16, name]["of_copy"])
+best = max((row for row in found if row["shape"] == asked), key=lambda row: row["of_copy"])
 
 # %% tags=["measure"]
-measured("08.copy", 100 * rows[asked, 16, best]["of_copy"], "%")
+measured("08.copy", 100 * best["of_copy"], "%")
 
 # %%
 viz.paged_kv_cache.decode_speed(*all_recorded("paged_decode"))
 
 # %% [markdown]
-# Read it from the top of the table, the smallest caches, to the bottom. Where there are gigabytes to read, attention
-# through a table is as fast as memory, within a few percent, and so is cuDNN without any table. Blocks strewn over all
-# of the memory cost next to nothing, because a *row* of a page, one token's keys for one head, is 128 or 256 bytes in one piece,
-# which is what memory delivers at a time anyway. <!-- source: heads of 64 and 128 in bfloat16; an H100's cache line has
-# 128 bytes -->
+# Read the table from the bottom, where the large caches are. With gigabytes to read, attention through a table is about
+# as fast as the memory, and so is cuDNN without any table. That the blocks lie strewn over all of the memory costs next
+# to nothing: what lies in one piece is one token's key for one head, 128 or 256 bytes, and that is what memory delivers
+# at a time anyway. <!-- source: heads of 64 and 128 in bfloat16; an H100's cache line has 128 bytes -->
 #
-# With small caches a call takes longer than its bytes do, for all three of them, and longest for ours: the launches,
-# the first page numbers, which must have come before the first keys can be asked for, and the last parts, which must
-# be merged. These are microseconds, whatever the size, and count the less the more there is to read.
+# With small caches a call takes longer than its bytes do, for cuDNN as well, and longer for a kernel over pages. It has
+# launches; page numbers that must have come before the first keys can be asked for; parts of sequences that must be
+# merged in the end. These are microseconds, whatever the size, and count the less the more there is to read.
+#
+# Two things are harder than the rest. *Mixed lengths*: a program's run has more sequences in it, shorter ones, and the
+# walk starts anew with each. *Small heads*, SmolLM2's of 64: a tile of keys has half the bytes, and
+# what a tile costs beside its bytes weighs twice. Compare the kernels in these rows: what helps is to have the next
+# tiles on the way while one is computed, across the border of two sequences, too.
 #
 # ### What small pages cost
 #
 # A table of pages of 16 is 16 times as long as one of pages of 256. Does that matter?
 
 # %% tags=["claim"]
-along = [shape for _, shape in shapes if sum((shape, page, kernels[0]) in rows for page in (16, 32, 64, 128, 256)) == 5]
-for shape in along:
-    print(shape)
-    for name in kernels:
-        speeds = {page: rows[shape, page, name]["gbps"] for page in (16, 32, 64, 128, 256)}
-        said = "  ".join(f"{page}: {speed:5.0f}" for page, speed in speeds.items())
-        print(f"    {name:7} GB/s with pages of {said}    from 256 to 16: {speeds[16] / speeds[256] - 1:+.1%}")
-    size = next(row for row in record.rows if row["shape"] == shape)
-    ids = size["B"] * size["longest"] // 16 * 4
-    print(f"    the table with pages of 16: {ids:,} bytes, {size['bytes'] // ids:,} times less than K and V")
+pages = (16, 32, 64, 128, 256)
+for _, shape in shapes:
+    lines = {name: [rows.get((shape, page, name)) for page in pages] for name in kernels}
+    lines = {name: line for name, line in lines.items() if all(line)}
+    if not lines:
+        continue
+    print(f"{shape}: GB/s with pages of")
+    print(f"    {'':8}", *(f"{page:7}" for page in pages), "    16 against 256")
+    for name, line in lines.items():
+        speeds = [row["gbps"] for row in line]
+        print(f"    {name:8}", *(f"{speed:7,.0f}" for speed in speeds), f"{speeds[0] / speeds[-1] - 1:+15.1%}")
+    row = next(iter(lines.values()))[0]
+    ids = 4 * row["B"] * -(-row["longest"] // 16)
+    print(f"    its table with pages of 16: {ids:,} bytes; K and V: {row['bytes']:,}")
 
 # %% [markdown]
-# Hardly. The page numbers are a few kilobytes beside hundreds of megabytes, and stay in the L2 cache for the key heads
-# that read them after the first one. What a small page does cost is *steps*: a tile of 64 keys lies in four pages of
-# 16, so it needs four numbers before it can ask for a single key, and where a copy engine fetches a page at a time
-# (lesson 06's TMA), it is four requests in place of one. A kernel that has several tiles on the way hides that. Against
-# it stands (1): the waste grows with the page. So 16 is a common choice, and 64 where kernels fetch whole pages.
+# It costs little, as the last column says, and why it does can be counted. A table is thousands of times smaller than
+# what it points to, and only the first key head of a sequence reads it from memory: after that it is in the L2 cache.
+# Nor do pages change what memory is asked for, because a key of one head is a piece of its own however long the page
+# is. What a small page does cost is *requests*: a tile of 64 keys lies in four pages of 16, and so four numbers must be
+# there before all of its keys can be asked for, and a copy engine (lesson 06's TMA) that fetches a page at a time is
+# started four times. That is time in which the memory may have nothing to do, unless the kernel has further tiles on
+# the way.
 #
-# A page of a *single* token would waste nothing, and share prefixes to the token. Its table is 16 times as long again,
-# and there is one number for each row of 256 bytes. <!-- source: a head of 128 in bfloat16 --> Some systems do take
-# that; see below.
+# Against that stands (1): the waste grows with the page, and so does what is computed again after a hit. So 16 is a
+# common choice. A page of a *single* token wastes nothing, and shares prefixes to the token; its table is 16 times as
+# long again. Some systems do take it; see below.
 #
 # ### Here
 #
@@ -994,10 +1026,12 @@ for each, text in zip(branches, texts, strict=True):
 # %% tags=["engine", "claim"]
 print(f"the beginning has {common} tokens, the two branches {len(texts[0])} and {len(texts[1])}")
 print(f"tokens of each step: {sizes[:3]} …")
-print("tables:", [each.table.blocks for each in branches], f"; block {before} was shared, and was copied for one of them")
+print("tables:", [each.table.blocks for each in branches])
+print(f"block {before} was shared, and has been copied for one of them")
 alone = [generate(model, text, max_new_tokens=new) for text in texts]
 said = [each.text[len(text) :][: len(one.tokens)] for each, text, one in zip(branches, texts, alone, strict=True)]
-print("each as if it were alone, without a pool or pages:", [one.tokens == tokens for one, tokens in zip(alone, said)])
+same = [one.tokens == tokens for one, tokens in zip(alone, said, strict=True)]
+print("each as if it were alone, without a pool or pages:", same)
 for each in branches:
     pool.free(each.table)
 print("when both have ended, all blocks are free again:", pool.free_blocks == pool.num_blocks - 1)
