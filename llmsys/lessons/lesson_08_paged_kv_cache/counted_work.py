@@ -15,7 +15,7 @@ import sys
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FunctionType, ModuleType
 
 import numpy as np
@@ -84,9 +84,8 @@ def _counting(kind: type, constant: set[str], costs: dict[str, Callable] | None 
     body = {}
     for name in dir(kind):
         method = getattr(kind, name)
-        if name in constant | _HARMLESS or not callable(method):
-            continue
-        body[name] = _method(name, method, costs.get(name, lambda self, *given: len(self)))
+        if name not in constant | _HARMLESS and callable(method):
+            body[name] = _method(name, method, costs.get(name, _COMPARED.get(name, lambda self, *given: len(self))))
     body["__iter__"] = _iterating(kind.__iter__)
     if hasattr(kind, "__reversed__"):
         body["__reversed__"] = _iterating(kind.__reversed__)
@@ -183,6 +182,14 @@ def _deleted(self, index) -> int:
     return len(self) if isinstance(index, slice) else _behind(self, index)
 
 
+def _if_as_long(self, other) -> int:
+    return len(self) if hasattr(other, "__len__") and len(other) == len(self) else 0
+
+
+def _shorter(self, *others) -> int:
+    return min([len(self), *(len(each) for each in others if hasattr(each, "__len__"))])
+
+
 def _ends(self, index, *_) -> int:
     """How far an element of a deque is from its nearer end."""
     at = index if index >= 0 else len(self) + index
@@ -202,6 +209,7 @@ _HARMLESS = {
 _OF_DICTS = {"__getitem__", "__setitem__", "__delitem__", "__contains__", "get", "pop", "popitem", "setdefault",
              "move_to_end"}  # fmt: skip
 _SETS = {"__contains__", "add", "discard", "remove", "pop"}
+_COMPARED = {"__eq__": _if_as_long, "__ne__": _if_as_long}
 _UPDATES = {"update": _given, "__ior__": _given}
 _COUNTING = {
     list: _counting(list, {"append"}, {
@@ -211,13 +219,16 @@ _COUNTING = {
     }),
     deque: _counting(deque, {"append", "appendleft", "pop", "popleft"}, {
         "extend": _given, "extendleft": _given, "__iadd__": _given, "__getitem__": _ends, "__setitem__": _ends,
+        "rotate": lambda self, steps=1: min(abs(steps), len(self)),
     }),
     dict: _counting(dict, _OF_DICTS, _UPDATES),
     OrderedDict: _counting(OrderedDict, _OF_DICTS, _UPDATES),
     defaultdict: _counting(defaultdict, _OF_DICTS, _UPDATES),
     Counter: _counting(Counter, _OF_DICTS, _UPDATES),
     set: _counting(set, _SETS, {
-        **{name: _given for name in ("update", "__ior__", "difference_update", "__isub__")},
+        **dict.fromkeys(("update", "__ior__", "difference_update", "__isub__", "__rsub__", "issuperset"), _given),
+        **dict.fromkeys(("__and__", "__rand__", "intersection", "isdisjoint", "__le__", "__lt__", "__ge__", "__gt__"),
+                        _shorter),
     }),
     bytearray: _counting(bytearray, {"append"}, {"__getitem__": _sliced, "__setitem__": _replaced, "pop": _behind}),
 }  # fmt: skip
@@ -309,7 +320,8 @@ def _renew(value, counting: Callable) -> None:
         for name in _attributes(value):
             each = getattr(value, name)
             if (replaced := counting(each)) is not each:
-                setattr(value, name, replaced)
+                with suppress(AttributeError):  # that may not be set
+                    setattr(value, name, replaced)
 
 
 def _attributes(value: object) -> list[str]:

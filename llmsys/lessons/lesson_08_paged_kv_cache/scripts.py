@@ -24,17 +24,22 @@ from llmsys.lessons.lesson_08_paged_kv_cache.counted_work import growing
 
 
 def played(make: Callable) -> Callable:
-    """`make`, a class of pools, as a function of plain data. `only` says what is told of each call: "all" of it;
-    "lengths", the numbers of tokens and free blocks, where it is the pool's own affair which blocks they are; "tokens".
-    `colliding` lets all hashes be equal. Where num_blocks is a list of two sizes, the script is a word, "plain" or
-    "sharing", and what is handed back is a list of the calls that cost more steps in the larger pool."""
+    """`make`, a class of pools, as a function of plain data.
+
+    num_blocks    blocks of the pool; or two sizes, in a list: then the script is a word, "plain" or "sharing", and what
+                  is handed back is a list of the calls that cost more steps in the larger pool
+    only          what is told of each call: "all" of it; "lengths", the numbers of tokens and blocks, where it is the
+                  pool's own affair which blocks they are; "tokens", those of a table, and nothing of hits
+    colliding     the pool's `hash_block` says the same of everything
+    """
 
     def run(*, num_blocks, block_size, script, only="all", colliding=False):
         if isinstance(num_blocks, list):
             life = {"plain": _plain_life, "sharing": _sharing_life}[script]
             return growing(lambda size: make(size, block_size), life, tuple(num_blocks))
-        options = {"hash_block": lambda before, tokens: b""} if colliding else {}
-        play = _Play(lambda: make(num_blocks, block_size, **options), block_size, only)
+        play = _Play(lambda: make(num_blocks, block_size), block_size, only)
+        if colliding:
+            play.pool.hash_block = lambda before, tokens: b""
         lines = [f"Pool({num_blocks}, {block_size}){play.free()}"]
         for verb, *given in script:
             lines.append(play.told(verb, *given))
@@ -77,7 +82,7 @@ class _Play:
         table = self.tables[name]
         blocks = [int(block) for block in table.blocks]
         shown = {"all": f"blocks {blocks}, ", "lengths": f"{len(blocks)} blocks, ", "tokens": ""}[self.only]
-        return f"{before}{shown}{int(table.length)} tokens"
+        return f"{before if self.only != 'tokens' else ''}{shown}{int(table.length)} tokens"
 
     def _made(self, name: str, table: object, method: str) -> None:
         if not isinstance(table, BlockTable):
@@ -118,6 +123,8 @@ class _Play:
 
     def _match(self, tokens: list[int]) -> str:
         hit = self._hit(tokens)
+        if self.only == "tokens":
+            return "asked"
         where = f" in {[int(block) for block in hit.blocks]}" if self.only == "all" else ""
         return f"{int(hit.tokens)} tokens{where}"
 
