@@ -21,11 +21,12 @@ ELSEWHERE = "a tensor was made on another device than q's: torch.arange(…, dev
 
 class Noting:
     """attend(q, key_pages, value_pages, seq_lens, block_table) -> (o, lse) in float32. What it was handed in each call
-    is kept: in `steps` [sequences, the longest, keys in all], in `shapes` those of q, seq_lens and block_table."""
+    is kept: in `steps` [rows of q, keys of the longest piece of each sequence, all of its keys], in `shapes` those of
+    q, seq_lens and block_table."""
 
     def __init__(self, q: Tensor, key_pages: Tensor, value_pages: Tensor):
         self.q, self.pages = q, (key_pages, value_pages)
-        self.steps: list[list[int]] = []
+        self.steps: list[list] = []
         self.shapes: list[list[int]] = []
 
     def __call__(self, q, key_pages, value_pages, seq_lens, block_table):
@@ -36,7 +37,8 @@ class Noting:
             return o, lse
         self._check_values(seq_lens, block_table)
         lengths = seq_lens.tolist()
-        self.steps.append([len(lengths), max(lengths), sum(lengths)])
+        pieces = [[n for row, n in zip(q, lengths, strict=True) if torch.equal(row, own)] for own in self.q]
+        self.steps.append([len(lengths), [max(each, default=0) for each in pieces], [sum(each) for each in pieces]])
         for i, (length, row) in enumerate(zip(lengths, block_table, strict=True)):
             k, v = (_gathered(pages, row, length) for pages in self.pages)
             o[i], lse[i] = _attention(q[i], k, v)
@@ -59,9 +61,10 @@ class Noting:
 
     def _check_values(self, seq_lens, block_table) -> None:
         blocks, page = self.pages[0].shape[:2]
+        most = page * block_table.shape[1]
         lengths = seq_lens.tolist()
         for i, length in enumerate(lengths):
-            if not 0 <= length <= (most := page * block_table.shape[1]):
+            if not 0 <= length <= most:
                 raise ValueError(f"attend's seq_lens must be from 0 to {most}, as it has pages, got {lengths}")
             for page_id in block_table[i, : -(-length // page)].tolist():
                 if not 0 <= page_id < blocks:
@@ -93,8 +96,9 @@ def with_attend(split: Callable) -> Callable:
     """`split_kv` without its first argument, as a function of plain tensors.
 
     apart     the pages are those of one layer of several, the tables' rows longer than they are wide
-    report    "both": (o, lse) · "o" · "lse" · "steps": of each call of attend, [sequences, the longest, keys in all] ·
-              "shapes": those that attend is handed and those of what comes out, of tensors that have no values
+    report    "both": (o, lse) · "o" · "lse" · "steps": of each call of attend, [rows of q, keys of the longest piece of
+              each sequence, all of its keys] · "shapes": those that attend is handed and those of what comes out, of
+              tensors that have no values
     """
 
     def run(q, key_pages, value_pages, seq_lens, block_table, pieces, *, apart=False, report="both"):

@@ -1,4 +1,4 @@
-"""The checks of lesson 08, the paged KV cache: a module an exercise. To import this package registers them all."""
+"""The checks of lesson 08, the paged KV cache. One module an exercise; to import this package registers all of them."""
 
 from llmsys.lessons.lesson_08_paged_kv_cache.checks import paged_walk, split_kv
 

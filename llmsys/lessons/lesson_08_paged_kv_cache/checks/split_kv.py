@@ -1,6 +1,6 @@
 """08.split_kv: the keys of a sequence in pieces, and the combine."""
 
-from functools import partial
+from collections.abc import Callable
 from math import ceil
 
 import torch
@@ -68,6 +68,7 @@ def split_kv(answer: Answer) -> None:
     ):  # fmt: skip
         for _ in range(2):
             right(draw(answer, [24], page=4, D=8, change=lambda q, k, v: (3 * q, k, v)), 3)
+        right(draw(answer, [16], page=4, D=8, in_order=True, change=_faint), 2)
 
     with answer.property("several heads, and several of a group", why="Each query head has weights of its own."):
         right(draw(answer, [16], page=4, G=3, Hkv=2, D=8), 2)
@@ -141,12 +142,13 @@ def split_kv(answer: Answer) -> None:
         hint="How many rows does q have when you hand it to attend, and how many tables are there?",
     ):
         for lengths, pieces in (([40, 9], 3), ([33], 4)):
-            step = draw(answer, lengths, page=4, D=8)
-            run = answer(*step.given, pieces, report="steps")
-            handed = partial(_of_the_call, answer, run)
+            run = answer(*draw(answer, lengths, page=4, D=8).given, pieces, report="steps")
+            rows = len(lengths) * pieces
             answer.that(run, lambda r: len(r.value) == 1, "one call of attend", lambda r: f"{len(r.value)} calls")
-            handed(0, "equal", len(lengths) * pieces, f"rows of q: {len(lengths)} × {pieces} pieces")
-            handed(2, "equal", sum(lengths), "keys in all the pieces together")
+            _handed(
+                answer, run, 0, lambda found, n=rows: found == n, f"{rows} rows of q, {pieces} pieces of each sequence"
+            )
+            _handed(answer, run, 2, lambda found, n=lengths: found == n, f"pieces of {lengths} keys together")
 
     with answer.property(
         "pieces are cut by the sequence's own pages, however wide the table is",
@@ -154,10 +156,12 @@ def split_kv(answer: Answer) -> None:
         "ever be.",
         hint="A table of 64 columns, of which a sequence uses 4: how many pages has each of its two pieces?",
     ):
-        for length, spare, pieces in ((40, 50, 5), (60, 17, 4), (31, 0, 3), (7, 30, 2)):
-            step = draw(answer, [length], page=4, D=8, spare=spare)
+        for lengths, spare, pieces in (([40], 50, 5), ([60, 0], 17, 4), ([31, 7, 64], 0, 3), ([7], 30, 2)):
+            step = draw(answer, lengths, page=4, D=8, spare=spare)
             run = answer(*step.given, pieces, report="steps")
-            _of_the_call(answer, run, 1, "at most", 4 * ceil(ceil(length / 4) / pieces), "keys in the longest piece")
+            most = [4 * ceil(ceil(length / 4) / pieces) for length in lengths]
+            what = f"pieces of at most {' and '.join(map(str, most))} keys"
+            _handed(answer, run, 1, lambda found, most=most: all(a <= b for a, b in zip(found, most)), what)  # noqa: B905
             right(step, pieces)
 
     with answer.property(
@@ -192,11 +196,15 @@ def _cancelling(q, k, v):
     return q * 0, k, [far + multiples(v[0] * 2, 0.5)]
 
 
-def _of_the_call(answer: Answer, run: Run, which: int, how: str, wanted: int, what: str) -> None:
-    """What attend was handed in its first call, of [sequences, the longest, keys in all], is `wanted`, or at most."""
+def _faint(q, k, v):
+    """The last piece of two has scores that are lower by 7, and values that are larger by as much."""
+    last = (torch.arange(len(k[0])) >= len(k[0]) // 2)[:, None, None]
+    q[..., 0] = 4.0
+    k[0][..., 0] = torch.where(last[..., 0], -7.0, 0.0) * q.shape[2] ** 0.5 / 4
+    return q, k, [torch.where(last, 500.0, 1.0) * v[0]]
 
-    def holds(r: Run) -> bool:
-        found = r.value[0][which]
-        return found == wanted if how == "equal" else found <= wanted
 
-    answer.that(run, holds, f"{'at most ' * (how != 'equal')}{wanted} {what}", lambda r: f"{r.value[0][which]}")
+def _handed(answer: Answer, run: Run, which: int, holds: Callable[[object], bool], expected: str) -> None:
+    """What attend was handed in its first call is right: of [rows of q, the longest pieces, all keys], the number
+    `which`."""
+    answer.that(run, lambda r: holds(r.value[0][which]), expected, lambda r: str(r.value[0][which]))

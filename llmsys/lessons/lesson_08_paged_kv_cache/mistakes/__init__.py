@@ -1,4 +1,4 @@
-"""Wrong answers to lesson 08 that are no kernels: a module an exercise. To import this package registers them all."""
+"""Wrong answers to lesson 08, as people write them. One module an exercise; to import this package registers all."""
 
 from llmsys.lessons.lesson_08_paged_kv_cache.mistakes import split_kv
 
