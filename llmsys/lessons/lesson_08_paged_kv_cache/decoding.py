@@ -2,7 +2,7 @@
 
 What a sequence has is drawn densely, and what is expected is computed from that: it never goes through a table. Slots
 that no length reaches are NaN, table entries that none reaches are −1 or huge, pages are dealt at random, and two of
-them belong to nobody.
+them belong to nobody: page 0, as in a pool, and another one.
 """
 
 import math
@@ -18,7 +18,7 @@ from llmsys.hardware.tier import triton_device
 from llmsys.lessons.common import PoisonedResults, exact
 
 NOBODYS = (-1, 2**31 - 1)  # entries of a table that no length reaches
-SPARE = 2  # pages that belong to nobody
+SPARE = 2  # pages that belong to nobody; the first is one of them
 
 
 class Step(NamedTuple):
@@ -39,10 +39,12 @@ def draw(
     scale: float | None = None,
     half: bool = False,
     spare: int = 1,
+    in_order: bool = False,
     change: Callable[[Tensor, list[Tensor], list[Tensor]], tuple] = lambda q, k, v: (q, k, v),
 ) -> Step:
     """A step of sequences that have these lengths, in pages of `page` slots. `spare`: columns of the table beyond those
-    of the longest. `change` may replace q (S, Hq, D) and the dense k and v of each sequence, (length, Hkv, D)."""
+    of the longest. `in_order`: pages from the first on, and not dealt at random. `change` may replace q (S, Hq, D) and
+    the dense k and v of each sequence, (length, Hkv, D)."""
     q = answer.randn(len(lengths), G * Hkv, D)
     k, v = ([answer.randn(length, Hkv, D) for length in lengths] for _ in "kv")
     q, k, v = change(q, k, v)
@@ -50,7 +52,7 @@ def draw(
         q, k, v = q.half(), [x.half() for x in k], [x.half() for x in v]
     needed = [-(-length // page) for length in lengths]
     blocks = sum(needed) + SPARE
-    ids = torch.randperm(blocks, generator=answer.generator).to(torch.int32)
+    ids = torch.arange(blocks) if in_order else 1 + torch.randperm(blocks - 1, generator=answer.generator)
     table = torch.tensor(NOBODYS, dtype=torch.int32).repeat(len(lengths), max(needed) + spare)
     table = table[:, 1 : 1 + max(needed) + spare].contiguous()
     pages = [torch.full((blocks, page, Hkv, D), math.nan, dtype=q.dtype) for _ in "kv"]

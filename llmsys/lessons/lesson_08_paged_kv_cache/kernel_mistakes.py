@@ -55,12 +55,6 @@ wrong(
     why="Their weight is 0, but slots that nobody has written may hold NaN, and 0 · NaN is NaN.",
 )  # fmt: skip
 wrong(
-    "whole_pages", "You read the last page to its end.",
-    ("there = written[:, None]", f"there = ({TO_ITS_END})[:, None]"),
-    (PAGE, PAGE.replace("mask=written", f"mask={TO_ITS_END}")),
-    why="Slots from the length on are nobody's. They may hold NaN, and 0 · NaN is NaN.",
-)  # fmt: skip
-wrong(
     "unwritten_keys_read", "You load keys from slots that nobody has written.",
     (K_TILE, K_TILE.replace("there", f"({TO_ITS_END})[:, None] & (d < D)[None, :]")),
     (PAGE, PAGE.replace("mask=written", f"mask={TO_ITS_END}")),

@@ -45,17 +45,21 @@ def paged_walk(answer: Answer) -> None:
     def right(step: Step, *, half: bool = False, **options):
         return answer.matches(step.expected, *step.given, **options, **(HALF if half else {}))
 
-    with answer.property("a single key: o is its value", why="A softmax over one score is 1, whatever the score is."):
-        step = draw(answer, [1])
+    with answer.property("one page, values that are all alike: o is that value", why="Weights sum to one."):
+        step = draw(answer, [16], G=16, in_order=True, change=lambda q, k, v: (q, k, [v[0] * 0 + 0.5]))
         answer.matches(step.expected[0], *step.given, only="o")
 
-    with answer.property("its log-sum-exp", why="Then it is the score: m + ln l, in natural logarithms and in fp32."):
-        right(draw(answer, [1], D=32))
-
     with answer.property(
-        "one page, which is full", why="The page is wherever there was room: its number is in the table."
+        "one page, which is full: o", why="The page is wherever there was room: its number is in the table."
     ):
-        right(draw(answer, [16]))
+        step = draw(answer, [16])
+        answer.matches(step.expected[0], *step.given, only="o")
+
+    with answer.property("its log-sum-exp", why="m + ln l, in natural logarithms and in fp32."):
+        right(draw(answer, [16], D=32))
+
+    with answer.property("a single key: o is its value, and lse its score", why="A softmax over one score is 1."):
+        right(draw(answer, [1]))
 
     with answer.property(
         "three pages, in the table's order", why="Key j is in slot j % PAGE of page table[j // PAGE].",
@@ -140,7 +144,9 @@ def paged_walk(answer: Answer) -> None:
         right(draw(answer, [40, 3], G=2, half=True), half=True)
         step = draw(answer, [40], half=True)
         answer.matches(step.expected[1], *step.given, only="lse")  # to float32's own tolerance
-        right(draw(answer, [1040], page=64, half=True, change=_fading), half=True, block_n=64)
+        step = draw(answer, [1040], page=64, half=True, change=_fading)
+        right(step, half=True, block_n=64)
+        answer.matches(step.expected[1], *step.given, only="lse", block_n=64)
         right(draw(answer, [48], half=True, change=_far_from_zero), half=True)
         step = draw(answer, [720], page=48, half=True, change=lambda q, k, v: (q * 0, k, [v[0] + 100]))
         right(step, half=True, block_n=64)  # values near 100: their sum is above 65,504
@@ -187,11 +193,11 @@ def paged_walk(answer: Answer) -> None:
 
 
 def _fading(q, k, v):
-    """Sixteen keys that weigh 1, and many that weigh e^-8.8 each: a running sum in half precision takes in nothing of a
-    tile of them, though they are a good part of o together."""
+    """Sixteen keys that weigh 1, and many that weigh e^-10.2 each: a running sum in half precision, with its steps of
+    1/64, takes in nothing of a tile of 64 of them, though all together they are to be seen in o and lse."""
     first = (torch.arange(len(k[0])) < 16)[:, None, None]
     q, k, v = q / 64, torch.where(first, 0.0, k[0]), torch.where(first, 1.0, 3.0) + v[0].abs() / 8
-    q[..., 0], k[..., 0] = 4.0, torch.where(first[..., 0], 0.0, -8.8)
+    q[..., 0], k[..., 0] = 4.0, torch.where(first[..., 0], 0.0, -10.2)
     return q, [k], [v]
 
 

@@ -1,6 +1,6 @@
 """08.split_kv: the keys of a sequence in pieces, and the combine."""
 
-from functools import partial
+from collections.abc import Callable
 from math import ceil
 
 import torch
@@ -38,14 +38,23 @@ from llmsys.lessons.lesson_08_paged_kv_cache.plain_attend import with_attend
         "o, lse = as (S, pieces, …);  m = the largest lse;  w = exp(lse - m), or 0 where m is -inf\n"
         "o = sum of w · o / sum of w, or 0;  lse = m + log(sum of w)",
     ),
+    equivalent={
+        "0.0 → 1.0": "any finite number does in the place of −∞: e^(−∞ − 1) is 0, too",
+        "1.0 → 2.0": "0 / 2 is 0",
+        "0 → 1 (7)": "the largest weight is 1, so their sum is never between",
+    },
 )  # fmt: skip
 def split_kv(answer: Answer) -> None:
     def right(step: Step, pieces: int, half: bool = False, **options):
         near = {"rtol": 2e-3, "atol": 2e-3} if half else {}
         return answer.matches(step.expected, *step.given, pieces, **options, **near)
 
-    with answer.property("one piece: what attend gives", why="Nothing is split, and nothing is to be combined."):
-        right(draw(answer, [12], page=4, D=8), 1)
+    with answer.property("one piece: o is what attend gives", why="Nothing is split, and nothing is to be combined."):
+        step = draw(answer, [12], page=4, D=8)
+        answer.matches(step.expected[0], *step.given, 1, report="o")
+
+    with answer.property("and lse, too", why="The sum of one denominator: m + ln 1."):
+        right(draw(answer, [8], page=4, D=8), 1)
 
     with answer.property(
         "two pieces of whole pages", why="Each is a sequence of its own: the same q, a part of the table's row."
@@ -59,24 +68,25 @@ def split_kv(answer: Answer) -> None:
     ):  # fmt: skip
         for _ in range(2):
             right(draw(answer, [24], page=4, D=8, change=lambda q, k, v: (3 * q, k, v)), 3)
+        right(draw(answer, [16], page=4, D=8, in_order=True, change=_faint), 2)
 
     with answer.property("several heads, and several of a group", why="Each query head has weights of its own."):
         right(draw(answer, [16], page=4, G=3, Hkv=2, D=8), 2)
         right(draw(answer, [12], page=4, G=2, Hkv=3, D=5), 3)
 
     with answer.property(
+        "as many pages as the pieces do not divide", why="ceil(pages / pieces) each, and the last ones have fewer."
+    ):
+        for length, pieces in ((20, 4), (20, 2), (20, 3), (28, 4)):
+            right(draw(answer, [length], page=4, D=8, spare=0), pieces)
+
+    with answer.property(
         "lengths that end within a page, or one past it",
         why="The last piece that has keys has what is left: lengths are counted in keys, and begin at pages.",
         hint="Take 17 keys in pages of 4 and two pieces: how many keys has each, and do they add up to 17?",
     ):
-        for length in (15, 16, 17, 13):
-            right(draw(answer, [length], page=4, D=8), 2)
-
-    with answer.property(
-        "as many pages as the pieces do not divide", why="ceil(pages / pieces) each, and the last ones have fewer."
-    ):
-        for length, pieces in ((20, 2), (20, 3), (28, 4), (75, 6)):
-            right(draw(answer, [length], page=4, D=8, spare=0), pieces)
+        for length, pieces in ((17, 4), (15, 2), (16, 2), (17, 2), (13, 3), (75, 6)):
+            right(draw(answer, [length], page=4, D=8), pieces)
 
     with answer.property(
         "more pieces than pages: some have no key",
@@ -132,12 +142,13 @@ def split_kv(answer: Answer) -> None:
         hint="How many rows does q have when you hand it to attend, and how many tables are there?",
     ):
         for lengths, pieces in (([40, 9], 3), ([33], 4)):
-            step = draw(answer, lengths, page=4, D=8)
-            run = answer(*step.given, pieces, report="steps")
-            handed = partial(_of_the_call, answer, run)
+            run = answer(*draw(answer, lengths, page=4, D=8).given, pieces, report="steps")
+            rows = len(lengths) * pieces
             answer.that(run, lambda r: len(r.value) == 1, "one call of attend", lambda r: f"{len(r.value)} calls")
-            handed(0, "equal", len(lengths) * pieces, f"rows of q: {len(lengths)} × {pieces} pieces")
-            handed(2, "equal", sum(lengths), "keys in all the pieces together")
+            _handed(
+                answer, run, 0, lambda found, n=rows: found == n, f"{rows} rows of q, {pieces} pieces of each sequence"
+            )
+            _handed(answer, run, 2, lambda found, n=lengths: found == n, f"pieces of {lengths} keys together")
 
     with answer.property(
         "pieces are cut by the sequence's own pages, however wide the table is",
@@ -145,14 +156,16 @@ def split_kv(answer: Answer) -> None:
         "ever be.",
         hint="A table of 64 columns, of which a sequence uses 4: how many pages has each of its two pieces?",
     ):
-        for length, spare, pieces in ((40, 50, 5), (60, 17, 4), (31, 0, 3), (7, 30, 2)):
-            step = draw(answer, [length], page=4, D=8, spare=spare)
+        for lengths, spare, pieces in (([40], 50, 5), ([60, 0], 17, 4), ([31, 7, 64], 0, 3), ([7], 30, 2)):
+            step = draw(answer, lengths, page=4, D=8, spare=spare)
             run = answer(*step.given, pieces, report="steps")
-            _of_the_call(answer, run, 1, "at most", 4 * ceil(ceil(length / 4) / pieces), "keys in the longest piece")
+            most = [4 * ceil(ceil(length / 4) / pieces) for length in lengths]
+            what = f"pieces of at most {' and '.join(map(str, most))} keys"
+            _handed(answer, run, 1, lambda found, most=most: all(a <= b for a, b in zip(found, most)), what)  # noqa: B905
             right(step, pieces)
 
     with answer.property(
-        "nothing is asked on the host: shapes follow from shapes",
+        "nothing is asked on the host: shapes follow from shapes, and rows of the table grow no longer",
         why="A CUDA graph replays the launches of other lengths, and a step that asks for a length waits for the GPU.",
         hint="Which of your lines need a number that is in seq_lens, as a Python number or as a size? On which device "
         "is what you make?",
@@ -162,7 +175,8 @@ def split_kv(answer: Answer) -> None:
             table = torch.zeros(S, columns, dtype=torch.int32)
             run = answer(answer.randn(S, 6, 8), pages, pages, table[:, 0], table, pieces, report="shapes")
             rows = S * pieces
-            answer.equal(run, [[rows, 6, 8], [rows], rows, [S, 6, 8], [S, 6]])
+            handed = [[rows, min(x[-1], columns)] for x in run.value[2:3]]  # a row may be shorter, and not longer
+            answer.equal(run, [[rows, 6, 8], [rows], *handed, [S, 6, 8], [S, 6]])
 
     with answer.property("all of it together", why="A step has all of this at the same time, and the next one, too."):
         for lengths, pieces, options in (
@@ -182,11 +196,15 @@ def _cancelling(q, k, v):
     return q * 0, k, [far + multiples(v[0] * 2, 0.5)]
 
 
-def _of_the_call(answer: Answer, run: Run, which: int, how: str, wanted: int, what: str) -> None:
-    """What attend was handed in its first call, of [sequences, the longest, keys in all], is `wanted`, or at most."""
+def _faint(q, k, v):
+    """The last piece of two has scores that are lower by 7, and values that are larger by as much."""
+    last = (torch.arange(len(k[0])) >= len(k[0]) // 2)[:, None, None]
+    q[..., 0] = 4.0
+    k[0][..., 0] = torch.where(last[..., 0], -7.0, 0.0) * q.shape[2] ** 0.5 / 4
+    return q, k, [torch.where(last, 500.0, 1.0) * v[0]]
 
-    def holds(r: Run) -> bool:
-        found = r.value[0][which]
-        return found == wanted if how == "equal" else found <= wanted
 
-    answer.that(run, holds, f"{'at most ' * (how != 'equal')}{wanted} {what}", lambda r: f"{r.value[0][which]}")
+def _handed(answer: Answer, run: Run, which: int, holds: Callable[[object], bool], expected: str) -> None:
+    """What attend was handed in its first call is right: of [rows of q, the longest pieces, all keys], the number
+    `which`."""
+    answer.that(run, lambda r: holds(r.value[0][which]), expected, lambda r: str(r.value[0][which]))

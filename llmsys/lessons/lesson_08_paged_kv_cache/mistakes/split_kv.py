@@ -103,7 +103,7 @@ wrong(
     why="Launches run one after the other: the pieces are to run at the same time, as S · pieces sequences of one.",
 )  # fmt: skip
 wrong(
-    "asks_for_the_longest", "You ask for the longest length on the host.",
+    "asks_for_the_longest", "You ask for a length on the host.",
     ("torch.arange(-(-M // pieces), device=q.device)", "torch.arange(max(int(each.max()), 1), device=q.device)"),
     why="The host waits until the GPU has got there, in every layer; and a CUDA graph would keep that step's width. "
     "ceil(M / pieces) is always enough.",
