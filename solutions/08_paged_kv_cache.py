@@ -1010,7 +1010,7 @@ texts = [
     for each in ("And at dusk?", "Now in three words, please.")
 ]
 common = next(n for n, tokens in enumerate(zip(*texts, strict=False)) if len(set(tokens)) > 1)
-new = 16 if tier() == "gpu" else 3  # in the interpreter, a step of a kernel takes a second or two
+new = 16 if tier() == "gpu" else 2  # in the interpreter, a step of a kernel takes a second or two
 pool = own_pool(num_blocks=33, block_size=16)
 cache = PagedCache(for_model(in_pieces), num_blocks=pool.num_blocks, block_size=pool.block_size)
 
