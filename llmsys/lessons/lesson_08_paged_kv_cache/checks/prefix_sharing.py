@@ -195,8 +195,8 @@ def prefix_sharing(answer: Answer) -> None:
                ["begin", "b", [same, 2, 7, 8]], ["match", [same, 2, 7, 8, 0]], ["match", [1, 2, 7, 8, 0]])  # fmt: skip
 
     with answer.property(
-        "two equal prompts side by side, one of them is freed",
-        why="Neither had been computed when the other came. Both blocks hold the same, and either serves.",
+        "two blocks may hold the same: of equal prompts side by side, and of a last block that is computed again",
+        why="Neither prompt had been computed when the other came. Both blocks hold the same, and either serves.",
         hint="What does register do where the Prefix is known already, and what does an eviction of one of the two "
         "blocks do to the other?",
     ):
@@ -205,9 +205,12 @@ def prefix_sharing(answer: Answer) -> None:
             agrees(9, 2, *both, ["match", text(5)], ["free", gone], ["match", text(5)], only="lengths")
             # Once the block of one is evicted, the other's may be hit, or not: either is right.
             agrees(9, 2, *both, ["free", gone], ["admit", "c", text(9, 20)], ["begin", "d", text(5)],
-                   ["append", stays, [6]], ["free", "c"], ["begin", "d", text(5)], ["append", stays, [7]], ["free", "d"],
-                   ["free", stays], ["admit", "e", text(16, 30)], ["free", "e"], ["begin", "d", text(5)],
-                   only="tokens")  # fmt: skip
+                   ["append", stays, [6]], ["free", "c"], ["begin", "d", text(5)], ["append", stays, [7]],
+                   ["free", "d"], ["free", stays], ["admit", "e", text(16, 30)], ["free", "e"],
+                   ["begin", "d", text(5)], only="tokens")  # fmt: skip
+        agrees(9, 4, ["begin", "a", text(8)], ["free", "a"], ["begin", "b", text(8)], ["match", text(9)], ["free", "b"],
+               ["match", text(9)], ["admit", "c", text(32, 20)], ["match", text(9)], ["free", "c"],
+               ["begin", "d", text(8)], only="lengths")  # fmt: skip
 
     with answer.property(
         "a long life: conversations that come, grow, branch and go",
