@@ -51,6 +51,16 @@ def test_the_worked_example_of_vllm_is_played():
     assert lines[5].endswith("blocks [5, 4, 6, 7, 8, 9, 10, 3, 2, 1], 160 tokens; 0 free")
 
 
+def test_an_attribute_that_hides_a_method_is_named():
+    class Hides(PlainPool):
+        def __init__(self, num_blocks, block_size):
+            super().__init__(num_blocks, block_size)
+            self.free = []
+
+    with pytest.raises(TypeError, match="self.free is a list, which hides the method free: give it another name"):
+        played(Hides)(num_blocks=5, block_size=4, script=[])
+
+
 class GivesAwayWhatIsInUse(SharingPool):
     def release(self, blocks):
         super().release(blocks)

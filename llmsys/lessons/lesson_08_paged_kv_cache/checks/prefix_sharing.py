@@ -37,7 +37,7 @@ def prefix_sharing(answer: Answer) -> None:
         return list(range(start, start + n))
 
     with answer.property("nothing is registered, so nothing is hit", why="What is not there must be computed."):
-        agrees(6, 4, ["match", text(9)], ["admit", "a", text(9)], ["match", text(9)], only="lengths")
+        agrees(6, 4, ["match", text(9)], ["admit", "a", text(9)], ["match", text(9)], told="lengths")
 
     with answer.property(
         "blocks come and go as in exercise (a)", why="Sharing changes nothing for those who have nothing in common."
@@ -92,10 +92,10 @@ def prefix_sharing(answer: Answer) -> None:
     ):
         agrees(6, 2, ["begin", "a", text(5)], ["begin", "b", [*text(4), 9]], ["free", "a"], ["admit", "c", text(4, 20)],
                ["admit", "d", text(1, 30)], ["free", "b"], ["admit", "d", text(5, 30)],
-               only="lengths")  # fmt: skip
+               told="lengths")  # fmt: skip
         agrees(9, 2, ["begin", "a", text(5)], ["begin", "b", text(5)], ["begin", "c", text(3)], ["free", "b"],
                ["free", "b"], ["free", "a"], ["admit", "d", text(12, 20)], ["free", "c"], ["admit", "e", text(4, 40)],
-               only="lengths")  # fmt: skip
+               told="lengths")  # fmt: skip
 
     with answer.property(
         "what was freed is cached, and can be hit until its block is needed",
@@ -202,15 +202,15 @@ def prefix_sharing(answer: Answer) -> None:
     ):
         for gone, stays in ("ab", "ba"):
             both = [["admit", "a", text(5)], ["admit", "b", text(5)], ["register", "a", 5], ["register", "b", 5]]
-            agrees(9, 2, *both, ["match", text(5)], ["free", gone], ["match", text(5)], only="lengths")
+            agrees(9, 2, *both, ["match", text(5)], ["free", gone], ["match", text(5)], told="lengths")
             # Once the block of one is evicted, the other's may be hit, or not: either is right.
             agrees(9, 2, *both, ["free", gone], ["admit", "c", text(9, 20)], ["begin", "d", text(5)],
                    ["append", stays, [6]], ["free", "c"], ["begin", "d", text(5)], ["append", stays, [7]],
                    ["free", "d"], ["free", stays], ["admit", "e", text(16, 30)], ["free", "e"],
-                   ["begin", "d", text(5)], only="tokens")  # fmt: skip
+                   ["begin", "d", text(5)], told="tokens")  # fmt: skip
         agrees(9, 4, ["begin", "a", text(8)], ["free", "a"], ["begin", "b", text(8)], ["match", text(9)], ["free", "b"],
                ["match", text(9)], ["admit", "c", text(32, 20)], ["match", text(9)], ["free", "c"],
-               ["begin", "d", text(8)], only="lengths")  # fmt: skip
+               ["begin", "d", text(8)], told="lengths")  # fmt: skip
 
     with answer.property(
         "a long life: conversations that come, grow, branch and go",
