@@ -40,7 +40,7 @@ HALF = {"rtol": 2e-3, "atol": 2e-3}
     equivalent={
         "0 → 1 (3)": "the page of a key that does not exist is not read, whichever it is",
         f"{LOADED}, other=0) → {LOADED})": "the page of a key that does not exist is not read, whichever it is",
-        f"{LOADED}, other=0).to(tl.int64) → {LOADED}, other=0)": "to show it takes 2^31 elements, more than a check may",
+        f"{LOADED}, other=0).to(tl.int64) → {LOADED}, other=0)": "to show it takes more memory than a check may take",
         "0.0 → 1.0": "the score of a key that does not exist is hidden, and a column beyond D meets a zero of q",
         "0.0 → 1.0 (2)": "the weight of a value that does not exist is 0, and a column beyond D is not stored",
         "0 → 1 (4)": "the largest weight is 1, so their sum is never between",
