@@ -95,7 +95,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def with_attend(split: Callable) -> Callable:
     """`split_kv` without its first argument, as a function of plain tensors.
 
-    apart     the pages are those of one layer of several, the tables' rows longer than they are wide
+    apart     the pages are those of one layer of several, the tables' rows longer than they are wide, and q lies in
+              memory as (Hq, S, D), as a model may leave it
     report    "both": (o, lse) · "o" · "lse" · "steps": of each call of attend, [rows of q, keys of the longest piece of
               each sequence, all of its keys] · "shapes": those that attend is handed and those of what comes out, of
               tensors that have no values
@@ -103,6 +104,7 @@ def with_attend(split: Callable) -> Callable:
 
     def run(q, key_pages, value_pages, seq_lens, block_table, pieces, *, apart=False, report="both"):
         if apart:
+            q = q.transpose(0, 1).contiguous().transpose(0, 1)
             key_pages, value_pages = in_a_larger_cache(key_pages, value_pages)
             block_table = in_longer_rows(block_table)
         if report == "shapes":

@@ -7,6 +7,7 @@ from llmsys.course.checking.checks import exercise_check
 from llmsys.lessons.common import multiples
 from llmsys.lessons.lesson_08_paged_kv_cache.decoding import Step, draw, with_kernel
 
+LOADED = "tl.load(table_ptr + sequence * table_stride + keys // PAGE, mask=written"  # as the solution does it
 HALF = {"rtol": 2e-3, "atol": 2e-3}
 
 
@@ -37,8 +38,13 @@ HALF = {"rtol": 2e-3, "atol": 2e-3}
         "store o / (l, or 1 where l is 0) for the rows and columns that exist;  lse = (m + log2 of the same) · ln 2",
     ),
     equivalent={
-        "0 → 1": "the page of a key that does not exist is not read, whichever it is",
-        "0 → 1 (2)": "the page of a key that does not exist is not read, whichever it is",
+        "0 → 1 (3)": "the page of a key that does not exist is not read, whichever it is",
+        f"{LOADED}, other=0) → {LOADED})": "the page of a key that does not exist is not read, whichever it is",
+        f"{LOADED}, other=0).to(tl.int64) → {LOADED}, other=0)": "to show it takes more memory than a check may take",
+        "0.0 → 1.0": "the score of a key that does not exist is hidden, and a column beyond D meets a zero of q",
+        "0.0 → 1.0 (2)": "the weight of a value that does not exist is 0, and a column beyond D is not stored",
+        "0 → 1 (4)": "the largest weight is 1, so their sum is never between",
+        "1.0 → 2.0": "0 / 2 is 0, and −∞ + log2(2) is −∞",
     },
 )  # fmt: skip
 def paged_walk(answer: Answer) -> None:

@@ -111,7 +111,8 @@ def split_kv(answer: Answer) -> None:
         right(draw(answer, [0], page=4, G=2, D=8), 3)
 
     with answer.property(
-        "pages of any size, and of one layer in a larger cache", why="The pages are handed on, with all their strides."
+        "pages of any size, and of one layer in a larger cache",
+        why="The pages are handed on, with all their strides. q, too, may lie in memory in another order.",
     ):
         right(draw(answer, [100, 64], page=64, D=8), 2)
         right(draw(answer, [50, 0, 31], page=24, G=2, Hkv=2, D=8), 2, apart=True)
@@ -121,10 +122,7 @@ def split_kv(answer: Answer) -> None:
         "logits of ±10,000", why="e^10000 is infinite: the largest lse is taken out first, as in lesson 02."
     ):
         for sign in (1, -1):
-            change = lambda q, k, v, sign=sign: (  # noqa: E731
-                sign * multiples(q.abs() * 1e4, 128), [x.abs().round() for x in k], v
-            )  # fmt: skip
-            right(draw(answer, [20, 3], page=4, D=16, change=change), 3, half=True)
+            right(draw(answer, [20, 3], page=4, change=_ten_thousand(sign)), 3, half=True)
 
     with answer.property(
         "float16: o is rounded once, and lse not at all",
@@ -135,6 +133,7 @@ def split_kv(answer: Answer) -> None:
         right(draw(answer, [32], page=4, D=8, half=True, change=_cancelling), 2, half=True)
         step = draw(answer, [30], page=4, D=8, half=True)
         answer.matches(step.expected[1], *step.given, 3, report="lse")
+        right(step, 1, half=True)
 
     with answer.property(
         "attend is called once, for all pieces of all sequences",
@@ -194,6 +193,11 @@ def _cancelling(q, k, v):
     half = len(v[0]) // 2
     far = torch.where((torch.arange(2 * half) < half)[:, None, None], 1000.0, -1000.0)
     return q * 0, k, [far + multiples(v[0] * 2, 0.5)]
+
+
+def _ten_thousand(sign: int) -> Callable:
+    """Scores near that, all of one sign, and exact in float32."""
+    return lambda q, k, v: (sign * multiples(q.abs() * 1e4, 128), [x.abs().round() for x in k], v)
 
 
 def _faint(q, k, v):
