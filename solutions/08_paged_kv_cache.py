@@ -122,11 +122,11 @@ viz.paged_kv_cache.fragmentation(ways)
 measured("08.kept", 100 * ways["azure-conversation"]["rows of 16k"].kept, "%")
 
 # %% [markdown]
-# Look at the conversations. Of the rows, 8% holds tokens. Nine tenths are the empty ends of rows that are long enough
-# for the longest conversation of the day, and hardly any is. With a piece for each sequence there are more than four
-# times as many sequences in the same memory, and now there are holes: what one of them leaves behind is too small for
-# the next. The oracle shows what is lost even when nobody reserves too much: nearly a quarter of the memory, in holes
-# and for answers still to come; and a third where lengths are as different as Moonshot's.
+# Look at the conversations. Of the rows, 8% holds tokens. Nine tenths are their empty ends: each row is long enough for
+# the longest conversation of the hour, and hardly any conversation is long. With a piece for each sequence, more than
+# four times as many sequences are in the same memory, and now there are holes: what one of them leaves behind is too
+# small for the next. The oracle shows what is lost even when nobody reserves too much: nearly a quarter of the memory,
+# in holes and for answers still to come; and a third where lengths are as different as Moonshot's.
 #
 # Blocks have no holes, for any block is as good as another. They reserve nothing either, and waste only what is left of
 # a sequence's last block. With blocks of $P$ tokens (in this lesson $P$ is that, and $S$ the number of sequences, while
@@ -173,12 +173,11 @@ print("tables of the step:", step.block_table.tolist())
 
 # %% [markdown]
 # Check one by hand: token 10 of the first is in entry 10 // 4 = 2 of its table, in place 10 % 4 = 2.
-
-# %% [markdown]
+#
 # ## Exercise (a): the block pool (30 minutes)
 #
-# The *pool* knows which block is whose. It sees no tensor: ids, lengths and nothing else. With tables of its own and
-# (2), everything else follows.
+# The *pool* knows which block is whose. It sees no tensor: ids, lengths and nothing else. (Whoever has a table gets the
+# slots by (2).)
 #
 # Write it so that each call costs a constant for each block that it touches, however many blocks there are: a server
 # asks it for every sequence in every step. And so that a call that cannot be done changes nothing: whoever is told
@@ -317,8 +316,7 @@ print(f"the same tokens as in rows: {sum(same)} of {len(same)}")
 #   blocks that nobody can ever find.
 # - **One token is left.** If the whole prompt is found, there is nothing to compute, and no logits say what comes next.
 #   So a hit ends before the last token.
-
-# %% [markdown]
+#
 # ## Exercise (b): sharing prefixes (45 minutes)
 #
 # All of that is yours to write, in methods of a few lines. In the words of the code: a block that is full and computed is
@@ -554,8 +552,7 @@ for sharing in (True, False):
 # blocks of 512 tokens, 131,072 bytes a token; in the order of arrival, as if a request were finished before the next
 # one --> So a service sends a conversation back to the machine that has its beginning, and keeps what falls out of the
 # GPU's memory in the host's.
-
-# %% [markdown]
+#
 # ## Attention through a block table
 #
 # The pool has handed out blocks, and the tables say whose they are. Now a step comes that decodes one token of each
