@@ -157,12 +157,19 @@ UNNAMED = [  # wrong, each in a way of its own: what is said of others would not
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, changes", drawn(UNNAMED, 5), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize("name, changes", drawn(UNNAMED, 3), ids=lambda x: x if isinstance(x, str) else "")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
-def test_a_kernel_that_is_wrong_in_a_way_of_its_own_is_rejected_and_not_named(name, changes):
+def test_a_kernel_that_is_wrong_in_a_way_of_its_own_is_rejected_and_taken_for_no_other(name, changes):
     result = judged(name, *changes)
-    assert not result and result.misconception is None, result
+    assert not result and (result.misconception and result.misconception.name) == KNOWN.get(name), result
 
+
+KNOWN = {  # what is said of that one is true of these
+    "one_key_too_many": "values_not_masked",
+    "a_multiple_of_sixteen": "values_not_masked",
+    "an_if_about_lengths": "asks_for_the_longest",
+    "rows_picked_by_a_mask": "asks_for_the_longest",
+}
 
 RIGHT = [
     (),
@@ -188,7 +195,7 @@ RIGHT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", drawn(RIGHT, 4))
+@pytest.mark.parametrize("changes", drawn(RIGHT, 1))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 def test_a_right_kernel_in_another_form_passes(changes):
     result = judged("another", *changes)
@@ -202,7 +209,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change, says", REFUSED)
+@pytest.mark.parametrize("change, says", drawn(REFUSED, 1))
 def test_a_kernel_that_only_the_interpreter_runs_is_refused(change, says):
     result = judged("interpreted_only", change)
     assert not result, result
@@ -265,12 +272,14 @@ def fair_shares(attend, q, key_pages, value_pages, seq_lens, block_table, pieces
     return torch.einsum("sphd,sph->shd", o, weight).to(q.dtype), whole
 
 
-@pytest.mark.parametrize("split", [split_kv, in_turn, by_softmax, fair_shares], ids=lambda x: x.__name__)
+@pytest.mark.parametrize("split", drawn([in_turn, by_softmax, fair_shares], 2), ids=lambda x: x.__name__)
 def test_pieces_cut_and_combined_in_another_way_pass(split):
-    if split is split_kv:  # which is forbidden to a learner, and to nobody else
-        assert verdict(SPLIT, split, watched=False)
-    else:
-        assert_taken(SPLIT, split)
+    assert_taken(SPLIT, split)
+
+
+def test_the_librarys_own_function_is_right_and_forbidden():
+    assert verdict(SPLIT, split_kv, watched=False)
+    assert verdict(SPLIT, split_kv).failure.kind == "forbidden"
 
 
 SAME = [
@@ -280,7 +289,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("changes", SAME)
+@pytest.mark.parametrize("changes", drawn(SAME, 1))
 def test_a_right_answer_with_a_line_more_passes(changes):
     assert verdict(SPLIT, edit("another", *changes), watched=False)
 
@@ -324,14 +333,8 @@ WRONG = [
 ]  # fmt: skip
 
 
-KNOWN = {  # what is said of that one is true of these
-    "an_if_about_lengths": "asks_for_the_longest",
-    "rows_picked_by_a_mask": "asks_for_the_longest",
-}
-
-
-@pytest.mark.parametrize("name, changes", WRONG, ids=[name for name, _ in WRONG])
-def test_pieces_that_are_wrong_in_a_way_of_their_own_are_rejected(name, changes):
+@pytest.mark.parametrize("name, changes", drawn(WRONG, 6), ids=lambda x: x if isinstance(x, str) else "")
+def test_pieces_that_are_wrong_in_a_way_of_their_own_are_rejected_and_taken_for_no_others(name, changes):
     assert_rejected(SPLIT, edit(name, *changes))
     named = verdict(SPLIT, edit(name, *changes), watched=False, name_mistakes=True).misconception
     assert (named and named.name) == KNOWN.get(name), named

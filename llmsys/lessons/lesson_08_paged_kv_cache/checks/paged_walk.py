@@ -110,7 +110,7 @@ def paged_walk(answer: Answer) -> None:
         why="A tile of BLOCK_N keys may begin and end anywhere in a page.",
         hint="Which of your lines take BLOCK_N for PAGE? Both may be anything, and each key asks for its own page.",
     ):
-        for length, page, block_n in ((70, 64, 16), (50, 16, 32), (60, 24, 16), (45, 20, 32)):
+        for length, page, block_n in ((70, 64, 16), (50, 16, 32), (60, 24, 16), (45, 20, 32), (90, 40, 64)):
             right(draw(answer, [length], page=page), block_n=block_n)
 
     with answer.property(
@@ -173,7 +173,7 @@ def paged_walk(answer: Answer) -> None:
         why="Decoding is the time that it takes to read K and V. A slot that no length reaches is not read.",
         hint="How many bytes have the keys and values of the sequence? What else do you load, and how often?",
     ):
-        for lengths, G, Hkv, page, block_n in (([33, 20], 3, 2, 16, 16), ([70], 1, 1, 24, 32)):
+        for lengths, G, Hkv, page, block_n in (([33, 20], 3, 2, 16, 16), ([70], 1, 1, 24, 64)):
             step = draw(answer, lengths, G=G, Hkv=Hkv, page=page, D=32)
             run = answer(*step.given, block_n=block_n)
             keys, programs = Hkv * sum(lengths), Hkv * len(lengths)
