@@ -148,7 +148,7 @@ def paged_walk(answer: Answer) -> None:
         hint="Which types do l, o and m have at the end of a turn? They began in float32, and must still be.",
     ):  # fmt: skip
         right(draw(answer, [40, 3], G=2, half=True), half=True)
-        step = draw(answer, [40], half=True)
+        step = draw(answer, [40, 9], G=3, half=True)
         answer.matches(step.expected[1], *step.given, only="lse")  # to float32's own tolerance
         step = draw(answer, [1040], page=64, half=True, change=_fading)
         right(step, half=True, block_n=64)

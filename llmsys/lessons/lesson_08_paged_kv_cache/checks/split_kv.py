@@ -131,7 +131,7 @@ def split_kv(answer: Answer) -> None:
     ):
         right(draw(answer, [30, 7], page=4, G=2, D=8, half=True), 3, half=True)
         right(draw(answer, [32], page=4, D=8, half=True, change=_cancelling), 2, half=True)
-        step = draw(answer, [30], page=4, D=8, half=True)
+        step = draw(answer, [30, 7], page=4, G=3, D=8, half=True)
         answer.matches(step.expected[1], *step.given, 3, report="lse")
         right(step, 1, half=True)
 
