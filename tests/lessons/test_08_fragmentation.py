@@ -12,7 +12,7 @@ WAYS = {
     "oracle": lambda slots: Pieces(slots, answer=None),
     "blocks": lambda slots: Blocks(slots, block_size=16),
 }
-REQUESTS = [each for each in draw_lengths("azure-conversation", 40, seed=1) if each.prompt + each.output <= 5000]
+REQUESTS = [each for each in draw_lengths("azure-conversation", 60, seed=1) if each.prompt + each.output <= 5000]
 
 
 def parts(shares):
