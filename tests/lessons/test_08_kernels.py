@@ -14,7 +14,6 @@ from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import load_triton
 from llmsys.lessons.lesson_08_paged_kv_cache.decoding import draw, in_a_larger_cache, in_longer_rows
 from llmsys.lessons.lesson_08_paged_kv_cache.plain_attend import Noting
-from tests.support.self_tests import assert_check_stands
 from tests.support.size import drawn
 from tests.support.verdicts import assert_rejected, assert_taken, fresh, verdict
 
@@ -369,9 +368,3 @@ def test_who_asks_on_the_host_or_mixes_devices_is_told_so_and_where():
         result = verdict(SPLIT, edit("asking", change), watched=False)
         line = change[1].strip().splitlines()[0]
         assert says in result.failure.message and line in result.failure.message, result
-
-
-@pytest.mark.parametrize("exercise", [pytest.param(WALK, marks=pytest.mark.slow), SPLIT])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
-def test_the_check_stands_its_self_test(exercise):
-    assert_check_stands(exercise)
