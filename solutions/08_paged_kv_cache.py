@@ -881,14 +881,15 @@ viz.paged_kv_cache.decode_speed(*all_recorded("paged_decode"))
 # to nothing: what lies in one piece is one token's key for one head, 128 or 256 bytes, and that is what memory delivers
 # at a time anyway. <!-- source: heads of 64 and 128 in bfloat16; an H100's cache line has 128 bytes -->
 #
-# With small caches a call takes longer than its bytes do, for cuDNN as well, and longer for a kernel over pages. It has
+# With small caches a call takes longer than its bytes do: for cuDNN, too, and longest for the kernel in Triton. There are
 # launches; page numbers that must have come before the first keys can be asked for; parts of sequences that must be
 # merged in the end. These are microseconds, whatever the size, and count the less the more there is to read.
 #
-# Two things are harder than the rest. *Mixed lengths*: a program's run has more sequences in it, shorter ones, and the
-# walk starts anew with each. *Small heads*, SmolLM2's of 64: a tile of keys has half the bytes, and
-# what a tile costs beside its bytes weighs twice. Compare the kernels in these rows: what helps is to have the next
-# tiles on the way while one is computed, across the border of two sequences, too.
+# Two things are harder than the rest for the kernel in Triton. *Mixed lengths*: a program's run has more sequences in
+# it, shorter ones, and the walk starts anew with each. *Small heads*, SmolLM2's of 64: a tile of keys has half the
+# bytes, and what a tile costs beside its bytes weighs twice. What helps against both is to have the next tiles on the
+# way while one is computed, across the border of two sequences, too: a warp that does nothing but fetch, as in lesson
+# 06.
 #
 # ### What small pages cost
 #
