@@ -215,7 +215,10 @@ def _in_a_process(requests: list[dict], seconds: float) -> Iterator[Compiled | C
         asked.write_text(json.dumps(requests), encoding="utf-8")
         environment = os.environ | {
             "TRITON_INTERPRET": "0",
-            "TRITON_CACHE_DIR": scratch,  # nothing is taken from there: the assembler speaks only when it runs
+            "TRITON_CACHE_DIR": scratch,
+            # Nothing is taken from there, for the assembler speaks only when it runs: of two builds that differ in
+            # something that Triton does not see, the second one would be silent.
+            "TRITON_ALWAYS_COMPILE": "1",
             "TRITON_DUMP_PTXAS_LOG": "1",
         }
         with (

@@ -36,17 +36,20 @@ class CompileError(RuntimeError):
 def answer_requests(path: str) -> None:
     """Compile the requests of a JSON file, one after another, and write a line of JSON on stdout for each.
 
-    What Triton and the kernels' modules print goes to stderr.
+    Equal requests are compiled once. What Triton and the kernels' modules print goes to stderr.
     """
     requests = json.loads(Path(path).read_text(encoding="utf-8"))
+    replies: dict[str, dict] = {}
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for request in requests:
-        try:
-            reply = _compile(request)
-        except CompileError as error:
-            reply = {"error": str(error), "line": error.line, "source": error.source}
-        answers.write(json.dumps(reply) + "\n")
+        key = json.dumps(request, sort_keys=True)
+        if key not in replies:
+            try:
+                replies[key] = _compile(request)
+            except CompileError as error:
+                replies[key] = {"error": str(error), "line": error.line, "source": error.source}
+        answers.write(json.dumps(replies[key]) + "\n")
         answers.flush()
 
 

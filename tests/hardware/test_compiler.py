@@ -189,6 +189,16 @@ def test_a_result_in_the_cache_is_read_and_a_damaged_one_is_compiled_again(resul
     assert compile_kernel(PRODUCT, **arguments) == again
 
 
+def test_equal_builds_in_one_call_and_builds_that_are_equal_to_triton_all_get_their_result(tmp_path):
+    build = Build(PRODUCT, POINTERS, {"M": 16, "N": 16}, num_warps=1)
+    remarked = Build(Source(PRODUCT.text + "# the same kernel\n", "product"), POINTERS, {"M": 16, "N": 16}, num_warps=1)
+    broken = Build(BROKEN, POINTERS, {"M": 64, "N": 64})
+    first, second, third, *errors = compile_kernels([build, build, remarked, broken, broken], cache=tmp_path)
+    assert first == second and first.registers > 0
+    assert third.registers == first.registers
+    assert [error.source for error in errors] == [errors[0].source] * 2 and errors[0].source
+
+
 def test_a_cache_that_cannot_be_written_stops_no_compilation(tmp_path):
     (tmp_path / "file").write_text("")
     arguments = {"signature": POINTERS, "constants": {"M": 16, "N": 16}, "num_warps": 1}
