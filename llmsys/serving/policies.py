@@ -20,8 +20,8 @@ A policy answers with a `Turn`, or with several, of which the first in which the
 scheduler does all else, so that policies can be compared, and written anew: anything with `turns` is one.
 
 Static and iteration-level batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu. Stall-free: chunked
-prefills of Sarathi-Serve, https://arxiv.org/abs/2403.02310; what it compares with, vLLM before version 0.6, is close to
-"orca" with prompts ahead of decodes. vLLM's and SGLang's schedulers of today are stall-free.
+prefills of Sarathi-Serve, https://arxiv.org/abs/2403.02310; the vLLM it compares with computed whole prompts, ahead
+of what decodes. In vLLM's present scheduler chunked prefill is stall-free; SGLang calls that a mixed chunk.
 """
 
 from collections.abc import Iterator, Sequence
