@@ -67,7 +67,20 @@ def merge(answer: Answer) -> None:
         a, b = (tuple(answer.spread(x) for x in pair) for pair in (a, b))
         answer.matches(rounded(whole), a, b)
         a, b = (tuple(x.double() for x in pair) for pair in (a, b))
-        answer.matches(tuple(online.merge(a, b)), a, b)
+        a, b = ((m + 1000, l) for m, l in (a, b))  # where float32 has few bits behind the point
+        answer.matches(tuple(online.merge(a, b)), a, b, rtol=1e-10)
+        for dtype, tolerance in ((torch.float16, 1e-2), (torch.bfloat16, 1e-1)):  # m and l have the dtype of a and b
+            a, b = ((answer.randn(7, dtype=dtype), (1 + answer.randn(7).abs()).to(dtype)) for _ in range(2))
+            answer.matches(tuple(online.merge(a, b)), a, b, rtol=tolerance)
+
+    with answer.property(
+        "a large sum far below: it shrinks by as much as it has to", why="e^(m₁ − m) is small, and ℓ₁ may be large."
+    ):
+        m, distance = answer.randn(16), 2.5 * torch.arange(16)
+        a, b = (m, 1 + answer.randn(16).abs()), (m - distance, 1e6 * (1 + answer.randn(16).abs()))
+        whole = rounded(online.merge(*(tuple(x.double() for x in pair) for pair in (a, b))))
+        answer.matches(whole, a, b)
+        answer.matches(whole, b, a)
 
     with answer.property("maxima of ±10,000 overflow nothing", why="No exponent is ever positive."):
         a, b, whole = halves(16, scale=1e4)
@@ -113,6 +126,7 @@ def merge(answer: Answer) -> None:
         answer.matches(whole, a, b)
         answer.matches(whole, b, a)
         answer.matches(a, nothing, a)
+        answer.matches(a, a, nothing)
 
     with answer.property(
         "any tree over the tiles, in any order, gives one result",

@@ -11,6 +11,7 @@ from llmsys.lessons.lesson_02_online_softmax.checks.rows import (
     a_tile_at_a_time,
     every_dtype,
     far_below_zero,
+    large_logits,
     softmax,
 )
 
@@ -57,6 +58,9 @@ def online_softmax(answer: Answer) -> None:
         answer.matches(softmax(x), x, 1)
         x = answer.randn(2, 24, scale=3).sort(dim=-1).values  # the same shape again, and other numbers
         answer.matches(softmax(x), x, 8)
+        x = answer.randn(2, 250)  # a sum of many, which has to shrink to nearly nothing
+        x[:, -1] = 30
+        answer.matches(softmax(x), x, 64)
 
     with answer.property("a row whose last tile is not full", why="N is whatever it is."):
         for shape, tile in (((2, 3, 7), 4), ((2, 13), 5), ((2, 17), 16), ((3, 1), 1), ((2, 3), 64), ((11,), 3)):
@@ -68,8 +72,8 @@ def online_softmax(answer: Answer) -> None:
     with answer.property(
         "logits of ±10,000, and rows of nothing but −10,000s", why="The running maximum begins at −∞, not at 0."
     ):
-        x = answer.randn(4, 24, scale=1e4)
-        answer.matches(softmax(x), x, 8)
+        for x in large_logits(answer, 2, 2, 24):
+            answer.matches(softmax(x), x, 8)
         x = answer.randn(4, 24) - 1e4
         answer.matches(softmax(x), x, 8)
         x = far_below_zero(answer, 2, 21)
@@ -91,3 +95,12 @@ def online_softmax(answer: Answer) -> None:
         "x is read twice, a tile at a time", why="Two passes is what this was about: three were safe."
     ):
         a_tile_at_a_time(answer, 2, "something as long as the row was kept")
+
+    with answer.property(
+        "what has been written is finished", why="To divide all of y in the end is one more pass: over y.",
+        hint="What of the row must be known before the first weight is written, so that it can be divided at once? "
+        "Which loop finds it out?",
+    ):  # fmt: skip
+        x = answer.randn(2, 512)
+        run = answer(x, 16)
+        answer.done_with_the_last_read(run, x.numel() // 2, "half of what x has")

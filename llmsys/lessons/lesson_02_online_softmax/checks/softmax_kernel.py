@@ -2,11 +2,11 @@
 
 import torch
 
-from llmsys.course.checking.answer import Answer
+from llmsys.course.checking.answer import Answer, Run
 from llmsys.course.checking.checks import exercise_check
 from llmsys.hardware.tier import triton_device
 from llmsys.lessons.common import PoisonedResults, StridedResults, with_gaps
-from llmsys.lessons.lesson_02_online_softmax.checks.rows import softmax
+from llmsys.lessons.lesson_02_online_softmax.checks.rows import far_below_zero, large_logits, softmax
 
 
 def launch(kernel):
@@ -21,6 +21,11 @@ def launch(kernel):
         return softmax_rows(x.to(triton_device())[:, :columns], kernel=poisoned, block=block).to(x.device)
 
     return softmax
+
+
+def loaded(run: Run) -> int:
+    """How many tiles the kernel took with tl.load."""
+    return run.operations.get("load", 0)
 
 
 LOADED = "tl.load(x_row + cols, mask=cols < n_cols, other=float('-inf'))"  # as the solution does
@@ -67,6 +72,9 @@ def softmax_kernel(answer: Answer) -> None:
             answer.matches(softmax(x), x, block=16)
         x = answer.randn(2, 128, scale=20).sort(descending=True).values
         answer.matches(softmax(x), x, block=32)
+        x = answer.randn(1, 136)  # a sum of many, which has to shrink to nearly nothing
+        x[:, -1] = 30
+        answer.matches(softmax(x), x, block=64)
 
     with answer.property(
         "a last tile that is not full: no lane beyond the row counts, loads or stores",
@@ -78,6 +86,8 @@ def softmax_kernel(answer: Answer) -> None:
         for below, block in ((1e4, 16), (1e6, 8)):  # no number is below all logits: −∞ is
             x = answer.randn(2, 21, scale=3) - below
             answer.matches(softmax(x), x, block=block)
+        x = far_below_zero(answer, 1, 21)
+        answer.matches(softmax(x), x, block=16)
 
     with answer.property(
         "x and y with different row strides", why="A slice of a wider tensor has gaps between its rows; y has none.",
@@ -95,8 +105,8 @@ def softmax_kernel(answer: Answer) -> None:
         hint="Take a row in which every logit is −10,000: what is m before the first tile, and what is x − m then? And "
         "is anything rounded before x and m are subtracted?",
     ):  # fmt: skip
-        for x in (answer.randn(3, 40, scale=1e4), answer.randn(3, 40, scale=1e4).sort().values):
-            answer.matches(softmax(x), x, block=16)
+        for x in large_logits(answer, 2, 40)[2:]:
+            answer.matches(softmax(x), x, block=32)
         for x in (answer.randn(2, 40) - 1e4, answer.randn(2, 40) + 1e4, answer.randn(2, 40, scale=5) - 1e6):
             answer.matches(softmax(x), x, block=16)
 
@@ -122,3 +132,10 @@ def softmax_kernel(answer: Answer) -> None:
             answer.traffic(run, loaded=2 * x.nbytes, stored=x.nbytes)
             answer.tiles(run, loads=3 * 2 * 3)  # rows, passes, tiles
             answer.equal(run, softmax(x))
+        run = answer(x[:1], block=8)  # 5 tiles, no more and no fewer
+        answer.tiles(run, loads=2 * 5)
+        answer.that(
+            run, lambda r: not r.watched or loaded(r) >= 2 * 5 - 1,  # a tile may stay from one loop to the other
+            "a row of 40 columns to be loaded in tiles of BLOCK = 8: 2 × 5 times tl.load",
+            got=lambda r: f"{loaded(r)} times tl.load", by=loaded,
+        )  # fmt: skip
