@@ -225,7 +225,7 @@ def merge(a, b):
     a, b    pairs (m, l) of float tensors, all of one shape (...): the maximum, and the sum of e^(x - m).
             The summary of nothing is (-inf, 0).
 
-    Returns the pair (m, l) of both pieces together. NaN only in the rows where a or b has one.
+    Returns the pair (m, l) of both pieces together, of their dtype. NaN only in the rows where a or b has one.
     Not allowed: torch.logsumexp, torch.logaddexp.
     """
     ### BEGIN SOLUTION

@@ -602,7 +602,9 @@ def quantize_blocks(x, rows=128):
     Returns codes (..., T, D) in torch.float8_e4m3fn, and scales (..., ceil(T / rows)) in float32, so that
     x ≈ codes · scale of the block, by equation (1). The last block may be shorter.
 
-    A block of zeros has the scale 1. NaN stays NaN; infinity becomes the largest code; neither counts for the scale.
+    A block of zeros has the scale 1. Every other scale is at least torch.finfo(torch.float32).tiny, 1.2e-38: of what
+    is smaller, float32 keeps few bits, or none, and a block of tiny numbers would be divided by 0.
+    NaN stays NaN; infinity becomes the largest code; neither counts for the scale.
     (Depending on its version, torch's cast makes NaN or 448 of what is above 448: clamp first.)
     """
     ### BEGIN SOLUTION
@@ -610,7 +612,8 @@ def quantize_blocks(x, rows=128):
     padded = torch.nn.functional.pad(x.float(), (0, 0, 0, -T % rows))
     blocks = padded.unflatten(-2, (-1, rows))  # (..., blocks, rows, D)
     largest = torch.where(blocks.isfinite(), blocks.abs(), 0.0).amax((-2, -1))
-    scales = torch.where(largest > 0, largest / 448, 1.0)
+    smallest = torch.finfo(torch.float32).tiny
+    scales = torch.where(largest > 0, (largest / 448).clamp(min=smallest), 1.0)
     codes = (blocks / scales[..., None, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
     return codes.flatten(-3, -2)[..., :T, :], scales
     ### END SOLUTION

@@ -18,6 +18,7 @@
 `BACKENDS`         the backends that have a name
 `as_backend`       what `attention=` means: a name, a function or a backend; the one place that decides it
 `check_backend`    refuses, in words, what does not keep the contract
+`check_batch`      lets a backend refuse a batch that its caller made, before anything is computed
 `CacheSpec`        what a model's layers keep of a token: `model.cache_spec()`
 `LayerCache`       that of one layer: heads, Dk, Dv, dtype
 `Entry`            what a layer keeps besides keys and values
@@ -29,7 +30,7 @@
 `OutOfBlocks`      there is no room: preempt somebody
 """
 
-from llmsys.cache.backend import Backend, check_backend
+from llmsys.cache.backend import Backend, check_backend, check_batch
 from llmsys.cache.batch import Batch, batch_of, padded_batch_of
 from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks, PoolStats, PrefixHit
@@ -62,6 +63,7 @@ __all__ = [
     "as_backend",
     "batch_of",
     "check_backend",
+    "check_batch",
     "check_token_ids",
     "padded_batch_of",
 ]

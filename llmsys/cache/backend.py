@@ -14,7 +14,8 @@ however many keys came before.
 
 **Who makes the batch.** `begin` makes it where every row of the tokens goes on with a sequence of its own. Who serves
 many sequences makes it in its place (`llmsys.cache.batch`), for a cache of so many tokens a block as its `block_size`
-says, and hands it to the model; then `begin` is not called.
+says, and hands it to the model; then `begin` is not called. A backend that cannot take every such batch may have a
+method `check_batch(batch)`, which raises ValueError: the model calls it in `begin`'s place, before it computes.
 
 **Nothing waits for the GPU**: an `attend` that asks a tensor for a number (`.item()`, `if tensor`, a boolean mask as
 index) stops the host until the GPU has caught up, and cannot be captured in a CUDA graph.
@@ -98,6 +99,13 @@ def check_backend(backend: object) -> None:
             "`turn`, which rotates them: write attend(self, layer, q, k, v, batch, *, turn=None, scale=None), and in "
             "it q, k = rotate(q, turn), rotate(k, turn), with rotate from llmsys.attention.rotary"
         )
+
+
+def check_batch(backend: Backend, batch: Batch) -> None:
+    """Let a backend refuse, before anything is computed, a batch that a caller made: by its `check_batch`, if it has
+    one. The library's look at each batch once; `attend` does so, too, where nobody has asked before."""
+    if check := getattr(backend, "check_batch", None):
+        check(batch)
 
 
 @functools.lru_cache(maxsize=64)

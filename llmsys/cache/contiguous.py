@@ -73,6 +73,7 @@ class ContiguousCache:
         self._keys: dict[int, _Buffer] = {}
         self._values: dict[int, _Buffer] = {}  # of layers whose values are not in their keys
         self._step: _Step | None = None
+        self._checked: tuple[Batch, list[int]] | None = None  # the last batch that was looked at, and its rows
         self._counts_itself = True  # until a caller says how much is computed
 
     @property
@@ -143,10 +144,9 @@ class ContiguousCache:
         captures a step by a batch that has been run before, and its slots must be computed in the graph.
         """
         if self._step is None or self._step.batch is not batch or layer <= self._step.layer:
-            if batch.slot_mapping is None:
-                raise ValueError("batch must be what begin returned, or made by llmsys.cache.batch_of: it has no slots")
+            self.check_batch(batch)
             if batch.chunks:
-                groups = groups_of(batch, self._rows(batch))
+                groups = groups_of(batch, self._checked[1])
                 self._counts_itself = False
             else:
                 groups = [Group(0, 0, q.shape[0], q.shape[2], batch.max_seq_len)]
@@ -154,6 +154,22 @@ class ContiguousCache:
             self._step = _Step(batch, layer, batch.slot_mapping.long() % (spare + 1), groups)  # −1 becomes the spare
         self._step.layer = layer
         return self._step
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse a batch that this cache cannot take; each is looked at once.
+
+        How much of a sequence is computed is believed: whoever makes the batches keeps count of that.
+
+        Raises
+        ------
+        ValueError
+            It has no slots, is made for another capacity, or has a tree; a row is not there, too short, or in it twice;
+            or the cache does not know how many rows it has. Says which, and what to do.
+        """
+        if self._checked is None or self._checked[0] is not batch:
+            if batch.slot_mapping is None:
+                raise ValueError("batch must be what begin returned, or made by llmsys.cache.batch_of: it has no slots")
+            self._checked = batch, self._rows(batch) if batch.chunks else []
 
     def _rows(self, batch: Batch) -> list[int]:
         """The row of each of the batch's chunks. Refuses what this cache cannot do."""

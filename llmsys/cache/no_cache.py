@@ -57,7 +57,14 @@ class NoCache:
             return run_stage(self.stage, q, k, v, scale)
         return attend_in_groups(self.stage, q, self._groups(batch), functools.partial(_own_tokens, k, v), scale)
 
-    def _groups(self, batch: Batch) -> list[Group]:
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse chunks that are not whole sequences, and trees.
+
+        Raises
+        ------
+        ValueError
+            A chunk has computed tokens, or there is a tree. Says which, and what to do.
+        """
         for i, chunk in enumerate(batch.chunks):
             if chunk.computed:
                 raise ValueError(
@@ -66,6 +73,9 @@ class NoCache:
                 )
         if batch.tree_mask is not None:
             raise ValueError("chunks: a stage knows no tree, so without a backend that does there can be none")
+
+    def _groups(self, batch: Batch) -> list[Group]:
+        self.check_batch(batch)
         return groups_of(batch, list(range(len(batch.chunks))))
 
 

@@ -188,8 +188,8 @@ class PagedCache:
         scale: float | None = None,
     ) -> Tensor:
         Dv = self._layers.check(layer, k, v, turn)
-        if batch is not self._checked:
-            self._check(batch)
+        self.check_batch(batch)
+        self._counts_itself = self._counts_itself and not batch.chunks
         if layer not in self._keys:
             memory = (self.num_blocks, self.block_size, k.shape[1])
             self._keys[layer] = k.new_empty(*memory, k.shape[3])
@@ -249,8 +249,17 @@ class PagedCache:
     def _blocks_for(self, sequences: int) -> int:
         return 1 + sequences * -(-self.capacity // self.block_size)
 
-    def _check(self, batch: Batch) -> None:
-        """Once a step, in the first layer that is handed it."""
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse a batch that this cache cannot take; each is looked at once.
+
+        Raises
+        ------
+        ValueError
+            It has no tables, is made for blocks of another size, or names blocks that are not there; or the cache does
+            not know how many blocks it has. Says what to do.
+        """
+        if batch is self._checked:
+            return
         if batch.query_start_loc is None or batch.block_table is None:
             raise ValueError("batch must be what begin returned, or made by llmsys.cache.batch_of: it has no tables")
         if batch.block_size != self.block_size:
@@ -260,7 +269,6 @@ class PagedCache:
         if self.num_blocks is None:
             raise ValueError("num_blocks (or sequences) must be given to a paged cache whose caller makes the batches")
         for i, chunk in enumerate(batch.chunks):
-            self._counts_itself = False
             if (highest := int(np.max(chunk.blocks))) >= self.num_blocks:
                 raise ValueError(f"chunks[{i}].blocks must be from 0 to {self.num_blocks - 1}, got {highest}")
         self._checked = batch

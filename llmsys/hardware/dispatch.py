@@ -147,6 +147,13 @@ def only_takes_the_shape(operator) -> bool:
 
 
 @cache
+def only_moves(operator) -> bool:
+    """Whether the operator copies elements from one place to another, perhaps to another dtype: it computes nothing."""
+    name = operator._schema.name.removeprefix("aten::")
+    return name in ("copy_", "_to_copy", "clone", "cat", "stack", "index_put_", "index_copy_", "slice_scatter")
+
+
+@cache
 def overwritten(operator) -> frozenset[str]:
     """Names of the arguments that the operator writes to and does not read: out=, and self of copy_, fill_, zero_."""
     name = operator._schema.name.removeprefix("aten::")

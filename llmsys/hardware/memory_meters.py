@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
+from types import CodeType, FrameType
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from llmsys.hardware.dispatch import (
     argument_names,
     is_freed,
     is_view,
+    only_moves,
     only_takes_the_shape,
     overwritten,
     storage_id,
@@ -128,9 +129,15 @@ class Alive:
 
 @dataclass
 class Memory:
-    """What `memory_of` meters: how the given tensors are read, the largest tensor made, and what is `alive`."""
+    """What `memory_of` meters: how the given tensors are read, the largest tensor made, and what is `alive`.
+
+    `afterwards` counts what is computed from other memory once the given tensors have been read for the last time: of
+    each operation that does more than copy, the elements of its largest tensor. A loop that finishes a tile before it
+    reads the next one leaves a few tiles; one more pass over its result leaves all of it.
+    """
 
     reads: dict[Hashable, Reads]
+    afterwards: int = 0
     largest: Allocation = field(default_factory=Allocation)
     alive: Alive = field(default_factory=Alive)
 
@@ -160,7 +167,8 @@ class _Operations(Observer):
         self.lock = threading.Lock()
         self.size = sum(reads.size for reads in memory.reads.values()) or 1
         self.looked = 0.0  # passes over all of them that were complete when the variables were last looked through
-        self.outside = set(map(id, _frames()))
+        # With their code: a frame of those here that has ended may leave its number to one of the block's.
+        self.outside = {id(frame): frame.f_code for frame in _frames()}
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -175,10 +183,13 @@ class _Operations(Observer):
             self.memory.alive.note()
             if read:
                 self.count(read)
+            elif not (only_moves(operator) or only_takes_the_shape(operator)):
+                self.memory.afterwards += max((x.numel() for x in tensors_in((args, kwargs))), default=0)
         return result
 
     def count(self, read: list[Tensor]) -> None:
         """The elements of these tensors were read at once."""
+        self.memory.afterwards = 0
         views: dict[int, dict[tuple, int]] = {}  # of each storage the different ones: x * x has one tile, and not two
         for x in read:
             for reads in self.reads[storage_id(x)]:
@@ -239,11 +250,11 @@ def _frames() -> Iterator[FrameType]:
         yield frame
 
 
-def _held(outside: set[int]) -> int:
+def _held(outside: dict[int, CodeType]) -> int:
     """Bytes of NumPy's arrays and of Python's numbers in the variables of the functions that run, but for those whose
-    frames are `outside`. A number is taken for 8 bytes."""
+    frames are `outside`, by their id and with their code. A number is taken for 8 bytes."""
     values: list = []
-    for frame in itertools.takewhile(lambda frame: id(frame) not in outside, _frames()):
+    for frame in itertools.takewhile(lambda frame: outside.get(id(frame)) is not frame.f_code, _frames()):
         if not frame.f_globals.get("__name__", "").startswith(("torch.", "llmsys.hardware.")):
             values.extend(_variables(frame))
     seen: set[int] = set()

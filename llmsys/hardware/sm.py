@@ -9,10 +9,10 @@ for them where its list says so; a softmax it computes itself:
     timeline = run(fa2_order(tiles=16, warpgroups=2), attention_costs(D=128))
     timeline.cycles, timeline.utilisation("tensor")
 
-This file has the costs and the orders; `llmsys.hardware.sm_timing` has the actions and `run`, and can all be imported
-from here. (Whether a kernel's own text is right in any order is another question, with another answer:
-`llmsys.attention.hopper.simulated`.) `run` refuses orders with which a GPU would compute nonsense, and names deadlocks.
-It has three rules of time:
+This file has the orders, and what they cost on an H100; `llmsys.hardware.sm_actions` has the actions,
+`llmsys.hardware.sm_timing` has `run`, and all can be imported from here. (Whether a kernel's own text is right in any
+order is another question, with another answer: `llmsys.attention.hopper.simulated`.) `run` refuses orders with which a
+GPU would compute nonsense, and names deadlocks. It has three rules of time:
 
 - an engine does the work of one warpgroup in the order in which it was started;
 - warpgroups that want the same engine at the same time share it evenly: schedulers pick instructions of all in turn;
@@ -49,8 +49,8 @@ products are the A100's instruction, which reaches two thirds of the H100's.
 https://tridao.me/blog/2024/flash3/, https://arxiv.org/abs/2407.08608 section 3.)
 """
 
-from llmsys.hardware.mbarrier import Deadlock, Race
-from llmsys.hardware.sm_timing import (
+from llmsys.hardware.barrier import Deadlock, Race
+from llmsys.hardware.sm_actions import (
     CLOCK,
     ENGINES,
     Action,
@@ -65,8 +65,8 @@ from llmsys.hardware.sm_timing import (
     Timeline,
     Turn,
     Wait,
-    run,
 )
+from llmsys.hardware.sm_timing import run
 
 __all__ = [
     "CLOCK", "ENGINES", "ORDERS", "Action", "Costs", "Deadlock", "Load", "Output", "Pass", "Programs", "Race",

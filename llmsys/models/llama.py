@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llmsys.attention.rotary import Rotation, rotation
-from llmsys.cache import Backend, Batch, NoCache, check_backend, check_token_ids
+from llmsys.cache import Backend, Batch, NoCache, check_backend, check_batch, check_token_ids
 from llmsys.cache.spec import CacheSpec, LayerCache
 from llmsys.models.modules import Embedding, Linear, LinearFactory, RMSNorm
 
@@ -211,13 +211,16 @@ class Llama(nn.Module):
         ------
         ValueError
             `tokens` has another shape, is empty, or holds ids outside the vocabulary; a tap is not here; or `backend`
-            does not keep the contract. Ids are looked at on the CPU alone: on a GPU the answer would have to be waited
-            for, so they are checked where they enter (`batch_of(vocab_size=)`, `check_token_ids`).
+            does not keep the contract, or cannot take this batch. Ids are looked at on the CPU alone: on a GPU the
+            answer would have to be waited for, so they are checked where they enter (`batch_of(vocab_size=)`,
+            `check_token_ids`).
         """
         self._check(tokens, batch, taps)
         backend = NoCache() if backend is None else backend
         if not torch.compiler.is_compiling():
             check_backend(backend)
+            if batch is not None:
+                check_batch(backend, batch)
         batch = backend.begin(tokens) if batch is None else batch
         x = tokens if self.embedding is None else self.embedding(tokens)  # (B, T, C)
         config = self.config

@@ -35,8 +35,9 @@ def quantize_blocks(
     """Codes and scales of x: each block of `rows` rows and all D columns has one scale, and the last may be shorter.
 
     x ≈ codes · scale of the block; see `error_bound`. The scales are such that the largest number of a block gets the
-    code 448 or −448; a block of zeros has the scale 1. NaN stays NaN and infinity saturates, and neither counts for the
-    scale: what else is in their block is stored as well as without them.
+    code 448 or −448; a block of zeros has the scale 1, and one of numbers so tiny that the scale would be below fp32's
+    smallest normal number, 2⁻¹²⁶, has that for its scale, and smaller codes. NaN stays NaN and infinity saturates, and
+    neither counts for the scale: what else is in their block is stored as well as without them.
 
     Raises
     ------

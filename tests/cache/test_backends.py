@@ -14,14 +14,22 @@ from llmsys.cache import (
     BACKENDS,
     Batch,
     CacheSpec,
+    Chunk,
     ContiguousCache,
     Entry,
     LayerCache,
     NoCache,
+    PagedCache,
     as_backend,
+    batch_of,
     check_backend,
+    check_batch,
 )
+from llmsys.models.llama import Llama, LlamaConfig
 
+TINY = LlamaConfig(
+    name="tiny", vocab_size=7, hidden_size=8, layers=1, heads=2, kv_heads=1, head_size=4, mlp_size=8, context_length=9
+)  # fmt: skip
 STAGES = st.sampled_from(["naive", "online", "tiled", "sdpa"])
 SCALES = st.sampled_from([None, 0.3, 1 / math.sqrt(192)])
 
@@ -177,6 +185,38 @@ def test_a_backend_is_handed_back_and_one_of_before_is_refused_with_the_remedy()
     for nothing in ("sdpa", None, ContiguousCache, torch.zeros(1)):
         with pytest.raises(ValueError, match="attention must be a backend here"):
             check_backend(nothing)
+
+
+@pytest.mark.parametrize(
+    "backend, chunk, block_size, message",
+    [
+        (NoCache(), Chunk([3], computed=2), None, r"chunks\[0\].computed must be 0 without a cache, got 2"),
+        (ContiguousCache(capacity=4, sequences=1), Chunk([3], 0, [1]), 4, "must be one of the cache's rows, .* got 1"),
+        (ContiguousCache(capacity=4), Chunk([3], 0, [0]), 4, "sequences must be given"),
+        (PagedCache(num_blocks=2, block_size=4), Chunk([3], 0, [2]), 4, r"chunks\[0\].blocks must be .* got 2"),
+        (PagedCache(num_blocks=2, block_size=4), Chunk([3], 0, [1]), 8, "the cache's block_size, 4, got 8"),
+    ],
+)
+def test_a_batch_that_a_backend_cannot_take_is_refused_before_the_model_computes(backend, chunk, block_size, message):
+    model = Llama(TINY).requires_grad_(False)
+    computed = []
+    model.embedding.register_forward_pre_hook(lambda *_: computed.append("embedding"))
+    refused = batch_of([chunk], block_size=block_size)
+    for _ in range(2):  # what has been refused once is not taken for what has been looked at
+        with pytest.raises(ValueError, match=message):
+            model(refused.tokens, backend, refused)
+    assert not computed
+    if backend.block_size is not None and getattr(backend, "sequences", 1) is not None:
+        taken = batch_of([Chunk([3], 0, [0])], block_size=backend.block_size)
+        assert model(taken.tokens, backend, taken).shape == (1, 1, TINY.vocab_size) and computed
+    assert model(torch.tensor([[3]]), OfToday()).shape == (1, 1, TINY.vocab_size)  # it need not have check_batch
+
+
+def test_a_cache_that_has_refused_a_batch_still_goes_on_by_itself():
+    for cache in (PagedCache(num_blocks=3, block_size=4), ContiguousCache(capacity=4, sequences=1)):
+        with pytest.raises(ValueError, match="got 9"):
+            check_batch(cache, batch_of([Chunk([3], 0, [9])], block_size=4))
+        assert cache.begin(torch.zeros(1, 2)).positions.flatten().tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from llmsys.hardware.dispatch import Observer
 from llmsys.hardware.memory import HBM, NotLoaded
-from llmsys.hardware.memory_meters import memory_of
+from llmsys.hardware.memory_meters import _held, memory_of
 
 ROWS, N, TILE = 2, 256, 16
 BYTES = ROWS * TILE * 4  # of a tile
@@ -82,6 +82,16 @@ def test_tiles_that_are_kept_are_alive_together(keeper):
     assert max(metered(drops_them)[1]) <= 2 * BYTES
 
 
+def test_a_function_is_looked_into_though_one_that_has_ended_had_its_frames_number():
+    def held(known_as):
+        array = np.zeros(1000)
+        return _held({id(here): here.f_code, id(sys._getframe()): known_as}) + 0 * array.size
+
+    here = sys._getframe()
+    assert held(known_as=held.__code__) == 0
+    assert held(known_as=keeps_a_list.__code__) >= 8000
+
+
 def test_what_is_made_for_the_result_is_not_kept():
     def exp(x):
         y = torch.empty_like(x)
@@ -141,6 +151,26 @@ def test_how_much_is_read_at_once_is_that_of_one_operation():
     assert metered(lambda x: tiles(x)[0] * tiles(x)[0])[0].at_once == ROWS * TILE
     assert metered(lambda x: torch.cat(tiles(x)))[0].at_once == ROWS * N
     assert metered(lambda x: x.numpy())[0].at_once == ROWS * N
+
+
+def test_what_is_computed_after_the_last_read_is_counted():
+    def in_one_go(x):
+        y = torch.empty_like(x)
+        for part, into in zip(tiles(x), tiles(y), strict=True):
+            into.copy_(part.exp())
+            into /= 2
+        return y
+
+    def afterwards(function):
+        x = torch.randn(ROWS, N)
+        with memory_of({"x": x}) as memory:
+            function(x)
+        return memory.afterwards
+
+    assert afterwards(in_one_go) == ROWS * TILE  # the last tile is divided
+    assert afterwards(lambda x: torch.cat([part.exp() for part in tiles(x)]).clone().bfloat16()) == 0  # moved alone
+    assert afterwards(lambda x: in_one_go(x).div_(2)) == ROWS * TILE + ROWS * N
+    assert afterwards(lambda x: [part / 2 for part in [part.exp() for part in tiles(x)]]) == ROWS * N
 
 
 def in_threads(x):

@@ -252,12 +252,15 @@ RINGS_WRONG = [
 # Blocks
 
 
+SMALLEST = 2.0**-126  # of float32's normal numbers
+
+
 def quantized(x, rows=128):
     """A right answer."""
     T = x.shape[-2]
     blocks = torch.nn.functional.pad(x.float(), (0, 0, 0, -T % rows)).unflatten(-2, (-1, rows))
     amax = torch.where(blocks.isfinite(), blocks.abs(), 0.0).amax((-2, -1))
-    scales = torch.where(amax == 0, 1.0, amax / 448)
+    scales = torch.where(amax == 0, 1.0, (amax / 448).clamp(min=SMALLEST))
     codes = (blocks / scales[..., None, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
     return codes.flatten(-3, -2)[..., :T, :], scales
 
@@ -267,7 +270,7 @@ def blocks_one_by_one(x, rows=128):
     for start in range(0, x.shape[-2], rows):
         block = x[..., start : start + rows, :].float()
         largest = block.abs().nan_to_num(0, posinf=0).flatten(-2).amax(-1)
-        scale = torch.where(largest == 0, 1.0, largest * (1 / 448))
+        scale = torch.where(largest == 0, 1.0, (largest * (1 / 448)).clamp(min=SMALLEST))
         codes[..., start : start + rows, :] = (block / scale[..., None, None]).clamp(-448, 448)
         scales.append(scale)
     return [codes, torch.stack(scales, -1)]
@@ -278,7 +281,7 @@ def by_numpy(x, rows=128):
     for start in range(0, x.shape[-2], rows):
         block = x[..., start : start + rows, :]
         largest = np.where(np.isfinite(block), np.abs(block), 0).max((-2, -1))
-        scales.append(np.where(largest > 0, largest / np.float32(448), np.float32(1)))
+        scales.append(np.where(largest > 0, np.maximum(largest / np.float32(448), np.float32(SMALLEST)), np.float32(1)))
         codes.append(np.clip(block / scales[-1][..., None, None], -448, 448))
     codes, scales = np.concatenate(codes, -2), np.stack(scales, -1)
     return torch.from_numpy(codes).to(torch.float8_e4m3fn), torch.from_numpy(scales)
@@ -324,16 +327,25 @@ def scales_by_shape():
     return quantize_blocks
 
 
-SCALES = "scales = torch.where(amax == 0, 1.0, amax / 448)"
+SCALE = "(amax / 448).clamp(min=SMALLEST)"
+SCALES = f"scales = torch.where(amax == 0, 1.0, {SCALE})"
 CODES = "(blocks / scales[..., None, None]).clamp(-448, 448)"
 BLOCKS_RIGHT = [
     quantized, blocks_one_by_one, by_numpy, in_threads,
-    edited(quantized, "no_scale_below_the_normal_ones",
-           (SCALES, SCALES.replace("amax / 448", "(amax / 448).clamp(min=torch.finfo(torch.float32).tiny)"))),
+    edited(quantized, "largest_from_448_of_the_smallest_on", (SCALE, "amax.clamp(min=448 * SMALLEST) / 448")),
+    edited(quantized, "in_float64", ("x.float()", "x.double()"), (SCALES, SCALES + ".float()")),
+    edited(quantized, "zeros_last",
+           (SCALES, "scales = torch.maximum(amax / 448, torch.tensor(SMALLEST))\n    scales[amax == 0] = 1")),
 ]  # fmt: skip
 BLOCKS_WRONG = [
     last_block_moved_back, cut_off_instead_of_rounded, in_place, scales_by_shape,
     edited(quantized, "clamped_too_far", (".clamp(-448, 448)", ".clamp(-480, 480)")),
+    edited(quantized, "no_smallest_scale", (SCALE, "amax / 448")),
+    edited(quantized, "one_where_the_scale_is_0", (SCALES, "scales = amax / 448\n    scales[scales == 0] = 1")),
+    edited(quantized, "smallest_of_amax", (SCALE, "amax.clamp(min=SMALLEST) / 448")),
+    edited(quantized, "least_number_of_all", (SCALE, "(amax / 448).clamp(min=2.0**-149)")),
+    edited(quantized, "divided_by_another_scale", ("blocks / scales", "blocks / (amax / 448).clamp(min=2.0**-149)")),
+    edited(quantized, "smallest_for_zeros", (SCALES, f"scales = {SCALE}")),
     edited(quantized, "first_times_448",
            (CODES, "(blocks * 448 / (scales * 448)[..., None, None]).clamp(-448, 448)")),
     edited(quantized, "nearly_zero_counts_as_zero", (SCALES, SCALES.replace("amax == 0", "amax < 1e-35"))),
@@ -341,7 +353,7 @@ BLOCKS_WRONG = [
     edited(quantized, "rounded_to_half_first", ("x.float()", "x.half().float()")),
     edited(quantized, "nan_becomes_a_number", ("x.float()", "x.float().nan_to_num(0)")),
     edited(quantized, "a_view_of_x", ("    T = x.shape[-2]\n", "    T, x = x.shape[-2], x.view(-1).view(x.shape)\n")),
-    edited(quantized, "a_power_of_two", ("amax / 448)", "torch.exp2(torch.log2(amax / 448).ceil()))")),
+    edited(quantized, "a_power_of_two", (f"{SCALE})", "torch.exp2(torch.log2(amax / 448).ceil()))")),
     edited(quantized, "by_squares", (SCALES, "amax = amax.square().sqrt()\n    " + SCALES)),
 ]  # fmt: skip
 

@@ -10,14 +10,18 @@ import torch
 from llmsys.course.checking.checks import get_check, run_check
 from llmsys.hardware import sanitizer
 from llmsys.lessons.lesson_02_online_softmax import mistakes
+from tests.lessons.answers_02 import merge as merges
+from tests.lessons.answers_02 import online_softmax as online_softmaxes
+from tests.lessons.answers_02 import safe_softmax as safe_softmaxes
 from tests.support.self_tests import assert_check_stands, exercises_of
-from tests.support.verdicts import assert_rejected, assert_taken, fresh, verdict
+from tests.support.size import FULL, drawn
+from tests.support.verdicts import SEEDS, assert_rejected, assert_taken, fresh, verdict
 
 
 def passes(exercise, answer):
     check = get_check(exercise)
-    for seed in range(3):
-        result = run_check(check, check.local_runner(answer), seed=seed)
+    for seed in SEEDS:  # the self-test compiles the solution, which is much the same kernel
+        result = run_check(check, check.local_runner(answer), seed=seed, compile_kernels=FULL)
         assert result, result
 
 
@@ -61,13 +65,13 @@ def put_together_in_the_end(x, tile):
 
 
 def in_numpy_with_its_own_result(x, tile):
-    y = np.empty(x.shape, np.float64)
     starts = range(0, x.shape[-1], tile)
     m, l = -np.inf, 0.0
     for start in starts:
         m = np.maximum(m, x[..., start : start + tile].double().numpy().max(-1, keepdims=True))
     for start in starts:
         l = l + np.exp(x[..., start : start + tile].double().numpy() - m).sum(-1, keepdims=True)
+    y = np.empty(x.shape, np.float64)
     for start in starts:
         y[..., start : start + tile] = np.exp(x[..., start : start + tile].double().numpy() - m) / l
     return torch.from_numpy(y).to(x.dtype)
@@ -81,7 +85,7 @@ def in_a_pool(x, tile):
 
 
 @pytest.mark.parametrize(
-    "answer", [passes_turn_round, put_together_in_the_end, in_numpy_with_its_own_result, in_a_pool]
+    "answer", drawn([passes_turn_round, put_together_in_the_end, in_numpy_with_its_own_result, in_a_pool], 2)
 )
 def test_right_safe_softmaxes_are_taken(answer):
     assert_taken("02.safe_softmax", answer)
@@ -156,7 +160,7 @@ WRONG_ON_ROWS = [in_place_and_whole, tiles_in_a_dict, tiles_in_numpy, one_numpy_
 
 
 @pytest.mark.parametrize("exercise", ["02.safe_softmax", "02.online_softmax"])
-@pytest.mark.parametrize("answer", WRONG_ON_ROWS)
+@pytest.mark.parametrize("answer", drawn(WRONG_ON_ROWS, 2))
 def test_keeping_rows_is_rejected_in_whatever_they_are_kept(exercise, answer):
     assert_rejected(exercise, answer)
 
@@ -202,10 +206,11 @@ def over_memory(x, tile):
     return mistakes.online_softmax(x.view(-1, x.shape[-1]), tile).view(x.shape)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [remembers_rows, masked_with_a_large_number, sums_in_the_first_tiles_maximum, powers_of_two_only, over_memory],
-)
+WRONG_ONLINE = [remembers_rows, masked_with_a_large_number, sums_in_the_first_tiles_maximum, powers_of_two_only,
+                over_memory]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", drawn(WRONG_ONLINE, 2))
 def test_wrong_online_softmaxes_are_rejected(answer):
     assert_rejected("02.online_softmax", answer)
 
@@ -268,6 +273,56 @@ def test_wrong_merges_are_rejected(answer):
 
 def test_a_merge_may_give_a_list():
     assert_taken("02.merge", lambda a, b: list(merged(a, b)))
+
+
+ANSWERS = {
+    "02.safe_softmax": safe_softmaxes,
+    "02.merge": merges,
+    "02.online_softmax": online_softmaxes,
+}
+
+
+def of_each_day(which, short):
+    """Some of the answers that the modules have, others every day; all of them in the full form of the tests."""
+    return [(id, each) for id, module in ANSWERS.items() for each in drawn(getattr(module, which), short)]
+
+
+def name(value):
+    return value if isinstance(value, str) else value.__name__
+
+
+@pytest.mark.parametrize(("exercise", "answer"), of_each_day("RIGHT", 1), ids=name)
+def test_a_right_answer_in_another_form_is_taken(exercise, answer):
+    assert_taken(exercise, answer)
+
+
+@pytest.mark.parametrize(("exercise", "answer"), of_each_day("WRONG", 3), ids=name)
+def test_an_answer_that_is_nearly_right_is_rejected(exercise, answer):
+    assert_rejected(exercise, answer)
+
+
+def of_kernels(which, short):
+    if not sanitizer.available():
+        return [pytest.param(None, marks=pytest.mark.skip(reason="kernels are not interpreted here"))]
+    from tests.lessons.answers_02 import softmax_kernel as kernels  # loads Triton
+
+    return [pytest.param(kernel, id=name) for name, kernel in drawn(getattr(kernels, which).items(), short)]
+
+
+def judged(kernel, **options):
+    check = get_check("02.softmax_kernel")
+    return [run_check(check, check.local_runner(kernel), seed=seed, name_mistakes=False, **options) for seed in SEEDS]
+
+
+@pytest.mark.parametrize("kernel", of_kernels("RIGHT", 1))
+def test_a_right_kernel_in_another_form_is_taken(kernel):
+    for result in judged(kernel, compile_kernels=FULL):
+        assert result, result
+
+
+@pytest.mark.parametrize("kernel", of_kernels("WRONG", 1))
+def test_a_kernel_that_is_nearly_right_is_rejected(kernel):
+    assert not any(judged(kernel, compile_kernels=False))
 
 
 @pytest.mark.parametrize("exercise", exercises_of("02"))

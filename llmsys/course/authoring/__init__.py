@@ -3,7 +3,9 @@
     new                 the files of a new lesson, from the templates beside it
     build               solutions/NN_slug.py becomes the executed solution and the learner's lesson
     execute             a solution is run in a fresh process
-    lint                the rules of a lesson's form
+    lint                is a lesson's form as it should be?
+    exercise_rules      the rules about what the reader does, for the lint
+    text_rules          the rules about what the reader reads, for the lint
     numbers_in_prose    numbers that the text claims, for the lint
     alt_texts           pictures, and their words for those who do not see them, for the lint
     self_test           are the checks any good? Stubs, solutions, mistakes, mutations

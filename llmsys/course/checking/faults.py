@@ -52,7 +52,8 @@ def same_outcome(a: Run, b: Run) -> bool:
 
 
 def same_memory(a: Run, b: Run) -> bool:
-    """Whether two calls ended alike, and did the same to memory: read as much, at once and in all, and kept as much."""
+    """Whether two calls ended alike, and did the same to memory: read as much, at once, in all and afterwards, and kept
+    as much."""
 
     def near(p: float, q: float) -> bool:
         return abs(p - q) <= 0.1 * max(p, q)
@@ -63,6 +64,7 @@ def same_memory(a: Run, b: Run) -> bool:
         and all(abs(a.reads[path] - b.reads[path]) < 0.01 for path in a.reads)
         and a.at_once == b.at_once
         and a.largest_bytes == b.largest_bytes
+        and near(a.afterwards, b.afterwards)
         and near(max(a.alive_bytes, default=0), max(b.alive_bytes, default=0))
     )
 

@@ -105,6 +105,23 @@ class Metered:
                 same=same_memory,
             )
 
+    def done_with_the_last_read(self, run: Run, at_most: int, what: str = "") -> None:
+        """After it had read its arguments for the last time, the call computed with no more than `at_most` elements:
+        its result was finished as it was written. `what` says where the bound comes from ("a few tiles"). Copies are
+        free, and NumPy's work is not seen."""
+        if run.afterwards > at_most:
+            bound = f"{at_most:,}" + (f" ({what})" if what else "")
+            self._reject(
+                "afterwards",
+                f"it computed with {run.afterwards:,} elements more after the last one of its argument had been read, "
+                f"where {bound} are enough: that is another pass, over what it had written",
+                run,
+                got=f"{run.afterwards:,} elements",
+                expected=f"at most {bound}",
+                wrong=lambda r: r.afterwards > at_most,
+                same=same_memory,
+            )
+
     def traffic(self, run: Run, loaded: int, stored: int) -> None:
         """The call's kernels loaded at most so many bytes and stored exactly so many, of all their tensors together.
         The sanitizer counts them: where kernels are compiled, there is nothing to hold against the bounds."""

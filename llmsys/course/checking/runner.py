@@ -74,6 +74,7 @@ class Run:
     at_once: dict[int | str, int] = field(default_factory=dict)  # elements of each that one operation read at most
     alive_bytes: tuple[int, ...] = ()  # the most that was alive beside arguments and result, in each pass over them:
     # tensors, NumPy's arrays and Python's numbers
+    afterwards: int = 0  # elements that torch computed with after the arguments were last read
     largest_bytes: int = 0  # the largest tensor that an operation allocated
     largest_shape: tuple[int, ...] = ()
     findings: tuple[Finding, ...] = ()  # by the sanitizer
@@ -245,6 +246,7 @@ class _Meters(contextlib.ExitStack):
         self.figures = {
             "reads": {path: float(meter.passes) for path, meter in self._memory.reads.items()},
             "at_once": {path: meter.at_once for path, meter in self._memory.reads.items()},
+            "afterwards": self._memory.afterwards,
             "largest_bytes": self._memory.largest.bytes,
             "largest_shape": tuple(self._memory.largest.shape),
             "alive_bytes": self._memory.alive.beside(self.result),

@@ -146,7 +146,7 @@ def validated(fields: dict) -> Run:
         and type(fields["watched"]) is bool
         and all(type(key) in (int, str) and _figure(n, float) for key, n in fields["reads"].items())
         and all(type(key) in (int, str) and _figure(n, int) for key, n in fields["at_once"].items())
-        and _figure(fields["largest_bytes"], int)
+        and all(_figure(fields[name], int) for name in ("largest_bytes", "afterwards"))
         and all(_figure(n, int) for name in ("largest_shape", "alive_bytes") for n in fields[name])
         and all(
             type(key) is str and _figure(n, int)
@@ -163,7 +163,7 @@ def validated(fields: dict) -> Run:
         raise Stopped("protocol", "its report of a call holds something impossible")
     return Run(
         **{name: fields[name] for name in ("value", "reads", "at_once", "alive_bytes")},
-        **{name: fields[name] for name in ("largest_bytes", "largest_shape", "operations", "watched")},
+        **{name: fields[name] for name in ("afterwards", "largest_bytes", "largest_shape", "operations", "watched")},
         **{name: fields[name] for name in ("bytes_loaded", "bytes_stored", "multiply_adds")},
         findings=tuple(Finding(*(clean(each[name]) for name in ("kind", "message", "place"))) for each in findings),
         modified=_texts(fields["modified"]),

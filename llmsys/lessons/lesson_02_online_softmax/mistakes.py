@@ -302,6 +302,27 @@ def whole_rows_twice(x, tile):
     return torch.exp(x - m) / torch.exp(row - m).sum(-1, keepdim=True)
 
 
+@misconception(
+    "02.online_softmax",
+    "You divide y in the end, when all of it has been written.",
+    why="Then the first pass needs no ℓ, and y is read and written once more instead: a third pass, over y. The "
+    "first loop finds m and ℓ together, so that a weight is finished as it is written.",
+)
+def divides_in_the_end(x, tile):
+    starts = range(0, x.shape[-1], tile)
+    m = x.new_full(x.shape[:-1], float("-inf"))
+    for start in starts:
+        m = torch.maximum(m, x[..., start : start + tile].amax(dim=-1))
+    l, y = torch.zeros_like(m), torch.empty_like(x)
+    for start in starts:
+        e = torch.exp(x[..., start : start + tile] - m[..., None])
+        y[..., start : start + tile] = e
+        l = l + e.sum(dim=-1)
+    for start in starts:
+        y[..., start : start + tile] /= l[..., None]
+    return y
+
+
 wrong_online(
     "keeps_the_tiles",
     "You kept the row, or something as long as it, from one loop to the other.",

@@ -223,13 +223,14 @@ def quantized(x, rows=128):
     blocks = torch.nn.functional.pad(x.float(), (0, 0, 0, -T % rows)).unflatten(-2, (-1, rows))
     sizes = torch.where(blocks.isfinite(), blocks.abs(), 0.0)
     amax = sizes.amax((-2, -1))
-    scales = torch.where(amax == 0, 1.0, amax / 448)
+    scales = torch.where(amax == 0, 1.0, (amax / 448).clamp(min=torch.finfo(torch.float32).tiny))
     codes = (blocks / scales[..., None, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
     return codes.flatten(-3, -2)[..., :T, :], scales
 
 
 SIZES = "sizes = torch.where(blocks.isfinite(), blocks.abs(), 0.0)"
 AMAX = "amax = sizes.amax((-2, -1))"
+SCALE = "(amax / 448).clamp(min=torch.finfo(torch.float32).tiny)"
 
 wrong = Mistakes("06.quantize_blocks", quantized)
 
@@ -260,7 +261,7 @@ wrong(
 wrong(
     "zero_scale",
     "A block of zeros gets the scale 0.",
-    ("torch.where(amax == 0, 1.0, amax / 448)", "amax / 448"),
+    (f"torch.where(amax == 0, 1.0, {SCALE})", "amax / 448"),
     why="0 / 0 is NaN. The scale of such a block may be anything but 0: 1.",
 )
 wrong(
@@ -284,8 +285,20 @@ wrong(
 wrong(
     "smallest_scale",
     "You keep scales from becoming small, by a number like 1e-12.",
-    ("amax / 448)", "amax.clamp(min=1e-12) / 448)"),
-    why="Where all numbers of a block are smaller than that, their codes are too small, or 0. Ask whether amax is 0.",
+    (SCALE, "amax.clamp(min=1e-12) / 448"),
+    why="Where all numbers of a block are smaller than that, their codes are too small, or all of them are 0.",
+)
+wrong(
+    "scale_of_few_bits",
+    "Your scale may be smaller than float32's smallest normal number, or 0.",
+    (SCALE, "amax / 448"),
+    why="Below 1.2e-38 float32 has ever fewer bits, and of 1e-43 / 448 it has none. Then 0 / 0 in the block is NaN.",
+)
+wrong(
+    "tiny_scale_for_zeros",
+    "A block of zeros gets the smallest scale instead of 1.",
+    (f"torch.where(amax == 0, 1.0, {SCALE})", SCALE),
+    why="Its codes are 0 with any scale; which one it is, is agreed upon: 1.",
 )
 wrong(
     "multiplied_with_the_inverse",
@@ -302,6 +315,6 @@ wrong(
 wrong(
     "scale_in_half_precision",
     "You round the scale to x's type.",
-    ("amax / 448)", "amax / 448).to(x.dtype).float()"),
+    (f"{SCALE})", f"{SCALE}).to(x.dtype).float()"),
     why="Of bfloat16's 8 bits, the scale is then off by up to 1/256, and so are all numbers of the block.",
 )

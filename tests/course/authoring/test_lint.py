@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmsys.course import cli, manifest
-from llmsys.course.authoring import build, lint
+from llmsys.course.authoring import build, exercise_rules, lint
 from llmsys.course.authoring.alt_texts import pictures
 from llmsys.course.authoring.numbers_in_prose import claims, is_cited, is_shown
 
@@ -197,7 +197,7 @@ def test_alt_texts_are_found_in_images_svgs_and_metadata():
     ],
 )
 def test_free_names_are_those_that_a_cell_neither_defines_nor_imports(source, free):
-    assert lint.free_names(source) == free
+    assert exercise_rules.free_names(source) == free
 
 
 @pytest.mark.parametrize("lesson", [each.number for each in manifest.lessons()])

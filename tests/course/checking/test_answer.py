@@ -82,10 +82,11 @@ def test_an_error_of_torch_of_the_stubs_type_is_shown_and_not_taken_for_the_stub
 
 
 def test_two_runs_are_alike_in_memory_only_where_all_figures_agree():
-    run = Run(value=X, reads={0: 2.0}, at_once={0: 64}, alive_bytes=(100, 2000), largest_bytes=256)
+    run = Run(value=X, reads={0: 2.0}, at_once={0: 64}, alive_bytes=(100, 2000), largest_bytes=256, afterwards=64)
     fields = {name: getattr(run, name) for name in run.__dataclass_fields__}
     assert same_memory(run, Run(**fields | {"alive_bytes": (1900,)}))
     others = {"value": X + 1, "reads": {0: 1.9}, "at_once": {0: 256}, "alive_bytes": (4000,), "largest_bytes": 512}
+    others["afterwards"] = 2048
     for name, value in others.items():
         assert not same_memory(run, Run(**fields | {name: value}))
     assert not same_memory(run, Run(error=Raised("ValueError", "")))

@@ -160,7 +160,7 @@ def test_kernels_run_under_the_sanitizer():
 
     if not sanitizer.available():
         pytest.skip("kernels are compiled here, or the interpreter is another")
-    launch = "llmsys.lessons.lesson_02_online_softmax.checks:launch"
+    launch = "llmsys.lessons.lesson_02_online_softmax.checks.softmax_kernel:launch"
     runner = LocalRunner(wrong.store_without_a_mask, adapt=launch, kernel=True)
     got = runner.run((torch.randn(2, 5),), {"block": 8})
     assert sanitizer.STORE in {finding.kind for finding in got.findings}
@@ -268,7 +268,7 @@ def test_control_c_in_a_kernel_leaves_the_interpreter_as_it_was():
 
     if not interpreting():
         pytest.skip("kernels are compiled here")
-    launch = "llmsys.lessons.lesson_02_online_softmax.checks:launch"
+    launch = "llmsys.lessons.lesson_02_online_softmax.checks.softmax_kernel:launch"
     runner = LocalRunner(softmax_kernel, adapt=launch, kernel=True, seconds=60)
     x, before = torch.randn(400, 100), state()
     interrupted_after(0.3, lambda: runner.run((x,), {"block": 4}))

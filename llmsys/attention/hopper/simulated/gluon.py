@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmsys.attention.hopper.simulated.processor import here, pause
-from llmsys.hardware.mbarrier import Barrier, Race
+from llmsys.hardware.barrier import Barrier, Race
 
 # Shared memory, barriers, the copy engine
 

@@ -12,7 +12,7 @@ import random
 import threading
 from collections.abc import Callable
 
-from llmsys.hardware.mbarrier import Deadlock, Race
+from llmsys.hardware.barrier import Deadlock, Race
 
 __all__ = ["Deadlock", "Processor", "Race", "Warp", "here", "pause"]
 

@@ -11,8 +11,8 @@ from llmsys.lessons.lesson_06_flash_hopper.strict_cast import strict_cast
 from llmsys.precision import fp8
 
 LARGEST = 448.0  # of e4m3
-TINY = torch.finfo(torch.float32).tiny  # the smallest number of fp32 with all of its bits
-STEP = 2.0**-149  # of those below it
+TINY = torch.finfo(torch.float32).tiny  # the smallest number of fp32 with all of its bits, 2⁻¹²⁶
+STEP = 2.0**-149  # the smallest that it has, and the distance of those below TINY
 INF, NAN = float("inf"), float("nan")
 
 
@@ -33,9 +33,9 @@ def blocks(x: Tensor, rows: int) -> Iterator[Tensor]:
 
 
 def exact_scales(x: Tensor, rows: int) -> Tensor:
-    """What equation (1) says, in float64: (..., blocks)."""
+    """What equation (1) and the exercise say, in float64: (..., blocks)."""
     sizes = (torch.where(each.isfinite(), each.abs(), 0.0).flatten(-2).amax(-1) for each in blocks(x, rows))
-    return torch.stack([torch.where(size > 0, size / LARGEST, 1.0) for size in sizes], -1)
+    return torch.stack([torch.where(size > 0, (size / LARGEST).clamp(min=TINY), 1.0) for size in sizes], -1)
 
 
 @exercise_check(
@@ -57,11 +57,11 @@ def exact_scales(x: Tensor, rows: int) -> Tensor:
         "One number a block: what must x be divided by, so that the largest of the block becomes the largest that "
         "e4m3 has? And which blocks have no such number?",
         "Pad T to whole blocks, view (..., blocks, rows, D). amax over the last two dimensions, of finite numbers; "
-        "scale = amax / 448, or 1 where amax is 0. Divide, clamp to ±448 before the cast (which may make NaN of more), "
-        "cast to torch.float8_e4m3fn, and cut off the padding.",
+        "scale = amax / 448, but at least the smallest normal number of float32; or 1 where amax is 0. Divide, clamp "
+        "to ±448 before the cast (which may make NaN of more), cast to torch.float8_e4m3fn, and cut off the padding.",
         "blocks = pad(x.float(), (0, 0, 0, −T % rows)).unflatten(-2, (-1, rows))\n"
         "amax = where(blocks.isfinite(), blocks.abs(), 0).amax((-2, -1))\n"
-        "scales = where(amax > 0, amax / 448, 1)\n"
+        "scales = where(amax > 0, (amax / 448).clamp(min=finfo(float32).tiny), 1)\n"
         "codes = (blocks / scales[..., None, None]).clamp(−448, 448).to(float8_e4m3fn)\n"
         "return codes.flatten(-3, -2)[..., :T, :], scales",
     ),
@@ -72,11 +72,7 @@ def quantize_blocks(answer: Answer) -> None:
         scales = exact_scales(x, a_block)
 
         def right_scales(run: Run) -> bool:
-            got = run.value[1].double()
-            near = (got - scales).abs() <= 1e-6 * scales + 2 * STEP
-            # Where fp32 has few bits for the scale, it may as well be larger, up to a number of all bits.
-            larger = (scales < TINY) & (got > scales) & (got <= TINY * (1 + 1e-6))
-            return bool((near | larger).all())
+            return bool(((run.value[1].double() - scales).abs() <= 1e-6 * scales).all())
 
         def excess(run: Run) -> Tensor:
             """The error of each number, over what equation (1) allows with the answer's own scales."""
@@ -134,7 +130,7 @@ def quantize_blocks(answer: Answer) -> None:
             close(answer.randn(T, D), rows)
         close(answer.randn(300, 3))
 
-    with answer.property("a block of tiny numbers", why="Its scale is as tiny: nothing but 0 needs a smallest one."):
+    with answer.property("a block of tiny numbers", why="Its scale is as tiny: float32 has numbers down to 10⁻³⁸."):
         x = answer.randn(8, 4)
         x[:4] *= 1e-30
         close(x, 4)
@@ -187,13 +183,29 @@ def quantize_blocks(answer: Answer) -> None:
         )  # fmt: skip
 
     with answer.property(
-        "numbers at both ends of float32", why="A scale may be as small or as large as a number of float32 is.",
+        "numbers at both ends of float32", why="Its largest number is 3.4·10³⁸, and nothing on the way may be larger.",
         hint="Which intermediate result is larger than float32's largest number, 3.4·10³⁸, or becomes 0: x · 448, or "
         "448 / amax, or a square?",
     ):  # fmt: skip
-        for size, rows in ((1e38, 4), (5e-38, 3), (1e-39, 5)):
+        for size, rows in ((1e38, 4), (1e-35, 3)):  # of the second, scales are just above the smallest one
             x = answer.randn(10, 4).clamp(-3, 3) * size
+            x[:, 0] = size
             close(torch.cat([x, answer.randn(2, 4)]), rows)
+
+    with answer.property(
+        "blocks so tiny that their scale would have few bits, or be 0",
+        why="Of 10⁻⁴³ / 448 float32 keeps nothing, and 0 / 0 is NaN.",
+        hint="What is 1e-44 / 448 in float32? The docstring says how small a scale may be. And is it the scale that "
+        "you return by which you divide?",
+    ):  # fmt: skip
+        for size, rows in ((5e-38, 3), (1e-39, 5), (1e-43, 2), (STEP, 4)):
+            x = answer.randn(10, 4).clamp(-3, 3) * size
+            x[::2, 0] = size  # the least number, times a number below 1/2, is 0: no block is of zeros alone
+            close(torch.cat([x, answer.randn(2, 4)]), rows)
+            close(torch.cat([x, torch.zeros(rows, 4)]).double(), rows)
+        x = answer.randn(2, 8, 3)
+        x[0, :4], x[1, 4:] = x[0, :4] * 1e-38, 0  # a tiny block, and one of zeros
+        close(x.bfloat16(), 4)
 
     with answer.property(
         "tensors whose elements lie apart", why="k is a slice of a wider tensor, or lies as (B, T, H, D).",

@@ -1,27 +1,13 @@
-"""The checks of lesson 03, tiled attention."""
+"""03.tiled_attention: tiles of queries and of keys, on a machine that counts what crosses."""
 
 import torch
 
-from llmsys.attention import online, tiled
-from llmsys.attention.cost import tiled_bytes as bytes_moved
+from llmsys.attention import tiled
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
-from llmsys.course.checking.watch import FUSED_ATTENTION, FUSED_SOFTMAX
 from llmsys.hardware.memory import HBM
-from llmsys.lessons.common import exact, later_stages, multiples, tokens_first
-
-FUSED = (*FUSED_SOFTMAX, *FUSED_ATTENTION)
-LIBRARY = (
-    "llmsys.attention.naive:*",
-    online.online_attention,
-    online.online_softmax,
-    online.safe_softmax,
-    "llmsys.attention.tiled:*",
-    *later_stages("tiled"),
-)
-
-
-TILE = 8 * 8 * 4  # bytes of a tile of 8 rows of 8, in fp32
+from llmsys.lessons.common import exact, multiples, tokens_first
+from llmsys.lessons.lesson_03_tiled_attention.checks.tiles import FUSED, LIBRARY, TILE
 
 
 def on_the_machine(attention):
@@ -39,97 +25,6 @@ def on_the_machine(attention):
         return dict(getattr(hbm, report))
 
     return run
-
-
-def one_query(q, k, v):
-    """The exact attention of one query (Dk,) over k (T, Dk) and v (T, Dv)."""
-    return exact(q[None, None, None], k[None, None], v[None, None])[0][0, 0, 0]
-
-
-@exercise_check(
-    "03.attend_one_query",
-    reference=tiled.attend_one_query,
-    forbids=(*FUSED, *LIBRARY),
-    hints=(
-        "Carry three things from tile to tile: m, l, and an o that is right for the keys seen so far. What was "
-        "o divided by before this tile, and what should it be divided by now?",
-        "Undo the old division, change the maximum, divide anew: o is multiplied by l_old · e^(m_old − m_new) / l_new. "
-        "The tile adds p @ v / l_new, with p = e^(s − m_new).",
-        "m, l, o = -inf, 0, zeros(Dv)\n"
-        "for each tile: s = k_tile @ q / sqrt(Dk);  m_new = maximum(m, s.max());  p = exp(s - m_new)\n"
-        "               l_new = l * exp(m - m_new) + p.sum()\n"
-        "               o = o * (l * exp(m - m_new) / l_new) + (p / l_new) @ v_tile\n"
-        "               m, l = m_new, l_new",
-    ),
-    equivalent={
-        "0.0 → 1.0": "under m = −∞ any l does, too",
-        "torch.zeros → torch.ones": "under m = −∞ any o does: the first tile multiplies it by e^(−∞) = 0",
-    },
-)
-def attend_one_query(answer: Answer) -> None:
-    def draw(T: int, scale: float = 1.0, Dk: int = 8, Dv: int = 4):
-        return answer.randn(Dk, scale=scale), answer.randn(T, Dk), answer.randn(T, Dv)
-
-    with answer.property("a single key: o is its value", why="A softmax over one score is 1, whatever the score is."):
-        q, k, v = draw(1)
-        answer.matches(v[0], q, k, v, tile=1)
-
-    with answer.property("keys that fit in one tile", why="One step from nothing: softmax(k q / √Dk) times v."):
-        q, k, v = draw(8)
-        answer.matches(one_query(q, k, v), q, k, v, tile=8)
-
-    with answer.property(
-        "scores that fall from tile to tile", why="The maximum stays; o has to make room for the new weights only."
-    ):
-        q, k, v = draw(24, 3.0)
-        k = k[(k @ q).argsort(descending=True)]
-        answer.matches(one_query(q, k, v), q, k, v, tile=8)
-
-    with answer.property(
-        "scores that rise in every tile", why="What o holds was weighted under a smaller maximum: it shrinks with ℓ."
-    ):
-        q, k, v = draw(24, 3.0)
-        k = k[(k @ q).argsort()]
-        answer.matches(one_query(q, k, v), q, k, v, tile=8)
-        answer.matches(one_query(q, k, v), q, k, v, tile=1)
-
-    with answer.property("a last tile that is not full", why="T is as long as the conversation is."):
-        for T, tile in ((7, 4), (17, 16), (1, 8), (13, 5)):
-            q, k, v = draw(T, 2.0, Dv=8)
-            answer.matches(one_query(q, k, v), q, k, v, tile=tile)
-        q, k, v = draw(37, 2.0, Dk=6, Dv=11)
-        answer.matches(one_query(q, k, v), q, k, v)
-        q, k, v = draw(37, 2.0, Dk=6, Dv=11)  # the same shape again, other numbers, and others between them
-        answer.matches(one_query(q, k, v), *map(answer.spread, (q, k, v)), tile=7)
-
-    with answer.property(
-        "scores far below zero, and far above", why="The running maximum begins at −∞; no exponent is ever positive."
-    ):
-        q, k, v = draw(20, Dk=16)
-        q, k = multiples(q.abs(), 0.25), multiples(k.abs() * 300, 64)
-        k = k[(k @ q).argsort(descending=True)]
-        answer.matches(one_query(-q, k, v), -q, k, v, tile=8)
-        answer.matches(one_query(q, k, v), q, k, v, tile=8)  # a tile's own maximum is far below the one so far
-        answer.matches(one_query(q, k, v), q, k, v, tile=4)
-        q, k, v = draw(20, Dk=16)
-        q, k = torch.ones(16), multiples(32 * k, 32) - 4096  # about -16,384 each: no finite number is a safe start
-        answer.matches(one_query(q, k, v), q, k, v, tile=8)
-        k = k - 2**22  # and -16 million each
-        answer.matches(one_query(q, k, v), q, k, v, tile=3)
-        q, k, v = torch.zeros(16), answer.randn(300, 16), answer.randn(300, 4)  # equal scores, many of them
-        answer.matches(v.mean(dim=0), q, k, v, tile=7)
-
-    with answer.property(
-        "k and v are read once, and nothing as long as T is made",
-        why="The last pass disappears here: that is the point.",
-    ):
-        q, k, v = draw(2048)
-        run = answer(q, k, v, tile=8)
-        for argument, x, name in ((1, k, "k"), (2, v, "v")):
-            answer.reads_at_once(run, 8 * x.shape[1], argument, f"a tile of {name}")
-            answer.reads(run, at_most=1, of=argument, at_least=1, otherwise="every key and every value counts")
-        answer.keeps(run, 12 * TILE, "12 tiles of k")
-        answer.equal(run, one_query(q, k, v))
 
 
 @exercise_check(
@@ -313,54 +208,3 @@ def tiled_attention(answer: Answer) -> None:
         answer.allocates(run, 6 * TILE, "six tiles")
         answer.keeps(run, 24 * TILE, "24 tiles, and NumPy's are tiles, too")
         answer.equal(run, exact(q, k, v))
-
-
-@exercise_check(
-    "03.tiled_bytes",
-    reference=bytes_moved,
-    forbids=("llmsys.attention.cost:*", "llmsys.attention.tiled:*"),
-    hints=(
-        "Four tensors and lse. Which of them cross once, whatever the tile is? How often do the others?",
-        "There are ceil(T / block_q) tiles of queries. Each loads the keys and values that it sees: all T of them, or "
-        "with causal those up to its last query.",
-        "once  = (T·D of q + T·D of o) · itemsize + T · 4 for lse\n"
-        "total = once + for each query tile: seen · 2 · D · itemsize\n"
-        "seen  = T, or with causal the number of the tile's last query + 1: min(start + block_q, T)",
-    ),
-)
-def tiled_bytes(answer: Answer) -> None:
-    def expected(T, D, block_q, **options):
-        return bytes_moved(T, T, D, D, block_q=block_q, **{"itemsize": 4} | options)
-
-    with answer.property("a count of bytes is an int", why="Half a byte does not cross."):
-        run = answer(100, 8, 64, causal=True)
-        answer.that(run, lambda r: type(r.value) is int, expected="an int")
-
-    with answer.property("one query tile: everything crosses once", why="If the whole of q fits, so much must move."):
-        answer.matches(expected(64, 8, 64), 64, 8, 64)
-
-    with answer.property(
-        "several query tiles: K and V cross once for each", why="They stream by a query tile at a time."
-    ):
-        for T, D, block in ((64, 8, 16), (128, 64, 32), (1024, 128, 128)):
-            answer.matches(expected(T, D, block), T, D, block)
-
-    with answer.property(
-        "a last tile that is not full still needs all keys", why="Ten rows see as many keys as sixty-four do."
-    ):
-        for T, D, block in ((74, 8, 64), (17, 4, 16), (5, 4, 64)):
-            answer.matches(expected(T, D, block), T, D, block)
-
-    with answer.property(
-        "16-bit elements, and lse in 32 bits", why="The log-sum-exp is kept in fp32 in every precision."
-    ):
-        answer.matches(expected(96, 64, 32, itemsize=2), 96, 64, 32, itemsize=2)
-
-    with answer.property(
-        "causal: a query tile loads what it sees", why="The keys up to its last query: more than T/2 on average."
-    ):
-        for T, D, block in ((64, 16, 16), (100, 8, 64), (64, 8, 64), (1000, 64, 128), (7, 4, 2)):
-            answer.matches(expected(T, D, block, causal=True), T, D, block, causal=True)
-        for shape in ((61, 24, 7), (5, 6, 64), (13, 3, 1)):  # with every option, of one shape after the other
-            for options in ({"causal": True, "itemsize": 2}, {"itemsize": 8}, {"causal": True, "itemsize": 1}, {}):
-                answer.matches(expected(*shape, **options), *shape, **options)
