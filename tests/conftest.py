@@ -24,6 +24,7 @@ install_import_hook(
         *(f"llmsys.attention.{stage}" for stage in "naive online tiled sdpa auto backward rotary".split()),
         "llmsys.cache",
         "llmsys.models",
+        "llmsys.serving.sampler",
         "llmsys.training",
     ],
     "beartype.beartype",

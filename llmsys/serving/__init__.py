@@ -1,9 +1,63 @@
 """Serving: many requests on one model.
 
-`LENGTHS`       how long prompts and outputs are in real services, as quantiles (`workload`)
-`draw_lengths`  requests of such lengths
+    from llmsys.serving import Engine, SamplingParams
+    engine = Engine(load_model())
+    engine.generate(["What is 2 + 2?", "Name a colour."], SamplingParams(max_tokens=20))
+
+`Engine`          prompts in, text out, as many at a time as there is room for
+`AsyncEngine`     the same in an event loop
+`SamplingParams`  how a request wants its tokens chosen, and when it has enough
+`Response`        what comes of a prompt: its `Answer`s, which grow by `Update`s
+`Scheduler`       before every step, which requests compute how many tokens, in which blocks
+`POLICIES`        how a step is filled: static, orca, alternating, stall-free, or a `Policy` of your own
+`Request`         a prompt in tokens and how far it has come
+`StepPlan`        what the scheduler tells the runner: `Work` for each request
+`StepResult`      what it is told: an `Output` for each
+`Runner`          a step from its plan to its result
+`EventLog`        what happened to requests, written down once
+`Metrics`         how long requests waited for what, and what each step did
+`LENGTHS`         how long prompts and outputs are in real services, as quantiles (`workload`)
+`draw_lengths`    requests of such lengths
 """
 
+from llmsys.serving.async_engine import AsyncEngine
+from llmsys.serving.engine import Engine
+from llmsys.serving.events import EventLog
+from llmsys.serving.metrics import Metrics, RequestMetrics, StepMetrics
+from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
+from llmsys.serving.policies import POLICIES, Policy, Turn
+from llmsys.serving.request import Request, Status
+from llmsys.serving.response import Answer, Response, Update
+from llmsys.serving.runner import Runner
+from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.scheduler import Scheduler
 from llmsys.serving.workload import LENGTHS, Lengths, RequestLength, draw_lengths
 
-__all__ = ["LENGTHS", "Lengths", "RequestLength", "draw_lengths"]
+__all__ = [
+    "LENGTHS",
+    "POLICIES",
+    "Answer",
+    "AsyncEngine",
+    "Engine",
+    "EventLog",
+    "Lengths",
+    "Metrics",
+    "Output",
+    "Policy",
+    "Request",
+    "RequestLength",
+    "RequestMetrics",
+    "Response",
+    "Runner",
+    "SamplingParams",
+    "Scheduler",
+    "Status",
+    "StepMetrics",
+    "StepPlan",
+    "StepResult",
+    "TokenLogprobs",
+    "Turn",
+    "Update",
+    "Work",
+    "draw_lengths",
+]

@@ -1,6 +1,6 @@
 """Small notebooks of a made-up lesson 91, as a learner hands them in: one exercise is answered, another is not.
 
-    notebook(SETUP, DOUBLE, CHECK)      code("mine", "x = 1", "setup")
+notebook(SETUP, DOUBLE, CHECK)      code("mine", "x = 1", "setup")
 """
 
 from llmsys.course.manifest import Exercise, Lesson

@@ -186,7 +186,7 @@ class Reporter:
         by_file = self.config.getoption("processor_time") == "file"
         terminalreporter.section("processor time, in seconds of the reference machine", sep="-")
         shown = self.files if by_file else self.places()
-        for name, seconds in sorted(shown.items(), key=lambda each: (-each[1] if by_file else each[0])):
+        for name, seconds in sorted(shown.items(), key=lambda each: -each[1] if by_file else each[0]):
             budget = None if by_file or FULL else self.budgets.of(name)
             if seconds >= 0.05:
                 write(f"{seconds:8.1f}  {name}" + (f" (of {budget:g})" if budget is not None else ""))

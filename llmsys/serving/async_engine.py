@@ -1,0 +1,134 @@
+"""The engine for many who ask at once: each awaits its own answer, and one task takes the steps for all.
+
+    async with AsyncEngine(Engine(load_model())) as served:
+        async for update in served.stream("Tell me a story."):
+            print(update.text, end="", flush=True)
+        responses = await asyncio.gather(*(served.generate(prompt) for prompt in prompts))
+
+A step blocks, so it runs in a thread, and the event loop goes on: new requests are taken and pieces of text sent while
+the model computes. But an engine may be used by one thread at a time, so what comes meanwhile waits for the step's end
+at a lock, first come first served; and what a step says is passed on in the event loop, when it is over. Aborting waits
+for nothing: it is written down, and done before the next step, for whoever hung up does not wait.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+from llmsys.models.prompt import Prompt
+from llmsys.serving.engine import Engine
+from llmsys.serving.response import Response, Update
+from llmsys.serving.sampling_params import SamplingParams
+
+
+class AsyncEngine:
+    """An engine in one event loop. Nobody else may use the engine meanwhile.
+
+    A step that raises fails its requests, whose answers then have an `error`, and the service goes on.
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._lock = asyncio.Lock()  # who has it may touch the engine
+        self._work = asyncio.Event()  # there is something to do
+        self._said: deque[Update] = deque()  # by the step that is running
+        self._readers: dict[str, asyncio.Queue[Update]] = {}
+        self._hung_up: set[str] = set()
+        self._task: asyncio.Task | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> "AsyncEngine":
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self.close()
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, id: str | None = None, salt: str | None = None
+    ) -> AsyncIterator[Update]:
+        """The answers to a prompt, a piece at a time. Closing or cancelling it aborts the request.
+
+        Arguments and errors as for `Engine.add`, at the first piece.
+        """
+        response = await self._add(prompt, params, id, salt)
+        async for update in self._updates(response):
+            yield update
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, id: str | None = None, salt: str | None = None
+    ) -> Response:
+        """The whole response. Cancelling it aborts the request. Arguments and errors as for `Engine.add`."""
+        response = await self._add(prompt, params, id, salt)
+        async for _ in self._updates(response):
+            pass
+        return response
+
+    def abort(self, id: str) -> None:
+        """Ends a response before the next step; its reader gets what there is, with the reason "abort"."""
+        self._hung_up.add(id)
+        self._work.set()
+
+    async def close(self) -> None:
+        """Aborts what is under way, and ends the task. Raises what broke the engine, if anything did."""
+        self._closed = True
+        self._work.set()
+        if self._task is not None:
+            await self._task
+
+    async def _add(self, prompt, params, id, salt) -> Response:
+        if self._closed:
+            raise RuntimeError("this engine has been closed: make a new AsyncEngine")
+        if self._task is None:
+            self._task = asyncio.create_task(self._serve())
+        async with self._lock:
+            response = self.engine.add(prompt, params, id=id, salt=salt, listener=self._said.append)
+            self._readers[response.id] = asyncio.Queue()
+        self._work.set()
+        return response
+
+    async def _updates(self, response: Response) -> AsyncIterator[Update]:
+        reader = self._readers[response.id]
+        left = len(response.answers)
+        try:
+            while left:
+                update = await reader.get()
+                left -= update.reason is not None
+                yield update
+        finally:
+            self._readers.pop(response.id, None)
+            if left:
+                self.abort(response.id)
+
+    async def _serve(self) -> None:
+        """Steps, as long as there is something to do; else waits for it."""
+        broken = None
+        while not self._closed:
+            await self._work.wait()
+            async with self._lock:
+                self._abort_hung_up()
+                if self.engine.has_unfinished and not self._closed:
+                    try:
+                        await asyncio.to_thread(self.engine.step)
+                    except Exception as error:
+                        if not self._said:  # else its requests have failed, and say so
+                            broken, self._closed = error, True
+                elif not self._hung_up:
+                    self._work.clear()
+                self._pass_on()
+            await asyncio.sleep(0)  # to who waits for the lock, and to readers
+        async with self._lock:
+            self._hung_up |= self._readers.keys()
+            self._abort_hung_up()
+            self._pass_on()
+        if broken is not None:
+            raise broken
+
+    def _abort_hung_up(self) -> None:
+        while self._hung_up:
+            self.engine.abort(self._hung_up.pop())
+
+    def _pass_on(self) -> None:
+        while self._said:
+            update = self._said.popleft()
+            if reader := self._readers.get(update.id):
+                reader.put_nowait(update)

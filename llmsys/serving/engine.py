@@ -1,0 +1,315 @@
+"""The engine: prompts in, text out, as many at a time as there is room for.
+
+    engine = Engine(load_model())
+    for response in engine.generate(["What is 2 + 2?", "Name a colour."], SamplingParams(max_tokens=20)):
+        print(response.text)
+
+    for update in engine.stream("Tell me a story.", SamplingParams(temperature=0.8, seed=1)):
+        print(update.text, end="", flush=True)
+
+It is four parts, each of which knows nothing of the next but what it is handed:
+
+    add ──► Scheduler ──── StepPlan ────► Runner                  which tokens, in which blocks │ the model, the sampler
+               ▲                            │
+               └──────── StepResult ────────┤
+    Update ◄── Detokenizer ◄── tokens ──────┘                     whole characters, stop strings
+
+`step` is one turn around this loop; `generate` and `stream` take as many as they need, and whoever else has requests in
+the engine is served by the same steps. An engine is used by one thread at a time (`async_engine` sees to that).
+
+Greedy answers are the ones that `llmsys.models.generate` gives to each prompt alone: what else is in a batch, how a
+prompt is cut, what is hit, shared or preempted changes no token. (But for the last bits of the logits, which a sum in
+another order may change, where two tokens are that close.)
+"""
+
+import itertools
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from llmsys.attention import STAGES
+from llmsys.attention.paged import PagedAttention
+from llmsys.cache import BlockPool, PagedCache
+from llmsys.models.modules import unwrapped
+from llmsys.models.prompt import Prompt, token_ids
+from llmsys.serving.detokenize import Detokenizer
+from llmsys.serving.events import EventLog
+from llmsys.serving.memory import blocks_that_fit
+from llmsys.serving.metrics import Metrics
+from llmsys.serving.plan import Output, StepPlan, StepResult
+from llmsys.serving.policies import Policy
+from llmsys.serving.progress import Progress
+from llmsys.serving.request import Request
+from llmsys.serving.response import Answer, Response, Update
+from llmsys.serving.runner import Runner
+from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.under_way import UnderWay
+
+
+class Engine:
+    """Serves many requests on one model.
+
+    Parameters
+    ----------
+    model
+        Any that `load_model` takes, on a CPU or a GPU.
+    attention
+        Who attends to the pages: None for the fastest that runs here, "torch", "triton", a stage's name, or a function
+        of your own with the contract of `llmsys.attention.paged.arguments`.
+    block_size
+        Tokens in a block.
+    num_blocks, memory
+        How large the cache is, in blocks or in bytes. Neither: what is measured to be free (`llmsys.serving.memory`).
+    max_tokens_per_step, max_sequences, policy, watermark
+        The scheduler's (`llmsys.serving.scheduler`).
+    max_model_len
+        Tokens in a sequence at most, prompt included. None: the model's context.
+    scheduler
+        Makes the scheduler, as `Scheduler` does: one of your own.
+    events
+        Where to write down what happens. None: a log of the last 100,000 events.
+    clock
+        Seconds.
+
+    Attributes
+    ----------
+    scheduler, runner, pool
+    metrics : Metrics
+    events : EventLog
+
+    Raises
+    ------
+    ValueError
+        An argument is out of its range, the model is a part of one, or there is no memory for two blocks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        attention: str | PagedAttention | None = None,
+        block_size: int = 16,
+        num_blocks: int | None = None,
+        memory: int | None = None,
+        max_tokens_per_step: int = 2048,
+        max_sequences: int = 256,
+        max_model_len: int | None = None,
+        policy: str | Policy = "stall-free",
+        watermark: float = 0.01,
+        scheduler: Callable[..., Scheduler] = Scheduler,
+        events: EventLog | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        model = unwrapped(model)
+        if not model.is_whole:
+            raise ValueError("model must be a whole one to serve, and this is a part, without some layers or an end")
+        if num_blocks is not None and memory is not None:
+            raise ValueError("num_blocks and memory cannot both be given: either says how large the cache is")
+        context = model.config.context_length
+        if max_model_len is not None and not 2 <= max_model_len <= context:
+            raise ValueError(f"max_model_len must be from 2 to the model's context of {context}, got {max_model_len}")
+        self.model, self.max_model_len, self.clock = model, max_model_len or context, clock
+        limits = dict(max_tokens_per_step=max_tokens_per_step, max_sequences=max_sequences)
+        if num_blocks is None:
+            sizes = limits | dict(block_size=block_size, max_model_len=self.max_model_len)
+            num_blocks = blocks_that_fit(model, memory=memory, **sizes)
+        self.pool = BlockPool(num_blocks, block_size)
+        self.events = EventLog(keep=100_000) if events is None else events
+        self.metrics = Metrics()
+        self.events.listen(self.metrics.on)
+        self.scheduler = scheduler(
+            self.pool, **limits, policy=policy, watermark=watermark, max_model_len=self.max_model_len,
+            eos_ids=model.tokenizer.eos_ids if model.tokenizer else (), events=self.events, clock=clock,
+        )  # fmt: skip
+        stage = STAGES[attention] if isinstance(attention, str) and attention in STAGES else None
+        cache = PagedCache(
+            None if stage else attention, stage=stage, num_blocks=num_blocks, block_size=block_size,
+            spec=model.cache_spec(),
+        )  # fmt: skip
+        self.runner = Runner(model, cache, clock=clock)
+        self._under_way: dict[str, UnderWay] = {}  # by the request's id, an answer each
+        self._responses: dict[str, Response] = {}
+        self._numbers = itertools.count()
+
+    # Many at once, or one as it comes
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[Response]:
+        """The answers to all prompts, in their order.
+
+        Parameters
+        ----------
+        prompts
+            As for `llmsys.models.generate`, each.
+        params
+            For all of them, or one for each; None for `SamplingParams()`.
+        progress
+            Whether a bar is shown. None: where somebody may be looking, and it takes longer than a few seconds.
+
+        Raises
+        ------
+        ValueError
+            A prompt or its params are refused, see `add`: then nothing is computed.
+        Exception
+            Whatever the model raises: then all of these prompts are aborted. (A request whose logits are not finite
+            fails alone: its answer has an `error`, the others are as they would be.)
+        """
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise ValueError(f"prompts must be a list of prompts, got {type(prompts).__name__}: put one into a list")
+        each = params if isinstance(params, Sequence) else [params] * len(prompts)
+        if len(each) != len(prompts):
+            raise ValueError(f"params must be one for all prompts, or one for each of {len(prompts)}, got {len(each)}")
+        responses: list[Response] = []
+        try:
+            for prompt, its in zip(prompts, each, strict=True):
+                responses.append(self.add(prompt, its))
+            left = {response.id: response for response in responses}
+            with Progress(len(left), show=progress) as bar:
+                while left and self.has_unfinished:
+                    for update in self.step():
+                        bar.tokens(len(update.tokens))
+                        if update.id in left and left[update.id].finished:
+                            del left[update.id]
+                            bar.done()
+        finally:
+            for response in responses:
+                self.abort(response.id)  # nothing, where all is well
+        return responses
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Update]:
+        """The answers to one prompt, a piece at a time, as soon as it is there.
+
+        Errors as for `add`, at the call. A stream that is closed, or that nobody holds any more, aborts its request.
+        """
+        arrived: deque[Update] = deque()
+        return self._stream(self.add(prompt, params, listener=arrived.append), arrived)
+
+    def _stream(self, response: Response, arrived: deque[Update]) -> Iterator[Update]:
+        try:
+            while arrived or not response.finished:
+                while arrived:
+                    yield arrived.popleft()
+                if not response.finished:
+                    self.step()
+        finally:
+            self.abort(response.id)
+
+    # What these are made of
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self.scheduler.has_unfinished
+
+    def add(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        id: str | None = None,
+        salt: str | None = None,
+        listener: Callable[[Update], object] | None = None,
+    ) -> Response:
+        """Puts a prompt in the queue. The response grows with every `step`.
+
+        Parameters
+        ----------
+        id
+            For `abort`; None for a new one.
+        salt
+            Prompts share cached prefixes with those of the same salt alone.
+        listener
+            Called with every update.
+
+        Raises
+        ------
+        ValueError
+            The prompt is none (`llmsys.models.prompt`), or with its answer is longer than the model or the cache has
+            room for; there are stop strings or stop tokens that cannot come; or the id is in use.
+        """
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"params must be SamplingParams, got {type(params).__name__}")
+        tokens = token_ids(self.model, prompt)
+        V = self.model.config.vocab_size
+        if beyond := [token for token in params.stop_token_ids if token >= V]:
+            raise ValueError(f"stop_token_ids must be below the vocabulary's {V} tokens, got {beyond[0]}")
+        texts = [Detokenizer(self.model.tokenizer, params.stop) for _ in range(params.n)]
+        if params.seed is None and params.temperature > 0:
+            params = replace(params, seed=secrets.randbits(63))  # kept by the request: a preempted one draws on
+        request = Request(id or f"request-{next(self._numbers)}", tokens, params, salt=salt)
+        requests = self.scheduler.add(request)
+        asked = params.logprobs is not None
+        answers = [Answer(i, logprobs=[] if asked else None) for i in range(params.n)]
+        response = Response(request.id, request.prompt, answers, listener)
+        self._responses[response.id] = response
+        for each, text, answer in zip(requests, texts, answers, strict=True):
+            self._under_way[each.id] = UnderWay(each, text, answer, response)
+        return response
+
+    def abort(self, id: str) -> bool:
+        """Ends a response; its answers keep what they have. False where there is none of that id, or no more."""
+        response = self._responses.get(id)
+        if response is None:
+            return False
+        for each in [each for each in self._under_way.values() if each.response is response]:
+            self.scheduler.abort(each.request.id)
+            self._take(each)
+        return True
+
+    def step(self) -> list[Update]:
+        """Computes one step, and says what it added. [] where there is nothing to do, or prompts were read only.
+
+        Where the model raises, every request of this step fails, the others go on, and the exception is raised.
+        RuntimeError where there are requests, and the scheduler, one of your own, has nothing for any of them.
+        """
+        times = [self.clock()]
+        plan = self.scheduler.plan()
+        if plan is None:
+            if self.has_unfinished:
+                raise RuntimeError(
+                    f"the scheduler has {len(self.scheduler.requests)} unfinished requests and planned nothing: its "
+                    "policy must compute or admit one in every step"
+                )
+            return []
+        times.append(self.clock())
+        try:
+            launched = self.runner.launch(plan)
+            result = launched.result()
+        except BaseException as error:
+            self.scheduler.update(plan, _all_failed(plan, error))
+            self._taken(plan)
+            raise
+        times.append(self.clock())
+        self.scheduler.update(plan, result)
+        updates = self._taken(plan)
+        seconds = {"plan": times[1] - times[0], **launched.seconds, "update": self.clock() - times[2]}
+        self.metrics.step_took(seconds)
+        return updates
+
+    def _taken(self, plan: StepPlan) -> list[Update]:
+        under_way = (self._under_way.get(work.request) for work in plan.work)
+        updates = (self._take(each) for each in under_way if each is not None)
+        return [update for update in updates if update is not None]
+
+    def _take(self, one: UnderWay) -> Update | None:
+        update = one.take(self.scheduler, self.metrics)
+        if one.request.ended:
+            del self._under_way[one.request.id]
+            if one.response.finished:
+                del self._responses[one.response.id]
+        return update
+
+
+def _all_failed(plan: StepPlan, error: BaseException) -> StepResult:
+    said = f"the step of this request failed: {type(error).__name__}: {error}"
+    return StepResult(plan.step, tuple(Output(work.request, error=said) for work in plan.work))

@@ -1,0 +1,126 @@
+"""What happens to requests, written down once: a lesson's picture, a simulator, metrics and a benchmark read one log.
+
+    scheduler = Scheduler(pool, …)
+    scheduler.events.listen(print)                   # each event as it happens
+    [each for each in scheduler.events if each.request == "a"]
+        Arrived(step=0, time=0.00, request="a", prompt_tokens=40, parent=None)
+        Admitted(step=0, time=0.01, request="a", hit_tokens=32, shared=False)
+        Computed(step=0, time=0.05, request="a", start=32, tokens=8, guesses=0)
+        Token(step=0, time=0.05, request="a", token=1204)
+        …
+        Finished(step=9, time=0.31, request="a", reason="stop", generated=10)
+
+Every event has the number of the step in which it happened (of the next one, if it was between steps) and the time in
+seconds on the scheduler's clock. The time to a request's first token is `Token.time − Arrived.time` of its first; its
+time in the queue is `Admitted.time − Arrived.time`; what preemption cost is the sum of `Preempted.lost`.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
+class RequestEvent(Event):
+    request: str  #  its id
+
+
+@dataclass(frozen=True)
+class Arrived(RequestEvent):
+    prompt_tokens: int
+    parent: str | None = None  #  of the second to the n-th answer to a prompt: the request that is the first
+
+
+@dataclass(frozen=True)
+class Admitted(RequestEvent):
+    """It has blocks from now on. After a preemption it is admitted again."""
+
+    hit_tokens: int  #  that it need not compute
+    shared: bool = False  #  these are its parent's, the last and unfinished block as well
+
+
+@dataclass(frozen=True)
+class Computed(RequestEvent):
+    start: int  #  tokens that were in the cache before
+    tokens: int  #  computed in this step, guesses among them
+    guesses: int = 0
+
+
+@dataclass(frozen=True)
+class Token(RequestEvent):
+    """One more token is known. Tokens that one step accepts come one after the other, at one time."""
+
+    token: int
+
+
+@dataclass(frozen=True)
+class Preempted(RequestEvent):
+    lost: int  #  tokens that were computed, and are no longer its own; some may be hit when it is admitted again
+
+
+@dataclass(frozen=True)
+class Finished(RequestEvent):
+    reason: str  #  "stop" or "length"
+    generated: int
+
+
+@dataclass(frozen=True)
+class Failed(RequestEvent):
+    error: str
+
+
+@dataclass(frozen=True)
+class Aborted(RequestEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """A step's result has been taken in; the events of its requests come before this one."""
+
+    seconds: float  #  since it was planned
+    phase: str  #  "prefill", "decode" or, where it had both, "mixed"
+    tokens: int  #  computed in it
+    sequences: int  #  for which it computed
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks: int  #  of the pool, block 0 left out
+
+
+class EventLog:
+    """Events in the order in which they happened, the last `keep` of them (None: all).
+
+    A listener is called with every event, at once, in the thread that caused it; it must not call the scheduler.
+    """
+
+    def __init__(self, keep: int | None = None):
+        if keep is not None and keep < 0:
+            raise ValueError(f"keep must be at least 0 events, or None for all, got {keep}")
+        self._events: deque[Event] = deque(maxlen=keep)
+        self._listeners: list[Callable[[Event], object]] = []
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def listen(self, listener: Callable[[Event], object]) -> None:
+        self._listeners.append(listener)
+
+    def add(self, event: Event) -> None:
+        self._events.append(event)
+        for listener in self._listeners:
+            listener(event)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The events as plain dicts, for JSON: `{"event": "Token", "step": 0, …}`."""
+        return [{"event": type(each).__name__, **asdict(each)} for each in self._events]

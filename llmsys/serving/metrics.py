@@ -1,0 +1,195 @@
+"""What one wants to know of a service: how long requests waited for what, and what each step did.
+
+    engine.metrics.totals                 since the engine was made
+    engine.metrics.steps[-1]              the last steps, each with its seconds by phase
+    response.answers[0].metrics           one answer: queue, time to first token, time per token
+
+    arrival      admitted        first token                              last token
+       │──────────────│───────────────│─────│─────│─────│─────│─────│─────│─────│
+       └─ queue_seconds ┘             └───── time_per_output_token: the mean ───┘
+       └─ time_to_first_token ────────┘
+       └─ end_to_end ───────────────────────────────────────────────────────────┘
+
+All of it is read off the scheduler's events (`llmsys.serving.events`) but the seconds of a step's phases, which the
+engine adds. What belongs to a request is given away when it ends, and of steps the last ones are kept, so a service
+that runs for weeks needs no more memory than one that runs for a minute.
+"""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from llmsys.serving.events import (
+    Aborted,
+    Admitted,
+    Arrived,
+    Computed,
+    Event,
+    Failed,
+    Finished,
+    Preempted,
+    RequestEvent,
+    StepDone,
+    Token,
+)
+
+PHASES = ("plan", "prepare", "launch", "wait", "update")
+"""Of a step: what to compute is decided; the batch is made; the model and the sampler are launched (on a CPU: run); the
+tokens are waited for; they are taken in, and become text."""
+
+
+@dataclass
+class RequestMetrics:
+    """One answer. Times are on the engine's clock; what has not happened yet is None."""
+
+    prompt_tokens: int
+    arrival: float
+    admitted: float | None = None  #  first
+    first_token: float | None = None
+    last_token: float | None = None
+    ended: float | None = None
+    output_tokens: int = 0  #  the one that ended it included
+    hit_tokens: int = 0  #  of the prompt, that were in the cache when it was first admitted
+    preemptions: int = 0
+    lost_tokens: int = 0  #  computed, and lost by preemption
+
+    @property
+    def queue_seconds(self) -> float | None:
+        return _between(self.arrival, self.admitted)
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """TTFT, in seconds."""
+        return _between(self.arrival, self.first_token)
+
+    @property
+    def time_per_output_token(self) -> float | None:
+        """TPOT: seconds from a token to the next, the mean; None where there is one token only."""
+        if self.output_tokens < 2:
+            return None
+        return (self.last_token - self.first_token) / (self.output_tokens - 1)
+
+    @property
+    def end_to_end(self) -> float | None:
+        """Seconds from arrival to the end."""
+        return _between(self.arrival, self.ended)
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One step."""
+
+    step: int
+    time: float  #  when it was done
+    kind: str  #  "prefill", "decode" or "mixed"
+    seconds: dict[str, float]  #  by PHASES
+    tokens: int  #  computed
+    output_tokens: int
+    sequences: int  #  computed for
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks: int
+    hit_tokens: int  #  of requests admitted in it
+    preemptions: int
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+
+@dataclass
+class Totals:
+    """All that happened so far."""
+
+    requests: int = 0
+    finished: int = 0
+    failed: int = 0
+    aborted: int = 0
+    prompt_tokens: int = 0
+    hit_tokens: int = 0  #  each time that one was admitted
+    computed_tokens: int = 0
+    output_tokens: int = 0
+    preemptions: int = 0
+    lost_tokens: int = 0
+    steps: int = 0
+    seconds: Counter = field(default_factory=Counter)  #  by PHASES
+    seconds_by_kind: Counter = field(default_factory=Counter)  #  of steps: "prefill", "decode", "mixed"
+
+
+class Metrics:
+    """Listens to a scheduler's events: `scheduler.events.listen(metrics.on)`.
+
+    Attributes
+    ----------
+    requests : dict
+        RequestMetrics by id, of those that have not been taken with `take`.
+    steps : deque
+        StepMetrics of the last `keep` steps.
+    totals : Totals
+    """
+
+    def __init__(self, *, keep: int = 1000):
+        self.requests: dict[str, RequestMetrics] = {}
+        self.steps: deque[StepMetrics] = deque(maxlen=keep)
+        self.totals = Totals()
+        self._since = Counter()  # the last step was done
+        self._done: StepDone | None = None
+
+    def on(self, event: Event) -> None:
+        """One event."""
+        if isinstance(event, StepDone):
+            self._done = event
+        elif isinstance(event, Arrived):
+            self.requests[event.request] = RequestMetrics(event.prompt_tokens, event.time)
+            self.totals.requests += 1
+            self.totals.prompt_tokens += event.prompt_tokens
+        elif isinstance(event, RequestEvent) and (request := self.requests.get(event.request)):
+            self._of_request(event, request)
+
+    def step_took(self, seconds: dict[str, float]) -> None:
+        """The step whose `StepDone` came last took so long, by phase."""
+        done, since = self._done, self._since
+        self.steps.append(
+            StepMetrics(
+                done.step, done.time, done.phase, seconds, done.tokens, since["output"], done.sequences, done.running,
+                done.waiting, done.blocks_used, done.blocks, since["hit"], since["preempted"],
+            )
+        )  # fmt: skip
+        self.totals.steps += 1
+        self.totals.seconds.update(seconds)
+        self.totals.seconds_by_kind[done.phase] += sum(seconds.values())
+        self._since = Counter()
+
+    def take(self, request: str) -> RequestMetrics:
+        """Those of a request that has ended; nothing is kept of it here."""
+        return self.requests.pop(request)
+
+    def _of_request(self, event: RequestEvent, request: RequestMetrics) -> None:
+        totals = self.totals
+        if isinstance(event, Token):
+            request.first_token = request.first_token or event.time
+            request.last_token = event.time
+            request.output_tokens += 1
+            totals.output_tokens += 1
+            self._since["output"] += 1
+        elif isinstance(event, Computed):
+            totals.computed_tokens += event.tokens
+        elif isinstance(event, Admitted):
+            if request.admitted is None:
+                request.admitted, request.hit_tokens = event.time, event.hit_tokens
+            totals.hit_tokens += event.hit_tokens
+            self._since["hit"] += event.hit_tokens
+        elif isinstance(event, Preempted):
+            request.preemptions += 1
+            request.lost_tokens += event.lost
+            totals.preemptions += 1
+            totals.lost_tokens += event.lost
+            self._since["preempted"] += 1
+        elif isinstance(event, Finished | Failed | Aborted):
+            request.ended = event.time
+            kind = {Finished: "finished", Failed: "failed", Aborted: "aborted"}[type(event)]
+            setattr(totals, kind, getattr(totals, kind) + 1)
+
+
+def _between(start: float, end: float | None) -> float | None:
+    return None if end is None else end - start

@@ -1,0 +1,304 @@
+"""Any schedule gives the same tokens: the scheduler through lives that hypothesis draws, on a runner that is made up.
+
+Requests arrive (some share prompts, some want several answers), are aborted, stop, are guessed ahead of, fail, and
+preempt each other in a pool that is too small for them; results bring anything from no token to all that were guessed.
+After every step the machine looks at what must always be true, and in the end at what each request got.
+"""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from llmsys.cache import BlockPool
+from llmsys.serving.events import (
+    Aborted,
+    Admitted,
+    Arrived,
+    Computed,
+    Failed,
+    Finished,
+    Preempted,
+    StepDone,
+    Token,
+)  # fmt: skip
+from llmsys.serving.policies import POLICIES
+from llmsys.serving.request import Request, Status
+from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.scheduler import Scheduler
+from tests.support.made_up_runner import EOS, MadeUpRunner, expected_tokens, next_token
+from tests.support.pools import assert_consistent
+from tests.support.size import sized
+
+PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)  # two tokens: prefixes are shared often
+SAMPLING = st.builds(
+    SamplingParams,
+    max_tokens=st.sampled_from([9, 1, 2, 5, 20, None]),
+    seed=st.sampled_from([None, 0, 5]),
+    stop_token_ids=st.sampled_from([(), (), (3,), (4, 5)]),
+    ignore_eos=st.sampled_from([True, True, False]),
+    logprobs=st.sampled_from([None, 0]),
+    n=st.sampled_from([1, 1, 1, 2, 3]),
+)
+
+
+class Schedules(RuleBasedStateMachine):
+    policy = "stall-free"
+
+    @initialize(
+        blocks=st.integers(1, 3) | st.integers(6, 16),
+        block_size=st.integers(1, 4),
+        sequences=st.integers(1, 6),
+        more_budget=st.sampled_from([30, 0, 1, 2, 5, 9]),
+        watermark=st.sampled_from([0, 0.01, 0.3]),
+        max_model_len=st.sampled_from([None, None, 11]),
+    )
+    def make(self, blocks, block_size, sequences, more_budget, watermark, max_model_len):
+        self.pool = BlockPool(blocks + 1, block_size)
+        self.room = min(blocks * block_size + 1, max_model_len or 10**9)
+        self.sequences, self.budget = sequences, sequences + more_budget
+        self.scheduler = Scheduler(
+            self.pool, max_tokens_per_step=self.budget, max_sequences=sequences, policy=self.policy,
+            watermark=watermark, max_model_len=max_model_len, eos_ids=[EOS], clock=lambda: 0.0,
+        )  # fmt: skip
+        self.salts: dict[str, str] = {}
+        self.takes: list[int] = []  # how many tokens the next results bring less than they could
+        self.runner = MadeUpRunner(blocks + 1, block_size, self.salts, self.fewer)
+        self.everyone: list[Request] = []
+        self.plan = None
+        self.steps = self.gifts = 0  # steps taken; results that brought less than a token
+        self.names = 0
+
+    def fewer(self, work, right):
+        less = self.takes.pop() if self.takes else 0
+        self.gifts += right <= less
+        return max(0, right - less)
+
+    def alive(self):
+        return [each for each in self.everyone if not each.ended]
+
+    # Requests come and go, between steps and while one runs
+
+    @rule(prompt=PROMPTS, sampling=SAMPLING, salt=st.sampled_from([None, None, None, "adapter"]))
+    def arrive(self, prompt, sampling, salt):
+        if len(self.alive()) >= 8:
+            return
+        self.names += 1
+        request = Request(f"r{self.names}", prompt, sampling, salt=salt)
+        before = (len(self.scheduler.events), len(self.scheduler.waiting), set(self.scheduler.requests))
+        if len(prompt) + (sampling.max_tokens or 1) > self.room:
+            with pytest.raises(ValueError, match="prompt must have|max_tokens must be"):
+                self.scheduler.add(request)
+            assert before == (len(self.scheduler.events), len(self.scheduler.waiting), set(self.scheduler.requests))
+            return
+        answers = self.scheduler.add(request)
+        assert len(answers) == sampling.n and answers[0] is request
+        if salt:
+            self.salts.update({each.id: salt for each in answers})
+        self.everyone += answers
+
+    @rule(prompts=st.lists(PROMPTS, min_size=2, max_size=5), max_tokens=st.sampled_from([9, 5, 14]))
+    def several_arrive(self, prompts, max_tokens):
+        for prompt in prompts:
+            self.arrive(prompt, SamplingParams(max_tokens, ignore_eos=True), None)
+
+    @rule(data=st.data(), more=st.lists(st.integers(0, 1), max_size=5), sampling=SAMPLING)
+    def arrive_with_the_tokens_of_another(self, data, more, sampling):
+        if self.everyone:
+            other = data.draw(st.sampled_from(self.everyone[-6:]))
+            self.arrive([*other.tokens, *more], sampling, other.salt)
+
+    @precondition(lambda self: self.alive())
+    @rule(data=st.data(), how=st.sampled_from(["abort", "finish"]))
+    def leave(self, data, how):
+        request = data.draw(st.sampled_from(self.alive()))
+        assert getattr(self.scheduler, how)(request.id)
+        assert request.status is (Status.ABORTED if how == "abort" else Status.FINISHED)
+        assert not self.scheduler.abort(request.id), "it has ended already"
+
+    @precondition(lambda self: self.alive())
+    @rule(data=st.data(), right=st.integers(0, 4), wrong=st.integers(0, 2))
+    def guess(self, data, right, wrong):
+        self.propose(data.draw(st.sampled_from(self.alive())), right, wrong)
+
+    def propose(self, request, right, wrong):
+        draft = []
+        for i in range(right + wrong):
+            token = next_token((*request.tokens, *draft), request.sampling.seed)
+            draft.append(token if i < right else (token + 1) % 8)
+        self.scheduler.propose(request.id, draft)
+
+    # Steps
+
+    @precondition(lambda self: self.plan is None)
+    @rule()
+    def plan_a_step(self):
+        scheduler = self.scheduler
+        was_running = list(scheduler.running)
+        seen = len(scheduler.events)
+        self.plan = scheduler.plan()
+        events = list(scheduler.events)[seen:]
+        if self.plan is None:
+            assert not scheduler.has_unfinished and not events
+            return
+        with pytest.raises(ValueError, match="has not been taken in"):
+            scheduler.plan()
+        assert self.plan.step == self.steps
+        admitted = [each for each in events if isinstance(each, Admitted)]
+        preempted = [each.request for each in events if isinstance(each, Preempted)]
+        assert len(events) == len(admitted) + len(preempted)
+        self.check_work(admitted)
+        self.check_who_enters_and_who_goes(was_running, admitted, preempted)
+        self.check_policy(was_running, admitted, preempted)
+
+    def check_work(self, admitted):
+        work = {each.request: each for each in self.plan.work}
+        assert sum(len(each.tokens) for each in self.plan.work) == self.plan.num_tokens <= self.budget
+        assert len(self.scheduler.running) <= self.sequences
+        for each in self.plan.work:
+            request = self.scheduler.requests[each.request]
+            assert request.status is Status.RUNNING and each.computed == request.computed
+            end = each.end - len(each.guesses)
+            assert each.computed < end <= len(request.tokens), "no work beyond known tokens"
+            assert each.tokens == (*request.tokens[each.computed : end], *each.guesses)
+            assert each.logits == (1 + len(each.guesses) if end == len(request.tokens) else 0)
+            assert each.guesses == request.draft[: len(each.guesses)]
+            assert list(each.blocks) == request.table.blocks[: self.pool.blocks_for(each.end)]
+        for event in admitted:
+            request = self.scheduler.requests[event.request]
+            assert 0 <= event.hit_tokens == request.computed < len(request.tokens), "a full hit computes one token"
+            assert event.request in work, "who is admitted computes at once"
+            if event.hit_tokens == len(request.tokens) - 1:
+                assert len(work[event.request].tokens) == 1
+
+    def check_who_enters_and_who_goes(self, was_running, admitted, preempted):
+        assert not (admitted and preempted), "nobody is admitted in a step that preempted"
+        newest_first = [each.id for each in reversed(was_running)]
+        assert preempted == newest_first[: len(preempted)], "the newest goes first"
+        assert self.scheduler.running[: len(was_running) - len(preempted)] == [
+            each for each in was_running if each.id not in preempted
+        ]
+        if admitted:
+            last = max(self.scheduler.requests[each.request].order for each in admitted)
+            for each in self.scheduler.waiting:
+                first_answer = each.parent is not None and not each.parent.ended and not each.parent.num_generated
+                assert each.order > last or first_answer, "first come, first served"
+        assert not was_running or len(preempted) < len(was_running), "the oldest is never preempted"
+
+    def check_policy(self, was_running, admitted, preempted):
+        requests = [self.scheduler.requests[each.request] for each in self.plan.work]
+        if self.policy == "static":
+            assert not (admitted and was_running), "nobody joins a batch"
+        if self.policy in ("static", "orca"):
+            for each in self.plan.work:
+                assert each.logits or len(each.tokens) == self.budget, "only what is longer than a step is cut"
+        if self.policy == "alternating":
+            entered = {each.request for each in admitted}
+            assert len({each.in_prefill or each.id in entered for each in requests}) == 1, "a step of one kind"
+        if self.policy == "stall-free":
+            left_out = {each.id for each in was_running} - {each.request for each in self.plan.work}
+            assert left_out == set(preempted), "no decode is left out"
+
+    @precondition(lambda self: self.plan is not None)
+    @rule(takes=st.lists(st.sampled_from([0, 0, 0, 1, 2]), max_size=4), fault=st.integers(0, 15))
+    def run_it(self, takes, fault):
+        self.takes = takes
+        work = self.plan.work
+        poison = work[fault].request if fault < len(work) else None
+        result = self.runner(self.plan, poison)
+        seen = len(self.scheduler.events)
+        computing = {each.request for each in work if each.request in self.scheduler.requests}
+        computing &= {each.id for each in self.scheduler.running}
+        self.scheduler.update(self.plan, result)
+        *events, done = list(self.scheduler.events)[seen:]
+        assert isinstance(done, StepDone) and done.step == self.steps and done.tokens == self.plan.num_tokens
+        assert done.blocks_used == self.pool.stats.used and done.sequences == len(work)
+        assert {each.request for each in events if isinstance(each, Computed | Failed)} == computing
+        with pytest.raises(ValueError, match="the last one"):
+            self.scheduler.update(self.plan, result)
+        self.plan = None
+        self.steps += 1
+
+    @rule(steps=st.integers(1, 9), right=st.integers(0, 3), wrong=st.integers(0, 2), takes=st.sampled_from([0, 0, 1]))
+    def go_on(self, steps, right, wrong, takes):
+        for _ in range(steps):
+            if self.plan is None:
+                for request in self.scheduler.running:
+                    self.propose(request, right, wrong)
+                self.plan_a_step()
+            if self.plan is not None:
+                self.run_it([takes] * len(self.plan.work), 99)
+            self.nothing_is_out_of_order()
+
+    # What is always true
+
+    @invariant()
+    def nothing_is_out_of_order(self):
+        scheduler = self.scheduler
+        assert_consistent(self.pool, [each.table for each in scheduler.running])
+        assert all(each.table is None and each.computed == 0 for each in scheduler.waiting)
+        assert [each.order for each in scheduler.waiting] == sorted(each.order for each in scheduler.waiting)
+        assert {each.id for each in self.alive()} == set(scheduler.requests)
+        assert sorted(scheduler.requests) == sorted(each.id for each in [*scheduler.running, *scheduler.waiting])
+        for each in scheduler.running:
+            assert 1 <= each.remaining and each.computed <= each.table.length
+            assert each.table.length <= len(each.tokens) or self.plan, "what was rejected has no slots"
+            assert len(each.tokens) < each.limit
+
+    def teardown(self):
+        """All of them end, within a bound of steps, with the tokens that each would have had alone."""
+        if not hasattr(self, "pool"):
+            return
+        # The oldest of the running goes on in every step, except that prompts may come first, one for each place: and
+        # it needs a step for each of its tokens at the most, and one more where a result brought it nothing.
+        bound = (self.sequences + 2) * (sum(each.limit + 1 for each in self.everyone) + self.gifts + 1)
+        for _ in range(bound):
+            if self.plan is None:
+                self.plan_a_step()
+            if self.plan is None:
+                break
+            self.run_it([], 99)
+        assert not self.scheduler.has_unfinished
+        for request in self.everyone:
+            self.check_end(request)
+        self.check_events()
+        assert self.pool.stats.used == 0 and not self.scheduler.running and not self.scheduler.waiting
+        whole = self.pool.allocate((self.pool.num_blocks - 1) * self.pool.block_size)
+        assert sorted(whole.blocks) == list(range(1, self.pool.num_blocks)), "nothing leaks"
+
+    def check_end(self, request):
+        tokens, reason = expected_tokens(request, self.room)
+        assert request.ended and request.table is None and request.computed < len(request.tokens)
+        assert request.tokens == tokens[: len(request.tokens)]
+        if request.status is Status.FAILED:
+            assert request.id in self.runner.poisoned and request.error == "the logits are not finite"
+        elif request.status is Status.FINISHED and request.tokens == tokens and not request.reason == "stop":
+            assert reason == "length"
+        if request.stop_token is not None:
+            assert (request.reason, reason, request.tokens) == ("stop", "stop", tokens)
+        if request.status is Status.FINISHED and request.reason == "length":
+            assert request.tokens == tokens
+        if request.sampling.logprobs is not None:
+            assert [each.logprob for each in request.logprobs] == [-token for token in request.generated]
+
+    def check_events(self):
+        """The log alone says what every request got."""
+        for request in self.everyone:
+            own = [each for each in self.scheduler.events if getattr(each, "request", None) == request.id]
+            assert [each.token for each in own if isinstance(each, Token)] == request.generated
+            kinds = [type(each) for each in own]
+            assert kinds[0] is Arrived and kinds.count(Arrived) == 1
+            assert kinds[-1] is {"finished": Finished, "failed": Failed, "aborted": Aborted}[request.status.value]
+            inside = [each for each in kinds if each in (Admitted, Preempted)]
+            assert all(each is (Preempted if i % 2 else Admitted) for i, each in enumerate(inside))
+
+
+EXAMPLES = sized(short=40, full=1000)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_any_schedule_gives_the_same_tokens(policy):
+    machine = type(f"Schedules_{policy}", (Schedules,), {"policy": policy})
+    case = machine.TestCase
+    case.settings = settings(case.settings, max_examples=EXAMPLES, stateful_step_count=30, deadline=None)
+    case("runTest").runTest()
