@@ -701,4 +701,4 @@ print("each as if it were alone:", said)
 # of the next layer are wrong, and kept.
 # </details>
 #
-# **Next:** lesson 08, blocks in place of rows. It is not built yet: `llmsys update` brings it when it is.
+# **Next:** lesson 08, blocks in place of rows.

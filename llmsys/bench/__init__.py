@@ -7,7 +7,7 @@ both have been shown to compute the same thing (`timing`); a record says on whic
 (`record`). One module a benchmark; `BENCHMARKS` names them.
 """
 
-from llmsys.bench.record import Record, load, recorded
+from llmsys.bench.record import Record, all_recorded, load, recorded
 from llmsys.bench.timing import Timing, interleaved
 
 BENCHMARKS = {
@@ -23,4 +23,4 @@ BENCHMARKS = {
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 
-__all__ = ["BENCHMARKS", "Record", "Timing", "interleaved", "load", "recorded"]
+__all__ = ["BENCHMARKS", "Record", "Timing", "all_recorded", "interleaved", "load", "recorded"]

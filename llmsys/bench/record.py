@@ -55,13 +55,18 @@ def recorded(benchmark: str, device: str = "H100") -> Record:
 
     Raises LookupError where there is none, and lists those that there are.
     """
+    for record in all_recorded(benchmark):
+        if device.lower() in record.device.lower():
+            return record
+    known = ", ".join(f"{record.benchmark} on {record.device}" for record in all_recorded()) or "none"
+    raise LookupError(f"no record of {benchmark!r} on {device!r}; recorded: {known}")
+
+
+def all_recorded(benchmark: str | None = None) -> list[Record]:
+    """All committed records of a benchmark (None: of all of them), one for each GPU, in the order of their names."""
     there = sorted((files("llmsys.bench") / "recorded").iterdir(), key=lambda path: path.name)
     records = [load(path) for path in there if path.name.endswith(".json")]
-    for record in records:
-        if record.benchmark == benchmark and device.lower() in record.device.lower():
-            return record
-    known = ", ".join(f"{record.benchmark} on {record.device}" for record in records) or "none"
-    raise LookupError(f"no record of {benchmark!r} on {device!r}; recorded: {known}")
+    return [record for record in records if benchmark in (None, record.benchmark)]
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,10 @@
 
 A layer's keys are one tensor of pages (num_blocks, block_size, Hkv, Dk), and its values another. Which pages are whose
 is not known here: that is what a step's block tables say, and who makes those is the scheduler with its `BlockPool`, or
-in `generate`, where nobody does, the cache itself with a pool of its own.
+in `generate`, where nobody does, the cache itself with a pool of its own, or with one that it is given:
+
+    pool = BlockPool(num_blocks=100, block_size=16)
+    generate(model, "The capital of France is", attention=PagedCache(pool=pool))
 """
 
 from collections.abc import Sequence
@@ -46,8 +49,9 @@ class PagedCache:
     A layer's pages are made in its first step. Keys are kept rotated. Where v is None (absorbed latent attention) the
     keys alone are kept, and the values are a view of them.
 
-    Used with `begin`, every row goes on with its own sequence, in blocks of the cache's own `pool`. Where the caller
-    makes the batches, the caller's tables rule, and nobody here checks that two sequences do not write to one block.
+    Used with `begin`, every row goes on with its own sequence, in blocks of the cache's `pool`; `end` gives them back.
+    Where the caller makes the batches, the caller's tables rule, and nobody here checks that two sequences do not write
+    to one block.
 
     Parameters
     ----------
@@ -60,7 +64,10 @@ class PagedCache:
     num_blocks
         Blocks in all, block 0 included, which a pool hands to nobody. None: what `capacity` and `sequences` need.
     block_size
-        Tokens in a block.
+        Tokens in a block, 16 where neither this nor a pool is given.
+    pool
+        Who hands out the blocks, in place of a `BlockPool` of the cache's own: another object with its num_blocks,
+        block_size, free_blocks, allocate, extend and free will do. (What `extend` returns is copied; None is nothing.)
     capacity
         Tokens that a sequence may have, for `begin`; None for as many as there are blocks for.
     sequences
@@ -72,16 +79,16 @@ class PagedCache:
     Attributes
     ----------
     pool : BlockPool or None
-        Of the sequences that `begin` knows, from its first call on.
+        Of the sequences that `begin` knows: the given one, or from its first call on one of its own.
     length : int
         Tokens held of each sequence, as far as `begin` knows.
 
     Raises
     ------
     ValueError
-        At once: a number below 1, neither `num_blocks` nor `capacity`, or a spec with further entries. In a step: more
-        tokens than `capacity`, another batch size, a batch made for other blocks, or a layer that hands over something
-        else than the spec (or its first step) said.
+        At once: a number below 1, none of `num_blocks`, `capacity` and `pool`, a pool and other numbers than its own,
+        or a spec with further entries. In a step: more tokens than `capacity`, another batch size, a batch made for
+        other blocks, or a layer that hands over something else than the spec (or its first step) said.
     OutOfBlocks
         In `begin`, which then has changed nothing.
     """
@@ -92,17 +99,21 @@ class PagedCache:
         *,
         stage: Attention | None = None,
         num_blocks: int | None = None,
-        block_size: int = 16,
+        block_size: int | None = None,
         capacity: int | None = None,
         sequences: int | None = None,
+        pool: object | None = None,
         spec: CacheSpec | None = None,
     ):
         if not (kernel in (None, "torch", "triton") or callable(kernel)):
             raise ValueError(f'kernel must be "torch", "triton", a function or None, got {kernel!r}')
         if kernel is not None and stage is not None:
             raise ValueError("kernel and stage cannot both be given: either attends, in place of the other")
+        if pool is not None:
+            num_blocks, block_size = _numbers_of(pool, num_blocks, block_size)
+        block_size = 16 if block_size is None else block_size
         if num_blocks is None and capacity is None:
-            raise ValueError("num_blocks must be given, or capacity, from which it follows")
+            raise ValueError("num_blocks must be given, or a pool, or capacity, from which it follows")
         for name, value, least in (
             ("num_blocks", num_blocks, 2), ("block_size", block_size, 1), ("capacity", capacity, 1),
             ("sequences", sequences, 1),
@@ -112,7 +123,7 @@ class PagedCache:
         self.kernel = partial(paged_attention_reference, stage=stage) if stage is not None else kernel
         self.block_size, self.capacity, self.sequences, self.spec = block_size, capacity, sequences, spec
         self.num_blocks = num_blocks
-        self.pool: BlockPool | None = None
+        self.pool = pool
         self.length = 0
         self._layers = Layers(spec, "the paged cache")
         self._keys: dict[int, Tensor] = {}
@@ -140,25 +151,29 @@ class PagedCache:
                 f"the cache holds {self.length} tokens of at most {self.capacity}, and {T} more do not fit: make it "
                 "with a larger capacity"
             )
-        if self.pool is None:
+        if not self._tables:
             self.sequences = self.sequences or B
             self.num_blocks = self.num_blocks or self._blocks_for(B)
-            self.pool = BlockPool(self.num_blocks, self.block_size)
+            if self.pool is None:
+                self.pool = BlockPool(self.num_blocks, self.block_size)
             self._tables = [self.pool.allocate(0) for _ in range(self.sequences)]
         if B != self.sequences:
             raise ValueError(f"tokens must have the cache's batch size, {self.sequences}, got {B}")
-        try:
-            for table in self._tables:
-                self.pool.extend(table, self.length + T)
-        except OutOfBlocks:
-            for table in self._tables:
-                self.pool.truncate(table, min(table.length, self.length))
-            raise
+        self._check_room(self.length + T)
+        for table in self._tables:
+            self.copy_blocks(self.pool.extend(table, self.length + T) or ())
         chunks = [Chunk(np.zeros(T, int), self.length, table.blocks) for table in self._tables]
         self.length += T
         batch = padded_batch_of(chunks, block_size=self.block_size, device=tokens.device)
         # The ids are in `tokens`, if they are ids at all, and the logits of all of them are wanted.
         return replace(batch, tokens=None, logits_indices=None, chunks=())
+
+    def end(self) -> None:
+        """The sequences that `begin` knows are finished: their blocks go back to the pool, and the next step begins new
+        ones."""
+        for table in self._tables:
+            self.pool.free(table)
+        self._tables, self.length = [], 0
 
     def attend(
         self,
@@ -219,6 +234,17 @@ class PagedCache:
             source, target = host.to(pages.device, non_blocking=True)
             pages.index_copy_(0, target, pages.index_select(0, source))
 
+    def _check_room(self, length: int) -> None:
+        """Of all rows at once, so that none has been extended where the next one cannot be."""
+        needed = sum(max(-(-length // self.block_size) - len(table.blocks), 0) for table in self._tables)
+        if needed > self.pool.free_blocks:
+            raise OutOfBlocks(
+                f"{needed} blocks of {self.block_size} tokens are needed for {len(self._tables)} sequences of {length} "
+                f"tokens, and {self.pool.free_blocks} are free: make the pool larger",
+                needed,
+                self.pool.free_blocks,
+            )
+
     def _blocks_for(self, sequences: int) -> int:
         return 1 + sequences * -(-self.capacity // self.block_size)
 
@@ -237,6 +263,19 @@ class PagedCache:
             if (highest := int(np.max(chunk.blocks))) >= self.num_blocks:
                 raise ValueError(f"chunks[{i}].blocks must be from 0 to {self.num_blocks - 1}, got {highest}")
         self._checked = batch
+
+
+def _numbers_of(pool: object, num_blocks: int | None, block_size: int | None) -> tuple[int, int]:
+    """A given pool's `num_blocks` and `block_size`, beside which the cache may have been given the same."""
+    wanted = ("num_blocks", "block_size", "free_blocks", "allocate", "extend", "free")
+    missing = [name for name in wanted if not hasattr(pool, name)]
+    if missing or isinstance(pool, type):
+        got = pool if isinstance(pool, type) else f"a {type(pool).__name__} without {' and '.join(missing)}"
+        raise ValueError(f"pool must be a BlockPool, or an object with its {', '.join(wanted)}; got {got}")
+    for name, value in (("num_blocks", num_blocks), ("block_size", block_size)):
+        if value not in (None, own := getattr(pool, name)):
+            raise ValueError(f"{name} must be left out where a pool is given, which has {own}, got {value}")
+    return pool.num_blocks, pool.block_size
 
 
 _FORMS = {"torch": paged_attention_reference, "triton": paged_attention}

@@ -10,12 +10,11 @@ the hint says, and that it was given, is only for those who call `hint`.
 
 import ast
 import hashlib
-import inspect
-import textwrap
 from dataclasses import dataclass, replace
 
 from llmsys.course import display
-from llmsys.course.checking.checks import Result, get_check, run_check
+from llmsys.course.checking.checks import Result, get_check, name_of, run_check
+from llmsys.course.checking.source import text_of
 from llmsys.course.checking.waiting import Waiting
 from llmsys.course.grading import interpreted
 from llmsys.course.workspace import mine, progress
@@ -48,9 +47,9 @@ def check(id: str, answer: object) -> Result:
     """
     found = get_check(id)
     if not callable(answer) and not hasattr(answer, "fn"):
-        name = id.partition(".")[2]
+        name = name_of(id)
         raise TypeError(
-            f"check({id!r}, …) takes your function itself, as in check({id!r}, {name}), without calling it; "
+            f"check({id!r}, …) takes your function or class itself, as in check({id!r}, {name}), without calling it; "
             f"got the {type(answer).__name__} {answer!r:.60}"
         )
     with Waiting(id) as waiting:
@@ -89,11 +88,9 @@ def _nudge(result: Result, hints: tuple[str, ...]) -> str:
 
 def _fingerprint(answer: object) -> str:
     """Names an attempt: changes with the answer's code, but not with its comments and blank lines."""
-    function = underlying(answer)
     try:
-        source = inspect.getsource(function)
-        source = ast.unparse(ast.parse(textwrap.dedent(source)))
-    except (OSError, TypeError, SyntaxError, ValueError):
-        code = getattr(function, "__code__", None)
-        source = repr((code.co_code, code.co_consts)) if code else repr(type(function))
+        source = ast.unparse(ast.parse(text_of(answer)))
+    except (OSError, SyntaxError, ValueError):
+        code = getattr(underlying(answer), "__code__", None)
+        source = repr((code.co_code, code.co_consts)) if code else repr(type(underlying(answer)))
     return hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from llmsys.bench import BENCHMARKS, interleaved, recorded
+from llmsys.bench import BENCHMARKS, all_recorded, interleaved, recorded
 from llmsys.bench.__main__ import main, run
 from llmsys.bench.record import load, new_record
 from llmsys.bench.softmax import COPY, OURS, TORCH, _compare, table
@@ -45,6 +45,13 @@ def test_the_error_for_an_unknown_record_or_benchmark_lists_the_known_ones():
         recorded("chess")
     with pytest.raises(ValueError, match="softmax"):
         run("chess")
+
+
+def test_all_records_of_a_benchmark_are_of_different_gpus_and_the_first_of_a_name_is_found():
+    found = all_recorded("softmax")
+    assert {record.benchmark for record in found} == {"softmax"} and recorded("softmax", "H100") in found
+    assert len({record.device for record in found}) == len(found) >= 1
+    assert {record.benchmark for record in all_recorded()} > {"softmax", "attention"} and all_recorded("chess") == []
 
 
 def test_every_benchmark_runs_here_in_its_small_form(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The paged cache: whatever the order of steps and blocks, every token sees what came before it, and nothing else."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from llmsys.attention.rotary import rotate, rotation
 from llmsys.cache import (
     Batch,
     BlockPool,
+    BlockTable,
     CacheSpec,
     Chunk,
     Copy,
@@ -243,6 +246,62 @@ def test_ones_own_kernel_and_ones_own_stage_attend(tiny):
     assert calls == [((1, 6, 7, 8), 7)] * 2 + [((1, 6, 1, 8), 8)] * 2
 
 
+class NumbersOnly:
+    """The least that a pool can be: it hands out each block once, in an order of its own."""
+
+    def __init__(self, num_blocks: int, block_size: int):
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.left = list(range(1, num_blocks))
+        self.random = random.Random(0)
+
+    @property
+    def free_blocks(self):
+        return len(self.left)
+
+    def allocate(self, length):
+        table = BlockTable([], 0)
+        self.extend(table, length)
+        return table
+
+    def extend(self, table, length):
+        while len(table.blocks) * self.block_size < length:
+            table.blocks.append(self.left.pop(self.random.randrange(len(self.left))))
+        table.length = length
+
+    def free(self, table):
+        self.left += table.blocks
+        table.blocks.clear()
+
+
+@pytest.mark.parametrize("kind", [BlockPool, NumbersOnly])
+@pytest.mark.parametrize("block_size", [1, 5])
+def test_a_given_pool_hands_out_the_blocks_and_gets_them_back(tiny, kind, block_size):
+    pool = kind(60, block_size)
+    others = pool.allocate(7)  # somebody else's, from before
+    cache = PagedCache(pool=pool)
+    for prompt in (PROMPT, [9, 3, 9]):  # one after the other, in what the first one gave back
+        free = pool.free_blocks
+        assert generate(tiny, prompt, attention=cache, max_new_tokens=12).tokens == uncached(tiny, prompt, 12)
+        assert free - pool.free_blocks == -(-(len(prompt) + 11) // block_size)
+        cache.end()
+        assert (pool.free_blocks, cache.length) == (free, 0)
+    assert cache.pool is pool and (cache.num_blocks, cache.block_size) == (60, block_size)
+    assert len(others.blocks) == -(-7 // block_size)
+
+
+def test_two_caches_in_one_pool_use_other_blocks():
+    pool = BlockPool(9, 2)
+    caches = [PagedCache(pool=pool) for _ in range(2)]
+    for cache in caches:
+        cache.begin(torch.zeros(2, 3))
+    assert pool.free_blocks == 0
+    with pytest.raises(OutOfBlocks, match="2 blocks of 2 tokens .* for 2 sequences of 5 tokens, and 0 are free"):
+        caches[0].begin(torch.zeros(2, 2))
+    caches[1].end()
+    caches[0].begin(torch.zeros(2, 2))
+    assert pool.free_blocks == 2
+
+
 def heads(T, B=1, D=4, H=2):
     return torch.randn(B, H, T, D)
 
@@ -281,11 +340,15 @@ def test_rows_at_once_go_on_each_with_its_own():
     [
         ({"kernel": "cuda", "capacity": 1}, 'kernel must be "torch", "triton", a function or None'),
         ({"kernel": "torch", "stage": naive_attention, "capacity": 1}, "kernel and stage cannot both"),
-        ({}, "num_blocks must be given, or capacity"),
+        ({}, "num_blocks must be given, or a pool, or capacity"),
         ({"num_blocks": 1}, "num_blocks must be at least 2, got 1"),
         ({"capacity": 0}, "capacity must be at least 1, got 0"),
         ({"capacity": 4, "sequences": 0}, "sequences must be at least 1, got 0"),
         ({"capacity": 4, "block_size": 0}, "block_size must be at least 1, got 0"),
+        ({"pool": BlockPool}, "pool must be a BlockPool, or an object with its num_blocks, .*; got <class"),
+        ({"pool": [1, 2]}, "got a list without num_blocks and block_size and free_blocks and allocate and free"),
+        ({"pool": BlockPool(9), "num_blocks": 8}, "num_blocks must be left out where a pool is given, .* 9, got 8"),
+        ({"pool": BlockPool(9, 4), "block_size": 16}, "block_size must be left out where a pool is given, which has 4"),
     ],
 )
 def test_a_cache_that_cannot_be_is_refused(options, message):

@@ -5,6 +5,7 @@ falsy object with a text and an HTML form.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,13 @@ def built_course(_built_once, tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "lessons_dir", lambda: course.lessons)
     monkeypatch.setattr(manifest, "solutions_dir", lambda: course.solutions)
     return course
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A learner's workspace, empty, in which this process is at work."""
+    (tmp_path / ".llmsys").mkdir()
+    monkeypatch.setenv("LLMSYS_WORKSPACE", str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name == "mine" or name.startswith("mine.")]:
+        del sys.modules[name]

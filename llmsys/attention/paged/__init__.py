@@ -11,6 +11,12 @@ which to read it:
     ragged_kernel   many query tokens a sequence: a program for each tile of queries
     split_kernels   few query tokens a sequence: all tiles of all keys in a line, cut into equal runs; then the merge
     hopper/         one query token a sequence on an H100 or H200, in Gluon
+
+and, as lesson 08 builds them, simpler than a server would have them:
+
+    one_token         decoding alone: its launch, and its place in a model
+    one_token_kernel  the walk through the table, for one query token a sequence
+    pieces            the keys of a sequence in pieces, and the combine, by whatever attends to one token a sequence
 """
 
 from llmsys.attention.paged.arguments import PagedAttention

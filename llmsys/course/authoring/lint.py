@@ -98,8 +98,10 @@ def exercises_are_whole(lesson: Lesson, notebook: NotebookNode) -> Complaints:
             yield exercise.cell_id, "the manifest's exercise has no cell", f'mark one: exercise="{exercise.id}"'
             continue
         cell = cells[exercise.cell_id]
-        if cell.source.count("### BEGIN SOLUTION") != 1 or cell.source.count("### END SOLUTION") != 1:
-            yield cell.id, "it has not one solution", "put it between ### BEGIN SOLUTION and ### END SOLUTION"
+        marks = [cell.source.count(f"### {mark} SOLUTION") for mark in ("BEGIN", "END")]
+        if marks != [1, 1] and not (_defines_a_class(exercise, cell) and marks[0] == marks[1] > 1):
+            remedy = "put it between ### BEGIN SOLUTION and ### END SOLUTION; a class may have one in each method"
+            yield cell.id, "it has not one solution", remedy
         yield from _stub(exercise, cell)
         following = notebook.cells[notebook.cells.index(cell) + 1 :]
         if not following or following[0].id != exercise.check_cell_id:
@@ -313,16 +315,28 @@ def free_names(source: str) -> set[str]:
 
 
 def _stub(exercise: manifest.Exercise, cell: NotebookNode) -> Complaints:
-    """An exercise's cell defines the function that the manifest names, with a docstring that says shapes."""
+    """An exercise's cell defines the function or class that the manifest names, with a docstring that says shapes."""
     try:
-        body = ast.parse(cell.source).body
+        functions = _definitions(exercise, cell)
     except SyntaxError:
         return  # answers_are_self_contained says so
-    functions = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == exercise.function]
     if not functions:
         yield cell.id, f"it defines no function {exercise.function}", "name it as the manifest does"
     elif not SHAPE.search(ast.get_docstring(functions[0]) or ""):
         yield cell.id, f"the docstring of {exercise.function} says no shapes", "give every tensor its shape"
+
+
+def _definitions(exercise: manifest.Exercise, cell: NotebookNode) -> list[ast.FunctionDef | ast.ClassDef]:
+    """Of the exercise's name, in its cell. Raises SyntaxError."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [each for each in ast.parse(cell.source).body if isinstance(each, kinds) and each.name == exercise.function]
+
+
+def _defines_a_class(exercise: manifest.Exercise, cell: NotebookNode) -> bool:
+    try:
+        return any(isinstance(each, ast.ClassDef) for each in _definitions(exercise, cell))
+    except SyntaxError:
+        return False
 
 
 def _ends_in_check(source: str, exercise: manifest.Exercise) -> bool:

@@ -3,7 +3,8 @@
     for each in mutations(cell):
         each.text, each.kind, each.source     # "a + b → a - b", "statements", the whole cell with that change
 
-Every mutation is of the lines between the solution's marks. Its kind says which habit of a check it tries:
+Every mutation is of the lines between the solution's marks, of a class between those of each method. Its kind says
+which habit of a check it tries:
 
     statements   < for <=, + for -, a constant off by one, min for max, a statement left out
     types        fp16 for fp32, a cast removed; in a kernel, an operand of a product or a running sum rounded to fp16
@@ -39,7 +40,9 @@ class Mutation(NamedTuple):
 
 def mutations(cell: str) -> Iterator[Mutation]:
     """Every mutation of the solution in a cell. Where a text occurs a second time, it ends in (2)."""
-    first, last = (next(n for n, line in enumerate(cell.splitlines(), 1) if mark in line) for mark in MARKS)
+    begins, ends = ([n for n, line in enumerate(cell.splitlines(), 1) if mark in line] for mark in MARKS)
+    parts = list(zip(begins, ends, strict=True))  # of a class, one a method
+    first, last = begins[0], ends[-1]
     tree = ast.parse(cell)
     answer = Solution.of(tree, first, last)
     seen, times = set(), Counter()
@@ -51,7 +54,10 @@ def mutations(cell: str) -> Iterator[Mutation]:
             times[text] += 1
             yield Mutation(text if times[text] == 1 else f"{text} ({times[text]})", source, kind)
 
-    nodes = [(i, node) for i, node in enumerate(ast.walk(tree)) if first < getattr(node, "lineno", 0) < last]
+    def is_solution(node: ast.AST) -> bool:
+        return any(begin < getattr(node, "lineno", 0) < end for begin, end in parts)
+
+    nodes = [(i, node) for i, node in enumerate(ast.walk(tree)) if is_solution(node)]
     for index, node in sorted(nodes, key=lambda each: (each[1].lineno, each[1].col_offset)):
         for kind, change in _changes(node, answer):
             mutant = copy.deepcopy(tree)

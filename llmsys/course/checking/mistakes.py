@@ -2,7 +2,7 @@
 
 Most mistakes are one line of an answer that is otherwise right, and that is how they are written down here:
 
-    wrong = Mistakes("03.attend_one_query", attend_one_query)      # a right answer: a function, or a Triton kernel
+    wrong = Mistakes("03.attend_one_query", attend_one_query)      # a right answer: a function, a kernel, a class
     wrong("no_scale", "You leave out the scale 1/√Dk.", ("/ math.sqrt(Dk)", ""), why="The scores are q · k / √Dk.")
 
 Each call registers a misconception (`llmsys.course.checking.diagnosis`): the right answer's text, in which each first
@@ -13,12 +13,11 @@ is another algorithm, is written out as a function under `@misconception`.
 The order in which mistakes are registered matters: where an answer could be two of them, the first is named.
 """
 
-import inspect
 import itertools
 import linecache
-import textwrap
 
 from llmsys.course.checking.diagnosis import misconception
+from llmsys.course.checking.source import function_of, text_of
 from llmsys.hardware.kernel_source import underlying
 
 MODULE = "llmsys mistakes"
@@ -43,22 +42,23 @@ class Mistakes:
 
 
 def edited(function: object, name: str, *changes: Change) -> object:
-    """`function`, or a Triton kernel, under another name, with each first text of `changes` replaced by its second, one
-    change after the other.
+    """`function`, or a Triton kernel, or a class, under another name, with each first text of `changes` replaced by its
+    second, one change after the other.
 
     It sees the globals that `function` sees now. Its text can be looked up, as Triton does. Raises ValueError where a
     text is not in it as often as the change says, which is once if it does not say.
     """
-    inner = underlying(function)
-    text = textwrap.dedent(inspect.getsource(inner))
-    for before, after, *times in [(f"def {inner.__name__}(", f"def {name}("), *changes]:
+    inner, text = underlying(function), text_of(function)
+    word = "class" if isinstance(inner, type) else "def"
+    head = f"{word} {inner.__name__}" + ("(" if f"{word} {inner.__name__}(" in text else ":")
+    for before, after, *times in [(head, head.replace(inner.__name__, name)), *changes]:
         expected, found = times[0] if times else 1, text.count(before)
         if found != expected:
             raise ValueError(f"{name}: {before!r} must be in {inner.__name__} {_often(expected)}, it is {found} times")
         text = text.replace(before, after)
     file = f"<mistake {name} {next(_numbers)}>"  # lessons have mistakes of the same name
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    namespace = {**inner.__globals__, "__name__": MODULE}
+    namespace = {**function_of(function).__globals__, "__name__": MODULE}
     exec(compile(text, file, "exec", dont_inherit=True), namespace)
     return namespace[name]
 

@@ -33,6 +33,7 @@ from torch import Tensor
 from llmsys.course.checking.compare import NotPlain, copy_arguments, plain, unchanged
 from llmsys.course.checking.compiled import refusals
 from llmsys.course.checking.limits import Allowance, TimeIsUp
+from llmsys.course.checking.source import function_of
 from llmsys.course.checking.watch import Forbidden, watch
 from llmsys.hardware.kernel_source import underlying
 from llmsys.hardware.memory_meters import memory_of
@@ -117,10 +118,10 @@ def resolve(name: object) -> object:
 class LocalRunner:
     """Runs a function of this process.
 
-    `adapt` turns the learner's object (a Triton kernel, say) into an ordinary function, `forbids` is what must not be
-    called meanwhile (`llmsys.course.checking.watch`), `kernel` asks for the sanitizer, and `seconds` are what all calls
-    together may take (`llmsys.course.checking.limits`): after that, every call ends at once in the same error. `build`
-    is what `compile` compiles, where it is not what `adapt` launches.
+    `adapt` turns the learner's object (a Triton kernel, a class) into an ordinary function, `forbids` is what must not
+    be called meanwhile (`llmsys.course.checking.watch`), `kernel` asks for the sanitizer, and `seconds` are what all
+    calls together may take (`llmsys.course.checking.limits`): after that, every call ends at once in the same error.
+    `build` is what `compile` compiles, where it is not what `adapt` launches.
     """
 
     def __init__(
@@ -315,8 +316,8 @@ def _names_of_changed(before: tuple, given: tuple):
 def _raised(exception: BaseException, answer: object) -> Raised:
     """What to report of an exception: with the last line of the learner's own file that led to it, and the exception of
     that line where another one (of Triton's interpreter, say) was raised on top of it."""
-    code = getattr(underlying(answer), "__code__", None)
-    own = code.co_filename if code else None
+    function = function_of(answer)
+    own = function.__code__.co_filename if function else None
     line, cause = None, exception
     while cause is not None and line is None:
         lines = [number for frame, number in traceback.walk_tb(cause.__traceback__) if frame.f_code.co_filename == own]

@@ -26,6 +26,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import FunctionType, ModuleType
 
+from llmsys.course.checking.source import function_of, text_of
 from llmsys.course.manifest import Exercise, UnknownId, lesson
 from llmsys.course.workspace.notebook import write_text
 from llmsys.course.workspace.workspace import MINE, find
@@ -46,7 +47,7 @@ def export_answer(id: str, answer: object, *, kernel: bool = False) -> Path | No
     if folder is None:
         return None
     try:
-        section = section_source(underlying(answer), {exercise.function for exercise in _siblings(id)})
+        section = section_source(answer, {exercise.function for exercise in _siblings(id)})
     except (OSError, TypeError, AttributeError, SyntaxError):  # built in, or typed into a console: nothing to keep
         return None
     number = id.partition(".")[0]
@@ -94,23 +95,26 @@ def put_section(module: str, id: str, section: str) -> str:
     return f"{module.rstrip()}\n\n{block}"
 
 
-def section_source(function: FunctionType, answers: Collection[str] = ()) -> str:
-    """The cell that a function came from, as a piece of a module: what it imports and defines, without what it merely
-    shows or calls, below whatever it takes from other cells. Of those, the `answers` to other exercises are only
+def section_source(answer: object, answers: Collection[str] = ()) -> str:
+    """The cell that a function or class came from, as a piece of a module: what it imports and defines, without what it
+    merely shows or calls, below whatever it takes from other cells. Of those, the `answers` to other exercises are only
     defined where the module does not have them in sections of their own.
 
     Raises OSError where the source is not to be had.
     """
-    source = _cell(function)
+    function, name = function_of(answer), getattr(underlying(answer), "__name__", "")
+    if function is None:
+        raise OSError(f"the source of {name or answer} is not to be had")
+    source = _cell(answer, function)
     tree = ast.parse(source)
-    kept = _definitions(tree, function.__name__)
+    kept = _definitions(tree, name)
     body = "\n".join(_segment(source, node) for node in kept)
-    return "\n".join([*_preamble(kept, function.__globals__, {function.__name__}, answers), body])
+    return "\n".join([*_preamble(kept, function.__globals__, {name}, answers), body])
 
 
-def _cell(function: FunctionType) -> str:
-    """The whole cell, as IPython keeps it; of a function in a file, the file's imports and the function itself."""
-    code = inspect.unwrap(function).__code__  # of a function, not of something built in
+def _cell(answer: object, function: FunctionType) -> str:
+    """The whole cell, as IPython keeps it; of what is in a file, the file's imports and the answer itself."""
+    code = inspect.unwrap(function).__code__
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines:
         raise OSError(f"the source of {function.__name__} is not to be had")
@@ -118,8 +122,7 @@ def _cell(function: FunctionType) -> str:
     if not Path(code.co_filename).exists():
         return source
     imports = [node for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    own = textwrap.dedent(inspect.getsource(function))
-    return "\n".join([*(ast.unparse(node) for node in imports), own])
+    return "\n".join([*(ast.unparse(node) for node in imports), text_of(answer)])
 
 
 def _definitions(tree: ast.Module, name: str) -> list[ast.stmt]:
@@ -151,8 +154,8 @@ def _preamble(nodes: list[ast.stmt], namespace: dict, seen: set[str], answers: C
             lines.append(f'{name} = float("{value}")' if special else f"{name} = {value!r}")
         elif home not in (None, "__main__", namespace.get("__name__")) and _importable(home, value):
             lines.append(f"from {home} import {_importable(home, value)} as {name}")
-        elif isinstance(underlying(value), FunctionType) and underlying(value).__globals__ is namespace:
-            helper = ast.parse(textwrap.dedent(inspect.getsource(underlying(value))))
+        elif (function := function_of(value)) is not None and function.__globals__ is namespace:
+            helper = ast.parse(text_of(value))
             source = ast.unparse(helper)
             if name in answers:
                 source = f"if {name!r} not in globals():\n{textwrap.indent(source, '    ')}"

@@ -203,3 +203,39 @@ def test_free_names_are_those_that_a_cell_neither_defines_nor_imports(source, fr
 @pytest.mark.parametrize("lesson", [each.number for each in manifest.lessons()])
 def test_the_courses_own_lessons_have_nothing_to_mend(lesson):
     assert "\n".join(map(str, lint.lint(lesson))) == ""
+
+
+CLASS_FOR_DOUBLE = '''class double:
+    """Double x, of shape (...)."""
+
+    def __init__(self, x):
+        ### BEGIN SOLUTION
+        self.x = x
+        ### END SOLUTION
+
+    def twice(self):
+        ### BEGIN SOLUTION
+        return 2 * self.x
+        ### END SOLUTION
+'''
+FUNCTION_FOR_DOUBLE = '''def double(x):
+    """Double x, of shape (...)."""
+    ### BEGIN SOLUTION
+    return 2 * x
+    ### END SOLUTION
+'''
+
+
+@pytest.mark.parametrize(
+    ("cell", "complaints"),
+    [
+        (CLASS_FOR_DOUBLE, []),
+        (CLASS_FOR_DOUBLE.replace("        ### END SOLUTION\n\n", "\n"), ["it has not one solution"]),
+        (CLASS_FOR_DOUBLE.replace(", of shape (...)", ""), ["the docstring of double says no shapes"]),
+        (FUNCTION_FOR_DOUBLE.replace("    return", "    ### END SOLUTION\n    ### BEGIN SOLUTION\n    return"),
+         ["it has not one solution"]),
+    ],
+)  # fmt: skip
+def test_a_class_may_have_a_solution_in_each_method_and_a_function_one(built_course, cell, complaints):
+    built_course.edit(FUNCTION_FOR_DOUBLE, cell)
+    assert [each.message for each in findings(built_course) if each.cell == "90-double"] == complaints

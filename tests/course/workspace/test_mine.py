@@ -1,12 +1,12 @@
 """`mine`: what passed can be imported again, in a fresh process, whatever its cell leaned on."""
 
-import linecache
 import subprocess
 import sys
 
 import pytest
 
 from llmsys.course.workspace.mine import export_answer, mine, put_section
+from tests.support.cells import Cells
 
 SETUP = """
 import math
@@ -43,41 +43,11 @@ get_ipython().run_line_magic("timeit", "merge(1)")
 '''
 
 
-class Notebook:
-    """Cells run as IPython runs them: one namespace, each cell's source in linecache under a name of its own."""
-
-    def __init__(self):
-        self.namespace = {"__name__": "__main__", "get_ipython": self, "print": lambda *a: None}
-        self.namespace["get_ipython"] = lambda: self
-        self.count = 0
-
-    def run_line_magic(self, *_):
-        return None
-
-    def run(self, source):
-        self.count += 1
-        name = f"/tmp/ipykernel_1/{id(self)}{self.count}.py"
-        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-        exec(compile(source, name, "exec"), self.namespace)
-
-    def __getitem__(self, name):
-        return self.namespace[name]
-
-
 @pytest.fixture
 def notebook():
-    notebook = Notebook()
+    notebook = Cells()
     notebook.run(SETUP)
     return notebook
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    (tmp_path / ".llmsys").mkdir()
-    monkeypatch.setenv("LLMSYS_WORKSPACE", str(tmp_path))
-    yield tmp_path
-    for name in [name for name in sys.modules if name == "mine" or name.startswith("mine.")]:
-        del sys.modules[name]
 
 
 def in_a_fresh_process(work, program):
@@ -134,7 +104,7 @@ def test_kernels_have_a_module_of_their_own(work):
 
     if not triton_installed():
         pytest.skip("needs Triton")
-    notebook = Notebook()
+    notebook = Cells()
     notebook.run("from llmsys.hardware.tier import load_triton\ntriton, tl = load_triton()")
     notebook.run("@triton.jit\ndef k(x_ptr, N: tl.constexpr):\n    tl.store(x_ptr, N)")
     path = export_answer("02.softmax_kernel", notebook["k"], kernel=True)
