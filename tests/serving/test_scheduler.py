@@ -288,6 +288,22 @@ def test_answers_that_wait_for_their_prompt_keep_nobody_waiting():
     service.finish()
 
 
+def test_an_answer_shares_nothing_that_the_first_one_has_yet_to_compute_again():
+    """a is preempted, and enters again with two blocks that it hits, in the same step as a.1, which hits these, too."""
+    service = Service(4, block_size=4, watermark=0, max_sequences=2)
+    first = service.add("b", [0] * 3, max_tokens=3)
+    answers = service.scheduler.add(Request("a", [1] * 10, SamplingParams(6, n=2, ignore_eos=True)))
+    for _ in range(4):
+        service.step()
+    assert [(each.step, each.request) for each in service.of(Preempted)] == [(2, "a")]
+    assert [(each.step, each.request, each.hit_tokens, each.shared) for each in service.of(Admitted)][2:] == [
+        (3, "a", 8, False), (3, "a.1", 8, False)
+    ]  # fmt: skip
+    service.finish()
+    for each in (first, *answers):
+        assert_right(each)
+
+
 def test_the_other_answers_do_without_the_first_one():
     for when, how in ((0, "abort"), (1, "abort"), (1, "poison")):
         service = Service(30, max_tokens_per_step=8)
@@ -483,6 +499,19 @@ def test_a_prompt_leaves_a_token_to_each_of_those_behind_it():
     requests = [service.add("a", [1], max_tokens=9), service.add("b", [0], max_tokens=9), service.add("c", [1, 0] * 8)]
     service.step()
     assert [(each.request, len(each.tokens)) for each in service.step().work] == [("c", 4), ("b", 1), ("a", 1)]
+    service.finish()
+    for each in requests:
+        assert_right(each)
+
+
+def test_what_a_preempted_request_was_to_compute_is_left_to_others():
+    """c, the newest, is planned first and preempted for b: its token of the step's three goes to a's guess."""
+    service = Service(4, block_size=2, max_tokens_per_step=3, max_sequences=3, policy=NewestFirst(), watermark=0)
+    requests = [service.add(name, [token], max_tokens=6) for name, token in (("a", 1), ("b", 0), ("c", 2))]
+    service.step()
+    service.step()
+    service.scheduler.propose("a", [next_token(tuple(requests[0].tokens))])
+    assert [(each.request, len(each.tokens)) for each in service.step().work] == [("b", 1), ("a", 2)]
     service.finish()
     for each in requests:
         assert_right(each)
