@@ -200,7 +200,8 @@ class Bookkeeping:
                 request.status = Status.RUNNING
                 self._note(Admitted, request, hit_tokens=request.computed)
         for request in self.waiting:
-            request.status, request.table = Status.WAITING, None
+            if request not in self.running:
+                request.status, request.table = Status.WAITING, None
 
     def _end_if_it_has_enough(self, request: Request, output: Output) -> None:
         for token in output.tokens:

@@ -14,7 +14,7 @@ class RightSteps(Bookkeeping):
             if self.make_room(request):
                 shares.append((request, n))
                 left -= n
-        while left and len(self.running) < self.max_sequences:
+        while left > 0 and len(self.running) < self.max_sequences:
             request = self.admit()
             if request is None:
                 break

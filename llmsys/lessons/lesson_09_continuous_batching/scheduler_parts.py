@@ -3,6 +3,8 @@
     class Steps(SchedulerParts):       share_out, logits, take_in         exercise (a)
     class Admission(SchedulerParts):   make_room, preempt, admit          exercise (b)
     class Mine(Steps, Admission):      both
+
+The engine takes any of the three.
 """
 
 from llmsys.lessons.lesson_09_continuous_batching.right_admission import RightAdmission

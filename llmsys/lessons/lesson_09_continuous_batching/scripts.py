@@ -3,10 +3,10 @@
     play = played(Steps)
     play(script=[[0, "add", "a", [5, 9, 2], 2]], budget=8, sequences=4)
     ["step 0: a comes in; a 0+3 says 27; 999 blocks free",
-     "step 1: a 3+1 says 44, ends; 1000 blocks free"]
+     "step 1: a 3+1 says 44, ends after 2; 1000 blocks free"]
 
 A script's lines are lists: [turn, "add", name, prompt, tokens of the answer], [turn, "abort", name], both before the
-step of that turn. "3+1" is: three tokens were computed before, one more is now.
+step of that turn. "3+1" is: three tokens were computed before, one more is now. "ends after 2": so many were generated.
 
 **What a request says** depends on all tokens before it, and is made up here. There is no model, and no memory.
 """
@@ -32,9 +32,10 @@ def played(make: Callable) -> Callable:
     budget, sequences    max_tokens_per_step and max_sequences
     blocks, block_size   of the pool, block 0 left out
     watermark            the share of the blocks that stays free beside others
+    told                 "all" of a step; or "work", who computes how many tokens, and nothing else
     """
 
-    def run(*, script, budget, sequences, blocks=1000, block_size=4, watermark=0.0):
+    def run(*, script, budget, sequences, blocks=1000, block_size=4, watermark=0.0, told="all"):
         served = whole(make)(
             BlockPool(blocks + 1, block_size), max_tokens_per_step=budget, max_sequences=sequences,
             watermark=watermark, clock=lambda: 0.0,
@@ -48,7 +49,7 @@ def played(make: Callable) -> Callable:
                 else:
                     served.abort(name)
             if served.has_unfinished:
-                line, goes_on = _step(served)
+                line, goes_on = _step(served, told)
                 lines.append(line)
                 if not goes_on:
                     break
@@ -71,7 +72,7 @@ def next_token(tokens: tuple[int, ...]) -> int:
     return 10 + zlib.crc32(repr(tokens).encode()) % 90
 
 
-def _step(served) -> tuple[str, bool]:
+def _step(served, told: str) -> tuple[str, bool]:
     """A step, in a line, and whether there can be another one."""
     number, seen = served.steps_done, len(served.events)
     known = {name: tuple(request.tokens) for name, request in served.requests.items()}
@@ -83,18 +84,22 @@ def _step(served) -> tuple[str, bool]:
         served.update(plan, _result(plan, known))
     except ValueError as error:
         return f"step {number}: ValueError: {error}", False
+    if told == "work":
+        parts = (f"{each.request} {each.computed}+{len(each.tokens)}" for each in plan.work)
+        return f"step {number}: {'; '.join(parts)}", True
     events = list(served.events)[seen:]
     said = {each.request: f" says {each.token}" for each in events if isinstance(each, Token)}
-    ends = {each.request for each in events if isinstance(each, Finished)}
+    ends = {each.request: f", ends after {each.generated}" for each in events if isinstance(each, Finished)}
     parts = [f"{each.request} preempted" for each in events if isinstance(each, Preempted)]
     for each in events:
         if isinstance(each, Admitted):
             parts.append(f"{each.request} comes in" + (f" with {each.hit_tokens} hit" if each.hit_tokens else ""))
     for work in sorted(plan.work, key=lambda work: work.request):
-        end = ", ends" if work.request in ends else ""
-        parts.append(f"{work.request} {work.computed}+{len(work.tokens)}{said.get(work.request, '')}{end}")
+        name = work.request
+        parts.append(f"{name} {work.computed}+{len(work.tokens)}{said.get(name, '')}{ends.get(name, '')}")
     if served.waiting:
-        parts.append(f"{', '.join(each.id for each in served.waiting)} waiting")
+        computed = {each.id: f" with {each.computed} computed" if each.computed else "" for each in served.waiting}
+        parts.append(f"{', '.join(name + words for name, words in computed.items())} waiting")
     parts.append(f"{served.pool.free_blocks} blocks free")
     return f"step {number}: {'; '.join(parts)}", True
 

@@ -1,4 +1,4 @@
-"""The checks of lesson 09, continuous batching. One module an exercise; to import this package registers all of them."""
+"""The checks of lesson 09, continuous batching. One module an exercise; to import this package registers all."""
 
 from llmsys.lessons.lesson_09_continuous_batching.checks import admission, steps
 

@@ -8,7 +8,7 @@ BEFORE = 5  # steps that are shown before the one that is wrong
 
 
 def agreeing(answer: Answer) -> Callable[..., Run]:
-    """`agrees(*script, budget=…, sequences=…)`: each step does with these requests what the library's scheduler does."""
+    """`agrees(*script, budget=…, sequences=…)`: each step does with these requests what the library's does."""
 
     def agrees(*script: list, **settings) -> Run:
         given = {"script": list(script), **settings}

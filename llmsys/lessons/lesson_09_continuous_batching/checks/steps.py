@@ -12,7 +12,9 @@ from llmsys.serving import Scheduler
     "09.steps",
     reference=Scheduler,
     forbids=(
-        "llmsys.serving.scheduler:*", "llmsys.serving.step:*", "llmsys.serving.outcome:accept",
+        "llmsys.serving.scheduler:*",
+        "llmsys.serving.step:*",
+        "llmsys.serving.outcome:accept",
         "llmsys.lessons.lesson_09_continuous_batching.right_steps:*",
     ),
     adapt=played,
@@ -35,10 +37,15 @@ def steps(answer: Answer) -> None:
     agrees = agreeing(answer)
 
     with answer.property(
+        "a prompt that fits into a step is computed by it", why="None of its tokens is computed, and all are known."
+    ):
+        agrees(add(0, "a", 5, 3), [1, "abort", "a"], budget=8, sequences=1, told="work")
+
+    with answer.property(
         "a prompt of one token is computed, and its answer of one token said",
         why="That is the smallest request that there is.",
     ):
-        agrees(add(0, "a", 1, 1), budget=8, sequences=2)
+        agrees(add(0, "a", 1, 1), budget=8, sequences=1)
 
     with answer.property(
         "a prompt is computed, then one token a step, each of which is known before it is computed",
@@ -60,6 +67,15 @@ def steps(answer: Answer) -> None:
         agrees(add(0, "a", 5, 2), budget=1, sequences=1)
 
     with answer.property(
+        "a step has no more tokens than max_tokens_per_step, and as many as there are to compute",
+        why="Beyond the budget, everybody waits longer for the step. Below it, the weights are read for less.",
+        hint="Three prompts of 5, 5 and 5 tokens in a step of 12: what do you give to each, and what is left after it?",
+    ):
+        agrees(*(add(0, f"s{n}", 5, 3) for n in range(4)), budget=12, sequences=4)
+        agrees(*(add(0, f"s{n}", 4, 2) for n in range(5)), budget=12, sequences=5)
+        agrees(*(add(n, f"s{n}", 7, 4) for n in range(5)), budget=9, sequences=6)
+
+    with answer.property(
         "those that answer compute beside those that read, who get what is left",
         why="A decode that waits for somebody else's prompt is a user who looks at half a sentence.",
         hint="In which order do you go through the requests, and what does each one leave to those behind it?",
@@ -67,15 +83,6 @@ def steps(answer: Answer) -> None:
         agrees(add(0, "a", 3, 9), add(1, "b", 20, 3), budget=8, sequences=4)
         agrees(add(0, "a", 3, 12), add(0, "b", 2, 12), add(1, "c", 15, 3), add(2, "d", 11, 2), budget=6, sequences=4)
         agrees(*(add(0, f"s{n}", 1, 12) for n in range(3)), add(1, "x", 6, 2), budget=4, sequences=4)
-
-    with answer.property(
-        "a step has no more tokens than max_tokens_per_step, and as many as there are to compute",
-        why="Beyond the budget, everybody waits longer for the step. Below it, the weights are read for less.",
-        hint="Three prompts of 5, 5 and 5 tokens in a step of 12: what do you give to each, and what is left after it?",
-    ):
-        agrees(*(add(0, f"s{n}", 5, 3) for n in range(3)), budget=12, sequences=4)
-        agrees(*(add(0, f"s{n}", 4, 2) for n in range(5)), budget=12, sequences=5)
-        agrees(*(add(n, f"s{n}", 7, 4) for n in range(5)), budget=9, sequences=6)
 
     with answer.property(
         "no more than max_sequences run, and whoever ends makes room for the next one",
@@ -101,8 +108,8 @@ def steps(answer: Answer) -> None:
     with answer.property(
         "who has no room computes nothing, and is not forgotten",
         why="With other memory than exercise (b)'s, somebody is thrown out, and begins again with all that it knows.",
-        hint="Do you ask make_room for each request that runs, and what do you do where it says False? It may also take "
-        "others out of the list that you are going through.",
+        hint="Do you ask make_room for each request that runs, and what do you do where it says False? It may also "
+        "take others out of the list that you are going through.",
     ):
         agrees(add(0, "a", 6, 9), add(0, "b", 5, 9), add(0, "c", 3, 6), budget=20, sequences=4, blocks=5)
         agrees(add(0, "a", 4, 12), add(0, "b", 4, 9), add(0, "c", 4, 9), add(1, "d", 4, 3), budget=7, sequences=4,
