@@ -4,10 +4,10 @@ By default a small service is played, on the library's scheduler or the reader's
 wrote down. The log of an engine that has run can be shown, too.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from llmsys.serving.events import Arrived, Event
-from llmsys.serving.policies import POLICIES, Policy
+from llmsys.serving.policies import POLICIES
 from llmsys.serving.scheduler import Scheduler
 from llmsys.viz.continuous_batching.play import Asked, play
 from llmsys.viz.continuous_batching.stepped import Frame, Row, frames_of
@@ -34,17 +34,16 @@ REQUESTS = (
 
 
 def stepper(
-    scheduler: Callable[..., Scheduler] = Scheduler,
+    scheduler: Callable[..., Scheduler] | None = None,
     *,
-    policies: Mapping[str, Callable[[], Policy]] | None = None,
     events: Iterable[Event] | None = None,
     budget: int | None = None,
     places: int | None = None,
 ) -> Stepper:
     """Step through who computes what in which step.
 
-    scheduler    makes the scheduler, with the contract of `llmsys.serving.Scheduler`
-    policies     name -> what makes a policy, of those to choose from; the first is shown first. None: the library's
+    scheduler    makes the reader's own, with the contract of `llmsys.serving.Scheduler`, which is shown as "yours", with
+                 the policy "stall-free"; beside it are the library's four policies. None: these alone
     events       the log of an engine that has run, in place of the small service: then there is nothing to choose, and
                  `budget` and `places` are the engine's max_tokens_per_step and max_sequences
 
@@ -52,13 +51,15 @@ def stepper(
     """
     if events is not None:
         return _of_log(list(events), budget, places)
-    made = dict(policies or {"stall-free": POLICIES["stall-free"], **POLICIES})
+    made = {"yours": (scheduler, "stall-free")} if scheduler is not None else {}
+    made |= {name: (Scheduler, name) for name in ("stall-free", *POLICIES)}
     rows = [Row(each.id, len(each.prompt), each.output) for each in REQUESTS]
 
     def frames(policy: str, budget: int, blocks: int) -> list[Frame]:
+        maker, its_policy = made[policy]
         log = play(
-            REQUESTS, policy=made[policy](), max_tokens_per_step=budget, max_sequences=PLACES, num_blocks=blocks + 1,
-            block_size=BLOCK_SIZE, scheduler=scheduler,
+            REQUESTS, policy=its_policy, max_tokens_per_step=budget, max_sequences=PLACES, num_blocks=blocks + 1,
+            block_size=BLOCK_SIZE, scheduler=maker,
         )  # fmt: skip
         return frames_of(rows, read(log), budget=budget, places=PLACES)
 

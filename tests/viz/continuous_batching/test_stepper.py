@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 import pytest
 
 from llmsys.serving import POLICIES, EventLog, Scheduler
-from llmsys.serving.policies import StallFree
 from llmsys.viz.continuous_batching import stepper
 from llmsys.viz.continuous_batching.play import play
 from llmsys.viz.continuous_batching.stepper import BLOCK_SIZE, BUDGETS, PLACES, POOLS, REQUESTS, describe
@@ -105,7 +104,7 @@ def test_the_caption_says_what_the_picture_shows():
     assert f"So far {frame.computed} tokens were computed, 8 found and 0 lost." in said
 
 
-def test_it_shows_the_readers_own_scheduler_and_policies():
+def test_it_shows_the_readers_own_scheduler_and_beside_it_the_librarys_policies():
     made = []
 
     class Own(Scheduler):
@@ -113,12 +112,12 @@ def test_it_shows_the_readers_own_scheduler_and_policies():
             made.append(kwargs["policy"])
             super().__init__(*args, **kwargs)
 
-    class Mine(StallFree):
-        pass
-
-    shown = stepper(Own, policies={"mine": Mine, **POLICIES})
-    assert isinstance(made[0], Mine) and shown.values["policy"] == "mine"
+    shown = stepper(Own)
+    assert made == ["stall-free"] and shown.values["policy"] == "yours"
+    assert list(shown.controls[0].options) == ["yours", "stall-free", "static", "orca", "alternating"]
     assert [frame.head for frame in shown.frames] == [frame.head for frame in frames_of()]
+    shown.set(policy="orca")
+    assert made == ["stall-free"] and [f.head for f in shown.frames] == [f.head for f in frames_of("orca")]
 
 
 def test_controls_keep_the_place():
