@@ -42,8 +42,8 @@ def stepper(
 ) -> Stepper:
     """Step through who computes what in which step.
 
-    scheduler    makes the reader's own, with the contract of `llmsys.serving.Scheduler`, which is shown as "yours", with
-                 the policy "stall-free"; beside it are the library's four policies. None: these alone
+    scheduler    makes the reader's own, with the contract of `llmsys.serving.Scheduler`: it is shown as "yours", by the
+                 policy "stall-free", beside the library's four policies. None: these alone
     events       the log of an engine that has run, in place of the small service: then there is nothing to choose, and
                  `budget` and `places` are the engine's max_tokens_per_step and max_sequences
 
