@@ -129,6 +129,7 @@ class PagedCache:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}  # of layers whose values are not in their keys
         self._tables: list[BlockTable] = []
+        self._given_sequences = sequences
         self._counts_itself = True  # until a caller says how much is computed
         self._checked: Batch | None = None
         if num_blocks is None and sequences is not None:
@@ -170,10 +171,10 @@ class PagedCache:
 
     def end(self) -> None:
         """The sequences that `begin` knows are finished: their blocks go back to the pool, and the next step begins new
-        ones."""
+        ones, as many as it has rows."""
         for table in self._tables:
             self.pool.free(table)
-        self._tables, self.length = [], 0
+        self._tables, self.length, self.sequences = [], 0, self._given_sequences
 
     def attend(
         self,

@@ -40,16 +40,18 @@ class Hint:
 
 
 def check(id: str, answer: object) -> Result:
-    """Check your answer to an exercise, as in `check("02.merge", merge)`: your function itself, not a call of it.
+    """Check your answer to an exercise, as in `check("02.merge", merge)`: your function or class itself, not a call of
+    it.
 
     A wrong answer is a `Result` that says what is wrong, one that takes longer than SECONDS among them; errors are only
-    raised for an unknown exercise or for something that is not a function.
+    raised for an unknown exercise or for something that is neither a function nor a class.
     """
     found = get_check(id)
     if not callable(answer) and not hasattr(answer, "fn"):
         name = name_of(id)
+        kind = "class" if name[0].isupper() else "function"
         raise TypeError(
-            f"check({id!r}, …) takes your function or class itself, as in check({id!r}, {name}), without calling it; "
+            f"check({id!r}, …) takes your {kind} itself, as in check({id!r}, {name}), without calling it; "
             f"got the {type(answer).__name__} {answer!r:.60}"
         )
     with Waiting(id) as waiting:

@@ -25,7 +25,7 @@ from llmsys.serving.engine import Engine
 from llmsys.serving.events import EventLog
 from llmsys.serving.metrics import Metrics, RequestMetrics, StepMetrics
 from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
-from llmsys.serving.policies import POLICIES, Policy, Turn
+from llmsys.serving.policies import POLICIES, Policy, Turn, as_policy
 from llmsys.serving.request import Request, Status
 from llmsys.serving.response import Answer, Response, Update
 from llmsys.serving.runner import Runner
@@ -59,5 +59,6 @@ __all__ = [
     "Turn",
     "Update",
     "Work",
+    "as_policy",
     "draw_lengths",
 ]

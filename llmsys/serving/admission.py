@@ -55,10 +55,10 @@ class Entrance:
 
 
 def entrance(request: Request, pool: BlockPool) -> Entrance:
-    """The best one as things are. Changes nothing."""
+    """The best one as things are, for a request that does not wait for its parent. Changes nothing."""
     hit = pool.match(request.tokens, salt=request.salt)
     parent = request.parent
-    if parent is not None and parent.status is Status.RUNNING and parent.num_generated:
+    if parent is not None and parent.status is Status.RUNNING:
         common = min(len(request.prompt), parent.computed, len(request.tokens) - 1)
         if common > hit.tokens:
             return Entrance(common, hit, shared=True)

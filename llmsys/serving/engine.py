@@ -270,15 +270,14 @@ class Engine:
         """Computes one step, and says what it added. [] where there is nothing to do, or prompts were read only.
 
         Where the model raises, every request of this step fails, the others go on, and the exception is raised.
-        RuntimeError where there are requests, and the scheduler, one of your own, has nothing for any of them.
+        RuntimeError where there are requests, and the scheduler or policy, your own, has nothing for any of them.
         """
         times = [self.clock()]
         plan = self.scheduler.plan()
         if plan is None:
             if self.has_unfinished:
                 raise RuntimeError(
-                    f"the scheduler has {len(self.scheduler.requests)} unfinished requests and planned nothing: its "
-                    "policy must compute or admit one in every step"
+                    "the scheduler has unfinished requests and planned nothing: every step must compute some of one"
                 )
             return []
         times.append(self.clock())

@@ -166,7 +166,11 @@ class Scheduler:
     # Before a step
 
     def plan(self) -> StepPlan | None:
-        """The next step, or None if there is nothing to do. ValueError while a plan's result has not been taken in."""
+        """The next step, or None when all requests have ended.
+
+        ValueError while a plan's result has not been taken in. RuntimeError where requests are left, and a policy
+        of your own lets none of them compute.
+        """
         if self._planned is not None:
             raise ValueError(f"plan: the result of step {self.steps_done} has not been taken in: call update first")
         step = Step(self.max_tokens_per_step, self.clock())
@@ -178,6 +182,7 @@ class Scheduler:
             if step.shares:
                 break
         else:
+            self._check_nothing_is_left()
             return None
         ended, self._planned, self._ended = self._ended, step, []
         return step.finish(self.steps_done, self.pool, ended)
@@ -191,8 +196,7 @@ class Scheduler:
             if n > 0 and self._make_room(request, step):
                 step.add(request, n)
         for share in step.shares.values():
-            if share.request.draft and share.n == share.request.remaining:
-                step.guess(share, self._guesses(share.request, step.left))
+            step.guess(share, self.pool)
 
     def _make_room(self, request: Request, step: Step) -> bool:
         """Slots for all its known tokens, if need be from others. False if it had to be preempted itself."""
@@ -205,14 +209,6 @@ class Scheduler:
                 self._preempt(newest, step)
                 if newest is request:
                     return False
-
-    def _guesses(self, request: Request, left: int) -> tuple[int, ...]:
-        """As many of its guesses as there are tokens and free blocks for, with slots for them."""
-        known = len(request.tokens)
-        slots = (len(request.table.blocks) + self.pool.free_blocks) * self.pool.block_size - known
-        k = max(0, min(len(request.draft), left, slots, request.limit - known - 1))
-        self.pool.extend(request.table, known + k)
-        return request.draft[:k]
 
     def _preempt(self, request: Request, step: Step) -> None:
         step.drop(request)
@@ -240,6 +236,13 @@ class Scheduler:
             request.status = Status.RUNNING
             self._note(Admitted, request, hit_tokens=found.computed, shared=found.shared)
             step.add(request, n)
+
+    def _check_nothing_is_left(self) -> None:
+        if self.requests:
+            raise RuntimeError(
+                f"policy {type(self.policy).__name__} lets nobody compute, with {len(self.running)} requests running "
+                f"and {len(self.waiting)} waiting: some turn must have what is running, or admit where nothing is"
+            )
 
     # After a step
 

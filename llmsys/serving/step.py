@@ -44,9 +44,15 @@ class Step:
         self.shares[request.id] = Share(request, n)
         self.left -= n
 
-    def guess(self, share: Share, guesses: tuple[int, ...]) -> None:
-        share.guesses = guesses
-        self.left -= len(guesses)
+    def guess(self, share: Share, pool: BlockPool) -> None:
+        """As many of the request's guesses as there are tokens left and blocks free for, and slots for them."""
+        request, known = share.request, len(share.request.tokens)
+        if request.draft and share.n == request.remaining:
+            slots = (len(request.table.blocks) + pool.free_blocks) * pool.block_size - known
+            k = max(0, min(len(request.draft), self.left, slots, request.limit - known - 1))
+            pool.extend(request.table, known + k)
+            share.guesses = request.draft[:k]
+            self.left -= k
 
     def drop(self, request: Request) -> None:
         """The request is preempted, and has no share, if it had one."""

@@ -285,6 +285,10 @@ def test_a_given_pool_hands_out_the_blocks_and_gets_them_back(tiny, kind, block_
         assert free - pool.free_blocks == -(-(len(prompt) + 11) // block_size)
         cache.end()
         assert (pool.free_blocks, cache.length) == (free, 0)
+    tokens = torch.tensor([PROMPT, PROMPT[::-1]])  # two rows, where there was one
+    with torch.inference_mode():
+        expected = [tiny(row[None], as_backend("naive", cache=False)) for row in tokens]
+        torch.testing.assert_close(tiny(tokens, cache), torch.cat(expected), atol=1e-4, rtol=1e-4)
     assert cache.pool is pool and (cache.num_blocks, cache.block_size) == (60, block_size)
     assert len(others.blocks) == -(-7 // block_size)
 

@@ -124,8 +124,13 @@ def test_a_class_that_is_not_written_yet_is_known_and_so_is_the_method_that_is_m
     written = CELL.replace("        if self.size >= LIMIT:\n            raise IndexError(\"full\")\n", "")
     cells.run(written.replace("self.items.append(item)", "raise NotImplementedError"))
     failure = run_check(check, check.local_runner(cells["Stack"])).failure
-    assert failure.kind == "error" and failure.message.startswith("this part is not written yet\nline ")
+    assert failure.kind == "error" and failure.message.startswith("it raised NotImplementedError\nline ")
     assert failure.message.endswith("raise NotImplementedError")
+
+
+def test_an_object_in_place_of_its_class_is_refused_with_the_call_to_make():
+    with pytest.raises(TypeError, match=r"takes your class itself, as in check\('08.block_pool', Pool\), without"):
+        attempts.check("08.block_pool", object())
 
 
 def test_attempts_with_a_class_are_told_apart_and_comments_make_no_difference(cells):

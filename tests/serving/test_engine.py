@@ -231,6 +231,8 @@ def test_a_lone_request_may_fill_the_pool_and_is_never_preempted(llama):
     assert response.tokens == llama.greedy(PROMPT)[0][:18] and engine.metrics.totals.preemptions == 0
     with pytest.raises(ValueError, match="max_tokens must be at most 18"):
         one(engine, PROMPT, 19)
+    with pytest.raises(ValueError, match="prompt must have at most 24 tokens, got 25: the cache has room for 24"):
+        one(engine, PROMPT * 3 + PROMPT[:4], 1)
     longer = one(engine, PROMPT, None)
     assert longer.tokens == response.tokens and longer.answers[0].reason == "length" and nothing_left(engine)
 
@@ -411,15 +413,20 @@ def test_an_engine_that_cannot_be_is_refused(llama, more, named):
         made(llama, **more)
 
 
-def test_a_policy_that_has_nothing_for_anybody_is_told_so(llama):
+def test_a_policy_or_a_scheduler_that_has_nothing_for_anybody_is_told_so(llama):
     class Idle:
         def turns(self, running, head, budget):
             return iter(())
 
-    engine = made(llama, policy=Idle())
-    with pytest.raises(RuntimeError, match="planned nothing"):
-        engine.generate([PROMPT], params())
-    assert nothing_left(engine)
+    class Idler(Scheduler):
+        def plan(self):
+            return None
+
+    for how, named in ((dict(policy=Idle()), "lets nobody compute"), (dict(scheduler=Idler), "planned nothing")):
+        engine = made(llama, **how)
+        with pytest.raises(RuntimeError, match=named):
+            engine.generate([PROMPT], params())
+        assert nothing_left(engine)
 
 
 # The parts that can be one's own
@@ -458,3 +465,10 @@ def test_smollm2_says_to_several_at_once_what_transformers_says_to_each(tmp_path
         expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=None)
         assert response.tokens == expected[0, len(prompt) :].tolist()
     assert "Paris" in said[0].text
+
+
+@pytest.mark.parametrize(("progress", "shown"), [(None, False), (False, False), (True, True)])
+def test_a_bar_says_how_many_are_answered_where_it_is_asked_for(llama, capsys, progress, shown):
+    made(llama).generate([PROMPT] * 3, params(2), progress=progress)
+    out, err = capsys.readouterr()
+    assert ("3/3" in err and "tokens/s" in err) == shown and out == ""

@@ -16,6 +16,15 @@ from tests.support.pools import assert_consistent
 from tests.support.size import sized
 
 
+class NewestFirst:
+    """A policy of one's own, in an order in which who is preempted has been planned already."""
+
+    name = "newest-first"
+
+    def turns(self, running, head, budget):
+        yield Turn(running[::-1], admit=True)
+
+
 class Service:
     """A scheduler with a runner; `blocks` without block 0."""
 
@@ -215,6 +224,20 @@ def test_nobody_passes_a_request_that_has_no_room_yet():
     assert service.of(Admitted, "long")[0].step > service.of(Finished, "a")[0].step
 
 
+def test_nobody_is_admitted_in_a_step_that_preempted():
+    """a and b fill the pool; a's next token throws b out, and a.1, which comes before b, would have room at once."""
+    service = Service(6, block_size=2, watermark=0)
+    answers = service.scheduler.add(Request("a", [1] * 4, SamplingParams(4, n=2, ignore_eos=True)))
+    other = service.add("b", [0] * 8, max_tokens=2)
+    for _ in range(3):
+        service.step()
+    assert [(each.step, each.request) for each in service.of(Preempted)] == [(1, "b")]
+    assert [(each.step, each.request) for each in service.of(Admitted)] == [(0, "a"), (0, "b"), (2, "a.1")]
+    service.finish()
+    for each in (*answers, other):
+        assert_right(each)
+
+
 def test_no_more_than_the_limits_allow():
     service = Service(100, max_sequences=3, max_tokens_per_step=5)
     for i in range(7):
@@ -254,6 +277,31 @@ def test_a_prompt_with_three_answers_is_computed_once():
     for each in answers:
         assert_right(each)
     assert len({tuple(each.tokens) for each in answers}) == 3
+
+
+def test_answers_that_wait_for_their_prompt_keep_nobody_waiting():
+    service = Service(30)
+    service.scheduler.add(Request("a", [1] * 10, SamplingParams(2, n=3, ignore_eos=True)))
+    service.add("b", [0] * 4, max_tokens=2)
+    assert [each.request for each in service.step().work] == ["a", "b"]
+    assert [each.request for each in service.step().work] == ["a", "b", "a.1", "a.2"]
+    service.finish()
+
+
+def test_an_answer_shares_nothing_that_the_first_one_has_yet_to_compute_again():
+    """a is preempted, and enters again with two blocks that it hits, in the same step as a.1, which hits these, too."""
+    service = Service(4, block_size=4, watermark=0, max_sequences=2)
+    first = service.add("b", [0] * 3, max_tokens=3)
+    answers = service.scheduler.add(Request("a", [1] * 10, SamplingParams(6, n=2, ignore_eos=True)))
+    for _ in range(4):
+        service.step()
+    assert [(each.step, each.request) for each in service.of(Preempted)] == [(2, "a")]
+    assert [(each.step, each.request, each.hit_tokens, each.shared) for each in service.of(Admitted)][2:] == [
+        (3, "a", 8, False), (3, "a.1", 8, False)
+    ]  # fmt: skip
+    service.finish()
+    for each in (first, *answers):
+        assert_right(each)
 
 
 def test_the_other_answers_do_without_the_first_one():
@@ -433,16 +481,43 @@ def test_what_add_and_the_scheduler_refuse():
             Scheduler(BlockPool(8), **settings)
 
 
+def test_a_policy_that_lets_nobody_compute_is_told_so():
+    class Lazy:
+        def turns(self, running, head, budget):
+            yield Turn([], admit=len(running) == 0)
+
+    service = Service(10, policy=Lazy())
+    assert service.step() is None
+    service.add("a", [1, 0])
+    service.step()
+    with pytest.raises(RuntimeError, match="policy Lazy lets nobody compute, with 1 requests running and 0 waiting"):
+        service.step()
+
+
+def test_a_prompt_leaves_a_token_to_each_of_those_behind_it():
+    service = Service(30, max_tokens_per_step=6, max_sequences=3, policy=NewestFirst())
+    requests = [service.add("a", [1], max_tokens=9), service.add("b", [0], max_tokens=9), service.add("c", [1, 0] * 8)]
+    service.step()
+    assert [(each.request, len(each.tokens)) for each in service.step().work] == [("c", 4), ("b", 1), ("a", 1)]
+    service.finish()
+    for each in requests:
+        assert_right(each)
+
+
+def test_what_a_preempted_request_was_to_compute_is_left_to_others():
+    """c, the newest, is planned first and preempted for b: its token of the step's three goes to a's guess."""
+    service = Service(4, block_size=2, max_tokens_per_step=3, max_sequences=3, policy=NewestFirst(), watermark=0)
+    requests = [service.add(name, [token], max_tokens=6) for name, token in (("a", 1), ("b", 0), ("c", 2))]
+    service.step()
+    service.step()
+    service.scheduler.propose("a", [next_token(tuple(requests[0].tokens))])
+    assert [(each.request, len(each.tokens)) for each in service.step().work] == [("b", 1), ("a", 2)]
+    service.finish()
+    for each in requests:
+        assert_right(each)
+
+
 # Crowds
-
-
-class NewestFirst:
-    """A policy of one's own, in an order in which who is preempted has been planned already."""
-
-    name = "newest-first"
-
-    def turns(self, running, head, budget):
-        yield Turn(running[::-1], admit=True)
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, NewestFirst()], ids=lambda each: getattr(each, "name", each))

@@ -51,8 +51,8 @@ def counted(pool: object) -> Iterator[Callable[[], int]]:
 def growing(make: Callable, life: Callable, sizes: tuple[int, int]) -> list[str]:
     """The calls that cost more in the larger pool than in the smaller one, by name; what they cost is printed.
 
-    `life(pool)` prepares a pool, and yields pairs (name, call): each is called and counted. Twice as many steps and
-    twenty more are not more: where a call meets an empty list or a full one, it may take another branch.
+    `life(pool)` prepares a pool, and yields pairs (name, call): each is called and counted. A quarter more, and twenty
+    steps more, are not more: where a call meets an empty list or a full one, it may take another branch.
     """
     costs = []
     for size in sizes:
@@ -62,7 +62,7 @@ def growing(make: Callable, life: Callable, sizes: tuple[int, int]) -> list[str]
                 call()
             found[name] = max(found.get(name, 0), steps())
         costs.append(found)
-    grown = [name for name, steps in costs[0].items() if costs[1][name] > 2 * steps + 20]
+    grown = [name for name, steps in costs[0].items() if costs[1][name] > 1.25 * steps + 20]
     for name in grown:
         few, many = (found[name] for found in costs)
         print(f"{name}: {few:,} steps in a pool of {sizes[0]:,} blocks, {many:,} in one of {sizes[1]:,}")

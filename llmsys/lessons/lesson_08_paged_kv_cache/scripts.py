@@ -28,16 +28,16 @@ def played(make: Callable) -> Callable:
 
     num_blocks    blocks of the pool; or two sizes, in a list: then the script is a word, "plain" or "sharing", and what
                   is handed back is a list of the calls that cost more steps in the larger pool
-    only          what is told of each call: "all" of it; "lengths", the numbers of tokens and blocks, where it is the
+    told          what is said of each call: "all" of it; "lengths", the numbers of tokens and blocks, where it is the
                   pool's own affair which blocks they are; "tokens", those of a table, and nothing of hits
     colliding     the pool's `hash_block` says the same of everything
     """
 
-    def run(*, num_blocks, block_size, script, only="all", colliding=False):
+    def run(*, num_blocks, block_size, script, told="all", colliding=False):
         if isinstance(num_blocks, list):
             life = {"plain": _plain_life, "sharing": _sharing_life}[script]
             return growing(lambda size: make(size, block_size), life, tuple(num_blocks))
-        play = _Play(lambda: make(num_blocks, block_size), block_size, only)
+        play = _Play(lambda: make(num_blocks, block_size), block_size, told)
         if colliding:
             play.pool.hash_block = lambda before, tokens: b""
         lines = [f"Pool({num_blocks}, {block_size}){play.free()}"]
@@ -51,11 +51,15 @@ def played(make: Callable) -> Callable:
 class _Play:
     """A pool, the sequences that are in it, and the memory whose slots it hands out."""
 
-    def __init__(self, make: Callable, block_size: int, only: str):
-        self.make, self.pool, self.block_size, self.only = make, make(), block_size, only
+    def __init__(self, make: Callable, block_size: int, told: str):
+        self.make, self.pool, self.block_size, self.in_words = make, make(), block_size, told
         self.tables: dict[str, BlockTable] = {}
         self.texts: dict[str, list[int]] = {}  # the tokens of each sequence that is in use
         self.memory: dict[int, tuple[int, ...]] = {}  # of each slot, the tokens up to its own
+        for name in ("allocate", "extend", "free", "match", "register", "fork"):
+            if not callable(getattr(self.pool, name, len)):
+                kind = type(getattr(self.pool, name)).__name__
+                raise TypeError(f"self.{name} is a {kind}, which hides the method {name}: give it another name")
 
     def told(self, verb: str, *given) -> str:
         """The call, and what came of it, in a line."""
@@ -76,13 +80,13 @@ class _Play:
 
     def free(self) -> str:
         """How many blocks are free, as the end of a line."""
-        return "" if self.only == "tokens" else f"; {self.pool.free_blocks} free"
+        return "" if self.in_words == "tokens" else f"; {self.pool.free_blocks} free"
 
     def _table(self, name: str, *, before: str = "") -> str:
         table = self.tables[name]
         blocks = [int(block) for block in table.blocks]
-        shown = {"all": f"blocks {blocks}, ", "lengths": f"{len(blocks)} blocks, ", "tokens": ""}[self.only]
-        return f"{before if self.only != 'tokens' else ''}{shown}{int(table.length)} tokens"
+        shown = {"all": f"blocks {blocks}, ", "lengths": f"{len(blocks)} blocks, ", "tokens": ""}[self.in_words]
+        return f"{before if self.in_words != 'tokens' else ''}{shown}{int(table.length)} tokens"
 
     def _made(self, name: str, table: object, method: str) -> None:
         if not isinstance(table, BlockTable):
@@ -123,9 +127,9 @@ class _Play:
 
     def _match(self, tokens: list[int]) -> str:
         hit = self._hit(tokens)
-        if self.only == "tokens":
+        if self.in_words == "tokens":
             return "asked"
-        where = f" in {[int(block) for block in hit.blocks]}" if self.only == "all" else ""
+        where = f" in {[int(block) for block in hit.blocks]}" if self.in_words == "all" else ""
         return f"{int(hit.tokens)} tokens{where}"
 
     def _begin(self, name: str, tokens: list[int]) -> str:
@@ -158,7 +162,7 @@ class _Play:
                 self.memory[target * self.block_size + n] = self.memory.get(source * self.block_size + n, ())
         self.texts[name] += tokens
         self._compute(name, start)
-        shown = ", ".join(f"{source} to {target}" for source, target in pairs) if self.only == "all" else len(pairs)
+        shown = ", ".join(f"{source} to {target}" for source, target in pairs) if self.in_words == "all" else len(pairs)
         return self._table(name, before=f"copies {shown}, " if pairs else "")
 
     def _fork(self, name: str, new: str) -> str:

@@ -33,7 +33,7 @@ def block_pool(answer: Answer) -> None:
     agrees = agreeing(answer)
 
     with answer.property("a table says for how many tokens it has slots", why="Whoever writes them goes by it."):
-        agrees(9, 4, ["allocate", "a", 3], ["allocate", "b", 0], ["allocate", "c", 4], only="tokens")
+        agrees(9, 4, ["allocate", "a", 3], ["allocate", "b", 0], ["allocate", "c", 4], told="tokens")
 
     with answer.property(
         "a new pool has all its blocks but block 0, and hands out 1, 2, 3, …",
@@ -65,15 +65,15 @@ def block_pool(answer: Answer) -> None:
     with answer.property(
         "what is freed can be handed out again", why="A pool that loses a block a request has none left after a while."
     ):
-        agrees(4, 2, ["allocate", "a", 5], ["free", "a"], ["allocate", "b", 1], only="lengths")
+        agrees(4, 2, ["allocate", "a", 5], ["free", "a"], ["allocate", "b", 1], told="lengths")
         calls = []
         for n in range(12):
             calls += [["allocate", f"s{n}", 3], ["extend", f"s{n}", 7], ["free", f"s{n}"]]
-        agrees(6, 2, *calls, only="lengths")
+        agrees(6, 2, *calls, told="lengths")
 
     with answer.property(
         "the last freed is the first reused, and of one table the tail goes before the head",
-        why="Its memory may still be in the GPU's cache. And where prefixes are shared, a tail is of use to fewest.",
+        why="One end of a list is all that it takes. And where prefixes are shared, a tail is of use to the fewest.",
         hint="Which end of the free blocks do you take from, and at which one do you add? In which order do the blocks "
         "of one table arrive there?",
     ):

@@ -37,7 +37,7 @@ def prefix_sharing(answer: Answer) -> None:
         return list(range(start, start + n))
 
     with answer.property("nothing is registered, so nothing is hit", why="What is not there must be computed."):
-        agrees(6, 4, ["match", text(9)], ["admit", "a", text(9)], ["match", text(9)], only="lengths")
+        agrees(6, 4, ["match", text(9)], ["admit", "a", text(9)], ["match", text(9)], told="lengths")
 
     with answer.property(
         "blocks come and go as in exercise (a)", why="Sharing changes nothing for those who have nothing in common."
@@ -92,10 +92,10 @@ def prefix_sharing(answer: Answer) -> None:
     ):
         agrees(6, 2, ["begin", "a", text(5)], ["begin", "b", [*text(4), 9]], ["free", "a"], ["admit", "c", text(4, 20)],
                ["admit", "d", text(1, 30)], ["free", "b"], ["admit", "d", text(5, 30)],
-               only="lengths")  # fmt: skip
+               told="lengths")  # fmt: skip
         agrees(9, 2, ["begin", "a", text(5)], ["begin", "b", text(5)], ["begin", "c", text(3)], ["free", "b"],
                ["free", "b"], ["free", "a"], ["admit", "d", text(12, 20)], ["free", "c"], ["admit", "e", text(4, 40)],
-               only="lengths")  # fmt: skip
+               told="lengths")  # fmt: skip
 
     with answer.property(
         "what was freed is cached, and can be hit until its block is needed",
@@ -195,19 +195,22 @@ def prefix_sharing(answer: Answer) -> None:
                ["begin", "b", [same, 2, 7, 8]], ["match", [same, 2, 7, 8, 0]], ["match", [1, 2, 7, 8, 0]])  # fmt: skip
 
     with answer.property(
-        "two equal prompts side by side, one of them is freed",
-        why="Neither had been computed when the other came. Both blocks hold the same, and either serves.",
+        "two blocks may hold the same: of equal prompts side by side, and of a last block that is computed again",
+        why="Neither prompt had been computed when the other came. Both blocks hold the same, and either serves.",
         hint="What does register do where the Prefix is known already, and what does an eviction of one of the two "
         "blocks do to the other?",
     ):
         for gone, stays in ("ab", "ba"):
             both = [["admit", "a", text(5)], ["admit", "b", text(5)], ["register", "a", 5], ["register", "b", 5]]
-            agrees(9, 2, *both, ["match", text(5)], ["free", gone], ["match", text(5)], only="lengths")
+            agrees(9, 2, *both, ["match", text(5)], ["free", gone], ["match", text(5)], told="lengths")
             # Once the block of one is evicted, the other's may be hit, or not: either is right.
             agrees(9, 2, *both, ["free", gone], ["admit", "c", text(9, 20)], ["begin", "d", text(5)],
-                   ["append", stays, [6]], ["free", "c"], ["begin", "d", text(5)], ["append", stays, [7]], ["free", "d"],
-                   ["free", stays], ["admit", "e", text(16, 30)], ["free", "e"], ["begin", "d", text(5)],
-                   only="tokens")  # fmt: skip
+                   ["append", stays, [6]], ["free", "c"], ["begin", "d", text(5)], ["append", stays, [7]],
+                   ["free", "d"], ["free", stays], ["admit", "e", text(16, 30)], ["free", "e"],
+                   ["begin", "d", text(5)], told="tokens")  # fmt: skip
+        agrees(9, 4, ["begin", "a", text(8)], ["free", "a"], ["begin", "b", text(8)], ["match", text(9)], ["free", "b"],
+               ["match", text(9)], ["admit", "c", text(32, 20)], ["match", text(9)], ["free", "c"],
+               ["begin", "d", text(8)], told="lengths")  # fmt: skip
 
     with answer.property(
         "a long life: conversations that come, grow, branch and go",

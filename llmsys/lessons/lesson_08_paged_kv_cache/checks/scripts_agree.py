@@ -17,8 +17,8 @@ def agreeing(answer: Answer) -> Callable[..., Run]:
         run = answer(**given)
         wrong = _first_difference(run.value, expected)
         answer.that(
-            run, lambda r: r.value == expected, expected="" if wrong is None else "\n" + _shown(expected, wrong),
-            got=lambda r: _shown(r.value, wrong),
+            run, lambda r: r.value == expected,
+            expected="" if wrong is None else _explained(_shown(expected, wrong)), got=lambda r: _shown(r.value, wrong),
         )  # fmt: skip
         return run
 
@@ -40,6 +40,13 @@ def _first_difference(got: object, expected: list[str]) -> int | None:
         return 0
     differing = (n for n, line in enumerate(expected) if n >= len(got) or got[n] != line)
     return next(differing, None)
+
+
+def _explained(lines: str) -> str:
+    """The lines, and what those words in them mean that are no methods."""
+    words = {"begin": "match, allocate and register", "admit": "match and allocate", "append": "extend"}
+    used = [f"{word} is {meaning}" for word, meaning in words.items() if f"{word}(" in lines]
+    return (f"({'; '.join(used)})" if used else "") + "\n" + lines
 
 
 def _shown(lines: object, last: int) -> str:

@@ -55,8 +55,8 @@ wrong_sharing(
     "hash_not_chained",
     "You leave what came before out of the hash.",
     ('before.hash if before else b""', 'b""'),
-    why="The tokens are compared, so nothing wrong is hit. But all blocks with these tokens have one hash then, whatever "
-    "came before them, and are gone through one by one.",
+    why="The tokens are compared, so nothing wrong is hit. But all blocks with these tokens have one hash then, "
+    "whatever came before them, and are gone through one by one.",
 )
 wrong_sharing(
     "never_found",

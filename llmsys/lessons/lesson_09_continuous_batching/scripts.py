@@ -1,0 +1,109 @@
+"""Exercises (a) and (b) on plain data: requests come and go, and what each step did is handed back, a line a step.
+
+    play = played(Steps)
+    play(script=[[0, "add", "a", [5, 9, 2], 2]], budget=8, sequences=4)
+    ["step 0: a comes in; a 0+3 says 27; 999 blocks free",
+     "step 1: a 3+1 says 44, ends; 1000 blocks free"]
+
+A script's lines are lists: [turn, "add", name, prompt, tokens of the answer], [turn, "abort", name], both before the
+step of that turn. "3+1" is: three tokens were computed before, one more is now.
+
+**What a request says** depends on all tokens before it, and is made up here. There is no model, and no memory.
+"""
+
+import zlib
+from collections.abc import Callable
+
+from llmsys.cache import BlockPool
+from llmsys.lessons.lesson_09_continuous_batching.bookkeeping import Bookkeeping
+from llmsys.lessons.lesson_09_continuous_batching.scheduler_parts import SchedulerParts
+from llmsys.serving.events import Admitted, Finished, Preempted, Token
+from llmsys.serving.plan import Output, StepPlan, StepResult
+from llmsys.serving.request import Request
+from llmsys.serving.sampling_params import SamplingParams
+
+LONGEST = 400
+"""Steps after which a script is stopped."""
+
+
+def played(make: Callable) -> Callable:
+    """`make`, a class of schedulers, as a function of plain data.
+
+    budget, sequences    max_tokens_per_step and max_sequences
+    blocks, block_size   of the pool, block 0 left out
+    watermark            the share of the blocks that stays free beside others
+    """
+
+    def run(*, script, budget, sequences, blocks=1000, block_size=4, watermark=0.0):
+        served = whole(make)(
+            BlockPool(blocks + 1, block_size), max_tokens_per_step=budget, max_sequences=sequences,
+            watermark=watermark, clock=lambda: 0.0,
+        )  # fmt: skip
+        coming, lines = sorted(script, key=lambda each: each[0]), []
+        for turn in range(LONGEST):
+            while coming and coming[0][0] <= turn:
+                _, verb, name, *given = coming.pop(0)
+                if verb == "add":
+                    served.add(Request(name, given[0], SamplingParams(max_tokens=given[1], ignore_eos=True)))
+                else:
+                    served.abort(name)
+            if served.has_unfinished:
+                line, goes_on = _step(served)
+                lines.append(line)
+                if not goes_on:
+                    break
+            elif not coming:
+                break
+        return lines
+
+    return run
+
+
+def whole(make: type) -> type:
+    """The class with what it does not write itself."""
+    if isinstance(make, type) and issubclass(make, Bookkeeping) and not issubclass(make, SchedulerParts):
+        return type(make.__name__, (make, SchedulerParts), {})
+    return make
+
+
+def next_token(tokens: tuple[int, ...]) -> int:
+    """What comes after these: from 10 to 99."""
+    return 10 + zlib.crc32(repr(tokens).encode()) % 90
+
+
+def _step(served) -> tuple[str, bool]:
+    """A step, in a line, and whether there can be another one."""
+    number, seen = served.steps_done, len(served.events)
+    known = {name: tuple(request.tokens) for name, request in served.requests.items()}
+    try:
+        plan = served.plan()
+        if plan is None:
+            waits = ", ".join(each.id for each in served.waiting) or "nobody"
+            return f"step {number}: nobody computes; {len(served.running)} are running, {waits} waiting", False
+        served.update(plan, _result(plan, known))
+    except ValueError as error:
+        return f"step {number}: ValueError: {error}", False
+    events = list(served.events)[seen:]
+    said = {each.request: f" says {each.token}" for each in events if isinstance(each, Token)}
+    ends = {each.request for each in events if isinstance(each, Finished)}
+    parts = [f"{each.request} preempted" for each in events if isinstance(each, Preempted)]
+    for each in events:
+        if isinstance(each, Admitted):
+            parts.append(f"{each.request} comes in" + (f" with {each.hit_tokens} hit" if each.hit_tokens else ""))
+    for work in sorted(plan.work, key=lambda work: work.request):
+        end = ", ends" if work.request in ends else ""
+        parts.append(f"{work.request} {work.computed}+{len(work.tokens)}{said.get(work.request, '')}{end}")
+    if served.waiting:
+        parts.append(f"{', '.join(each.id for each in served.waiting)} waiting")
+    parts.append(f"{served.pool.free_blocks} blocks free")
+    return f"step {number}: {'; '.join(parts)}", True
+
+
+def _result(plan: StepPlan, known: dict[str, tuple[int, ...]]) -> StepResult:
+    """What a model would say, one token a request whose logits are wanted."""
+    outputs = []
+    for work in plan.work:
+        if work.logits:
+            tokens = (*known[work.request][: work.computed], *work.tokens)
+            outputs.append(Output(work.request, (next_token(tokens),)))
+    return StepResult(plan.step, tuple(outputs))
