@@ -14,12 +14,12 @@
 # # 09 · Continuous batching
 #
 # A step reads all weights once, for however many sequences are in it: lesson 07. There is room for many of them: lesson
-# 08. What is left to decide is *who* is in a step, and nobody likes to wait. Gather some requests, generate until all of
-# them have their answers, gather the next ones? Then a short answer's place stays empty until the longest one ends.
+# 08. What is left to decide is *who* is in a step, and nobody likes to wait. Gather some requests, generate until all
+# of them have their answers, gather the next ones? Then a short answer's place stays empty until the longest one ends.
 #
-# **The idea:** decide anew before every step. Whoever is done leaves, and whoever waits comes in. And since a step knows
-# tokens and not phases, a prompt need not come in one piece: it fills what the others leave. That is the work of a
-# *scheduler*. It is a few pages of plain Python, touches no tensor, and on the same GPU decides between one
+# **The idea:** decide anew before every step. Whoever is done leaves, and whoever waits comes in. And since a step
+# knows tokens and not phases, a prompt need not come in one piece: it fills what the others leave. That is the work of
+# a *scheduler*. It is a few pages of plain Python, touches no tensor, and on the same GPU decides between one
 # throughput and twice as much.
 #
 # You will count what batches waste; see what one long prompt does to everybody else; write what a scheduler does in a
@@ -97,8 +97,8 @@ while plan := scheduler.plan():
     scheduler.update(plan, made_up(plan))
 
 # %% [markdown]
-# The prompts of `a` and `b` are read in step 0, which also says their first tokens; `b` is done in step 1, and its place
-# stays empty until `a` is. `static` is one of four **policies** of the scheduler. What happened is in a log,
+# The prompts of `a` and `b` are read in step 0, which also says their first tokens; `b` is done in step 1, and its
+# place stays empty until `a` is. `static` is one of four **policies** of the scheduler. What happened is in a log,
 # `scheduler.events`: who came in, who computed how many tokens in which step, who said what and ended. `play` is the
 # loop above, and `read` sorts its log by steps. Serve 128 conversations in 32 places, with as many tokens in a step as
 # all of their prompts have:
@@ -117,7 +117,9 @@ def empty(steps):
 
 
 timelines = {"static": read(play(conversations, policy="static", max_tokens_per_step=131_072, max_sequences=PLACES))}
-print(f"{sum(len(each.prompt) for each in conversations):,} tokens of prompts, the longest {longest_prompt:,}; ", end="")
+print(
+    f"{sum(len(each.prompt) for each in conversations):,} tokens of prompts, the longest {longest_prompt:,}; ", end=""
+)
 print(f"{said:,} tokens of answers")
 print(f"static: {len(timelines['static']):,} steps; while others wait, {empty(timelines['static']):.0%} are empty")
 
@@ -163,7 +165,9 @@ peak, kappa = h100.flops["bfloat16"], bytes_per_token(llama)
 def seconds(step):
     """(2), of a step as `read` has it."""
     arithmetic = 2 * parameters * step.tokens / peak
-    return max(weight_bytes / h100.bandwidth, arithmetic) + kappa * sum(part.end for part in step.parts) / h100.bandwidth
+    return (
+        max(weight_bytes / h100.bandwidth, arithmetic) + kappa * sum(part.end for part in step.parts) / h100.bandwidth
+    )
 
 
 print("tokens of a step     shared part of (2), ms")
@@ -179,13 +183,16 @@ for n in (1, 32, 295, 512, 1058, longest_prompt):
 # Whoever is writing an answer then waits for somebody else's prompt. Measure that where the user feels it, from one
 # token of an answer to its next one; first in tokens that all together computed meanwhile, and then in time:
 
+
 # %% tags=["claim"]
 def in_tokens(step):
     return step.tokens
 
 
 def table(timelines):
-    print(f"{'':12}{'steps':>6} {'seconds':>8} {'tokens/s':>9}   from token to token, ms: half, 1 in 100, longest", end="")
+    print(
+        f"{'':12}{'steps':>6} {'seconds':>8} {'tokens/s':>9}   from token to token, ms: half, 1 in 100, longest", end=""
+    )
     print(f" {'in tokens':>10}")
     for name, steps in timelines.items():
         total = sum(map(seconds, steps))
@@ -207,8 +214,8 @@ table(timelines)
 # ## A prompt in pieces
 #
 # Why should a prompt be read in one step? Attention with a cache takes any piece of it (lesson 07: a triangle that ends
-# in the bottom right corner), and the keys of earlier pieces are there. So let a step have a **budget**: at most so many
-# tokens, whoever they belong to. A prompt that is longer goes on in the next step.
+# in the bottom right corner), and the keys of earlier pieces are there. So let a step have a **budget**: at most so
+# many tokens, whoever they belong to. A prompt that is longer goes on in the next step.
 #
 # Two ways to use it. *Alternating*: a step of pieces, a step of answers, and so on in turn. *Stall-free*, which is
 # Sarathi-Serve's ([Agrawal et al., 2024](https://arxiv.org/abs/2403.02310)): every step gives each answer its token
@@ -225,8 +232,8 @@ for name, steps in timelines.items():
 viz.continuous_batching.policies(timelines, seconds, places=PLACES)
 
 # %% [markdown]
-# With pieces, nobody waits longer than a step or two: 13.9 ms, or 9.3, where it was 185.6. They are bounded by the budget,
-# and no longer by what others may ask: 512 tokens, or one more decoding step.
+# With pieces, nobody waits longer than a step or two: 13.9 ms, or 9.3, where it was 185.6. They are bounded by the
+# budget, and no longer by what others may ask: 512 tokens, or one more decoding step.
 #
 # But alternating is slower than Orca, and stall-free is the fastest of all. Both read the same prompts in pieces of
 # the same size, so look at (2) again. A step of 32 answers reads 15 GB of weights and has nearly nothing to do
@@ -261,10 +268,10 @@ viz.continuous_batching.policies(timelines, seconds, places=PLACES)
 # %% [markdown]
 # ## Exercise (a): the scheduler's step (35 minutes)
 #
-# Write what decides over a step: who computes how many tokens, whose next token is wanted, and what becomes of the result.
-# Take the requests that run in the order in which they were admitted, the oldest first; then let others in, as long as
-# there are tokens left in the step, and places. Do you see why a decode never waits for a prompt in that order? Who can
-# have more than one token left?
+# Write what decides over a step: who computes how many tokens, whose next token is wanted, and what becomes of the
+# result. Take the requests that run in the order in which they were admitted, the oldest first; then let others in, as
+# long as there are tokens left in the step, and places. Do you see why a decode never waits for a prompt in that order?
+# Who can have more than one token left?
 #
 # Requests come and go, blocks are found and taken, what happens is written down: all of that is given, in
 # `SchedulerParts`. So is what exercise (b) will ask for: whether there is room.
@@ -332,9 +339,9 @@ class Steps(SchedulerParts):
 check("09.steps", Steps)
 
 # %% [markdown]
-# Nothing in there says that those who decode go first, and they do: of those that run, only the one that came in last can have
-# more than one token left. For a prompt is cut where the step's tokens end, and then nobody comes in behind it. (Were
-# it otherwise, one would have to say it, as the library's policy does.)
+# Nothing in there says that those who decode go first, and they do: of those that run, only the one that came in last
+# can have more than one token left. For a prompt is cut where the step's tokens end, and then nobody comes in behind
+# it. (Were it otherwise, one would have to say it, as the library's policy does.)
 #
 # Your steps, with all else as the library has it, serve the first 48 conversations; and in the real engine, which takes
 # any scheduler, three questions in steps of at most 24 tokens:
@@ -372,8 +379,8 @@ print("each as if it were alone:", same)
 # - **What becomes of what it has computed?** Either its blocks are copied to the host's memory, and later back:
 #   *swapping*. Or they are given up, and computed again: *recomputation*. This needs no further code, for by the one
 #   rule a preempted request is one whose `computed` is 0: all that it knows, its own answer included, is a long prompt,
-#   read in a few steps, where it was generated in many. And its blocks are free, but not forgotten (lesson 08): if nobody
-#   has needed them meanwhile, it finds them.
+#   read in a few steps, where it was generated in many. And its blocks are free, but not forgotten (lesson 08): if
+#   nobody has needed them meanwhile, it finds them.
 # - **When does it come back?** In its old place in the queue, before all who came after it.
 #
 # What do the two cost? Swapping moves $\kappa$ bytes a token, twice, over PCIe: 64 GB/s in each direction. <!-- source:
@@ -387,17 +394,17 @@ for name, kv_heads in (("Llama-3-8B, 8 key heads", 8), ("with 32 key heads", 32)
 
 # %% [markdown]
 # On paper, swapping is nearly four times cheaper here, and with as many key heads as query heads (as models had when
-# this was first decided) it is no cheaper at all. But look at what happens in a service. Short questions, a twentieth of
-# the conversations' prompts, so that nearly all of the memory goes to answers; a pool of 400 blocks; and a
+# this was first decided) it is no cheaper at all. But look at what happens in a service. Short questions, a twentieth
+# of the conversations' prompts, so that nearly all of the memory goes to answers; a pool of 400 blocks; and a
 # **watermark**: a request is admitted only if so many blocks stay free beside its own.
 
 # %% tags=["claim"]
-short = [RequestLength(max(8, each.prompt // 20), each.output) for each in draw_lengths("azure-conversation", 96, seed=9)]
+short = [
+    RequestLength(max(8, each.prompt // 20), each.output) for each in draw_lengths("azure-conversation", 96, seed=9)
+]
 print("watermark  steps  preempted    lost   found   seconds by (2)   longest wait, s")
 for watermark in (0, 0.05, 0.2, 0.4):
-    log = play(
-        asked(short), max_tokens_per_step=512, max_sequences=64, num_blocks=401, watermark=watermark
-    )
+    log = play(asked(short), max_tokens_per_step=512, max_sequences=64, num_blocks=401, watermark=watermark)
     steps = read(log)
     preempted, lost, found = 0, 0, 0
     for step in steps:
@@ -410,10 +417,10 @@ for watermark in (0, 0.05, 0.2, 0.4):
 
 # %% [markdown]
 # Without a watermark, 77 times somebody is thrown out, and 9,047 tokens must be computed a second time, but for 1,968
-# that are found. And it costs nothing: 5.17 s, as with 28 preemptions. What is computed again rides along, in steps that
-# wait for the weights anyway. Preemption is not paid by the service, then, but by the one who is preempted, and waits
-# for up to 1.37 s in the middle of a sentence, where the others wait for 5 ms. <!-- source: half of all waits in these
-# runs are below 4.8 ms, by (2) -->
+# that are found. And it costs nothing: 5.17 s, as with 28 preemptions. What is computed again rides along, in steps
+# that wait for the weights anyway. Preemption is not paid by the service, then, but by the one who is preempted, and
+# waits for up to 1.37 s in the middle of a sentence, where the others wait for 5 ms. <!-- source: half of all waits in
+# these runs are below 4.8 ms, by (2) -->
 #
 # A watermark of a few percent prevents most of that, at no cost: whoever comes in finds room for the next tokens of
 # those who are there. (Otherwise a request enters by the last block, and is thrown out by its neighbour's next token,
@@ -423,9 +430,9 @@ for watermark in (0, 0.05, 0.2, 0.4):
 # %% [markdown]
 # ## Exercise (b): admission and preemption (40 minutes)
 #
-# Three methods: room for one that runs, if need be from others; what it means to be thrown out; and who comes in. The pool
-# is the library's, with the methods of lesson 08: it finds prefixes, and says `OutOfBlocks` where it has too little, with
-# nothing changed. Steps are shared out for you as in exercise (a).
+# Three methods: room for one that runs, if need be from others; what it means to be thrown out; and who comes in. The
+# pool is the library's, with the methods of lesson 08: it finds prefixes, and says `OutOfBlocks` where it has too
+# little, with nothing changed. Steps are shared out for you as in exercise (a).
 
 # %% tags=["exercise"] exercise="09.admission"
 from llmsys.cache import OutOfBlocks
@@ -513,6 +520,7 @@ check("09.admission", Admission)
 # %% [markdown]
 # Both answers make one scheduler. In the pool of 400 blocks, with the short questions and a watermark of 5%:
 
+
 # %% tags=["claim"]
 class OwnScheduler(OwnSteps, mine("Admission", default=GivenAdmission)):
     """Everything that a step decides is yours."""
@@ -541,14 +549,15 @@ viz.continuous_batching.stepper(OwnScheduler)
 # <details><summary>Answer</summary>
 #
 # D's 21 tokens need six blocks, and one more must stay free, as the watermark has it. In step 3 five are free, and then
-# C and A grow. Only when A has left, D comes in, with 15 tokens: C decodes in the same step, and the budget is 16. E, F and G
-# would fit before that, but nobody passes the first of the queue: if they did, a large request might wait for ever.
+# C and A grow. Only when A has left, D comes in, with 15 tokens: C decodes in the same step, and the budget is 16. E, F
+# and G would fit before that, but nobody passes the first of the queue: if they did, a large request might wait for
+# ever.
 #
 # In step 10, E's thirteenth token needs a fourth block, and none is free. The newest is E itself, so E goes. C ends in
 # that very step, and E is back in the next one: its three full blocks are still there, 12 of its 13 tokens are found,
-# and all that it has lost is a step. With `orca` and the same blocks it is D that is thrown out, with 21 tokens computed
-# and 20 found again; with 24 blocks it is nobody. `static` takes 29 steps for what takes 19 here, and with `alternating`
-# somebody has blocks and computes nothing, again and again. <!-- source: the stepper's frames -->
+# and all that it has lost is a step. With `orca` and the same blocks it is D that is thrown out, with 21 tokens
+# computed and 20 found again; with 24 blocks it is nobody. `static` takes 29 steps for what takes 19 here, and with
+# `alternating` somebody has blocks and computes nothing, again and again. <!-- source: the stepper's frames -->
 # </details>
 #
 # ## Measure: this machine
@@ -564,25 +573,33 @@ predict("09.here", None, "×")
 asks = [f"Write a sentence about the number {n}." for n in range(12)]
 limits = [max(1, each.output // 24) for each in draw_lengths("azure-conversation", len(asks), seed=3)]
 params = [SamplingParams(max_tokens=limit, ignore_eos=True) for limit in limits]
-speed = {}
+engines, took = {}, {}
 for policy in ("static", "stall-free"):
-    engine = Engine(model, num_blocks=200, max_sequences=4, max_tokens_per_step=256, policy=policy)
-    start = time.perf_counter()
-    engine.generate(asks, params, progress=False)
-    speed[policy] = sum(limits) / (time.perf_counter() - start)
-    print(f"{policy:12} {engine.metrics.totals.steps:3} steps, {speed[policy]:6.1f} tokens/s")
-measured("09.here", speed["stall-free"] / speed["static"], "×")
+    engines[policy] = Engine(model, num_blocks=100, max_sequences=4, max_tokens_per_step=256, policy=policy)
+    took[policy] = 0.0
+    for ask, its in zip(asks, params, strict=True):
+        engines[policy].add(ask, its)
+while any(engine.has_unfinished for engine in engines.values()):
+    for policy, engine in engines.items():  # a step each, in turn: whatever else this machine does, it does to both
+        start = time.perf_counter()
+        engine.step()
+        took[policy] += time.perf_counter() - start
+for policy, engine in engines.items():
+    print(f"{policy:12} {engine.metrics.totals.steps:3} steps, {sum(limits) / took[policy]:6.1f} tokens/s")
+measured("09.here", took["static"] / took["stall-free"], "×")
 
 # %% [markdown]
-# Compare the ratio of the speeds with the ratio of the steps. On a CPU as on a GPU, a step of four tokens takes hardly
-# longer than a step of one. What is left of a difference are the steps with prompts, which have to be read by either policy.
+# Compare the ratio of the speeds with that of the steps. The steps with prompts take as long by either policy, so the
+# speeds differ by less; and on a CPU four tokens cost a little more than one, too. More than that is what else the
+# machine was doing.
 #
 # ## Your scheduler and your kernel in the engine
 #
-# Now the real thing. The library's `Engine` is a loop around four parts: the scheduler, which is yours; the runner, which
-# makes a batch of a plan and runs the model; the sampler; and what turns tokens into text. Attention is your kernel of
-# lesson 08, in steps in which everybody has one token (in others it is plain PyTorch). The pool is just too small for
-# three questions, and there is no watermark. (In Triton's interpreter a step takes seconds: the answers are short.)
+# Now the real thing. The library's `Engine` is a loop around four parts: the scheduler, which is yours; the runner,
+# which makes a batch of a plan and runs the model; the sampler; and what turns tokens into text. Attention is your
+# kernel of lesson 08, in steps in which everybody has one token (in others it is plain PyTorch). The pool is just too
+# small for three questions, and there is no watermark. (In Triton's interpreter a step takes seconds: the answers are
+# short.)
 
 # %% tags=["engine"]
 attention = "torch"
@@ -627,42 +644,44 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 #
 # - **Orca** ([Yu et al., 2022](https://www.usenix.org/conference/osdi22/presentation/yu)) decides before every
 #   iteration. Blocks did not exist yet: at admission it reserves room for the longest answer that the request allows,
-#   and so never preempts. Its *selective batching* is why: products for all tokens at once, attention a sequence at a time.
+#   and so never preempts. Its *selective batching* is why: products for all tokens at once, attention a sequence at a
+#   time.
 # - **vLLM** has one rule as well. A comment in its `Scheduler.schedule` says that there is no decoding phase and no
 #   prefill phase, only `num_computed_tokens`, which catches up. `max_num_batched_tokens` is the budget, `max_num_seqs`
 #   the places. Running requests go first, in the order of admission; if `allocate_slots` has no block, the last of
-#   `running` is preempted, and nobody is admitted in a step that preempted. Its first engine could swap as well ([Kwon et
-#   al., 2023](https://arxiv.org/abs/2309.06180), section 7.3: copies of small blocks are slow, and with blocks of 16 to
-#   64 tokens the two are alike), the present one recomputes ([its documentation](https://docs.vllm.ai/en/stable/configuration/optimization/)).
-# - **Sarathi-Serve** ([Agrawal et al., 2024](https://arxiv.org/abs/2403.02310)) is the source of stall-free batches, and
-#   chooses the budget by the latency that was promised.
-# - **SGLang** has pieces of prompts, too, in steps of their own; `enable_mixed_chunk` puts answers beside them. In place
-#   of a watermark it estimates how much of their `max_new_tokens` those who run will still need (`new_token_ratio`),
-#   which sinks as they go, and is raised when it had to *retract* somebody. That is not the newest, but whoever has
-#   generated least: the least to be computed again.
+#   `running` is preempted, and nobody is admitted in a step that preempted. Its first engine could swap as well ([Kwon
+#   et al., 2023](https://arxiv.org/abs/2309.06180), section 7.3: copies of small blocks are slow, and with blocks of 16
+#   to 64 tokens the two are alike), the present one recomputes ([its
+#   documentation](https://docs.vllm.ai/en/stable/configuration/optimization/)).
+# - **Sarathi-Serve** ([Agrawal et al., 2024](https://arxiv.org/abs/2403.02310)) is the source of stall-free batches,
+#   and chooses the budget by the latency that was promised.
+# - **SGLang** has pieces of prompts, too, in steps of their own; `enable_mixed_chunk` puts answers beside them. In
+#   place of a watermark it estimates how much of their `max_new_tokens` those who run will still need
+#   (`new_token_ratio`), which sinks as they go, and is raised when it had to *retract* somebody. That is not the
+#   newest, but whoever has generated least: the least to be computed again.
 # - **TensorRT-LLM** says *in-flight batching*, and its `CapacitySchedulerPolicy` is the choice of this lesson:
-#   `GUARANTEED_NO_EVICT`, the default, reserves what a request may come to need; `MAX_UTILIZATION` admits what fits now,
-#   and pauses somebody when it no longer does; `STATIC_BATCH`.
-# - **All of them** run one step ahead: while the GPU computes a step, the host plans the next one, with place-holders for
-#   tokens that are not there yet. Otherwise the GPU would do nothing while the host plans.
+#   `GUARANTEED_NO_EVICT`, the default, reserves what a request may come to need; `MAX_UTILIZATION` admits what fits
+#   now, and pauses somebody when it no longer does; `STATIC_BATCH`.
+# - **All of them** run one step ahead: while the GPU computes a step, the host plans the next one, with place-holders
+#   for tokens that are not there yet. Otherwise the GPU would do nothing while the host plans.
 #
 # ## Do you have it?
 #
 # <details><summary><b>1.</b> A service answers yes or no: every answer has one token. What does a static batch waste? What would you choose
 # for it, and what does it cost?</summary>
 #
-# Nothing: by (1), mean and longest are the same. Every request is a prompt and no more, so all of the work is arithmetic,
-# and no step has anything to ride along with. Whole prompts, as many as fill the budget: cutting them only reads their
-# earlier pieces again. What a policy is worth depends on how different the lengths are.
+# Nothing: by (1), mean and longest are the same. Every request is a prompt and no more, so all of the work is
+# arithmetic, and no step has anything to ride along with. Whole prompts, as many as fill the budget: cutting them only
+# reads their earlier pieces again. What a policy is worth depends on how different the lengths are.
 # </details>
 #
 # <details><summary><b>2.</b> A colleague lets a waiting request in as soon as a preemption has freed blocks, in the same step. The tests pass.
 # What happens under load?</summary>
 #
 # Somebody was preempted because those who run need blocks. What is free now is less than what they will ask for in the
-# next few steps. Whoever comes in (the preempted request itself is first in the queue) reads a prompt, and is the newest: it
-# is thrown out at the next block that anybody needs. The step is full, the GPU busy, and what it computes is thrown
-# away. The waits in the table above become worse, and its "lost" grows.
+# next few steps. Whoever comes in (the preempted request itself is first in the queue) reads a prompt, and is the
+# newest: it is thrown out at the next block that anybody needs. The step is full, the GPU busy, and what it computes is
+# thrown away. The waits in the table above become worse, and its "lost" grows.
 # </details>
 #
 # <details><summary><b>3.</b> Your service's tokens a second are as high as ever, and users complain that answers stop in the middle of a sentence.
@@ -673,4 +692,5 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 # `lost_tokens` in the metrics are not 0. Both are invisible in the throughput: the GPU is busy with somebody else.
 # </details>
 #
-# **Next:** lesson 10, the budget, and what a service promises. It is not built yet: `llmsys update` brings it when it is.
+# **Next:** lesson 10, the budget, and what a service promises. It is not built yet: `llmsys update` brings it when it
+# is.

@@ -121,15 +121,18 @@ def _whole(axes, steps: Sequence[Step], seconds: Callable[[Step], float], end: f
 def _part(axes, steps, seconds, wait: Wait | None, around: float, places: int) -> None:
     middle = around / 2 if wait is None else (wait.start + wait.end) / 2
     first = max(middle - around / 2, 0.0)
+    bars: dict[str, list[tuple[float, int, float]]] = {"blue": [], "orange": []}
     now = 0.0
     for step in steps:
         then = now + seconds(step)
         if then > first and now < first + around:
             left, right = max(now, first) - first, min(then, first + around) - first
-            colour = LIGHT["orange" if step.prompt_tokens else "blue"]
-            axes.bar(1e3 * left, len(step.parts), 1e3 * (right - left), align="edge", color=colour,
-                     edgecolor=LIGHT["surface"], linewidth=0.4)  # fmt: skip
+            bars["orange" if step.prompt_tokens else "blue"].append((1e3 * left, len(step.parts), 1e3 * (right - left)))
         now = then
+    for colour, found in bars.items():
+        if found:
+            axes.bar(*zip(*found, strict=True), align="edge", color=LIGHT[colour], edgecolor=LIGHT["surface"],
+                     linewidth=0.4)  # fmt: skip
     if wait is not None:
         y = 1.05 * places
         ends = [1e3 * (max(wait.start, first) - first), 1e3 * (min(wait.end, first + around) - first)]
