@@ -14,8 +14,8 @@
 # # 09 · Continuous batching
 #
 # A step reads all weights once, for however many sequences are in it: lesson 07. There is room for many of them: lesson
-# 08. What is left to decide is *who* is in a step, and nobody likes to wait. Gather some requests, generate until all
-# of them have their answers, gather the next ones? Then a short answer's place stays empty until the longest one ends.
+# 08. What is left to decide is *who* is in a step. Gather some requests, generate until all of them have their
+# answers, gather the next ones? Then a short answer's place stays empty until the longest one ends.
 #
 # **The idea:** decide anew before every step. Whoever is done leaves, and whoever waits comes in. And since a step
 # knows tokens and not phases, a prompt need not come in one piece: it fills what the others leave. That is the work of
@@ -43,7 +43,7 @@ from llmsys.lessons.lesson_09_continuous_batching.scheduler_parts import GivenAd
 from llmsys.models import generate, load_model
 from llmsys.models.decode_cost import bytes_per_token, weights_of_step
 from llmsys.models.shapes import SHAPES
-from llmsys.serving import POLICIES, Engine, Request, RequestLength, SamplingParams, Scheduler, draw_lengths
+from llmsys.serving import Engine, Request, RequestLength, SamplingParams, Scheduler, draw_lengths
 from llmsys.viz.continuous_batching.play import asked, made_up, play
 from llmsys.viz.continuous_batching.policies import waits
 from llmsys.viz.continuous_batching.timeline import read
@@ -100,8 +100,8 @@ while plan := scheduler.plan():
 # The prompts of `a` and `b` are read in step 0, which also says their first tokens; `b` is done in step 1, and its
 # place stays empty until `a` is. `static` is one of four **policies** of the scheduler. What happened is in a log,
 # `scheduler.events`: who came in, who computed how many tokens in which step, who said what and ended. `play` is the
-# loop above, and `read` sorts its log by steps. Serve 128 conversations in 32 places, with as many tokens in a step as
-# all of their prompts have:
+# loop above, and `read` sorts its log by steps. Serve 128 conversations in 32 places, with room in a step for all
+# prompts of a batch:
 
 # %% tags=["claim"]
 PLACES = 32
@@ -127,8 +127,8 @@ print(f"static: {len(timelines['static']):,} steps; while others wait, {empty(ti
 measured("09.empty", 100 * empty(timelines["static"]), "%")
 
 # %% [markdown]
-# Two thirds of the batch are empty, as (1) says, and a little more, for batches differ. And those who wait at the door
-# wait for the longest of those inside.
+# Two thirds of the batch are empty, about as (1) has it. And those who wait at the door wait for the longest of those
+# inside.
 #
 # ## Deciding at every step
 #
@@ -288,7 +288,7 @@ class Steps(SchedulerParts):
     self.max_tokens_per_step    tokens of a step, at most
     self.max_sequences          requests that run side by side, at most; never more than max_tokens_per_step
     self.running                a list of those that run, the oldest first. Whoever ends is taken out of it for you
-    self.make_room(request)     asks for slots for all that is known of a running request. True if it has them; if False,
+    self.make_room(request)     asks for slots for all that is known of a running request. True if it has them; if not,
                                 it computes nothing in this step
     self.admit()                lets the first of those that wait in: it is the last of self.running then, has slots for
                                 all that is known of it, and is returned. None where nobody waits, or there is no room.
@@ -374,8 +374,8 @@ print("each as if it were alone:", same)
 # go: **preemption**.
 #
 # - **Who?** The one that was admitted last. Then whoever came first is never stopped by others and reaches the end, and
-#   so does, after it, the next one. Take any other, the longest, say, and two requests can throw each other out for
-#   ever.
+#   so does, after it, the next one: everybody ends. By another rule, the longest first, say, a request may be thrown
+#   out again and again for the sake of those who came after it.
 # - **What becomes of what it has computed?** Either its blocks are copied to the host's memory, and later back:
 #   *swapping*. Or they are given up, and computed again: *recomputation*. This needs no further code, for by the one
 #   rule a preempted request is one whose `computed` is 0: all that it knows, its own answer included, is a long prompt,
@@ -393,8 +393,8 @@ for name, kv_heads in (("Llama-3-8B, 8 key heads", 8), ("with 32 key heads", 32)
     print(f"{name:24} a token: swapped {1e6 * swapped:5.1f} µs, computed again {1e6 * 2 * parameters / peak:5.1f} µs")
 
 # %% [markdown]
-# On paper, swapping is nearly four times cheaper here, and with as many key heads as query heads (as models had when
-# this was first decided) it is no cheaper at all. But look at what happens in a service. Short questions, a twentieth
+# On paper, swapping is nearly four times cheaper here. (With as many key heads as query heads, as models had when the
+# two were first compared, it is no cheaper at all.) But look at what happens in a service. Short questions, a twentieth
 # of the conversations' prompts, so that nearly all of the memory goes to answers; a pool of 400 blocks; and a
 # **watermark**: a request is admitted only if so many blocks stay free beside its own.
 
@@ -418,9 +418,10 @@ for watermark in (0, 0.05, 0.2, 0.4):
 # %% [markdown]
 # Without a watermark, 77 times somebody is thrown out, and 9,047 tokens must be computed a second time, but for 1,968
 # that are found. And it costs nothing: 5.17 s, as with 28 preemptions. What is computed again rides along, in steps
-# that wait for the weights anyway. Preemption is not paid by the service, then, but by the one who is preempted, and
-# waits for up to 1.37 s in the middle of a sentence, where the others wait for 5 ms. <!-- source: half of all waits in
-# these runs are below 4.8 ms, by (2) -->
+# that wait for the weights anyway, so there is nothing that swapping could save. (In a service of long prompts, whose
+# steps are full of arithmetic, there would be.) Preemption is not paid by the service, then, but by the one who is
+# preempted, and waits for up to 1.37 s in the middle of a sentence, where the others wait for 5 ms. <!-- source: half
+# of all waits in these runs are below 4.8 ms, by (2) -->
 #
 # A watermark of a few percent prevents most of that, at no cost: whoever comes in finds room for the next tokens of
 # those who are there. (Otherwise a request enters by the last block, and is thrown out by its neighbour's next token,
@@ -450,8 +451,8 @@ class Admission(SchedulerParts):
     self.reserve      the watermark, in blocks
     self.pool         a BlockPool:
         hit = pool.match(tokens)                 the longest prefix that is there: hit.tokens of them, fewer than all
-        table = pool.allocate(length, hit, reserve=0)   slots for `length` tokens, the hit's among them. OutOfBlocks where
-                                                 fewer than `reserve` blocks would stay free
+        table = pool.allocate(length, hit, reserve=0)   slots for `length` tokens, the hit's among them. OutOfBlocks
+                                                 where fewer than `reserve` blocks would stay free
         pool.extend(table, length)               slots for `length` tokens in all. OutOfBlocks where it has too few
         pool.free(table)                         its blocks are free; what is in them can be hit until they are needed
     Of a request:
@@ -675,13 +676,15 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 # reads their earlier pieces again. What a policy is worth depends on how different the lengths are.
 # </details>
 #
-# <details><summary><b>2.</b> A colleague lets a waiting request in as soon as a preemption has freed blocks, in the same step. The tests pass.
-# What happens under load?</summary>
+# <details><summary><b>2.</b> A colleague deletes the rule that nobody is admitted in a step that preempted, and every count in this lesson
+# stays what it was. Why? When would it not?</summary>
 #
-# Somebody was preempted because those who run need blocks. What is free now is less than what they will ask for in the
-# next few steps. Whoever comes in (the preempted request itself is first in the queue) reads a prompt, and is the
-# newest: it is thrown out at the next block that anybody needs. The step is full, the GPU busy, and what it computes is
-# thrown away. The waits in the table above become worse, and its "lost" grows.
+# Somebody is thrown out only when no block is free. Of the blocks that it gives back, one is taken at once. It is the
+# first in the queue now, and needs all of them again, so it does not fit; and nobody passes it. It is the order of the
+# queue that keeps the door shut. In a queue with priorities, or one in which a small request may pass a large one,
+# somebody who needs less would come in, with blocks that those who run will ask for in the next steps, and be thrown
+# out for it, having read its prompt for nothing. The rule says what is meant, whatever the order. <!-- source: counted
+# with 400 and 250 blocks, watermarks of 0 and 5% -->
 # </details>
 #
 # <details><summary><b>3.</b> Your service's tokens a second are as high as ever, and users complain that answers stop in the middle of a sentence.
