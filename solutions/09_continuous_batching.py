@@ -176,7 +176,7 @@ for n in (1, 32, 295, 512, 1058, longest_prompt):
 
 # %% [markdown]
 # Up to 295 tokens a step costs what one token costs. Beyond that, it takes as long as its arithmetic: a prompt of
-# average length is a step of 16 ms, and the longest of these one of 166.
+# average length is a step of 16.05 ms, and the longest of these one of 166.20.
 #
 # ## What a prompt does to the others
 #
@@ -281,7 +281,7 @@ from llmsys.lessons.lesson_09_continuous_batching.scheduler_parts import Schedul
 
 
 class Steps(SchedulerParts):
-    """Computed catches up with known.
+    """Computed catches up with known. A step is a list of pairs (request, n): who computes how many tokens.
 
     SchedulerParts has these:
 
@@ -681,10 +681,11 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 #
 # Somebody is thrown out only when no block is free. Of the blocks that it gives back, one is taken at once. It is the
 # first in the queue now, and needs all of them again, so it does not fit; and nobody passes it. It is the order of the
-# queue that keeps the door shut. In a queue with priorities, or one in which a small request may pass a large one,
-# somebody who needs less would come in, with blocks that those who run will ask for in the next steps, and be thrown
-# out for it, having read its prompt for nothing. The rule says what is meant, whatever the order. <!-- source: counted
-# with 400 and 250 blocks, watermarks of 0 and 5% -->
+# queue that keeps the door shut. <!-- source: counted with 400 and 250 blocks, watermarks of 0 and 5% --> Two ways to
+# open it: a queue with priorities, or one in which a small request may pass a large one. Or two with the same prompt,
+# who came in in one step and each computed it: the one that is thrown out now finds the other's blocks, and needs fewer
+# than it gave back. Whoever comes in has blocks that those who run will ask for in the next steps, and is thrown out
+# for it, having computed for nothing. The rule says what is meant, whatever the order.
 # </details>
 #
 # <details><summary><b>3.</b> Your service's tokens a second are as high as ever, and users complain that answers stop in the middle of a sentence.
