@@ -176,7 +176,7 @@ for n in (1, 32, 295, 512, 1058, longest_prompt):
 
 # %% [markdown]
 # Up to 295 tokens a step costs what one token costs. Beyond that, it takes as long as its arithmetic: a prompt of
-# average length is a step of 16.05 ms, and the longest of these one of 166.20.
+# average length is a step of 16 ms, and the longest of these one of 166. <!-- source: the table above -->
 #
 # ## What a prompt does to the others
 #
