@@ -21,7 +21,7 @@ scheduler does all else, so that policies can be compared, and written anew: any
 
 Static and iteration-level batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu. Stall-free: chunked
 prefills of Sarathi-Serve, https://arxiv.org/abs/2403.02310; what it compares with, vLLM before version 0.6, is close to
-"orca" with prompts ahead of decodes. vLLM's and SGLang's schedulers of today are stall-free.
+"orca" with prompts ahead of decodes. vLLM's scheduler of today is stall-free, and SGLang's with `enable_mixed_chunk`.
 """
 
 from collections.abc import Iterator, Sequence
