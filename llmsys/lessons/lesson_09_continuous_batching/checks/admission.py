@@ -91,6 +91,7 @@ def admission(answer: Answer) -> None:
         hint="Who needs the blocks that are kept free where nobody is running?",
     ):
         agrees(add(0, "a", 20, 2), budget=40, sequences=8, blocks=6, watermark=0.5)
+        agrees(add(0, "a", 24, 1), add(1, "b", 24, 1), budget=40, sequences=8, blocks=6)
         agrees(add(0, "a", 3, 2), add(0, "b", 20, 3), add(0, "c", 3, 2), budget=40, sequences=8, blocks=6,
                watermark=0.5)  # fmt: skip
 
