@@ -238,8 +238,8 @@ viz.continuous_batching.policies(timelines, seconds, places=PLACES)
 # But alternating is slower than Orca, and stall-free is the fastest of all. Both read the same prompts in pieces of
 # the same size, so look at (2) again. A step of 32 answers reads 15 GB of weights and has nearly nothing to do
 # meanwhile; a step of a piece computes, and could have read on the side. Put both into *one* step, and it takes as long
-# as the longer of them. Alternating pays for both: its 1,431 steps read the weights 300 times more often. <!-- source:
-# the table above: 1,431 and 1,131 steps -->
+# as the longer of them. Alternating pays for both: its 1,431 steps read the weights 300 times more often than the
+# 1,131 of stall-free. <!-- source: the table above -->
 #
 # What budget, then? A short one makes short waits, and reads the weights more often for each prompt, and its earlier
 # pieces, too. A long one is Orca. Lesson 10 chooses it by what a service has promised its users.
