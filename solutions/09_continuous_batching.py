@@ -152,9 +152,9 @@ print(f"{len(timelines['static']) / len(timelines['orca']):.2f} times as many st
 #
 # where a prompt's tokens count like all others. (Two simplifications, both for prompts: all of their tokens are
 # multiplied with the head, of which only the last one has need, 7% too much; and attention's own arithmetic is left
-# out, in these prompts 4% too little. <!-- source: the head of Llama-3-8B has 128,256 · 4096 of 7,504,924,672
+# out, in these prompts 4% too little.) <!-- source: the head of Llama-3-8B has 128,256 · 4096 of 7,504,924,672
 # parameters; 4 · 32 layers · 4096 · T² / 2 operations for a prompt of T tokens are 0.09 s for all 128 prompts at
-# 989.5 TFLOP/s, beside 2.05 s of (2) -->) Llama-3-8B on an H100:
+# 989.5 TFLOP/s, beside 2.05 s of (2) --> Llama-3-8B on an H100:
 
 # %% tags=["claim"]
 llama, h100 = SHAPES["Llama-3-8B"], DEVICES["H100 SXM"]
@@ -311,7 +311,7 @@ class Steps(SchedulerParts):
             if self.make_room(request):
                 shares.append((request, n))
                 left -= n
-        while left and len(self.running) < self.max_sequences:
+        while left > 0 and len(self.running) < self.max_sequences:
             request = self.admit()
             if request is None:
                 break
@@ -483,7 +483,10 @@ class Admission(SchedulerParts):
         ### END SOLUTION
 
     def preempt(self, request):
-        """Throws a running request out. It waits again, in its old place: before all that came after it."""
+        """Throws a running request out. It waits again, in its old place: before all that came after it.
+
+        It has no blocks then, and nothing of it is computed. What it knows, it knows.
+        """
         ### BEGIN SOLUTION
         self.running.remove(request)
         self.pool.free(request.table)

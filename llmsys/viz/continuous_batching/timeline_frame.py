@@ -53,7 +53,8 @@ def draw(frame: Frame) -> Svg:
 def _row(svg: Svg, y: float, row: Row, frame: Frame, column: float) -> None:
     """A request's name and lengths, what it did in each step, and what it found and lost so far."""
     lengths = f"{row.prompt}" if row.output is None else f"{row.prompt} + {row.output}"
-    svg.text(0, y + 14, [(row.name, "bold"), (f" · {lengths} tokens", "muted")], "small")
+    unit = " tokens" if len(row.name) < 4 else ""  # there is no room for it beside a longer name
+    svg.text(0, y + 14, [(row.name, "bold"), (f" · {lengths}{unit}", "muted")], "small")
     for n, step in enumerate(frame.past):
         _cell(svg, LEFT + n * column, y, column - 2, row.name, step, frame)
     found = sum(step.admitted.get(row.name, 0) for step in frame.past)

@@ -11,7 +11,7 @@ import pytest
 
 from llmsys.serving import POLICIES, EventLog, Scheduler
 from llmsys.viz.continuous_batching import stepper
-from llmsys.viz.continuous_batching.play import play
+from llmsys.viz.continuous_batching.play import Asked, play
 from llmsys.viz.continuous_batching.stepper import BLOCK_SIZE, BUDGETS, PLACES, POOLS, REQUESTS, describe
 from llmsys.viz.continuous_batching.timeline_frame import draw
 
@@ -132,6 +132,14 @@ def test_the_log_of_an_engine_that_has_run_can_be_shown():
     shown = stepper(events=log, budget=16, places=PLACES)
     assert [frame.head for frame in shown.frames] == [frame.head for frame in frames_of()]
     assert [row.prompt for row in shown.frame.rows] == [len(each.prompt) for each in REQUESTS]
+
+
+def test_names_of_an_engines_requests_leave_the_cells_alone(texts):
+    requests = [Asked(f"request-{n}", tuple(range(n, 1200 + n)), 2) for n in (9, 10)]
+    log = play(requests, max_tokens_per_step=1300, max_sequences=2)
+    shown = stepper(events=log, budget=1300, places=2)
+    found = [text for text in texts(shown.svg()) if " · " in text]
+    assert found == ["request-9 · 1200", "request-10 · 1200"]  # without the unit
 
 
 def test_a_log_without_steps_or_without_its_limits_is_refused():
