@@ -50,6 +50,18 @@ def test_an_aborted_request_leaves_and_the_work_alone_can_be_told():
     assert played(SchedulerParts)(script=script, budget=6, sequences=3, told="work") == ["step 0: a 0+6"]
 
 
+def test_a_class_that_is_built_on_nothing_is_told_so():
+    for make in (type("Steps", (), {}), lambda: 3):
+        with pytest.raises(TypeError, match="must be a class that is built on SchedulerParts"):
+            played(make)(script=[], budget=6, sequences=3)
+
+
+def test_a_step_has_the_number_of_its_turn_although_nobody_was_there_before_it():
+    script = [[0, "add", "a", [1, 2], 1], [3, "add", "b", [1, 2], 1]]
+    lines = played(SchedulerParts)(script=script, budget=6, sequences=3)
+    assert [line.split(":")[0] for line in lines] == ["step 0", "step 3"]
+
+
 def test_what_cannot_be_computed_is_named_and_ends_the_script():
     def steps(share):
         return type("Steps", (SchedulerParts,), {"share_out": lambda self: share(self)})

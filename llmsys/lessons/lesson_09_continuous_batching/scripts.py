@@ -21,6 +21,7 @@ from llmsys.serving.events import Admitted, Finished, Preempted, Token
 from llmsys.serving.plan import Output, StepPlan, StepResult
 from llmsys.serving.request import Request
 from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.scheduler import Scheduler
 
 LONGEST = 400
 """Steps after which a script is stopped."""
@@ -49,7 +50,7 @@ def played(make: Callable) -> Callable:
                 else:
                     served.abort(name)
             if served.has_unfinished:
-                line, goes_on = _step(served, told)
+                line, goes_on = _step(served, turn, told)
                 lines.append(line)
                 if not goes_on:
                     break
@@ -61,8 +62,11 @@ def played(make: Callable) -> Callable:
 
 
 def whole(make: type) -> type:
-    """The class with what it does not write itself."""
-    if isinstance(make, type) and issubclass(make, Bookkeeping) and not issubclass(make, SchedulerParts):
+    """The class with what it does not write itself. TypeError where it is not built on `SchedulerParts`."""
+    if not isinstance(make, type) or not issubclass(make, Bookkeeping | Scheduler):
+        name = getattr(make, "__name__", repr(make))
+        raise TypeError(f"{name} must be a class that is built on SchedulerParts: class {name}(SchedulerParts)")
+    if issubclass(make, Bookkeeping) and not issubclass(make, SchedulerParts):
         return type(make.__name__, (make, SchedulerParts), {})
     return make
 
@@ -72,9 +76,9 @@ def next_token(tokens: tuple[int, ...]) -> int:
     return zlib.crc32(repr(tokens).encode()) % 50
 
 
-def _step(served, told: str) -> tuple[str, bool]:
+def _step(served, number: int, told: str) -> tuple[str, bool]:
     """A step, in a line, and whether there can be another one."""
-    number, seen = served.steps_done, len(served.events)
+    seen = len(served.events)
     known = {name: tuple(request.tokens) for name, request in served.requests.items()}
     try:
         plan = served.plan()

@@ -84,6 +84,9 @@ def admission(answer: Answer) -> None:
         agrees(add(0, "a", 6, 6), add(0, "b", 6, 4), add(0, "c", 2, 2), budget=40, sequences=8, blocks=6,
                watermark=0.3)  # fmt: skip
         agrees(add(0, "a", 7, 2), add(0, "b", 12, 1), budget=40, sequences=8, blocks=6, watermark=0.15)
+        seven, ten = list(range(50, 57)), list(range(50, 60))
+        agrees(add(0, "a", [*seven, 1], 1), add(0, "b", [*ten[:3], 1], 2), add(0, "c", ten, 2), budget=40, sequences=8,
+               blocks=5, watermark=0.2)  # fmt: skip
 
     with answer.property(
         "alone, a request may have all blocks",
@@ -136,6 +139,13 @@ def admission(answer: Answer) -> None:
         agrees(add(0, "a", 3, 9), add(0, "b", 4, 9), budget=40, sequences=8, blocks=4)
         agrees(add(0, "a", 4, 8), add(0, "b", 4, 8), add(0, "c", 4, 8), add(0, "d", 4, 8), budget=40, sequences=8,
                blocks=4)  # fmt: skip
+
+    with answer.property(
+        "whoever comes back leaves the watermark free, too",
+        why="For those that run, it is one more neighbour, as any other.",
+        hint="Is there a case in which your watermark does not count, though somebody else is running?",
+    ):
+        agrees(add(0, "a", 3, 3), add(0, "b", 4, 4), add(0, "c", 7, 4), budget=40, sequences=8, blocks=6, watermark=0.2)
 
     with answer.property(
         "nobody comes in in a step that has thrown somebody out",

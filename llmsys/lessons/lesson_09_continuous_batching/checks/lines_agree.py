@@ -43,6 +43,7 @@ def _explained(lines: str) -> str:
     words = ["0+3: none was computed before, three are now"]
     if " hit" in lines:
         words.append("hit: tokens that were found")
+    words.append("script: before which step, what, whose, the prompt, how many tokens are wanted")
     return f"({'; '.join(words)})\n{lines}"
 
 
