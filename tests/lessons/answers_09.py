@@ -100,7 +100,7 @@ class StopsAtNoRoom(SchedulerParts):
         request.tokens.extend(said)
 
 
-RIGHT_STEPS = [DecodesFirst, OneLoop, StopsAtNoRoom, SchedulerParts]
+RIGHT_STEPS = [DecodesFirst, OneLoop, StopsAtNoRoom]
 
 # Right answers to (b), by other ways
 
@@ -176,7 +176,7 @@ class ByOrder(SchedulerParts):
         return None
 
 
-RIGHT_ADMISSION = [LooksFirst, ByOrder, SchedulerParts]
+RIGHT_ADMISSION = [LooksFirst, ByOrder]
 
 # Wrong answers to (a)
 

@@ -172,7 +172,7 @@ def admission(answer: Answer) -> None:
         why="Every block is in one table, or free, and every request reaches its end.",
         hint="Follow the blocks that are free up to the step that is shown: who took them, and who gave them back?",
     ):
-        for blocks, block_size, watermark in 2 * ((9, 3, 0.0), (13, 2, 0.2), (7, 4, 0.01), (24, 1, 0.1), (16, 2, 0.0)):
+        for blocks, block_size, watermark in ((9, 3, 0.0), (13, 2, 0.2), (7, 4, 0.01), (24, 1, 0.1), (16, 2, 0.0)):
             script = life(answer, room=blocks * block_size)
             agrees(*script, budget=30, sequences=6, blocks=blocks, block_size=block_size, watermark=watermark)
             agrees(*script, budget=9, sequences=9, blocks=blocks, block_size=block_size, watermark=watermark)
