@@ -79,7 +79,7 @@ def unit_of(tiles, slot, j: gl.constexpr, c: gl.constexpr, desc):
 
 @gluon.jit
 def new_page_ring(k_desc, BLOCK_N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr):
-    """A ring of empty tiles, each of which one of the consumers takes and gives back."""
+    """A ring of empty tiles, of which one consumer gives back each."""
     keys = gl.allocate_shared_memory(k_desc.dtype, [SLOTS, BLOCK_N, D], k_desc.layout)
     values = gl.allocate_shared_memory(k_desc.dtype, [SLOTS, BLOCK_N, D], k_desc.layout)
     return PageRing(keys, values, new_barriers(SLOTS, 1), new_barriers(SLOTS, 1))

@@ -24,7 +24,7 @@ from llmsys.attention.paged.hopper.decode import DecodeTiles, decode_arguments, 
 PACKAGE = "llmsys.attention.paged.hopper"
 MODULES = (
     "llmsys.attention.hopper.ring",
-    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "parts", "halves", "consumer", "kernel")),
+    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "parts", "consumer", "kernel")),
 )
 """The modules of the kernel, each after those that it imports."""
 
