@@ -130,6 +130,22 @@ def test_one_head_shared_by_many_programs_is_added_up_from_all_parts():
     check(Shape(((1, 1500),), 16, 1, 1, 64, 64), DecodeTiles(64, 2), programs=11)
 
 
+@pytest.mark.parametrize(("programs", "parts"), [(5, 0), (8, 0), (3, 4)])
+def test_heads_of_one_length_are_cut_only_where_runs_of_whole_ones_would_be_much_longer(programs, parts):
+    shape, left = Shape(((1, 250), (1, 241)), 16, 1, 2, 64, 64), []  # four heads of 16 units each
+    kernel = decode_kernel_here()
+    consume = kernel.__globals__["consume"].__globals__
+    leave = consume["leave"]
+    consume["leave"] = lambda *a: [left.append(a[4]), leave(*a)]
+    batch = ragged(shape, dtype=torch.float16)
+    o, _ = simulate_decode(
+        batch.q, batch.key_pages, batch.value_pages, **batch.step, programs=programs, tiles=DecodeTiles(64, 2),
+        kernel=kernel,
+    )  # fmt: skip
+    torch.testing.assert_close(o.double(), batch.expected()[0], atol=4e-3, rtol=4e-3)
+    assert len(left) == parts
+
+
 def outcomes(kernel, seeds=12):
     """What running a wrong kernel leads to, in words."""
     for seed in range(seeds):
