@@ -102,7 +102,7 @@ TILES = [
 
 @settings(max_examples=examples(12), deadline=None)
 @given(
-    lengths=st.lists(st.sampled_from([0, 1, 15, 16, 17, 63, 64, 100, 129, 250]), min_size=1, max_size=5),
+    lengths=st.lists(st.sampled_from([0, 1, 15, 16, 17, 63, 64, 100, 129, 520]), min_size=1, max_size=5),
     brings=st.lists(st.sampled_from([0, 1, 1, 1]), min_size=5, max_size=5), page=st.sampled_from([64, 128]),
     G=st.integers(1, 4), Hkv=st.integers(1, 3), D=st.sampled_from([64, 128]), pad=st.sampled_from([0, 3]),
     tiles=st.sampled_from(TILES), programs=st.integers(1, 9), seed=st.integers(0, 2**16),
