@@ -32,6 +32,7 @@ def consume(
     M: gl.constexpr = weights.shape[0]
     # How the accumulators of Sᵀ (BLOCK_N, M) and Oᵀ (D, M) lie in registers.
     T: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, M, 16])
+    taken = gl.load(line.starts_ptr + S)  # tokens that belong to sequences; asked for here, where nobody has to wait
     entry = 0
     i = 0  # tiles so far, over all entries: their number in the ring
     for walk in range(2):
@@ -50,7 +51,7 @@ def consume(
                 # The keys that the token sees: the last one sees all.
                 seen = gl.minimum(gl.maximum(length - tokens + r // line.groups + 1, 0), length)
                 q = queries.take(entry)
-                o, lse, i = attend(line, pages, weights, q, i, unit, take, seen, scale_log2, HEADS, T)
+                o, lse, i = attend(line, pages, weights, q, i, unit, take, seen, length, scale_log2, HEADS, T)
                 queries.give_back(entry)
                 entry += 1
                 if take == n:
@@ -71,14 +72,14 @@ def consume(
                 left = left - take
     nothing = gl.zeros([D, M], gl.float32, T)
     never = gl.full([M], float("-inf"), gl.float32, gl.SliceLayout(0, T))
-    for token in range(gl.load(line.starts_ptr + S) + gl.program_id(0), N, gl.num_programs(0)):
+    for token in range(taken + gl.program_id(0), N, gl.num_programs(0)):
         for h in range(line.groups):
             store(o_ptr, lse_ptr, nothing, never, token, h * HEADS, line.groups * HEADS, HEADS)
 
 
 @gluon.jit
 def attend(
-    line, pages, weights, q, i, unit, take, seen, scale_log2, HEADS: gl.constexpr, T: gl.constexpr
+    line, pages, weights, q, i, unit, take, seen, length, scale_log2, HEADS: gl.constexpr, T: gl.constexpr
 ):  # fmt: skip
     """Oᵀ (D, M), lse in base two (M,), of `take` units from `unit` on; and the number of the next tile in the ring."""
     D: gl.constexpr = pages.keys.shape[2]
@@ -93,6 +94,7 @@ def attend(
     none = gl.zeros([BLOCK_N, M], gl.float32, T)
     begin = unit * line.UNIT
     end = gl.minimum((unit + take) * line.UNIT, seen * line.TOGETHER)
+    written = length * line.TOGETHER
     for row in range(begin, begin + take * line.UNIT, BLOCK_N):
         k, v = pages.take(i)
         s = warpgroup_mma(k, q.permute((1, 0)), none, use_acc=False, is_async=True)
@@ -101,7 +103,8 @@ def attend(
             s = gl.where(((row % line.TOGETHER + rows) % line.TOGETHER)[:, None] == mine[None, :], s, float("-inf"))
         if row + BLOCK_N > end:
             s = gl.where((row + rows < end)[:, None], s, float("-inf"))
-            clear(v, end - row)
+        if written % line.UNIT > 0 and row <= written and written < row + BLOCK_N:
+            pages.clear(i, written - row, line.UNIT)
         m_new = gl.maximum(m, gl.max(s, 0))
         shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # nothing may have been seen yet, and −∞ − (−∞) is NaN
         p = gl.exp2(s - shift[None, :])
@@ -118,17 +121,6 @@ def attend(
         i += 1
     o, lse = divide(m, gl.sum(l, 0), o)
     return o, lse, i
-
-
-@gluon.jit
-def clear(v, end):
-    """Zeros in place of the rows of v (BLOCK_N, D) from `end` on: what nobody wrote may be NaN, and 0 · NaN is NaN."""
-    BLOCK_N: gl.constexpr = v.shape[0]
-    D: gl.constexpr = v.shape[1]
-    V: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    rows = gl.arange(0, BLOCK_N, gl.SliceLayout(1, V))
-    x = v.load(V)
-    v.store(gl.where((rows < end)[:, None], x, gl.zeros([BLOCK_N, D], v.dtype, V)))
 
 
 @gluon.jit
