@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import threading
 
 import pytest
 import torch
@@ -410,6 +411,9 @@ def test_params_and_ids_are_looked_at_as_well(llama):
         (dict(num_blocks=None, block_size=0), "block_size must be at least 1"),
         (dict(num_blocks=None, max_sequences=0), "max_sequences must be at least 1"),
         (dict(num_blocks=None, max_tokens_per_step=2.5), "max_tokens_per_step must be a whole number"),
+        (dict(num_blocks="3"), "num_blocks must be a whole number"),
+        (dict(num_blocks=None, memory="1GB"), "memory must be a number of bytes, got '1GB'"),
+        (dict(max_model_len="a"), "max_model_len must be a whole number"),
         (dict(max_model_len=129), "max_model_len must be from 2 to the model's context of 128"),
         (dict(policy="fifo"), "policy must be one of"),
         (dict(attention="fast"), "kernel must be"),
@@ -418,6 +422,94 @@ def test_params_and_ids_are_looked_at_as_well(llama):
 def test_an_engine_that_cannot_be_is_refused(llama, more, named):
     with pytest.raises(ValueError, match=named):
         made(llama, **more)
+
+
+def test_a_model_that_is_not_the_librarys_is_refused():
+    with pytest.raises(ValueError, match="model must be one that load_model made, got Linear"):
+        Engine(torch.nn.Linear(2, 2), num_blocks=4)
+
+
+def test_a_salt_or_a_listener_that_is_none_is_refused_when_it_comes_and_stands_in_nobodys_way(llama):
+    engine = made(llama)
+    for more, named in ((dict(salt=5), "salt must be a text"), (dict(listener=5), "listener must be a function")):
+        with pytest.raises(ValueError, match=named):
+            engine.add(PROMPT, params(), **more)
+    assert one(engine, PROMPT, 5).tokens == llama.greedy(PROMPT)[0][:5] and nothing_left(engine)
+
+
+# Listeners and threads
+
+
+def test_a_listener_that_raises_is_heard_of_and_its_neighbours_end_all_the_same(llama):
+    engine = made(llama)
+    loud = engine.add(PROMPT, params(2), listener=lambda update: 1 / 0)
+    other = engine.add(PROMPT[1:], params(1))
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    assert [answer.answers[0].reason for answer in (loud, other)] == ["length", "length"]
+    assert loud.tokens == llama.greedy(PROMPT)[0][:2] and nothing_left(engine)
+    assert len(engine.metrics.steps) == 2
+
+
+def test_a_listener_may_abort_its_own_response_and_its_neighbours(llama):
+    engine = made(llama)
+    heard = []
+
+    def enough(update):
+        heard.append((update.id, len(update.tokens), update.reason))
+        if update.reason is None:
+            assert engine.abort("own") and engine.abort("next")
+
+    engine.add(PROMPT, params(9), id="own", listener=enough)
+    after = engine.add(PROMPT[1:], params(9), id="next", listener=enough)
+    last = engine.add(PROMPT[2:], params(3))
+    while engine.has_unfinished:
+        engine.step()
+    assert heard == [("own", 1, None), ("own", 0, "abort"), ("next", 1, "abort")]
+    assert len(after.tokens) == 1 and len(last.tokens) == 3 and nothing_left(engine)
+
+
+def test_a_listener_of_the_log_that_raises_is_logged_and_changes_nothing(llama, caplog):
+    engine = made(llama)
+    engine.events.listen(lambda event: {}["nothing"])
+    prompt = PROMPT[:5]  # the second answer copies a block
+    answers = one(engine, prompt, 6, n=2).answers
+    assert [answer.tokens for answer in answers] == [llama.greedy(prompt)[0][:6]] * 2 and nothing_left(engine)
+    assert len(caplog.records) == len(engine.events) > 10 and "KeyError" in caplog.text
+
+
+def test_a_second_thread_is_refused_while_a_step_runs_and_may_abort_when_it_is_over(llama):
+    engine = made(llama)
+    refused = []
+
+    def intrude():
+        for call in (lambda: engine.add(PROMPT), engine.step):
+            try:
+                call()
+            except RuntimeError as error:
+                refused.append(str(error))
+        engine.abort("a")
+
+    thread = threading.Thread(target=intrude)
+
+    def listen(update):
+        if not thread.ident:
+            thread.start()
+            thread.join(0.2)
+            assert thread.is_alive(), "it waits for the end of this step"
+
+    response = engine.add(PROMPT, params(9), id="a", listener=listen)
+    engine.step()
+    thread.join(60)
+    assert len(refused) == 2 and all("in use by another thread" in each for each in refused)
+    assert response.answers[0].reason == "abort" and len(response.tokens) == 1 and nothing_left(engine)
+
+
+def test_an_id_that_nobody_gave_is_one_that_nobody_has(llama):
+    engine = made(llama)
+    engine.add(PROMPT, params(), id="request-0")
+    assert engine.add(PROMPT, params()).id == "request-1"
 
 
 def test_a_policy_or_a_scheduler_that_has_nothing_for_anybody_is_told_so(llama):
