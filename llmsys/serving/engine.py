@@ -146,6 +146,8 @@ class Engine:
         self._responses: dict[str, Response] = {}
         self._numbers = itertools.count()
         self._in_use = threading.RLock()  # by a thread, which has it
+        self._at_work = False  # in the middle of a change, when nobody may abort
+        self._given_up: deque[str] = deque()  # meanwhile
 
     # Many at once, or one as it comes
 
@@ -268,7 +270,7 @@ class Engine:
             params = replace(params, seed=secrets.randbits(63))  # kept by the request: a preempted one draws on
         asked = params.logprobs is not None
         answers = [Answer(i, logprobs=[] if asked else None) for i in range(params.n)]
-        with self._alone(), interrupted_later():
+        with self._alone(), self._work():
             request = Request(id or self._new_id(), tokens, params, salt=salt)
             response = Response(request.id, request.prompt, answers, listener)
             requests = self.scheduler.add(request)
@@ -279,14 +281,18 @@ class Engine:
 
     def abort(self, id: str) -> bool:
         """Ends a response; its answers keep what they have. False where there is none of that id, or no more."""
-        with self._in_use, interrupted_later():  # which waits for another thread's step: a request is not left behind
+        with self._in_use:  # which waits for another thread's step: a request is not left behind
             response = self._responses.get(id)
             if response is None:
                 return False
-            ended = [each for each in self._under_way.values() if each.response is response]
-            for each in ended:
-                self.scheduler.abort(each.request.id)
-            self._take(each.request.id for each in ended)
+            if self._at_work:  # the garbage collector found a stream that nobody holds: it may come at any moment
+                self._given_up.append(id)
+                return True
+            with self._work():
+                ended = [each for each in self._under_way.values() if each.response is response]
+                for each in ended:
+                    self.scheduler.abort(each.request.id)
+                self._take(each.request.id for each in ended)
         return True
 
     def step(self) -> list[Update]:
@@ -301,7 +307,7 @@ class Engine:
     def _step(self) -> list[Update]:
         planned: StepPlan | None = None  # whose result is awaited
         try:
-            with interrupted_later():
+            with self._work():
                 times = [self.clock()]
                 planned = plan = self.scheduler.plan()
                 times.append(self.clock())
@@ -313,7 +319,7 @@ class Engine:
                 return []
             launched = self.runner.launch(plan)
             result = launched.result()
-            with interrupted_later():
+            with self._work():
                 planned = None
                 times.append(self.clock())
                 self.scheduler.update(plan, result)
@@ -324,7 +330,7 @@ class Engine:
                     self.metrics.step_took(seconds)
         except BaseException as error:
             if planned is not None:
-                with interrupted_later():
+                with self._work():
                     self.scheduler.update(planned, all_failed(planned, error))
                     self._take(work.request for work in planned.work)
             raise
@@ -342,17 +348,33 @@ class Engine:
                 if one.response.finished:
                     del self._responses[one.response.id]
             updates.append(update)
+            if one.response.listener is None:
+                continue
             try:
-                if one.response.listener is not None:
-                    one.response.listener(update)
+                self._at_work = False  # a listener may abort, at once
+                one.response.listener(update)
             except BaseException as error:
                 raised = raised or error
+            finally:
+                self._at_work = True
         if raised is not None:
             raise raised
         return updates
 
     def _new_id(self) -> str:
         return next(id for id in (f"request-{n}" for n in self._numbers) if id not in self._under_way)
+
+    @contextmanager
+    def _work(self) -> Iterator[None]:
+        """A change that is made as a whole: interrupts, and what the garbage collector aborts, come at its end."""
+        with interrupted_later():
+            before, self._at_work = self._at_work, True
+            try:
+                yield
+            finally:
+                self._at_work = before
+                while self._given_up and not before:
+                    self.abort(self._given_up.popleft())
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """The engine, case by case: ends, stop strings, streams, aborts, answers to one prompt, and what is refused."""
 
+import gc
 import importlib.util
 import math
 import threading
@@ -12,7 +13,7 @@ from llmsys.models import load_model
 from llmsys.models.sampling import probabilities
 from llmsys.models.save import save_model
 from llmsys.serving.engine import Engine
-from llmsys.serving.events import Admitted, Computed, EventLog, Preempted
+from llmsys.serving.events import Aborted, Admitted, Arrived, Computed, EventLog, Preempted
 from llmsys.serving.plan import Output, StepResult
 from llmsys.serving.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
@@ -504,6 +505,29 @@ def test_a_second_thread_is_refused_while_a_step_runs_and_may_abort_when_it_is_o
     thread.join(60)
     assert len(refused) == 2 and all("in use by another thread" in each for each in refused)
     assert response.answers[0].reason == "abort" and len(response.tokens) == 1 and nothing_left(engine)
+
+
+@pytest.mark.parametrize("kind", [Arrived, Admitted, Computed, Aborted])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stream_that_the_garbage_collector_finds_in_the_middle_of_a_step_is_aborted_after_it(llama, kind, begun):
+    engine = made(llama, max_sequences=3)
+    streams = [engine.stream(PROMPT, params(9)), engine.stream(PROMPT[1:], params(9))]
+    if begun:
+        next(streams[0])
+    engine.events.listen(lambda event: isinstance(event, kind) and gc.collect())
+    streams.append(streams)  # a circle, which only the collector finds
+    gc.disable()
+    try:
+        del streams
+        aborted = engine.add(PROMPT[4:], params(6))
+        others = [engine.add(PROMPT[i:], params(6)) for i in (2, 3)]
+        engine.abort(aborted.id)
+        while engine.has_unfinished:
+            engine.step()
+    finally:
+        gc.enable()
+    assert [other.tokens for other in others] == [llama.greedy(PROMPT[i:])[0][:6] for i in (2, 3)]
+    assert engine.metrics.totals.aborted == 3 and nothing_left(engine)
 
 
 def test_an_id_that_nobody_gave_is_one_that_nobody_has(llama):
