@@ -24,11 +24,9 @@ another order may change, where two tokens are that close.)
 
 import itertools
 import secrets
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 from torch import nn
@@ -41,6 +39,7 @@ from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import whole_number
 from llmsys.serving.detokenize import Detokenizer
 from llmsys.serving.events import EventLog
+from llmsys.serving.guard import Guard
 from llmsys.serving.interrupts import interrupted_later
 from llmsys.serving.memory import blocks_that_fit
 from llmsys.serving.metrics import Metrics
@@ -145,9 +144,7 @@ class Engine:
         self._under_way: dict[str, UnderWay] = {}  # by the request's id, an answer each
         self._responses: dict[str, Response] = {}
         self._numbers = itertools.count()
-        self._in_use = threading.RLock()  # by a thread, which has it
-        self._at_work = False  # in the middle of a change, when nobody may abort
-        self._given_up: deque[str] = deque()  # meanwhile
+        self._guard = Guard()
 
     # Many at once, or one as it comes
 
@@ -270,7 +267,7 @@ class Engine:
             params = replace(params, seed=secrets.randbits(63))  # kept by the request: a preempted one draws on
         asked = params.logprobs is not None
         answers = [Answer(i, logprobs=[] if asked else None) for i in range(params.n)]
-        with self._alone(), self._work():
+        with self._guard.alone(), self._guard.work(self.abort):
             request = Request(id or self._new_id(), tokens, params, salt=salt)
             response = Response(request.id, request.prompt, answers, listener)
             requests = self.scheduler.add(request)
@@ -281,14 +278,14 @@ class Engine:
 
     def abort(self, id: str) -> bool:
         """Ends a response; its answers keep what they have. False where there is none of that id, or no more."""
-        with self._in_use:  # which waits for another thread's step: a request is not left behind
+        with self._guard.thread:  # which waits for another thread's step: a request is not left behind
             response = self._responses.get(id)
             if response is None:
                 return False
-            if self._at_work:  # the garbage collector found a stream that nobody holds: it may come at any moment
-                self._given_up.append(id)
+            if self._guard.at_work:  # the garbage collector found a stream that nobody holds: it may come at any moment
+                self._guard.given_up.append(id)
                 return True
-            with self._work():
+            with self._guard.work(self.abort):
                 ended = [each for each in self._under_way.values() if each.response is response]
                 for each in ended:
                     self.scheduler.abort(each.request.id)
@@ -301,13 +298,13 @@ class Engine:
         Where the model raises, every request of this step fails, the others go on, and the exception is raised.
         RuntimeError where there are requests, and the scheduler or policy, your own, has nothing for any of them.
         """
-        with self._alone():
+        with self._guard.alone():
             return self._step()
 
     def _step(self) -> list[Update]:
         planned: StepPlan | None = None  # whose result is awaited
         try:
-            with self._work():
+            with self._guard.work(self.abort):
                 times = [self.clock()]
                 planned = plan = self.scheduler.plan()
                 times.append(self.clock())
@@ -319,7 +316,7 @@ class Engine:
                 return []
             launched = self.runner.launch(plan)
             result = launched.result()
-            with self._work():
+            with self._guard.work(self.abort):
                 planned = None
                 times.append(self.clock())
                 self.scheduler.update(plan, result)
@@ -330,7 +327,7 @@ class Engine:
                     self.metrics.step_took(seconds)
         except BaseException as error:
             if planned is not None:
-                with self._work():
+                with self._guard.work(self.abort):
                     self.scheduler.update(planned, all_failed(planned, error))
                     self._take(work.request for work in planned.work)
             raise
@@ -351,39 +348,13 @@ class Engine:
             if one.response.listener is None:
                 continue
             try:
-                self._at_work = False  # a listener may abort, at once
-                one.response.listener(update)
+                with self._guard.pause():
+                    one.response.listener(update)
             except BaseException as error:
                 raised = raised or error
-            finally:
-                self._at_work = True
         if raised is not None:
             raise raised
         return updates
 
     def _new_id(self) -> str:
         return next(id for id in (f"request-{n}" for n in self._numbers) if id not in self._under_way)
-
-    @contextmanager
-    def _work(self) -> Iterator[None]:
-        """A change that is made as a whole: interrupts, and what the garbage collector aborts, come at its end."""
-        with interrupted_later():
-            before, self._at_work = self._at_work, True
-            try:
-                yield
-            finally:
-                self._at_work = before
-                while self._given_up and not before:
-                    self.abort(self._given_up.popleft())
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._in_use.acquire(blocking=False):
-            raise RuntimeError(
-                "this engine is in use by another thread, and one thread at a time may use it: let one thread take all "
-                "steps, or use an AsyncEngine"
-            )
-        try:
-            yield
-        finally:
-            self._in_use.release()
