@@ -192,6 +192,9 @@ class Engine:
                         if update.id in left and left[update.id].finished:
                             del left[update.id]
                             bar.done()
+                    while left and left[next(iter(left))].finished:  # a listener aborted it, or took its last steps
+                        del left[next(iter(left))]
+                        bar.done()
         finally:
             for response in responses:
                 self.abort(response.id)  # nothing, where all is well

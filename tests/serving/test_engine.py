@@ -471,6 +471,13 @@ def test_a_listener_may_abort_its_own_response_and_its_neighbours(llama):
     assert len(after.tokens) == 1 and len(last.tokens) == 3 and nothing_left(engine)
 
 
+def test_generate_ends_with_its_own_prompts_also_if_a_neighbours_listener_ended_them(llama):
+    engine = made(llama)
+    neighbour = engine.add(PROMPT, params(30), listener=lambda update: engine.abort("request-1"))
+    response = one(engine, PROMPT[1:], 20)
+    assert response.answers[0].reason == "abort" and len(neighbour.tokens) < 3
+
+
 def test_a_listener_of_the_log_that_raises_is_logged_and_changes_nothing(llama, caplog):
     engine = made(llama)
     engine.events.listen(lambda event: {}["nothing"])
