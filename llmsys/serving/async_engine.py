@@ -24,7 +24,8 @@ from llmsys.serving.sampling_params import SamplingParams
 class AsyncEngine:
     """An engine in one event loop. Nobody else may use the engine meanwhile.
 
-    A step that raises fails its requests, whose answers then have an `error`, and the service goes on.
+    A step that raises fails its requests, whose answers then have an `error`, and the service goes on. An event loop
+    that ends closes it: another loop takes another `AsyncEngine`, which may have the same engine.
     """
 
     def __init__(self, engine: Engine):
@@ -81,6 +82,8 @@ class AsyncEngine:
         if self._task is None:
             self._task = asyncio.create_task(self._serve())
         async with self._lock:
+            if self._closed:  # while it waited
+                raise RuntimeError("this engine has been closed: make a new AsyncEngine")
             response = self.engine.add(prompt, params, id=id, salt=salt, listener=self._said.append)
             self._readers[response.id] = asyncio.Queue()
         self._work.set()
@@ -102,24 +105,27 @@ class AsyncEngine:
     async def _serve(self) -> None:
         """Steps, as long as there is something to do; else waits for it."""
         broken = None
-        while not self._closed:
-            await self._work.wait()
+        try:
+            while not self._closed:
+                await self._work.wait()
+                async with self._lock:
+                    self._abort_hung_up()
+                    if self.engine.has_unfinished and not self._closed:
+                        try:
+                            await asyncio.to_thread(self.engine.step)
+                        except Exception as error:
+                            if not self._said:  # else its requests have failed, and say so
+                                broken, self._closed = error, True
+                    elif not self._hung_up:
+                        self._work.clear()
+                    self._pass_on()
+                await asyncio.sleep(0)  # to who waits for the lock, and to readers
+        finally:  # also where the event loop ends, and cancels this while a step goes on: then `abort` waits for it
+            self._closed = True
             async with self._lock:
+                self._hung_up |= self._readers.keys()
                 self._abort_hung_up()
-                if self.engine.has_unfinished and not self._closed:
-                    try:
-                        await asyncio.to_thread(self.engine.step)
-                    except Exception as error:
-                        if not self._said:  # else its requests have failed, and say so
-                            broken, self._closed = error, True
-                elif not self._hung_up:
-                    self._work.clear()
                 self._pass_on()
-            await asyncio.sleep(0)  # to who waits for the lock, and to readers
-        async with self._lock:
-            self._hung_up |= self._readers.keys()
-            self._abort_hung_up()
-            self._pass_on()
         if broken is not None:
             raise broken
 

@@ -26,7 +26,7 @@ import itertools
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -39,6 +39,8 @@ from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import whole_number
 from llmsys.serving.detokenize import Detokenizer
 from llmsys.serving.events import EventLog
+from llmsys.serving.guard import Guard
+from llmsys.serving.interrupts import interrupted_later
 from llmsys.serving.memory import blocks_that_fit
 from llmsys.serving.metrics import Metrics
 from llmsys.serving.plan import StepPlan
@@ -107,18 +109,22 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ):
         model = unwrapped(model)
+        if not hasattr(model, "is_whole"):
+            raise ValueError(f"model must be one that load_model made, got {type(model).__name__}")
         if not model.is_whole:
             raise ValueError("model must be a whole one to serve, and this is a part, without some layers or an end")
         if num_blocks is not None and memory is not None:
             raise ValueError("num_blocks and memory cannot both be given: either says how large the cache is")
         context = model.config.context_length
-        if max_model_len is not None and not 2 <= max_model_len <= context:
+        if max_model_len is not None and not 2 <= whole_number("max_model_len", max_model_len, at_least=0) <= context:
             raise ValueError(f"max_model_len must be from 2 to the model's context of {context}, got {max_model_len}")
         self.model, self.max_model_len, self.clock = model, max_model_len or context, clock
         limits = dict(max_tokens_per_step=max_tokens_per_step, max_sequences=max_sequences)
         for name, value in (limits | dict(block_size=block_size)).items():
             whole_number(name, value, at_least=1)
-        if num_blocks is None:
+        if num_blocks is not None:
+            whole_number("num_blocks", num_blocks, at_least=2)
+        else:
             sizes = limits | dict(block_size=block_size, max_model_len=self.max_model_len)
             num_blocks = blocks_that_fit(model, memory=memory, **sizes)
         self.pool = BlockPool(num_blocks, block_size)
@@ -138,6 +144,7 @@ class Engine:
         self._under_way: dict[str, UnderWay] = {}  # by the request's id, an answer each
         self._responses: dict[str, Response] = {}
         self._numbers = itertools.count()
+        self._guard = Guard()
 
     # Many at once, or one as it comes
 
@@ -175,7 +182,8 @@ class Engine:
         responses: list[Response] = []
         try:
             for prompt, its in zip(prompts, each, strict=True):
-                responses.append(self.add(prompt, its))
+                with interrupted_later():
+                    responses.append(self.add(prompt, its))
             left = {response.id: response for response in responses}
             with Progress(len(left), show=progress) as bar:
                 while left and self.has_unfinished:
@@ -184,6 +192,9 @@ class Engine:
                         if update.id in left and left[update.id].finished:
                             del left[update.id]
                             bar.done()
+                    while left and left[next(iter(left))].finished:  # a listener aborted it, or took its last steps
+                        del left[next(iter(left))]
+                        bar.done()
         finally:
             for response in responses:
                 self.abort(response.id)  # nothing, where all is well
@@ -195,8 +206,9 @@ class Engine:
         Errors as for `add`, at the call. A stream that is closed, or that nobody holds any more, aborts its request.
         """
         arrived: deque[Update] = deque()
-        updates = self._stream(self.add(prompt, params, listener=arrived.append), arrived)
-        next(updates)  # into the `try`: of a generator that was never begun, nothing is run when it is given up
+        with interrupted_later():
+            updates = self._stream(self.add(prompt, params, listener=arrived.append), arrived)
+            next(updates)  # into the `try`: of a generator that was never begun, nothing is run when it is given up
         return updates
 
     def _stream(self, response: Response, arrived: deque[Update]) -> Iterator[Update | None]:
@@ -234,13 +246,15 @@ class Engine:
         salt
             Prompts share cached prefixes with those of the same salt alone.
         listener
-            Called with every update.
+            Called with every update. It may abort and add. What it raises, `step` raises when it is done.
 
         Raises
         ------
         ValueError
             The prompt is none (`llmsys.models.prompt`), or with its answer is longer than the model or the cache has
             room for; there are stop strings or stop tokens that cannot come; or the id is in use.
+        RuntimeError
+            Another thread uses the engine; `step` raises this, too.
         """
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
@@ -249,27 +263,36 @@ class Engine:
         V = self.model.config.vocab_size
         if beyond := [token for token in params.stop_token_ids if token >= V]:
             raise ValueError(f"stop_token_ids must be below the vocabulary's {V} tokens, got {beyond[0]}")
+        if listener is not None and not callable(listener):
+            raise ValueError(f"listener must be a function of an Update, got {listener!r}")
         texts = [Detokenizer(self.model.tokenizer, params.stop) for _ in range(params.n)]
         if params.seed is None and params.temperature > 0:
             params = replace(params, seed=secrets.randbits(63))  # kept by the request: a preempted one draws on
-        request = Request(id or f"request-{next(self._numbers)}", tokens, params, salt=salt)
-        requests = self.scheduler.add(request)
         asked = params.logprobs is not None
         answers = [Answer(i, logprobs=[] if asked else None) for i in range(params.n)]
-        response = Response(request.id, request.prompt, answers, listener)
-        self._responses[response.id] = response
-        for each, text, answer in zip(requests, texts, answers, strict=True):
-            self._under_way[each.id] = UnderWay(each, text, answer, response)
+        with self._guard.alone(), self._guard.work(self.abort):
+            request = Request(id or self._new_id(), tokens, params, salt=salt)
+            response = Response(request.id, request.prompt, answers, listener)
+            requests = self.scheduler.add(request)
+            self._responses[response.id] = response
+            for each, text, answer in zip(requests, texts, answers, strict=True):
+                self._under_way[each.id] = UnderWay(each, text, answer, response)
         return response
 
     def abort(self, id: str) -> bool:
         """Ends a response; its answers keep what they have. False where there is none of that id, or no more."""
-        response = self._responses.get(id)
-        if response is None:
-            return False
-        for each in [each for each in self._under_way.values() if each.response is response]:
-            self.scheduler.abort(each.request.id)
-            self._take(each)
+        with self._guard.thread:  # which waits for another thread's step: a request is not left behind
+            response = self._responses.get(id)
+            if response is None:
+                return False
+            if self._guard.at_work:  # the garbage collector found a stream that nobody holds: it may come at any moment
+                self._guard.given_up.append(id)
+                return True
+            with self._guard.work(self.abort):
+                ended = [each for each in self._under_way.values() if each.response is response]
+                for each in ended:
+                    self.scheduler.abort(each.request.id)
+                self._take(each.request.id for each in ended)
         return True
 
     def step(self) -> list[Update]:
@@ -278,38 +301,63 @@ class Engine:
         Where the model raises, every request of this step fails, the others go on, and the exception is raised.
         RuntimeError where there are requests, and the scheduler or policy, your own, has nothing for any of them.
         """
-        times = [self.clock()]
-        plan = self.scheduler.plan()
-        if plan is None:
-            if self.has_unfinished:
-                raise RuntimeError(
-                    "the scheduler has unfinished requests and planned nothing: every step must compute some of one"
-                )
-            return []
-        times.append(self.clock())
+        with self._guard.alone():
+            return self._step()
+
+    def _step(self) -> list[Update]:
+        planned: StepPlan | None = None  # whose result is awaited
         try:
+            with self._guard.work(self.abort):
+                times = [self.clock()]
+                planned = plan = self.scheduler.plan()
+                times.append(self.clock())
+            if plan is None:
+                if self.has_unfinished:
+                    raise RuntimeError(
+                        "the scheduler has unfinished requests and planned nothing: every step must compute some of one"
+                    )
+                return []
             launched = self.runner.launch(plan)
             result = launched.result()
+            with self._guard.work(self.abort):
+                planned = None
+                times.append(self.clock())
+                self.scheduler.update(plan, result)
+                try:
+                    return self._take(work.request for work in plan.work)
+                finally:  # also where a listener raised
+                    seconds = {"plan": times[1] - times[0], **launched.seconds, "update": self.clock() - times[2]}
+                    self.metrics.step_took(seconds)
         except BaseException as error:
-            self.scheduler.update(plan, all_failed(plan, error))
-            self._taken(plan)
+            if planned is not None:
+                with self._guard.work(self.abort):
+                    self.scheduler.update(planned, all_failed(planned, error))
+                    self._take(work.request for work in planned.work)
             raise
-        times.append(self.clock())
-        self.scheduler.update(plan, result)
-        updates = self._taken(plan)
-        seconds = {"plan": times[1] - times[0], **launched.seconds, "update": self.clock() - times[2]}
-        self.metrics.step_took(seconds)
+
+    def _take(self, requests: Iterable[str]) -> list[Update]:
+        """Brings their answers up to date, and tells their listeners. If one raises, the others are told too."""
+        updates: list[Update] = []
+        raised: BaseException | None = None
+        for one in (self._under_way.get(request) for request in requests):  # one by one: a listener may end the next
+            update = one and one.take(self.scheduler, self.metrics)
+            if update is None:
+                continue
+            if one.request.ended:
+                del self._under_way[one.request.id]
+                if one.response.finished:
+                    del self._responses[one.response.id]
+            updates.append(update)
+            if one.response.listener is None:
+                continue
+            try:
+                with self._guard.pause():
+                    one.response.listener(update)
+            except BaseException as error:
+                raised = raised or error
+        if raised is not None:
+            raise raised
         return updates
 
-    def _taken(self, plan: StepPlan) -> list[Update]:
-        under_way = (self._under_way.get(work.request) for work in plan.work)
-        updates = (self._take(each) for each in under_way if each is not None)
-        return [update for update in updates if update is not None]
-
-    def _take(self, one: UnderWay) -> Update | None:
-        update = one.take(self.scheduler, self.metrics)
-        if one.request.ended:
-            del self._under_way[one.request.id]
-            if one.response.finished:
-                del self._responses[one.response.id]
-        return update
+    def _new_id(self) -> str:
+        return next(id for id in (f"request-{n}" for n in self._numbers) if id not in self._under_way)

@@ -15,10 +15,15 @@ seconds on the scheduler's clock. The time to a request's first token is `Token.
 time in the queue is `Admitted.time − Arrived.time`; what preemption cost is the sum of `Preempted.lost`.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from llmsys.models.sampling import whole_number
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,13 @@ class StepDone(Event):
 class EventLog:
     """Events in the order in which they happened, the last `keep` of them (None: all).
 
-    A listener is called with every event, at once, in the thread that caused it; it must not call the scheduler.
+    A listener is called with every event, at once, in the thread that caused it; it must not call the scheduler. That
+    is in the middle of its work, so what a listener raises is logged, with its traceback, and stops nothing.
     """
 
     def __init__(self, keep: int | None = None):
-        if keep is not None and keep < 0:
-            raise ValueError(f"keep must be at least 0 events, or None for all, got {keep}")
+        if keep is not None:
+            whole_number("keep", keep, at_least=0)
         self._events: deque[Event] = deque(maxlen=keep)
         self._listeners: list[Callable[[Event], object]] = []
 
@@ -119,7 +125,10 @@ class EventLog:
     def add(self, event: Event) -> None:
         self._events.append(event)
         for listener in self._listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception:
+                _LOGGER.exception("a listener of the event log raised at %s", event)
 
     def records(self) -> list[dict[str, Any]]:
         """The events as plain dicts, for JSON: `{"event": "Token", "step": 0, …}`."""

@@ -10,7 +10,9 @@ No more than `max_sequences` of `max_model_len` tokens can ever be in use. A poo
 a tiny model does not fill a machine with pages.
 """
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -51,6 +53,8 @@ def blocks_that_fit(
     ValueError
         Not even one block and block 0 fit.
     """
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, Real) or not math.isfinite(memory)):
+        raise ValueError(f"memory must be a number of bytes, got {memory!r}")
     each = block_size * model.cache_spec().bytes_per_token
     useful = 1 + max_sequences * -(-max_model_len // block_size)
     measured = memory is None

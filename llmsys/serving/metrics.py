@@ -111,7 +111,7 @@ class Totals:
     output_tokens: int = 0
     preemptions: int = 0
     lost_tokens: int = 0
-    steps: int = 0
+    steps: int = 0  #  those that raised included
     seconds: Counter = field(default_factory=Counter)  #  by PHASES
     seconds_by_kind: Counter = field(default_factory=Counter)  #  of steps: "prefill", "decode", "mixed"
 
@@ -124,7 +124,7 @@ class Metrics:
     requests : dict
         RequestMetrics by id, of those that have not been taken with `take`.
     steps : deque
-        StepMetrics of the last `keep` steps.
+        StepMetrics of the last `keep` steps, but for those that raised: of them nobody knows where the time went.
     totals : Totals
     """
 
@@ -133,12 +133,13 @@ class Metrics:
         self.steps: deque[StepMetrics] = deque(maxlen=keep)
         self.totals = Totals()
         self._since = Counter()  # the last step was done
-        self._done: StepDone | None = None
+        self._done: tuple[StepDone, Counter] | None = None  # the last step, and what happened in it
 
     def on(self, event: Event) -> None:
         """One event."""
         if isinstance(event, StepDone):
-            self._done = event
+            self._done, self._since = (event, self._since), Counter()
+            self.totals.steps += 1
         elif isinstance(event, Arrived):
             self.requests[event.request] = RequestMetrics(event.prompt_tokens, event.time)
             self.totals.requests += 1
@@ -148,17 +149,15 @@ class Metrics:
 
     def step_took(self, seconds: dict[str, float]) -> None:
         """The step whose `StepDone` came last took so long, by phase."""
-        done, since = self._done, self._since
+        done, since = self._done
         self.steps.append(
             StepMetrics(
                 done.step, done.time, done.phase, seconds, done.tokens, since["output"], done.sequences, done.running,
                 done.waiting, done.blocks_used, done.blocks, since["hit"], since["preempted"],
             )
         )  # fmt: skip
-        self.totals.steps += 1
         self.totals.seconds.update(seconds)
         self.totals.seconds_by_kind[done.phase] += sum(seconds.values())
-        self._since = Counter()
 
     def take(self, request: str) -> RequestMetrics:
         """Those of a request that has ended; nothing is kept of it here."""
@@ -167,7 +166,8 @@ class Metrics:
     def _of_request(self, event: RequestEvent, request: RequestMetrics) -> None:
         totals = self.totals
         if isinstance(event, Token):
-            request.first_token = request.first_token or event.time
+            if request.first_token is None:
+                request.first_token = event.time
             request.last_token = event.time
             request.output_tokens += 1
             totals.output_tokens += 1

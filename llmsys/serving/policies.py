@@ -75,7 +75,10 @@ class Static:
 
 
 class Orca:
-    """Whole prompts join those that decode; one for which the step has no room beside them goes first, alone."""
+    """Whole prompts join those that decode; one for which the step has no room beside them goes first, alone.
+
+    What decodes waits as long as such prompts come one after the other: nothing bounds that.
+    """
 
     def turns(self, running: Sequence[Request], head: Request | None, budget: int) -> Iterator[Turn]:
         if unfinished := [each for each in running if each.remaining > 1]:

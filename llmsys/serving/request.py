@@ -76,6 +76,8 @@ class Request:
     def __post_init__(self):
         if not isinstance(self.id, str) or not self.id:
             raise ValueError(f"id must be a text of at least one character, got {self.id!r}")
+        if self.salt is not None and not isinstance(self.salt, str):
+            raise ValueError(f"salt must be a text, as an adapter's or a tenant's name is, or None, got {self.salt!r}")
         self.prompt = tuple(whole_number("prompt's tokens", token, at_least=0) for token in self.prompt)
         if not self.prompt:
             raise ValueError(

@@ -7,6 +7,8 @@ from numbers import Real
 
 from llmsys.models.sampling import sampler, whole_number
 
+_NUMBERS = dict(max_tokens=int, temperature=float, top_k=int, top_p=float, min_p=float, seed=int, logprobs=int, n=int)
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -53,6 +55,9 @@ class SamplingParams:
         whole_number("n", self.n, at_least=1)
         object.__setattr__(self, "stop", stop)  # frozen, and lists are welcome all the same
         object.__setattr__(self, "stop_token_ids", ids)
+        for name, kind in _NUMBERS.items():  # and so are NumPy's and torch's numbers
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, kind(value))
 
     def of_answer(self, i: int) -> "SamplingParams":
         """The settings of the i-th of `n` answers: one answer, and where there is a seed, one of its own."""

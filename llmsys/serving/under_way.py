@@ -24,7 +24,7 @@ class UnderWay:
     response: Response
 
     def take(self, scheduler: Scheduler, metrics: Metrics) -> Update | None:
-        """Brings the answer up to date, and tells the response's listener. None if there is nothing new.
+        """Brings the answer up to date. None if there is nothing new.
 
         The scheduler is told where a stop string ends the request; the metrics are asked for the request's at its end.
         """
@@ -50,10 +50,7 @@ class UnderWay:
             answer.logprobs += logprobs
         answer.text += piece
         new = tuple(answer.tokens[first:])
-        update = Update(self.response.id, answer.index, piece, new, logprobs, answer.reason, answer.error)
-        if self.response.listener is not None:
-            self.response.listener(update)
-        return update
+        return Update(self.response.id, answer.index, piece, new, logprobs, answer.reason, answer.error)
 
     def _end(self, metrics: Metrics) -> None:
         request, answer = self.request, self.answer

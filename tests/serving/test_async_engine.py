@@ -164,3 +164,22 @@ def test_an_engine_that_is_broken_ends_its_readers_and_says_so(llama):
             await engine.close()
 
     in_time(go())
+
+
+def test_an_event_loop_that_ends_ends_what_is_under_way_and_the_next_one_is_told(llama):
+    engine = served(llama, num_blocks=200)
+
+    async def leave():
+        answer = asyncio.create_task(engine.generate(PROMPT, params(100)))
+        while not engine.engine.metrics.totals.output_tokens:
+            await asyncio.sleep(0.001)
+        assert not answer.done()  # and nobody closes the engine
+
+    async def come_again():
+        with pytest.raises(RuntimeError, match="closed: make a new AsyncEngine"):
+            await engine.generate(PROMPT, params())
+        return await AsyncEngine(engine.engine).generate(PROMPT, params())
+
+    in_time(leave())
+    assert nothing_left(engine.engine)
+    assert in_time(come_again()).tokens == llama.greedy(PROMPT)[0][:8]

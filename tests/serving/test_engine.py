@@ -1,7 +1,9 @@
 """The engine, case by case: ends, stop strings, streams, aborts, answers to one prompt, and what is refused."""
 
+import gc
 import importlib.util
 import math
+import threading
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from llmsys.models import load_model
 from llmsys.models.sampling import probabilities
 from llmsys.models.save import save_model
 from llmsys.serving.engine import Engine
-from llmsys.serving.events import Admitted, Computed, EventLog, Preempted
+from llmsys.serving.events import Aborted, Admitted, Arrived, Computed, EventLog, Preempted
 from llmsys.serving.plan import Output, StepResult
 from llmsys.serving.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
@@ -410,6 +412,9 @@ def test_params_and_ids_are_looked_at_as_well(llama):
         (dict(num_blocks=None, block_size=0), "block_size must be at least 1"),
         (dict(num_blocks=None, max_sequences=0), "max_sequences must be at least 1"),
         (dict(num_blocks=None, max_tokens_per_step=2.5), "max_tokens_per_step must be a whole number"),
+        (dict(num_blocks="3"), "num_blocks must be a whole number"),
+        (dict(num_blocks=None, memory="1GB"), "memory must be a number of bytes, got '1GB'"),
+        (dict(max_model_len="a"), "max_model_len must be a whole number"),
         (dict(max_model_len=129), "max_model_len must be from 2 to the model's context of 128"),
         (dict(policy="fifo"), "policy must be one of"),
         (dict(attention="fast"), "kernel must be"),
@@ -418,6 +423,124 @@ def test_params_and_ids_are_looked_at_as_well(llama):
 def test_an_engine_that_cannot_be_is_refused(llama, more, named):
     with pytest.raises(ValueError, match=named):
         made(llama, **more)
+
+
+def test_a_model_that_is_not_the_librarys_is_refused():
+    with pytest.raises(ValueError, match="model must be one that load_model made, got Linear"):
+        Engine(torch.nn.Linear(2, 2), num_blocks=4)
+
+
+def test_a_salt_or_a_listener_that_is_none_is_refused_when_it_comes_and_stands_in_nobodys_way(llama):
+    engine = made(llama)
+    for more, named in ((dict(salt=5), "salt must be a text"), (dict(listener=5), "listener must be a function")):
+        with pytest.raises(ValueError, match=named):
+            engine.add(PROMPT, params(), **more)
+    assert one(engine, PROMPT, 5).tokens == llama.greedy(PROMPT)[0][:5] and nothing_left(engine)
+
+
+# Listeners and threads
+
+
+def test_a_listener_that_raises_is_heard_of_and_its_neighbours_end_all_the_same(llama):
+    engine = made(llama)
+    loud = engine.add(PROMPT, params(2), listener=lambda update: 1 / 0)
+    other = engine.add(PROMPT[1:], params(1))
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    assert [answer.answers[0].reason for answer in (loud, other)] == ["length", "length"]
+    assert loud.tokens == llama.greedy(PROMPT)[0][:2] and nothing_left(engine)
+    assert len(engine.metrics.steps) == 2
+
+
+def test_a_listener_may_abort_its_own_response_and_its_neighbours(llama):
+    engine = made(llama)
+    heard = []
+
+    def enough(update):
+        heard.append((update.id, len(update.tokens), update.reason))
+        if update.reason is None:
+            assert engine.abort("own") and engine.abort("next")
+
+    engine.add(PROMPT, params(9), id="own", listener=enough)
+    after = engine.add(PROMPT[1:], params(9), id="next", listener=enough)
+    last = engine.add(PROMPT[2:], params(3))
+    while engine.has_unfinished:
+        engine.step()
+    assert heard == [("own", 1, None), ("own", 0, "abort"), ("next", 1, "abort")]
+    assert len(after.tokens) == 1 and len(last.tokens) == 3 and nothing_left(engine)
+
+
+def test_generate_ends_with_its_own_prompts_also_if_a_neighbours_listener_ended_them(llama):
+    engine = made(llama)
+    neighbour = engine.add(PROMPT, params(30), listener=lambda update: engine.abort("request-1"))
+    response = one(engine, PROMPT[1:], 20)
+    assert response.answers[0].reason == "abort" and len(neighbour.tokens) < 3
+
+
+def test_a_listener_of_the_log_that_raises_is_logged_and_changes_nothing(llama, caplog):
+    engine = made(llama)
+    engine.events.listen(lambda event: {}["nothing"])
+    prompt = PROMPT[:5]  # the second answer copies a block
+    answers = one(engine, prompt, 6, n=2).answers
+    assert [answer.tokens for answer in answers] == [llama.greedy(prompt)[0][:6]] * 2 and nothing_left(engine)
+    assert len(caplog.records) == len(engine.events) > 10 and "KeyError" in caplog.text
+
+
+def test_a_second_thread_is_refused_while_a_step_runs_and_may_abort_when_it_is_over(llama):
+    engine = made(llama)
+    refused = []
+
+    def intrude():
+        for call in (lambda: engine.add(PROMPT), engine.step):
+            try:
+                call()
+            except RuntimeError as error:
+                refused.append(str(error))
+        engine.abort("a")
+
+    thread = threading.Thread(target=intrude)
+
+    def listen(update):
+        if not thread.ident:
+            thread.start()
+            thread.join(0.2)
+            assert thread.is_alive(), "it waits for the end of this step"
+
+    response = engine.add(PROMPT, params(9), id="a", listener=listen)
+    engine.step()
+    thread.join(60)
+    assert len(refused) == 2 and all("in use by another thread" in each for each in refused)
+    assert response.answers[0].reason == "abort" and len(response.tokens) == 1 and nothing_left(engine)
+
+
+@pytest.mark.parametrize("kind", [Arrived, Admitted, Computed, Aborted])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stream_that_the_garbage_collector_finds_in_the_middle_of_a_step_is_aborted_after_it(llama, kind, begun):
+    engine = made(llama, max_sequences=3)
+    streams = [engine.stream(PROMPT, params(9)), engine.stream(PROMPT[1:], params(9))]
+    if begun:
+        next(streams[0])
+    engine.events.listen(lambda event: isinstance(event, kind) and gc.collect())
+    streams.append(streams)  # a circle, which only the collector finds
+    gc.disable()
+    try:
+        del streams
+        aborted = engine.add(PROMPT[4:], params(6))
+        others = [engine.add(PROMPT[i:], params(6)) for i in (2, 3)]
+        engine.abort(aborted.id)
+        while engine.has_unfinished:
+            engine.step()
+    finally:
+        gc.enable()
+    assert [other.tokens for other in others] == [llama.greedy(PROMPT[i:])[0][:6] for i in (2, 3)]
+    assert engine.metrics.totals.aborted == 3 and nothing_left(engine)
+
+
+def test_an_id_that_nobody_gave_is_one_that_nobody_has(llama):
+    engine = made(llama)
+    engine.add(PROMPT, params(), id="request-0")
+    assert engine.add(PROMPT, params()).id == "request-1"
 
 
 def test_a_policy_or_a_scheduler_that_has_nothing_for_anybody_is_told_so(llama):

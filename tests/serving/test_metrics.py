@@ -101,3 +101,27 @@ def test_what_has_not_happened_is_none():
     m.first_token = m.last_token = 7.0
     m.output_tokens = 1
     assert m.time_to_first_token == 2 and m.time_per_output_token is None
+
+
+def test_a_clock_may_begin_at_zero(llama):
+    now = 0.0
+    engine = Engine(llama.ours, num_blocks=10, block_size=4, clock=lambda: now)
+    answer = engine.add(PROMPT, SamplingParams(max_tokens=3, ignore_eos=True)).answers[0]
+    while engine.has_unfinished:
+        engine.step()
+        now += 1
+    assert (answer.metrics.time_to_first_token, answer.metrics.time_per_output_token) == (0.0, 1.0)
+
+
+def test_a_step_that_raised_is_counted_and_the_next_one_has_its_own_numbers(llama, monkeypatch):
+    engine = Engine(llama.ours, num_blocks=10, block_size=4)
+    params = SamplingParams(max_tokens=1)
+    engine.generate([PROMPT], params)
+    engine.add(PROMPT, params)  # hits a block
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(llama.ours.head, "forward", lambda x: 1 / 0)
+        engine.step()
+    engine.generate([PROMPT[1:]], params)
+    assert [(step.step, step.hit_tokens) for step in engine.metrics.steps] == [(0, 0), (2, 0)]
+    assert engine.metrics.totals.steps == sum(isinstance(each, StepDone) for each in engine.events) == 3
+    assert engine.metrics.totals.hit_tokens == 4

@@ -2,8 +2,11 @@
 
 import json
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 
 from llmsys.cache import BlockPool
 from llmsys.serving.events import Aborted, Admitted, Arrived, Computed, EventLog, Finished, StepDone, Token
@@ -132,3 +135,18 @@ def test_the_log_can_be_written_as_json_and_keeps_as_much_as_it_is_asked_to():
     assert len(log) == 2 and [each.token for each in log] == [1, 2]
     with pytest.raises(ValueError, match="keep must be at least 0"):
         EventLog(keep=-1)
+
+
+def test_a_log_keeps_a_number_of_events():
+    with pytest.raises(ValueError, match="keep must be a whole number"):
+        EventLog(keep="all")
+
+
+def test_numbers_of_other_libraries_become_pythons_so_that_a_step_can_use_them():
+    params = SamplingParams(
+        np.int64(3), temperature=np.float32(0.5), top_k=torch.tensor(4), top_p=np.float64(0.5), min_p=Fraction(1, 2),
+        seed=np.int64(3), logprobs=np.int8(2), n=np.int32(2),
+    )  # fmt: skip
+    assert params == SamplingParams(3, 0.5, 4, 0.5, 0.5, 3, logprobs=2, n=2)
+    numbers = [value for value in vars(params).values() if not isinstance(value, tuple | bool) and value is not None]
+    assert len(numbers) == 8 and {type(value) for value in numbers} == {int, float}

@@ -165,4 +165,3 @@ def alone(pair, prompt, drawn, seed):
     engine = Engine(pair.ours, num_blocks=20, max_sequences=1)
     params = SamplingParams(max_tokens=LONGEST, ignore_eos=True, seed=seed, **DRAWN[drawn])
     return engine.generate([prompt], params)[0].tokens
-
