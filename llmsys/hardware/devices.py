@@ -105,10 +105,10 @@ _SPECS = (
         flops=_HOPPER_FLOPS,
         sram_bytes_per_sm=256 * KIB,
         sms=132,
-        l2_bytes=50 * MIB,
+        l2_bytes=60 * MIB,
         interconnect=900e9,
         source="NVIDIA H200 Tensor Core GPU data sheet (SXM), https://www.nvidia.com/en-us/data-center/h200/ "
-        "(halved: sparse there); the chip is the H100's",
+        "(halved: sparse there); the chip is the H100's, but for the L2 cache, which one reports as 60 MiB",
         **_per_sm(132, 1.83e9),
     ),
     DeviceSpec(
