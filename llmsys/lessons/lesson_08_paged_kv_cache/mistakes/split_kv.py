@@ -26,6 +26,17 @@ wrong(
     why="Each piece's o is divided by its own denominator. A piece that has most of the weight must count most: e^lse.",
 )  # fmt: skip
 wrong(
+    "mean_of_all_pieces", "You take the mean of all pieces, empty ones too.",
+    (WEIGHT, "weight = torch.ones_like(lse)"),
+    why="Each piece's o is divided by its own denominator, e^lse. A piece that has most of it must count most.",
+)  # fmt: skip
+wrong(
+    "pieces_of_equal_keys", "You cut the keys into equal parts, in the middle of pages.",
+    (LENGTHS, "(seq_lens[:, None] - torch.arange(pieces, device=q.device) * -(-seq_lens[:, None] // pieces))"
+     ".clamp(min=0).minimum(-(-seq_lens[:, None] // pieces))"),
+    why="A piece is a part of the table's row, so it begins with a page: divide pages, and not keys.",
+)  # fmt: skip
+wrong(
     "log_sum_exps_as_weights", "You weigh the pieces by their log-sum-exps themselves.",
     (WEIGHT, 'weight = torch.where(lse == float("-inf"), 0, lse)'),
     why="They are logarithms, and may be negative. The denominators are e^lse.",
