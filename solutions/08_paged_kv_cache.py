@@ -1091,4 +1091,4 @@ print("when both have ended, all blocks are free again:", pool.free_blocks == po
 # blocks are never written again.
 # </details>
 #
-# **Next:** lesson 09, a scheduler that keeps the batch full. It is not built yet: `llmsys update` brings it when it is.
+# **Next:** lesson 09, a scheduler that keeps the batch full.

@@ -32,7 +32,9 @@ KERNELS: dict[str, PagedAttention] = {
 """Who is measured on a GPU, by name."""
 COPY, DENSE = "copy", "dense"
 NO_GPU = "there is no GPU, and an interpreter's time is not a kernel's"
-ENOUGH = 4 * 10**8  # bytes that the calls of a graph read together: L2 has 50 MB
+ENOUGH = 12 * 10**8
+"""Bytes that the calls of a graph read together. L2 has 50 MB; and of short calls there must be several, because what
+starts a graph is not what is measured."""
 
 
 @dataclass(frozen=True)

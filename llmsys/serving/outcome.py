@@ -43,7 +43,7 @@ def accept(request: Request, output: Output, eos_ids: Set[int]) -> tuple[tuple[i
     while reason is None and accepted < len(output.tokens):
         request.tokens.append(output.tokens[accepted])
         accepted += 1
-        reason = _reason_to_end(request, eos_ids)
+        reason = reason_to_end(request, eos_ids)
     if output.logprobs is not None:
         request.logprobs += output.logprobs[:accepted]
     if reason == "stop":
@@ -53,7 +53,8 @@ def accept(request: Request, output: Output, eos_ids: Set[int]) -> tuple[tuple[i
     return tuple(output.tokens[:accepted]), reason
 
 
-def _reason_to_end(request: Request, eos_ids: Set[int]) -> str | None:
+def reason_to_end(request: Request, eos_ids: Set[int]) -> str | None:
+    """Whether its newest token is its last: "stop", "length", or None where it goes on."""
     newest, sampling = request.tokens[-1], request.sampling
     if newest in sampling.stop_token_ids or (newest in eos_ids and not sampling.ignore_eos):
         return "stop"

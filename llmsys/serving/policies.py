@@ -21,7 +21,8 @@ scheduler does all else, so that policies can be compared, and written anew: any
 
 Static and iteration-level batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu. Stall-free: chunked
 prefills of Sarathi-Serve, https://arxiv.org/abs/2403.02310; the vLLM it compares with computed whole prompts, ahead
-of what decodes. In vLLM's present scheduler chunked prefill is stall-free; SGLang calls that a mixed chunk.
+of what decodes. vLLM's scheduler of today is stall-free, and
+SGLang's with `enable_mixed_chunk`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -20,21 +20,14 @@ from tests.support.verdicts import SEEDS, assert_rejected, assert_taken, fresh, 
 
 def passes(exercise, answer):
     check = get_check(exercise)
-    for seed in SEEDS:  # the self-test compiles the solution, which is much the same kernel
-        result = run_check(check, check.local_runner(answer), seed=seed, compile_kernels=FULL)
+    for seed in SEEDS:
+        result = run_check(check, check.local_runner(answer), seed=seed)
         assert result, result
 
 
 @pytest.mark.parametrize("name", ["safe_softmax", "merge", "online_softmax"])
 def test_the_answer_that_the_mistakes_are_edits_of_passes(name):
     passes(f"02.{name}", getattr(mistakes, name))
-
-
-@pytest.mark.skipif(not sanitizer.available(), reason="kernels are not interpreted here")
-def test_the_kernel_that_the_mistakes_are_edits_of_passes():
-    from llmsys.lessons.lesson_02_online_softmax import kernel_mistakes  # loads Triton
-
-    passes("02.softmax_kernel", kernel_mistakes.softmax_kernel)
 
 
 def parts(x, tile):

@@ -50,8 +50,7 @@ def build(D, Hq, Hkv, page, dtype=torch.bfloat16, tiles=None, S=64) -> Build:
     signature |= dict.fromkeys(("table_stride", "S", "N", "groups", "rows"), "i32") | {"scale_log2": "fp32"}
     constants = {
         "HEADS": heads, "TOGETHER": together, "PAGE": page, "BLOCK_S": max(128, 1 << (S - 1).bit_length()),
-        "BLOCK_N": tiles.block_n, "SLOTS": tiles.slots, "CONSUMER_REGISTERS": tiles.registers[0],
-        "PRODUCER_REGISTERS": tiles.registers[1],
+        "BLOCK_N": tiles.block_n, "SLOTS": tiles.slots, "PRODUCER_REGISTERS": tiles.registers,
     }  # fmt: skip
     return Build(KERNEL, signature, constants, num_warps=4)
 
@@ -70,11 +69,11 @@ def test_compiled_for_hopper_one_program_fits_on_an_sm_and_nothing_spills(tmp_pa
         assert kernel.spill_bytes == 0, what
         assert kernel.shared_bytes <= SM_90, what
         assert not [each for each in kernel.warnings if "wgmma" in each], kernel.warnings
-        assert kernel.num_warps == 12 and "ttg.warp_specialize" in kernel.ttgir, what
+        assert kernel.num_warps == 8 and "ttg.warp_specialize" in kernel.ttgir, what
         assert kernel.occupancy().programs == 1, what  # two at a time have hung
         tiles = decode_tiles(D, Hq, Hkv, page)
         asked = {int(n) for n in re.findall(r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32\s+(\d+)", kernel.ptx)}
-        assert asked >= set(tiles.registers), what
+        assert tiles.registers in asked, what
         columns = max(8, 1 << (Hq // Hkv * (Hkv if tiles.together else 1) - 1).bit_length())
         assert set(re.findall(r"wgmma\.mma_async\S*\.m64n(\d+)k16", kernel.ptx)) == {str(columns)}, what
         boxes = 2 * tiles.block_n // tiles.unit * D // 64
@@ -96,14 +95,14 @@ def check(shape: Shape, tiles: DecodeTiles | None = None, *, seed=0, programs=3,
 
 
 TILES = [
-    DecodeTiles(64, 2), DecodeTiles(128, 4), DecodeTiles(64, 2, together=True), DecodeTiles(128, 2, together=True),
-    DecodeTiles(64, 2, unit=32), DecodeTiles(64, 4, unit=64),
+    DecodeTiles(64, 2), DecodeTiles(128, 3), DecodeTiles(64, 2, together=True), DecodeTiles(128, 2, together=True),
+    DecodeTiles(64, 1, unit=32), DecodeTiles(64, 3, unit=64),
 ]  # fmt: skip
 
 
 @settings(max_examples=examples(12), deadline=None)
 @given(
-    lengths=st.lists(st.sampled_from([0, 1, 15, 16, 17, 63, 64, 100, 129, 250]), min_size=1, max_size=5),
+    lengths=st.lists(st.sampled_from([0, 1, 15, 16, 17, 63, 64, 100, 129, 520]), min_size=1, max_size=5),
     brings=st.lists(st.sampled_from([0, 1, 1, 1]), min_size=5, max_size=5), page=st.sampled_from([64, 128]),
     G=st.integers(1, 4), Hkv=st.integers(1, 3), D=st.sampled_from([64, 128]), pad=st.sampled_from([0, 3]),
     tiles=st.sampled_from(TILES), programs=st.integers(1, 9), seed=st.integers(0, 2**16),
@@ -131,6 +130,22 @@ def test_one_head_shared_by_many_programs_is_added_up_from_all_parts():
     check(Shape(((1, 1500),), 16, 1, 1, 64, 64), DecodeTiles(64, 2), programs=11)
 
 
+@pytest.mark.parametrize(("programs", "parts"), [(5, 0), (8, 0), (3, 4)])
+def test_heads_of_one_length_are_cut_only_where_runs_of_whole_ones_would_be_much_longer(programs, parts):
+    shape, left = Shape(((1, 250), (1, 241)), 16, 1, 2, 64, 64), []  # four heads of 16 units each
+    kernel = decode_kernel_here()
+    consume = kernel.__globals__["consume"].__globals__
+    leave = consume["leave"]
+    consume["leave"] = lambda *a: [left.append(a[4]), leave(*a)]
+    batch = ragged(shape, dtype=torch.float16)
+    o, _ = simulate_decode(
+        batch.q, batch.key_pages, batch.value_pages, **batch.step, programs=programs, tiles=DecodeTiles(64, 2),
+        kernel=kernel,
+    )  # fmt: skip
+    torch.testing.assert_close(o.double(), batch.expected()[0], atol=4e-3, rtol=4e-3)
+    assert len(left) == parts
+
+
 def outcomes(kernel, seeds=12):
     """What running a wrong kernel leads to, in words."""
     for seed in range(seeds):
@@ -152,7 +167,7 @@ def ring_of(kernel):
 def test_a_tile_that_is_not_given_back_ends_in_a_deadlock():
     kernel = decode_kernel_here()
     ring_of(kernel).give_back = lambda self, i: None
-    assert re.match(r"Deadlock: .*produce 2 waits for PageRing.empty\[\d\] to end", next(outcomes(kernel)))
+    assert re.match(r"Deadlock: .*produce 1 waits for PageRing.empty\[\d\] to end", next(outcomes(kernel)))
 
 
 def test_a_tile_that_is_given_back_before_it_is_read_is_found_out():
@@ -170,15 +185,10 @@ def test_a_tile_that_is_given_back_before_it_is_read_is_found_out():
     assert any(each == "wrong" or "a copy is started into a tile that a product" in each for each in found), found
 
 
-def test_a_half_that_is_taken_before_it_was_given_spoils_results():
-    kernel = decode_kernel_here()
-    halves = kernel.__globals__["new_halves"].__globals__["Halves"]
-    halves.take = lambda self, entry, D, M, T: (self.lse.load(None), self.o.load(None))
-    assert "wrong" in set(outcomes(kernel))
-
-
 def test_what_nobody_wrote_spoils_results_unless_it_is_cleared():
-    assert "wrong" in set(outcomes(decode_kernel_here(clear=lambda v, end: None)))
+    kernel = decode_kernel_here()
+    ring_of(kernel).clear = lambda self, i, end, unit: None
+    assert "wrong" in set(outcomes(kernel))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +215,7 @@ MANY = tuple((1, n) for n in (1, 4000, 0, 16, 17, 127, 128, 129, 3001, 64, 1000)
 @on_hopper
 @pytest.mark.parametrize("page", [16, 64, 256])
 @pytest.mark.parametrize(
-    ("D", "G", "Hkv"), [(64, 3, 3), (128, 4, 8), (128, 1, 4), (64, 1, 8), (128, 16, 1), (64, 32, 2), (128, 32, 1)]
+    ("D", "G", "Hkv"), [(64, 3, 3), (128, 4, 8), (128, 1, 4), (64, 1, 8), (128, 16, 1), (64, 17, 2), (128, 32, 1)]
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decoding_errs_no_more_than_rounding_explains_and_gives_the_same_bits_again(dtype, D, G, Hkv, page):

@@ -93,6 +93,7 @@ LOOP = "for start in range(0, n_cols, BLOCK):"
 
 
 RIGHT = {
+    "what_the_mistakes_are_edits_of": softmax_kernel,
     "by_a_reduction": by_a_reduction,
     "pointers_that_walk": pointers_that_walk,
     "stays_with_the_last_tile": stays_with_the_last_tile,

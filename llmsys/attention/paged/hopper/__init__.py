@@ -3,8 +3,7 @@
     kernel      the roles of the warps, the producer, and what lies where
     line        which keys are whose: a line of all of them, cut into equal runs
     ring        tiles of keys and values, put together from pages
-    consumer    products and softmax, transposed, by two warpgroups
-    halves      what these two have found out, put together
+    consumer    products and softmax, transposed
     parts       heads that several programs share
     decode      which steps are taken; descriptors, and the launch
     counters    what says who is last

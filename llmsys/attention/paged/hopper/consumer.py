@@ -1,9 +1,4 @@
-"""The consumers of the paged decode kernel: the queries of a group against the keys of a run.
-
-There are two, and each takes every second tile. A tile is a long chain of short steps that wait for each other: scores,
-the maximum over four warps, weights, a product. One consumer was hardly done with a tile when the next had come: what
-it lost between two heads it never made up for, and at the end of a run a ring full of tiles was still to do. Two have
-twice the time that the memory takes. Each has a softmax of its own; `halves` puts them together at an entry's end.
+"""The consumer of the paged decode kernel: the queries of a group against the keys of a run.
 
 Both products are made transposed, Sᵀ = K Qᵀ and Oᵀ = Vᵀ Pᵀ. The tensor cores want 64 rows of the left operand and take
 as few as 8 columns of the right one. Queries of a group are few, so they are the columns: K and V go from shared memory
@@ -22,22 +17,22 @@ from llmsys.attention.hopper.gluon import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from llmsys.attention.paged.hopper.parts import divide, leave, merge, plus
+from llmsys.attention.paged.hopper.parts import divide, leave, merge
 
 LN_2 = gl.constexpr(0.6931471805599453)
 
 
 @gluon.jit
 def consume(
-    J: gl.constexpr, line, queries, pages, weights, halves, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, S, N,
-    scale_log2, HEADS: gl.constexpr,
+    line, queries, pages, weights, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, S, N, scale_log2,
+    HEADS: gl.constexpr,
 ):  # fmt: skip
-    """Consumer J of 0 and 1: its tiles of all entries of the program's run; then zeros for tokens that belong to no
-    sequence. It ends the entries whose number is J modulo 2, while the other one goes on."""
+    """All entries of the program's run; then zeros for tokens that belong to no sequence."""
     D: gl.constexpr = pages.keys.shape[2]
-    M: gl.constexpr = weights.shape[1]
+    M: gl.constexpr = weights.shape[0]
     # How the accumulators of Sᵀ (BLOCK_N, M) and Oᵀ (D, M) lie in registers.
     T: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, M, 16])
+    taken = gl.load(line.starts_ptr + S)  # tokens that belong to sequences; asked for here, where nobody has to wait
     entry = 0
     i = 0  # tiles so far, over all entries: their number in the ring
     for walk in range(2):
@@ -56,46 +51,37 @@ def consume(
                 # The keys that the token sees: the last one sees all.
                 seen = gl.minimum(gl.maximum(length - tokens + r // line.groups + 1, 0), length)
                 q = queries.take(entry)
-                m, l, o = attend(J, line, pages, weights.index(J), q, i, unit, take, seen, scale_log2, HEADS, T)
-                i = i + tiles_of(take, line, pages)
+                o, lse, i = attend(line, pages, weights, q, i, unit, take, seen, length, scale_log2, HEADS, T)
                 queries.give_back(entry)
-                if entry % 2 != J:
-                    halves.give(m, l, o)
+                entry += 1
+                if take == n:
+                    store(o_ptr, lse_ptr, o, lse, token, head, line.groups * HEADS, HEADS)
                 else:
-                    lse, half = halves.take(entry, D, M, T)
-                    m, l, o = plus(m, l, o, lse, half)
-                    o, lse = divide(m, l, o)
                     first = at - unit
                     p = first // line.each  # the programs that have parts of it are p to last
                     last = (first + n - 1) // line.each
-                    whole = take == n
-                    if not whole:
-                        number = 2 * gl.program_id(0) + gl.where(unit == 0, 1, 0)
-                        leave(part_ptr, part_lse_ptr, o, lse, number, D, M, T)
-                        wait_for_warpgroup()  # every thread has stored its share
-                        if gl.atomic_add(counters_ptr + p, 1, sem="acq_rel") == last - p:  # nobody comes later
-                            gl.store(counters_ptr + p, 0)
-                            o, lse = merge(part_ptr, part_lse_ptr, p, last, D, M, T)
-                            whole = True
-                    if whole:
+                    number = 2 * gl.program_id(0) + gl.where(unit == 0, 1, 0)
+                    leave(part_ptr, part_lse_ptr, o, lse, number, D, M, T)
+                    wait_for_warpgroup()  # every thread has stored its share
+                    if gl.atomic_add(counters_ptr + p, 1, sem="acq_rel") == last - p:  # nobody comes later
+                        gl.store(counters_ptr + p, 0)
+                        o, lse = merge(part_ptr, part_lse_ptr, p, last, D, M, T)
                         store(o_ptr, lse_ptr, o, lse, token, head, line.groups * HEADS, HEADS)
-                entry = entry + 1
                 at = at + take
                 along = along + take
                 left = left - take
     nothing = gl.zeros([D, M], gl.float32, T)
     never = gl.full([M], float("-inf"), gl.float32, gl.SliceLayout(0, T))
-    for token in range(gl.load(line.starts_ptr + S) + 2 * gl.program_id(0) + J, N, 2 * gl.num_programs(0)):
+    for token in range(taken + gl.program_id(0), N, gl.num_programs(0)):
         for h in range(line.groups):
             store(o_ptr, lse_ptr, nothing, never, token, h * HEADS, line.groups * HEADS, HEADS)
 
 
 @gluon.jit
 def attend(
-    J: gl.constexpr, line, pages, weights, q, i, unit, take, seen, scale_log2, HEADS: gl.constexpr, T: gl.constexpr
+    line, pages, weights, q, i, unit, take, seen, length, scale_log2, HEADS: gl.constexpr, T: gl.constexpr
 ):  # fmt: skip
-    """The softmax's m, l (M,), and Oᵀ (D, M), of consumer J's share of `take` units from `unit` on: those tiles whose
-    number in the ring is J modulo 2. The first of all is number i."""
+    """Oᵀ (D, M), lse in base two (M,), of `take` units from `unit` on; and the number of the next tile in the ring."""
     D: gl.constexpr = pages.keys.shape[2]
     M: gl.constexpr = weights.shape[0]
     BLOCK_N: gl.constexpr = weights.shape[1]
@@ -108,17 +94,17 @@ def attend(
     none = gl.zeros([BLOCK_N, M], gl.float32, T)
     begin = unit * line.UNIT
     end = gl.minimum((unit + take) * line.UNIT, seen * line.TOGETHER)
-    ahead = (i + J) % 2  # tiles before the first of mine
-    tile = i + ahead
-    for row in range(begin + ahead * BLOCK_N, begin + take * line.UNIT, 2 * BLOCK_N):
-        k, v = pages.take(tile)
+    written = length * line.TOGETHER
+    for row in range(begin, begin + take * line.UNIT, BLOCK_N):
+        k, v = pages.take(i)
         s = warpgroup_mma(k, q.permute((1, 0)), none, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, [s]) * scale_log2
         if line.TOGETHER > 1:
             s = gl.where(((row % line.TOGETHER + rows) % line.TOGETHER)[:, None] == mine[None, :], s, float("-inf"))
         if row + BLOCK_N > end:
             s = gl.where((row + rows < end)[:, None], s, float("-inf"))
-            clear(v, end - row)
+        if written % line.UNIT > 0 and row <= written and written < row + BLOCK_N:
+            pages.clear(i, written - row, line.UNIT)
         m_new = gl.maximum(m, gl.max(s, 0))
         shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # nothing may have been seen yet, and −∞ − (−∞) is NaN
         p = gl.exp2(s - shift[None, :])
@@ -131,27 +117,10 @@ def attend(
         wait_for_warpgroup()
         o = warpgroup_mma(v.permute((1, 0)), weights.permute((1, 0)), o, is_async=True)
         o = warpgroup_mma_wait(0, [o])
-        pages.give_back(tile)
-        tile = tile + 2
-    return m, gl.sum(l, 0), o
-
-
-@gluon.jit
-def tiles_of(take, line, pages):
-    """The tiles of so many units."""
-    UNITS: gl.constexpr = pages.keys.shape[1] // line.UNIT
-    return (take + UNITS - 1) // UNITS
-
-
-@gluon.jit
-def clear(v, end):
-    """Zeros in place of the rows of v (BLOCK_N, D) from `end` on: what nobody wrote may be NaN, and 0 · NaN is NaN."""
-    BLOCK_N: gl.constexpr = v.shape[0]
-    D: gl.constexpr = v.shape[1]
-    V: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    rows = gl.arange(0, BLOCK_N, gl.SliceLayout(1, V))
-    x = v.load(V)
-    v.store(gl.where((rows < end)[:, None], x, gl.zeros([BLOCK_N, D], v.dtype, V)))
+        pages.give_back(i)
+        i += 1
+    o, lse = divide(m, gl.sum(l, 0), o)
+    return o, lse, i
 
 
 @gluon.jit

@@ -5,7 +5,7 @@ One program an SM has two roles:
 
 - one warp is the *producer*: it walks down the program's run of the line (`line`), and sends the copy engine (TMA) for
   unit after unit, across heads and sequences without a stop, as far ahead as the ring has room (`ring`);
-- two warpgroups are the *consumers*: products, softmax, and the parts of heads that other programs share (`consumer`).
+- one warpgroup is the *consumer*: products, softmax, and the parts of heads that other programs share (`consumer`).
 
 What lies beside what: a cache of pages is rows of Hkv · D columns, one a slot. A *group* of heads has a row's columns
 from h · D on. There are two ways to see it (TOGETHER). With 1, a row is a slot and a group is one key head, with its G
@@ -20,7 +20,6 @@ Only one program of this kind fits on an SM, and it must stay so: with more, in 
 from llmsys.attention.hopper.gluon import fence_async_shared, gl, gluon
 from llmsys.attention.hopper.ring import new_ring
 from llmsys.attention.paged.hopper.consumer import consume
-from llmsys.attention.paged.hopper.halves import new_halves
 from llmsys.attention.paged.hopper.line import ask, new_line
 from llmsys.attention.paged.hopper.ring import new_page_ring
 
@@ -33,47 +32,41 @@ def paged_decode_kernel(
     q_desc, k_desc, v_desc, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, starts_ptr, lengths_ptr, table_ptr,
     table_stride, S, N, groups, rows, scale_log2,
     HEADS: gl.constexpr, TOGETHER: gl.constexpr, PAGE: gl.constexpr, BLOCK_S: gl.constexpr, BLOCK_N: gl.constexpr,
-    SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    SLOTS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """o (N, groups · HEADS, D) and lse (N, groups · HEADS) of a step, contiguous; what is nobody's is 0 and −∞.
 
     Grid: (P,), at most one program an SM. Descriptors: of q (N, groups, HEADS, D) in tiles of (1, 1, M, D), where M is
     HEADS up to a power of two, 8 at least; of the pages (rows, groups · D) in tiles of (UNIT, 64). UNIT divides PAGE.
     part (2P, D, M) and part_lse (2P, M) fp32; counters (P,) int32, which are 0 before and after. Four warps are asked
-    for: they are consumer 0.
+    for: they are the consumer.
     """
     D: gl.constexpr = q_desc.block_type.shape[3]
     UNIT: gl.constexpr = k_desc.block_type.shape[0]
     M: gl.constexpr = q_desc.block_type.shape[2]
     tokens, length = ask(starts_ptr, lengths_ptr, S, BLOCK_S)  # on the way while the barriers are made
-    queries = new_ring(q_desc, QUERIES, 2)
+    queries = new_ring(q_desc, QUERIES, 1)
     pages = new_page_ring(k_desc, BLOCK_N, D, SLOTS)
-    weights = gl.allocate_shared_memory(q_desc.dtype, [2, M, BLOCK_N], k_desc.layout)  # P, of each consumer
-    halves = new_halves(D, M)
+    weights = gl.allocate_shared_memory(q_desc.dtype, [M, BLOCK_N], k_desc.layout)
     fence_async_shared()  # the copy engine, too, sees that the barriers have begun
     line = new_line(starts_ptr, lengths_ptr, tokens, length, S, groups, TOGETHER, UNIT)
     gl.warp_specialize(
         [
             (
                 consume,
-                (0, line, queries, pages, weights, halves, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, S, N,
-                 scale_log2, HEADS),
-            ),
-            (
-                consume,
-                (1, line, queries, pages, weights, halves, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, S, N,
-                 scale_log2, HEADS),
+                (line, queries, pages, weights, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, S, N, scale_log2,
+                 HEADS),
             ),
             (produce, (line, queries, pages, q_desc, k_desc, v_desc, table_ptr, table_stride, rows, PAGE)),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        [1],
+        [PRODUCER_REGISTERS],
     )  # fmt: skip
 
 
 @gluon.jit
 def produce(line, queries, pages, q_desc, k_desc, v_desc, table_ptr, table_stride, rows, PAGE: gl.constexpr):
-    """The producer: start all copies, in the order in which the consumers want the tiles.
+    """The producer: start all copies, in the order in which the consumer wants the tiles.
 
     The ids of a tile's pages are asked for before the wait for its slot, so that nobody waits for them.
     """

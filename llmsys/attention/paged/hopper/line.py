@@ -1,7 +1,7 @@
 """The line: all keys of all sequences, cut into equal runs, one a program. It is found out in the kernel.
 
 As in `llmsys.attention.paged.split_kernels`, nothing depends on lengths but what programs compute from them, so one
-CUDA graph serves any step. Two things differ here, and both are for short contexts, where a run takes a few tens of
+CUDA graph serves any step. Three things differ here, and all are for short contexts, where a run takes a few tens of
 microseconds and a program that has 3% more than others is late by one.
 
 *Units.* The line is counted in units, which are what one copy fetches (`ring`): 16 keys of a head, or more. Runs of
@@ -15,6 +15,10 @@ whole tiles would differ by a tile, of 64 or 128 keys.
 Heads that two programs share are therefore done early, and whoever adds up the parts does so while its own copies go
 on. At the end stands a head that is nobody else's.
 
+*Whole heads.* Where sequences are equally long, as those of one prompt are that is continued many times, there are
+often nearly as many heads as the programs can share without cutting any: 512 are 3.9 for each of 132. Then 128 programs
+take 4. They keep the memory as busy as all would, and no parts are to be added up.
+
 An *entry* is what one softmax runs over: a token of a sequence with one group of heads. A sequence of Tq tokens has
 Tq · groups entries, one after the other, each of as many units as the sequence has keys for, and of one at least: so
 one without a key is written, too.
@@ -24,6 +28,8 @@ from llmsys.attention.hopper.gluon import aggregate, gl, gluon
 
 LEAST = gl.constexpr(64)
 """Rows of the shortest run: below that, adding up parts would take longer than what is divided."""
+SPARED = gl.constexpr(128)
+"""Rows by which a run may be longer than its share, if so none is cut: they take no longer than adding up parts."""
 
 
 @gluon.jit
@@ -114,9 +120,13 @@ def new_line(
     starts_ptr, lengths_ptr, tokens, length, S, groups, TOGETHER: gl.constexpr, UNIT: gl.constexpr
 ):  # fmt: skip
     """The line of S sequences, of which `ask` has brought tokens and keys, as this program sees it."""
-    ends = gl.associative_scan(units_of(length, TOGETHER, UNIT) * tokens * groups, 0, add)
+    units = units_of(length, TOGETHER, UNIT)
+    ends = gl.associative_scan(units * tokens * groups, 0, add)
     total = gl.max(ends, 0)
     each = gl.maximum((total + gl.num_programs(0) - 1) // gl.num_programs(0), LEAST // UNIT)
+    longest = gl.max(units, 0)
+    whole = (each + longest - 1) // longest * longest
+    each = gl.where(whole - each <= SPARED // UNIT, whole, each)
     first = gl.minimum(gl.program_id(0) * each, total)
     stop = gl.minimum(first + each, total)
     first_s, first_along = _place(ends, first, S)

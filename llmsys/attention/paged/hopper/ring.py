@@ -38,6 +38,7 @@ class PageRing:
         """
         SLOTS: gl.constexpr = self.keys.shape[0]
         UNITS: gl.constexpr = rows.shape[0]
+        UNIT: gl.constexpr = self.keys.shape[1] // UNITS
         PANELS: gl.constexpr = self.keys.shape[2] // 64
         slot = i % SLOTS
         full = self.full.index(slot)
@@ -48,8 +49,8 @@ class PageRing:
             row = gl.sum(gl.where(number == j, rows, 0), 0)  # a thread has them all: this is no work
             for c in gl.static_range(PANELS):
                 at = [row, column + 64 * c]
-                tma.async_copy_global_to_shared(k_desc, at, full, unit_of(self.keys, slot, j, c, k_desc))
-                tma.async_copy_global_to_shared(v_desc, at, full, unit_of(self.values, slot, j, c, v_desc))
+                tma.async_copy_global_to_shared(k_desc, at, full, unit_of(self.keys, slot, j, c, UNIT))
+                tma.async_copy_global_to_shared(v_desc, at, full, unit_of(self.values, slot, j, c, UNIT))
 
     @gluon.jit
     def take(self, i):
@@ -60,6 +61,21 @@ class PageRing:
         return self.keys.index(slot), self.values.index(slot)
 
     @gluon.jit
+    def clear(self, i, end, UNIT: gl.constexpr):
+        """Consumer: zeros in place of the values of tile number i, from row `end` to the end of that row's unit.
+
+        The cache has no keys there. What nobody wrote may be NaN, and 0 · NaN is NaN.
+        """
+        SLOTS: gl.constexpr = self.keys.shape[0]
+        PANELS: gl.constexpr = self.keys.shape[2] // 64
+        LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+        rows = gl.arange(0, UNIT, gl.SliceLayout(1, LAYOUT))
+        for c in gl.static_range(PANELS):
+            unit = unit_of(self.values, i % SLOTS, end // UNIT, c, UNIT)
+            nothing = gl.zeros([UNIT, 64], unit.dtype, LAYOUT)
+            unit.store(gl.where((rows < end % UNIT)[:, None], unit.load(LAYOUT), nothing))
+
+    @gluon.jit
     def give_back(self, i):
         """Consumer: nothing of mine reads tile number i any more."""
         SLOTS: gl.constexpr = self.keys.shape[0]
@@ -67,19 +83,18 @@ class PageRing:
 
 
 @gluon.jit
-def unit_of(tiles, slot, j: gl.constexpr, c: gl.constexpr, desc):
+def unit_of(tiles, slot, j, c: gl.constexpr, UNIT: gl.constexpr):
     """The place of unit j's columns 64 · c to 64 · c + 63 in the tile in `slot`: (UNIT, 64)."""
     SLOTS: gl.constexpr = tiles.shape[0]
-    UNIT: gl.constexpr = desc.block_type.shape[0]
     UNITS: gl.constexpr = tiles.shape[1] // UNIT
     PANELS: gl.constexpr = tiles.shape[2] // 64
-    units = tiles._reinterpret(desc.dtype, [SLOTS * PANELS * UNITS, UNIT, 64], desc.layout)
+    units = tiles._reinterpret(tiles.dtype, [SLOTS * PANELS * UNITS, UNIT, 64], tiles.layout)
     return units.index((slot * PANELS + c) * UNITS + j)
 
 
 @gluon.jit
 def new_page_ring(k_desc, BLOCK_N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr):
-    """A ring of empty tiles, each of which one of the consumers takes and gives back."""
+    """A ring of empty tiles, of which one consumer gives back each."""
     keys = gl.allocate_shared_memory(k_desc.dtype, [SLOTS, BLOCK_N, D], k_desc.layout)
     values = gl.allocate_shared_memory(k_desc.dtype, [SLOTS, BLOCK_N, D], k_desc.layout)
     return PageRing(keys, values, new_barriers(SLOTS, 1), new_barriers(SLOTS, 1))

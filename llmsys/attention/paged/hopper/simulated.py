@@ -24,7 +24,7 @@ from llmsys.attention.paged.hopper.decode import DecodeTiles, decode_arguments, 
 PACKAGE = "llmsys.attention.paged.hopper"
 MODULES = (
     "llmsys.attention.hopper.ring",
-    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "parts", "halves", "consumer", "kernel")),
+    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "parts", "consumer", "kernel")),
 )
 """The modules of the kernel, each after those that it imports."""
 
@@ -69,6 +69,5 @@ def _describe(x: Tensor, shape: list[int], strides: list[int], block: list[int])
     return Descriptor(x.as_strided(shape, strides), block)
 
 
-def _unit_of(tiles: Shared, slot, j: int, c: int, desc: Descriptor) -> Shared:
-    rows = desc.block_type.shape[0]
-    return Shared(tiles.data[int(slot), j * rows : (j + 1) * rows, c * 64 : (c + 1) * 64])
+def _unit_of(tiles: Shared, slot, j, c: int, UNIT: int) -> Shared:
+    return Shared(tiles.data[int(slot), int(j) * UNIT : (int(j) + 1) * UNIT, c * 64 : (c + 1) * 64])
