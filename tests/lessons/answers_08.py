@@ -317,8 +317,9 @@ WRONG_POOLS = [
     pool_but("everything_is_no_room", ("raise ValueError(", "raise OutOfBlocks(", 3)),
     pool_but("backwards_in_one_call", ("[self.stack.pop() for _ in range(needed)]",
              "[self.stack.pop() for _ in range(needed)][::-1]")),
-    pool_but("remembers_who_had_no_room", ("            raise OutOfBlocks(", "            self.__dict__.setdefault('waiting', "
-             "[]).append(length)\n            raise OutOfBlocks(")),
+    pool_but("remembers_who_had_no_room", ("            raise OutOfBlocks(",
+             "            self.__dict__.setdefault('waiting', []).append(length)\n"
+             "            raise OutOfBlocks(")),
     ByTheirIds,
     pool_but("a_tuple_for_a_table", ("        return table\n", "        return table.blocks\n")),
     pool_but("copies_before_it_tries", ("        table.blocks +=", "        before = list(self.stack)\n"
@@ -596,7 +597,8 @@ WRONG_SHARING = [
     sharing_but("uses_up_the_reference", ("            self.release([table.blocks[-1]])\n",
                 "            self.references[table.blocks[-1]] -= 1\n            self.references[table.blocks[-1]] -= "
                 "self.references[table.blocks[-1]] > 1\n")),
-    sharing_but("remembers_what_was_asked", ("        prefixes, before = [], None\n", "        prefixes, before = [], None\n"
+    sharing_but("remembers_what_was_asked", ("        prefixes, before = [], None\n",
+                "        prefixes, before = [], None\n"
                 "        self.__dict__.setdefault('asked', set()).add(tuple(tokens))\n")),
     sharing_but("looks_at_each_block_again", ("range(len(table.prefixes), computed // self.block_size):\n",
                 "range(computed // self.block_size):\n            if n < len(table.prefixes):\n"

@@ -37,7 +37,7 @@ def block_pool(answer: Answer) -> None:
 
     with answer.property(
         "a new pool has all its blocks but block 0, and hands out 1, 2, 3, …",
-        why="Padding writes to block 0, and reads from it. It is nobody's.",
+        why="Block 0 is there for padding, which may be written to it and read from it. It is nobody's.",
     ):
         agrees(2, 4, ["allocate", "a", 1])
         agrees(6, 4, ["allocate", "a", 4], ["allocate", "b", 4], ["allocate", "c", 4], ["free_blocks"])

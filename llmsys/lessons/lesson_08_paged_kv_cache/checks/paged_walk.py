@@ -165,8 +165,8 @@ def paged_walk(answer: Answer) -> None:
         right(step, half=True, block_n=64)  # values near 100: their sum is above 65,504
 
     with answer.property(
-        "both products multiply float16 as it is",
-        why="That is what tensor cores do, and float32 is many times slower.",
+        "both products multiply numbers as they are: float16 as float16, float32 in full",
+        why="Tensor cores multiply float16, and float32 is many times slower. Where q is float32, nothing is lost.",
         hint="Write down the type of each operand of tl.dot: of q and k, and of P and v. A product takes two of one "
         "type.",
     ):
@@ -174,6 +174,10 @@ def paged_walk(answer: Answer) -> None:
         run = answer(*step.given)
         answer.products(run, 2 * 16**3, "fp16")
         answer.equal(run, step.expected, **HALF)
+        step = draw(answer, [16])
+        run = answer(*step.given)
+        answer.products(run, 2 * 16**3, "fp32")
+        answer.equal(run, step.expected)
 
     with answer.property(
         "a key is loaded once for all heads of its group, and nothing else is",

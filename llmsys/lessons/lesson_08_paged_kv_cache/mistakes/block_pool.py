@@ -28,14 +28,14 @@ wrong_pool(
     "block_0",
     "You hand out block 0.",
     (FRESH, "list(range(num_blocks - 1, -1, -1))"),
-    why="It is nobody's: padding writes to it, and whoever had it would find that among its keys. The pool has "
+    why="It is nobody's: padding may be written to it, and whoever had it would find that among its keys. The pool has "
     "num_blocks − 1 blocks to give.",
 )
 wrong_pool(
     "block_0_last",
     "You hand out block 0, as the last one.",
     (FRESH, "[0, *range(num_blocks - 1, 0, -1)]"),
-    why="It is nobody's: padding writes to it. A pool that is not full hides it, until one that is comes along.",
+    why="It is nobody's: padding may be written to it. A pool hides it until it is full.",
 )
 wrong_pool(
     "one_short",

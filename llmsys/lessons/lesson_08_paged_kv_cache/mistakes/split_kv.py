@@ -26,8 +26,8 @@ wrong(
     why="Each piece's o is divided by its own denominator. A piece that has most of the weight must count most: e^lse.",
 )  # fmt: skip
 wrong(
-    "mean_of_all_pieces", "You take the mean of all pieces, empty ones too.",
-    (WEIGHT, "weight = torch.ones_like(lse)"),
+    "mean_of_all_pieces", "You take the mean of all pieces' o, empty ones too.",
+    (f"(weight[..., None] * o).sum(1) / {OUT}", "o.mean(1)"),
     why="Each piece's o is divided by its own denominator, e^lse. A piece that has most of it must count most.",
 )  # fmt: skip
 wrong(
