@@ -916,16 +916,17 @@ for each in records:
             print(f" more bytes at {1e-3 / pace:,.0f} GB/s")
 
 # %% [markdown]
-# More bytes take the same time by each way, within a few percent: that of the memory. The whole difference is a constant,
-# a few microseconds for the copy, six to nine for `gluon` and for cuDNN, twice as much for `triton`. Beside gigabytes
-# nobody sees it. Of the 20 µs in which an H200 reads 67 MB it is a third, and then 0.82 of a copy's speed is as good as
-# cuDNN gets without a table, nearly. What is in it?
+# More bytes take the same time by each way, within a few percent: that of the memory. Nearly all of the difference is a
+# constant: on the H200 two microseconds for the copy, six to nine for `gluon`, one less for cuDNN, and twice as much for
+# `triton`. (It is what is left of two long times, and good to a microsecond or two: the H100's copy has less than none.)
+# Beside gigabytes nobody sees it. Of the 21 µs that `gluon` takes for 67 MB it is more than a quarter, so it has 0.82 of
+# the copy's speed there; which is 0.96 of what cuDNN has without a table. What is in it?
 #
 # - *The beginning.* A program needs its lengths, then page numbers, and with these it can ask for the first keys. By the
 #   GPU's own clock, the first tile is there 2.5 to 3.5 µs after the first program has begun.
-# - *The end.* Programs do not stop together, and whoever is last has the memory for itself, and cannot fill it. The same
-#   kernel, made to load its tiles and to compute nothing, is 2.5 µs slower than the copy: 66.9 µs for 268 MB, where the
-#   copy takes 64.4, and the whole kernel 69.9.
+# - *The end.* Programs do not stop together, and whoever is last has the memory for itself, and cannot fill it. What was
+#   loaded last is still to be computed then. The same kernel, made to load its tiles and to compute nothing, takes
+#   66.9 µs for 268 MB; the copy takes 64.4, and the whole kernel 69.9.
 # - *Merging.* Where a sequence was cut, its parts must be put together. Where all lengths are equal there is nothing to
 #   even out, and `gluon` does not cut: that alone made 21.4 µs of 25.3 for the 67 MB. <!-- source: probes of the
 #   kernel on an H200, on the day of the record: B 16 and B 64, 32/8 heads of 128, L 1024, pages of 16 -->
@@ -938,8 +939,8 @@ for each in records:
 # and computing makes 113.8 of them. Hence 0.88, and 0.74 for `triton`. <!-- source: the same probes, B 256, 9/3 heads
 # of 64, L 64–4096 -->
 #
-# The H100's record is an older one, of `triton` alone, with other tiles. It says the same: a constant, which is the whole
-# trouble of the short calls, and more trouble with small heads.
+# The H100's record is an older one, of `triton` alone, with other tiles. It says the same: a constant, which is nearly
+# all of the trouble of short calls, and more trouble with small heads.
 #
 # ### What small pages cost
 #
@@ -978,10 +979,10 @@ for _, shape in shapes:
 # ### Here
 #
 # On this machine: gather 4,096 tokens' keys and values of SmolLM2's heads through a table, with pages of different
-# sizes, and compare with a copy of the same bytes. Expect one and a half copies, more or less, and believe no order
-# among the five: on one of our machines pages of 256 were the slowest, and on another nearly the fastest. Differences as
-# large as this need many runs, in turn, in one process, as the record's have had. (On a machine with a GPU, the
-# benchmark itself runs as well.)
+# sizes, and compare with a copy of the same bytes. It should be one copy or two, and more on a machine that is busy. But
+# believe no order among the five sizes: in three runs of ours, 256, 1 and 16 came out as the slowest. To tell them apart
+# takes many runs, in turn, on a machine with nothing else to do, which is how the records were made. (On a machine with
+# a GPU, the benchmark itself runs as well.)
 
 # %% tags=["measure"]
 def best_of(run, times=15):

@@ -105,15 +105,10 @@ wrong(
     why="They may be those of one layer of many. What is where, the strides say, and nothing else.",
 )  # fmt: skip
 wrong(
-    "pages_in_32_bits", "You count pages in 32 bits.", (PAGE, PAGE.removesuffix(".to(tl.int64)")),
-    why="page * stride wraps around beyond 2^31 elements, without an error: page.to(tl.int64), before the product.",
-)  # fmt: skip
-wrong(
-    "widened_too_late", "You make the address 64 bits wide after the product, which has wrapped around by then.",
+    "pages_in_32_bits", "You multiply the number of a page by its stride in 32 bits.",
     (PAGE, PAGE.removesuffix(".to(tl.int64)")),
-    (K_AT, K_AT.replace("page * k_stride_page", "(page * k_stride_page).to(tl.int64)")),
-    (V_AT, V_AT.replace("page * v_stride_page", "(page * v_stride_page).to(tl.int64)")),
-    why="A product of two numbers of 32 bits has 32 bits: page.to(tl.int64) * stride.",
+    why="Beyond 2^31 elements the product wraps around, without an error. To widen it afterwards is too late: "
+    "page.to(tl.int64) * stride.",
 )  # fmt: skip
 wrong(
     "columns_not_masked", "You do not mask k and v beyond the head's size.",
