@@ -608,8 +608,8 @@ print("address, for head 1:", (page * memory.stride(0) + slot * memory.stride(1)
 # layers in one tensor, block by block, and hand each layer's part to the kernel with the strides of the whole: with
 # Llama's 32 layers, a block of 16 tokens is 32 · 16 · 8 · 128 = 524,288 elements, and block 4,096 is beyond. There
 # `page * stride` wraps around, and somebody else's memory is read, without an error. `page.to(tl.int64)`, *before* the
-# product, makes it and the rest of the sum 64 bits wide. (The check gives pages such numbers, though it has no such
-# memory: the pointers that it hands over lie as much further down.)
+# product, makes it and the rest of the sum 64 bits wide. (In the interpreter, the check gives pages such numbers,
+# though it has no such memory: the pointers that it hands over lie as much further down.)
 #
 # ## Exercise (c): the walk (45 minutes)
 #

@@ -9,6 +9,7 @@ PAGES = "pages = (seq_lens + P - 1) // P"
 EACH = "each = ((pages + pieces - 1) // pieces)[:, None]"
 LENGTHS = "(seq_lens[:, None] - first * P).clamp(min=0).minimum(each * P)"
 WEIGHT = 'weight = torch.exp(lse - torch.where(m == float("-inf"), 0, m)[:, None])'
+TABLE = "block_table[:, None].expand(S, pieces, M).gather(2, column.clamp(max=M - 1).long())"
 CALL = (
     "parts = attend(q.repeat_interleave(pieces, 0), key_pages, value_pages, lengths.flatten(), table.flatten(0, 1))\n"
     "    o, lse = (x.unflatten(0, (S, pieces)) for x in parts)"
@@ -96,6 +97,18 @@ wrong(
 wrong(
     "beyond_the_row", "You take columns behind the row's end.", ("column.clamp(max=M - 1)", "column"),
     why="The last pieces have less than their share. What they do not have may be anything, but from the row.",
+)  # fmt: skip
+wrong(
+    "beyond_the_row_in_one", "You gather columns that the table's row does not have.",
+    (TABLE, "block_table.gather(1, column.flatten(1).long()).view(column.shape)"),
+    why="The last pieces have less than their share. What they do not have may be anything, but from the row: at most "
+    "column M − 1.",
+)  # fmt: skip
+wrong(
+    "beyond_the_row_by_index", "You index columns that the table's row does not have.",
+    (TABLE, "block_table[torch.arange(S, device=q.device)[:, None, None], column]"),
+    why="The last pieces have less than their share. What they do not have may be anything, but from the row: at most "
+    "column M − 1.",
 )  # fmt: skip
 wrong(
     "rows_in_another_order", "The rows of q are in another order than the lengths and tables.",
