@@ -14,8 +14,8 @@
 # # 08 · Paged KV cache
 #
 # The cache of lesson 07 gave every sequence a row, as long as the sequence may ever become. Nobody knows in advance how
-# long an answer will be, so nearly all of such a cache is empty, and nobody else may have it. And two users who begin
-# with the same page of instructions have it computed twice, and kept twice.
+# long an answer will be, so a row has an empty end, and nobody else may have it. And two users who begin with the same
+# page of instructions have it computed twice, and kept twice.
 #
 # **The idea** is forty years older than language models: an operating system does not give a program one long piece of
 # memory, either. Cut the memory into small *blocks*. A sequence takes another block when its last one is full, wherever
@@ -34,7 +34,7 @@ import torch
 
 from llmsys import viz
 from llmsys.attention.paged import gather_pages
-from llmsys.bench import all_recorded, recorded
+from llmsys.bench import all_recorded
 from llmsys.bench.paged_decode import measure
 from llmsys.cache import BlockPool, Chunk, PagedCache, batch_of
 from llmsys.course import check, hint, measured, mine, predict
@@ -79,6 +79,8 @@ for name, trace in LENGTHS.items():
     print(f"{trace.output[5]:16,} {trace.output[10]:9,}")
 
 # %% [markdown]
+# (The programmers' assistant seems to cut its prompts: one in a hundred has 7,436 tokens, and none more than 7,437.)
+#
 # Half is one thing and the longest another: that is all of the trouble. A memory for keys and values can lose slots in
 # four ways:
 #
@@ -128,8 +130,9 @@ measured("08.kept", 100 * ways["azure-conversation"]["rows of 16k"].kept, "%")
 # small for the next. The oracle shows what is lost even when nobody reserves too much: nearly a quarter of the memory,
 # in holes and for answers still to come; and a third where lengths are as different as Moonshot's.
 #
-# Blocks have no holes, for any block is as good as another. They reserve nothing either, and waste only what is left of
-# a sequence's last block. With blocks of $P$ tokens (in this lesson $P$ is that, and $S$ the number of sequences, while
+# Blocks have no holes, for any block is as good as another. They waste only what is left of a sequence's last block:
+# that is what stands there as "later", where the sequence will come to it, and as "nothing", where it ends before. With
+# blocks of $P$ tokens (in this lesson $P$ is that, and $S$ the number of sequences, while
 # scores and weights have small letters), a sequence of $T$ tokens wastes
 #
 # $$ P \cdot \lceil T / P \rceil - T \;<\; P \quad \text{slots, about } \tfrac{P - 1}{2} \text{ on average} \tag{1} $$
@@ -151,20 +154,25 @@ measured("08.kept", 100 * ways["azure-conversation"]["rows of 16k"].kept, "%")
 # $$ \text{slot} = \text{table}\big[\lfloor i / P \rfloor\big] \cdot P + i \bmod P \tag{2} $$
 #
 # With one block for a sequence this is lesson 07's row. Nothing else of a step changes: `slot_mapping` says where the
-# new tokens' keys and values are written, and beside it the step brings the tables, padded with −1. Here are two
-# sequences that grow by turns, so that their blocks lie mixed:
+# new tokens' keys and values are written, and beside it the step brings the tables, as rows of one tensor with $M$
+# columns. A table that is shorter than $M$ ends with −1: no length reaches these entries, and nobody reads them. Not to
+# be mixed up with it is block 0, which no pool hands out: a place in memory that is nobody's, for whoever must read or
+# write *something* where a step is filled up with tokens that are none. (Our kernels need not: such a token's slot is
+# −1, and nothing is written.)
+#
+# Here are two sequences that grow by turns, so that their blocks lie mixed:
 
 # %% tags=["claim"]
-pool = BlockPool(num_blocks=9, block_size=4)  # block 0 is nobody's: padding may point to it
+pool = BlockPool(num_blocks=9, block_size=4)  # it hands out 1 to 8
 one, other = pool.allocate(5), pool.allocate(3)  # room for 5 and for 3 tokens
 for length in range(6, 12):
     pool.extend(one, length)
-    pool.extend(other, length - 2)
+    pool.extend(other, length - 3)
 print("tables:", one.blocks, "and", other.blocks)
 step = batch_of(
     [
         Chunk(tokens=[7], computed=10, blocks=one.blocks),  # its token 10, the eleventh
-        Chunk(tokens=[3, 1, 4], computed=6, blocks=other.blocks),  # tokens 6, 7 and 8
+        Chunk(tokens=[3, 1], computed=6, blocks=other.blocks),  # tokens 6 and 7
     ],
     block_size=4,
 )
@@ -190,16 +198,17 @@ from llmsys.cache import BlockTable, OutOfBlocks
 class Pool:
     """Hands out the blocks of a cache, and takes them back.
 
-    num_blocks   int, blocks of the memory: 0, 1, …, num_blocks − 1. Block 0 is never handed out: padding points to it
+    num_blocks   int, blocks of the memory: 0, 1, …, num_blocks − 1. Block 0 is never handed out: it is there for padding
     block_size   int, tokens in a block
 
     A table is a BlockTable(blocks, length): table.blocks is a list of ids, table.length says how many tokens have a
     slot, and blocks are as many as that needs. A new pool hands out 1, 2, 3, … Of the blocks that were given back, the
     last one is taken first, and all of them before blocks that nobody had yet; of one table, the tail before the head:
-    [4, 5, 6] comes back as 6, 5, 4.
+    what was [4, 5, 6] is handed out again as 6, 5, 4.
 
     Raises OutOfBlocks(message) where too few blocks are free, and ValueError(message) for a table that is not in use
-    in this pool (freed already, or another pool's) or a length below that of the table. Then nothing has changed.
+    in this pool (freed already, or another pool's) or a length below that of the table. Then nothing has changed, and
+    nothing is kept of it.
     """
 
     def __init__(self, num_blocks, block_size):
@@ -300,6 +309,8 @@ print(f"the same tokens as in rows: {sum(same)} of {len(same)}")
 #
 # $$ h_n = H\big(h_{n-1},\ \text{tokens of block } n\big), \qquad h_{-1} = \text{a constant} \tag{3} $$
 #
+# Which constant, does not matter, as nothing comes before a first block.
+#
 # Equal hashes may still be an accident. A server that then hands one user's keys to another answers with somebody
 # else's conversation, so the tokens are compared as well.
 #
@@ -349,14 +360,15 @@ class SharingPool(SharingParts):
     self.new_table(blocks, length, prefixes)    a table that is in use: .blocks, .length, .prefixes (of its first blocks,
                                                 as far as they are registered: a list)
     self.check_room(needed)     raises OutOfBlocks where fewer blocks are free
-    self.check_table(table)     raises ValueError where the table is not in use
+    self.check_table(table, length)     raises ValueError where the table is not in use, or longer than that
     self.free(table)            is there already: it calls your release(table.blocks)
     """
 
     def find(self, before, tokens):
         """The Prefix of these tokens (a tuple, a whole block) after `before` (a Prefix; None at the beginning).
 
-        The one that is known, if there is one, else a new one: Prefix(before, tokens, hash).
+        The one that is known, if there is one, else a new one: Prefix(before, tokens, hash). Changes nothing. Without a
+        block before, the hash before may be any bytes: b"", say.
         """
         ### BEGIN SOLUTION
         hashed = self.hash_block(before.hash if before else b"", tokens)
@@ -369,7 +381,7 @@ class SharingPool(SharingParts):
     def match(self, tokens):
         """PrefixHit(blocks, hit tokens, prefixes=…): the longest prefix of `tokens` that blocks hold, in whole blocks.
 
-        It leaves at least one token to compute. Changes nothing.
+        It leaves at least one token to compute. Where several blocks hold the same, any of them does. Changes nothing.
         """
         ### BEGIN SOLUTION
         prefixes, before = [], None
@@ -385,7 +397,7 @@ class SharingPool(SharingParts):
     def register(self, table, tokens, computed):
         """Lets others hit the table's blocks, those that the first `computed` of the sequence's `tokens` fill.
 
-        Called again and again as the sequence grows.
+        Called again and again as the sequence grows: what is registered already is not gone through again.
         """
         self.check_table(table)
         ### BEGIN SOLUTION
@@ -454,9 +466,9 @@ class SharingPool(SharingParts):
         """Slots for `length` tokens in all. Returns a list of Copy(source, target), to be made before they are written.
 
         Where the next token would go into a block that others use, a new block takes its place in this table. OutOfBlocks
-        where that, or the rest, is not to be had: then nothing has changed.
+        where that, or the rest, is not to be had, ValueError for fewer tokens than it has: then nothing has changed.
         """
-        self.check_table(table)
+        self.check_table(table, length)
         ### BEGIN SOLUTION
         into_last = length > table.length and table.length % self.block_size > 0
         replace = into_last and self.references[table.blocks[-1]] > 1
@@ -515,8 +527,9 @@ print("the second one goes on:", pool.extend(second, second.length + 1))
 #
 # Your pool, and a small chat service: A and B begin with the same instructions, A shall answer twice, C goes on with A's
 # conversation, D has nothing to do with any of it, and E asks B's question once more, and another one. Words stand for
-# tokens. Step through it, and predict each step before you see it: which blocks does C find, and why not all? Which
-# block does D take that was somebody's? Then choose "not shared".
+# tokens. Step through it, and predict each step before you see it: which blocks does C find, when A has been forked and
+# has ended? Which block does D take that was somebody's? Then choose blocks of 8 tokens: what does C find now, and why
+# not all of A? And then "not shared".
 
 # %% tags=["widget"]
 viz.paged_kv_cache.stepper(own_pool)
@@ -548,10 +561,10 @@ for sharing in (True, False):
 # been seen before. With a cache that forgets nothing, 37.4% of its prompts' tokens are found, and in another of their
 # traces, of agents, 65.1%. But nothing forgotten means 94 million tokens, which is 12 TB for Llama-3-8B. In the 532,480
 # slots of one H100, least recently used first, 4.6% are found; in ten times as many 21.9%, and in a hundred times as
-# many 37.1%. <!-- source: counted from the hashes in FAST25-release/traces of github.com/kvcache-ai/Mooncake: 182,790
-# blocks of 512 tokens, 131,072 bytes a token; in the order of arrival, as if a request were finished before the next
-# one --> So a service sends a conversation back to the machine that has its beginning, and keeps what falls out of the
-# GPU's memory in the host's.
+# many 37.1%. (That was counted from the published trace, once, for this page: its requests in their order, as if each
+# were finished before the next.) <!-- source: counted from the hashes in FAST25-release/traces of
+# github.com/kvcache-ai/Mooncake: 182,790 blocks of 512 tokens, 131,072 bytes a token --> So a service sends a
+# conversation back to the machine that has its beginning, and keeps what falls out of the GPU's memory in the host's.
 #
 # ## Attention through a block table
 #
@@ -560,7 +573,7 @@ for sharing in (True, False):
 # and attend as ever. But a decode step is nothing but reading K and V (lesson 01), and whoever copies first reads them,
 # writes them, and reads them again: three times the traffic. A kernel can read them where they are.
 #
-# **What changes in lesson 04's loop?** One line. There, key $j$ was at $j \cdot \text{stride}$. Here, with pages of $P$
+# **What changes in lesson 04's loop?** Where a key is. There, key $j$ was at $j \cdot \text{stride}$. Here, with pages of $P$
 # slots,
 #
 # $$ \text{page} = \text{table}\big[\lfloor j / P \rfloor\big], \qquad \text{slot} = j \bmod P, \qquad \text{address} = \text{page} \cdot \text{stride}_\text{page} + \text{slot} \cdot \text{stride}_\text{slot} + h \cdot \text{stride}_\text{head} \tag{4} $$
@@ -590,10 +603,13 @@ print("address, for head 1:", (page * memory.stride(0) + slot * memory.stride(1)
 # $-\infty$, as in lesson 04's second repair. A sequence may have no key at all (a row of a step that nobody uses):
 # its $o$ is 0, and its log-sum-exp $-\infty$.
 #
-# **How large is an address?** A block of 16 tokens of a layer of a small model is 16 · 3 · 64 = 3,072 elements, and
-# numbers of 32 bits count to 2,147,483,647: block 699,051 is beyond. Real caches have gigabytes a layer, in which
-# `page * stride` wraps around and reads somebody else's memory, without an error. `page.to(tl.int64)`, once, makes the
-# rest of the sum 64 bits wide.
+# **How large is an address?** Numbers of 32 bits count to 2,147,483,647. A single layer of a cache is mostly smaller: the
+# 532,480 slots of Llama-3-8B above, with 8 · 128 elements each, come to 545 million. But a cache may have all of its
+# layers in one tensor, block by block, and hand each layer's part to the kernel with the strides of the whole: with
+# Llama's 32 layers, a block of 16 tokens is 32 · 16 · 8 · 128 = 524,288 elements, and block 4,096 is beyond. There
+# `page * stride` wraps around, and somebody else's memory is read, without an error. `page.to(tl.int64)`, *before* the
+# product, makes it and the rest of the sum 64 bits wide. (In the interpreter, the check gives pages such numbers,
+# though it has no such memory: the pointers that it hands over lie as much further down.)
 #
 # ## Exercise (c): the walk (45 minutes)
 #
@@ -626,7 +642,8 @@ def paged_walk(
     BLOCK_N               keys of a tile, whatever pages they lie in
 
     Each key and value is loaded once. What no length reaches is not read: entries of the table may be −1 or huge, and
-    slots NaN. Pages are counted in 64 bits. The state is kept in float32.
+    slots NaN. Pages are counted in 64 bits. Both products multiply numbers of the type that v has, and float32 in full:
+    input_precision="ieee". The state is kept in float32.
     """
     sequence, head = tl.program_id(0), tl.program_id(1)
     g, d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
@@ -733,8 +750,8 @@ print("your kernel chooses the same tokens as torch's fused attention:", by_walk
 # **And who computes it?** The lengths are on the GPU. Ask for one on the host (`.item()`, `.tolist()`, an `if` on a
 # tensor, a Python loop over lengths), and every layer of every step waits for the GPU. Worse, a **CUDA graph**, a
 # recorded sequence of launches that is replayed step by step, would replay the lengths of the step in which it was
-# recorded. So all of this is arithmetic on tensors, and every shape, with it the grid of the launch, follows from `S`,
-# `M` and `pieces` alone. That is also why the pieces' tables are as wide as they could have to be: $\lceil M /
+# recorded. So all of this is arithmetic on tensors, and every shape, with it the grid of the launch, follows from $S$, the
+# table's columns $M$ and `pieces` alone. That is also why the pieces' tables are as wide as they could have to be: $\lceil M /
 # \text{pieces} \rceil$.
 #
 # ## Exercise (d): split and combine (35 minutes)
@@ -799,6 +816,8 @@ for pieces in (1, 8, 44, 176):
 # With 44 pieces there is one program for each of the 132 SMs, and the longest walk is a forty-fourth of what it was.
 # More pieces than that pay while there is room for several programs on an SM. In the end the combine, which reads a
 # result of each piece, costs more than what is saved.
+#
+# Put together, yours attend like this. At the end of the lesson, a model does.
 
 # %%
 from llmsys.attention.paged.pieces import split_kv as library_split
@@ -825,9 +844,10 @@ viz.paged_kv_cache.busy()
 # ## Predict: how close to a copy?
 #
 # Attention of a decode step reads every key and value once, and does nearly nothing with them. The best that one could
-# hope for is the speed at which the GPU copies memory. Now the keys lie in pages of 16 tokens, strewn at random over
-# 80 GB, and each must be looked up. <!-- source: NVIDIA's data sheet --> Llama-3-8B's heads, 64 sequences with 8192
-# tokens each, on an H100: **which share of a copy's speed is reached by the fastest kernel that reads pages?**
+# hope for is the speed at which the GPU copies memory. Now the keys lie in pages of 16 tokens, strewn at random over the
+# memory of an H200, which is an H100 with more of it, and faster: 141 GB and 4.8 TB/s, in place of 80 GB and 3.35. Each
+# page must be looked up. <!-- source: NVIDIA's data sheets of both --> Llama-3-8B's heads, 64 sequences with 8192
+# tokens each: **which share of a copy's speed is reached by the fastest kernel that reads pages?**
 
 # %% tags=["predict"]
 predict("08.copy", None, "%")
@@ -835,16 +855,23 @@ predict("08.copy", None, "%")
 # %% [markdown]
 # ## Measure
 #
-# The record compares three things, in one process, on the same random inputs, in turn: the library's kernels over pages
-# (`triton` is the kernel of the picture above; a `gluon`, where the record has one, is written in lesson 06's language,
-# and a warp of its own fetches pages by TMA); **dense**, cuDNN's attention over a cache *without* pages, which wants
-# sequences of equal length; and a **copy** of as many bytes as K and V have, half read and half written. Blocks are
-# dealt at random, and it is one layer. "Of copy" is the share of the copy's speed, "of dense" that of cuDNN's.
+# A record compares three things, in one process, on the same random inputs, in turn: the library's kernels over pages;
+# **dense**, cuDNN's attention over a cache *without* pages, which wants sequences of equal length; and a **copy** of as
+# many bytes as K and V have, half read and half written. Two kernels do the same work, the picture's line of tiles.
+# `triton` is the one that you have seen: its loads are the compiler's business. `gluon` is written in lesson 06's
+# language, and a warp of its own does nothing but fetch pages by TMA, tiles ahead of those that compute. Blocks are dealt
+# at random, and it is one layer. "Of copy" is the share of the copy's speed, "of dense" that of cuDNN's. (The record
+# says B for the number of sequences, our $S$, and L for their tokens.)
 
 # %% tags=["claim"]
-record = recorded("paged_decode")
+def kernels_of(record):
+    """The names of those that read pages."""
+    return [name for name in dict.fromkeys(row["name"] for row in record.rows) if name not in ("copy", "dense")]
+
+
+records = sorted(all_recorded("paged_decode"), key=lambda record: -len(kernels_of(record)))
+record, kernels = records[0], kernels_of(records[0])  # the one with most kernels
 rows = {(row["shape"], row["page"], row["name"]): row for row in record.rows}
-kernels = [name for name in dict.fromkeys(row["name"] for row in record.rows) if name not in ("copy", "dense")]
 shapes = sorted({(row["bytes"], row["shape"]) for row in record.rows if row["page"] == 16})
 print(f"{record.device}, pages of 16     (B sequences of L tokens, query / key heads)")
 print(f"{'':40}{'MB':>6} {'copy, µs':>9}", *(f"{name + ', µs':>12} {'of copy':>8} {'of dense':>8}" for name in kernels))
@@ -857,39 +884,63 @@ for size, shape in shapes:
         else:
             print(f" {'–':>12} {'–':>8} {'–':>8}", end="")
     print()
-found = [row for row in record.rows if row["page"] == 16 and row["name"] in kernels]
-for what, some in (
-    ("equal lengths, 1 GB and more", [row for row in found if row["of_dense"] and row["bytes"] > 1e9]),
-    ("equal lengths, less than that", [row for row in found if row["of_dense"] and row["bytes"] < 1e9]),
-    ("mixed lengths", [row for row in found if not row["of_dense"]]),
-):
-    for name in kernels:
-        shares = [row["of_copy"] for row in some if row["name"] == name]
-        print(f"{what:30} {name:7} {min(shares):.2f} to {max(shares):.2f} of the copy's speed")
 asked = "B 64, 32/8 heads of 128, L 8192"
-best = max((row for row in found if row["shape"] == asked), key=lambda row: row["of_copy"])
+best = max((rows[asked, 16, name] for name in kernels), key=lambda row: row["of_copy"])
 
 # %% tags=["measure"]
 measured("08.copy", 100 * best["of_copy"], "%")
 
 # %%
-viz.paged_kv_cache.decode_speed(*all_recorded("paged_decode"))
+viz.paged_kv_cache.decode_speed(*records)
 
 # %% [markdown]
-# Read the table from the bottom, where the large caches are. With gigabytes to read, attention through a table is about
-# as fast as the memory, and so is cuDNN without any table. That the blocks lie strewn over all of the memory costs next
-# to nothing: what lies in one piece is one token's key for one head, 128 or 256 bytes, and that is what memory delivers
-# at a time anyway. <!-- source: heads of 64 and 128 in bfloat16; an H100's cache line has 128 bytes -->
+# Read the table from the bottom, where the large caches are. With gigabytes to read, attention through a table is as
+# fast as a copy, and so is cuDNN without any table. (A little faster, some of them: half of a copy's bytes are written,
+# and attention writes hardly any.) That the blocks lie strewn over all of the memory costs next to nothing: what lies in one piece is one token's key for one head, 128 or 256 bytes, and that is what memory
+# delivers at a time anyway. <!-- source: heads of 64 and 128 in bfloat16; an H100's cache line has 128 bytes -->
 #
-# With small caches a call takes longer than its bytes do: for cuDNN, too, and longest for the kernel in Triton. There are
-# launches; page numbers that must have come before the first keys can be asked for; parts of sequences that must be
-# merged in the end. These are microseconds, whatever the size, and count the less the more there is to read.
+# With small caches a call takes longer than its bytes do. Take two calls that differ in nothing but their lengths: what
+# the longer one takes more is the time of its bytes, and what is left of the shorter one, without its bytes, is what a
+# call takes in any case.
+
+# %% tags=["claim"]
+for each in records:
+    at = {(row["shape"], row["name"]): row for row in each.rows if row["page"] == 16}
+    for batch, short, long in ((64, 1024, 8192), (16, 1024, 16_384)):
+        print(f"{each.device}: {batch} sequences of {short:,} and of {long:,} tokens")
+        for name in ("copy", "dense", *kernels_of(each)):
+            few, many = (at[f"B {batch}, 32/8 heads of 128, L {tokens}", name] for tokens in (short, long))
+            pace = (many["us"] - few["us"]) / (many["bytes"] - few["bytes"])  # µs a byte
+            beside = few["us"] - few["bytes"] * pace
+            print(f"    {name:8} {few['us']:6.1f} µs the short one, of which {beside:4.1f} beside its bytes;", end="")
+            print(f" more bytes at {1e-3 / pace:,.0f} GB/s")
+
+# %% [markdown]
+# More bytes take the same time by each way, within a few percent: that of the memory. Nearly all of the difference is a
+# constant: on the H200 two microseconds for the copy, six to nine for `gluon`, one less for cuDNN, and twice as much for
+# `triton`. (It is what is left of two long times, and good to a microsecond or two: the H100's copy has less than none.)
+# Beside gigabytes nobody sees it. Of the 21 µs that `gluon` takes for 67 MB it is more than a quarter, so it has 0.82 of
+# the copy's speed there; which is 0.96 of what cuDNN has without a table. What is in it?
 #
-# Two things are harder than the rest for the kernel in Triton. *Mixed lengths*: a program's run has more sequences in
-# it, shorter ones, and the walk starts anew with each. *Small heads*, SmolLM2's of 64: a tile of keys has half the
-# bytes, and what a tile costs beside its bytes weighs twice. What helps against both is to have the next tiles on the
-# way while one is computed, across the border of two sequences, too: a warp that does nothing but fetch, as in lesson
-# 06.
+# - *The beginning.* A program needs its lengths, then page numbers, and with these it can ask for the first keys. By the
+#   GPU's own clock, the first tile is there 2.5 to 3.5 µs after the first program has begun.
+# - *The end.* Programs do not stop together, and whoever is last has the memory for itself, and cannot fill it. What was
+#   loaded last is still to be computed then. The same kernel, made to load its tiles and to compute nothing, takes
+#   66.9 µs for 268 MB; the copy takes 64.4, and the whole kernel 69.9.
+# - *Merging.* Where a sequence was cut, its parts must be put together. Where all lengths are equal there is nothing to
+#   even out, and `gluon` does not cut: that alone made 21.4 µs of 25.3 for the 67 MB. <!-- source: probes of the
+#   kernel on an H200, on the day of the record: B 16 and B 64, 32/8 heads of 128, L 1024, pages of 16 -->
+#
+# Two things are harder than equal lengths and large heads. *Mixed lengths*: a program's run has more sequences in it,
+# shorter ones, and the walk starts anew with each. `triton` falls to 0.87 of the copy there. For the warp that does
+# nothing but fetch, the border of two sequences is none: it has the next one's tiles on the way while the last one's are
+# computed, and `gluon` keeps 0.98. *Small heads*, SmolLM2's of 64: a key has half the bytes, and as many scores, maxima
+# and exponentials. That one does not hide: with mixed lengths, loads alone run as fast as the copy, 101.7 µs and 101.9,
+# and computing makes 113.8 of them. Hence 0.88, and 0.74 for `triton`. <!-- source: the same probes, B 256, 9/3 heads
+# of 64, L 64–4096 -->
+#
+# The H100's record is an older one, of `triton` alone, with other tiles. It says the same: a constant, which is nearly
+# all of the trouble of short calls, and more trouble with small heads.
 #
 # ### What small pages cost
 #
@@ -921,13 +972,17 @@ for _, shape in shapes:
 # the way.
 #
 # Against that stands (1): the waste grows with the page, and so does what is computed again after a hit. So 16 is a
-# common choice. A page of a *single* token wastes nothing, and shares prefixes to the token; its table is 16 times as
-# long again. Some systems do take it; see below.
+# common choice. And why not a single token? Such a page wastes nothing, and shares prefixes to the token. But the tile of
+# 64 keys then has 64 numbers and 64 requests in place of four, and the table is 16 times as long again. Some systems do
+# take it; see below.
 #
 # ### Here
 #
 # On this machine: gather 4,096 tokens' keys and values of SmolLM2's heads through a table, with pages of different
-# sizes, and compare with a copy of the same bytes. (On a machine with a GPU, the benchmark itself runs as well.)
+# sizes, and compare with a copy of the same bytes. It should be one copy or two, and more on a machine that is busy. But
+# believe no order among the five sizes: in three runs of ours, 256, 1 and 16 came out as the slowest. To tell them apart
+# takes many runs, in turn, on a machine with nothing else to do, which is how the records were made. (On a machine with
+# a GPU, the benchmark itself runs as well.)
 
 # %% tags=["measure"]
 def best_of(run, times=15):
@@ -960,9 +1015,11 @@ if torch.cuda.is_available():
 # attend. `serve_step` is one step for any sequences: make room, copy what the pool says must be copied, compute what is
 # not computed, let the pool know what can be found from now on.
 #
-# The story: a question, and its answer. Then the conversation **forks** into two, which go on with different
-# questions, in the same steps. Both tables name the blocks of the beginning, and the half-full last block is copied
-# for the one that writes first.
+# The story: a question, and its answer, which are given, and computed in one step. (That step chooses a token, too.
+# Nobody wants it: a fork takes what has been computed, and goes on with tokens of its own.) Then the conversation
+# **forks** into two, which go on with different questions, in the same steps. Both tables name the blocks of the
+# beginning, and the half-full last block is copied for the one that writes first. In the interpreter each has room for
+# two tokens, the beginning of an answer; what counts is that they are the right ones.
 
 # %% tags=["engine"]
 @dataclass

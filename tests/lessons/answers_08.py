@@ -279,6 +279,29 @@ class OfTheLesson(PlainPool):
     pass
 
 
+class ByTheirIds(InADeque):
+    """Which tables are in use is known by where they lie."""
+
+    def __init__(self, num_blocks, block_size):
+        super().__init__(num_blocks, block_size)
+        self.mine = set()
+
+    def allocate(self, length):
+        table = super().allocate(length)
+        self.mine.add(id(table))
+        table.pool = None
+        return table
+
+    def extend(self, table, length):
+        table.pool = self if id(table) in self.mine or getattr(table, "pool", None) is self else None
+        super().extend(table, length)
+
+    def free(self, table):
+        table.pool = self if id(table) in self.mine else None
+        super().free(table)
+        self.mine.discard(id(table))
+
+
 WRONG_POOLS = [
     Newest, NewestInAnArray, one_stack_for_all, OfTheLibrary, OfTheLesson,
     pool_but("always_16", ("self.num_blocks, self.block_size = num_blocks, block_size",
@@ -294,6 +317,10 @@ WRONG_POOLS = [
     pool_but("everything_is_no_room", ("raise ValueError(", "raise OutOfBlocks(", 3)),
     pool_but("backwards_in_one_call", ("[self.stack.pop() for _ in range(needed)]",
              "[self.stack.pop() for _ in range(needed)][::-1]")),
+    pool_but("remembers_who_had_no_room", ("            raise OutOfBlocks(",
+             "            self.__dict__.setdefault('waiting', []).append(length)\n"
+             "            raise OutOfBlocks(")),
+    ByTheirIds,
     pool_but("a_tuple_for_a_table", ("        return table\n", "        return table.blocks\n")),
     pool_but("copies_before_it_tries", ("        table.blocks +=", "        before = list(self.stack)\n"
              "        table.blocks +=")),
@@ -348,12 +375,13 @@ class InOneDict(SharingParts):
 
     def register(self, table, tokens, computed):
         self.check_table(table)
-        before = 0
-        for n in range(computed // self.block_size):
+        first, before = getattr(table, "known", (0, 0))
+        for n in range(first, computed // self.block_size):
             key = before, self.tokens_of(tokens, n)
             before = self.numbers.setdefault(key, len(self.numbers) + 1)
             if before not in self.block_of and table.blocks[n] not in self.number_of:
                 self.block_of[before], self.number_of[table.blocks[n]] = table.blocks[n], before
+            table.known = n + 1, before
 
     def allocate(self, length, hit=None):
         shared = hit.blocks if hit else ()
@@ -384,7 +412,7 @@ class InOneDict(SharingParts):
         return self.allocate(table.length, PrefixHit(tuple(table.blocks)))
 
     def extend(self, table, length):
-        self.check_table(table)
+        self.check_table(table, length)
         last = table.blocks[-1] if length > table.length and table.length % self.block_size else 0
         copied = bool(last) and self.references[last] != 1
         self.check_room(self.blocks_for(length) - len(table.blocks) + copied)
@@ -569,5 +597,12 @@ WRONG_SHARING = [
     sharing_but("uses_up_the_reference", ("            self.release([table.blocks[-1]])\n",
                 "            self.references[table.blocks[-1]] -= 1\n            self.references[table.blocks[-1]] -= "
                 "self.references[table.blocks[-1]] > 1\n")),
+    sharing_but("remembers_what_was_asked", ("        prefixes, before = [], None\n",
+                "        prefixes, before = [], None\n"
+                "        self.__dict__.setdefault('asked', set()).add(tuple(tokens))\n")),
+    sharing_but("looks_at_each_block_again", ("range(len(table.prefixes), computed // self.block_size):\n",
+                "range(computed // self.block_size):\n            if n < len(table.prefixes):\n"
+                "                continue\n")),
+    sharing_but("hands_back_an_iterator", ("        return copies\n", "        return iter(copies)\n")),
     sharing_but("hits_are_lists_of_all", ("len(blocks) * self.block_size, prefixes", "len(tokens), prefixes")),
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from llmsys.course.checking.mistakes import edited
 from llmsys.course.checking.runner import LocalRunner
 from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import load_triton
-from llmsys.lessons.lesson_08_paged_kv_cache.decoding import draw, in_a_larger_cache, in_longer_rows
+from llmsys.lessons.lesson_08_paged_kv_cache.decoding import draw, in_a_larger_cache, in_longer_rows, with_kernel
 from llmsys.lessons.lesson_08_paged_kv_cache.plain_attend import Noting
 from tests.support.size import drawn
 from tests.support.verdicts import assert_rejected, assert_taken, fresh, verdict
@@ -154,6 +154,24 @@ UNNAMED = [  # wrong, each in a way of its own: what is said of others would not
     ("finite_and_nan_washed", (("tl.trans(k), input", "tl.trans(tl.where(k == k, k, 0.0)), input"),
                                (K_LOAD, K_LOAD.replace("mask=there", "mask=(d < D)[None, :]")))),
 ]  # fmt: skip
+
+
+LOOKED_UP = "mask=written, other=0).to(tl.int64)"
+
+
+@pytest.mark.parametrize("widened", ["never", "after the product"])
+def test_an_address_of_32_bits_is_rejected(widened):
+    changes = [(LOOKED_UP, LOOKED_UP.removesuffix(".to(tl.int64)"))]
+    if widened == "after the product":
+        changes += [(f"page * {x}_stride_page", f"(page * {x}_stride_page).to(tl.int64)") for x in "kv"]
+    result = verdict(WALK, edited(one_token_kernel, "narrow", *changes))
+    assert not result and "✗ page numbers whose address needs more than 32 bits" in str(result)
+
+
+def test_a_kernel_finds_the_same_under_page_numbers_that_are_far_away():
+    attend, step = with_kernel(one_token_kernel), draw(answer(), [20, 0, 33], Hkv=2)
+    for near, far in zip(attend(*step.given), attend(*step.given, far=True), strict=True):
+        assert torch.equal(near, far)
 
 
 @pytest.mark.parametrize("name, changes", drawn(UNNAMED, 2), ids=lambda x: x if isinstance(x, str) else "")

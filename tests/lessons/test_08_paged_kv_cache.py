@@ -13,6 +13,7 @@ from llmsys.course.checking.answer import Answer
 from llmsys.lessons.lesson_08_paged_kv_cache.checks.block_pool import _long_life as plain_life
 from llmsys.lessons.lesson_08_paged_kv_cache.checks.prefix_sharing import _long_life as sharing_life
 from llmsys.lessons.lesson_08_paged_kv_cache.counted_work import counted, growing
+from llmsys.lessons.lesson_08_paged_kv_cache.kept import kept
 from llmsys.lessons.lesson_08_paged_kv_cache.plain_pool import PlainPool
 from llmsys.lessons.lesson_08_paged_kv_cache.scripts import played
 from llmsys.lessons.lesson_08_paged_kv_cache.serve import serve
@@ -186,6 +187,19 @@ def test_what_grows_is_named_and_printed(capsys):
 
     assert growing(OfSize, life, (10, 500)) == ["first"]
     assert re.fullmatch(r"first: \d+ steps in a pool of 10 blocks, \d+ in one of 500\n", capsys.readouterr().out)
+
+
+def test_what_a_pool_keeps_is_counted_through_objects_and_circles():
+    class Part:
+        __slots__ = ("ids", "whole")
+
+    keeps = Keeps()
+    before = kept(keeps)
+    keeps.part = part = Part()
+    part.ids, part.whole = [1, 2, 3], {"back": keeps}
+    assert kept(keeps) == before + 4
+    keeps.ids.append(7)
+    assert kept(keeps) == before + 5  # self.same is the same list
 
 
 # Answers that the checks have not seen

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmsys.attention.paged.one_token import attend_one_token
 from llmsys.course.checking.answer import Answer
+from llmsys.hardware import sanitizer
 from llmsys.hardware.tier import triton_device
 from llmsys.lessons.common import PoisonedResults, exact
 
@@ -77,13 +78,24 @@ def _one(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, 
 def with_kernel(kernel) -> Callable:
     """A kernel with the arguments of exercise (c) as an ordinary function that gives (o, lse), or the one that `only`
     names. `apart`: the pages are those of one layer of several, keys and values in different orders, and the tables'
-    rows are longer than they are wide."""
+    rows are longer than they are wide. `far`: the numbers of the pages are so large that `page * stride` needs more
+    than 32 bits (`far_pages`), where the sanitizer watches."""
 
-    def attend(q, key_pages, value_pages, seq_lens, block_table, *, apart=False, only="", block_n=16, scale=None):
+    def attend(
+        q, key_pages, value_pages, seq_lens, block_table, *, apart=False, far=False, only="", block_n=16, scale=None
+    ):
         given = [x.to(triton_device()) for x in (q, key_pages, value_pages, seq_lens, block_table)]
         if apart:
             given[1:3], given[4] = in_a_larger_cache(*given[1:3]), in_longer_rows(given[4])
-        poisoned = PoisonedResults(kernel, slice(3, 5))
+        launched = kernel
+        if far and sanitizer.available():  # compiled, or unwatched, a wrong address would end the process
+            from llmsys.lessons.lesson_08_paged_kv_cache.far_pages import FAR, FarAway  # Triton: not before now
+
+            launched = FarAway(kernel)
+            columns = torch.arange(block_table.shape[1], device=given[3].device)
+            reached = columns < -(-given[3][:, None] // key_pages.shape[1])
+            given[4] = torch.where(reached, given[4] + FAR, given[4])
+        poisoned = PoisonedResults(launched, slice(3, 5))
         found = attend_one_token(*given, scale=scale, block_n=block_n, kernel=poisoned)
         o, lse = (x.to(q.device) for x in found)
         return {"o": o, "lse": lse}[only] if only else (o, lse)

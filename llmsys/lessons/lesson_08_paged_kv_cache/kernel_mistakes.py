@@ -55,6 +55,11 @@ wrong(
     why="Their weight is 0, but slots that nobody has written may hold NaN, and 0 · NaN is NaN.",
 )  # fmt: skip
 wrong(
+    "keys_not_masked", "You load keys that do not exist.",
+    (K_TILE, K_TILE.replace("mask=there", "mask=(d < D)[None, :]")),
+    why="Their scores are hidden afterwards, but what is read lies in a page that is nobody's: mask the load of k.",
+)  # fmt: skip
+wrong(
     "unwritten_keys_read", "You load keys from slots that nobody has written.",
     (K_TILE, K_TILE.replace("there", f"({TO_ITS_END})[:, None] & (d < D)[None, :]")),
     (PAGE, PAGE.replace("mask=written", f"mask={TO_ITS_END}")),
@@ -75,6 +80,16 @@ wrong(
     why="A slot has all heads of its token. This program's begins head · k_stride_head further on, and v's likewise.",
 )  # fmt: skip
 wrong(
+    "first_head_of_v", "All programs of a sequence read the values of key head 0.",
+    (V_AT, V_AT.removesuffix(" + head * v_stride_head")),
+    why="A slot has the values of all heads, too: this program's begin head · v_stride_head further on.",
+)  # fmt: skip
+wrong(
+    "finite_for_minus_infinity", "You hide keys that do not exist by −10,000, and not by −∞.",
+    (HIDDEN, HIDDEN.replace('float("-inf")', "-1.0e4")),
+    why="Scores may be as low as that, or lower. Nothing is lower than −∞.",
+)  # fmt: skip
+wrong(
     "slots_of_one_head", "You step from slot to slot by D.",
     (K_AT, K_AT.replace("k_stride_slot", "D")), (V_AT, V_AT.replace("v_stride_slot", "D")),
     why="A slot has all key heads of its token, and may lie further from the next: k_stride_slot and v_stride_slot.",
@@ -90,13 +105,19 @@ wrong(
     why="They may be those of one layer of many. What is where, the strides say, and nothing else.",
 )  # fmt: skip
 wrong(
+    "pages_in_32_bits", "You multiply the number of a page by its stride in 32 bits.",
+    (PAGE, PAGE.removesuffix(".to(tl.int64)")),
+    why="Beyond 2^31 elements the product wraps around, without an error. To widen it afterwards is too late: "
+    "page.to(tl.int64) * stride.",
+)  # fmt: skip
+wrong(
     "columns_not_masked", "You do not mask k and v beyond the head's size.",
     ("there = written[:, None] & (d < D)[None, :]", "there = written[:, None] & (d >= 0)[None, :]"),
     why="BLOCK_D is a power of two. Columns from D on belong to the next head, or the next slot.",
 )  # fmt: skip
 wrong(
     "empty_sequences", "A sequence without a key gives NaN.", (SOME, "some = l"),
-    why="Its loop runs never, and l is still 0: divide by 1 there. lse is then −∞ + log2(1).",
+    why="Nothing was added to l, which is still 0: divide by 1 there. lse is then −∞ + log2(1).",
 )  # fmt: skip
 wrong(
     "lse_in_base_two", "Your log-sum-exp is in base two.", (LSE, "m + tl.log2(some)"),

@@ -12,6 +12,8 @@ A script's calls, each a list; names are sequences, and stand for their tables:
     admit NAME TOKENS        the same without registering           register NAME COMPUTED
     append NAME TOKENS       extend; copies are made, the tokens computed
     fork NAME NEW
+    often allocate LENGTH    many times, each of which has no room    often match TOKENS: many times, unknown tokens
+    free-a-stranger          a table that the pool did not make, where one was that it made and that nobody has any more
 
 **What is computed** is played, too, in a memory that has for each slot the tokens up to its own: keys and values depend
 on all of them. After each call, every table in use is read, and a slot that holds something else is reported.
@@ -21,12 +23,15 @@ from collections.abc import Callable, Iterator
 
 from llmsys.cache import BlockTable, OutOfBlocks, PrefixHit
 from llmsys.lessons.lesson_08_paged_kv_cache.counted_work import growing
+from llmsys.lessons.lesson_08_paged_kv_cache.kept import kept
+
+OFTEN = 20
 
 
 def played(make: Callable) -> Callable:
     """`make`, a class of pools, as a function of plain data.
 
-    num_blocks    blocks of the pool; or two sizes, in a list: then the script is a word, "plain" or "sharing", and what
+    num_blocks    blocks of the pool; or two sizes, in a list: then the script is a word, a key of `LIVES`, and what
                   is handed back is a list of the calls that cost more steps in the larger pool
     told          what is said of each call: "all" of it; "lengths", the numbers of tokens and blocks, where it is the
                   pool's own affair which blocks they are; "tokens", those of a table, and nothing of hits
@@ -35,8 +40,7 @@ def played(make: Callable) -> Callable:
 
     def run(*, num_blocks, block_size, script, told="all", colliding=False):
         if isinstance(num_blocks, list):
-            life = {"plain": _plain_life, "sharing": _sharing_life}[script]
-            return growing(lambda size: make(size, block_size), life, tuple(num_blocks))
+            return growing(lambda size: make(size, block_size), LIVES[script], tuple(num_blocks))
         play = _Play(lambda: make(num_blocks, block_size), block_size, told)
         if colliding:
             play.pool.hash_block = lambda before, tokens: b""
@@ -68,7 +72,7 @@ class _Play:
         call = f"{shown[0]} = {verb}({shown[1]})" if maker else f"{verb}({', '.join(map(str, shown))})"
         if verb == "fork":
             call = f"{given[1]} = fork({given[0]})"
-        if not maker and verb != "match" and given and given[0] not in self.tables:
+        if not maker and verb not in ("match", "often") and given and given[0] not in self.tables:
             return f"{call}: there is no {given[0]}"
         try:
             said = getattr(self, "_" + verb.replace("-", "_"))(*given)
@@ -123,6 +127,31 @@ class _Play:
     def _free_blocks(self) -> str:
         return "asked"
 
+    def _free_a_stranger(self) -> str:
+        self.pool.allocate(1)  # nobody has this table, and its place in memory may be another's soon
+        strangers = [BlockTable([1], 1) for _ in range(OFTEN)]
+        refused = 0
+        for each in strangers:
+            try:
+                self.pool.free(each)
+            except ValueError:
+                refused += 1
+        return f"{refused} of {OFTEN} strangers are refused"
+
+    def _often(self, verb: str, given) -> str:
+        """Calls after which the pool should keep as much as before."""
+        before = kept(self.pool)
+        for n in range(OFTEN):
+            try:
+                if verb == "match":
+                    self._hit([1000 + n, *given])
+                else:
+                    getattr(self.pool, verb)(given)
+            except OutOfBlocks:
+                pass
+        more = kept(self.pool) - before
+        return f"{OFTEN} times; the pool keeps {f'{more:+} elements' if more else 'as much as before'}"
+
     # Exercise (b)
 
     def _match(self, tokens: list[int]) -> str:
@@ -156,7 +185,10 @@ class _Play:
             copies = self.pool.extend(table, start + len(tokens))
         except (OutOfBlocks, ValueError) as error:
             return f"{'OutOfBlocks' if isinstance(error, OutOfBlocks) else 'ValueError'}, {self._table(name)}"
-        pairs = [(int(source), int(target)) for source, target in copies or ()]
+        if not isinstance(copies, (list, tuple)):
+            raise TypeError(f"extend must return a list of copies, empty where there are none; got "
+                            f"{type(copies).__name__}")  # fmt: skip
+        pairs = [(int(source), int(target)) for source, target in copies]
         for source, target in pairs:
             for n in range(self.block_size):
                 self.memory[target * self.block_size + n] = self.memory.get(source * self.block_size + n, ())
@@ -240,3 +272,16 @@ def _sharing_life(pool: object) -> Iterator[tuple[str, Callable]]:
     yield "extend", lambda: pool.extend(made[2], 9 * size)
     yield "free", lambda: pool.free(made[1])
     yield "free", lambda: pool.free(made[2])
+
+
+def _long_life(pool: object) -> Iterator[tuple[str, Callable]]:
+    """A sequence that has a third of the pool, is known but for its last block, and becomes known to its end."""
+    size, blocks = pool.block_size, pool.num_blocks // 3
+    text = list(range((blocks + 1) * size))
+    table = pool.allocate(blocks * size, pool.match(text))
+    pool.register(table, text, blocks * size)
+    pool.extend(table, (blocks + 1) * size)
+    yield "register of a sequence that is known but for its last block", lambda: pool.register(table, text, len(text))
+
+
+LIVES = {"plain": _plain_life, "sharing": _sharing_life, "long": _long_life}

@@ -65,10 +65,12 @@ class SharingParts:
         if needed > self.free_blocks:
             raise OutOfBlocks(f"{needed} blocks are needed, and {self.free_blocks} are free", needed, self.free_blocks)
 
-    def check_table(self, table: BlockTable) -> None:
-        """ValueError where the table is not in use."""
+    def check_table(self, table: BlockTable, length: int | None = None) -> None:
+        """ValueError where the table is not in use, or has more tokens than `length`."""
         if table not in self._tables:
             raise ValueError("table is not in use in this pool: it was freed already, or another pool made it")
+        if length is not None and length < table.length:
+            raise ValueError(f"length must be at least the table's {table.length}, got {length}")
 
     def hold(self, block: int, prefix: Prefix) -> None:
         """From now on, `block` holds `prefix` and can be hit."""

@@ -78,7 +78,7 @@ class SharingPool(SharingParts):
 
     def extend(self, table, length):
         """Slots for `length` tokens in all; returns the copies that are to be made first."""
-        self.check_table(table)
+        self.check_table(table, length)
         into_last = length > table.length and table.length % self.block_size > 0
         replace = into_last and self.references[table.blocks[-1]] > 1
         new = self.blocks_for(length) - len(table.blocks)

@@ -9,7 +9,7 @@ from llmsys.viz.kit.style import LIGHT, chart_style
 
 COPY, DENSE = "copy", "dense"
 SERIES = (("blue", "o"), ("orange", "s"), ("purple", "^"))
-"""Colour and marker of each kernel over pages, in the record's order. The dense peer is green."""
+"""Colour and marker of each kernel over pages, in the records' order. The dense peer is green."""
 ALONG = 3
 """A shape with so many sizes of pages, or more, has a line in the panel on the right."""
 
@@ -27,15 +27,16 @@ def decode_speed(*records, page: int = 16) -> Picture:
     if not records:
         raise ValueError("records must be one at least: take recorded('paged_decode')")
     found = [_shares(record, page) for record in records]
+    looks = _looks(row["name"] for record in records for row in record.rows)
     heights = [1.4 + 0.3 * len(shapes) for shapes in found]
     with chart_style():
         figure, panels = plt.subplots(
             len(records), 2, figsize=(7.6, sum(heights)), squeeze=False, width_ratios=(1.25, 1), height_ratios=heights
         )
         for (left, right), record, shapes in zip(panels, records, found, strict=True):
-            _by_shape(left, shapes, page)
+            _by_shape(left, shapes, page, looks)
             left.set(title=_device(record))
-            _by_page(right, record.rows)
+            _by_page(right, [row for row in record.rows if row["name"] not in (COPY, DENSE)], looks)
     said = " ".join(_in_words(record, shapes, page) for record, shapes in zip(records, found, strict=True))
     return chart(figure, alt=f"Attention of one new token a sequence over a paged cache, against a copy. {said}")
 
@@ -54,13 +55,12 @@ def _shares(record, page: int) -> dict[str, dict[str, float]]:
 
 
 def _looks(names) -> dict[str, tuple[str, str]]:
-    kernels = [name for name in names if name not in (COPY, DENSE)]
+    kernels = [name for name in dict.fromkeys(names) if name not in (COPY, DENSE)]
     return dict(zip(kernels, SERIES, strict=False)) | {DENSE: ("green", "D")}
 
 
-def _by_shape(axes, shapes: dict[str, dict[str, float]], page: int) -> None:
-    names = dict.fromkeys(name for here in shapes.values() for name in here)
-    for name, (colour, marker) in _looks(names).items():
+def _by_shape(axes, shapes: dict[str, dict[str, float]], page: int, looks: dict) -> None:
+    for name, (colour, marker) in looks.items():
         points = [(here[name], y) for y, here in enumerate(shapes.values()) if name in here]
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=LIGHT[colour], ms=6,
@@ -72,17 +72,16 @@ def _by_shape(axes, shapes: dict[str, dict[str, float]], page: int) -> None:
     axes.legend(frameon=False, fontsize=8.5, loc="upper left", ncols=3, columnspacing=1, handletextpad=0.2)
 
 
-def _by_page(axes, rows) -> None:
-    names = dict.fromkeys(row["name"] for row in rows)
+def _by_page(axes, rows, looks: dict) -> None:
+    """Of those that have pages. (Without them, the dense cache has the same speed at each size.)"""
     pages = sorted({row["page"] for row in rows})
     shapes = dict.fromkeys(row["shape"] for row in rows)
     along = [shape for shape in shapes if len({row["page"] for row in rows if row["shape"] == shape}) >= ALONG]
     for style, shape in zip(("-", "--", ":"), along, strict=False):
-        for name, (colour, marker) in _looks(names).items():
+        for name, (colour, marker) in looks.items():
             line = sorted((row["page"], row["gbps"]) for row in rows if (row["shape"], row["name"]) == (shape, name))
             if line:
-                axes.plot(*zip(*line, strict=True), style, marker=marker, color=LIGHT[colour], lw=1.4,
-                          mfc="none" if name == DENSE else LIGHT[colour])  # fmt: skip
+                axes.plot(*zip(*line, strict=True), style, marker=marker, color=LIGHT[colour], lw=1.4)
         axes.plot([], [], style, color=LIGHT["muted"], lw=1.4, label=_short(shape))
     axes.set(xscale="log", xlabel="tokens in a page", ylim=(0, None))
     axes.set_title("GB/s of keys and values")

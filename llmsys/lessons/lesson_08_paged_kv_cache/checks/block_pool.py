@@ -37,7 +37,7 @@ def block_pool(answer: Answer) -> None:
 
     with answer.property(
         "a new pool has all its blocks but block 0, and hands out 1, 2, 3, …",
-        why="Padding writes to block 0, and reads from it. It is nobody's.",
+        why="Block 0 is there for padding, which may be written to it and read from it. It is nobody's.",
     ):
         agrees(2, 4, ["allocate", "a", 1])
         agrees(6, 4, ["allocate", "a", 4], ["allocate", "b", 4], ["allocate", "c", 4], ["free_blocks"])
@@ -103,6 +103,13 @@ def block_pool(answer: Answer) -> None:
                ["allocate", "b", 7], ["allocate", "b", 6])  # fmt: skip
 
     with answer.property(
+        "a call that fails leaves nothing behind",
+        why="Where memory is short, a server is told OutOfBlocks all day. What is noted for each time is never let go.",
+        hint="When do you note that a table is in use: before or after you know that there is room for it?",
+    ):
+        agrees(4, 2, ["allocate", "a", 3], ["often", "allocate", 9], ["free", "a"], told="lengths")
+
+    with answer.property(
         "a table that was freed is refused: ValueError",
         why="Freed twice, a block would be handed out twice: two sequences would write over each other.",
         hint="How do you know that a table is in use? Its blocks do not say: they may be somebody else's by now.",
@@ -120,6 +127,13 @@ def block_pool(answer: Answer) -> None:
     ):
         agrees(6, 4, ["allocate", "a", 7], ["extend", "a", 6], ["extend", "a", 3], ["extend", "a", 8])
         agrees(6, 4, ["allocate", "a", 7], ["free-in-another", "a"], ["free", "a"])
+
+    with answer.property(
+        "a table is known by itself, and not by where it lies",
+        why="Python gives the id of an object that is gone to the next one.",
+        hint="What do you keep of a table that is in use: the table, or its id?",
+    ):
+        agrees(6, 4, ["free-a-stranger"], told="lengths")
 
     with answer.property(
         "a long life: many sequences that come, grow and go",

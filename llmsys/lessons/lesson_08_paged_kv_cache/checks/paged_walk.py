@@ -40,7 +40,6 @@ HALF = {"rtol": 2e-3, "atol": 2e-3}
     equivalent={
         "0 → 1 (3)": "the page of a key that does not exist is not read, whichever it is",
         f"{LOADED}, other=0) → {LOADED})": "the page of a key that does not exist is not read, whichever it is",
-        f"{LOADED}, other=0).to(tl.int64) → {LOADED}, other=0)": "to show it takes more memory than a check may take",
         "0.0 → 1.0": "the score of a key that does not exist is hidden, and a column beyond D meets a zero of q",
         "0.0 → 1.0 (2)": "the weight of a value that does not exist is 0, and a column beyond D is not stored",
         "0 → 1 (4)": "the largest weight is 1, so their sum is never between",
@@ -135,6 +134,14 @@ def paged_walk(answer: Answer) -> None:
         right(draw(answer, [19, 34], Hkv=2), apart=True)
         right(draw(answer, [33, 7], G=3, Hkv=2, D=24, page=20), apart=True, block_n=32)
 
+    with answer.property(
+        "page numbers whose address needs more than 32 bits",
+        why="2^31 elements are soon reached where all layers lie in one tensor. `page * stride` wraps around there.",
+        hint="Of which type is the number of a page when it is multiplied by the stride? A product of two numbers of "
+        "32 bits has 32 bits, whatever it is turned into afterwards.",
+    ):
+        right(draw(answer, [20, 0, 33], Hkv=2), far=True)
+
     with answer.property("logits of ±10,000, and a scale of one's own", why="No exponent is ever positive."):
         step = draw(answer, [40], scale=0.5, change=lambda q, k, v: (multiples(q * 1e4, 128), [k[0].round()], v))
         right(step, scale=0.5)
@@ -158,8 +165,8 @@ def paged_walk(answer: Answer) -> None:
         right(step, half=True, block_n=64)  # values near 100: their sum is above 65,504
 
     with answer.property(
-        "both products multiply float16 as it is",
-        why="That is what tensor cores do, and float32 is many times slower.",
+        "both products multiply numbers as they are: float16 as float16, float32 in full",
+        why="Tensor cores multiply float16, and float32 is many times slower. Where q is float32, nothing is lost.",
         hint="Write down the type of each operand of tl.dot: of q and k, and of P and v. A product takes two of one "
         "type.",
     ):
@@ -167,6 +174,10 @@ def paged_walk(answer: Answer) -> None:
         run = answer(*step.given)
         answer.products(run, 2 * 16**3, "fp16")
         answer.equal(run, step.expected, **HALF)
+        step = draw(answer, [16])
+        run = answer(*step.given)
+        answer.products(run, 2 * 16**3, "fp32")
+        answer.equal(run, step.expected)
 
     with answer.property(
         "a key is loaded once for all heads of its group, and nothing else is",

@@ -45,6 +45,7 @@ def prefix_sharing(answer: Answer) -> None:
         agrees(9, 2, ["admit", "a", text(5)], ["append", "a", [7]], ["append", "a", [8]], ["free", "a"],
                ["admit", "b", text(3, 20)], ["admit", "c", text(8, 30)], ["free", "b"], ["append", "c", [9, 9]],
                ["free", "b"])  # fmt: skip
+        agrees(9, 2, ["admit", "a", text(5)], ["extend", "a", 4], ["append", "a", [7]])
 
     with answer.property(
         "what was registered is hit, in whole blocks, up to the first that differs",
@@ -54,6 +55,13 @@ def prefix_sharing(answer: Answer) -> None:
         agrees(9, 2, ["begin", "a", text(7)], ["match", [*text(7), 50, 51]], ["match", [1, 2, 3, 4, 50, 51, 52]],
                ["match", [1, 2, 3, 50, 51]], ["match", [1, 50, 51]], ["match", [50, 2, 3]])  # fmt: skip
         agrees(9, 1, ["begin", "a", text(3)], ["match", [1, 2, 9, 9]])
+
+    with answer.property(
+        "match changes nothing, however often nothing is found",
+        why="Most prompts begin with something new. What is noted for each of them is never let go.",
+        hint="Who puts a new Prefix into by_hash? A block must hold it: that is hold's affair.",
+    ):
+        agrees(9, 2, ["begin", "a", text(5)], ["often", "match", text(7)], ["match", text(5)], told="lengths")
 
     with answer.property(
         "a hit leaves at least one token to compute",
@@ -220,6 +228,14 @@ def prefix_sharing(answer: Answer) -> None:
     ):
         for num_blocks, block_size in ((14, 2), (20, 3), (60, 1)):
             agrees(num_blocks, block_size, *_long_life(answer, block_size))
+
+    with answer.property(
+        "a block is registered once, however long its sequence is",
+        why="register is called for every sequence in every step: from the first block on each time, an answer of n "
+        "tokens costs n² of them.",
+        hint="How many of the table's blocks are registered already? Begin with the next one.",
+    ):
+        constant(answer, "long", [60, 1000])
 
     with answer.property(
         "a block costs the same in a pool of any size",

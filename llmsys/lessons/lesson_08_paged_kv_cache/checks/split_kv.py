@@ -75,8 +75,9 @@ def split_kv(answer: Answer) -> None:
         right(draw(answer, [12], page=4, G=2, Hkv=3, D=5), 3)
 
     with answer.property(
-        "as many pages as the pieces do not divide", why="ceil(pages / pieces) each, and the last ones have fewer."
-    ):
+        "as many pages as the pieces do not divide", why="ceil(pages / pieces) each, and the last ones have fewer.",
+        hint="Which columns of the row does the last piece ask for? Are they all there?",
+    ):  # fmt: skip
         for length, pieces in ((20, 4), (20, 2), (20, 3), (28, 4)):
             right(draw(answer, [length], page=4, D=8, spare=0), pieces)
 

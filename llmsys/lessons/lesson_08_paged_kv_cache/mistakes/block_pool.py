@@ -28,14 +28,14 @@ wrong_pool(
     "block_0",
     "You hand out block 0.",
     (FRESH, "list(range(num_blocks - 1, -1, -1))"),
-    why="It is nobody's: padding writes to it, and whoever had it would find that among its keys. The pool has "
+    why="It is nobody's: padding may be written to it, and whoever had it would find that among its keys. The pool has "
     "num_blocks − 1 blocks to give.",
 )
 wrong_pool(
     "block_0_last",
     "You hand out block 0, as the last one.",
     (FRESH, "[0, *range(num_blocks - 1, 0, -1)]"),
-    why="It is nobody's: padding writes to it. A pool that is not full hides it, until one that is comes along.",
+    why="It is nobody's: padding may be written to it. A pool hides it until it is full.",
 )
 wrong_pool(
     "one_short",
@@ -131,6 +131,23 @@ wrong_pool(
     why="Those that were taken are lost, or stand in a table whose length does not know of them. Look first.",
 )
 wrong_pool(
+    "puts_back_in_another_order",
+    "You take blocks until there are none, and put them back in another order.",
+    (NO_ROOM, ""),
+    (
+        TAKE,
+        "taken = []\n"
+        "        for _ in range(needed):\n"
+        "            if not self.stack:\n"
+        "                self.stack += taken\n"
+        '                raise OutOfBlocks("no block is left")\n'
+        "            taken.append(self.stack.pop())\n"
+        "        table.blocks += taken",
+    ),
+    why="The one that was taken first is at the bottom then. Look whether there are enough, and there is nothing to "
+    "undo.",
+)
+wrong_pool(
     "length_before_room",
     "You note the new length before you know that there is room.",
     (NO_ROOM, "        before, table.length = table.length, length\n" + NO_ROOM),
@@ -177,6 +194,24 @@ wrong_pool(
     ("class another_pools_table:\n", "class another_pools_table:\n    tables = set()\n\n"),
     ("        self.tables = set()  # that are in use\n", ""),
     why="The ids mean other memory there. A pool knows its own tables.",
+)
+wrong_pool(
+    "noted_before_room",
+    "You note a table as in use before you know that there is room for it.",
+    (
+        "        try:\n            self.extend(table, length)\n        except (OutOfBlocks, ValueError):\n"
+        "            self.tables.remove(table)\n            raise\n",
+        "        self.extend(table, length)\n",
+    ),
+    why="Nobody has that table when the call fails, and nobody will free it: one more is kept for each OutOfBlocks.",
+)
+wrong_pool(
+    "known_by_id",
+    "You keep the ids of the tables, and not the tables.",
+    ("self.tables.add(table)", "self.tables.add(id(table))"),
+    ("if table not in self.tables", "if id(table) not in self.tables", 2),
+    ("self.tables.remove(table)", "self.tables.remove(id(table))", 2),
+    why="An id is where an object lies. When it is gone, the next one may lie there, and be taken for it.",
 )
 wrong_pool(
     "top_at_the_front",

@@ -65,6 +65,13 @@ wrong_sharing(
     why="It is known if its tokens are equal, and the Prefix before it is the same object.",
 )
 wrong_sharing(
+    "unheld_is_noted",
+    "Your find notes each new Prefix in by_hash, though no block holds it.",
+    ("        return Prefix(before, tokens, hashed)", "        prefix = Prefix(before, tokens, hashed)\n"
+     "        self.by_hash.setdefault(hashed, []).append(prefix)\n        return prefix"),
+    why="A look-up that finds nothing leaves something behind each time. What a block holds, hold notes.",
+)  # fmt: skip
+wrong_sharing(
     "full_hit",
     "You hit a whole prompt, to its last token.",
     (WHOLE, "range(len(tokens) // self.block_size)"),
@@ -107,6 +114,14 @@ wrong_sharing(
     (FULL, "range(computed // self.block_size)"),
     why="table.prefixes goes on growing, and what comes before a block is another Prefix each time. Begin where it "
     "ends.",
+)
+wrong_sharing(
+    "registered_from_the_start",
+    "You register a table from its first block on each time.",
+    (FULL, "range(computed // self.block_size)"),
+    ("self.find(table.prefixes[-1] if table.prefixes else None,", "self.find(table.prefixes[n - 1] if n else None,"),
+    ("table.prefixes.append(prefix)", "table.prefixes[n:] = [prefix, *table.prefixes[n + 1 :]]"),
+    why="Nothing becomes wrong by it, but each step costs as much as the sequence is long. Begin where prefixes ends.",
 )
 wrong_sharing(
     "prefixes_not_noted",
@@ -267,6 +282,18 @@ wrong_sharing(
     "The block that was copied keeps this table's reference.",
     ("            self.release([table.blocks[-1]])\n", ""),
     why="The table has another one in its place. The old one is never free again, and its last owner copies it, too.",
+)
+wrong_sharing(
+    "none_for_no_copies",
+    "Your extend returns None where nothing is to be copied.",
+    ("        return copies\n", "        return copies or None\n"),
+    why="A list, and an empty one is a list: whoever makes the copies goes through it.",
+)
+wrong_sharing(
+    "gets_shorter",
+    "You let a table get shorter.",
+    ("self.check_table(table, length)", "self.check_table(table)"),
+    why="A length below the table's is a mistake of the caller's: check_table says so, if it is told the length.",
 )
 wrong_sharing(
     "copied_backwards",

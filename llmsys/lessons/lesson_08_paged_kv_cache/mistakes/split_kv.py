@@ -9,6 +9,7 @@ PAGES = "pages = (seq_lens + P - 1) // P"
 EACH = "each = ((pages + pieces - 1) // pieces)[:, None]"
 LENGTHS = "(seq_lens[:, None] - first * P).clamp(min=0).minimum(each * P)"
 WEIGHT = 'weight = torch.exp(lse - torch.where(m == float("-inf"), 0, m)[:, None])'
+TABLE = "block_table[:, None].expand(S, pieces, M).gather(2, column.clamp(max=M - 1).long())"
 CALL = (
     "parts = attend(q.repeat_interleave(pieces, 0), key_pages, value_pages, lengths.flatten(), table.flatten(0, 1))\n"
     "    o, lse = (x.unflatten(0, (S, pieces)) for x in parts)"
@@ -24,6 +25,17 @@ wrong(
     "plain_mean", "You take the mean of the pieces, and do not weigh them.",
     (WEIGHT, 'weight = (lse > float("-inf")).float()'),
     why="Each piece's o is divided by its own denominator. A piece that has most of the weight must count most: e^lse.",
+)  # fmt: skip
+wrong(
+    "mean_of_all_pieces", "You take the mean of all pieces' o, empty ones too.",
+    (f"(weight[..., None] * o).sum(1) / {OUT}", "o.mean(1)"),
+    why="Each piece's o is divided by its own denominator, e^lse. A piece that has most of it must count most.",
+)  # fmt: skip
+wrong(
+    "pieces_of_equal_keys", "You cut the keys into equal parts, in the middle of pages.",
+    (LENGTHS, "(seq_lens[:, None] - torch.arange(pieces, device=q.device) * -(-seq_lens[:, None] // pieces))"
+     ".clamp(min=0).minimum(-(-seq_lens[:, None] // pieces))"),
+    why="A piece is a part of the table's row, so it begins with a page: divide pages, and not keys.",
 )  # fmt: skip
 wrong(
     "log_sum_exps_as_weights", "You weigh the pieces by their log-sum-exps themselves.",
@@ -85,6 +97,18 @@ wrong(
 wrong(
     "beyond_the_row", "You take columns behind the row's end.", ("column.clamp(max=M - 1)", "column"),
     why="The last pieces have less than their share. What they do not have may be anything, but from the row.",
+)  # fmt: skip
+wrong(
+    "beyond_the_row_in_one", "You gather columns that the table's row does not have.",
+    (TABLE, "block_table.gather(1, column.flatten(1).long()).view(column.shape)"),
+    why="The last pieces have less than their share. What they do not have may be anything, but from the row: at most "
+    "column M − 1.",
+)  # fmt: skip
+wrong(
+    "beyond_the_row_by_index", "You index columns that the table's row does not have.",
+    (TABLE, "block_table[torch.arange(S, device=q.device)[:, None, None], column]"),
+    why="The last pieces have less than their share. What they do not have may be anything, but from the row: at most "
+    "column M − 1.",
 )  # fmt: skip
 wrong(
     "rows_in_another_order", "The rows of q are in another order than the lengths and tables.",
