@@ -896,8 +896,8 @@ viz.paged_kv_cache.decode_speed(*records)
 # %% [markdown]
 # Read the table from the bottom, where the large caches are. With gigabytes to read, attention through a table is as
 # fast as a copy, and so is cuDNN without any table. (A little faster, some of them: half of a copy's bytes are written,
-# and attention writes hardly any.) That the blocks lie strewn over all of the memory costs next to nothing: what lies in one piece is one token's key for one head, 128 or 256 bytes, and that is what memory
-# delivers at a time anyway. <!-- source: heads of 64 and 128 in bfloat16; an H100's cache line has 128 bytes -->
+# and attention writes hardly any.) That the blocks lie strewn over all of the memory costs next to nothing: what lies in
+# one piece is one token's key for one head, 128 or 256 bytes, and that is what memory delivers at a time anyway. <!-- source: heads of 64 and 128 in bfloat16; an H100's cache line has 128 bytes -->
 #
 # With small caches a call takes longer than its bytes do. Take two calls that differ in nothing but their lengths: what
 # the longer one takes more is the time of its bytes, and what is left of the shorter one, without its bytes, is what a
