@@ -177,7 +177,7 @@ def stack(answer):
 def test_a_class_is_graded_in_a_process_of_its_own(tmp_path, monkeypatch):
     exercise = Exercise("91.stack", "Stack", 2, 5, "A stack.", "91")
     lesson = Lesson("91", "stacks", "Stacks", 5, "Test", "", exercises=(exercise,))
-    (tmp_path / "checks_of_91.py").write_text(CHECKS, encoding="utf-8")
+    (tmp_path / "checks_of_stacks.py").write_text(CHECKS, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     setup = code("91-setup", HELPERS, "setup")
 
@@ -185,7 +185,7 @@ def test_a_class_is_graded_in_a_process_of_its_own(tmp_path, monkeypatch):
         return notebook(setup, code("91-stack", text, "exercise", exercise="91.stack"))
 
     write_notebook(tmp_path / "pristine" / lesson.notebook, with_cell(stub(CELL)))
-    course = Course((lesson,), tmp_path / "pristine", "checks_of_91", [tmp_path, *sys.path])
+    course = Course((lesson,), tmp_path / "pristine", "checks_of_stacks", [tmp_path, *sys.path])
     forgets = CELL.replace("append(item)", "append")
     for text, status in ((CELL, "passed"), (forgets, "failed"), (stub(CELL), "not written yet")):
         path = tmp_path / status / lesson.notebook
