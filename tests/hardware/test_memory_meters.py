@@ -141,6 +141,7 @@ def test_memory_that_grows_is_counted_though_it_is_not_new():
         lambda x: [float(value) for row in x for value in row],
     ],
 )
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # torch's, where NumPy wraps a tensor
 def test_leaving_torch_is_reading(read):
     reads, _ = metered(read)
     assert reads.elements == N * ROWS
