@@ -102,8 +102,8 @@ while plan := scheduler.plan():
 # place stays empty until `a` is. `static` is one of four **policies** of the scheduler. What happened is in a log,
 # `scheduler.events`: who came in, who computed how many tokens in which step, who said what and ended. `play` is the
 # loop above, in a pool so large that nobody waits for a block. `read` sorts its log by steps: a step has its `parts`,
-# one for each request that computed something, and how many others were `waiting`. Serve 128 conversations in 32 places, with room in a step for all
-# prompts of a batch:
+# one for each request that computed something, and how many others were `waiting`. Serve 128 conversations in 32
+# places, with room in a step for all prompts of a batch:
 
 # %% tags=["claim"]
 PLACES = 32
@@ -129,8 +129,8 @@ print(f"static: {len(timelines['static']):,} steps; while others wait, {empty(ti
 measured("09.empty", 100 * empty(timelines["static"]), "%")
 
 # %% [markdown]
-# Two thirds of the batch are empty, about as (1) has it. (It has 64% for many batches of 32. Here are four, and the last
-# of them, behind which nobody waits, is left out.) And those who wait at the door wait for the longest of those
+# Two thirds of the batch are empty, about as (1) has it. (It has 64% for many batches of 32. Here are four, and the
+# last of them, behind which nobody waits, is left out.) And those who wait at the door wait for the longest of those
 # inside.
 #
 # ## Deciding at every step
@@ -215,9 +215,9 @@ table(timelines)
 # %% [markdown]
 # By (2), Orca's batches give 1.85 times the tokens in a second: fewer steps, but prompts cost the same either way. <!--
 # source: the table, 3,512 / 1,899 --> And now look to the right. Half of all waits are at most 5.7 ms; one in a hundred
-# takes 39 or more, and the longest 185.6 ms: a step of 12,144 tokens, nearly all of them prompts. Everybody who was answering
-# stood still until others' prompts had been read. The fuller the service, the more often somebody comes in. In a static
-# batch there is none of that: nobody comes in.
+# takes 39 or more, and the longest 185.6 ms: a step of 12,144 tokens, nearly all of them prompts. Everybody who was
+# answering stood still until others' prompts had been read. The fuller the service, the more often somebody comes in.
+# In a static batch there is none of that: nobody comes in.
 #
 # ## A prompt in pieces
 #
@@ -251,10 +251,10 @@ viz.continuous_batching.policies(timelines, seconds, places=PLACES)
 # sits out the steps of pieces, and who reads those of answers.
 #
 # But alternating is slower than Orca, and stall-free is the fastest of all. Both read the same prompts by the same
-# budget, so look at (2) again. A step of 32 answers reads 15 GB of weights and has nearly nothing to do
-# meanwhile; a step of a piece computes, and could have read on the side. Put both into *one* step, and it takes as long
-# as the longer of them. Alternating pays for both: it has 1,431 steps, and stall-free 1,131. These are 300 more reads
-# of the weights, 4.48 ms each: 1.34 s, and 1.30 s is what the two differ by. <!-- source: the tables above -->
+# budget, so look at (2) again. A step of 32 answers reads 15 GB of weights and has nearly nothing to do meanwhile; a
+# step of a piece computes, and could have read on the side. Put both into *one* step, and it takes as long as the
+# longer of them. Alternating pays for both: it has 1,431 steps, and stall-free 1,131. These are 300 more reads of the
+# weights, 4.48 ms each: 1.34 s, and 1.30 s is what the two differ by. <!-- source: the tables above -->
 #
 # What budget, then? A short one makes short waits, and reads the weights more often for each prompt, and its earlier
 # pieces, too. A long one is Orca. Lesson 10 chooses it by what a service has promised its users.
@@ -392,10 +392,10 @@ print("each as if it were alone:", same)
 #   so does, after it, the next one: everybody ends. By another rule, the longest first, say, a request may be thrown
 #   out again and again for the sake of those who came after it.
 # - **What becomes of what it has computed?** Either its blocks are copied to the host's memory, and later back:
-#   *swapping*. Or they are given up, and computed again: *recomputation*. To compute them needs no further code, for
-#   by the one rule a preempted request is one whose `computed` is 0: all that it knows, its own answer included, is a long prompt,
-#   read in a few steps, where it was generated in many. And its blocks are free, but not forgotten (lesson 08): if
-#   nobody has needed them meanwhile, it finds them.
+#   *swapping*. Or they are given up, and computed again: *recomputation*. To compute them needs no further code, for by
+#   the one rule a preempted request is one whose `computed` is 0: all that it knows, its own answer included, is a long
+#   prompt, read in a few steps, where it was generated in many. And its blocks are free, but not forgotten (lesson 08):
+#   if nobody has needed them meanwhile, it finds them.
 # - **When does it come back?** In its old place in the queue, before all who came after it.
 #
 # What do the two cost? Swapping moves $\kappa$ bytes a token, twice, over PCIe: 64 GB/s in each direction. <!-- source:
@@ -412,7 +412,8 @@ for name, kv_heads in (("Llama-3-8B, 8 key heads", 8), ("with 32 key heads", 32)
 # two were first compared, it is no cheaper at all.) But look at what happens in a service. Short questions, a twentieth
 # of the conversations' prompts, so that nearly all of the memory goes to answers; a pool of 400 blocks; and a
 # **watermark**: a request is admitted only if so many blocks stay free beside its own. (Until here it was 1% of the
-# pool, the default. And `num_blocks` is 401, since block 0 belongs to nobody: lesson 08.)
+# pool, the default. And `num_blocks` is 401, since block 0 belongs to nobody: lesson 08.) <!-- source: watermark: float
+# = 0.01 in llmsys/serving/scheduler.py -->
 
 # %% tags=["claim"]
 short = [
@@ -440,15 +441,15 @@ for watermark in (0, 0.05, 0.2, 0.4):
 # that are found. And it costs nothing: 5.17 s, as with 28 preemptions. What is computed again rides along, in steps
 # that wait for the weights anyway, so there is nothing that swapping could save. (In a service of long prompts, whose
 # steps are full of arithmetic, there would be.) Preemption is not paid by the service, then, but by the one who is
-# preempted, and waits for up to 1.37 s in the middle of a sentence, where half of all waits are below 5 ms. <!-- source:
-# the table above -->
+# preempted, and waits for up to 1.37 s in the middle of a sentence, where half of all waits are below 5 ms. <!--
+# source: the table above -->
 #
 # A watermark of a few percent prevents most preemptions, at no cost, and hardly shortens the waits. Of the 77, 33 hit
-# somebody who had come in at most three steps before: by the last blocks, to be thrown out by a neighbour's next tokens,
-# having computed a prompt for nothing. 5% end that. But 22 requests, where they were 27, are thrown out in the middle
-# of an answer, for 1.33 s at worst. A large watermark helps those, too, and costs: with 20%, 10 waits are
-# longer than 0.1 s and the longest is 1.02, and all takes 3% longer; with 40%, 4 and 0.65, and 16%, for so much memory
-# is kept free for what might happen that batches are smaller. <!-- source: the table above, 5.32 / 5.17, 6.00 / 5.17 -->
+# somebody who had come in at most three steps before: by the last blocks, to be thrown out by a neighbour's next
+# tokens, having computed a prompt for nothing. 5% end that. But 22 requests, where they were 27, are thrown out in the
+# middle of an answer, for 1.33 s at worst. A large watermark helps those, too, and costs: with 20%, 10 waits are longer
+# than 0.1 s and the longest is 1.02, and all takes 3% longer; with 40%, 4 and 0.65, and 16%, for so much memory is kept
+# free for what might happen that batches are smaller. <!-- source: the table above, 5.32 / 5.17, 6.00 / 5.17 -->
 
 # %% [markdown]
 # ## Exercise (b): admission and preemption (40 minutes)
@@ -567,10 +568,11 @@ print("step by step as the library's scheduler:", [each.parts for each in own] =
 # ## Watch it
 #
 # The whole of it, on your scheduler: seven requests in four places, blocks of 4 tokens, and a pool of 12 blocks, which
-# is too small. One of them, the watermark's 1% rounded up, stays free where somebody comes in. Three prompts begin with
-# the same eight tokens. Step through it, and predict each step before you see it. Why does D wait so long, with blocks
-# free, and why do E and F, which would fit? Who is preempted, and what does
-# it find when it comes back? Then choose other policies, and watch the two lanes at the bottom.
+# is too small. One of them, the watermark's 1% rounded up, stays free where somebody comes in. <!-- source: watermark:
+# float = 0.01 in llmsys/serving/scheduler.py --> Three prompts begin with the same eight tokens. Step through it, and
+# predict each step before you see it. Why does D wait so long, with blocks free, and why do E and F, which would fit?
+# Who is preempted, and what does it find when it comes back? Then choose other policies, and watch the two lanes at the
+# bottom.
 
 # %% tags=["widget"]
 viz.continuous_batching.stepper(OwnScheduler)
@@ -580,9 +582,9 @@ viz.continuous_batching.stepper(OwnScheduler)
 #
 # D's 21 tokens need six blocks, and one more must stay free, as the watermark has it. In step 3 five are free. In step
 # 4 B ends, and then seven are: just enough. But those that run go first, and in step 5 both A and C fill a block and
-# take another. Five are free when the queue's turn comes. Only when A has left, D comes in, in step 7, with 15 tokens: C
-# decodes in the same step, and the budget is 16. E would fit in step 5, and F in step 6, but nobody passes the first of
-# the queue: if they did, a large request might wait for ever. (From step 8 on, F and G wait for room.)
+# take another. Five are free when the queue's turn comes. Only when A has left, D comes in, in step 7, with 15 tokens:
+# C decodes in the same step, and the budget is 16. E would fit in step 5, and F in step 6, but nobody passes the first
+# of the queue: if they did, a large request might wait for ever. (From step 8 on, F and G wait for room.)
 #
 # In step 10, E's thirteenth token needs a fourth block, and none is free. The newest is E itself, so E goes. C ends in
 # that very step, and E is back in the next one: its three full blocks are still there, 12 of its 13 tokens are found,
@@ -719,7 +721,8 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 #
 # Nothing: by (1), mean and longest are the same. Every request is a prompt and no more, so all of the work is
 # arithmetic, and no step has anything to ride along with. Whole prompts, as many as fill the budget: cutting them only
-# reads their earlier pieces again. The price is long steps, and nobody pays it: no one waits between two tokens. What a policy is worth depends on how different the lengths are.
+# reads their earlier pieces again. The price is long steps, and nobody pays it: no one waits between two tokens. What a
+# policy is worth depends on how different the lengths are.
 # </details>
 #
 # <details><summary><b>2.</b> A colleague deletes the rule that nobody is admitted in a step that preempted, and every count in this lesson
@@ -739,7 +742,8 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 #
 # Long prompts that are read whole (or by too large a budget): everybody stands still at the same time, and the tokens
 # of a step have spikes. Or preemption: one stands still, for seconds, while the others go on, and `preemptions` and
-# `lost_tokens` in `engine.metrics.totals` are not 0. Both are invisible in the throughput: the GPU is busy with somebody else.
+# `lost_tokens` in `engine.metrics.totals` are not 0. Both are invisible in the throughput: the GPU is busy with
+# somebody else.
 # </details>
 #
 # **Next:** lesson 10, the budget, and what a service promises. It is not built yet: `llmsys update` brings it when it
