@@ -19,8 +19,8 @@
 #
 # **The idea:** decide anew before every step. Whoever is done leaves, and whoever waits comes in. And since a step
 # knows tokens and not phases, a prompt need not come in one piece: it fills what the others leave. That is the work of
-# a *scheduler*. It is a few pages of plain Python, touches no tensor, and on the same GPU decides between one
-# throughput and twice as much.
+# a *scheduler*. It is a few pages of plain Python, touches no tensor, and decides what a GPU's throughput is, and who
+# waits for it.
 #
 # You will count what batches waste; see what one long prompt does to everybody else; write what a scheduler does in a
 # step, and then what it does when memory runs out. In the end the library's engine serves SmolLM2 with your scheduler,
@@ -46,6 +46,7 @@ from llmsys.models.shapes import SHAPES
 from llmsys.serving import Engine, Request, RequestLength, SamplingParams, Scheduler, draw_lengths
 from llmsys.viz.continuous_batching.play import asked, made_up, play
 from llmsys.viz.continuous_batching.policies import waits
+from llmsys.viz.continuous_batching.stepper import REQUESTS
 from llmsys.viz.continuous_batching.timeline import read
 
 model = load_model(device="cuda" if torch.cuda.is_available() else "cpu")
@@ -100,8 +101,9 @@ while plan := scheduler.plan():
 # The prompts of `a` and `b` are read in step 0, which also says their first tokens; `b` is done in step 1, and its
 # place stays empty until `a` is. `static` is one of four **policies** of the scheduler. What happened is in a log,
 # `scheduler.events`: who came in, who computed how many tokens in which step, who said what and ended. `play` is the
-# loop above, and `read` sorts its log by steps. Serve 128 conversations in 32 places, with room in a step for all
-# prompts of a batch:
+# loop above, in a pool so large that nobody waits for a block. `read` sorts its log by steps: a step has its `parts`,
+# one for each request that computed something, and how many others were `waiting`. Serve 128 conversations in 32
+# places, with room in a step for all prompts of a batch:
 
 # %% tags=["claim"]
 PLACES = 32
@@ -127,7 +129,8 @@ print(f"static: {len(timelines['static']):,} steps; while others wait, {empty(ti
 measured("09.empty", 100 * empty(timelines["static"]), "%")
 
 # %% [markdown]
-# Two thirds of the batch are empty, about as (1) has it. And those who wait at the door wait for the longest of those
+# Two thirds of the batch are empty, about as (1) has it. (It has 64% for many batches of 32. Here are four, and the
+# last of them, behind which nobody waits, is left out.) And those who wait at the door wait for the longest of those
 # inside.
 #
 # ## Deciding at every step
@@ -151,10 +154,8 @@ print(f"{len(timelines['static']) / len(timelines['orca']):.2f} times as many st
 # $$ \text{seconds} \ge \max\Big(\frac{\text{weight bytes}}{\text{bandwidth}},\ \frac{2 \cdot \text{parameters} \cdot n}{\text{peak}}\Big) + \frac{\kappa \cdot (T_1 + T_2 + \dots)}{\text{bandwidth}} \tag{2} $$
 #
 # where a prompt's tokens count like all others. (Two simplifications, both for prompts: all of their tokens are
-# multiplied with the head, of which only the last one has need, 7% too much; and attention's own arithmetic is left
-# out, in these prompts 4% too little.) <!-- source: the head of Llama-3-8B has 128,256 · 4096 of 7,504,924,672
-# parameters; 4 · 32 layers · 4096 · T² / 2 operations for a prompt of T tokens are 0.09 s for all 128 prompts at
-# 989.5 TFLOP/s, beside 2.05 s of (2) --> Llama-3-8B on an H100:
+# multiplied with the head, of which only the last one has need; and attention's own arithmetic is left out.) Llama-3-8B
+# on an H100:
 
 # %% tags=["claim"]
 llama, h100 = SHAPES["Llama-3-8B"], DEVICES["H100 SXM"]
@@ -171,8 +172,15 @@ def seconds(step):
 
 
 print("tokens of a step     shared part of (2), ms")
-for n in (1, 32, 295, 512, 1058, longest_prompt):
-    print(f"{n:16,} {1e3 * max(weight_bytes / h100.bandwidth, 2 * parameters * n / peak):15.2f}")
+mean_prompt = round(statistics.mean(len(each.prompt) for each in conversations))
+for n, what in ((1, ""), (32, "an answer's token for each place"), (295, "lesson 07: both sides of the max are equal"),
+                (512, ""), (mean_prompt, "the mean prompt"), (longest_prompt, "the longest")):  # fmt: skip
+    ms = 1e3 * max(weight_bytes / h100.bandwidth, 2 * parameters * n / peak)
+    print(f"{n:16,} {ms:15.2f}   {what}".rstrip())
+head = llama.vocab * llama.width / parameters
+attention = sum(4 * llama.layers * llama.width * len(each.prompt) ** 2 / 2 for each in conversations)
+products = 2 * parameters * sum(len(each.prompt) for each in conversations)
+print(f"simplified in (2): the head, {head:.0%} too much; attention, {attention / products:.0%} too little")
 
 # %% [markdown]
 # Up to 295 tokens a step costs what one token costs. Beyond that, it takes as long as its arithmetic: a prompt of
@@ -191,15 +199,15 @@ def in_tokens(step):
 
 def table(timelines):
     print(
-        f"{'':12}{'steps':>6} {'seconds':>8} {'tokens/s':>9}   from token to token, ms: half, 1 in 100, longest", end=""
+        f"{'':12}{'steps':>6} {'seconds':>8} {'tokens/s':>9}   from token to token, ms: median, p99, max", end=""
     )
     print(f" {'in tokens':>10}")
     for name, steps in timelines.items():
         total = sum(map(seconds, steps))
         ms = sorted(1e3 * each.seconds for each in waits(steps, seconds))
         tokens = max(each.seconds for each in waits(steps, in_tokens))
-        print(f"{name:12}{len(steps):6,} {total:8.2f} {said / total:9,.0f} {ms[len(ms) // 2]:28.1f}", end="")
-        print(f" {ms[int(0.99 * len(ms))]:9.1f} {ms[-1]:8.1f} {tokens:11,}")
+        print(f"{name:12}{len(steps):6,} {total:8.2f} {said / total:9,.0f} {ms[len(ms) // 2]:30.1f}", end="")
+        print(f" {ms[int(0.99 * len(ms))]:5.1f} {ms[-1]:5.1f} {tokens:11,}")
 
 
 table(timelines)
@@ -207,9 +215,9 @@ table(timelines)
 # %% [markdown]
 # By (2), Orca's batches give 1.85 times the tokens in a second: fewer steps, but prompts cost the same either way. <!--
 # source: the table, 3,512 / 1,899 --> And now look to the right. Half of all waits are at most 5.7 ms; one in a hundred
-# takes 39, and the longest 185.6 ms: a step of 12,144 tokens, nearly all of them prompts. Everybody who was answering
-# stood still until others' prompts had been read. The fuller the service, the more often somebody comes in. In a static
-# batch there is none of that: nobody comes in.
+# takes 39 or more, and the longest 185.6 ms: a step of 12,144 tokens, nearly all of them prompts. Everybody who was
+# answering stood still until others' prompts had been read. The fuller the service, the more often somebody comes in.
+# In a static batch there is none of that: nobody comes in.
 #
 # ## A prompt in pieces
 #
@@ -226,7 +234,10 @@ for name in ("alternating", "stall-free"):
     timelines[name] = read(play(conversations, policy=name, max_tokens_per_step=512, max_sequences=PLACES))
 table(timelines)
 for name, steps in timelines.items():
-    print(f"{name:12} while others wait, {empty(steps):4.0%} of the places compute nothing")
+    full = [step for step in steps if step.waiting]  # who has ended in it had a place, too
+    sit_out = sum(step.running + len(step.ended) - len(step.parts) for step in full) / (PLACES * len(full))
+    print(f"{name:12} while others wait, {empty(steps):4.0%} of the places compute nothing", end="")
+    print(f"; {sit_out:3.0%} belong to somebody who sits the step out")
 
 # %%
 viz.continuous_batching.policies(timelines, seconds, places=PLACES)
@@ -235,11 +246,15 @@ viz.continuous_batching.policies(timelines, seconds, places=PLACES)
 # With pieces, nobody waits longer than a step or two: 13.9 ms, or 9.3, where it was 185.6. They are bounded by the
 # budget, and no longer by what others may ask: 512 tokens, or one more decoding step.
 #
-# But alternating is slower than Orca, and stall-free is the fastest of all. Both read the same prompts in pieces of
-# the same size, so look at (2) again. A step of 32 answers reads 15 GB of weights and has nearly nothing to do
-# meanwhile; a step of a piece computes, and could have read on the side. Put both into *one* step, and it takes as long
-# as the longer of them. Alternating pays for both: its 1,431 steps read the weights 300 times more often than the
-# 1,131 of stall-free. <!-- source: the table above -->
+# The places that compute nothing are of two kinds now. Where a piece has used up the budget, nobody comes in, and a
+# place is kept empty: that is all that stall-free has. With alternating, most of them belong to somebody: who answers
+# sits out the steps of pieces, and who reads those of answers.
+#
+# But alternating is slower than Orca, and stall-free is the fastest of all. Both read the same prompts by the same
+# budget, so look at (2) again. A step of 32 answers reads 15 GB of weights and has nearly nothing to do meanwhile; a
+# step of a piece computes, and could have read on the side. Put both into *one* step, and it takes as long as the
+# longer of them. Alternating pays for both: it has 1,431 steps, and stall-free 1,131. These are 300 more reads of the
+# weights, 4.48 ms each: 1.34 s, and 1.30 s is what the two differ by. <!-- source: the tables above -->
 #
 # What budget, then? A short one makes short waits, and reads the weights more often for each prompt, and its earlier
 # pieces, too. A long one is Orca. Lesson 10 chooses it by what a service has promised its users.
@@ -341,7 +356,7 @@ check("09.steps", Steps)
 # %% [markdown]
 # Nothing in there says that those who decode go first, and they do: of those that run, only the one that came in last
 # can have more than one token left. For a prompt is cut where the step's tokens end, and then nobody comes in behind
-# it. (Were it otherwise, one would have to say it, as the library's policy does.)
+# it. (A policy that lets others in behind a prompt that was cut would have to say it.)
 #
 # Your steps, with all else as the library has it, serve the first 48 conversations; and in the real engine, which takes
 # any scheduler, three questions in steps of at most 24 tokens:
@@ -377,10 +392,10 @@ print("each as if it were alone:", same)
 #   so does, after it, the next one: everybody ends. By another rule, the longest first, say, a request may be thrown
 #   out again and again for the sake of those who came after it.
 # - **What becomes of what it has computed?** Either its blocks are copied to the host's memory, and later back:
-#   *swapping*. Or they are given up, and computed again: *recomputation*. This needs no further code, for by the one
-#   rule a preempted request is one whose `computed` is 0: all that it knows, its own answer included, is a long prompt,
-#   read in a few steps, where it was generated in many. And its blocks are free, but not forgotten (lesson 08): if
-#   nobody has needed them meanwhile, it finds them.
+#   *swapping*. Or they are given up, and computed again: *recomputation*. To compute them needs no further code, for by
+#   the one rule a preempted request is one whose `computed` is 0: all that it knows, its own answer included, is a long
+#   prompt, read in a few steps, where it was generated in many. And its blocks are free, but not forgotten (lesson 08):
+#   if nobody has needed them meanwhile, it finds them.
 # - **When does it come back?** In its old place in the queue, before all who came after it.
 #
 # What do the two cost? Swapping moves $\kappa$ bytes a token, twice, over PCIe: 64 GB/s in each direction. <!-- source:
@@ -396,37 +411,45 @@ for name, kv_heads in (("Llama-3-8B, 8 key heads", 8), ("with 32 key heads", 32)
 # On paper, swapping is nearly four times cheaper here. (With as many key heads as query heads, as models had when the
 # two were first compared, it is no cheaper at all.) But look at what happens in a service. Short questions, a twentieth
 # of the conversations' prompts, so that nearly all of the memory goes to answers; a pool of 400 blocks; and a
-# **watermark**: a request is admitted only if so many blocks stay free beside its own.
+# **watermark**: a request is admitted only if so many blocks stay free beside its own. (Until here it was 1% of the
+# pool, the default. And `num_blocks` is 401, since block 0 belongs to nobody: lesson 08.) <!-- source: watermark: float
+# = 0.01 in llmsys/serving/scheduler.py -->
 
 # %% tags=["claim"]
 short = [
     RequestLength(max(8, each.prompt // 20), each.output) for each in draw_lengths("azure-conversation", 96, seed=9)
 ]
-print("watermark  steps  preempted    lost   found   seconds by (2)   longest wait, s")
+print("                  preempted:                                              waits, s:")
+print("watermark  steps  times  requests  at once    lost   found  seconds by (2)   median   max   above 0.1")
 for watermark in (0, 0.05, 0.2, 0.4):
     log = play(asked(short), max_tokens_per_step=512, max_sequences=64, num_blocks=401, watermark=watermark)
     steps = read(log)
-    preempted, lost, found = 0, 0, 0
+    preempted, at_once, lost, found, came_in = [], 0, 0, 0, {}
     for step in steps:
-        preempted += len(step.preempted)
+        preempted += step.preempted
+        at_once += sum(step.number - came_in[name] <= 3 for name in step.preempted)  # after three steps at most
         lost += sum(step.preempted.values())
         found += sum(step.admitted.values())
-    longest = max(each.seconds for each in waits(steps, seconds))
-    print(f"{watermark:9.0%} {len(steps):6,} {preempted:10} {lost:7,} {found:7,}", end="")
-    print(f" {sum(map(seconds, steps)):16.2f} {longest:17.2f}")
+        came_in |= dict.fromkeys(step.admitted, step.number)
+    long = sorted(each.seconds for each in waits(steps, seconds))
+    print(f"{watermark:9.0%} {len(steps):6,} {len(preempted):6} {len(set(preempted)):9} {at_once:8} {lost:7,}", end="")
+    print(f" {found:7,} {sum(map(seconds, steps)):15.2f} {long[len(long) // 2]:8.4f} {long[-1]:5.2f}", end="")
+    print(f" {sum(each > 0.1 for each in long):11}")
 
 # %% [markdown]
 # Without a watermark, 77 times somebody is thrown out, and 9,047 tokens must be computed a second time, but for 1,968
 # that are found. And it costs nothing: 5.17 s, as with 28 preemptions. What is computed again rides along, in steps
 # that wait for the weights anyway, so there is nothing that swapping could save. (In a service of long prompts, whose
 # steps are full of arithmetic, there would be.) Preemption is not paid by the service, then, but by the one who is
-# preempted, and waits for up to 1.37 s in the middle of a sentence, where the others wait for 5 ms. <!-- source: half
-# of all waits in these runs are below 4.8 ms, by (2) -->
+# preempted, and waits for up to 1.37 s in the middle of a sentence, where half of all waits are below 5 ms. <!--
+# source: the table above -->
 #
-# A watermark of a few percent prevents most of that, at no cost: whoever comes in finds room for the next tokens of
-# those who are there. (Otherwise a request enters by the last block, and is thrown out by its neighbour's next token,
-# having computed a prompt for nothing.) A large one costs: 40% of the memory is kept free for what might happen, and a
-# smaller batch takes 16% longer. <!-- source: the table above, 6.00 / 5.17 -->
+# A watermark of a few percent prevents most preemptions, at no cost, and hardly shortens the waits. Of the 77, 33 hit
+# somebody who had come in at most three steps before: by the last blocks, to be thrown out by a neighbour's next
+# tokens, having computed a prompt for nothing. 5% end that. But 22 requests, where they were 27, are thrown out in the
+# middle of an answer, for 1.33 s at worst. A large watermark helps those, too, and costs: with 20%, 10 waits are longer
+# than 0.1 s and the longest is 1.02, and all takes 3% longer; with 40%, 4 and 0.65, and 16%, for so much memory is kept
+# free for what might happen that batches are smaller. <!-- source: the table above, 5.32 / 5.17, 6.00 / 5.17 -->
 
 # %% [markdown]
 # ## Exercise (b): admission and preemption (40 minutes)
@@ -466,7 +489,7 @@ class Admission(SchedulerParts):
 
     def make_room(self, request):
         """True if the request has slots for all its known tokens now, for which others may have been preempted: the one
-        that was admitted last, and again. False if that was the request itself.
+        that was admitted last, as often as it takes. False if that was the request itself.
         """
         if request not in self.running:
             return False  # an older one has thrown it out in this step
@@ -522,6 +545,9 @@ class Admission(SchedulerParts):
 check("09.admission", Admission)
 
 # %% [markdown]
+# How often does it take? Once: who runs needs one block at most, for the token that was said, and whoever goes has at
+# least one of its own. A loop is right without that argument, and where it does not hold.
+#
 # Both answers make one scheduler. In the pool of 400 blocks, with the short questions and a watermark of 5%:
 
 
@@ -542,9 +568,11 @@ print("step by step as the library's scheduler:", [each.parts for each in own] =
 # ## Watch it
 #
 # The whole of it, on your scheduler: seven requests in four places, blocks of 4 tokens, and a pool of 12 blocks, which
-# is too small. Three prompts begin with the same eight tokens. Step through it, and predict each step before you see
-# it. Why does D wait so long, with blocks free, and why do E, F and G, which would fit? Who is preempted, and what does
-# it find when it comes back? Then choose other policies, and watch the two lanes at the bottom.
+# is too small. One of them, the watermark's 1% rounded up, stays free where somebody comes in. <!-- source: watermark:
+# float = 0.01 in llmsys/serving/scheduler.py --> Three prompts begin with the same eight tokens. Step through it, and
+# predict each step before you see it. Why does D wait so long, with blocks free, and why do E and F, which would fit?
+# Who is preempted, and what does it find when it comes back? Then choose other policies, and watch the two lanes at the
+# bottom.
 
 # %% tags=["widget"]
 viz.continuous_batching.stepper(OwnScheduler)
@@ -552,10 +580,11 @@ viz.continuous_batching.stepper(OwnScheduler)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# D's 21 tokens need six blocks, and one more must stay free, as the watermark has it. In step 3 five are free, and then
-# C and A grow. Only when A has left, D comes in, with 15 tokens: C decodes in the same step, and the budget is 16. E, F
-# and G would fit before that, but nobody passes the first of the queue: if they did, a large request might wait for
-# ever.
+# D's 21 tokens need six blocks, and one more must stay free, as the watermark has it. In step 3 five are free. In step
+# 4 B ends, and then seven are: just enough. But those that run go first, and in step 5 both A and C fill a block and
+# take another. Five are free when the queue's turn comes. Only when A has left, D comes in, in step 7, with 15 tokens:
+# C decodes in the same step, and the budget is 16. E would fit in step 5, and F in step 6, but nobody passes the first
+# of the queue: if they did, a large request might wait for ever. (From step 8 on, F and G wait for room.)
 #
 # In step 10, E's thirteenth token needs a fourth block, and none is free. The newest is E itself, so E goes. C ends in
 # that very step, and E is back in the next one: its three full blocks are still there, 12 of its 13 tokens are found,
@@ -564,11 +593,23 @@ viz.continuous_batching.stepper(OwnScheduler)
 # `alternating` somebody has blocks and computes nothing, again and again. <!-- source: the stepper's frames -->
 # </details>
 #
+# The free blocks after each step, and who came, came in, was thrown out and ended:
+
+# %% tags=["claim"]
+small = dict(max_tokens_per_step=16, max_sequences=4, num_blocks=13, block_size=4)
+for step in read(play(REQUESTS, scheduler=OwnScheduler, **small)):
+    words = {"arrives": step.arrived, "comes in": step.admitted, "is preempted": step.preempted, "ends": step.ended}
+    told = [f"{name} {what}" for what, names in words.items() for name in names]
+    free = step.blocks - step.blocks_used
+    print(f"step {step.number:2}: free blocks {free:2}  {', '.join(told)}".rstrip())
+
+# %% [markdown]
 # ## Measure: this machine
 #
-# SmolLM2, twelve questions, four places. The answers are as long as those of twelve conversations, divided by 24, and
-# the engine's `policy` is first `static`, then `stall-free`. **How many times as many tokens in a second?** (The
-# questions begin alike, which both of them find in the cache.)
+# SmolLM2, twelve questions, four places. The answers are as long as those of twelve conversations, divided by 24: 6, 8,
+# 1, 17, 3, 5, 5, 2, 17, 15, 1 and 8 tokens, in the order in which they come. The engine's `policy` is first `static`,
+# then `stall-free`. **How many times as many tokens in a second?** Count the steps of both first. (The questions begin
+# alike, which both of them find in the cache.)
 
 # %% tags=["predict"]
 predict("09.here", None, "×")
@@ -576,6 +617,7 @@ predict("09.here", None, "×")
 # %% tags=["measure"]
 asks = [f"Write a sentence about the number {n}." for n in range(12)]
 limits = [max(1, each.output // 24) for each in draw_lengths("azure-conversation", len(asks), seed=3)]
+assert limits == [6, 8, 1, 17, 3, 5, 5, 2, 17, 15, 1, 8]
 params = [SamplingParams(max_tokens=limit, ignore_eos=True) for limit in limits]
 engines, took = {}, {}
 for policy in ("static", "stall-free"):
@@ -638,6 +680,9 @@ print("each as if it were alone:", same)
 print("blocks in use at the end:", engine.pool.stats.used)
 
 # %% [markdown]
+# Thrown out with 44 tokens computed, and 44 of them found one step later: nobody had needed its blocks meanwhile. By
+# lesson 08 they were free and not forgotten, and so this preemption has cost a step, and nothing was computed twice.
+#
 # Your scheduler's own log, as a timeline:
 
 # %%
@@ -648,8 +693,8 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 #
 # - **Orca** ([Yu et al., 2022](https://www.usenix.org/conference/osdi22/presentation/yu)) decides before every
 #   iteration. Blocks did not exist yet: at admission it reserves room for the longest answer that the request allows,
-#   and so never preempts. Its *selective batching* is why: products for all tokens at once, attention a sequence at a
-#   time.
+#   and so never preempts. Requests of different lengths share a step by its *selective batching*: products for all
+#   tokens at once, attention a sequence at a time.
 # - **vLLM** has one rule as well. A comment in its `Scheduler.schedule` says that there is no decoding phase and no
 #   prefill phase, only `num_computed_tokens`, which catches up. `max_num_batched_tokens` is the budget, `max_num_seqs`
 #   the places. Running requests go first, in the order of admission; if `allocate_slots` has no block, the last of
@@ -666,17 +711,18 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 # - **TensorRT-LLM** says *in-flight batching*, and its `CapacitySchedulerPolicy` is the choice of this lesson:
 #   `GUARANTEED_NO_EVICT`, the default, reserves what a request may come to need; `MAX_UTILIZATION` admits what fits
 #   now, and pauses somebody when it no longer does; `STATIC_BATCH`.
-# - **All of them** run one step ahead: while the GPU computes a step, the host plans the next one, with place-holders
-#   for tokens that are not there yet. Otherwise the GPU would do nothing while the host plans.
+# - **What is missing here:** between two steps our GPU does nothing while the host plans. A scheduler can run one step
+#   ahead, and plan the next step while the GPU computes this one, with place-holders for tokens that are not there yet.
 #
 # ## Do you have it?
 #
-# <details><summary><b>1.</b> A service answers yes or no: every answer has one token. What does a static batch waste? What would you choose
-# for it, and what does it cost?</summary>
+# <details><summary><b>1.</b> A service answers yes or no: every answer has one token. What does a static batch waste? Would you
+# cut its prompts, and what is the price of not doing so?</summary>
 #
 # Nothing: by (1), mean and longest are the same. Every request is a prompt and no more, so all of the work is
 # arithmetic, and no step has anything to ride along with. Whole prompts, as many as fill the budget: cutting them only
-# reads their earlier pieces again. What a policy is worth depends on how different the lengths are.
+# reads their earlier pieces again. The price is long steps, and nobody pays it: no one waits between two tokens. What a
+# policy is worth depends on how different the lengths are.
 # </details>
 #
 # <details><summary><b>2.</b> A colleague deletes the rule that nobody is admitted in a step that preempted, and every count in this lesson
@@ -696,7 +742,8 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 #
 # Long prompts that are read whole (or by too large a budget): everybody stands still at the same time, and the tokens
 # of a step have spikes. Or preemption: one stands still, for seconds, while the others go on, and `preemptions` and
-# `lost_tokens` in the metrics are not 0. Both are invisible in the throughput: the GPU is busy with somebody else.
+# `lost_tokens` in `engine.metrics.totals` are not 0. Both are invisible in the throughput: the GPU is busy with
+# somebody else.
 # </details>
 #
 # **Next:** lesson 10, the budget, and what a service promises. It is not built yet: `llmsys update` brings it when it

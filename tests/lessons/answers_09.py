@@ -236,6 +236,19 @@ NEW_TAKEN = "            shares.append((request, n))\n            left -= n\n   
 LOGITS = "request.computed + n == len(request.tokens)"
 KNOWN = "request.tokens += said"
 
+NAMED_STEPS = {
+    "newest_first": steps_but("from_the_end", ("in tuple(self.running)", "in self.running[::-1]"),
+                              (ROOM, "if n > 0 and self.make_room(request):")),
+    "long_prompts_first": steps_but("by_what_is_left", ("in tuple(self.running)", "in sorted(self.running, key=lambda "
+                                    "each: -each.remaining)"), (ROOM, "if n > 0 and self.make_room(request):")),
+    "prompts_say_nothing": steps_but("single_ones_say", (LOGITS, "n == 1"),
+                                     (ROOM, "if n >= 1 and self.make_room(request):")),
+    "decodes_alone_say": steps_but("only_single_ones", (LOGITS, "n == 1")),
+    "computed_is_all_but_one": steps_but("all_but_the_last", ("request.computed += n", "pass"),
+                                         (KNOWN, KNOWN + "\n        request.computed = len(request.tokens[:-1])")),
+}  # fmt: skip
+"""As a reader might write what is called so among the mistakes."""
+
 WRONG_STEPS = [
     CallsTheLibrary, CallsWhatIsGiven, CountsItself,
     steps_but("a_token_is_spared", (START, "left, shares = self.max_tokens_per_step - 1, []")),
@@ -301,13 +314,31 @@ MATCH = "hit = self.pool.match(request.tokens)"
 RESERVE = "reserve = self.reserve if self.running else 0"
 ALLOCATE = "self.pool.allocate(len(request.tokens), hit, reserve=reserve)"
 
+NAMED_ADMISSION = {
+    "oldest_goes": admission_but("from_the_front", ("self.running[-1]", "next(iter(self.running))")),
+    "least_computed_goes": admission_but("the_cheapest", ("self.running[-1]", "sorted(self.running, key=lambda each: "
+                                         "each.computed)[0]")),
+    "longest_goes": admission_but("the_longest", ("self.running[-1]", "sorted(self.running, key=lambda each: "
+                                  "-len(each.tokens))[0]")),
+    "itself_goes": admission_but("whoever_asks", ("self.running[-1]", "request")),
+    "a_block_for_each_neighbour": admission_but("by_neighbours", (RESERVE, "reserve = len(self.running) if self.reserve"
+                                                " > len(self.running) else self.reserve")),
+    "watermark_alone_is_enough": admission_but("asks_before", (RESERVE, "reserve = 0\n        if self.running and not "
+                                               "self.pool.free_blocks >= self.reserve:\n            return None")),
+    "still_runs": admission_but("is_left_there", ("        self.running.remove(request)\n", "")),
+    "vanishes": admission_but("popped", (FIRST, "request = self.waiting.pop(0)"),
+                              ("        self.waiting.remove(request)\n", "")),
+    "stands_still_with_its_blocks": admission_but("the_newest_never_goes", (THROWN_OUT + ITSELF, "                if "
+                                                  "request is newest:\n                    return False\n"
+                                                  + THROWN_OUT)),
+}  # fmt: skip
+"""As a reader might write what is called so among the mistakes."""
+
 WRONG_ADMISSION = [
     CallsTheLibrary, CallsWhatIsGivenToo, MakesItAnew,
     admission_but("two_go_at_once", (THROWN_OUT, THROWN_OUT + "                if self.running[1:] and newest is not "
                   "request and self.running[-1] is not request:\n"
                   "                    self.preempt(self.running[-1])\n")),
-    admission_but("the_newest_never_goes", (THROWN_OUT + ITSELF, "                if newest is request:\n"
-                  "                    return False\n" + THROWN_OUT)),
     admission_but("the_second_newest_goes", ("self.running[-1]", "self.running[-2:][0]")),
     admission_but("the_one_with_most_blocks_goes", ("newest = self.running[-1]",
                   "newest = max(reversed(self.running), key=lambda each: len(each.table.blocks))")),

@@ -18,6 +18,9 @@ from llmsys.models import Llama, LlamaConfig, generate
 from llmsys.serving import POLICIES, Engine, Output, Request, SamplingParams, Scheduler, StepResult
 from llmsys.serving.events import Admitted, Computed, Finished, Preempted, StepDone
 from llmsys.serving.request import Status
+from llmsys.viz.continuous_batching.play import play
+from llmsys.viz.continuous_batching.stepper import REQUESTS
+from llmsys.viz.continuous_batching.timeline import read
 from tests.lessons import answers_09
 from tests.support.self_tests import assert_check_stands, exercises_of
 from tests.support.size import SEED, sized
@@ -174,6 +177,50 @@ def test_right_admission_is_taken(answer):
 @pytest.mark.parametrize("answer", answers_09.WRONG_ADMISSION)
 def test_wrong_admission_is_rejected(answer):
     assert_rejected("09.admission", answer)
+
+
+NAMED = {"09.steps": answers_09.NAMED_STEPS, "09.admission": answers_09.NAMED_ADMISSION}
+
+
+@pytest.mark.parametrize("exercise, name", [(exercise, name) for exercise, named in NAMED.items() for name in named])
+def test_a_mistake_has_its_own_name_and_no_others(exercise, name):
+    result = verdict(exercise, NAMED[exercise][name], name_mistakes=True)
+    assert not result and (result.misconception and result.misconception.name) == name, result
+
+
+def test_a_mistake_that_ends_the_first_step_is_told_where_it_was_made():
+    class AppendsTheList(SchedulerParts):
+        def take_in(self, request, n, said):
+            request.computed += n
+            request.tokens.append(said)
+
+    class CountsAhead(SchedulerParts):
+        def share_out(self):
+            shares = super().share_out()
+            for request, n in shares:
+                request.computed += n
+            return shares
+
+    def step(make):
+        return played(make)(script=[[0, "add", "a", [1, 2, 3], 2]], budget=8, sequences=2)
+
+    said = f"take_in leaves [{next_token((1, 2, 3))}] among request.tokens, which are ints, of a"
+    assert step(AppendsTheList) == [f"step 0: ValueError: {said}"]
+    counted = "3 are known, and 3 computed: take_in is where they are counted, when the step is done"
+    assert step(CountsAhead) == [f"step 0: ValueError: share_out gives a 3 tokens: {counted}"]
+
+
+FRAMES = read(play(REQUESTS, max_tokens_per_step=16, max_sequences=4, num_blocks=13, block_size=4))
+
+
+def test_the_steppers_service_is_as_the_lesson_tells_it():
+    free = [step.blocks - step.blocks_used for step in FRAMES]
+    admitted = {name: step.number for step in FRAMES for name in step.admitted}
+    assert [free[4], free[5], free[6]] == [7, 5, 8]  # after the steps in which B ends, A and C grow, and A ends
+    assert (FRAMES[4].ended, FRAMES[6].ended) == (["B"], ["A"])
+    assert admitted["D"] == 7 and [FRAMES[n].arrived for n in (3, 5, 6, 8)] == [["D"], ["E"], ["F"], ["G"]]
+    assert free[8] == 1 and FRAMES[8].admitted == {"E": 8}  # so F, with one block and one to stay free, waits for room
+    assert FRAMES[10].preempted == {"E": 12} and FRAMES[11].admitted == {"E": 12, "F": 0}
 
 
 @pytest.mark.parametrize("exercise", ["09.steps", "09.admission"])

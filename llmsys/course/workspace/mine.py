@@ -19,6 +19,7 @@ import inspect
 import linecache
 import math
 import re
+import symtable
 import sys
 import textwrap
 import warnings
@@ -157,9 +158,14 @@ def _preamble(nodes: list[ast.stmt], namespace: dict, seen: set[str], answers: C
         elif (function := function_of(value)) is not None and function.__globals__ is namespace:
             helper = ast.parse(text_of(value))
             source = ast.unparse(helper)
-            if name in answers:
-                source = f"if {name!r} not in globals():\n{textwrap.indent(source, '    ')}"
-            lines += [*_preamble(helper.body, namespace, seen, answers), source]
+            its = getattr(helper.body[0], "name", name)  # another one where a cell says `Base = Pool`
+            if its in answers:
+                source = f"if {its!r} not in globals():\n{textwrap.indent(source, '    ')}"
+            if its == name or its not in seen or its in _bound(nodes):  # the cell's own one comes further down
+                seen.add(its)
+                lines += [*_preamble(helper.body, namespace, seen, answers), source]
+            if its != name:
+                lines.append(f"{name} = {its}")
     return [re.sub(r"^((?:from \S+ )?import (\S+)) as \2$", r"\1", line) for line in lines]
 
 
@@ -171,8 +177,16 @@ def _importable(module: str, value: object) -> str:
 
 
 def _loaded(nodes: list[ast.stmt]) -> set[str]:
-    every = (each for node in nodes for each in ast.walk(node))
-    return {each.id for each in every if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load)}
+    """The names that these statements look up in their module: what a function calls its own variables is none."""
+    scopes = [symtable.symtable(ast.unparse(ast.Module(nodes, [])), "<cell>", "exec")]
+    names: set[str] = set()
+    for scope in scopes:  # grows as it is gone through
+        scopes += scope.get_children()
+        local = scope.get_type() == "function"  # a class's names are the module's until its body has bound them
+        for each in scope.get_symbols():
+            if each.is_referenced() and (each.is_global() or not (local or each.is_free())):
+                names.add(each.get_name())
+    return names
 
 
 def _bound(nodes: list[ast.stmt]) -> set[str]:

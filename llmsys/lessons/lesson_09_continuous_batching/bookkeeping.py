@@ -155,6 +155,8 @@ class Bookkeeping:
             if output.logprobs is not None:
                 request.logprobs += output.logprobs
             self.take_in(request, len(work.tokens), list(output.tokens))
+            if strange := [each for each in request.tokens if not isinstance(each, int)]:
+                raise ValueError(f"take_in leaves {strange[0]!r} among request.tokens, which are ints, of {request.id}")
             self._end_if_it_has_enough(request, output)
         self._plan = None
         kinds = {len(work.tokens) > 1 or not work.logits for work in plan.work}
@@ -186,7 +188,9 @@ class Bookkeeping:
             seen.add(request.id)
             known, slots = len(request.tokens), 0 if request.table is None else request.table.length
             if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= known - request.computed:
-                raise ValueError(f"{gives}: {known} are known, and {request.computed} computed")
+                early = isinstance(n, int) and 0 < n <= request.computed
+                why = ": take_in is where they are counted, when the step is done" if early else ""
+                raise ValueError(f"{gives}: {known} are known, and {request.computed} computed{why}")
             if request.computed + n > slots:
                 raise ValueError(f"{gives} after {request.computed}, and it has slots for {slots}")
 

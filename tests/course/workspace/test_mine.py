@@ -92,6 +92,46 @@ def test_a_function_that_uses_an_answer_not_passed_yet_takes_it_along(notebook, 
     assert in_a_fresh_process(work, "from mine import fold; print(fold(1))") == "3"
 
 
+def test_what_a_function_calls_its_own_variables_is_not_taken_from_the_notebook(notebook, work):
+    own = ("n", "said", "left", "each", "part", "error", "word", "inner", "outer")
+    notebook.run("\n".join(f"{name} = 10957" for name in own) + "\nlimit = 7")
+    notebook.run(
+        "class Steps:\n"
+        "    def share_out(self, n, said=limit):\n"
+        "        left = n\n"
+        "        for part in [each for each in range(left)]:\n"
+        "            said += part\n"
+        "        try:\n            word = str(said)\n"
+        "        except ValueError as error:\n            return error\n"
+        "        outer = 1\n"
+        "        def add(inner):\n            return inner + outer\n"
+        "        return word, add(left), limit\n"
+    )
+    text = export_answer("02.merge", notebook["Steps"]).read_text()
+    assert "limit = 7" in text and "10957" not in text
+    assert in_a_fresh_process(work, "from mine import Steps; print(Steps().share_out(3))") == "('10', 4, 7)"
+
+
+def test_a_name_of_the_notebook_that_a_class_has_too_is_kept(notebook, work):
+    notebook.run("size, step = 4, 2")
+    notebook.run("class Pool:\n    size = size\n    def double(self, step):\n        return self.size * step")
+    text = export_answer("02.merge", notebook["Pool"]).read_text()
+    assert "size = 4" in text and "step = 2" not in text
+    assert in_a_fresh_process(work, "from mine import Pool; print(Pool().double(3))") == "12"
+
+
+def test_another_name_for_a_helper_or_a_base_class_is_kept(notebook, work):
+    notebook.run("class Pool:\n    def name(self):\n        return 'first'\ndef helper(x):\n    return x + 1")
+    notebook.run("Base = Pool\nmore = helper")
+    notebook.run("class Own(Base):\n    def two(self):\n        return self.name(), more(1), helper(2)")
+    text = export_answer("02.merge", notebook["Own"]).read_text()
+    assert text.count("def helper") == 1
+    assert in_a_fresh_process(work, "from mine import Own; print(Own().two())") == "('first', 2, 3)"
+    notebook.run("class Pool(Base):\n    def two(self):\n        return super().name() + ' and second'")
+    export_answer("02.merge", notebook["Pool"])
+    assert in_a_fresh_process(work, "from mine import Pool; print(Pool().two())") == "first and second"
+
+
 def test_the_librarys_functions_are_imported_and_not_copied(notebook, work):
     notebook.run("from llmsys.attention.online import merge as join")
     notebook.run("def f(a, b):\n    return join(a, b)")

@@ -79,6 +79,8 @@ def admission(answer: Answer) -> None:
         why="Whoever enters by the last block is thrown out by its neighbour's next token, all for nothing.",
         hint="How many blocks must be free beside those that it takes? Is that asked before anything has changed?",
     ):
+        agrees(add(0, "a", 7, 2), add(0, "b", 14, 2), add(0, "c", 9, 2), add(0, "d", 1, 2), budget=40, sequences=8,
+               blocks=10, watermark=0.3)  # fmt: skip
         agrees(add(0, "a", 7, 2), add(0, "b", 20, 2), add(0, "c", 3, 2), add(0, "d", 1, 2), budget=40, sequences=8,
                blocks=10, watermark=0.3)  # fmt: skip
         agrees(add(0, "a", 6, 6), add(0, "b", 6, 4), add(0, "c", 2, 2), budget=40, sequences=8, blocks=6,
@@ -103,6 +105,9 @@ def admission(answer: Answer) -> None:
         why="So the oldest is never stopped by others, and reaches its end; and then the next one does.",
         hint="Which one of self.running came in last? And where does it stand?",
     ):
+        # d needs the block; a is the oldest, of b least is computed, c is the longest, and e the newest
+        agrees(add(0, "a", 2, 6), add(0, "b", 1, 6), add(0, "c", 6, 6), add(0, "d", 3, 6), add(0, "e", 2, 6),
+               budget=40, sequences=8, blocks=6)  # fmt: skip
         agrees(add(0, "a", 1, 6), add(0, "b", 6, 6), add(0, "c", 3, 7), add(0, "d", 1, 6), budget=40, sequences=8,
                blocks=5)  # fmt: skip
         agrees(add(0, "a", 4, 7), add(0, "b", 4, 7), budget=40, sequences=8, blocks=3)

@@ -80,8 +80,8 @@ def steps(answer: Answer) -> None:
         why="A decode that waits for somebody else's prompt is a user who looks at half a sentence.",
         hint="In which order do you go through the requests, and what does each one leave to those behind it?",
     ):
-        agrees(add(0, "a", 3, 9), add(1, "b", 20, 3), budget=8, sequences=4)
         agrees(add(0, "a", 3, 12), add(0, "b", 2, 12), add(1, "c", 15, 3), add(2, "d", 11, 2), budget=6, sequences=4)
+        agrees(add(0, "a", 3, 9), add(1, "b", 20, 3), budget=8, sequences=4)
         agrees(*(add(0, f"s{n}", 1, 12) for n in range(3)), add(1, "x", 6, 2), budget=4, sequences=4)
 
     with answer.property(

@@ -30,6 +30,12 @@ wrong_admission(
     why="It has come furthest, and all of it is lost. If the newest goes, the oldest always reaches its end.",
 )
 wrong_admission(
+    "least_computed_goes",
+    "You throw out the one with the fewest tokens.",
+    (NEWEST, "newest = min(self.running, key=lambda each: each.computed)"),
+    why="The least is lost, but it may be an old one: longer ones that come later would stop it, again and again.",
+)
+wrong_admission(
     "longest_goes",
     "You throw out the one with the most tokens.",
     (NEWEST, "newest = max(self.running, key=lambda each: len(each.tokens))"),
@@ -65,6 +71,14 @@ wrong_admission(
     (THROWN_OUT, THROWN_OUT + "                return True\n"),
     why="The request still has no slot for its newest token: extend its table once more.",
 )
+wrong_admission(
+    "stands_still_with_its_blocks",
+    "You say that there is no room for the newest, and do not throw it out.",
+    (THROWN_OUT, "                if newest is request:\n"
+     "                    return False\n"
+     "                self.preempt(newest)\n"),
+    why="It would stand still and keep its blocks, and whoever comes in could take what it waits for.",
+)  # fmt: skip
 wrong_admission(
     "thrown_out_and_computes",
     "You say that a request has room which you have thrown out.",
@@ -114,6 +128,12 @@ wrong_admission(
     "You leave the blocks to a request that was thrown out.",
     (FREED, ""),
     why="Then nothing is won, and they are lost: it takes others when it comes back.",
+)
+wrong_admission(
+    "still_runs",
+    "You throw a request out, and leave it among those that run.",
+    ("        self.running.remove(request)\n" + FREED, FREED),
+    why="The next block is sought at the last of running. That is this one, once more, and it has none.",
 )
 wrong_admission(
     "keeps_what_was_computed",
@@ -193,6 +213,12 @@ wrong_admission(
     why="One neighbour is enough to need a block.",
 )
 wrong_admission(
+    "a_block_for_each_neighbour",
+    "You keep no more blocks free than others run.",
+    (RESERVE, "reserve = min(self.reserve, len(self.running))"),
+    why="The watermark is self.reserve, however many they are: it is to last for several steps.",
+)
+wrong_admission(
     "watermark_alone_is_enough",
     "You ask whether the watermark is free, and not whether it still is when the request has come in.",
     (
@@ -206,6 +232,13 @@ wrong_admission(
     "You put whoever comes in at the front of those that run.",
     (LEAVES, LEAVES.replace("append(request)", "insert(0, request)")),
     why="The list is in the order of admission: its last one is the first to go.",
+)
+wrong_admission(
+    "vanishes",
+    "You take a request from those that wait, and do not put it back where it has no room.",
+    (FIRST, "request = self.waiting.pop(0)"),
+    (LEAVES, "        self.running.append(request)\n"),
+    why="It is in neither list then, and nobody will ever look at it again. None means that nothing has changed.",
 )
 wrong_admission(
     "still_waits",

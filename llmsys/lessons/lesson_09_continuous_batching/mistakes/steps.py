@@ -100,6 +100,13 @@ wrong_steps(
     why="Whoever is in the middle of an answer waits then, as long as prompts come. First those that run.",
 )
 wrong_steps(
+    "newest_first",
+    "You go through the running ones from the newest to the oldest.",
+    ("in tuple(self.running)", "in tuple(self.running)[::-1]"),
+    (ROOM, "            if n and self.make_room(request):\n"),
+    why="The newest may be in the middle of its prompt, and takes all of the step. The oldest come first.",
+)
+wrong_steps(
     "long_prompts_first",
     "You go through the running ones by what they have left to compute, the longest first.",
     ("in tuple(self.running)", "in sorted(self.running, key=lambda each: each.computed - len(each.tokens))"),
@@ -191,6 +198,13 @@ wrong_steps(
     "token may have more of the prompt after it.",
 )
 wrong_steps(
+    "prompts_say_nothing",
+    "You ask for a token only where a single one is computed, and a request that has nothing left stands still.",
+    (LOGITS, "return int(n == 1)"),
+    (ROOM, "            if n and self.make_room(request):\n"),
+    why="The last piece of a prompt says the answer's first token, however long the piece is.",
+)
+wrong_steps(
     "asks_too_late",
     "You ask for the next token where nothing is left to compute before the step.",
     (LOGITS, "return int(request.computed == len(request.tokens))"),
@@ -213,6 +227,12 @@ wrong_steps(
     "You count the token that was said as computed.",
     (COMPUTED, "        request.computed += n + len(said)\n"),
     why="It is known. Its keys and values are computed by the next step.",
+)
+wrong_steps(
+    "computed_is_all_but_one",
+    "You take all known tokens but the newest for computed after each step.",
+    (COMPUTED + KNOWN, KNOWN + "        request.computed = len(request.tokens) - 1\n"),
+    why="That holds for whoever answers. After a piece of a prompt, the rest of it is not computed either.",
 )
 wrong_steps(
     "never_computed",
