@@ -167,7 +167,8 @@ def test_a_step_in_another_form_passes(name, changes):
 @pytest.mark.skipif(not triton_installed(), reason="needs Triton")
 @pytest.mark.parametrize(("name", "changes"), drawn(answers_06.STEPS_WRONG.items(), 4))
 def test_a_step_that_is_nearly_right_is_rejected(name, changes):
-    result = judged(name, changes, compile_kernels=FULL)
+    """Compiled where that alone tells: it takes longer than all the rest."""
+    result = judged(name, changes, compile_kernels=False) and judged(name, changes, compile_kernels=True)
     assert not result, result
 
 
