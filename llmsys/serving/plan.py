@@ -20,6 +20,10 @@ from dataclasses import dataclass
 from llmsys.cache.block_table import Copy
 from llmsys.serving.sampling_params import SamplingParams
 
+PLACEHOLDER = -1
+"""In `Work.tokens`: the token that the step before draws for this request, which was not known when the plan was made.
+The runner has it on the device."""
+
 
 @dataclass(frozen=True)
 class Work:
