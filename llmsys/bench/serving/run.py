@@ -70,8 +70,11 @@ def sizes(gpu: bool, quick: bool) -> Sizes:
     )  # fmt: skip
     if not quick:
         return small
-    tiny = replace(shapes[1], name=f"{shapes[1].name}, 2 layers", layers=2, vocab=512)
-    return replace(small, shapes=(tiny,), requests=4, longest=24, one=(8, 8), peer=(2, 4), talks=8, rate=50.0)
+    few = tuple(replace(shape, name=f"{shape.name}, 2 layers", layers=2) for shape in shapes)
+    if not gpu:
+        narrow = dict(width=64, heads=3, kv_heads=1, ffn=128, vocab=512)
+        few = (replace(few[1], name=f"{few[1].name}, 64 wide", **narrow),)
+    return replace(small, shapes=few, requests=4, longest=24, one=(8, 8), peer=(2, 4), talks=6, rate=50.0)
 
 
 def measure(quick: bool = False) -> Record:
@@ -215,7 +218,7 @@ class Run:
             | {"runs": len(runs), "seconds": _digits(runs[0].seconds), "steps": runs[0].steps,
                "fastest_s": _digits(min(each.seconds for each in runs)), "least_s": _digits(least),
                "tokens_per_s": _digits(runs[0].speed), "roofline_tokens_per_s": _digits(tokens / least),
-               "of_roofline": round(least / runs[0].seconds, 4)}
+               "of_roofline": _digits(least / runs[0].seconds)}
         )  # fmt: skip
 
     def _step(self, row: dict, found: Split, shape: ModelShape) -> None:
@@ -228,7 +231,7 @@ class Run:
             row | {"sequences": found.sequences, "tokens": round(found.tokens), "how": found.how}
             | {key: ms if ms is None else _digits(ms) for key, ms in parts.items()}
             | {"weight_bytes": int(weight_bytes), "cache_bytes": int(cache_bytes), "roofline_ms": _digits(least),
-               "of_roofline": round(least / found.ms, 4)}
+               "of_roofline": _digits(least / found.ms)}
         )  # fmt: skip
         if row["name"] in (ALL, NONE):
             for kernel, us, calls in found.kernels:
@@ -273,6 +276,7 @@ def _digits(value: float) -> float:
 
 
 def _release() -> None:
-    gc.collect()
+    """Give a GPU's memory back, that of graphs, too: the next engine needs all of it."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

@@ -45,12 +45,12 @@ def equal(count: int, *, prompt: int, output: int, vocab: int) -> list[Asked]:
 def conversations(count: int, *, rate: float, vocab: int, shorter: int = 1) -> list[Asked]:
     """Requests as long as those of the trace azure-conversation (divided by `shorter`), which come at random: `rate` of
     them a second, on average."""
-    draw = random.Random(0)
+    draw, pause = random.Random(0), random.Random(1)
     top, at, found = min(TOKENS, vocab) - 1, 0.0, []
     for each in draw_lengths("azure-conversation", count, seed=0):
         prompt = [draw.randint(0, top) for _ in range(max(1, each.prompt // shorter))]
         found.append(Asked(prompt, max(2, each.output // shorter), at))
-        at += draw.expovariate(rate)
+        at += pause.expovariate(rate)
     return found
 
 
