@@ -167,7 +167,7 @@ def test_on_a_gpu_the_parts_are_told_by_the_names_of_kernels(model, monkeypatch)
     found = split(Engine(model, num_blocks=60), equal(2, prompt=5, output=40, vocab=97), "x", steps=2)
     assert found.how == "profiler" and found.ms == pytest.approx(3)
     assert (found.attention_ms, found.other_ms, found.idle_ms) == pytest.approx((0.3, 0.2, 2.5))
-    assert found.kernels[0] == ("write", 250.0, 0.5)
+    assert found.kernels[0] == ("write", 250.0, 0.5) and found.launches == 1.5
 
 
 def test_where_no_kernel_can_be_seen_attention_is_what_a_step_without_it_saves(model, monkeypatch):
@@ -178,7 +178,7 @@ def test_where_no_kernel_can_be_seen_attention_is_what_a_step_without_it_saves(m
         engines["with"], equal(2, prompt=5, output=40, vocab=97), "x", steps=2, without=lambda: engines["none"]
     )
     assert found.how == "difference" and found.attention_ms == pytest.approx(1) and found.ms == pytest.approx(4)
-    assert found.other_ms is found.idle_ms is None and found.kernels == []
+    assert found.other_ms is found.idle_ms is found.launches is None and found.kernels == []
 
 
 def test_requests_that_do_not_fit_side_by_side_or_end_too_soon_are_refused(model):

@@ -228,7 +228,8 @@ class Run:
         parts = {key: getattr(found, key) for key in ("ms", *PARTS_OF_A_STEP)}
         parts |= {f"host_{phase}_ms": ms for phase, ms in found.host_ms.items()}
         self.rows.append(
-            row | {"sequences": found.sequences, "tokens": round(found.tokens), "how": found.how}
+            row | {"sequences": found.sequences, "tokens": round(found.tokens), "how": found.how,
+                   "launches": found.launches and round(found.launches)}
             | {key: ms if ms is None else _digits(ms) for key, ms in parts.items()}
             | {"weight_bytes": int(weight_bytes), "cache_bytes": int(cache_bytes), "roofline_ms": _digits(least),
                "of_roofline": _digits(least / found.ms)}

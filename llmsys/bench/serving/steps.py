@@ -53,6 +53,8 @@ class Split:
     """That are attended to, of all sequences together."""
     host_ms: dict[str, float]
     """What the host spends, by `llmsys.serving.metrics.PHASES`."""
+    launches: float | None
+    """Kernels and copies of a step; None where they cannot be seen."""
     kernels: list[tuple[str, float, float]]
     """The largest: name, µs of a step, calls in a step."""
     how: str
@@ -119,7 +121,8 @@ def split(
         if without is not None:
             with _Full(without(), asked, name) as full:
                 attention = ms - 1e3 * median(full.timed(steps) for _ in range(3)) / steps
-    return Split(ms, attention, other, idle, len(asked), attended, host, largest(spans, steps), how)
+    launches = len(spans) / steps if spans else None
+    return Split(ms, attention, other, idle, len(asked), attended, host, launches, largest(spans, steps), how)
 
 
 def busy_us(spans: Iterable[Span]) -> float:
