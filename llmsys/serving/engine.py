@@ -39,6 +39,7 @@ from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import whole_number
 from llmsys.serving.detokenize import Detokenizer
 from llmsys.serving.events import EventLog
+from llmsys.serving.execution import Execution
 from llmsys.serving.guard import Guard
 from llmsys.serving.interrupts import interrupted_later
 from llmsys.serving.memory import blocks_that_fit
@@ -74,6 +75,8 @@ class Engine:
         Tokens in a sequence at most, prompt included. None: the model's context.
     scheduler
         Makes the scheduler, as `Scheduler` does: one of your own.
+    execution
+        How steps are executed; None for `Execution()`.
     events
         Where to write down what happens. None: a log of the last 100,000 events.
     clock
@@ -105,6 +108,7 @@ class Engine:
         policy: str | Policy = "stall-free",
         watermark: float = 0.01,
         scheduler: Callable[..., Scheduler] = Scheduler,
+        execution: Execution | None = None,
         events: EventLog | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
@@ -126,7 +130,7 @@ class Engine:
             whole_number("num_blocks", num_blocks, at_least=2)
         else:
             sizes = limits | dict(block_size=block_size, max_model_len=self.max_model_len)
-            num_blocks = blocks_that_fit(model, memory=memory, **sizes)
+            num_blocks = blocks_that_fit(model, memory=memory, execution=execution, **sizes)
         self.pool = BlockPool(num_blocks, block_size)
         self.events = EventLog(keep=100_000) if events is None else events
         self.metrics = Metrics()
@@ -140,7 +144,8 @@ class Engine:
             None if stage else attention, stage=stage, num_blocks=num_blocks, block_size=block_size,
             spec=model.cache_spec(),
         )  # fmt: skip
-        self.runner = Runner(model, cache, clock=clock)
+        room = dict(max_sequences=max_sequences, max_model_len=self.max_model_len)
+        self.runner = Runner(model, cache, execution=execution, clock=clock, **room)
         self._under_way: dict[str, UnderWay] = {}  # by the request's id, an answer each
         self._responses: dict[str, Response] = {}
         self._numbers = itertools.count()
