@@ -1,12 +1,9 @@
 """The ways to execute a step that are compared: everything on, each part off in turn, and everything off."""
 
-import inspect
 from dataclasses import replace
 
 import torch
-from torch import nn
 
-from llmsys.serving import Engine
 from llmsys.serving.execution import Execution
 
 PARTS = ("ahead", "graphs", "fused", "few_kernels")
@@ -22,10 +19,3 @@ def ways() -> dict[str, Execution]:
     none = Execution(**dict.fromkeys(PARTS, False))
     on = replace(none, **dict.fromkeys(able, None if gpu else True))
     return {ALL: on, **{f"without {part}": replace(on, **{part: False}) for part in able}, NONE: none}
-
-
-def engine_of(model: nn.Module, way: Execution, **settings) -> Engine:
-    """An engine that executes steps so."""
-    if "execution" in inspect.signature(Engine.__init__).parameters:
-        settings["execution"] = way
-    return Engine(model, **settings)

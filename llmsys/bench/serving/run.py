@@ -10,7 +10,7 @@ from torch import nn
 
 from llmsys.bench.decode import random_model
 from llmsys.bench.record import Record, new_record
-from llmsys.bench.serving.execution import ALL, NONE, engine_of, ways
+from llmsys.bench.serving.execution import ALL, NONE, ways
 from llmsys.bench.serving.peer import seconds_of_transformers
 from llmsys.bench.serving.serve import Served, Waits, repeated, serve
 from llmsys.bench.serving.steps import PARTS_OF_A_STEP, AttentionClock, Split, no_attention, split
@@ -135,7 +135,7 @@ class Run:
         )
         if not self.gpu:
             settings |= dict(num_blocks=4 + size.requests * -(-size.max_model_len // 16))
-        engine = engine_of(self.model(shape), way, **settings)
+        engine = Engine(self.model(shape), execution=way, **settings)
         warm_up(engine, size)
         row = {"name": name, "model": shape.name, "dtype": self.dtype}
         patience = size.patience if name == ALL else 0.0
@@ -146,7 +146,7 @@ class Run:
         clock = None
         if not self.gpu:
             clock = AttentionClock()
-            engine = engine_of(self.model(shape), way, attention=clock, **settings)
+            engine = Engine(self.model(shape), execution=way, attention=clock, **settings)
         batches = {
             FULL: [each._replace(output=size.max_model_len - len(each.prompt)) for each in many],
             SINGLE: equal(1, prompt=size.one[0] + size.one[1] // 2, output=size.longest, vocab=shape.vocab),
@@ -157,7 +157,7 @@ class Run:
                 nonlocal engine
                 engine = None  # its memory first
                 _release()
-                return engine_of(self.model(shape), way, attention=no_attention, **settings)
+                return Engine(self.model(shape), execution=way, attention=no_attention, **settings)
 
             found = split(engine, asked, what, steps=size.steps, clock=clock, without=without)
             self._step(row | {"sweep": "step", "batch": what}, found, shape)
@@ -170,7 +170,7 @@ class Run:
         asked = mixed(requests, shortest=self.sizes.shortest, longest=self.sizes.longest, vocab=shape.vocab)
         asked = [each._replace(output=output) for each in asked]
         settings = {} if self.gpu else dict(num_blocks=4 + requests * -(-self.sizes.max_model_len // 16))
-        engine = engine_of(self.model(shape), ways()[ALL], max_model_len=self.sizes.max_model_len, **settings)
+        engine = Engine(self.model(shape), execution=ways()[ALL], max_model_len=self.sizes.max_model_len, **settings)
         serve(engine, asked, "warm-up")
         ours = repeated(engine, asked, "peer", repeats=3, patience=self.sizes.patience)[0].seconds
         del engine
@@ -193,7 +193,7 @@ class Run:
         most = size.pieces if policy in CUT else size.whole
         settings = {} if self.gpu else dict(num_blocks=4 + sum(-(-(len(p) + n) // 16) for p, n, _ in asked))
         settings |= dict(policy=policy, max_tokens_per_step=most, max_sequences=size.places)
-        engine = engine_of(self.model(shape), ways()[ALL], **settings)
+        engine = Engine(self.model(shape), execution=ways()[ALL], **settings)
         waits = Waits(engine)
         warm_up(engine, size)
         found = serve(engine, asked, policy, waits=waits)
