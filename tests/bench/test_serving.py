@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmsys.bench.decode import random_model
-from llmsys.bench.record import new_record
+from llmsys.bench.record import new_record, recorded
 from llmsys.bench.serving import peer, run, steps
 from llmsys.bench.serving.execution import ALL, NONE, PARTS, ways
 from llmsys.bench.serving.run import FULL, SINGLE, Run, p99, sizes
@@ -279,3 +279,27 @@ def test_without_transformers_the_peer_is_not_there(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(RuntimeError, match="transformers cannot batch continuously here"):
         peer.seconds_of_transformers(TINY, [Asked([1], 1)], context_length=64)
+
+
+# The record of a GPU
+
+
+def test_the_recorded_run_is_whole_and_its_parts_add_up():
+    record = recorded("serving", "H200")
+    models, names = ("Qwen3-0.6B", "SmolLM2-135M"), [ALL, NONE, *(f"without {part}" for part in PARTS)]
+    for sweep in ("throughput", "one"):
+        assert {(row["model"], row["name"]) for row in of(record, sweep)} == {(m, n) for m in models for n in names}
+        for row in of(record, sweep):
+            assert 0 < row["of_roofline"] < 1 and row["tokens_per_s"] < row["roofline_tokens_per_s"]
+    found = of(record, "step")
+    assert {(row["model"], row["name"], row["batch"]) for row in found} == {
+        (m, n, b) for m in models for n in names for b in (FULL, SINGLE)
+    }
+    for row in found:
+        parts = [row[part] for part in steps.PARTS_OF_A_STEP]
+        assert row["how"] == "profiler" and all(part is not None for part in parts)
+        assert sum(parts) >= 0.999 * row["ms"], "where the profiler sees more than the clock, nothing is idle"
+        assert row["attention_ms"] > 0
+    assert [row["name"] for row in of(record, "policies")] == list(POLICIES)
+    totals = {(row["prompt_tokens"], row["output_tokens"]) for row in of(record, "throughput")}
+    assert totals == {(142_827, 133_966)}
