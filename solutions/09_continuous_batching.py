@@ -730,12 +730,12 @@ for batch in ("full batch", "one request"):
 # %% [markdown]
 # So the switches do not add up. Planning ahead hides $P$, at most, and only behind a GPU that is busy: as long as $L$ is
 # the longest of all, there is nothing to hide it behind. Graphs take $L$ away, and then it is $G$ that counts; fewer and
-# larger kernels make $G$ shorter (and without graphs $L$, too). In this order they were built. When $G$ is all that is
-# left, the engine is where (2) begins.
+# larger kernels make $G$ shorter (and without graphs $L$, too). When $G$ is all that is left, the engine is where (2)
+# begins.
 #
-# One request alone is another world. Its step reads no more than the weights, and is over before the host has planned
-# the next one; and its kernels are so short that to begin and to end is most of what they do. Here the same four
-# switches make an answer as many times faster as the last column has it:
+# One request alone is another world. Its step reads hardly more than the weights, and its kernels are so short that to
+# begin and to end is most of what they do; and a GPU that is done so soon hides little of the host. Whole answers, in
+# tokens a second:
 
 # %% tags=["claim"]
 speeds = {(row["model"], row["sweep"], row["name"]): row for row in record.rows if row["sweep"] in ("throughput", "one")}

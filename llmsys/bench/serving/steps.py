@@ -4,7 +4,8 @@
 
 Steps of a full batch are timed by the clock, from one to the next, with nobody looking. Then the profiler looks at a
 few more and says when which kernel ran. Attention is the time in which one of its kernels did, told by its name; the
-others are what is left of the time in which any did (kernels may overlap); and idle is what is left of the clock's.
+others are what is left of the time in which any did (kernels may overlap: one that is launched before the one ahead of
+it has ended runs from then on); and idle is what is left of the clock's.
 
 Where the profiler sees no kernels (CUPTI is not there), the steps are timed once more in an engine that attends to
 nothing: attention is the difference, and how much of the rest is idle nobody knows.
