@@ -59,14 +59,18 @@ def _policies(record: Record):
     shown = Table("policy", "tokens/s", "TTFT, ms: median", "p99", "TPOT, ms: median", "p99", "longest wait, ms",
                   title="policies, requests that come one after the other")  # fmt: skip
     for row in of(record, "policies"):
-        waits = [f"{row[f'{key}_{what}_ms']:,.3g}" for key in ("ttft", "tpot") for what in ("median", "p99")]
-        shown.add_row(row["name"], f"{row['tokens_per_s']:,.0f}", *waits, f"{row['wait_longest_ms']:,.3g}")
+        waits = [_ms(row[f"{key}_{what}_ms"]) for key in ("ttft", "tpot") for what in ("median", "p99")]
+        shown.add_row(row["name"], f"{row['tokens_per_s']:,.0f}", *waits, _ms(row["wait_longest_ms"]))
     return shown
 
 
 def of(record: Record, sweep: str) -> list[dict]:
     """The rows of a sweep."""
     return [row for row in record.rows if row["sweep"] == sweep]
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def _speed(row: dict) -> str:
