@@ -1,8 +1,8 @@
 """The fused operations: what surrounds their kernels.
 
-    h = add_norm(x, y, norm.weight, norm.eps)       x ← x + y, h = norm(x)        in place of some ten launches
+    h = add_norm(x, y, norm.weight, norm.eps)       x ← x + y, h = norm(x)        in place of nine launches
     a = swiglu(gate_up)                             silu(gate) · up               of two
-    turn = step_rotation(positions, 64, …)          what `rotation` returns       of some ten
+    turn = step_rotation(positions, 64, …)          what `rotation` returns       of twelve
 
 None of them waits for the device, and what is launched follows from shapes alone, so a CUDA graph may hold them. They
 need a GPU, or Triton's interpreter; gradients they have none.
