@@ -65,7 +65,7 @@ def draw_tokens(
         Where to write the tokens, int32, contiguous; None for a new tensor.
     form
         "triton": the kernels, in float32, float16 or bfloat16. "torch": the formula in plain PyTorch, which waits for
-        nothing either, and has some ten launches. None: the kernels on a GPU where they can, else torch's.
+        nothing either, in some twenty launches. None: the kernels on a GPU where they can, else torch's.
     kernels
         In place of the library's.
 

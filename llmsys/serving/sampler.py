@@ -126,9 +126,8 @@ def uniform(seeds: Sequence[int] | np.ndarray, positions: Sequence[int] | np.nda
     if not (isinstance(seeds, np.ndarray) and seeds.dtype == np.uint64):
         seeds = np.array([seed & _MASK for seed in seeds], dtype=np.uint64)
     positions = np.asarray(positions).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        # Mixed first: streams that begin at neighbouring seeds would else be one stream, a position apart.
-        bits = _mixed(_mixed(seeds + _STEP) + (positions + np.uint64(1)) * _STEP)
+    # Mixed first: streams that begin at neighbouring seeds would else be one stream, a position apart.
+    bits = _mixed(_mixed(seeds + _STEP) + (positions + np.uint64(1)) * _STEP)
     # 52 bits: u · total is below total in float64, whatever total is, so there always is a token above it.
     return (bits >> np.uint64(12)).astype(np.float64) * 2.0**-52
 

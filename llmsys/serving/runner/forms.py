@@ -7,6 +7,7 @@
 All are called alike, `forward(tokens, cache, batch)`, and share the model's weights.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -44,33 +45,42 @@ class Forms:
     def __init__(self, model: nn.Module, cache: PagedCache, execution: Execution):
         self._large = self._few = Form("plain", model, model.hidden)
         self.most = 0
-        if _on("fused", execution.fused, model, cache):
+        if _tried("fused", execution.fused, model, cache):
             from llmsys.models.fused import FusedForward  # Triton: not before now
 
-            fused = FusedForward(model)
-            self._large = self._few = Form("fused", fused, fused.hidden)
-        if _on("few_kernels", execution.few_kernels, model, cache):
-            from llmsys.models.few_kernels import FewKernelForward  # Triton: not before now
+            # A model of somebody's own layers has its own forward, which is found out here.
+            with contextlib.nullcontext() if execution.fused else contextlib.suppress(ValueError):
+                fused = FusedForward(model)
+                self._large = self._few = Form("fused", fused, fused.hidden)
+        if _tried("few_kernels", execution.few_kernels, model, cache):
+            from llmsys.models.few_kernels import FewKernelForward, takes  # Triton: not before now
 
-            if FewKernelForward.takes(model, cache):
+            if takes(model, cache):
                 few = FewKernelForward(model)
                 self._few, self.most = Form("few kernels", few, few.hidden), few.most
             elif execution.few_kernels:
-                raise ValueError("execution.few_kernels must be None or False for this model: the kernels cannot do it")
+                raise ValueError(
+                    "execution.few_kernels must be None or False for this model and cache, which these kernels cannot "
+                    "take: see llmsys.models.few_kernels"
+                )
 
     def of(self, decodes: int) -> Form:
         """The form for a decode step of so many sequences; 0: for any other step."""
         return self._few if 0 < decodes <= self.most else self._large
 
 
-def _on(name: str, switch: bool | None, model: nn.Module, cache: PagedCache) -> bool:
-    """Whether kernels in place of a model's operations are to be used: asked for, or, on a GPU, for a Llama."""
-    if switch is False or not switch and not (model.device.type == "cuda" and cache.kernel in (None, "triton")):
+def _tried(name: str, switch: bool | None, model: nn.Module, cache: PagedCache) -> bool:
+    """Whether kernels are to be used in place of a model's operations: asked for, or, in half precision on a GPU, for
+    any Llama whose attention is the library's."""
+    device = model.device.type
+    if switch is False:
         return False
-    possible = isinstance(model, Llama) and triton_installed() and interpreting() is (model.device.type != "cuda")
+    if switch is None and (device != "cuda" or model.dtype not in (torch.float16, torch.bfloat16)):
+        return False
+    possible = isinstance(model, Llama) and triton_installed() and interpreting() is (device != "cuda")
     if switch and not possible:
         raise ValueError(
             f"execution.{name} must be None or False here: it is for a Llama where there is Triton, on a GPU, or on a "
             "CPU in Triton's interpreter"
         )
-    return possible and (bool(switch) or model.dtype in (torch.float16, torch.bfloat16))
+    return possible and (bool(switch) or cache.kernel in (None, "triton"))

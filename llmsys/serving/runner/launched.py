@@ -26,6 +26,8 @@ class Launched:
     ----------
     drawn, chosen
         The tokens of all rows of logits, and what came of those whose numbers are in `special`: either may be missing.
+    one_each
+        There is one row of logits for each work.
 
     Attributes
     ----------
@@ -47,11 +49,13 @@ class Launched:
         seconds: dict[str, float],
         clock: Callable[[], float],
         *,
+        one_each: bool,
         form: str = "plain",
         bucket: int | None = None,
     ):
         self.plan, self.seconds, self.form, self.bucket = plan, seconds, form, bucket
         self._drawn, self._chosen, self._special, self._clock = drawn, chosen, special, clock
+        self._one_each = one_each
 
     def result(self) -> StepResult:
         """The tokens, once they are here."""
@@ -60,7 +64,7 @@ class Launched:
         choices = self._chosen.fetch() if self._chosen is not None else []
         self.seconds["wait"] = self._clock() - start
         works = self.plan.work
-        if not choices and len(tokens) == len(works):  # one each, as nearly always
+        if self._one_each and not choices:  # as nearly always
             pairs = zip(works, tokens, strict=True)
             return StepResult(self.plan.step, tuple([_plain_output(work, token) for work, token in pairs]))
         rows: list[int | Choice] = tokens or [0] * len(choices)

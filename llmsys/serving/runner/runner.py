@@ -78,6 +78,8 @@ class Runner:
         max_model_len: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
+        if cache.num_blocks is None or cache.num_blocks * cache.block_size >= 2**31:
+            raise ValueError(f"cache must have num_blocks, of fewer than 2³¹ tokens in all, got {cache.num_blocks}")
         self.model, self.cache, self.clock = model, cache, clock
         self.execution = execution = Execution() if execution is None else execution
         device = _device_of(model)
@@ -143,7 +145,7 @@ class Runner:
         seconds["launch"] = self.clock() - prepared
         return Launched(
             plan, fetched, chosen, step.special.tolist(), seconds, self.clock, form=form.name,
-            bucket=None if graph is None else graph.bucket,
+            one_each=step.one_each, bucket=None if graph is None else graph.bucket,
         )  # fmt: skip
 
     def _choose(self, logits: Tensor, step: HostStep, plan: StepPlan) -> Chosen:

@@ -30,8 +30,10 @@ class HostStep:
         (S,): where its tokens end among the step's, and how many keys it has then.
     hidden : bool
         There are place-holders.
+    one_each : bool
+        Of every work the logits of one token are wanted.
     decode : bool
-        Every work is one token, whose logits are wanted.
+        And every work is one token.
     special
         Which rows of logits need more than a temperature. All others are drawn in two launches (`draw_tokens`).
 
@@ -56,8 +58,8 @@ class HostStep:
         held = np.array([len(work.blocks) for work in works], np.int64)
         self.held = int(held.max())
         S = len(works)
-        one_each = sum(lengths) == S and min(lengths) == 1
-        if one_each:
+        single = sum(lengths) == S and min(lengths) == 1
+        if single:
             self.tokens = np.array([work.tokens[0] for work in works])
             self.ends, self.positions, row = np.arange(1, S + 1), self.computed, self.row
         else:
@@ -76,7 +78,8 @@ class HostStep:
         self.slots = block * block_size + self.positions % block_size
         if len(self.slots) > 1 and _any_twice(self.slots):
             raise _why(works, block_size)
-        self.decode = one_each and bool(self.wanted.all())
+        self.one_each = bool((self.wanted == 1).all())
+        self.decode = self.one_each and single
         self._say_how_to_draw(rows)
 
     def _say_how_to_draw(self, rows: Rows) -> None:
