@@ -114,7 +114,7 @@ class Run:
                 continue
             try:
                 job()
-            except (RuntimeError, ValueError, TypeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            except Exception as error:  # whatever it is, it is said, and what was measured before is not lost
                 self.missing[what] = f"{type(error).__name__}: {error}".splitlines()[0][:240]
             finally:
                 _release()
