@@ -1,7 +1,8 @@
 """What the runner keeps of each request it knows: a row of block ids and its newest token, on the device.
 
     table    (R, M)  int32    row r: the request's blocks in order, −1 behind the last
-    newest   (R,)    int32    the token that was drawn for it last, which the host may not know yet
+    newest   (R,)    int32    the token that was drawn for it last, which the host may not know yet; −1 where logits
+                              were not finite, and nobody wants what comes next
 
 A plan brings each request's blocks whole, and nearly all of them are as they were. The host has a copy of the table
 (`host`), so a step sends what is new alone: a block now and then, and a whole row where the request was preempted or
