@@ -11,8 +11,8 @@ text that the next token changes. How it does, depends on the decoder that the t
 The rule here knows none of them by name. Text is said when it does not end in U+FFFD, and when it would still stand if
 the next token were a byte that belongs to nothing. So of a row of byte tokens nothing is said before the row is over.
 
-Most tokens are whole characters, though, and a tokenizer that knows which (`Tokenizer.text_of`) is asked first: that is a
-look-up, where to decode is a call for each token of each of hundreds of requests, several in fact.
+Most tokens are whole characters, though, and a tokenizer that knows which (`Tokenizer.text_of`) is asked first: that is
+a look-up, where to decode is several calls for each token of each of hundreds of requests.
 """
 
 from collections.abc import Sequence

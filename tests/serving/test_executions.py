@@ -15,7 +15,6 @@ VARIANTS = {"graphs": Execution(graphs=True), "graphs, ahead": Execution(graphs=
 AGAIN = """
 test_max_tokens_is_how_many_come
 test_stop_tokens_of_a_request_are_its_own
-test_an_end_among_accepted_guesses_ends_it_there
 test_a_stop_string_across_tokens_ends_the_text_before_it
 test_a_stream_says_what_generate_says_a_token_at_a_time
 test_several_streams_and_a_call_of_generate_serve_each_other

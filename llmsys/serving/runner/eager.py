@@ -54,7 +54,7 @@ class EagerStep:
             rows.on_device.view(-1).index_copy_(0, step["cells"], step["entries"])
         tokens = step["tokens"]
         if self._hidden:
-            tokens.index_copy_(0, step["filled"], rows.newest.index_select(0, step["filled_row"]))
+            tokens.index_copy_(0, step["filled"], rows.newest.index_select(0, step["filled_row"]).clamp(min=0))
         batch = Batch(
             positions=step["positions"], tokens=tokens[None], query_start_loc=step["query_start_loc"],
             seq_lens=step["seq_lens"], slot_mapping=step["slots"],
@@ -70,5 +70,5 @@ class EagerStep:
             return logits, None
         drawn = draw_tokens(logits, step["temperature"], step["u"])
         kept = drawn if len(step["kept"]) == len(drawn) else drawn.index_select(0, step["kept"])
-        rows.newest.index_copy_(0, step["kept_row"], kept.clamp(min=0))  # −1, of logits not finite, is no token
+        rows.newest.index_copy_(0, step["kept_row"], kept)
         return logits, drawn

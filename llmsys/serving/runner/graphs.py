@@ -31,6 +31,7 @@ from torch import Tensor
 
 from llmsys.cache import Batch, PagedCache
 from llmsys.serving.draw import draw_tokens
+from llmsys.serving.runner.begin import begin
 from llmsys.serving.runner.forms import Form, Forms
 from llmsys.serving.runner.packed import Packing, Sender
 from llmsys.serving.runner.rows import Rows
@@ -71,33 +72,44 @@ class DecodeGraph:
         self.graph: torch.cuda.CUDAGraph | None = None
         self._found: tuple[Tensor, Tensor] | None = None
         B, device = bucket, rows.device
-        self._cells = max(B, 16)  # of the table, which one step may change
         self._packing = Packing(
-            row=(np.int64, B), cells=(np.int64, self._cells), temperature=(np.float64, B), u=(np.float64, B),
-            entries=(np.int32, self._cells), tokens=(np.int32, B), positions=(np.int32, B), slots=(np.int32, B),
+            row=(np.int64, B), temperature=(np.float64, B), u=(np.float64, B), columns=(np.int32, B),
+            entries=(np.int32, B), tokens=(np.int32, B), positions=(np.int32, B), slots=(np.int32, B),
             query_start_loc=(np.int32, B + 1), seq_lens=(np.int32, B),
         )  # fmt: skip
         self._buffer = torch.zeros(self._packing.bytes, dtype=torch.uint8, device=device)
         self._step = self._packing.tensors(self._buffer)
         self._starts = np.arange(B + 1)
+        self._place = np.zeros(len(rows.host), np.int64)  # of a row in the step
 
     def send(self, step: HostStep | None, sender: Sender) -> None:
         """Puts a step into the buffer, with what is new in the rows; None for one of no sequences."""
         none = np.zeros(0, np.int64)
         if step is None:
-            values = dict.fromkeys(self._step, none) | dict(slots=(none, -1), entries=(none, -1))
+            values = dict.fromkeys(self._step, none) | dict(slots=(none, -1), columns=(none, -1))
         else:
             n = len(step.row)
-            cells, entries = self._rows.changes()
-            if len(cells) > self._cells:
-                self._rows.send(cells[self._cells :], entries[self._cells :], sender)
-                cells, entries = cells[: self._cells], entries[: self._cells]
+            columns, entries = self._new_blocks(step, sender)
             values = dict(
-                row=step.row, cells=cells, temperature=step.temperature, u=step.u, entries=(entries, -1),
+                row=step.row, temperature=step.temperature, u=step.u, columns=(columns, -1), entries=entries,
                 tokens=step.tokens, positions=step.positions, slots=(step.slots, -1),
                 query_start_loc=(self._starts[: n + 1], n), seq_lens=step.seq_lens,
             )  # fmt: skip
         sender.send(self._packing, values, self._buffer)
+
+    def _new_blocks(self, step: HostStep, sender: Sender) -> tuple[np.ndarray, np.ndarray]:
+        """Of each work the column and the id of a block that is new, −1 for none. Where one has several, as when it was
+        preempted and is back, all are sent by themselves."""
+        columns, entries = np.full(len(step.row), -1), np.zeros(len(step.row), np.int64)
+        cells, new = self._rows.changes()
+        if len(cells):
+            row, column = np.divmod(cells, self._rows.width)
+            self._place[step.row] = np.arange(len(step.row))
+            if len(cells) == 1 or len(np.unique(row)) == len(row):
+                columns[self._place[row]], entries[self._place[row]] = column, new
+            else:
+                self._rows.send(cells, new, sender)
+        return columns, entries
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Computes the step in the buffer: logits (bucket, V), and the tokens drawn (bucket,), until the next run."""
@@ -109,17 +121,15 @@ class DecodeGraph:
     def _compute(self) -> tuple[Tensor, Tensor]:
         rows, step = self._rows, self._step
         row = step["row"]
-        # What fills up writes −1 to the first cell of row 0, which has it.
-        rows.on_device.view(-1).index_copy_(0, step["cells"], step["entries"])
-        tokens = torch.where(step["tokens"] < 0, rows.newest.index_select(0, row), step["tokens"])
+        tokens, table = begin(rows, row, step["tokens"], step["columns"], step["entries"])
         batch = Batch(
             positions=step["positions"], tokens=tokens[None], query_start_loc=step["query_start_loc"],
-            seq_lens=step["seq_lens"], slot_mapping=step["slots"], block_table=rows.on_device.index_select(0, row),
+            seq_lens=step["seq_lens"], slot_mapping=step["slots"], block_table=table,
             block_size=self._cache.block_size, max_query_len=1, max_seq_len=rows.width * self._cache.block_size,
         )  # fmt: skip
         logits = self.form.forward(batch.tokens, self._cache, batch)[0]
         drawn = draw_tokens(logits, step["temperature"], step["u"])
-        rows.newest.index_copy_(0, row, drawn.clamp(min=0))  # −1, of logits that are not finite, is no token
+        rows.newest.index_copy_(0, row, drawn)
         return logits, drawn
 
     def warm_up(self) -> int:

@@ -161,7 +161,7 @@ class Runner:
         chosen = choose(logits, step.draws(plan.work))
         tokens = chosen.on_device[:, 0]
         tokens = tokens if single.all() else tokens.index_select(0, sent["kept"])
-        self.rows.newest.index_copy_(0, sent["row"], tokens.clamp(min=0).int())
+        self.rows.newest.index_copy_(0, sent["row"], tokens.int())
         return chosen
 
 
