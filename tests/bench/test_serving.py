@@ -14,7 +14,7 @@ from llmsys.bench.serving.execution import ALL, NONE, PARTS, ways
 from llmsys.bench.serving.run import FULL, SINGLE, Run, p99, sizes
 from llmsys.bench.serving.serve import Served, Waits, repeated, serve
 from llmsys.bench.serving.show import of, table
-from llmsys.bench.serving.steps import ATTENTION, AttentionClock, busy_us, largest, no_attention, split
+from llmsys.bench.serving.steps import ATTENTION, AttentionClock, attention_us, busy_us, largest, no_attention, split
 from llmsys.bench.serving.workloads import Asked, conversations, equal, least_seconds, mixed
 from llmsys.models.decode_cost import bytes_per_token, weights_of_step
 from llmsys.models.shapes import SHAPES
@@ -122,6 +122,10 @@ def test_a_workload_is_repeated_until_patience_is_over_and_the_median_comes_firs
     monkeypatch.setattr("llmsys.bench.serving.serve.serve", fake)
     found = repeated(None, [], "w", repeats=3, patience=9.0)
     assert found[0].seconds == 2.0 and len(found) == 3 and len(set(names)) == 3, "each with a name of its own"
+    took = iter([3.0, 1.0])
+    assert [each.seconds for each in repeated(None, [], "w", repeats=2, patience=9.0)] == [1.0, 3.0], (
+        "the first is cold"
+    )
     took = iter([3.0, 1.0, 2.0])
     assert [each.seconds for each in repeated(None, [], "w", repeats=3, patience=2.5)] == [3.0]
 
@@ -137,6 +141,13 @@ def test_time_in_which_kernels_overlap_counts_once():
     spans = [("a", 0.0, 4.0), ("b", 2.0, 3.0), ("c", 3.5, 6.0), ("a", 10.0, 11.0)]
     assert busy_us(spans) == 7.0 and busy_us(reversed(spans)) == 7.0 and busy_us([]) == 0.0
     assert largest(spans, 2) == [("a", 2.5, 1.0), ("c", 1.25, 0.5), ("b", 0.5, 0.5)]
+
+
+def test_of_the_time_in_which_kernels_overlap_each_has_its_share():
+    assert attention_us([("split_kernel", 0.0, 4.0), ("norm", 4.0, 6.0), ("merge_kernel", 6.0, 7.0)]) == 5.0
+    spans = [("norm", 0.0, 4.0), ("attention_kernel", 2.0, 8.0), ("attention_kernel", 3.0, 5.0), ("head", 4.0, 6.0)]
+    shares = 1 / 2 + 2 / 3 + 2 / 3 + 1 / 2 + 2.0  # of 2–3, 3–4, 4–5, 5–6, 6–8
+    assert attention_us(spans) == attention_us(spans[::-1]) == pytest.approx(shares) and attention_us([]) == 0.0
 
 
 def test_attentions_kernels_are_known_by_name_and_others_are_not():
@@ -166,7 +177,7 @@ def test_on_a_gpu_the_parts_are_told_by_the_names_of_kernels(model, monkeypatch)
     monkeypatch.setattr(steps._Full, "timed", lambda full, count: 0.006)
     found = split(Engine(model, num_blocks=60), equal(2, prompt=5, output=40, vocab=97), "x", steps=2)
     assert found.how == "profiler" and found.ms == pytest.approx(3)
-    assert (found.attention_ms, found.other_ms, found.idle_ms) == pytest.approx((0.3, 0.2, 2.5))
+    assert (found.attention_ms, found.other_ms, found.idle_ms) == pytest.approx((0.275, 0.225, 2.5))
     assert found.kernels[0] == ("write", 250.0, 0.5) and found.launches == 1.5
 
 
@@ -286,14 +297,15 @@ def test_without_transformers_the_peer_is_not_there(monkeypatch):
 
 def test_the_recorded_run_is_whole_and_its_parts_add_up():
     record = recorded("serving", "H200")
-    models, names = ("Qwen3-0.6B", "SmolLM2-135M"), [ALL, NONE, *(f"without {part}" for part in PARTS)]
+    names = [ALL, *(f"without {part}" for part in PARTS)]
+    ran = {("Qwen3-0.6B", NONE), *((model, name) for model in ("Qwen3-0.6B", "SmolLM2-135M") for name in names)}
     for sweep in ("throughput", "one"):
-        assert {(row["model"], row["name"]) for row in of(record, sweep)} == {(m, n) for m in models for n in names}
+        assert {(row["model"], row["name"]) for row in of(record, sweep)} == ran
         for row in of(record, sweep):
             assert 0 < row["of_roofline"] < 1 and row["tokens_per_s"] < row["roofline_tokens_per_s"]
     found = of(record, "step")
     assert {(row["model"], row["name"], row["batch"]) for row in found} == {
-        (m, n, b) for m in models for n in names for b in (FULL, SINGLE)
+        (*way, batch) for way in ran for batch in (FULL, SINGLE)
     }
     for row in found:
         parts = [row[part] for part in steps.PARTS_OF_A_STEP]

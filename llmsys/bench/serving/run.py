@@ -42,7 +42,7 @@ class Sizes:
     """Prompt and output of the request that is alone."""
     peer: tuple[int, int] = (32, 128)
     """Requests, and tokens of each answer."""
-    talks: int = 256
+    talks: int = 192
     rate: float = 32.0
     """Conversations, and how many come in a second."""
     shorter: int = 1
@@ -96,7 +96,8 @@ class Run:
         self.models: dict[str, nn.Module] = {}
 
     def all(self) -> tuple[list[dict], dict[str, str]]:
-        """What matters most first: it is the rest for which time may run out."""
+        """What matters most first: it is the rest for which time may run out. With all off, only the first model runs:
+        that takes longer than all of its parts together."""
         first, start = self.sizes.shapes[0], time.perf_counter()
         open_profiler()
         self.rows.append({"sweep": "copy", "name": "copy", "gbps": round(self.bandwidth / 1e9, 1)})
@@ -106,7 +107,7 @@ class Run:
         jobs += [(f"transformers, {first.name}", lambda: self.peer(first))]
         jobs += [(f"policy {policy}", lambda policy=policy: self.policy(first, policy)) for policy in POLICIES]
         for shape in self.sizes.shapes:
-            rest = [name for name in all_ways if name not in (ALL, *([NONE] if shape is first else []))]
+            rest = [name for name in all_ways if name not in (ALL, NONE)]
             jobs += [(f"{shape.name}, {name}", lambda shape=shape, name=name: self.way(shape, name)) for name in rest]
         for what, job in jobs:
             if time.perf_counter() - start > BUDGET:
@@ -137,7 +138,8 @@ class Run:
         if not self.gpu:
             settings |= dict(num_blocks=4 + size.requests * -(-size.max_model_len // 16))
         engine = Engine(self.model(shape), execution=way, **settings)
-        warm_up(engine, size)
+        warm_up(engine)
+        serve(engine, [each._replace(output=max(2, each.output // 8)) for each in many], "warm-up, shorter answers")
         row = {"name": name, "model": shape.name, "dtype": self.dtype}
         patience = size.patience if name == ALL else 0.0
         self._workload(row | {"sweep": "throughput"}, repeated(engine, many, "many", repeats=3, patience=patience),
@@ -196,7 +198,8 @@ class Run:
         settings |= dict(policy=policy, max_tokens_per_step=most, max_sequences=size.places)
         engine = Engine(self.model(shape), execution=ways()[ALL], **settings)
         waits = Waits(engine)
-        warm_up(engine, size)
+        warm_up(engine)
+        serve(engine, asked, "warm-up, all")
         found = serve(engine, asked, policy, waits=waits)
         row = self._asked(asked) | {
             "sweep": "policies", "name": policy, "model": shape.name, "dtype": self.dtype, "rate": size.rate,
@@ -243,16 +246,14 @@ class Run:
                 )  # fmt: skip
 
 
-def warm_up(engine: Engine, size: Sizes) -> None:
-    """What is compiled, chosen or captured at first use is, for every size of a batch: requests that end one after the
-    other, so that fewer and fewer are left."""
+def warm_up(engine: Engine) -> None:
+    """What is captured at the first use of a batch's size is: requests that end one after the other, so that fewer and
+    fewer are left."""
     count = engine.scheduler.max_sequences
     vocab = engine.model.config.vocab_size
     prompt = equal(count, prompt=4, output=1, vocab=vocab)
     short = [each._replace(output=4 + max(0, count - n) // 8 + max(0, 8 - n)) for n, each in enumerate(prompt)]
-    serve(engine, short, "warm-up, short")
-    length = min(size.longest, engine.max_model_len // 2)
-    serve(engine, equal(min(count, 16), prompt=length, output=2, vocab=vocab), "warm-up, long")
+    serve(engine, short, "warm-up, batches")
 
 
 def copy_bandwidth() -> float:

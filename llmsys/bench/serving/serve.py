@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 
 from llmsys.bench.serving.workloads import Asked
 from llmsys.serving import Engine, Response, SamplingParams
@@ -91,5 +91,5 @@ def repeated(engine: Engine, asked: Sequence[Asked], name: str, *, repeats: int,
     found: list[Served] = []
     while not found or (len(found) < repeats and sum(each.seconds for each in found) < patience):
         found.append(serve(engine, asked, f"{name} {len(found)}"))
-    middle = median(each.seconds for each in found)
+    middle = median_low(each.seconds for each in found)
     return sorted(found, key=lambda each: abs(each.seconds - middle))

@@ -3,9 +3,9 @@
     split(engine, asked)      Split(ms=…, attention_ms=…, other_ms=…, idle_ms=…, tokens=…, …)
 
 Steps of a full batch are timed by the clock, from one to the next, with nobody looking. Then the profiler looks at a
-few more and says when which kernel ran. Attention is the time in which one of its kernels did, told by its name; the
-others are what is left of the time in which any did (kernels may overlap: one that is launched before the one ahead of
-it has ended runs from then on); and idle is what is left of the clock's.
+few more and says when which kernel ran. Attention is the time in which one of its kernels did, told by its name, and
+the others are what is left of the time in which any did. (Where several run at once, as those do that are launched
+before the one ahead of them has ended, each has an equal share of the time.) Idle is what is left of the clock's.
 
 Where the profiler sees no kernels (CUPTI is not there), the steps are timed once more in an engine that attends to
 nothing: attention is the difference, and how much of the rest is idle nobody knows.
@@ -115,7 +115,7 @@ def split(
     elif spans:
         how = "profiler"
         busy = busy_us(spans) / 1e3 / steps
-        attention = busy_us(span for span in spans if ATTENTION.search(span[0])) / 1e3 / steps
+        attention = attention_us(spans) / 1e3 / steps
         other, idle = busy - attention, max(0.0, ms - busy)
     else:
         how = "difference"
@@ -129,7 +129,7 @@ def split(
 def open_profiler() -> None:
     """Let the profiler begin once, on a GPU: graphs that are captured later have kernels that it sees."""
     if torch.cuda.is_available():
-        with profile(activities=[ProfilerActivity.CUDA]):
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True):
             torch.ones(1, device="cuda").add_(1)
             _wait()
 
@@ -140,6 +140,21 @@ def busy_us(spans: Iterable[Span]) -> float:
     for _, start, end in sorted(spans, key=lambda span: span[1]):
         total += max(0.0, end - max(start, until))
         until = max(until, end)
+    return total
+
+
+def attention_us(spans: Iterable[Span]) -> float:
+    """The time in which attention ran; of that in which n kernels ran at once, an n-th for each of them."""
+    changes = sorted(
+        (moment, step, bool(ATTENTION.search(name)))
+        for name, start, end in spans
+        for moment, step in ((start, 1), (end, -1))
+    )
+    total, running, attending, before = 0.0, 0, 0, 0.0
+    for moment, step, is_attention in changes:
+        if attending:
+            total += (moment - before) * attending / running
+        running, attending, before = running + step, attending + step * is_attention, moment
     return total
 
 
@@ -198,7 +213,7 @@ class _Full:
         found: list[Span] = []
         for count in (1, steps):  # the first is for the profiler, which takes a while to begin
             _wait()  # for a step that is under way, or some of its kernels would be counted, too
-            with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
                 for _ in range(count):
                     self.engine.step()
                 _wait()
