@@ -660,8 +660,8 @@ print(f"the plain engine launches {plain['launches']} kernels (and copies) for i
 # A plain engine goes about it like this. The host plans the step, makes a batch of the plan, and runs the model: 28
 # layers in Python, in which one kernel after the other is launched. Then it waits for the tokens, takes them in, gives
 # them to whoever listens, and plans the next step. Kernels run while it launches others; whenever the last one that was
-# launched is done, the GPU has nothing to do. To launch a kernel from Python takes several microseconds. **For what
-# share of such a step does the GPU have nothing to do?**
+# launched is done, the GPU has nothing to do. To launch a kernel takes the host ten microseconds and more, with all that
+# PyTorch does around it. **For what share of such a step does the GPU have nothing to do?**
 
 # %% tags=["predict"]
 predict("09.idle", None, "%")
@@ -681,8 +681,8 @@ viz.continuous_batching.step_parts(record)
 # lesson 08 has been there. (It is most of the dashed line, which has the weights as well.)
 #
 # **The other kernels** are the products, which read the weights, and between them what is small: norms, the rotation,
-# the gate of the MLP, the sums of the residual, the next token's draw. A small kernel moves a few megabytes; much of its
-# time is spent to begin and to end.
+# the gate of the MLP, the sums of the residual, the draw of the next tokens. A small kernel moves a megabyte or two;
+# much of its time is spent to begin and to end.
 #
 # **Nothing** is the host's part. In it no byte moves, and none of it is in (2).
 #
@@ -696,10 +696,11 @@ viz.continuous_batching.step_parts(record)
 #   known *then*, and when the step runs, the GPU fills them in from what it has drawn. Who has come to `max_tokens` is
 #   known beforehand. Who says an end token, or a stop string, is known a step late: the request has been computed once
 #   more, and that token is thrown away.
-# - `fused`: what is small and comes together is one kernel. The residual's sum with the norm after it, the rotation with
-#   the write into the cache, the gate with its product; and q, k and v are one product.
-# - `few_kernels`: for few requests, a layer is a handful of kernels, each of which is launched before the one ahead of
-#   it has ended, and has fetched its weights when its turn comes.
+# - `fused`: a layer is four products and attention, and there is one small kernel between any two of these: the
+#   residual's sum with the norm after it; the norms of the heads with their rotation and the write into the cache; the
+#   gate. In plain PyTorch a norm alone is half a dozen.
+# - `few_kernels`: where there are few requests, a layer is five kernels, small operations included. Each is launched
+#   before the one ahead of it has ended, and has fetched its weights when its turn comes.
 #
 # In the picture each of them is taken away from "all on", so what a line has more than the last one is what its switch
 # is worth there. And what is it worth? Host and GPU are two workers. Let $P$ be the time in which the host plans,
@@ -763,9 +764,9 @@ if "transformers" in peers:
 
 # %% [markdown]
 # "Of reading alone" is the share of a time that nobody can beat: that of the weights once a step, and of everybody's
-# keys and values, at the copy's speed. The smaller the model, the smaller the share: its bytes are read in no time, and
-# the number of its kernels is the same. (Whole answers have their prompts in them, and steps in which few are left; so
-# their shares are below those of a step of the full batch.)
+# keys and values, at the copy's speed. The smaller the model, the smaller the share: its bytes are read in no time, but
+# it has no fewer kernels, and the host no less to do. (Whole answers have their prompts in them, and steps in which few
+# are left; so their shares are below those of a step of the full batch.)
 #
 # ## The policies, served
 #
