@@ -80,7 +80,7 @@ class Rows:
                 self._change(row, blocks)
             if sampling is not known_sampling[row]:
                 self._set_sampling(row, sampling)
-        rows = np.array(found, np.int64)
+        rows = np.fromiter(found, np.int64, len(found))
         self._seen[rows] = self._step
         return rows
 

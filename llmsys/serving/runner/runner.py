@@ -132,7 +132,7 @@ class Runner:
                 self.graphs.take(len(step.row))
                 seconds["capture"] = self.clock() - captured
             graph = self.graphs.take(len(step.row))
-        L = len(step.owner)
+        L = step.logits
         if not self._draws:
             step.special = np.arange(L)
         drawing = len(step.special) < L
@@ -162,7 +162,7 @@ class Runner:
         packing = Packing(special=(np.int64, len(special)), kept=(np.int64, len(kept)), row=(np.int64, single.sum()))
         values = dict(special=special, kept=kept, row=row[single])
         sent = packing.tensors(self._sender.send(packing, values))
-        whole = len(special) == len(step.owner)
+        whole = len(special) == step.logits
         logits = logits[: len(special)] if whole else logits.index_select(0, sent["special"])
         chosen = choose(logits, step.draws(plan.work))
         tokens = chosen.on_device[:, 0]
