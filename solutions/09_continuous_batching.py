@@ -761,9 +761,10 @@ for row in (row for row in record.rows if row["sweep"] == "peer"):
 # %% [markdown]
 # "Of reading alone" is the share of a time that nobody can beat: that of the weights once a step, and of everybody's
 # keys and values, at the copy's speed. The smaller the model, the smaller the share: its bytes are read in no time, but
-# it has no fewer kernels, and the host no less to do. (Whole answers have their prompts in them, and steps in which few
-# are left; so their shares are below those of a step of the full batch.) In the last lines is the continuous batching of
-# transformers, with torch's attention.
+# it has no fewer kernels, and the host no less to do. Whole answers have their prompts in them, whose steps differ so
+# much that no graph is recorded for them, and steps in which few are left; so their shares are below those of a step of
+# the full batch. (With all off, and without graphs, the answers are a quarter as long: whole ones would take minutes.)
+# In the last lines is the continuous batching of transformers, with torch's attention.
 #
 # ## The policies, served
 #

@@ -26,7 +26,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from llmsys.attention.paged import paged_attention_reference
-from llmsys.bench.serving.serve import hand_over
+from llmsys.bench.serving.serve import hand_over, old_objects_left_alone
 from llmsys.bench.serving.workloads import Asked
 from llmsys.serving import Engine
 from llmsys.serving.metrics import PHASES
@@ -94,7 +94,7 @@ def split(
     clock      who attends in this engine, on a CPU
     without    makes an engine that attends to nothing, for a GPU whose kernels cannot be seen; this one is used no more
     """
-    with _Full(engine, asked, name) as full:
+    with _Full(engine, asked, name) as full, old_objects_left_alone():
         attended = full.tokens
         windows, seconds = [], []
         for _ in range(3):
