@@ -223,6 +223,8 @@ class DecodeGraphs:
         """Captures all, the largest first, so that the others find memory that it has taken."""
         for bucket in reversed(self.buckets):
             self.take(bucket)
+        if self._aside is not None:
+            torch.cuda.empty_cache()  # what was needed to warm up belongs to a stream that nobody else uses
 
     @torch.inference_mode()
     def _made(self, bucket: int) -> DecodeGraph | None:

@@ -20,6 +20,7 @@ have no room for one kernel at a time (`eager`), by one of the model's forms (`f
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ class Runner:
     Parameters
     ----------
     model
-        A whole one, as `load_model` makes it.
+        A whole one, as `load_model` makes it. Its weights may be written over, and on a GPU must stay where they are:
+        graphs know their addresses.
     cache
         Its pages, as many blocks as the scheduler's pool has, of the same size.
     execution
@@ -103,7 +105,8 @@ class Runner:
                 required=execution.graphs is not None,
             )  # fmt: skip
             if execution.capture == "at start":
-                self.graphs.capture_all()
+                with _on(device):
+                    self.graphs.capture_all()
         self._draws = on_gpu or self.graphs is not None
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -114,7 +117,8 @@ class Runner:
     def launch(self, plan: StepPlan) -> Launched:
         """Everything of the step but its result, which on a GPU is on its way then."""
         try:
-            return self._launch(plan)
+            with _on(self.rows.device):
+                return self._launch(plan)
         except BaseException:
             self.rows.lose()
             raise
@@ -169,6 +173,13 @@ class Runner:
         tokens = tokens if single.all() else tokens.index_select(0, sent["kept"])
         self.rows.newest.index_copy_(0, sent["row"], tokens.int())
         return chosen
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Events and streams are of the device that is torch's current one."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def _device_of(model: nn.Module) -> torch.device:
