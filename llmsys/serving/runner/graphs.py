@@ -26,6 +26,7 @@ launched one kernel at a time.
 import gc
 import warnings
 from bisect import bisect_left
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -100,9 +101,20 @@ class DecodeGraph:
             )  # fmt: skip
         sender.send(self._packing, values, self._buffer)
 
-    def send_blocks(self, row: np.ndarray, sender: Sender) -> None:
-        """Of a step that is in the buffer because the one before it ended: the blocks that are new."""
-        sender.send(self._new, self._new_blocks(row, sender), self._buffer_of_new)
+    def send_blocks(self, row: np.ndarray, changed: Sequence[tuple[int, tuple[int, ...]]], sender: Sender) -> None:
+        """Of a step that is in the buffer because the one before it ended, the blocks that are new: the numbers of
+        works whose blocks are others, with these."""
+        rows = row.tolist()
+        places, columns, entries = [], [], []
+        for i, blocks in changed:
+            if (column := self._rows.append(rows[i], blocks)) is not None:
+                places.append(i), columns.append(column), entries.append(blocks[column])
+        cells, new = self._rows.changes()
+        if len(cells):
+            self._rows.send(cells, new, sender)
+        values = dict(columns=np.full(len(row), -1), entries=np.zeros(len(row), np.int64))
+        values["columns"][places], values["entries"][places] = columns, entries
+        sender.send(self._new, values | dict(columns=(values["columns"], -1)), self._buffer_of_new)
 
     def _new_blocks(self, row: np.ndarray, sender: Sender) -> dict[str, np.ndarray | tuple]:
         """Of each row the column and the id of a block that is new, −1 for none. Where one has several, as when it was
@@ -111,7 +123,7 @@ class DecodeGraph:
         cells, new = self._rows.changes()
         if len(cells):
             changed, column = np.divmod(cells, self._rows.width)
-            if len(cells) == 1 or len(np.unique(changed)) == len(changed):
+            if len(set(changed.tolist())) == len(changed):
                 self._place[row] = np.arange(len(row))
                 columns[self._place[changed]], entries[self._place[changed]] = column, new
             else:

@@ -136,7 +136,7 @@ class Runner:
         graph, row = last.graph, last.row
         self.rows.skip(row, plan.ended)
         if changed:
-            graph.send_blocks(row, self._sender)
+            graph.send_blocks(row, changed, self._sender)
         prepared = self.clock()
         _, drawn = graph.run()
         fetched = Fetched(drawn[: len(row)], self._free)
