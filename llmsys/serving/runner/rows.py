@@ -84,6 +84,25 @@ class Rows:
         self._seen[rows] = self._step
         return rows
 
+    def append(self, row: int, blocks: tuple[int, ...]) -> int | None:
+        """Takes note that a row's blocks are these. If they are one more than before, there is nothing for `changes` to
+        say: where that one stands is returned, for the caller to send. Else None."""
+        known, n = self._blocks[row], len(blocks) - 1
+        if known is None or len(known) != n or blocks[:n] != known or not 0 <= blocks[n] < self.num_blocks:
+            if blocks != known:
+                self._change(row, blocks)
+            return None
+        self.host[row, n] = blocks[n]
+        self._blocks[row] = blocks
+        return n
+
+    def skip(self, row: np.ndarray, ended: Sequence[str]) -> None:
+        """A step of these rows went by, of which nothing needs to be sent."""
+        self._step += 1
+        self._seen[row] = self._step
+        for request in ended:
+            self._forget(request)
+
     def changes(self) -> tuple[np.ndarray, np.ndarray]:
         """Cells of the flat table that the device does not have right, and what belongs there. They count as sent."""
         cells = np.array(self._cells, np.int64)
@@ -99,6 +118,7 @@ class Rows:
     def lose(self) -> None:
         """A step went wrong: nobody knows what of it the device has. All is sent again."""
         self._cells = []
+        self.known[:] = False
         self._blocks = [None] * len(self._blocks)
 
     def _find_rows(self, names: Sequence[str], found: list[int | None]) -> None:

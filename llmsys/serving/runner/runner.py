@@ -32,6 +32,7 @@ from llmsys.serving.execution import Execution
 from llmsys.serving.plan import StepPlan, StepResult
 from llmsys.serving.runner.eager import EagerStep
 from llmsys.serving.runner.forms import Forms
+from llmsys.serving.runner.going_on import GoingOn
 from llmsys.serving.runner.graphs import DecodeGraphs
 from llmsys.serving.runner.launched import Launched
 from llmsys.serving.runner.packed import Fetched, Packing, Sender
@@ -107,6 +108,7 @@ class Runner:
             if execution.capture == "at start":
                 with _on(device):
                     self.graphs.capture_all()
+        self._last: GoingOn | None = None
         self._draws = on_gpu or self.graphs is not None
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -124,9 +126,28 @@ class Runner:
             raise
 
     def _launch(self, plan: StepPlan) -> Launched:
-        seconds = {}
         start = self.clock()
-        self.cache.copy_blocks(plan.copies)
+        if plan.copies:
+            self.cache.copy_blocks(plan.copies)
+        last, self._last = self._last, None  # until nothing has been raised
+        changed = None if last is None else last.takes(plan)
+        if changed is None:
+            return self._launch_any(plan, start)
+        graph, row = last.graph, last.row
+        self.rows.skip(row, plan.ended)
+        if changed:
+            graph.send_blocks(row, changed, self._sender)
+        prepared = self.clock()
+        _, drawn = graph.run()
+        fetched = Fetched(drawn[: len(row)], self._free)
+        self._last = last
+        seconds = {"prepare": prepared - start, "launch": self.clock() - prepared}
+        return Launched(
+            plan, fetched, None, (), seconds, self.clock, form=graph.form.name, one_each=True, bucket=graph.bucket
+        )
+
+    def _launch_any(self, plan: StepPlan, start: float) -> Launched:
+        seconds = {}
         step = HostStep(plan, self.rows, self.cache.block_size)
         self.rows.known[step.row] = False  # until the model has not raised
         graph = None
@@ -153,6 +174,8 @@ class Runner:
         self.rows.known[step.row] = step.wanted == 1
         seconds["prepare"] = prepared - start - seconds.get("capture", 0)
         seconds["launch"] = self.clock() - prepared
+        if graph is not None and drawing and not len(step.special):
+            self._last = GoingOn(plan, graph, step.row, self.rows, self.cache.block_size)
         return Launched(
             plan, fetched, chosen, step.special.tolist(), seconds, self.clock, form=form.name,
             one_each=step.one_each, bucket=None if graph is None else graph.bucket,
