@@ -108,6 +108,11 @@ class HostStep:
     def owner(self) -> np.ndarray:
         return np.repeat(np.arange(len(self.row)), self.wanted)
 
+    @property
+    def logits_indices(self) -> np.ndarray:
+        """(L,), of the tokens after which one is drawn."""
+        return np.repeat(self.ends - self.wanted.cumsum(), self.wanted) + np.arange(self.logits)
+
     def draws(self, works: tuple[Work, ...]) -> list[Draw]:
         """How the token of each special row is chosen."""
         asked = zip(self.owner[self.special].tolist(), self.place[self.special].tolist(), strict=True)
