@@ -38,6 +38,9 @@ class Status(Enum):
     ABORTED = "aborted"
 
 
+ALIVE = (Status.RUNNING, Status.WAITING)
+
+
 @dataclass(eq=False)
 class Request:
     """A prompt in tokens and what has become of it. The scheduler alone changes it; anybody may read it.
@@ -62,6 +65,8 @@ class Request:
     """How many of them are in the cache."""
     table: BlockTable | None = field(default=None, init=False, repr=False)
     """Its blocks, while it is running."""
+    blocks: tuple[int, ...] | None = field(default=None, init=False, repr=False)
+    """The table's, as plans hand them on: the same tuple in each, as long as they are the same. None: to be made."""
     status: Status = field(default=Status.WAITING, init=False)
     reason: str | None = field(default=None, init=False)
     """Of a finished one: "stop" (an end token, a stop token or text) or "length"."""
@@ -118,4 +123,4 @@ class Request:
 
     @property
     def ended(self) -> bool:
-        return self.status not in (Status.WAITING, Status.RUNNING)
+        return self.status not in ALIVE

@@ -115,7 +115,7 @@ class Roster:
     def _release(self, request: Request) -> None:
         self.running.remove(request)
         self.pool.free(request.table)
-        request.table = None
+        request.table = request.blocks = None
 
     def _note(
         self,
