@@ -24,6 +24,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from llmsys.attention import Attention
+from llmsys.attention.head_norms import HeadNorms, normalise
 from llmsys.attention.paged import (
     PagedAttention,
     paged_attention,
@@ -39,7 +40,7 @@ from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks
 from llmsys.cache.chunk import Chunk
 from llmsys.cache.groups import heads_first, tokens_first
 from llmsys.cache.layers import Layers
-from llmsys.cache.spec import CacheSpec
+from llmsys.cache.spec import CacheSpec, LayerCache
 from llmsys.hardware.tier import interpreting, triton_installed
 
 
@@ -186,6 +187,7 @@ class PagedCache:
         *,
         turn: Rotation | None = None,
         scale: float | None = None,
+        norms: HeadNorms | None = None,
     ) -> Tensor:
         Dv = self._layers.check(layer, k, v, turn)
         self.check_batch(batch)
@@ -200,8 +202,11 @@ class PagedCache:
         B = q.shape[0]
         if compiled:
             q, k, v = (x if x is None else tokens_first(x) for x in (q, k, v))
-            q = write_pages(k, v, keys, values, batch.slot_mapping, q=q, turn=turn)
+            named = dict(q_norm=norms.q, k_norm=norms.k, eps=norms.eps) if norms else {}
+            q = write_pages(k, v, keys, values, batch.slot_mapping, q=q, turn=turn, **named)
         else:
+            if norms:
+                q, k = normalise(q, norms.q, norms.eps), normalise(k, norms.k, norms.eps)
             q, k, v = (x if x is None else tokens_first(x) for x in (rotate(q, turn), rotate(k, turn), v))
             write_pages_reference(k, v, keys, values, batch.slot_mapping)
         attention = self.kernel if callable(self.kernel) else _FORMS["triton" if compiled else "torch"]
@@ -215,6 +220,15 @@ class PagedCache:
             got = f"{tuple(o.shape)} in {o.dtype}" if isinstance(o, Tensor) else type(o).__name__
             raise ValueError(f"kernel must return o (N, Hq, Dv) = {expected} in {q.dtype}, got {got}")
         return heads_first(o, B)
+
+    def pages_of(self, layer: LayerCache, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A layer's pages of keys and of values, made here if no step has made them yet: for who writes and reads them
+        by itself, as a batch's slots and tables say, and does not ask `attend`."""
+        if layer.layer not in self._keys:
+            memory = (self.num_blocks, self.block_size, layer.heads)
+            self._keys[layer.layer] = torch.empty(*memory, layer.Dk, dtype=layer.dtype, device=device)
+            self._values[layer.layer] = torch.empty(*memory, layer.Dv, dtype=layer.dtype, device=device)
+        return self._keys[layer.layer], self._values[layer.layer]
 
     def copy_blocks(self, copies: Sequence[Copy]) -> None:
         """Copy pages in all layers made so far, in order: what `BlockPool.extend` asks for before the step is run."""

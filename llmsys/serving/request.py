@@ -65,8 +65,6 @@ class Request:
     """How many of them are in the cache."""
     table: BlockTable | None = field(default=None, init=False, repr=False)
     """Its blocks, while it is running."""
-    blocks: tuple[int, ...] | None = field(default=None, init=False, repr=False)
-    """The table's, as plans hand them on: the same tuple in each, as long as they are the same. None: to be made."""
     status: Status = field(default=Status.WAITING, init=False)
     reason: str | None = field(default=None, init=False)
     """Of a finished one: "stop" (an end token, a stop token or text) or "length"."""

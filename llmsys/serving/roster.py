@@ -115,7 +115,7 @@ class Roster:
     def _release(self, request: Request) -> None:
         self.running.remove(request)
         self.pool.free(request.table)
-        request.table = request.blocks = None
+        request.table = None
 
     def _note(
         self,

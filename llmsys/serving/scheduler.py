@@ -171,10 +171,7 @@ class Scheduler(Roster):
         table, known = request.table, len(request.tokens) + request.expected
         while True:
             try:
-                held, copies = len(table.blocks), self.pool.extend(table, known)
-                if copies or len(table.blocks) > held:
-                    step.copies += copies
-                    request.blocks = None
+                step.copies += self.pool.extend(table, known)
                 return True
             except OutOfBlocks:
                 newest = self.running[-1]
@@ -283,7 +280,6 @@ class Scheduler(Roster):
             self.pool.register(table, request.tokens, request.computed)
         if reason is None and table.length > known:
             self.pool.truncate(table, known)
-            request.blocks = None
         return said, reason
 
     def _note_done(self, step: Step, tokens: int, sequences: int, kinds: set[bool]) -> None:

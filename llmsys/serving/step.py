@@ -28,9 +28,7 @@ class Share:
         stop, known = start + self.n, len(request.tokens)
         tokens = (PLACEHOLDER,) if start == known else (*request.tokens[start:stop], *guesses)
         logits = 1 + len(guesses) if stop == known + request.expected else 0
-        if request.blocks is None:
-            request.blocks = tuple(request.table.blocks)
-        blocks, needed = request.blocks, pool.blocks_for(start + len(tokens))
+        blocks, needed = request.table.told(), pool.blocks_for(start + len(tokens))
         if needed < len(blocks):
             blocks = blocks[:needed]
         request.under_way += len(tokens)
@@ -66,7 +64,6 @@ class Step:
             slots = (len(request.table.blocks) + pool.free_blocks) * pool.block_size - known
             k = max(0, min(len(request.draft), self.left, slots, request.limit - known - 1))
             pool.extend(request.table, known + k)
-            request.blocks = None
             share.guesses = request.draft[:k]
             self.left -= k
 
