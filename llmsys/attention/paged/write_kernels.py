@@ -1,7 +1,7 @@
 """The kernel that puts K and V of a step's tokens into their slots, and normalises and turns q and k on the way.
 
-A program has some heads of one token: of q, of k and of v. In eager PyTorch a rotation is five kernels and a norm eight,
-each of which reads and writes all of q or k; here q is read and written once, and k goes straight to its page.
+A program has some heads of one token: of q, of k and of v. In eager PyTorch a rotation is five kernels and a norm is
+eight, each of which reads and writes all of q or k; here q is read and written once, and k goes straight to its page.
 
 When few tokens are decoded, what takes the time is not bytes but waiting for them. So nothing that a program loads
 depends on what it has loaded before: where the slot says that a token is kept nowhere, only the stores are left out.
