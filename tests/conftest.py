@@ -25,6 +25,8 @@ install_import_hook(
         *(f"llmsys.attention.{stage}" for stage in "naive online tiled sdpa auto backward rotary".split()),
         "llmsys.cache",
         *(f"llmsys.models.{path.stem}" for path in (Path(__file__).parents[1] / "llmsys/models").glob("*.py")),
+        "llmsys.models.fused.forward",
+        "llmsys.models.few_kernels.forward",
         "llmsys.serving.sampler",
         "llmsys.training",
     ],
