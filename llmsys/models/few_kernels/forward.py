@@ -151,7 +151,7 @@ class FewKernelForward:
         """How a step of S sequences is cut up."""
         return self._given_plan or plan_for(self.model.config, S, self.model.dtype.itemsize, self._sms)
 
-    def __call__(self, tokens: Int[Tensor, "1 S"], cache: PagedCache, batch: Batch) -> Float[Tensor, "1 L V"]:
+    def __call__(self, tokens: Int[Tensor, "1 S"], cache: Backend, batch: Batch) -> Float[Tensor, "1 L V"]:
         """The logits of the tokens that `batch.logits_indices` names, (1, L, V), in the model's dtype."""
         S = self._layers(tokens, cache, batch)
         wanted = batch.logits_indices
@@ -162,12 +162,12 @@ class FewKernelForward:
             self._head(wanted, logits, S)
         return logits
 
-    def hidden(self, tokens: Int[Tensor, "1 S"], cache: PagedCache, batch: Batch) -> Float[Tensor, "1 S C"]:
+    def hidden(self, tokens: Int[Tensor, "1 S"], cache: Backend, batch: Batch) -> Float[Tensor, "1 S C"]:
         """What the head is given, (1, S, C)."""
         S = self._layers(tokens, cache, batch)
         return self.model.norm(self._buffers.h[None, :S]).to(self.model.dtype)
 
-    def _layers(self, tokens: Tensor, cache: PagedCache, batch: Batch) -> int:
+    def _layers(self, tokens: Tensor, cache: Backend, batch: Batch) -> int:
         """Everything but the head: S, the number of sequences, whose residual is in the buffers then."""
         self._check(tokens, cache, batch)
         S = tokens.shape[1]
@@ -252,7 +252,7 @@ class FewKernelForward:
         early = dict(launch_pdl=True) if self.dependent else {}
         kernel[grid](*args, **constants, PDL=self.dependent, num_warps=warps, **early)
 
-    def _check(self, tokens: Tensor, cache: PagedCache, batch: Batch) -> None:
+    def _check(self, tokens: Tensor, cache: Backend, batch: Batch) -> None:
         if cache is not self._taken:
             if (why := _refused_cache(self.model, cache)) is not None:
                 raise ValueError(f"cache must be one that few kernels can take: {why}")
