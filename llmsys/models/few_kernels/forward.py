@@ -133,7 +133,7 @@ class FewKernelForward:
         if kernels is None:
             if (why := refusal(model)) is not None:
                 raise ValueError(f"model must be one that few kernels can take: {why}")
-            kernels = _library()
+            kernels = library_kernels()
             can = model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (9, 0)
             dependent = can if dependent is None else dependent and can
         self.model, self.most, self.kernels, self.dependent = model, most, kernels, bool(dependent)
@@ -334,7 +334,7 @@ def _sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _library() -> Kernels:
+def library_kernels() -> Kernels:
     # Triton: not before now
     from llmsys.models.few_kernels.attention import attention_kernel
     from llmsys.models.few_kernels.ends import embedding_kernel, head_kernel

@@ -54,8 +54,8 @@ def qkv_kernel(
         squares = squares + (load_squares(squares_ptr + s * PARTS, PARTS, BLOCK_PARTS),)
         cosines = cosines + (tl.load(cos_ptr + s * HALF + i),)
         sines = sines + (tl.load(sin_ptr + s * HALF + i),)
-        first_sums = first_sums + (multiply(firsts, x_ptr + s * C, C, R // 2, W),)
-        second_sums = second_sums + (multiply(seconds, x_ptr + s * C, C, R // 2, W),)
+        first_sums = first_sums + (multiply(firsts, x_ptr + s * C, i < HALF, C, R // 2, W),)
+        second_sums = second_sums + (multiply(seconds, x_ptr + s * C, i < HALF, C, R // 2, W),)
     for s in tl.static_range(S):
         scale = reciprocal_rms(squares[s], C, eps)
         first = tl.sum(first_sums[s], axis=1) * scale
@@ -92,8 +92,8 @@ def gate_up_kernel(
     squares, gate_sums, up_sums = (), (), ()
     for s in tl.static_range(S):
         squares = squares + (load_squares(squares_ptr + s * PARTS, PARTS, BLOCK_PARTS),)
-        gate_sums = gate_sums + (multiply(gates, x_ptr + s * C, C, R, W),)
-        up_sums = up_sums + (multiply(ups, x_ptr + s * C, C, R, W),)
+        gate_sums = gate_sums + (multiply(gates, x_ptr + s * C, there, C, R, W),)
+        up_sums = up_sums + (multiply(ups, x_ptr + s * C, there, C, R, W),)
     for s in tl.static_range(S):
         scale = reciprocal_rms(squares[s], C, eps)
         gate = tl.sum(gate_sums[s], axis=1) * scale
@@ -119,7 +119,7 @@ def down_kernel(
     old, sums = (), ()
     for s in tl.static_range(S):
         old = old + (tl.load(h_ptr + s * C + rows, mask=there, other=0.0),)
-        sums = sums + (multiply(pieces, act_ptr + s * I, I, R, W),)
+        sums = sums + (multiply(pieces, act_ptr + s * I, there, I, R, W),)
     for s in tl.static_range(S):
         h = old[s] + tl.sum(sums[s], axis=1)
         store_residual(h, h_ptr, x_ptr, squares_ptr, scale, rows, there, part, s, C, PARTS)
