@@ -5,8 +5,16 @@ A step of small kernels takes three times as long, though it reads no more: ever
 memory, and ends with most of the GPU idle. Here there are fewer kernels, and each asks for its weights while the one
 before it runs (`pieces`).
 
-Results are those of the model, but for rounding: what flows between kernels is fp32, or the weights' dtype where the
-model's own would be. They are the same to the last bit each time, whatever else is in the step.
+    embedding                                                       h
+    each layer:   qkv, q and k rotated
+                  attention, in parts
+                  output, which puts the parts together; with several sequences that is a kernel of its own, merge
+                  gate_up
+                  down
+    head                                                            logits
+
+Results are those of the model, but for rounding: what flows between kernels is fp32, or bf16 where the model's own is.
+A step of S rows gives the same to the last bit each time, whoever is in the other rows.
 """
 
 import math
@@ -23,7 +31,7 @@ from llmsys.attention.rotary import frequencies
 from llmsys.cache import Backend, Batch, PagedCache
 from llmsys.hardware.tier import interpreting, triton_installed
 from llmsys.models.few_kernels.plans import Plan, Tile, piece_of, plan_for, power_from
-from llmsys.models.llama import Llama
+from llmsys.models.llama import Layer, Llama
 from llmsys.models.modules import Linear
 
 MOST = 4
@@ -52,6 +60,8 @@ def refusal(model: Llama, cache: Backend | None = None) -> str | None:
     """Why `FewKernelForward` cannot take this model or this cache, in words; None where it can."""
     if not triton_installed():
         return "Triton is not installed"
+    if not isinstance(model, Llama) or not model.is_whole or not all(type(layer) is Layer for layer in model.layers):
+        return "the model must be a whole Llama with the library's layers, its embedding and its head"
     device, dtype = model.device, model.dtype
     if interpreting():
         if device.type != "cpu" or dtype not in (torch.float32, torch.float16):
@@ -62,13 +72,11 @@ def refusal(model: Llama, cache: Backend | None = None) -> str | None:
 
 
 def _refused_sizes(model: Llama) -> str | None:
-    if not isinstance(model, Llama) or not model.is_whole:
-        return "the model must be a whole Llama, with its embedding and its head"
     D, G = model.config.head_size, model.config.heads // model.config.kv_heads
     if D < 16 or D & (D - 1) or D > 256:
         return f"heads must have 16, 32, 64, 128 or 256 elements, and have {D}"
-    if G > 16:
-        return f"at most 16 query heads may share a key head, and {G} do"
+    if G > 8:
+        return f"at most 8 query heads may share a key head, and {G} do"
     return None
 
 
@@ -90,6 +98,8 @@ def _refused_weights(model: Llama) -> str | None:
 def _refused_cache(model: Llama, cache: Backend) -> str | None:
     if not isinstance(cache, PagedCache) or cache.kernel not in (None, "triton"):
         return "the cache must be a PagedCache with the library's kernels"
+    if cache.spec not in (None, model.cache_spec()):
+        return "the cache must be made from this model's cache_spec()"
     return None
 
 
