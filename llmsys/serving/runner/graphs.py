@@ -129,8 +129,6 @@ class Graphs:
             for size in reversed(sizes):
                 if (kind, size) not in self._graphs:
                     self._graphs[kind, size] = self._made(kind, size)
-        if self._aside is not None:
-            torch.cuda.empty_cache()  # what was needed to warm up belongs to a stream that nobody else uses
 
     def _key(self, step: HostStep) -> tuple[type, int] | None:
         if not self.buckets:  # they cannot be captured
@@ -180,6 +178,7 @@ class Graphs:
                 graph.send(None, self._sender)
                 needed = graph.warm_up() + ROUNDED
                 torch.cuda.synchronize(device)
+                torch.cuda.empty_cache()  # what was needed to warm up is of a stream that nobody else uses
                 before = _in_use(device)
                 if self.budget is None:  # not before the warm-up, which makes the cache's pages if nobody has
                     self.budget = int(SHARE * torch.cuda.mem_get_info(device)[0])
