@@ -46,7 +46,7 @@ class DecodeGraph(Graph):
         else:
             row, n = step.row, len(step.row)
             values = dict(
-                row=row, seed=self._rows.seed[row].view(np.int64), temperature=step.temperature, computed=step.computed,
+                row=row, seed=step.seed.view(np.int64), temperature=step.temperature, computed=step.computed,
                 tokens=step.tokens, query_start_loc=(self._starts[: n + 1], n), **self._new_blocks(row, sender),
             )  # fmt: skip
         sender.send(self._packing, values, self._buffer)

@@ -130,9 +130,9 @@ class Runner:
 
     def _launch(self, plan: StepPlan) -> Launched:
         start = self.clock()
+        last, self._last = self._last, None  # until nothing has been raised
         if plan.copies:
             self.cache.copy_blocks(plan.copies)
-        last, self._last = self._last, None  # until nothing has been raised
         changed = None if last is None else last.takes(plan)
         if changed is None:
             return self._launch_any(plan, start)
