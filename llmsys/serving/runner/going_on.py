@@ -9,7 +9,7 @@ from operator import is_not, sub
 import numpy as np
 
 from llmsys.serving.plan import PLACEHOLDER, StepPlan
-from llmsys.serving.runner.graphs import DecodeGraph
+from llmsys.serving.runner.decode import DecodeGraph
 from llmsys.serving.runner.rows import Rows
 
 HIDDEN = (PLACEHOLDER,)
