@@ -688,9 +688,9 @@ viz.continuous_batching.step_parts(record)
 #
 # For the last two, the library's engine has four switches, the fields of `Execution`:
 #
-# - `graphs`: what a decode step launches is the same in every step, but for the numbers in its tensors. So it is
+# - `graphs`: what a step launches is the same in every step of its size, but for the numbers in its tensors. So it is
 #   recorded once, as a *CUDA graph*, and then launched as a whole. A graph's tensors have fixed sizes: there is one for
-#   each of a few sizes of batches, and a batch is filled up to the next of them with rows that nobody wants.
+#   each of a few sizes of steps, and a step is filled up to the next of them with rows that nobody wants.
 # - `ahead`: the next step is planned, and put into the GPU's queue, while this one runs. But its plan needs the tokens
 #   that this step is just computing. It has *place-holders* for them: by the one rule it is enough that a token is
 #   known *then*, and when the step runs, the GPU fills them in from what it has drawn. Who has come to `max_tokens` is
@@ -761,9 +761,9 @@ for row in (row for row in record.rows if row["sweep"] == "peer"):
 # %% [markdown]
 # "Of reading alone" is the share of a time that nobody can beat: that of the weights once a step, and of everybody's
 # keys and values, at the copy's speed. The smaller the model, the smaller the share: its bytes are read in no time, but
-# it has no fewer kernels, and the host no less to do. Whole answers have their prompts in them, whose steps differ so
-# much that no graph is recorded for them, and steps in which few are left; so their shares are below those of a step of
-# the full batch. (With all off, and without graphs, the answers are a quarter as long: whole ones would take minutes.)
+# it has no fewer kernels, and the host no less to do. Whole answers have their prompts in them, which are computed and
+# not only read, and steps in which few are left; so their shares are below those of a step of the full batch. (With all
+# off, and without graphs, the answers are a quarter as long: whole ones would take minutes.)
 # In the last lines is the continuous batching of transformers, with torch's attention.
 #
 # ## The policies, served

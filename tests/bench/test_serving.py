@@ -204,6 +204,13 @@ def test_requests_that_do_not_fit_side_by_side_or_end_too_soon_are_refused(model
 # The record
 
 
+def test_prompts_warm_up_steps_of_many_sizes_and_no_larger_than_a_step_may_be(model):
+    engine = Engine(model, num_blocks=60, max_tokens_per_step=100, max_sequences=4)
+    run.warm_up_prompts(engine)
+    found = [step.tokens for step in engine.metrics.steps if step.kind == "prefill"]
+    assert found == [16, 24, 32, 48, 64, 96] and engine.pool.stats.used == 0
+
+
 def test_every_way_to_execute_differs_in_one_part():
     found = ways()
     assert list(found)[0] == ALL and list(found)[-1] == NONE

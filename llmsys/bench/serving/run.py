@@ -206,6 +206,8 @@ class Run:
         engine = Engine(self.model(shape), execution=ways()[ALL], **settings)
         waits = Waits(engine)
         warm_up(engine)
+        if self.gpu:
+            warm_up_prompts(engine)
         serve(engine, asked, "warm-up, all")
         found = serve(engine, asked, policy, waits=waits)
         row = self._asked(asked) | {
@@ -266,6 +268,16 @@ def warm_up(engine: Engine) -> None:
     prompt = equal(count, prompt=4, output=1, vocab=vocab)
     short = [each._replace(output=4 + max(0, count - n) // 8 + max(0, 8 - n)) for n, each in enumerate(prompt)]
     serve(engine, short, "warm-up, batches")
+
+
+def warm_up_prompts(engine: Engine) -> None:
+    """The same for steps of prompts: who comes when differs a little from run to run, and so does how many tokens a step
+    has. So there is one of 16 tokens, of 24, 32, 48 and so on, as long as a step may be."""
+    vocab, most = engine.model.config.vocab_size, min(engine.scheduler.max_tokens_per_step, 2**14)
+    for total in (n for power in range(4, 15) for n in (2**power, 3 * 2 ** (power - 1))):
+        count = -(-total // (engine.max_model_len - 2))
+        if total <= most:
+            serve(engine, equal(count, prompt=total // count, output=2, vocab=vocab), f"warm-up, {total} tokens")
 
 
 def copy_bandwidth() -> float:
