@@ -99,7 +99,7 @@ class Run:
 
     def all(self) -> tuple[list[dict], dict[str, str]]:
         """What matters most first: it is the rest for which time may run out. With all off, only the first model runs:
-        that takes longer than all of its parts together."""
+        that takes longer than the others together."""
         first, start = self.sizes.shapes[0], time.perf_counter()
         open_profiler()
         self.rows.append({"sweep": "copy", "name": "copy", "gbps": round(self.bandwidth / 1e9, 1)})
@@ -271,8 +271,8 @@ def warm_up(engine: Engine) -> None:
 
 
 def warm_up_prompts(engine: Engine) -> None:
-    """The same for steps of prompts: who comes when differs a little from run to run, and so do the tokens of a step. So
-    there is one of 16 tokens, of 24, 32, 48 and so on, as long as a step may be."""
+    """The same for steps of prompts: who comes when differs from run to run, and so do the tokens of a step. So there is
+    one of 16 tokens, of 24, 32, 48 and so on, as long as a step may be."""
     vocab, most = engine.model.config.vocab_size, min(engine.scheduler.max_tokens_per_step, 2**14)
     for total in (n for power in range(4, 15) for n in (2**power, 3 * 2 ** (power - 1))):
         count = -(-total // (engine.max_model_len - 2))
