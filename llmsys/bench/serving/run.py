@@ -271,7 +271,7 @@ def warm_up(engine: Engine) -> None:
 
 
 def warm_up_prompts(engine: Engine) -> None:
-    """The same for steps of prompts: who comes when differs from run to run, and so do the tokens of a step. So there is
+    """The same for steps of prompts: who comes when differs from run to run, and so do the tokens of a step. There is
     one of 16 tokens, of 24, 32, 48 and so on, as long as a step may be."""
     vocab, most = engine.model.config.vocab_size, min(engine.scheduler.max_tokens_per_step, 2**14)
     for total in (n for power in range(4, 15) for n in (2**power, 3 * 2 ** (power - 1))):
