@@ -37,7 +37,9 @@ def decode_speed(*records, page: int = 16) -> Picture:
             _by_shape(left, shapes, page, looks)
             left.set(title=_device(record))
             _by_page(right, [row for row in record.rows if row["name"] not in (COPY, DENSE)], looks)
-        named = {name: line for left in panels[:, 0] for line, name in zip(*left.get_legend_handles_labels(), strict=True)}
+        named = {
+            name: line for left in panels[:, 0] for line, name in zip(*left.get_legend_handles_labels(), strict=True)
+        }
         figure.legend(named.values(), named, frameon=False, fontsize=8.5, loc="outside upper left", ncols=len(named),
                       handletextpad=0.2)  # fmt: skip
     said = " ".join(_in_words(record, shapes, page) for record, shapes in zip(records, found, strict=True))
