@@ -2,6 +2,7 @@
 left out unless they are asked for (tests/support/size.py), and an account of the processor time."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -23,7 +24,8 @@ install_import_hook(
     [
         *(f"llmsys.attention.{stage}" for stage in "naive online tiled sdpa auto backward rotary".split()),
         "llmsys.cache",
-        "llmsys.models",
+        *(f"llmsys.models.{path.stem}" for path in (Path(__file__).parents[1] / "llmsys/models").glob("*.py")),
+        "llmsys.models.fused.forward",
         "llmsys.serving.sampler",
         "llmsys.training",
     ],

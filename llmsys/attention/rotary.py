@@ -69,15 +69,21 @@ def rotation(
         raise ValueError(f"size must be even and at least 2 (rotary positions turn pairs), got {size}")
     if divisors is not None and len(divisors) != size // 2:
         raise ValueError(f"divisors must be one a pair, {size // 2} in all, got {len(divisors)}")
-    exponent = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
-    frequency = 1.0 / base**exponent  # (R / 2,)
-    if divisors is not None:
-        frequency = frequency / _on_device(divisors, positions.device)
+    frequency = frequencies(size, base, divisors, positions.device)  # (R / 2,)
     angle = positions[..., None].float() * frequency  # (…, T, R / 2)
     angle = angle.repeat_interleave(2, dim=-1) if interleaved else torch.cat((angle, angle), dim=-1)
     if positions.dim() == 2:
         angle = angle[:, None]  # the heads' dimension
     return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), interleaved)
+
+
+def frequencies(
+    size: int, base: float, divisors: tuple[float, ...] | None, device: torch.device
+) -> Float[Tensor, " half"]:
+    """By which angle each of the R / 2 pairs turns from one position to the next: base^(−2i/R) / divisors[i], fp32."""
+    exponent = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
+    frequency = 1.0 / base**exponent
+    return frequency if divisors is None else frequency / _on_device(divisors, device)
 
 
 def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:

@@ -23,6 +23,10 @@ index) stops the host until the GPU has caught up, and cannot be captured in a C
 **q and k come unrotated**, with `turn`, which rotates them (`llmsys.attention.rotary`): a backend may turn keys while
 it writes them, or keep them unturned. The plain way is `q, k = rotate(q, turn), rotate(k, turn)`.
 
+**Heads with norms of their own** (Qwen3) a model normalises itself. A backend whose `attend` has the keyword `norms`
+is handed the weights instead where that saves a pass (`llmsys.attention.head_norms`, `takes_norms`): q and k are then
+normalised before they are turned.
+
 **v=None** means that the values are the first Dv columns of k, in which latent attention keeps both. Dv is the layer's
 in the model's `cache_spec()`, where the backend was given that (`spec=`); else it is the number of columns that `turn`
 leaves alone, Dk − R, for a value has no position.
@@ -106,6 +110,16 @@ def check_batch(backend: Backend, batch: Batch) -> None:
     one. The library's look at each batch once; `attend` does so, too, where nobody has asked before."""
     if check := getattr(backend, "check_batch", None):
         check(batch)
+
+
+def takes_norms(backend: Backend) -> bool:
+    """Whether `attend` normalises heads itself, given `norms`: it has a keyword of that name."""
+    return _has_norms(getattr(backend.attend, "__func__", backend.attend))
+
+
+@functools.lru_cache(maxsize=64)
+def _has_norms(attend) -> bool:
+    return "norms" in inspect.signature(attend).parameters
 
 
 @functools.lru_cache(maxsize=64)

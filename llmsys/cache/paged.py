@@ -24,6 +24,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from llmsys.attention import Attention
+from llmsys.attention.head_norms import HeadNorms, normalise
 from llmsys.attention.paged import (
     PagedAttention,
     paged_attention,
@@ -186,6 +187,7 @@ class PagedCache:
         *,
         turn: Rotation | None = None,
         scale: float | None = None,
+        norms: HeadNorms | None = None,
     ) -> Tensor:
         Dv = self._layers.check(layer, k, v, turn)
         self.check_batch(batch)
@@ -200,8 +202,11 @@ class PagedCache:
         B = q.shape[0]
         if compiled:
             q, k, v = (x if x is None else tokens_first(x) for x in (q, k, v))
-            q = write_pages(k, v, keys, values, batch.slot_mapping, q=q, turn=turn)
+            named = dict(q_norm=norms.q, k_norm=norms.k, eps=norms.eps) if norms else {}
+            q = write_pages(k, v, keys, values, batch.slot_mapping, q=q, turn=turn, **named)
         else:
+            if norms:
+                q, k = normalise(q, norms.q, norms.eps), normalise(k, norms.k, norms.eps)
             q, k, v = (x if x is None else tokens_first(x) for x in (rotate(q, turn), rotate(k, turn), v))
             write_pages_reference(k, v, keys, values, batch.slot_mapping)
         attention = self.kernel if callable(self.kernel) else _FORMS["triton" if compiled else "torch"]

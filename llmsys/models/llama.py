@@ -215,7 +215,7 @@ class Llama(nn.Module):
             answer would have to be waited for, so they are checked where they enter (`batch_of(vocab_size=)`,
             `check_token_ids`).
         """
-        self._check(tokens, batch, taps)
+        self.check_arguments(tokens, batch, taps)
         backend = NoCache() if backend is None else backend
         if not torch.compiler.is_compiling():
             check_backend(backend)
@@ -244,7 +244,8 @@ class Llama(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def _check(self, tokens: Tensor, batch: Batch | None, taps: Sequence[int]) -> None:
+    def check_arguments(self, tokens: Tensor, batch: Batch | None, taps: Sequence[int]) -> None:
+        """Refuse, as `hidden` does, what this model cannot compute. Raises ValueError."""
         if away := [tap for tap in taps if not self.layer_range.start <= tap <= self.layer_range.stop]:
             raise ValueError(f"taps must be from {self.layer_range.start} to {self.layer_range.stop}, got {away[0]}")
         if batch is not None and batch.tokens is not None and tokens.shape[:2] != batch.tokens.shape:

@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llmsys.serving.draw import first_above
 from llmsys.serving.sampling_params import SamplingParams
 
 ELEMENTS_AT_ONCE = 2**24
@@ -152,7 +153,7 @@ def _drawn(x: Tensor, draws: list[Draw]) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
     x = (x - x.amax(dim=1, keepdim=True)) / temperature.to(x.dtype)
     if not _cuts(several[0]):
-        return _first_above(torch.softmax(x, dim=1), u)
+        return first_above(torch.softmax(x, dim=1), u)
     x, order = x.sort(dim=1, descending=True, stable=True)
     V = x.shape[1]
     limits = [(min(each.top_k or V, V), each.min_p or 0.0, each.top_p or 1.0) for each in several]
@@ -165,15 +166,8 @@ def _drawn(x: Tensor, draws: list[Draw]) -> Tensor:
     before = p.cumsum(dim=1) - p  # the probability of all that are likelier
     out = (before >= top_p) & (top_p < 1)
     out[:, 0] = False  # one is left, however little top_p is
-    place = _first_above(p.masked_fill(out, 0.0), u)
+    place = first_above(p.masked_fill(out, 0.0), u)
     return order.gather(1, place[:, None])[:, 0]
-
-
-def _first_above(p: Tensor, u: Tensor) -> Tensor:
-    """Where each row's cumulated weights p first exceed u times their sum."""
-    total = p.double().cumsum(dim=1)
-    found = torch.searchsorted(total, u * total[:, -1:], right=True)[:, 0]
-    return found.clamp(max=p.shape[1] - 1)  # rows of NaN, whose token nobody takes
 
 
 def _add_logprobs(x: Tensor, found: Tensor, most: int) -> None:

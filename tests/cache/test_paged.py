@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.attention import naive_attention
+from llmsys.attention.head_norms import HeadNorms, normalise
 from llmsys.attention.paged import paged_attention_reference
 from llmsys.attention.rotary import rotate, rotation
 from llmsys.cache import (
@@ -25,6 +26,8 @@ from llmsys.cache import (
     batch_of,
     padded_batch_of,
 )
+from llmsys.cache.backend import takes_norms
+from llmsys.cache.groups import heads_first, tokens_first
 from llmsys.hardware.tier import interpreting, triton_installed
 from llmsys.models import Llama, LlamaConfig, generate, generate_batch
 from tests.support.poison import poison_new_memory
@@ -337,6 +340,31 @@ def test_rows_at_once_go_on_each_with_its_own():
     with pytest.raises(ValueError, match="holds 9 tokens of at most 9, and 1 more do not fit"):
         cache.begin(torch.zeros(3, 1))
     assert cache.num_blocks == 1 + 3 * 5
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_heads_may_be_normalised_on_their_way_before_they_are_turned(kernel):
+    norms = HeadNorms(torch.randn(4), torch.randn(4), 1e-5)
+    caches = [PagedCache(kernel, capacity=9, block_size=2) for _ in range(2)]
+    for n in (5, 1):
+        q, k, v = heads(n, 2, H=6), heads(n, 2), heads(n, 2)
+        batch, other = (cache.begin(torch.zeros(2, n)) for cache in caches)
+        turn = rotation(batch.positions, 4)
+        plain = normalise(q, norms.q, 1e-5), normalise(k, norms.k, 1e-5)
+        expected = caches[0].attend(0, *plain, v, batch, turn=turn)
+        got = caches[1].attend(0, q, k, v, other, turn=turn, norms=norms)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert takes_norms(caches[0]) and not takes_norms(as_backend("naive"))
+
+
+def test_between_a_models_layout_and_the_pages_nothing_is_copied():
+    """q, k and v are pieces of one product, (B, T, heads · D), and o goes back into that order."""
+    for B, T in ((1, 7), (3, 1), (3, 5)):
+        qkv = torch.randn(B, T, 8 * 4)
+        q, _, _ = qkv.view(B, T, 8, 4).transpose(1, 2).split((4, 2, 2), dim=1)
+        assert tokens_first(q).data_ptr() == qkv.data_ptr()
+        o = torch.randn(B * T, 4, 4)
+        assert heads_first(o, B).transpose(1, 2).reshape(B, T, -1).data_ptr() == o.data_ptr()
 
 
 @pytest.mark.parametrize(

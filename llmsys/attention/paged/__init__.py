@@ -3,7 +3,7 @@ which to read it:
 
     arguments       the contract: what is handed over, and what is refused
     reference       attention over pages in plain PyTorch: gather, then any stage. What every kernel is tested against
-    write           K and V of new tokens into their slots, with the rotation of q and k on the way
+    write           K and V of new tokens into their slots; on the way q and k are turned, and normalised before
     write_kernels   the kernel for that
     forward         what surrounds the attention kernels: grids, scratch memory, launches
     plans           which kernels, with which tiles

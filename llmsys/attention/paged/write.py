@@ -19,11 +19,14 @@ def write_pages(
     *,
     q: Float[Tensor, "N Hq Dk"] | None = None,
     turn: Rotation | None = None,
+    q_norm: Float[Tensor, " Dk"] | None = None,
+    k_norm: Float[Tensor, " Dk"] | None = None,
+    eps: float = 1e-6,
     kernel=None,
 ) -> Float[Tensor, "N Hq Dk"] | None:
     """Write token n's key, turned, and its value into slot slot_mapping[n], nowhere where that is −1. Returns q turned.
 
-    One launch for all of it, whose grid is N. A Triton kernel: on a GPU, or in the interpreter.
+    One launch for all of it, whose grid follows from the shapes. A Triton kernel: on a GPU, or in the interpreter.
 
     Parameters
     ----------
@@ -36,6 +39,9 @@ def write_pages(
         int32. A slot beyond the pages is not noticed.
     turn
         What gives q and k their positions: token n has row n % rows of its cosines. None: they are as they come.
+    q_norm, k_norm, eps
+        Weights of the norms that q's and k's heads have before they are turned (`llmsys.attention.head_norms`). None:
+        that one has none.
     kernel
         In place of `write_kernels.write_pages_kernel`, with its arguments.
     """
@@ -49,6 +55,12 @@ def write_pages(
     R = turn.size if turn else 0
     if Dk < R:
         raise ValueError(f"turn must be for at most the {Dk} elements of a head, got {R}")
+    for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if norm is not None and (tuple(norm.shape) != (Dk,) or norm.device != k.device):
+            raise ValueError(
+                f"{name} must be ({Dk},), a number for each element of a head, on {k.device}, got {tuple(norm.shape)} "
+                f"on {norm.device}"
+            )
     if kernel is None:
         check_device(k)
         from llmsys.attention.paged.write_kernels import write_pages_kernel as kernel  # Triton: not before now
@@ -60,18 +72,30 @@ def write_pages(
         return turned
     q, k, v = (x if x is None or x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     cos, sin = (x.reshape(-1, R) for x in (turn.cos, turn.sin)) if turn else (None, None)
+    q_norm, k_norm = (x if x is None else x.contiguous() for x in (q_norm, k_norm))
     Hq, Dv = (q.shape[1] if q is not None else 0), (v.shape[2] if v is not None else 0)
+    programs, tile_hq, tile_hkv = _heads_of_a_program(Hq, Hkv, Dk)
     with torch.cuda.device_of(k):
-        kernel[(N,)](
-            q, k, v, turned, key_pages, value_pages, slot_mapping, cos, sin,
+        kernel[(N, programs)](
+            q, k, v, turned, key_pages, value_pages, slot_mapping, cos, sin, q_norm, k_norm,
             *_strides(q), *k.stride()[:2], *_strides(v), *key_pages.stride()[:3],
             *(value_pages.stride()[:3] if v is not None else (0, 0, 0)),
-            *((cos.stride(0), sin.stride(0), cos.shape[0]) if turn else (0, 0, N)),
+            *((cos.stride(0), sin.stride(0), cos.shape[0]) if turn else (0, 0, N)), eps,
             HQ=Hq, HKV=Hkv, DK=Dk, DV=Dv, R=R, INTERLEAVED=bool(turn and turn.interleaved), PAGE=key_pages.shape[1],
-            BLOCK_HQ=_up(Hq), BLOCK_HKV=_up(Hkv), BLOCK_DK=block_of(Dk), BLOCK_DV=block_of(Dv or 1),
-            num_warps=4,
+            TILE_HQ=tile_hq, TILE_HKV=tile_hkv, BLOCK_DK=block_of(Dk), BLOCK_DV=block_of(Dv or 1), num_warps=WARPS,
         )  # fmt: skip
     return turned
+
+
+ELEMENTS, WARPS = 1024, 4
+"""Of q, k and v, what a program has about; and its warps. Then a thread has 16 bytes of each in 16 bits."""
+
+
+def _heads_of_a_program(Hq: int, Hkv: int, Dk: int) -> tuple[int, int, int]:
+    """How many programs a token has, and how many heads of q and of k each of them has, powers of two."""
+    programs = max(1, (Hq + 2 * Hkv) * Dk // ELEMENTS)
+    tile_hq, tile_hkv = (_up(-(-heads // programs)) for heads in (Hq, Hkv))
+    return max(-(-Hq // tile_hq), -(-Hkv // tile_hkv)), tile_hq, tile_hkv
 
 
 def check_device(x: Tensor) -> None:

@@ -42,11 +42,16 @@ def builds(D, dtype=BF16, *, page=16, G=4, S=64, T=1, tree=False, target="sm_90"
     return {name: recorder.builds[0] for name, recorder in recorded.items() if recorder.builds}
 
 
-def writing(D, page, R) -> Build:
+def writing(D, page, R, *, Hkv=3, G=3, norm=False, latent=False) -> Build:
     recorder = Recorder(write_pages_kernel)
-    k, pages = empty(64, 3, D, dtype=BF16), empty(100, page, 3, D, dtype=BF16)
+    k, pages = empty(64, Hkv, D, dtype=BF16), empty(100, page, Hkv, D, dtype=BF16)
+    v, value_pages = (None, None) if latent else (k, pages)
     turn = Rotation(empty(64, R, dtype=BF16), empty(64, R, dtype=BF16))
-    write_pages(k, k, pages, pages, empty(64), q=empty(64, 9, D, dtype=BF16), turn=turn, kernel=recorder)
+    weight = empty(D, dtype=BF16) if norm else None
+    write_pages(
+        k, v, pages, value_pages, empty(64), q=empty(64, G * Hkv, D, dtype=BF16), turn=turn, q_norm=weight,
+        k_norm=weight, kernel=recorder,
+    )  # fmt: skip
     return recorder.builds[0]
 
 
@@ -74,7 +79,12 @@ def compiled(tmp_path_factory) -> dict[str, list[Compiled]]:
             )
         ],
         "merge": [builds(D)["merge"] for D in (64, 256)],
-        "write": [writing(64, 16, 64), writing(128, 64, 32)],
+        "write": [
+            writing(64, 16, 64),
+            writing(128, 64, 32),
+            writing(128, 16, 128, Hkv=8, G=2, norm=True),  # Qwen3-0.6B
+            writing(576, 64, 64, Hkv=1, G=128, latent=True),  # DeepSeek-V3
+        ],
         "others": [
             builds(D, dtype, target=target, **PROMPTS)[name]
             for D, dtype, target, name in sample(

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 
+from llmsys.attention.head_norms import normalise
 from llmsys.attention.paged import paged_attention, paged_attention_reference, write_pages
 from llmsys.attention.rotary import rotate, rotation
 from llmsys.bench.low_precision import eager_attention
@@ -127,26 +128,35 @@ def test_one_graph_serves_steps_of_other_lengths(tokens):
         torch.testing.assert_close(o.double(), exact, atol=2e-2, rtol=2e-2)
 
 
-def test_writing_turns_as_rotate_does_and_waits_for_nothing():
-    N, H, D, page = 1000, 3, 64, 16
-    q, k, v = (torch.randn(N, heads, D, device="cuda").bfloat16() for heads in (9, H, H))
+@pytest.mark.parametrize(("Hq", "H", "D"), [(9, 3, 64), (16, 8, 128)])
+@pytest.mark.parametrize("normed", [False, True])
+def test_writing_normalises_and_turns_as_the_plain_forms_do_and_waits_for_nothing(Hq, H, D, normed):
+    N, page = 1000, 16
+    q, k, v = (torch.randn(N, heads, D, device="cuda").bfloat16() for heads in (Hq, H, H))
     keys, values = (torch.full((80, page, H, D), float("nan"), device="cuda").bfloat16() for _ in "kv")
     slots = torch.randperm(80 * page, device="cuda")[:N].int()
     slots[::7] = -1
     turn = rotation(torch.randint(0, 4000, (N,), device="cuda"), D, dtype=torch.bfloat16)
-    write_pages(k, v, keys, values, slots, q=q, turn=turn)
+    weights = {f"{name}_norm": torch.randn(D, device="cuda").bfloat16() for name in "qk"}
+    norms = weights if normed else {}
+    write_pages(k, v, keys, values, slots, q=q, turn=turn, **norms)
     keys.fill_(float("nan"))
     with nothing_waits():
-        turned = write_pages(k, v, keys, values, slots, q=q, turn=turn)
+        turned = write_pages(k, v, keys, values, slots, q=q, turn=turn, **norms)
     kept = slots >= 0
     at = slots[kept].long()
 
-    def exact(x):
-        wide = rotation_in(turn, torch.float64)
-        return rotate(x.double().transpose(0, 1)[None], wide)[0].transpose(0, 1)
+    def plain(x, weight, precision):
+        x = x.to(precision)
+        x = normalise(x, weight.to(precision), 1e-6) if normed else x
+        return rotate(x.transpose(0, 1)[None], rotation_in(turn, precision))[0].transpose(0, 1).double()
 
-    torch.testing.assert_close(turned.double(), exact(q), atol=1e-2, rtol=1e-2)
-    torch.testing.assert_close(keys.flatten(0, 1)[at].double(), exact(k)[kept], atol=1e-2, rtol=1e-2)
+    for got, x, weight, rows in (
+        (turned, q, weights["q_norm"], slice(None)),
+        (keys.flatten(0, 1)[at], k, weights["k_norm"], kept),
+    ):
+        exact, low = (plain(x, weight, precision)[rows] for precision in (torch.float32, torch.bfloat16))
+        assert (got.double() - exact).abs().max() <= 2 * (low - exact).abs().max() + 2e-5
     assert torch.equal(values.flatten(0, 1)[at], v[kept])
     assert int((~values.isnan()).all(-1).all(-1).sum()) == int(kept.sum())
 
