@@ -135,6 +135,11 @@ class BlockPool:
         self._check_live(table)
         if length < table.length:
             raise ValueError(f"length must be at least the table's, {table.length} (truncate shortens), got {length}")
+        if length <= len(table.blocks) * self.block_size and (
+            length == table.length or self._writable(table.blocks[-1])
+        ):
+            table.length = length  # as nearly always: there is room in the last block
+            return []
         into_last = length > table.length and table.length % self.block_size > 0
         replace = into_last and not self._writable(table.blocks[-1])
         new = self.blocks_for(length) - len(table.blocks)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import processors
+from tokenizers import decoders, processors
 
 from llmsys.models.chat_template import Messages, render
 from llmsys.models.gguf_vocabulary import read_vocabulary
@@ -52,6 +52,8 @@ class Tokenizer:
         self.bos_id = bos_id
         self.chat_template = chat_template
         self.special = dict(special or {})
+        # Of byte-level tokens, each is so many bytes, whatever is around it.
+        self._texts: dict[int, str] | None = {} if isinstance(core.decoder, decoders.ByteLevel) else None
 
     def __len__(self) -> int:
         return self.core.get_vocab_size()
@@ -74,6 +76,15 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids, special tokens left out unless `special`. Bytes that are no UTF-8 become U+FFFD."""
         return self.core.decode(list(ids), skip_special_tokens=not special)
+
+    def text_of(self, id: int) -> str | None:
+        """The text that the token adds after whole characters; None where it is not one of whole characters itself, or
+        has another text in other places."""
+        if self._texts is None:
+            return None
+        if (text := self._texts.get(id)) is None:
+            text = self._texts[id] = self.decode([id])
+        return None if "\ufffd" in text else text
 
     def chat(self, messages: Messages) -> list[int]:
         """The token ids of a conversation, up to where the model answers.

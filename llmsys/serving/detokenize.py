@@ -59,7 +59,8 @@ class Detokenizer:
         """The text that may be said now that `token` came."""
         if self._stream is None or self.stopped is not None:
             return ""
-        return self._say(self._stream.push(token))
+        new = self._stream.push(token)
+        return self._say(new) if self._stop else self._add(new)
 
     def finish(self) -> str:
         """The rest, when no more tokens come. It may still hold a stop string."""

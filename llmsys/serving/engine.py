@@ -14,8 +14,9 @@ It is four parts, each of which knows nothing of the next but what it is handed:
                └──────── StepResult ────────┤
     Update ◄── Detokenizer ◄── tokens ──────┘                     whole characters, stop strings
 
-`step` is one turn around this loop; `generate` and `stream` take as many as they need, and whoever else has requests in
-the engine is served by the same steps. An engine is used by one thread at a time (`async_engine` sees to that).
+`step` is one turn around this loop (`loop`), in which the next step may be planned while one runs (`execution`).
+`generate` and `stream` take as many as they need, and whoever else has requests in the engine is served by the same
+steps. An engine is used by one thread at a time (`async_engine` sees to that).
 
 Greedy answers are the ones that `llmsys.models.generate` gives to each prompt alone: what else is in a batch, how a
 prompt is cut, what is hit, shared or preempted changes no token. (But for the last bits of the logits, which a sum in
@@ -26,7 +27,7 @@ import itertools
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -39,19 +40,19 @@ from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import whole_number
 from llmsys.serving.detokenize import Detokenizer
 from llmsys.serving.events import EventLog
+from llmsys.serving.execution import Execution
 from llmsys.serving.guard import Guard
-from llmsys.serving.interrupts import interrupted_later
+from llmsys.serving.loop import Loop
 from llmsys.serving.memory import blocks_that_fit
 from llmsys.serving.metrics import Metrics
-from llmsys.serving.plan import StepPlan
 from llmsys.serving.policies import Policy
 from llmsys.serving.progress import Progress
 from llmsys.serving.request import Request
 from llmsys.serving.response import Answer, Response, Update
-from llmsys.serving.runner import Runner, all_failed
+from llmsys.serving.runner import Runner
 from llmsys.serving.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
-from llmsys.serving.under_way import UnderWay
+from llmsys.serving.under_way import Answers
 
 
 class Engine:
@@ -73,7 +74,10 @@ class Engine:
     max_model_len
         Tokens in a sequence at most, prompt included. None: the model's context.
     scheduler
-        Makes the scheduler, as `Scheduler` does: one of your own.
+        Makes the scheduler, as `Scheduler` does: one of your own. One that does not say that it `plans_ahead` is asked
+        for a plan when the result of the one before has been taken in.
+    execution
+        How steps are executed, part by part. None: by all that helps here.
     events
         Where to write down what happens. None: a log of the last 100,000 events.
     clock
@@ -105,6 +109,7 @@ class Engine:
         policy: str | Policy = "stall-free",
         watermark: float = 0.01,
         scheduler: Callable[..., Scheduler] = Scheduler,
+        execution: Execution | None = None,
         events: EventLog | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
@@ -119,6 +124,9 @@ class Engine:
         if max_model_len is not None and not 2 <= whole_number("max_model_len", max_model_len, at_least=0) <= context:
             raise ValueError(f"max_model_len must be from 2 to the model's context of {context}, got {max_model_len}")
         self.model, self.max_model_len, self.clock = model, max_model_len or context, clock
+        execution = Execution() if execution is None else execution
+        if not isinstance(execution, Execution):
+            raise ValueError(f"execution must be an Execution, got {type(execution).__name__}")
         limits = dict(max_tokens_per_step=max_tokens_per_step, max_sequences=max_sequences)
         for name, value in (limits | dict(block_size=block_size)).items():
             whole_number(name, value, at_least=1)
@@ -130,7 +138,7 @@ class Engine:
         self.pool = BlockPool(num_blocks, block_size)
         self.events = EventLog(keep=100_000) if events is None else events
         self.metrics = Metrics()
-        self.events.listen(self.metrics.on)
+        self.events.listen(self.metrics.on, progress=self.metrics.on_progress)
         self.scheduler = scheduler(
             self.pool, **limits, policy=policy, watermark=watermark, max_model_len=self.max_model_len,
             eos_ids=model.tokenizer.eos_ids if model.tokenizer else (), events=self.events, clock=clock,
@@ -141,10 +149,12 @@ class Engine:
             spec=model.cache_spec(),
         )  # fmt: skip
         self.runner = Runner(model, cache, clock=clock)
-        self._under_way: dict[str, UnderWay] = {}  # by the request's id, an answer each
-        self._responses: dict[str, Response] = {}
         self._numbers = itertools.count()
-        self._guard = Guard()
+        self._guard = Guard(self.abort)
+        self._answers = Answers(self.scheduler, self.metrics, self._guard)
+        # On a CPU the host is the device, and nothing runs while it plans.
+        ahead = model.device.type != "cpu" if execution.ahead is None else execution.ahead
+        self._loop = Loop(self.scheduler, self.metrics, self._guard, clock, self._answers.take, ahead=ahead)
 
     # Many at once, or one as it comes
 
@@ -182,14 +192,15 @@ class Engine:
         responses: list[Response] = []
         try:
             for prompt, its in zip(prompts, each, strict=True):
-                with interrupted_later():
+                with self._guard.interrupts.later():
                     responses.append(self.add(prompt, its))
             left = {response.id: response for response in responses}
             with Progress(len(left), show=progress) as bar:
                 while left and self.has_unfinished:
-                    for update in self.step():
-                        bar.tokens(len(update.tokens))
-                        if update.id in left and left[update.id].finished:
+                    updates = self.step()
+                    bar.tokens(sum(len(update.tokens) for update in updates))
+                    for update in updates:
+                        if update.reason is not None and update.id in left and left[update.id].finished:
                             del left[update.id]
                             bar.done()
                     while left and left[next(iter(left))].finished:  # a listener aborted it, or took its last steps
@@ -206,7 +217,7 @@ class Engine:
         Errors as for `add`, at the call. A stream that is closed, or that nobody holds any more, aborts its request.
         """
         arrived: deque[Update] = deque()
-        with interrupted_later():
+        with self._guard.interrupts.later():
             updates = self._stream(self.add(prompt, params, listener=arrived.append), arrived)
             next(updates)  # into the `try`: of a generator that was never begun, nothing is run when it is given up
         return updates
@@ -270,94 +281,37 @@ class Engine:
             params = replace(params, seed=secrets.randbits(63))  # kept by the request: a preempted one draws on
         asked = params.logprobs is not None
         answers = [Answer(i, logprobs=[] if asked else None) for i in range(params.n)]
-        with self._guard.alone(), self._guard.work(self.abort):
+        with self._guard.alone(), self._guard.work():
             request = Request(id or self._new_id(), tokens, params, salt=salt)
             response = Response(request.id, request.prompt, answers, listener)
-            requests = self.scheduler.add(request)
-            self._responses[response.id] = response
-            for each, text, answer in zip(requests, texts, answers, strict=True):
-                self._under_way[each.id] = UnderWay(each, text, answer, response)
+            self._answers.add(response, self.scheduler.add(request), texts)
         return response
 
     def abort(self, id: str) -> bool:
         """Ends a response; its answers keep what they have. False where there is none of that id, or no more."""
         with self._guard.thread:  # which waits for another thread's step: a request is not left behind
-            response = self._responses.get(id)
+            response = self._answers.responses.get(id)
             if response is None:
                 return False
             if self._guard.at_work:  # the garbage collector found a stream that nobody holds: it may come at any moment
                 self._guard.given_up.append(id)
                 return True
-            with self._guard.work(self.abort):
-                ended = [each for each in self._under_way.values() if each.response is response]
-                for each in ended:
-                    self.scheduler.abort(each.request.id)
-                self._take(each.request.id for each in ended)
+            with self._guard.work():
+                requests = self._answers.requests_of(response)
+                for each in requests:
+                    self.scheduler.abort(each)
+                self._answers.take(requests)
+                self._loop.forget_ended()
         return True
 
     def step(self) -> list[Update]:
-        """Computes one step, and says what it added. [] where there is nothing to do, or prompts were read only.
+        """Lands a step, and says what it added. [] where there is nothing to do, or prompts were read only.
 
-        Where the model raises, every request of this step fails, the others go on, and the exception is raised.
+        Where the model raises, every request of its step fails, the others go on, and the exception is raised.
         RuntimeError where there are requests, and the scheduler or policy, your own, has nothing for any of them.
         """
         with self._guard.alone():
-            return self._step()
-
-    def _step(self) -> list[Update]:
-        planned: StepPlan | None = None  # whose result is awaited
-        try:
-            with self._guard.work(self.abort):
-                times = [self.clock()]
-                planned = plan = self.scheduler.plan()
-                times.append(self.clock())
-            if plan is None:
-                if self.has_unfinished:
-                    raise RuntimeError(
-                        "the scheduler has unfinished requests and planned nothing: every step must compute some of one"
-                    )
-                return []
-            launched = self.runner.launch(plan)
-            result = launched.result()
-            with self._guard.work(self.abort):
-                planned = None
-                times.append(self.clock())
-                self.scheduler.update(plan, result)
-                try:
-                    return self._take(work.request for work in plan.work)
-                finally:  # also where a listener raised
-                    seconds = {"plan": times[1] - times[0], **launched.seconds, "update": self.clock() - times[2]}
-                    self.metrics.step_took(seconds)
-        except BaseException as error:
-            if planned is not None:
-                with self._guard.work(self.abort):
-                    self.scheduler.update(planned, all_failed(planned, error))
-                    self._take(work.request for work in planned.work)
-            raise
-
-    def _take(self, requests: Iterable[str]) -> list[Update]:
-        """Brings their answers up to date, and tells their listeners. If one raises, the others are told too."""
-        updates: list[Update] = []
-        raised: BaseException | None = None
-        for one in (self._under_way.get(request) for request in requests):  # one by one: a listener may end the next
-            update = one and one.take(self.scheduler, self.metrics)
-            if update is None:
-                continue
-            if one.request.ended:
-                del self._under_way[one.request.id]
-                if one.response.finished:
-                    del self._responses[one.response.id]
-            updates.append(update)
-            if one.response.listener is None:
-                continue
-            try:
-                with self._guard.pause():
-                    one.response.listener(update)
-            except BaseException as error:
-                raised = raised or error
-        if raised is not None:
-            raise raised
-        return updates
+            return self._loop.step(self.runner)
 
     def _new_id(self) -> str:
-        return next(id for id in (f"request-{n}" for n in self._numbers) if id not in self._under_way)
+        return next(id for id in (f"request-{n}" for n in self._numbers) if id not in self._answers.under_way)

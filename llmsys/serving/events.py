@@ -10,16 +10,22 @@
         …
         Finished(step=9, time=0.31, request="a", reason="stop", generated=10)
 
-Every event has the number of the step in which it happened (of the next one, if it was between steps) and the time in
-seconds on the scheduler's clock. The time to a request's first token is `Token.time − Arrived.time` of its first; its
-time in the queue is `Admitted.time − Arrived.time`; what preemption cost is the sum of `Preempted.lost`.
+Every event has the number of the step in which it happened (of the next one whose result comes, if it was between
+steps) and the time in seconds on the scheduler's clock. The time to a request's first token is `Token.time −
+Arrived.time` of its first; its time in the queue is `Admitted.time − Arrived.time`; what preemption cost is the sum of
+`Preempted.lost`. Where steps are planned ahead, a request is admitted to a step while the one before it still runs, and
+that one's events go on after this.
+
+**Most events are of one kind**: a step computed a token of a request, and said its next. With hundreds of requests and
+hundreds of steps a second, to make two objects of that would cost more than all else that the host does. So it is kept
+as one `Progress`, and becomes a `Computed` and its `Token`s when somebody reads the log.
 """
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmsys.models.sampling import whole_number
 
@@ -88,9 +94,13 @@ class Aborted(RequestEvent):
 
 @dataclass(frozen=True)
 class StepDone(Event):
-    """A step's result has been taken in; the events of its requests come before this one."""
+    """A step's result has been taken in; the events of its requests come before this one.
 
-    seconds: float  #  since it was planned
+    What it computed of requests that had ended before counts as little as they do. A step of which nothing counts is
+    not written down.
+    """
+
+    seconds: float  #  since it was planned, or since the step before it was done, if that was later
     phase: str  #  "prefill", "decode" or, where it had both, "mixed"
     tokens: int  #  computed in it
     sequences: int  #  for which it computed
@@ -98,6 +108,23 @@ class StepDone(Event):
     waiting: int
     blocks_used: int
     blocks: int  #  of the pool, block 0 left out
+
+
+class Progress(NamedTuple):
+    """What one step brought one request: a `Computed`, and a `Token` for each that was said."""
+
+    step: int
+    time: float
+    request: str
+    start: int
+    tokens: int
+    guesses: int
+    said: tuple[int, ...]
+
+    def events(self) -> Iterator[Computed | Token]:
+        yield Computed(*self[:6])
+        for token in self.said:
+            yield Token(*self[:3], token)
 
 
 class EventLog:
@@ -110,26 +137,54 @@ class EventLog:
     def __init__(self, keep: int | None = None):
         if keep is not None:
             whole_number("keep", keep, at_least=0)
-        self._events: deque[Event] = deque(maxlen=keep)
-        self._listeners: list[Callable[[Event], object]] = []
+        self._keep = keep
+        self._count = 0  # of all events so far
+        self._entries: deque[Event | Progress] = deque(maxlen=keep)  # as many events, or more
+        self._listeners: list[tuple[Callable[[Event], object], Callable[[Sequence[Progress]], object] | None]] = []
 
     def __iter__(self) -> Iterator[Event]:
-        return iter(self._events)
+        events: list[Event] = []
+        for entry in self._entries:
+            if isinstance(entry, Progress):
+                events += entry.events()
+            else:
+                events.append(entry)
+        return iter(events[len(events) - len(self) :])
 
     def __len__(self) -> int:
-        return len(self._events)
+        return self._count if self._keep is None else min(self._count, self._keep)
 
-    def listen(self, listener: Callable[[Event], object]) -> None:
-        self._listeners.append(listener)
+    def listen(
+        self, listener: Callable[[Event], object], *, progress: Callable[[Sequence[Progress]], object] | None = None
+    ) -> None:
+        """Calls `listener` with every event; where there is a `progress`, that one with those that it stands for."""
+        self._listeners.append((listener, progress))
 
     def add(self, event: Event) -> None:
-        self._events.append(event)
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:
-                _LOGGER.exception("a listener of the event log raised at %s", event)
+        self._entries.append(event)
+        self._count += 1
+        for listener, _ in self._listeners:
+            _call(listener, event)
+
+    def add_progress(self, several: Sequence[Progress]) -> None:
+        """What a step brought to several requests, one after the other."""
+        self._entries.extend(several)
+        for each in several:
+            self._count += 1 + len(each.said)
+        for listener, progress in self._listeners:
+            if progress is not None:
+                _call(progress, several)
+            else:
+                for event in (event for each in several for event in each.events()):
+                    _call(listener, event)
 
     def records(self) -> list[dict[str, Any]]:
         """The events as plain dicts, for JSON: `{"event": "Token", "step": 0, …}`."""
-        return [{"event": type(each).__name__, **asdict(each)} for each in self._events]
+        return [{"event": type(each).__name__, **asdict(each)} for each in self]
+
+
+def _call(listener: Callable, what: Event | Sequence[Progress]) -> None:
+    try:
+        listener(what)
+    except Exception:
+        _LOGGER.exception("a listener of the event log raised at %s", what)

@@ -10,26 +10,34 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from llmsys.serving.interrupts import interrupted_later
+from llmsys.serving.interrupts import Interrupts
 
 
 class Guard:
     """One engine's.
 
+    Parameters
+    ----------
+    abort
+        Ends a response, by its id.
+
     Attributes
     ----------
     thread : RLock
         Held by the thread that uses the engine.
+    interrupts : Interrupts
     at_work : bool
         In the middle of a change.
     given_up : deque
         Ids to abort when it is done.
     """
 
-    def __init__(self):
+    def __init__(self, abort: Callable[[str], object]):
         self.thread = threading.RLock()
+        self.interrupts = Interrupts()
         self.at_work = False
         self.given_up: deque[str] = deque()
+        self._abort = abort
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -45,16 +53,16 @@ class Guard:
             self.thread.release()
 
     @contextmanager
-    def work(self, abort: Callable[[str], object]) -> Iterator[None]:
+    def work(self) -> Iterator[None]:
         """A change that is made as a whole. What was given up meanwhile is aborted at its end, interrupts come then."""
-        with interrupted_later():
+        with self.interrupts.later():
             before, self.at_work = self.at_work, True
             try:
                 yield
             finally:
                 self.at_work = before
-                while self.given_up and not before:
-                    abort(self.given_up.popleft())
+                if not before:
+                    self._abort_given_up()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -64,3 +72,15 @@ class Guard:
             yield
         finally:
             self.at_work = before
+
+    @contextmanager
+    def window(self) -> Iterator[None]:
+        """A pause that takes long, as computing does: interrupts come at once, too."""
+        with self.pause():
+            self._abort_given_up()
+            with self.interrupts.at_once():
+                yield
+
+    def _abort_given_up(self) -> None:
+        while self.given_up:
+            self._abort(self.given_up.popleft())

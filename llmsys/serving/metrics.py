@@ -15,7 +15,8 @@ engine adds. What belongs to a request is given away when it ends, and of steps 
 that runs for weeks needs no more memory than one that runs for a minute.
 """
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmsys.serving.events import (
@@ -27,6 +28,7 @@ from llmsys.serving.events import (
     Failed,
     Finished,
     Preempted,
+    Progress,
     RequestEvent,
     StepDone,
     Token,
@@ -34,7 +36,8 @@ from llmsys.serving.events import (
 
 PHASES = ("plan", "prepare", "launch", "wait", "update")
 """Of a step: what to compute is decided; the batch is made; the model and the sampler are launched (on a CPU: run); the
-tokens are waited for; they are taken in, and become text."""
+tokens are waited for; they are taken in, and become text. All of it is the host's time. Where steps are planned ahead,
+the device computes one meanwhile, and there is less to wait for."""
 
 
 @dataclass
@@ -117,7 +120,7 @@ class Totals:
 
 
 class Metrics:
-    """Listens to a scheduler's events: `scheduler.events.listen(metrics.on)`.
+    """Listens to a scheduler's events: `scheduler.events.listen(metrics.on, progress=metrics.on_progress)`.
 
     Attributes
     ----------
@@ -132,13 +135,13 @@ class Metrics:
         self.requests: dict[str, RequestMetrics] = {}
         self.steps: deque[StepMetrics] = deque(maxlen=keep)
         self.totals = Totals()
-        self._since = Counter()  # the last step was done
+        self._of_steps: dict[int, Counter] = defaultdict(Counter)  # that are not done: what happened in them so far
         self._done: tuple[StepDone, Counter] | None = None  # the last step, and what happened in it
 
     def on(self, event: Event) -> None:
         """One event."""
         if isinstance(event, StepDone):
-            self._done, self._since = (event, self._since), Counter()
+            self._done = event, self._happened_until(event.step)
             self.totals.steps += 1
         elif isinstance(event, Arrived):
             self.requests[event.request] = RequestMetrics(event.prompt_tokens, event.time)
@@ -147,13 +150,34 @@ class Metrics:
         elif isinstance(event, RequestEvent) and (request := self.requests.get(event.request)):
             self._of_request(event, request)
 
+    def on_progress(self, several: Sequence[Progress]) -> None:
+        """What one step brought to several requests."""
+        computed = said = 0
+        for _, time, name, _, tokens, _, new in several:
+            request = self.requests.get(name)
+            if request is None:
+                continue
+            computed += tokens
+            if new:
+                if request.first_token is None:
+                    request.first_token = time
+                request.last_token = time
+                request.output_tokens += len(new)
+                said += len(new)
+        self.totals.computed_tokens += computed
+        self.totals.output_tokens += said
+        if several:
+            self._of_steps[several[0].step]["output"] += said
+
     def step_took(self, seconds: dict[str, float]) -> None:
-        """The step whose `StepDone` came last took so long, by phase."""
-        done, since = self._done
+        """The step whose `StepDone` came last took so long, by phase. Nothing, if none came since."""
+        if self._done is None:
+            return
+        (done, happened), self._done = self._done, None
         self.steps.append(
             StepMetrics(
-                done.step, done.time, done.phase, seconds, done.tokens, since["output"], done.sequences, done.running,
-                done.waiting, done.blocks_used, done.blocks, since["hit"], since["preempted"],
+                done.step, done.time, done.phase, seconds, done.tokens, happened["output"], done.sequences,
+                done.running, done.waiting, done.blocks_used, done.blocks, happened["hit"], happened["preempted"],
             )
         )  # fmt: skip
         self.totals.seconds.update(seconds)
@@ -165,30 +189,32 @@ class Metrics:
 
     def _of_request(self, event: RequestEvent, request: RequestMetrics) -> None:
         totals = self.totals
-        if isinstance(event, Token):
-            if request.first_token is None:
-                request.first_token = event.time
-            request.last_token = event.time
-            request.output_tokens += 1
-            totals.output_tokens += 1
-            self._since["output"] += 1
-        elif isinstance(event, Computed):
-            totals.computed_tokens += event.tokens
+        if isinstance(event, Computed):  # of a scheduler that writes these down one by one
+            self.on_progress([Progress(event.step, event.time, event.request, event.start, event.tokens, 0, ())])
+        elif isinstance(event, Token):
+            self.on_progress([Progress(event.step, event.time, event.request, 0, 0, 0, (event.token,))])
         elif isinstance(event, Admitted):
             if request.admitted is None:
                 request.admitted, request.hit_tokens = event.time, event.hit_tokens
             totals.hit_tokens += event.hit_tokens
-            self._since["hit"] += event.hit_tokens
+            self._of_steps[event.step]["hit"] += event.hit_tokens
         elif isinstance(event, Preempted):
             request.preemptions += 1
             request.lost_tokens += event.lost
             totals.preemptions += 1
             totals.lost_tokens += event.lost
-            self._since["preempted"] += 1
+            self._of_steps[event.step]["preempted"] += 1
         elif isinstance(event, Finished | Failed | Aborted):
             request.ended = event.time
             kind = {Finished: "finished", Failed: "failed", Aborted: "aborted"}[type(event)]
             setattr(totals, kind, getattr(totals, kind) + 1)
+
+    def _happened_until(self, step: int) -> Counter:
+        """In this step, and in those before it that were never done."""
+        happened = Counter()
+        for number in [number for number in self._of_steps if number <= step]:
+            happened += self._of_steps.pop(number)
+        return happened
 
 
 def _between(start: float, end: float | None) -> float | None:

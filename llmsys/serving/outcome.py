@@ -2,7 +2,7 @@
 
 from collections.abc import Set
 
-from llmsys.serving.plan import Output, StepPlan, StepResult
+from llmsys.serving.plan import Output, StepPlan, StepResult, Work
 from llmsys.serving.request import Request
 
 
@@ -10,47 +10,60 @@ def check_result(plan: StepPlan, result: StepResult) -> dict[str, Output]:
     """The outputs by their requests' ids. ValueError, in words, where they cannot have come of the plan."""
     if result.step != plan.step:
         raise ValueError(f"result must be of step {plan.step}, got one of step {result.step}")
-    planned = {work.request: work for work in plan.work}
     outputs = {output.request: output for output in result.outputs}
     if len(outputs) < len(result.outputs):
         raise ValueError("result.outputs must have one for each request, got two for one")
-    for name, output in outputs.items():
-        if name not in planned:
-            raise ValueError(f"result.outputs: step {plan.step} has no work for a request {name!r}")
-        work, got = planned[name], len(output.tokens)
-        if output.error is not None:
-            continue
-        if got > work.logits:
-            raise ValueError(f"result.outputs: {name!r} can have at most {work.logits} tokens of this step, got {got}")
-        if tuple(output.tokens[:-1]) != work.guesses[: max(0, got - 1)]:
-            raise ValueError(
-                f"result.outputs: the tokens of {name!r} must be guesses that were right and one more, got "
-                f"{output.tokens} where {work.guesses} were guessed: the cache holds keys and values of the guesses"
-            )
-        if output.logprobs is not None and len(output.logprobs) != got:
-            raise ValueError(
-                f"result.outputs: {name!r} must have a logprob for each of {got} tokens, got {len(output.logprobs)}"
-            )
-    if missing := [work.request for work in plan.work if work.logits and work.request not in outputs]:
+    missing, found = [], 0
+    for work in plan.work:
+        output = outputs.get(work.request)
+        if output is not None:
+            found += 1
+            if output.error is None:
+                _check_output(work, output)
+        elif work.logits:
+            missing.append(work.request)
+    if found < len(outputs):
+        name = next(iter(outputs.keys() - {work.request for work in plan.work}))
+        raise ValueError(f"result.outputs: step {plan.step} has no work for a request {name!r}")
+    if missing:
         raise ValueError(f"result.outputs must have one for each request with logits; there is none for {missing}")
     return outputs
+
+
+def _check_output(work: Work, output: Output) -> None:
+    got = len(output.tokens)
+    if got > work.logits:
+        raise ValueError(
+            f"result.outputs: {work.request!r} can have at most {work.logits} tokens of this step, got {got}"
+        )
+    if got > 1 and tuple(output.tokens[:-1]) != work.guesses[: got - 1]:
+        raise ValueError(
+            f"result.outputs: the tokens of {work.request!r} must be guesses that were right and one more, got "
+            f"{output.tokens} where {work.guesses} were guessed: the cache holds keys and values of the guesses"
+        )
+    if output.logprobs is not None and len(output.logprobs) != got:
+        raise ValueError(
+            f"result.outputs: {work.request!r} must have a logprob for each of {got} tokens, got {len(output.logprobs)}"
+        )
 
 
 def accept(request: Request, output: Output, eos_ids: Set[int]) -> tuple[tuple[int, ...], str | None]:
     """Adds what the model said after all known tokens, up to a token that ends the request: what counts of it, and the
     reason to end, if there is one ("stop" or "length"). Sets what is computed now."""
-    accepted, reason = 0, None
-    while reason is None and accepted < len(output.tokens):
-        request.tokens.append(output.tokens[accepted])
-        accepted += 1
+    said, reason = output.tokens, None
+    for accepted, token in enumerate(said, 1):
+        request.tokens.append(token)
         reason = reason_to_end(request, eos_ids)
+        if reason is not None:
+            said = said[:accepted]
+            break
     if output.logprobs is not None:
-        request.logprobs += output.logprobs[:accepted]
+        request.logprobs += output.logprobs[: len(said)]
     if reason == "stop":
         request.stop_token = request.tokens[-1]
     # The newest is not computed yet. If there is none, the last is computed once more, to say what is next.
     request.computed = len(request.tokens) - 1
-    return tuple(output.tokens[:accepted]), reason
+    return tuple(said), reason
 
 
 def reason_to_end(request: Request, eos_ids: Set[int]) -> str | None:

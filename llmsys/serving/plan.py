@@ -10,24 +10,31 @@
 Both are frozen and made of plain values: they can be pickled to another process, kept, replayed, or made up in a test.
 A plan says all that a runner needs, so that a runner remembers nothing of a request but what it likes to keep.
 
+**A plan may be made while the step before it runs.** The newest token of a request that decodes is then not known yet,
+and has a place-holder in its work, which the runner fills with what it draws for that request in the step before.
+
 **A result brings from 0 to `logits` tokens a request.** None where a chunk ends before the known tokens do; one for the
 last chunk or a decode; and where the last k of a work's tokens are guesses, `logits` is k + 1 and the result has those
 that the model agreed with and the model's own next one. What was computed for the others is rolled back.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmsys.cache.block_table import Copy
 from llmsys.serving.sampling_params import SamplingParams
 
+PLACEHOLDER = -1
+"""In `Work.tokens`: the token that the step before draws for this request, which was not known when the plan was made.
+The runner has it on the device."""
 
-@dataclass(frozen=True)
-class Work:
-    """What a step computes of one request; a `llmsys.cache.Chunk` takes it as it is."""
+
+class Work(NamedTuple):
+    """What a step computes of one request; a `llmsys.cache.Chunk` takes it as it is, once there is no place-holder."""
 
     request: str  #  its id
     tokens: tuple[int, ...]
-    """At least one. The last logits − 1 of them are guesses, if logits is above 1."""
+    """At least one. The last logits − 1 of them are guesses, if logits is above 1. A PLACEHOLDER stands alone."""
     computed: int
     """How many of the request's tokens are in the cache: where `tokens` begin."""
     blocks: tuple[int, ...]
@@ -71,8 +78,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What a step says of one request: tokens, or an error (as logits that are NaN), which ends this request alone."""
 
     request: str

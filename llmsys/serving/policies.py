@@ -59,6 +59,8 @@ class Policy(Protocol):
 
         `running` is in the order of admission, `head` the request that would be admitted next, and `budget` the tokens
         of a step. As long as anything is running, some turn must have it in `compute`; if nothing is, one must admit.
+        While a step runs, the next one is planned as if that were done, of what can be known (`Request.remaining`);
+        if there is nothing to compute in any turn, turns are asked for again when it is.
         """
         ...
 
@@ -107,8 +109,10 @@ class StallFree:
     """What decodes, then pieces of prompts as far as the step's tokens go."""
 
     def turns(self, running: Sequence[Request], head: Request | None, budget: int) -> Iterator[Turn]:
-        decodes = [each for each in running if not each.in_prefill]
-        yield Turn([*decodes, *(each for each in running if each.in_prefill)], admit=True)
+        decodes, prompts = [], []
+        for each in running:
+            (prompts if each.in_prefill else decodes).append(each)
+        yield Turn(decodes + prompts, admit=True)
 
 
 POLICIES: dict[str, type] = {

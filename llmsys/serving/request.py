@@ -12,6 +12,10 @@ nothing is left to compute, the last one's logits say one more, which is then kn
 So prefill, decoding, a preempted request's second try and a prefix hit are one thing, "computed catches up with known",
 and there are no phases to get wrong. Guesses of a speculative decoder (`draft`) are computed along with what is known,
 and become known if the model agrees.
+
+**While a step runs**, it is certain how much more will be computed (`under_way`), and that a token will come of it
+(`expected`), though not which. So the step after it can be planned as if it were done: `remaining` counts both. A token
+is taken for expected although the request may end, or fail, instead: then what was planned for it came to nothing.
 """
 
 from collections.abc import Sequence
@@ -64,14 +68,20 @@ class Request:
     stop_token: int | None = field(default=None, init=False)
     """The end or stop token that ended it: the last of `tokens`."""
     error: str | None = field(default=None, init=False)
+    under_way: int = field(default=0, init=False, repr=False)
+    """How many tokens more the steps will compute that are planned and not done, guesses among them."""
+    expected: int = field(default=0, init=False, repr=False)
+    """How many of these steps will say a token."""
     limit: int = field(default=0, init=False)
     """Tokens that it can have, prompt included; the scheduler sets it when the request is added."""
     draft: tuple[int, ...] = field(default=(), init=False, repr=False)
-    """Guesses at the tokens after the known ones, for the next step."""
+    """Guesses at the tokens after the known ones, for the next step that has room for them."""
     logprobs: list[TokenLogprobs] = field(default_factory=list, init=False, repr=False)
     """One for each generated token, where they were asked for."""
     order: int = field(default=0, init=False, repr=False)
     """Its place in the order of arrival."""
+    was_planned: bool = field(default=False, init=False, repr=False)
+    """Some plan had work of it: its end is told to the runner."""
 
     def __post_init__(self):
         if not isinstance(self.id, str) or not self.id:
@@ -96,13 +106,15 @@ class Request:
 
     @property
     def remaining(self) -> int:
-        """Known tokens that are not computed. At least 1 until the request ends: what is next is not known before."""
-        return len(self.tokens) - self.computed
+        """Tokens that are known and not computed, when all that is planned is done. At least 1 until the request ends,
+        for what is next is not known before; below 1 while guesses are under way, for nobody knows which will hold."""
+        return len(self.tokens) + self.expected - self.computed - self.under_way
 
     @property
     def in_prefill(self) -> bool:
-        """It has more to compute than its newest token, or has said nothing yet."""
-        return self.remaining > 1 or self.num_generated == 0
+        """It has more to compute than its newest token, or has said nothing yet, when all that is planned is done."""
+        known = len(self.tokens) + self.expected
+        return known - self.computed - self.under_way > 1 or known == len(self.prompt)
 
     @property
     def ended(self) -> bool:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llmsys.serving.metrics import RequestMetrics
 from llmsys.serving.plan import TokenLogprobs
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """What a step added to one answer: the pieces of `text` joined are the answer's."""
 
     id: str  #  the response's

@@ -6,7 +6,8 @@
         scheduler.update(plan, runner(plan))
 
 It has one rule, **computed catches up with known** (`request`), under two limits: tokens in a step, and requests that
-run side by side. Which of them compute in a step is the policy's to say (`policies`); all else is here:
+run side by side. Which of them compute in a step is the policy's to say (`policies`), how requests come and leave
+stands in `roster`; all else is here:
 
 1.  Running requests go on, in the order of the policy's turn. If one needs a block and none is free, the request that
     was admitted last is **preempted**: it loses its blocks, and waits in its old place of the queue until its tokens,
@@ -22,6 +23,14 @@ run side by side. Which of them compute in a step is the policy's to say (`polic
 
 Guesses of a speculative decoder only take what is left over: no block is taken from anybody for them.
 
+**A step ahead.** While a step runs, the next one can be planned, so that the device need not wait for the host between
+two. Its plan is made as if the step were done (`Request.remaining`), with place-holders for the tokens that it will
+say. Certain is what does not depend on these: that a request has all its tokens by then, and is in no further plan; how
+many blocks the others need. Where these would have to be taken from somebody, there is no plan ahead. What depends on
+them is known a step later: after its end token, or a stop string, or an error, a request is in the step that runs by
+then, and what comes of that is left out, as it is for one that is aborted. Nothing shows that it was computed: it is
+written behind the request's tokens, in no block that others can hit.
+
 In vLLM this is Scheduler (schedule, update_from_output) with KVCacheManager.allocate_slots. There, too, an admitted
 request goes to the end of the running ones, and the last is preempted.
 """
@@ -29,33 +38,25 @@ request goes to the end of the running ones, and the last is preempted.
 import math
 import time
 from bisect import insort
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import OutOfBlocks
 from llmsys.models.sampling import whole_number
-from llmsys.serving.admission import entrance, other_answers, take_blocks, token_limit, waits_for_parent
-from llmsys.serving.events import (
-    Aborted,
-    Admitted,
-    Arrived,
-    Computed,
-    EventLog,
-    Failed,
-    Finished,
-    Preempted,
-    RequestEvent,
-    StepDone,
-    Token,
-)
+from llmsys.serving.admission import entrance, take_blocks, waits_for_parent
+from llmsys.serving.events import Admitted, EventLog, Preempted, Progress, StepDone
 from llmsys.serving.outcome import accept, check_result
 from llmsys.serving.plan import Output, StepPlan, StepResult
 from llmsys.serving.policies import Policy, Turn, as_policy
 from llmsys.serving.request import Request, Status
+from llmsys.serving.roster import Roster
 from llmsys.serving.step import Step
 
+NOTHING = Output("")  # is said of a request that has more to compute first
 
-class Scheduler:
+
+class Scheduler(Roster):
     """Plans steps for one runner, and takes in their results. It knows tokens and blocks, and no tensor.
 
     Parameters
@@ -81,6 +82,9 @@ class Scheduler:
         Seconds, for the events.
     """
 
+    plans_ahead = True
+    """`plan` may be called while the result of the plan before is awaited."""
+
     def __init__(
         self,
         pool: BlockPool,
@@ -105,104 +109,68 @@ class Scheduler:
             raise ValueError(f"watermark must be a share of the pool, from 0 to below 1, got {watermark}")
         if max_model_len is not None:
             whole_number("max_model_len", max_model_len, at_least=2)
-        self.pool, self.policy, self.max_model_len = pool, as_policy(policy), max_model_len
+        super().__init__(pool, max_model_len, EventLog() if events is None else events, clock)
+        self.policy = as_policy(policy)
         self.reserve = math.ceil(watermark * (pool.num_blocks - 1))  # blocks
         self.eos_ids = frozenset(eos_ids)
-        self.events = EventLog() if events is None else events
-        self.clock = clock
-        self.requests: dict[str, Request] = {}  # those that have not ended
-        self.waiting: list[Request] = []  # in the order of arrival
-        self.running: list[Request] = []  # in the order of admission
-        self.steps_done = 0  # the number of the next plan, or of the one whose result is awaited
-        self._arrivals = 0
-        self._planned: Step | None = None  # whose result is awaited
-        self._ended: list[str] = []  # since the last plan
-
-    @property
-    def has_unfinished(self) -> bool:
-        return bool(self.requests)
-
-    # Requests come and go
-
-    def add(self, request: Request) -> list[Request]:
-        """Puts a new request in the queue. If its `sampling.n` is above 1, that becomes 1, and further requests wait
-        for the other answers: "a.1", "a.2" … for "a". Returns all n.
-
-        ValueError, and nothing has changed, where it can never fit, was added before, or an id is in use.
-        """
-        limit = token_limit(request, self.pool, self.max_model_len)
-        if request.order:
-            raise ValueError(f"request {request.id!r} has been added before: make a new one")
-        answers = [request, *other_answers(request)]
-        for each in answers:
-            if each.id in self.requests:
-                raise ValueError(f"request {each.id!r} is in use by one that has not ended: give another id")
-        request.sampling = request.sampling.of_answer(0)
-        for each in answers:
-            self._arrivals += 1
-            each.order, each.limit = self._arrivals, limit
-            if each.arrival is None:
-                each.arrival = self.clock()
-            self.requests[each.id] = each
-            self.waiting.append(each)
-            self._note(Arrived, each, prompt_tokens=len(each.prompt), parent=each.parent and each.parent.id)
-        return answers
-
-    def propose(self, request_id: str, draft: Sequence[int]) -> None:
-        """Guesses at a request's next tokens, for the next step: as many as it has room for are computed, none else.
-
-        KeyError where no such request is unfinished.
-        """
-        self.requests[request_id].draft = tuple(whole_number("draft's tokens", token, at_least=0) for token in draft)
-
-    def abort(self, request_id: str) -> bool:
-        """Ends a request, whatever it is doing. False if it had ended, or never was."""
-        return self._end(request_id, Status.ABORTED)
-
-    def finish(self, request_id: str, reason: str = "stop") -> bool:
-        """Ends a request that has all it needs, as the caller can tell: a text that was to stop it. Else as `abort`."""
-        return self._end(request_id, Status.FINISHED, reason=reason)
+        self._under_way: deque[Step] = deque()  # two at most, whose results are awaited
+        self._last_done = -math.inf  # when
 
     # Before a step
 
     def plan(self) -> StepPlan | None:
         """The next step, or None when all requests have ended.
 
-        ValueError while a plan's result has not been taken in. RuntimeError where requests are left, and a policy
-        of your own lets none of them compute.
+        While a result is awaited, the step after that; None where it must be known first. ValueError while two are
+        awaited. RuntimeError where requests are left, and a policy of your own lets none of them compute.
         """
-        if self._planned is not None:
+        ahead, number = len(self._under_way), self.steps_done + len(self._under_way)
+        if ahead > 1:
             raise ValueError(f"plan: the result of step {self.steps_done} has not been taken in: call update first")
-        step = Step(self.max_tokens_per_step, self.clock())
+        if ahead and not self._room_for_all():
+            return None
+        step = Step(number, self.max_tokens_per_step, self.clock())
         head = next((each for each in self.waiting if not waits_for_parent(each)), None)
         for turn in self.policy.turns(tuple(self.running), head, self.max_tokens_per_step):
-            self._go_on(turn, step)
+            self._go_on([each for each in turn.compute if _goes_on(each)] if ahead else turn.compute, turn, step)
             if turn.admit and not step.preempted:
                 self._admit(turn, step)
             if step.shares:
                 break
         else:
-            self._check_nothing_is_left()
+            if not ahead:
+                self._check_nothing_is_left()
             return None
-        ended, self._planned, self._ended = self._ended, step, []
-        return step.finish(self.steps_done, self.pool, ended)
+        ended, self._ended = self._ended, []
+        self._under_way.append(step)
+        return step.begin(self.pool, ended)
 
-    def _go_on(self, turn: Turn, step: Step) -> None:
-        for i, request in enumerate(turn.compute):
-            behind = len(turn.compute) - i - 1  # each of whom must have a token
+    def _room_for_all(self) -> bool:
+        """Nobody has to be preempted for another token of each: it needs one block at most."""
+        free = self.pool.free_blocks
+        if len(self.running) <= free:
+            return True
+        known = ((each.table, len(each.tokens) + each.expected) for each in self.running if _goes_on(each))
+        return sum(self.pool.blocks_for(tokens) > len(table.blocks) for table, tokens in known) <= free
+
+    def _go_on(self, requests: Sequence[Request], turn: Turn, step: Step) -> None:
+        behind = len(requests)
+        for request in requests:
+            behind -= 1  # each of whom must have a token
             if request.status is not Status.RUNNING:
                 continue  # preempted, by one before it
             n = turn.tokens(request.remaining, step.left - behind, self.max_tokens_per_step)
             if n > 0 and self._make_room(request, step):
                 step.add(request, n)
         for share in step.shares.values():
-            step.guess(share, self.pool)
+            if share.request.draft:
+                step.guess(share, self.pool)
 
     def _make_room(self, request: Request, step: Step) -> bool:
         """Slots for all its known tokens, if need be from others. False if it had to be preempted itself."""
         while True:
             try:
-                step.copies += self.pool.extend(request.table, len(request.tokens))
+                step.copies += self.pool.extend(request.table, len(request.tokens) + request.expected)
                 return True
             except OutOfBlocks:
                 newest = self.running[-1]
@@ -212,7 +180,7 @@ class Scheduler:
 
     def _preempt(self, request: Request, step: Step) -> None:
         step.drop(request)
-        self._note(Preempted, request, lost=request.computed)
+        self._note(Preempted, request, step=step.number, lost=request.computed)
         self._release(request)
         request.computed, request.draft, request.status = 0, (), Status.WAITING
         insort(self.waiting, request, key=lambda each: each.order)
@@ -233,8 +201,8 @@ class Scheduler:
                 return
             self.waiting.remove(request)
             self.running.append(request)
-            request.status = Status.RUNNING
-            self._note(Admitted, request, hit_tokens=found.computed, shared=found.shared)
+            request.status, request.was_planned = Status.RUNNING, True
+            self._note(Admitted, request, step=step.number, hit_tokens=found.computed, shared=found.shared)
             step.add(request, n)
 
     def _check_nothing_is_left(self) -> None:
@@ -246,72 +214,93 @@ class Scheduler:
 
     # After a step
 
+    def awaits(self, plan: StepPlan) -> bool:
+        """Whether its result is awaited by anybody: a request that has not ended since."""
+        return any(step.plan is plan and step.counts for step in self._under_way)
+
+    def forget(self, plan: StepPlan) -> None:
+        """Nobody awaits its result, which is never taken in. ValueError if it is not the first one that is awaited."""
+        self._first(plan)
+        self._done_with_the_first()
+
     def update(self, plan: StepPlan, result: StepResult) -> None:
         """Takes in what came of a plan. Requests that ended in the meantime are left out.
 
-        ValueError, and nothing has changed, where the result is not one of this plan, or the plan is not the last one.
+        ValueError, and nothing has changed, where the result is not one of this plan, or a result that is awaited comes
+        before it.
         """
-        step = self._planned
-        if step is None or plan != step.plan:
-            raise ValueError("plan must be the last one that was made, whose result has not been taken in yet")
+        step = self._first(plan)
         outputs = check_result(plan, result)
+        later = self._under_way[1] if len(self._under_way) > 1 else None
+        now, news, computed, kinds = self.clock(), [], [], set()
         for work in plan.work:
-            request, output = self.requests.get(work.request), outputs.get(work.request, Output(work.request))
-            if request is None or request.status is not Status.RUNNING:
-                continue  # aborted since, and perhaps come again
-            request.draft = ()
-            if output.error is not None:
-                self._end(request.id, Status.FAILED, error=output.error)
-                continue
-            guesses = len(work.guesses)
-            self._note(Computed, request, start=work.computed, tokens=len(work.tokens), guesses=guesses)
-            if work.logits:
-                self._take_in(request, output)
-            else:
-                request.computed = work.end
-        self._planned = None
+            share, output = step.shares.get(work.request), outputs.get(work.request, NOTHING)
+            if share is None or share.request.status is not Status.RUNNING:
+                continue  # ended since, and perhaps another one came with its id
+            request, tokens = share.request, len(work.tokens)
+            computed.append(tokens)
+            kinds.add(share.prefill)
+            reason, said = None, ()
+            if output.error is None:
+                request.under_way -= tokens
+                if work.logits:
+                    request.expected -= 1
+                    said, reason = self._take_in(request, output, later, guesses=work.logits - 1)
+                else:
+                    request.computed = work.end
+                guesses = max(0, work.logits - 1)
+                news.append(Progress(step.number, now, work.request, work.computed, tokens, guesses, said))
+            if reason is not None or output.error is not None:
+                self.events.add_progress(news)  # which was before
+                news = []
+                status = Status.FINISHED if output.error is None else Status.FAILED
+                self._end(request.id, status, reason=reason, error=output.error, now=now)
+        self.events.add_progress(news)
+        if computed:
+            self._note_done(step, sum(computed), len(computed), kinds)
+        self._done_with_the_first()
+
+    def _take_in(
+        self, request: Request, output: Output, later: Step | None, guesses: int
+    ) -> tuple[tuple[int, ...], str | None]:
+        """All known tokens are computed; these come next: those that count, and the reason to end, if there is one."""
+        said, reason = accept(request, output, self.eos_ids)
+        if request.draft:
+            held = not guesses and said == request.draft[:1]  # proposed too late for this step, and right so far
+            request.draft = request.draft[1:] if held else ()
+        if not said and later is not None:
+            later.void(request)
+        table, known = request.table, len(request.tokens)
+        if request.computed // self.pool.block_size > len(table.prefixes) and said:
+            self.pool.register(table, request.tokens, request.computed)
+        if reason is None and table.length > known:
+            self.pool.truncate(table, known)
+        return said, reason
+
+    def _note_done(self, step: Step, tokens: int, sequences: int, kinds: set[bool]) -> None:
+        phase = "mixed" if len(kinds) == 2 else "prefill" if True in kinds else "decode"
         used, blocks = self.pool.stats.used, self.pool.num_blocks - 1
-        counts = (plan.num_tokens, len(plan.work), len(self.running), len(self.waiting), used, blocks)
+        counts = (tokens, sequences, len(self.running), len(self.waiting), used, blocks)
         now = self.clock()
-        self.events.add(StepDone(self.steps_done, now, now - step.began, step.phase, *counts))
+        seconds = now - max(step.began, self._last_done)
+        self.events.add(StepDone(step.number, now, seconds, phase, *counts))
+        self._last_done = now
+
+    def _first(self, plan: StepPlan) -> Step:
+        step = self._under_way[0] if self._under_way else None
+        if step is None or (plan is not step.plan and plan != step.plan):
+            raise ValueError(
+                "plan must be the last one that was made, or the one before it, if neither's result has been taken in"
+            )
+        return step
+
+    def _done_with_the_first(self) -> None:
+        self._under_way.popleft()
         self.steps_done += 1
 
-    def _take_in(self, request: Request, output: Output) -> None:
-        """All known tokens are computed; these come next."""
-        accepted, reason = accept(request, output, self.eos_ids)
-        for token in accepted:
-            self._note(Token, request, token=token)
-        if accepted:
-            self.pool.register(request.table, request.tokens, request.computed)
-        if reason:
-            self._end(request.id, Status.FINISHED, reason=reason)
-        elif request.table.length > len(request.tokens):
-            self.pool.truncate(request.table, len(request.tokens))
 
-    # How requests leave
-
-    def _end(self, request_id: str, status: Status, *, reason: str | None = None, error: str | None = None) -> bool:
-        request = self.requests.pop(request_id, None)
-        if request is None:
-            return False
-        if request.status is Status.RUNNING:
-            self._release(request)
-        else:
-            self.waiting.remove(request)
-        request.status, request.reason, request.error, request.draft = status, reason, error, ()
-        self._ended.append(request.id)
-        if status is Status.FINISHED:
-            self._note(Finished, request, reason=reason, generated=request.num_generated)
-        elif status is Status.FAILED:
-            self._note(Failed, request, error=error)
-        else:
-            self._note(Aborted, request)
-        return True
-
-    def _release(self, request: Request) -> None:
-        self.running.remove(request)
-        self.pool.free(request.table)
-        request.table = None
-
-    def _note(self, kind: type[RequestEvent], request: Request, **details: object) -> None:
-        self.events.add(kind(self.steps_done, self.clock(), request.id, **details))
+def _goes_on(request: Request) -> bool:
+    """It will have more to compute when what is under way is done, whatever the tokens are that it says."""
+    known = len(request.tokens) + request.expected
+    # Guesses follow what is known, so one that has some waits until it is.
+    return known < request.limit and request.remaining > 0 and not (request.expected and request.draft)

@@ -2,8 +2,12 @@
 
 Requests arrive (some share prompts, some want several answers), are aborted, stop, are guessed ahead of, fail, and
 preempt each other in a pool that is too small for them; results bring anything from no token to all that were guessed.
-After every step the machine looks at what must always be true, and in the end at what each request got.
+Some steps are planned while the one before them is under way, and requests come and go then, too. After every step the
+machine looks at what must always be true, and in the end at what each request got.
 """
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import settings
@@ -22,6 +26,7 @@ from llmsys.serving.events import (
     StepDone,
     Token,
 )  # fmt: skip
+from llmsys.serving.plan import PLACEHOLDER, StepPlan
 from llmsys.serving.policies import POLICIES
 from llmsys.serving.request import Request, Status
 from llmsys.serving.sampling_params import SamplingParams
@@ -42,8 +47,24 @@ SAMPLING = st.builds(
 )
 
 
+@dataclass
+class UnderWay:
+    """A plan whose result is awaited."""
+
+    plan: StepPlan
+    requests: dict[str, Request]  #  that it was made for
+    void: set[str] = field(default_factory=set)  #  of these, those whose place-holder stands for no token
+
+    def work_of(self, request):
+        """What still counts."""
+        if request.ended or self.requests.get(request.id) is not request or request.id in self.void:
+            return None
+        return next(work for work in self.plan.work if work.request == request.id)
+
+
 class Schedules(RuleBasedStateMachine):
     policy = "stall-free"
+    seen: Counter
 
     @initialize(
         blocks=st.integers(1, 3) | st.integers(6, 16),
@@ -65,7 +86,7 @@ class Schedules(RuleBasedStateMachine):
         self.takes: list[int] = []  # how many tokens the next results bring less than they could
         self.runner = MadeUpRunner(blocks + 1, block_size, self.salts, self.fewer)
         self.everyone: list[Request] = []
-        self.plan = None
+        self.under_way: deque[UnderWay] = deque()
         self.steps = self.gifts = 0  # steps taken; results that brought less than a token
         self.names = 0
 
@@ -130,38 +151,65 @@ class Schedules(RuleBasedStateMachine):
 
     # Steps
 
-    @precondition(lambda self: self.plan is None)
+    @precondition(lambda self: len(self.under_way) < 2)
     @rule()
     def plan_a_step(self):
-        scheduler = self.scheduler
+        scheduler, ahead = self.scheduler, len(self.under_way)
         was_running = list(scheduler.running)
+        before = {each.id: self.planned(each) for each in [*scheduler.running, *scheduler.waiting]}
+        going_on = [each for each in was_running if self.goes_on(each)]
+        slots = [each.table.length for each in was_running]
         seen = len(scheduler.events)
-        self.plan = scheduler.plan()
+        plan = scheduler.plan()
         events = list(scheduler.events)[seen:]
-        if self.plan is None:
-            assert not scheduler.has_unfinished and not events
+        if plan is None:
+            assert ahead or not scheduler.has_unfinished
+            assert not events and slots == [each.table.length for each in scheduler.running], "nothing has changed"
+            self.seen["none ahead"] += ahead
             return
-        with pytest.raises(ValueError, match="has not been taken in"):
-            scheduler.plan()
-        assert self.plan.step == self.steps
+        self.under_way.append(UnderWay(plan, {each.request: scheduler.requests[each.request] for each in plan.work}))
+        self.seen["ahead"] += ahead
+        if ahead:
+            with pytest.raises(ValueError, match="has not been taken in"):
+                scheduler.plan()
+        assert plan.step == self.steps + ahead
         admitted = [each for each in events if isinstance(each, Admitted)]
         preempted = [each.request for each in events if isinstance(each, Preempted)]
-        assert len(events) == len(admitted) + len(preempted)
-        self.check_work(admitted)
+        assert len(events) == len(admitted) + len(preempted) and {each.step for each in events} <= {plan.step}
+        assert not (ahead and preempted), "a plan ahead preempts nobody"
+        self.check_work(plan, before, admitted)
         self.check_who_enters_and_who_goes(was_running, admitted, preempted)
-        self.check_policy(was_running, admitted, preempted)
+        self.check_policy(plan, before, was_running, going_on, admitted, preempted)
 
-    def check_work(self, admitted):
-        work = {each.request: each for each in self.plan.work}
-        assert sum(len(each.tokens) for each in self.plan.work) == self.plan.num_tokens <= self.budget
+    def planned(self, request):
+        """(known, computed) when all that is under way is done."""
+        works = [work for each in self.under_way if (work := each.work_of(request))]
+        known = len(request.tokens) + sum(work.logits > 0 for work in works)
+        return known, request.computed + sum(len(work.tokens) for work in works)
+
+    def goes_on(self, request):
+        """What it computes next is certain, but for the token."""
+        works = [work for each in self.under_way if (work := each.work_of(request)) and work.logits]
+        known, _ = self.planned(request)
+        return known < request.limit and not any(work.guesses for work in works) and not (works and request.draft)
+
+    def check_work(self, plan, before, admitted):
+        work = {each.request: each for each in plan.work}
+        assert sum(len(each.tokens) for each in plan.work) == plan.num_tokens <= self.budget
         assert len(self.scheduler.running) <= self.sequences
-        for each in self.plan.work:
+        entered = {each.request: each.hit_tokens for each in admitted}
+        for each in plan.work:
             request = self.scheduler.requests[each.request]
-            assert request.status is Status.RUNNING and each.computed == request.computed
+            known, computed = before[each.request]
+            computed = entered.get(each.request, computed)
+            assert request.status is Status.RUNNING and each.computed == computed
             end = each.end - len(each.guesses)
-            assert each.computed < end <= len(request.tokens), "no work beyond known tokens"
-            assert each.tokens == (*request.tokens[each.computed : end], *each.guesses)
-            assert each.logits == (1 + len(each.guesses) if end == len(request.tokens) else 0)
+            assert computed < end <= known < request.limit, "no work beyond tokens that will be known"
+            if computed == len(request.tokens):
+                assert each.tokens == (PLACEHOLDER,)
+            else:
+                assert each.tokens == (*request.tokens[computed:end], *each.guesses)
+            assert each.logits == (1 + len(each.guesses) if end == known else 0)
             assert each.guesses == request.draft[: len(each.guesses)]
             assert list(each.blocks) == request.table.blocks[: self.pool.blocks_for(each.end)]
         for event in admitted:
@@ -185,49 +233,80 @@ class Schedules(RuleBasedStateMachine):
                 assert each.order > last or first_answer, "first come, first served"
         assert not was_running or len(preempted) < len(was_running), "the oldest is never preempted"
 
-    def check_policy(self, was_running, admitted, preempted):
-        requests = [self.scheduler.requests[each.request] for each in self.plan.work]
+    def check_policy(self, plan, before, was_running, going_on, admitted, preempted):
+        entered = {each.request for each in admitted}
         if self.policy == "static":
             assert not (admitted and was_running), "nobody joins a batch"
         if self.policy in ("static", "orca"):
-            for each in self.plan.work:
+            for each in plan.work:
                 assert each.logits or len(each.tokens) == self.budget, "only what is longer than a step is cut"
         if self.policy == "alternating":
-            entered = {each.request for each in admitted}
-            assert len({each.in_prefill or each.id in entered for each in requests}) == 1, "a step of one kind"
+            kinds = set()
+            for each in plan.work:
+                (known, computed), prompt = before[each.request], len(self.scheduler.requests[each.request].prompt)
+                kinds.add(known - computed > 1 or known == prompt or each.request in entered)
+            assert len(kinds) == 1, "a step of one kind"
         if self.policy == "stall-free":
-            left_out = {each.id for each in was_running} - {each.request for each in self.plan.work}
+            left_out = {each.id for each in going_on} - {each.request for each in plan.work}
             assert left_out == set(preempted), "no decode is left out"
 
-    @precondition(lambda self: self.plan is not None)
-    @rule(takes=st.lists(st.sampled_from([0, 0, 0, 1, 2]), max_size=4), fault=st.integers(0, 15))
-    def run_it(self, takes, fault):
+    @precondition(lambda self: self.under_way)
+    @rule(takes=st.lists(st.sampled_from([0, 0, 0, 1, 2]), max_size=4), fault=st.integers(0, 15), forget=st.booleans())
+    def run_it(self, takes, fault, forget):
         self.takes = takes
-        work = self.plan.work
-        poison = work[fault].request if fault < len(work) else None
-        result = self.runner(self.plan, poison)
-        seen = len(self.scheduler.events)
-        computing = {each.request for each in work if each.request in self.scheduler.requests}
-        computing &= {each.id for each in self.scheduler.running}
-        self.scheduler.update(self.plan, result)
-        *events, done = list(self.scheduler.events)[seen:]
-        assert isinstance(done, StepDone) and done.step == self.steps and done.tokens == self.plan.num_tokens
-        assert done.blocks_used == self.pool.stats.used and done.sequences == len(work)
-        assert {each.request for each in events if isinstance(each, Computed | Failed)} == computing
+        first, scheduler = self.under_way[0], self.scheduler
+        plan, later = first.plan, self.under_way[1] if len(self.under_way) > 1 else None
+        poison = plan.work[fault].request if fault < len(plan.work) else None
+        result = self.runner(plan, poison)
+        seen = len(scheduler.events)
+        computing = {each.id: work for each in scheduler.running if (work := first.work_of(each))}
+        assert scheduler.awaits(plan) == bool(computing)
+        self.seen["left out"] += len(plan.work) - len(computing)
+        if later is not None:
+            for refused in (lambda: scheduler.update(later.plan, result), lambda: scheduler.forget(later.plan)):
+                with pytest.raises(ValueError, match="or the one before it"):
+                    refused()
+        if not computing and forget:
+            scheduler.forget(plan)
+            self.seen["forgotten"] += 1
+        else:
+            scheduler.update(plan, result)
+        events = list(scheduler.events)[seen:]
+        if computing:
+            *events, done = events
+            assert isinstance(done, StepDone) and done.step == self.steps == plan.step
+            assert done.tokens == sum(len(work.tokens) for work in computing.values())
+            assert done.blocks_used == self.pool.stats.used and done.sequences == len(computing)
+        assert {each.request for each in events if isinstance(each, Computed | Failed)} == set(computing)
+        assert all(each.step == plan.step for each in events)
+        for output in result.outputs:
+            if later is not None and output.request in computing and not output.tokens and output.error is None:
+                later.void.add(output.request)
+                self.seen["void"] += output.request in later.requests
         with pytest.raises(ValueError, match="the last one"):
-            self.scheduler.update(self.plan, result)
-        self.plan = None
+            scheduler.update(plan, result)
+        self.under_way.popleft()
         self.steps += 1
 
-    @rule(steps=st.integers(1, 9), right=st.integers(0, 3), wrong=st.integers(0, 2), takes=st.sampled_from([0, 0, 1]))
-    def go_on(self, steps, right, wrong, takes):
+    @rule(
+        steps=st.integers(1, 9),
+        right=st.integers(0, 3),
+        wrong=st.integers(0, 2),
+        takes=st.sampled_from([0, 0, 1]),
+        ahead=st.sampled_from([True, True, False]),
+    )
+    def go_on(self, steps, right, wrong, takes, ahead):
         for _ in range(steps):
-            if self.plan is None:
-                for request in self.scheduler.running:
+            for request in self.scheduler.running:
+                if not ahead or request.order % 3 == 0:  # with guesses nothing can be planned ahead
                     self.propose(request, right, wrong)
+            while len(self.under_way) <= ahead:
+                before = len(self.under_way)
                 self.plan_a_step()
-            if self.plan is not None:
-                self.run_it([takes] * len(self.plan.work), 99)
+                if len(self.under_way) == before:
+                    break
+            if self.under_way:
+                self.run_it([takes] * len(self.under_way[0].plan.work), 99, True)
             self.nothing_is_out_of_order()
 
     # What is always true
@@ -236,28 +315,35 @@ class Schedules(RuleBasedStateMachine):
     def nothing_is_out_of_order(self):
         scheduler = self.scheduler
         assert_consistent(self.pool, [each.table for each in scheduler.running])
-        assert all(each.table is None and each.computed == 0 for each in scheduler.waiting)
+        assert all(each.table is None for each in scheduler.waiting)
+        assert all(each.computed == each.under_way == each.expected == 0 for each in scheduler.waiting)
         assert [each.order for each in scheduler.waiting] == sorted(each.order for each in scheduler.waiting)
         assert {each.id for each in self.alive()} == set(scheduler.requests)
         assert sorted(scheduler.requests) == sorted(each.id for each in [*scheduler.running, *scheduler.waiting])
         for each in scheduler.running:
-            assert 1 <= each.remaining and each.computed <= each.table.length
-            assert each.table.length <= len(each.tokens) or self.plan, "what was rejected has no slots"
-            assert len(each.tokens) < each.limit
+            known, planned = self.planned(each)
+            assert (len(each.tokens) + each.expected, each.computed + each.under_way) == (known, planned)
+            assert each.remaining == known - planned and each.computed <= each.table.length
+            assert each.table.length <= len(each.tokens) or self.under_way, "what was rejected has no slots"
+            assert len(each.tokens) < each.limit and (self.under_way or each.remaining >= 1)
 
     def teardown(self):
         """All of them end, within a bound of steps, with the tokens that each would have had alone."""
         if not hasattr(self, "pool"):
             return
         # The oldest of the running goes on in every step, except that prompts may come first, one for each place: and
-        # it needs a step for each of its tokens at the most, and one more where a result brought it nothing.
-        bound = (self.sequences + 2) * (sum(each.limit + 1 for each in self.everyone) + self.gifts + 1)
-        for _ in range(bound):
-            if self.plan is None:
+        # it needs a step for each of its tokens at the most, and one more where a result brought it nothing; and where
+        # steps are planned ahead, one more before each.
+        bound = 2 * (self.sequences + 2) * (sum(each.limit + 1 for each in self.everyone) + self.gifts + 1)
+        for step in range(bound):
+            while len(self.under_way) <= step % 2:
+                before = len(self.under_way)
                 self.plan_a_step()
-            if self.plan is None:
+                if len(self.under_way) == before:
+                    break
+            if not self.under_way:
                 break
-            self.run_it([], 99)
+            self.run_it([], 99, True)
         assert not self.scheduler.has_unfinished
         for request in self.everyone:
             self.check_end(request)
@@ -298,7 +384,10 @@ EXAMPLES = sized(short=40, full=1000)
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_any_schedule_gives_the_same_tokens(policy):
-    machine = type(f"Schedules_{policy}", (Schedules,), {"policy": policy})
+    seen = Counter()
+    machine = type(f"Schedules_{policy}", (Schedules,), {"policy": policy, "seen": seen})
     case = machine.TestCase
     case.settings = settings(case.settings, max_examples=EXAMPLES, stateful_step_count=30, deadline=None)
     case("runTest").runTest()
+    happens = ("ahead", "none ahead", *sized(short=(), full=("left out", "forgotten", "void")))
+    assert all(seen[what] for what in happens), f"the schedules had not everything in them: {seen}"

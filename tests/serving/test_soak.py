@@ -93,7 +93,7 @@ def soak(engine, pair, faults, gen, requests, half):
         if begun == requests and not under_way:
             break
     assert not under_way and not engine.has_unfinished and not engine.metrics.requests
-    assert engine.pool.stats.used == 0 and not engine._under_way and not engine._responses
+    assert engine.pool.stats.used == 0 and not engine._answers.under_way and not engine._answers.responses
 
 
 def check(pair, faults, id, response, params):

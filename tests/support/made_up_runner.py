@@ -3,14 +3,17 @@
 Its next token is a pure function of all tokens before it, so whatever the schedule, a request must get the same ones.
 It does not take these tokens from the request, though: like a model, it knows of a step's earlier tokens only what lies
 in the blocks that the plan names. A slot holds what keys and values depend on, the salt and all tokens up to its own.
+A place-holder it fills with what it drew for that request in the step before, as it would have been without a limit on
+what it accepts.
 """
 
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from llmsys.cache import Copy
-from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
+from llmsys.serving.plan import PLACEHOLDER, Output, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.request import Request
 
 EOS = 7  # of the tokens 0 to 7
@@ -55,6 +58,8 @@ class MadeUpRunner:
         self.accept = accept or (lambda work, right: right)
         self.memory: list[list] = [[None] * block_size for _ in range(num_blocks)]
         self.poisoned: set[str] = set()  # requests of which something was not finite
+        self.drawn: dict[str, int] = {}  # in the last step, by request
+        self.filled = 0  # place-holders so far
 
     def __call__(self, plan: StepPlan, poison: str | None = None) -> StepResult:
         """The plan's result. What is computed of the request `poison` in this step is not finite."""
@@ -63,11 +68,22 @@ class MadeUpRunner:
         for copy in plan.copies:
             assert isinstance(copy, Copy) and 0 not in copy
             self.memory[copy.target] = list(self.memory[copy.source])
+        for request in plan.ended:
+            self.drawn.pop(request, None)
+        plan = replace(plan, work=tuple(map(self._filled, plan.work)))
+        self.drawn = {}
         written: set[tuple[int, int]] = set()
         for work in plan.work:
             self._write(work, poison == work.request, written)
         outputs = [output for work in plan.work if (output := self._output(work)) is not None]
         return pickle.loads(pickle.dumps(StepResult(plan.step, tuple(outputs))))
+
+    def _filled(self, work: Work) -> Work:
+        if PLACEHOLDER not in work.tokens:
+            return work
+        assert work.tokens == (PLACEHOLDER,) and work.logits == 1, "what is unknown is the newest token, and alone"
+        self.filled += 1
+        return work._replace(tokens=(self.drawn[work.request],))
 
     def _slot(self, work: Work, place: int) -> tuple[int, int]:
         return work.blocks[place // self.block_size], place % self.block_size
@@ -103,12 +119,14 @@ class MadeUpRunner:
         if not work.logits:
             return None
         if held == POISON:
+            self.drawn[work.request] = 0
             return Output(work.request, error="the logits are not finite")
         tokens, known = [], held[1][: work.end - len(work.guesses)]
         for guess in (*work.guesses, None):
             tokens.append(next_token((*known, *tokens), work.sampling.seed))
             if tokens[-1] != guess:
                 break
+        self.drawn[work.request] = tokens[0]
         tokens = tokens[: self.accept(work, len(tokens))]
         wanted = work.sampling.logprobs is not None
         return Output(work.request, tuple(tokens), tuple(TokenLogprobs(-float(t)) for t in tokens) if wanted else None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmsys.cache import BlockPool, Copy, PagedCache
-from llmsys.serving.plan import StepPlan, StepResult, TokenLogprobs, Work
+from llmsys.serving.plan import PLACEHOLDER, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.runner import Runner
 from llmsys.serving.sampling_params import SamplingParams
 
@@ -115,3 +115,25 @@ def test_a_step_says_where_its_time_went(llama):
     cache = PagedCache(num_blocks=pool.num_blocks, block_size=4, spec=llama.ours.cache_spec())
     launched = Runner(llama.ours, cache, clock=lambda: next(ticks)).launch(plan(work("a", PROMPT, 0, [1, 2])))
     assert launched.result().outputs and launched.seconds == {"prepare": 1, "launch": 1, "wait": 1}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, seed=4)])
+def test_a_place_holder_is_the_token_that_was_drawn(runner, sampling):
+    def said(hidden):
+        tokens, found = PROMPT, []
+        for i in range(5):
+            computed = len(PROMPT) + i - 1 if i else 0
+            both = plan(work("b", [7 + i], 0, [9]), work("a", tokens, computed, [1, 2, 3], 1, sampling))
+            found += runner.run(both).outputs[1].tokens
+            tokens = [PLACEHOLDER] if hidden else found[-1:]
+        return found
+
+    assert said(True) == said(False)
+
+
+def test_a_place_holder_for_a_token_that_nobody_drew_is_refused(runner):
+    with pytest.raises(ValueError, match="'a' has a place-holder"):
+        runner.run(plan(work("a", [PLACEHOLDER], 7, [1, 2])))
+    runner.run(plan(work("a", PROMPT, 0, [1, 2])))
+    with pytest.raises(ValueError, match="'a' has a place-holder"):
+        runner.run(StepPlan(1, (work("a", [PLACEHOLDER], 7, [1, 2]),), ended=("a",)))

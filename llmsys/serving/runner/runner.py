@@ -24,10 +24,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmsys.cache import Chunk, PagedCache, batch_of
-from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
+from llmsys.serving.plan import PLACEHOLDER, Output, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.sampler import Choice, Chosen, Draw, choose
 
 NOT_FINITE = (
@@ -51,6 +51,7 @@ class Runner:
 
     def __init__(self, model: nn.Module, cache: PagedCache, *, clock: Callable[[], float] = time.perf_counter):
         self.model, self.cache, self.clock = model, cache, clock
+        self._newest: dict[str, Tensor] = {}  # of each request whose newest token is on the device, that, (1,)
 
     def run(self, plan: StepPlan) -> StepResult:
         """What comes of a plan."""
@@ -61,19 +62,41 @@ class Runner:
         """Everything of the step but its result, which on a GPU is on its way then."""
         start = self.clock()
         self.cache.copy_blocks(plan.copies)
+        for request in plan.ended:
+            self._newest.pop(request, None)
         batch = batch_of(
-            [Chunk(work.tokens, work.computed, work.blocks, logits=work.logits) for work in plan.work],
+            [Chunk(_known(work), work.computed, work.blocks, logits=work.logits) for work in plan.work],
             block_size=self.cache.block_size,
             device=self.model.device,
         )
+        self._fill(batch.tokens[0], plan)
         prepared = self.clock()
         chosen = None
         if any(work.logits for work in plan.work):
             logits = self.model(batch.tokens, self.cache, batch)[0]  # (L, V)
             chosen = choose(logits, [draw for work in plan.work for draw in _draws(work)])
+            self._keep(chosen.on_device[:, 0], plan)
         else:
             self.model.hidden(batch.tokens, self.cache, batch)  # chunks alone, of which nobody wants logits
         return Launched(plan, chosen, {"prepare": prepared - start, "launch": self.clock() - prepared}, self.clock)
+
+    def _fill(self, tokens: Tensor, plan: StepPlan) -> None:
+        """Put drawn tokens in the place of place-holders."""
+        end = 0
+        for work in plan.work:
+            end += len(work.tokens)
+            if work.tokens[-1] == PLACEHOLDER:
+                if work.request not in self._newest:
+                    raise ValueError(f"work of {work.request!r} has a place-holder, and no step has drawn its token")
+                tokens[end - 1 : end] = self._newest[work.request]
+
+    def _keep(self, drawn: Tensor, plan: StepPlan) -> None:
+        """Keep each request's newest token."""
+        end = 0
+        for work in plan.work:
+            end += work.logits
+            if work.logits == 1:
+                self._newest[work.request] = drawn[end - 1 : end].clamp(min=0)  # −1 is no token, and nobody's concern
 
 
 class Launched:
@@ -103,6 +126,10 @@ def all_failed(plan: StepPlan, error: BaseException) -> StepResult:
     """What comes of a plan whose step raised: of every request, that error."""
     said = f"the step of this request failed: {type(error).__name__}: {error}"
     return StepResult(plan.step, tuple(Output(work.request, error=said) for work in plan.work))
+
+
+def _known(work: Work) -> tuple[int, ...]:
+    return (*work.tokens[:-1], 0) if work.tokens[-1] == PLACEHOLDER else work.tokens
 
 
 def _draws(work: Work) -> list[Draw]:
