@@ -40,7 +40,7 @@ from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks
 from llmsys.cache.chunk import Chunk
 from llmsys.cache.groups import heads_first, tokens_first
 from llmsys.cache.layers import Layers
-from llmsys.cache.spec import CacheSpec
+from llmsys.cache.spec import CacheSpec, LayerCache
 from llmsys.hardware.tier import interpreting, triton_installed
 
 
@@ -220,6 +220,15 @@ class PagedCache:
             got = f"{tuple(o.shape)} in {o.dtype}" if isinstance(o, Tensor) else type(o).__name__
             raise ValueError(f"kernel must return o (N, Hq, Dv) = {expected} in {q.dtype}, got {got}")
         return heads_first(o, B)
+
+    def pages_of(self, layer: LayerCache, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A layer's pages of keys and of values, made here if no step has made them yet: for who writes and reads them
+        by itself, as a batch's slots and tables say, and does not ask `attend`."""
+        if layer.layer not in self._keys:
+            memory = (self.num_blocks, self.block_size, layer.heads)
+            self._keys[layer.layer] = torch.empty(*memory, layer.Dk, dtype=layer.dtype, device=device)
+            self._values[layer.layer] = torch.empty(*memory, layer.Dv, dtype=layer.dtype, device=device)
+        return self._keys[layer.layer], self._values[layer.layer]
 
     def copy_blocks(self, copies: Sequence[Copy]) -> None:
         """Copy pages in all layers made so far, in order: what `BlockPool.extend` asks for before the step is run."""

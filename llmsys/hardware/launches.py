@@ -38,7 +38,8 @@ class Recorder:
         self.grids: list[tuple[int, ...]] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def record(*args, num_warps: int = 4, num_stages: int = 3, **kwargs) -> None:
+        # launch_pdl says when the kernel may begin, and nothing about what is compiled.
+        def record(*args, num_warps: int = 4, num_stages: int = 3, launch_pdl: bool = False, **kwargs) -> None:
             self.builds.append(build_of(self.kernel, args, kwargs, num_warps, num_stages, self.target))
             self.grids.append(grid)
 

@@ -134,7 +134,7 @@ class Engine:
             whole_number("num_blocks", num_blocks, at_least=2)
         else:
             sizes = limits | dict(block_size=block_size, max_model_len=self.max_model_len)
-            num_blocks = blocks_that_fit(model, memory=memory, **sizes)
+            num_blocks = blocks_that_fit(model, memory=memory, execution=execution, **sizes)
         self.pool = BlockPool(num_blocks, block_size)
         self.events = EventLog(keep=100_000) if events is None else events
         self.metrics = Metrics()
@@ -148,7 +148,8 @@ class Engine:
             None if stage else attention, stage=stage, num_blocks=num_blocks, block_size=block_size,
             spec=model.cache_spec(),
         )  # fmt: skip
-        self.runner = Runner(model, cache, clock=clock)
+        room = dict(max_sequences=max_sequences, max_model_len=self.max_model_len)
+        self.runner = Runner(model, cache, execution=execution, clock=clock, **room)
         self._numbers = itertools.count()
         self._guard = Guard(self.abort)
         self._answers = Answers(self.scheduler, self.metrics, self._guard)

@@ -3,8 +3,9 @@
     blocks = blocks_that_fit(model, block_size=16, max_tokens_per_step=2048, max_sequences=64, max_model_len=8192)
 
 On a GPU the largest step is run once, and the memory that it took for itself between its first and its last kernel is
-set aside; of what is then free, a tenth stays so, for fragments and for the kernels' own needs. On a CPU the system
-says what is available (and a container's limit may say less), and half of that stays with others.
+set aside, and so is what graphs of decode steps may take; of what is then free, a tenth stays so, for fragments and for
+the kernels' own needs. On a CPU the system says what is available (and a container's limit may say less), and half of
+that stays with others.
 
 No more than `max_sequences` of `max_model_len` tokens can ever be in use. A pool larger than that is not made, so that
 a tiny model does not fill a machine with pages.
@@ -20,11 +21,14 @@ from torch import nn
 
 from llmsys.cache import Chunk, PagedCache, batch_of
 from llmsys.hardware.devices import this_machine
+from llmsys.serving.execution import Execution
 from llmsys.serving.sampler import Draw, choose
 from llmsys.serving.sampling_params import SamplingParams
 
 USED_ON_GPU = 0.9
 USED_ON_CPU = 0.5
+FOR_GRAPHS = 0.03
+"""Of what is free on a GPU, where nobody says how much graphs may take: they take a third of all that is left free."""
 GROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -40,6 +44,7 @@ def blocks_that_fit(
     max_sequences: int,
     max_model_len: int,
     memory: int | None = None,
+    execution: Execution | None = None,
 ) -> int:
     """The number of blocks of a pool, block 0 included.
 
@@ -47,6 +52,8 @@ def blocks_that_fit(
     ----------
     memory
         Bytes that the pages may take, in all layers. None: what is measured to be free.
+    execution
+        How steps are executed: graphs need memory, too.
 
     Raises
     ------
@@ -59,7 +66,9 @@ def blocks_that_fit(
     useful = 1 + max_sequences * -(-max_model_len // block_size)
     measured = memory is None
     if measured:
-        memory = free_memory(model, block_size=block_size, tokens=max_tokens_per_step, sequences=max_sequences)
+        memory = free_memory(
+            model, block_size=block_size, tokens=max_tokens_per_step, sequences=max_sequences, execution=execution
+        )
     fit = int(memory) // each
     if fit < 2:
         raise ValueError(
@@ -70,14 +79,19 @@ def blocks_that_fit(
     return min(fit, useful)
 
 
-def free_memory(model: nn.Module, *, block_size: int, tokens: int, sequences: int) -> int:
-    """Bytes that pages may take, beside the model and its largest step."""
+def free_memory(
+    model: nn.Module, *, block_size: int, tokens: int, sequences: int, execution: Execution | None = None
+) -> int:
+    """Bytes that pages may take, beside the model, its largest step, and graphs."""
     if model.device.type != "cuda":
         return int(USED_ON_CPU * available_memory())
     taken = _taken_by_the_largest_step(model, block_size, tokens, sequences)
     free, _ = torch.cuda.mem_get_info(model.device)
     # What torch has taken from the driver and nobody uses is free, too.
     idle = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    execution = Execution() if execution is None else execution
+    if execution.graphs is not False:
+        taken += int(FOR_GRAPHS * free) if execution.graph_memory is None else execution.graph_memory
     return int(USED_ON_GPU * (free + idle - taken))
 
 

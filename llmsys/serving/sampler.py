@@ -118,13 +118,16 @@ class Chosen:
         return Choice(token, True, row[1], tuple(zip(ids, values, strict=True)))
 
 
-def uniform(seeds: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-    """A number in [0, 1), float64, for each seed (64 bits) and position: equal ones for equal ones, else unrelated."""
-    seeds = np.array([seed & _MASK for seed in seeds], dtype=np.uint64)
-    positions = np.array(positions, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        # Mixed first: streams that begin at neighbouring seeds would else be one stream, a position apart.
-        bits = _mixed(_mixed(seeds + _STEP) + (positions + np.uint64(1)) * _STEP)
+def uniform(seeds: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A number in [0, 1), float64, for each seed (64 bits) and position: equal ones for equal ones, else unrelated.
+
+    Of arrays, `seeds` is uint64.
+    """
+    if not (isinstance(seeds, np.ndarray) and seeds.dtype == np.uint64):
+        seeds = np.array([seed & _MASK for seed in seeds], dtype=np.uint64)
+    positions = np.asarray(positions).astype(np.uint64)
+    # Mixed first: streams that begin at neighbouring seeds would else be one stream, a position apart.
+    bits = _mixed(_mixed(seeds + _STEP) + (positions + np.uint64(1)) * _STEP)
     # 52 bits: u · total is below total in float64, whatever total is, so there always is a token above it.
     return (bits >> np.uint64(12)).astype(np.float64) * 2.0**-52
 

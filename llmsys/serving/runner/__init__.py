@@ -1,5 +1,17 @@
-"""The runner: one step of many sequences, from its plan to its result."""
+"""The runner: one step of many sequences, from its plan to its result, on the device as far as it can be.
 
-from llmsys.serving.runner.runner import Launched, Runner, all_failed
+`runner`    `Runner`: launches a step, in one of two ways
+`graphs`    decode steps as CUDA graphs, by bucket
+`eager`     all other steps
+`begin`     what a graph computes first: place-holders, block tables
+`forms`     which form of the model's forward a step is computed by
+`step`      a plan in arrays
+`rows`      what the device keeps of each request: its blocks, its newest token
+`packed`    how arrays get to the device, and tokens back, with nobody waiting
+`launched`  a step under way, and its result
+"""
+
+from llmsys.serving.runner.launched import Launched, all_failed
+from llmsys.serving.runner.runner import Runner
 
 __all__ = ["Launched", "Runner", "all_failed"]

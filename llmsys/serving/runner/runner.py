@@ -3,37 +3,40 @@
     runner = Runner(model, PagedCache(num_blocks=1000, block_size=16, spec=model.cache_spec()))
     result = runner.run(plan)
 
-    StepPlan ──► copies ──► Batch ──► model ──► logits (1, L, V) ──► sampler ──► tokens ──► StepResult
+    StepPlan ──► copies ──► arrays ──► model ──► logits (1, L, V) ──► sampler ──► tokens ──► StepResult
     (host)       (device)   (one copy to the device)     (device)                (one copy back)
 
 A runner knows no request. A plan says which tokens to compute, into which blocks, and how the next one is drawn; what
 is kept between steps is the cache's pages, and whose those are is in the plans alone. So it can be replaced by one on
-another machine, or in a test by one without a model.
+another machine, or in a test by one without a model. (It also remembers what the device has of each request, `rows`, so
+as not to send it again; and the newest token, which a plan made before the step's result has to leave to it.)
 
 **Who waits for whom.** `launch` puts everything on the device's queue and comes back; the host first waits in
 `Launched.result`, for the tokens. On a CPU nothing is queued, and the time is spent in `launch`.
 
-**Guesses.** Where the last k tokens of a work are guesses, the token after each of k + 1 places is drawn as it would be
-if there were no guesses, by the random number of its place. A guess holds if it is that token. So what a request says
-does not depend on who guesses, also where it is drawn: of a guess that comes with probability p, p of all draws agree.
-(Speculative sampling, https://arxiv.org/abs/2211.17192, accepts more where guesses are drawn from probabilities that it
-is told, and as many where they are not drawn.)
+**How a step is launched** is up to `Execution`: a decode step as one graph (`graphs`), any other step and what graphs
+have no room for one kernel at a time (`eager`), by one of the model's forms (`forms`).
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmsys.cache import Chunk, PagedCache, batch_of
-from llmsys.serving.plan import PLACEHOLDER, Output, StepPlan, StepResult, TokenLogprobs, Work
-from llmsys.serving.sampler import Choice, Chosen, Draw, choose
-
-NOT_FINITE = (
-    "the model's logits for this request are not finite (NaN, +∞, or −∞ all of them), so there is no next token: a "
-    "weight or an activation has overflowed. A model in float16 may do better in bfloat16 or float32"
-)
+from llmsys.cache import PagedCache
+from llmsys.hardware.tier import interpreting, triton_installed
+from llmsys.serving.execution import Execution
+from llmsys.serving.plan import StepPlan, StepResult
+from llmsys.serving.runner.eager import EagerStep
+from llmsys.serving.runner.forms import Forms
+from llmsys.serving.runner.graphs import DecodeGraphs
+from llmsys.serving.runner.launched import Launched
+from llmsys.serving.runner.packed import Fetched, Packing, Sender
+from llmsys.serving.runner.rows import Rows
+from llmsys.serving.runner.step import HostStep
+from llmsys.serving.sampler import Chosen, choose
 
 
 class Runner:
@@ -45,109 +48,132 @@ class Runner:
         A whole one, as `load_model` makes it.
     cache
         Its pages, as many blocks as the scheduler's pool has, of the same size.
+    execution
+        How; None for `Execution()`.
+    max_sequences, max_model_len
+        Sequences of a step, and tokens of a sequence, at most: what there is to be room for. None: as it comes. (More
+        are taken, too; then graphs are captured anew.)
     clock
         Seconds.
+
+    Attributes
+    ----------
+    rows : Rows
+    graphs : DecodeGraphs or None
+    forms : Forms
+
+    Raises
+    ------
+    ValueError
+        Something of `execution` is asked for that cannot be here.
     """
 
-    def __init__(self, model: nn.Module, cache: PagedCache, *, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        model: nn.Module,
+        cache: PagedCache,
+        *,
+        execution: Execution | None = None,
+        max_sequences: int | None = None,
+        max_model_len: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        if cache.num_blocks is None or cache.num_blocks * cache.block_size >= 2**31:
+            raise ValueError(f"cache must have num_blocks, of fewer than 2³¹ tokens in all, got {cache.num_blocks}")
         self.model, self.cache, self.clock = model, cache, clock
-        self._newest: dict[str, Tensor] = {}  # of each request whose newest token is on the device, that, (1,)
+        self.execution = execution = Execution() if execution is None else execution
+        device = _device_of(model)
+        most = 256 if max_sequences is None else max_sequences
+        width = 16 if max_model_len is None else min(-(-max_model_len // cache.block_size), cache.num_blocks - 1)
+        # Twice as many rows as sequences: those of a step, and those of the one before.
+        self.rows = Rows(cache.num_blocks, device, rows=32 if max_sequences is None else 2 * most, width=width)
+        self.forms = Forms(model, cache, execution)
+        self.graphs: DecodeGraphs | None = None
+        self._sender, self._free = Sender(device), []
+        on_gpu = device.type == "cuda"
+        if _can_be_graphs(model, cache) if execution.graphs is None else execution.graphs:
+            self.graphs = DecodeGraphs(
+                self.rows, cache, self.forms, self._sender, largest=most, budget=execution.graph_memory,
+                required=execution.graphs is not None,
+            )  # fmt: skip
+            if execution.capture == "at start":
+                self.graphs.capture_all()
+        self._draws = on_gpu or self.graphs is not None
 
     def run(self, plan: StepPlan) -> StepResult:
         """What comes of a plan."""
         return self.launch(plan).result()
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> "Launched":
+    def launch(self, plan: StepPlan) -> Launched:
         """Everything of the step but its result, which on a GPU is on its way then."""
+        try:
+            return self._launch(plan)
+        except BaseException:
+            self.rows.lose()
+            raise
+
+    def _launch(self, plan: StepPlan) -> Launched:
+        seconds = {}
         start = self.clock()
         self.cache.copy_blocks(plan.copies)
-        for request in plan.ended:
-            self._newest.pop(request, None)
-        batch = batch_of(
-            [Chunk(_known(work), work.computed, work.blocks, logits=work.logits) for work in plan.work],
-            block_size=self.cache.block_size,
-            device=self.model.device,
-        )
-        self._fill(batch.tokens[0], plan)
-        prepared = self.clock()
-        chosen = None
-        if any(work.logits for work in plan.work):
-            logits = self.model(batch.tokens, self.cache, batch)[0]  # (L, V)
-            chosen = choose(logits, [draw for work in plan.work for draw in _draws(work)])
-            self._keep(chosen.on_device[:, 0], plan)
+        step = HostStep(plan, self.rows, self.cache.block_size)
+        self.rows.known[step.row] = False  # until the model has not raised
+        graph = None
+        if step.decode and self.graphs is not None:
+            if not self.graphs.has(len(step.row)):
+                captured = self.clock()
+                self.graphs.take(len(step.row))
+                seconds["capture"] = self.clock() - captured
+            graph = self.graphs.take(len(step.row))
+        L = len(step.owner)
+        if not self._draws:
+            step.special = np.arange(L)
+        drawing = len(step.special) < L
+        if graph is not None:
+            graph.send(step, self._sender)
+            form = graph.form
         else:
-            self.model.hidden(batch.tokens, self.cache, batch)  # chunks alone, of which nobody wants logits
-        return Launched(plan, chosen, {"prepare": prepared - start, "launch": self.clock() - prepared}, self.clock)
+            form = self.forms.of(L if step.decode else 0)
+            eager = EagerStep(step, self.rows, self.cache, self._sender, draw=drawing)
+        prepared = self.clock()
+        logits, drawn = graph.run() if graph is not None else eager.run(form)
+        chosen = self._choose(logits, step, plan) if len(step.special) else None
+        fetched = Fetched(drawn[:L], self._free) if drawing else None
+        self.rows.known[step.row] = step.wanted == 1
+        seconds["prepare"] = prepared - start - seconds.get("capture", 0)
+        seconds["launch"] = self.clock() - prepared
+        return Launched(
+            plan, fetched, chosen, step.special.tolist(), seconds, self.clock, form=form.name,
+            one_each=step.one_each, bucket=None if graph is None else graph.bucket,
+        )  # fmt: skip
 
-    def _fill(self, tokens: Tensor, plan: StepPlan) -> None:
-        """Put drawn tokens in the place of place-holders."""
-        end = 0
-        for work in plan.work:
-            end += len(work.tokens)
-            if work.tokens[-1] == PLACEHOLDER:
-                if work.request not in self._newest:
-                    raise ValueError(f"work of {work.request!r} has a place-holder, and no step has drawn its token")
-                tokens[end - 1 : end] = self._newest[work.request]
-
-    def _keep(self, drawn: Tensor, plan: StepPlan) -> None:
-        """Keep each request's newest token."""
-        end = 0
-        for work in plan.work:
-            end += work.logits
-            if work.logits == 1:
-                self._newest[work.request] = drawn[end - 1 : end].clamp(min=0)  # −1 is no token, and nobody's concern
-
-
-class Launched:
-    """A step that is under way.
-
-    Attributes
-    ----------
-    seconds : dict
-        What the host spent: "prepare" (the batch), "launch" (the model and the sampler; on a CPU all of the computing),
-        and after `result` "wait" (for the device).
-    """
-
-    def __init__(self, plan: StepPlan, chosen: Chosen | None, seconds: dict[str, float], clock: Callable[[], float]):
-        self.plan, self.seconds = plan, seconds
-        self._chosen, self._clock = chosen, clock
-
-    def result(self) -> StepResult:
-        """The tokens, once they are here."""
-        start = self._clock()
-        choices = iter(self._chosen.fetch() if self._chosen is not None else ())
-        self.seconds["wait"] = self._clock() - start
-        outputs = (_output(work, [next(choices) for _ in range(work.logits)]) for work in self.plan.work if work.logits)
-        return StepResult(self.plan.step, tuple(outputs))
+    def _choose(self, logits: Tensor, step: HostStep, plan: StepPlan) -> Chosen:
+        """What the sampler says to the special rows. Tokens of requests that have one are kept as their newest."""
+        special, row = step.special, step.row[step.owner[step.special]]
+        single = step.wanted[step.owner[special]] == 1
+        kept = np.zeros(0, np.int64) if single.all() else single.nonzero()[0]
+        packing = Packing(special=(np.int64, len(special)), kept=(np.int64, len(kept)), row=(np.int64, single.sum()))
+        values = dict(special=special, kept=kept, row=row[single])
+        sent = packing.tensors(self._sender.send(packing, values))
+        whole = len(special) == len(step.owner)
+        logits = logits[: len(special)] if whole else logits.index_select(0, sent["special"])
+        chosen = choose(logits, step.draws(plan.work))
+        tokens = chosen.on_device[:, 0]
+        tokens = tokens if single.all() else tokens.index_select(0, sent["kept"])
+        self.rows.newest.index_copy_(0, sent["row"], tokens.int())
+        return chosen
 
 
-def all_failed(plan: StepPlan, error: BaseException) -> StepResult:
-    """What comes of a plan whose step raised: of every request, that error."""
-    said = f"the step of this request failed: {type(error).__name__}: {error}"
-    return StepResult(plan.step, tuple(Output(work.request, error=said) for work in plan.work))
+def _device_of(model: nn.Module) -> torch.device:
+    device = model.device
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
-def _known(work: Work) -> tuple[int, ...]:
-    return (*work.tokens[:-1], 0) if work.tokens[-1] == PLACEHOLDER else work.tokens
-
-
-def _draws(work: Work) -> list[Draw]:
-    """How the token after each of the last `logits` tokens is drawn."""
-    seed = work.sampling.seed or 0
-    return [Draw(work.sampling, place, seed) for place in range(work.end - work.logits + 1, work.end + 1)]
-
-
-def _output(work: Work, choices: Sequence[Choice]) -> Output:
-    """The tokens up to the first that is not what was guessed, this one included."""
-    accepted: list[Choice] = []
-    for choice, guess in zip(choices, (*work.guesses, None), strict=True):
-        if not choice.finite:
-            return Output(work.request, error=NOT_FINITE)
-        accepted.append(choice)
-        if choice.token != guess:
-            break
-    logprobs = None
-    if work.sampling.logprobs is not None:
-        logprobs = tuple(TokenLogprobs(choice.logprob, choice.top_logprobs) for choice in accepted)
-    return Output(work.request, tuple(choice.token for choice in accepted), logprobs)
+def _can_be_graphs(model: nn.Module, cache: PagedCache) -> bool:
+    """Whether a step is made of launches alone: on a GPU with the library's kernels, which never wait."""
+    if model.device.type != "cuda" or cache.kernel not in (None, "triton") or not triton_installed():
+        return False
+    return not interpreting() and (cache.kernel == "triton" or model.dtype != torch.float64)

@@ -1,0 +1,321 @@
+"""The step of few sequences: which kernels are launched on what, in place of a model's `forward`.
+
+For one sequence a step of a small model reads each weight once, 1.2 GB for Qwen3-0.6B, which an H100 can do in 0.4 ms.
+A step of small kernels takes three times as long, though it reads no more: every kernel begins with nothing asked of
+memory, and ends with most of the GPU idle. Here there are fewer kernels, and each asks for its weights while the one
+before it runs (`pieces`).
+
+Results are those of the model, but for rounding: what flows between kernels is fp32, or the weights' dtype where the
+model's own would be. They are the same to the last bit each time, whatever else is in the step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmsys.attention.flash.tiles import LOG2_E
+from llmsys.attention.rotary import frequencies
+from llmsys.cache import Backend, Batch, PagedCache
+from llmsys.hardware.tier import interpreting, triton_installed
+from llmsys.models.few_kernels.plans import Plan, Tile, piece_of, plan_for, power_from
+from llmsys.models.llama import Llama
+from llmsys.models.modules import Linear
+
+MOST = 4
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of a step, or recorders in their place (`llmsys.hardware.launches`)."""
+
+    embedding: Any
+    qkv: Any
+    attention: Any
+    output: Any
+    gate_up: Any
+    down: Any
+    head: Any
+
+
+def takes(model: Llama, cache: Backend | None = None) -> bool:
+    """Whether a step of this model, over this cache if one is given, can be run by `FewKernelForward`."""
+    return refusal(model, cache) is None
+
+
+def refusal(model: Llama, cache: Backend | None = None) -> str | None:
+    """Why `FewKernelForward` cannot take this model or this cache, in words; None where it can."""
+    if not triton_installed():
+        return "Triton is not installed"
+    device, dtype = model.device, model.dtype
+    if interpreting():
+        if device.type != "cpu" or dtype not in (torch.float32, torch.float16):
+            return f"Triton's interpreter takes float32 or float16 on the CPU, and the model is {dtype} on {device}"
+    elif device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return f"the kernels take bfloat16 or float16 on a GPU, and the model is {dtype} on {device}"
+    return _refused_sizes(model) or _refused_weights(model) or (None if cache is None else _refused_cache(model, cache))
+
+
+def _refused_sizes(model: Llama) -> str | None:
+    if not isinstance(model, Llama) or not model.is_whole:
+        return "the model must be a whole Llama, with its embedding and its head"
+    D, G = model.config.head_size, model.config.heads // model.config.kv_heads
+    if D < 16 or D & (D - 1) or D > 256:
+        return f"heads must have 16, 32, 64, 128 or 256 elements, and have {D}"
+    if G > 16:
+        return f"at most 16 query heads may share a key head, and {G} do"
+    return None
+
+
+def _refused_weights(model: Llama) -> str | None:
+    for layer in model.layers:
+        for name in ("qkv", "output", "gate_up", "down"):
+            if type(getattr(layer, name)) is not Linear:
+                return f"layers.{layer.index}.{name} is a {type(getattr(layer, name)).__name__}, not a plain matrix"
+    if type(model.head) is not Linear:
+        return f"the head is a {type(model.head).__name__}, not a plain matrix"
+    for name, weight in model.named_parameters():
+        if weight.dtype != model.dtype or weight.device != model.device or not weight.is_contiguous():
+            return f"{name} must be contiguous and of the dtype and device of the others"
+        if weight.data_ptr() % 16:
+            return f"{name} must begin at a multiple of 16 bytes"
+    return None
+
+
+def _refused_cache(model: Llama, cache: Backend) -> str | None:
+    if not isinstance(cache, PagedCache) or cache.kernel not in (None, "triton"):
+        return "the cache must be a PagedCache with the library's kernels"
+    return None
+
+
+class FewKernelForward:
+    """A model's decode step, of at most `most` sequences with one token each, as few kernels.
+
+    Called like the model, `forward(tokens, cache, batch)`, with a batch of `llmsys.cache.batch_of`, whose rows beyond
+    its own sequences (slot −1, no keys) change nothing. Nothing waits for the GPU and shapes alone decide what is
+    launched, so a CUDA graph can hold a step. What a step leaves between its kernels lies in buffers of this object:
+    steps on two streams at once want two of these. The weights are the model's own.
+
+    Parameters
+    ----------
+    most
+        Sequences in a step, by which buffers are sized.
+    plan
+        How the work is cut up; None for `plan_for(model.config)`.
+    kernels
+        In place of the library's.
+    dependent
+        Whether a kernel is launched before the one before it has ended. None: where the GPU can, from compute
+        capability 9.0 on.
+
+    Raises
+    ------
+    ValueError
+        The model is none that it can take (`takes`); or in a call, the cache or the batch is not. Says why.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        *,
+        most: int = MOST,
+        plan: Plan | None = None,
+        kernels: Kernels | None = None,
+        dependent: bool | None = None,
+    ):
+        if most < 1:
+            raise ValueError(f"most must be at least 1, got {most}")
+        if kernels is None:
+            if (why := refusal(model)) is not None:
+                raise ValueError(f"model must be one that few kernels can take: {why}")
+            kernels = _library()
+            can = model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (9, 0)
+            dependent = can if dependent is None else dependent and can
+        self.model, self.most, self.kernels, self.dependent = model, most, kernels, bool(dependent)
+        self.plan = plan or plan_for(model.config, model.dtype.itemsize, _sms(model.device))
+        self._buffers = _Buffers.of(model, most, self.plan)
+        self._specs = [layer.cache_spec(model.dtype) for layer in model.layers]
+        self._programs = self.plan.head_programs * _sms(model.device)
+        self._taken: Backend | None = None
+
+    def takes(self, cache: Backend) -> bool:
+        """Whether a step over this cache can be run here."""
+        return refusal(self.model, cache) is None
+
+    def __call__(self, tokens: Int[Tensor, "1 S"], cache: PagedCache, batch: Batch) -> Float[Tensor, "1 L V"]:
+        """The logits of the tokens that `batch.logits_indices` names, (1, L, V), in the model's dtype."""
+        S = self._layers(tokens, cache, batch)
+        wanted = batch.logits_indices
+        wanted = self._buffers.all[:S] if wanted is None else wanted
+        L, V = wanted.shape[0], self.model.config.vocab_size
+        logits = torch.empty(1, L, V, dtype=self.model.dtype, device=self.model.device)
+        if L:
+            self._head(wanted, logits)
+        return logits
+
+    def hidden(self, tokens: Int[Tensor, "1 S"], cache: PagedCache, batch: Batch) -> Float[Tensor, "1 S C"]:
+        """What the head is given, (1, S, C)."""
+        S = self._layers(tokens, cache, batch)
+        return self.model.norm(self._buffers.h[None, :S]).to(self.model.dtype)
+
+    def _layers(self, tokens: Tensor, cache: PagedCache, batch: Batch) -> int:
+        """Everything but the head: S, the number of sequences, whose residual is in the buffers then."""
+        self._check(tokens, cache, batch)
+        S = tokens.shape[1]
+        with torch.cuda.device_of(tokens):
+            self._embed(tokens, batch)
+            for layer, spec, scale in zip(self.model.layers, self._specs, self._next_scales(), strict=True):
+                self._layer(layer, *cache.pages_of(spec, self.model.device), batch, S, scale)
+        return S
+
+    def _next_scales(self) -> Sequence[Tensor]:
+        """Of each layer, the weight of the norm that comes after it."""
+        norms = [layer.attention_norm for layer in self.model.layers][1:]
+        return [norm.weight for norm in (*norms, self.model.norm)]
+
+    def _embed(self, tokens: Tensor, batch: Batch) -> None:
+        model, b = self.model, self._buffers
+        C, HALF, PARTS = model.config.hidden_size, model.config.head_size // 2, b.down_squares.shape[1]
+        first = model.layers[model.layer_range.start]
+        # The step's first kernel waits for the step before it to end, so it is launched like any other.
+        self.kernels.embedding[(tokens.shape[1],)](
+            tokens, batch.positions, model.embedding.weight, b.frequency, first.attention_norm.weight, b.h, b.x,
+            b.down_squares, b.cos, b.sin, C=C, HALF=HALF, PARTS=PARTS, BLOCK_C=power_from(C),
+            BLOCK_HALF=power_from(HALF), BLOCK_PARTS=power_from(PARTS), PDL=self.dependent, num_warps=4,
+        )  # fmt: skip
+
+    def _layer(self, layer, keys: Tensor, values: Tensor, batch: Batch, S: int, next_scale: Tensor) -> None:
+        config, plan, b, eps = self.model.config, self.plan, self._buffers, self.model.config.norm_eps
+        C, I, D, HQ, HKV = config.hidden_size, config.mlp_size, config.head_size, config.heads, config.kv_heads
+        N = (HQ + 2 * HKV) * D
+        after_output, after_down = (dict(PARTS=x.shape[1], BLOCK_PARTS=power_from(x.shape[1])) for x in b.squares)
+        self._launch(
+            self.kernels.qkv, -(-N // plan.qkv.rows), plan.qkv.warps, b.x, b.down_squares, layer.qkv.weight, b.qkv,
+            eps, S=S, C=C, N=N, **_rows_of(plan.qkv, C), **after_down,
+        )  # fmt: skip
+        norm = layer.q_norm is not None
+        self._launch(
+            self.kernels.attention, (HKV * plan.splits, S), plan.attention_warps, b.qkv,
+            layer.q_norm.weight if norm else None, layer.k_norm.weight if norm else None, b.cos, b.sin, keys, values,
+            batch.block_table, batch.seq_lens, batch.slot_mapping, b.o, b.lse, *keys.stride()[:3],
+            *values.stride()[:3], batch.block_table.stride(0), eps, LOG2_E / math.sqrt(D), HQ=HQ, HKV=HKV, D=D,
+            PAGE=keys.shape[1], BLOCK_N=plan.block_n, SPLITS=plan.splits, NORM=norm, BLOCK_G=16,
+        )  # fmt: skip
+        self._launch(
+            self.kernels.output, b.output_squares.shape[1], plan.output.warps, b.o, b.lse, layer.output.weight,
+            layer.mlp_norm.weight, b.h, b.x, b.output_squares, S=S, C=C, HQ=HQ, D=D, SPLITS=plan.splits,
+            R=plan.output.rows, BLOCK_HQ=power_from(HQ), PARTS=b.output_squares.shape[1],
+        )  # fmt: skip
+        self._launch(
+            self.kernels.gate_up, -(-I // plan.gate_up.rows), plan.gate_up.warps, b.x, b.output_squares,
+            layer.gate_up.weight, b.act, eps, S=S, C=C, I=I, **_rows_of(plan.gate_up, C), **after_output,
+        )  # fmt: skip
+        self._launch(
+            self.kernels.down, b.down_squares.shape[1], plan.down.warps, b.act, layer.down.weight, next_scale, b.h, b.x,
+            b.down_squares, S=S, C=C, I=I, **_rows_of(plan.down, I), PARTS=b.down_squares.shape[1],
+        )  # fmt: skip
+
+    def _head(self, wanted: Tensor, logits: Tensor) -> None:
+        config, b, tile = self.model.config, self._buffers, self.plan.head
+        C, V, PARTS = config.hidden_size, config.vocab_size, b.down_squares.shape[1]
+        with torch.cuda.device_of(logits):
+            self._launch(
+                self.kernels.head, min(self._programs, -(-V // tile.rows)), tile.warps, b.x, b.down_squares,
+                self.model.head.weight, wanted, logits, config.norm_eps, L=wanted.shape[0], C=C, V=V, R=tile.rows,
+                BLOCK_C=power_from(C), PARTS=PARTS, BLOCK_PARTS=power_from(PARTS),
+            )  # fmt: skip
+
+    def _launch(self, kernel, grid, warps: int, *args, **constants) -> None:
+        grid = grid if isinstance(grid, tuple) else (grid,)
+        early = dict(launch_pdl=True) if self.dependent else {}
+        kernel[grid](*args, **constants, PDL=self.dependent, num_warps=warps, **early)
+
+    def _check(self, tokens: Tensor, cache: PagedCache, batch: Batch) -> None:
+        if cache is not self._taken:
+            if (why := _refused_cache(self.model, cache)) is not None:
+                raise ValueError(f"cache must be one that few kernels can take: {why}")
+            self._taken = cache
+        cache.check_batch(batch)
+        S = tokens.shape[1] if tokens.dim() == 2 else 0
+        if tokens.dim() != 2 or tokens.shape[0] != 1 or not 1 <= S <= self.most:
+            raise ValueError(
+                f"tokens must be (1, S), one token of each of 1 to {self.most} sequences, got {tuple(tokens.shape)}"
+            )
+        if batch.seq_lens.shape[0] != S or batch.max_query_len > 1 or batch.tree_mask is not None:
+            raise ValueError(
+                f"batch must be of one token a sequence, for {S} tokens, without a tree: got "
+                f"{batch.seq_lens.shape[0]} sequences of up to {batch.max_query_len} tokens"
+            )
+        if (wanted := batch.logits_indices) is not None and wanted.shape[0] > self.most:
+            raise ValueError(f"batch.logits_indices must be at most {self.most}, got {wanted.shape[0]}")
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """What a step leaves between its kernels (`products`), for `most` sequences, and what all steps need."""
+
+    h: Tensor  #               (most, C)
+    x: Tensor  #               (most, C)
+    qkv: Tensor  #             (most, (Hq + 2 Hkv) · D)
+    o: Tensor  #               (most, splits, Hq, D)
+    lse: Tensor  #             (most, splits, Hq)
+    act: Tensor  #             (most, I)
+    output_squares: Tensor  #  (most, programs of the output's kernel)
+    down_squares: Tensor  #    (most, programs of down's kernel)
+    cos: Tensor  #             (most, D / 2)
+    sin: Tensor  #             (most, D / 2)
+    frequency: Tensor  #       (D / 2,)
+    all: Tensor  #             (most,) 0, 1, …
+
+    @classmethod
+    def of(cls, model: Llama, most: int, plan: Plan) -> "_Buffers":
+        config, device = model.config, model.device
+        C, D, HQ = config.hidden_size, config.head_size, config.heads
+        # Not float16, which cannot hold all that a residual can be.
+        low = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float32
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(most, *shape, dtype=dtype, device=device)
+
+        with torch.inference_mode(False):
+            return cls(
+                h=empty(C),
+                x=empty(C, dtype=low),
+                qkv=empty((HQ + 2 * config.kv_heads) * D),
+                o=empty(plan.splits, HQ, D, dtype=low),
+                lse=empty(plan.splits, HQ),
+                act=empty(config.mlp_size, dtype=low),
+                output_squares=empty(-(-C // plan.output.rows)),
+                down_squares=empty(-(-C // plan.down.rows)),
+                cos=empty(D // 2),
+                sin=empty(D // 2),
+                frequency=frequencies(D, config.rope_base, config.rope_divisors, device),
+                all=torch.arange(most, dtype=torch.int32, device=device),
+            )
+
+    @property
+    def squares(self) -> tuple[Tensor, Tensor]:
+        return self.output_squares, self.down_squares
+
+
+def _rows_of(tile: Tile, K: int) -> dict[str, int]:
+    return dict(R=tile.rows, W=piece_of(K, tile.rows, tile.warps))
+
+
+def _sms(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _library() -> Kernels:
+    # Triton: not before now
+    from llmsys.models.few_kernels.attention import attention_kernel
+    from llmsys.models.few_kernels.ends import embedding_kernel, head_kernel
+    from llmsys.models.few_kernels.products import down_kernel, gate_up_kernel, output_kernel, qkv_kernel
+
+    return Kernels(
+        embedding_kernel, qkv_kernel, attention_kernel, output_kernel, gate_up_kernel, down_kernel, head_kernel
+    )

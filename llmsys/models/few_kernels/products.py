@@ -1,0 +1,125 @@
+"""The four products of a layer, for few sequences: q, k and v; the output; gate and up; down.
+
+Each reads its matrix once, for all sequences of the step, and asks for it before it waits (`pieces`). No product is
+split along K between programs: a program owns its rows of the result, so sums are made in one order and a step is the
+same to the last bit whenever it is run. (Split, and added by atomics into the residual, was tried first and is not.)
+
+Between kernels flow, in fp32 unless the weights are bf16 and it says so:
+
+    h        (S, C)          the residual, fp32
+    x        (S, C)          h · the next norm's weight, bf16 if the weights are. The norm's 1/rms is a number, and
+                             products are linear: it is multiplied in after the product
+    squares  (S, PARTS)      of h, added up in as many parts as the kernel before has programs, fp32
+    qkv      (S, N)          fp32
+    act      (S, I)          silu(gate) · up, bf16 if the weights are
+"""
+
+from llmsys.hardware.tier import load_triton
+from llmsys.models.few_kernels.pieces import add_to_residual, load_rows, multiply, reciprocal_rms
+
+triton, tl = load_triton()
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait  # noqa: E402
+
+
+@triton.jit
+def qkv_kernel(
+    x_ptr, squares_ptr, w_ptr, y_ptr, eps, S: tl.constexpr, C: tl.constexpr, N: tl.constexpr, R: tl.constexpr,
+    W: tl.constexpr, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """y = w · norm(h): R rows of w (N, C) a program, grid (N / R,); y (S, N) fp32."""
+    if PDL:
+        gdc_launch_dependents()
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    there = rows < N
+    pieces = load_rows(w_ptr, rows, there, C, W)
+    if PDL:
+        gdc_wait()
+    for s in tl.static_range(S):
+        y = multiply(pieces, x_ptr + s * C, C, W)
+        y *= reciprocal_rms(squares_ptr + s * PARTS, C, eps, PARTS, BLOCK_PARTS)
+        tl.store(y_ptr + s * N + rows, y, mask=there)
+
+
+@triton.jit
+def gate_up_kernel(
+    x_ptr, squares_ptr, w_ptr, act_ptr, eps, S: tl.constexpr, C: tl.constexpr, I: tl.constexpr, R: tl.constexpr,
+    W: tl.constexpr, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """act = silu(gate) · up of norm(h): R rows of each half of w (2 I, C) a program, grid (I / R,)."""
+    if PDL:
+        gdc_launch_dependents()
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    there = rows < I
+    gates = load_rows(w_ptr, rows, there, C, W)
+    ups = load_rows(w_ptr, rows + I, there, C, W)
+    if PDL:
+        gdc_wait()
+    for s in tl.static_range(S):
+        gate = multiply(gates, x_ptr + s * C, C, W)
+        up = multiply(ups, x_ptr + s * C, C, W)
+        scale = reciprocal_rms(squares_ptr + s * PARTS, C, eps, PARTS, BLOCK_PARTS)
+        gate *= scale
+        act = gate / (1.0 + tl.exp(-gate)) * (up * scale)
+        tl.store(act_ptr + s * I + rows, act.to(act_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def down_kernel(
+    act_ptr, w_ptr, scale_ptr, h_ptr, x_ptr, squares_ptr, S: tl.constexpr, C: tl.constexpr, I: tl.constexpr,
+    R: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """h += w · act, x and squares for the norm whose weight is `scale`: R rows of w (C, I), grid (PARTS = C / R,)."""
+    if PDL:
+        gdc_launch_dependents()
+    part = tl.program_id(0)
+    rows = part * R + tl.arange(0, R)
+    there = rows < C
+    pieces = load_rows(w_ptr, rows, there, I, W)
+    scale = tl.load(scale_ptr + rows, mask=there, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+    for s in tl.static_range(S):
+        y = multiply(pieces, act_ptr + s * I, I, W)
+        add_to_residual(y, h_ptr, x_ptr, squares_ptr, scale, rows, there, part, s, C, PARTS)
+
+
+@triton.jit
+def output_kernel(
+    o_ptr, lse_ptr, w_ptr, scale_ptr, h_ptr, x_ptr, squares_ptr, S: tl.constexpr, C: tl.constexpr, HQ: tl.constexpr,
+    D: tl.constexpr, SPLITS: tl.constexpr, R: tl.constexpr, BLOCK_HQ: tl.constexpr, PARTS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """h += w · o, and x and squares of it: R rows of w (C, HQ · D), grid (PARTS = C / R,).
+
+    Attention left o in SPLITS parts, (S, SPLITS, HQ, D), each with its lse (S, SPLITS, HQ) to base 2; every program
+    puts them together for itself.
+    """
+    if PDL:
+        gdc_launch_dependents()
+    part = tl.program_id(0)
+    rows = part * R + tl.arange(0, R)
+    there = rows < C
+    head = tl.arange(0, BLOCK_HQ)
+    d = tl.arange(0, D)
+    k = head[:, None] * D + d[None, :]  # (BLOCK_HQ, D)
+    real = (head < HQ)[:, None] & (d < D)[None, :]
+    w = tl.load(w_ptr + rows[:, None, None] * (HQ * D) + k[None], mask=there[:, None, None] & real[None], other=0.0)
+    scale = tl.load(scale_ptr + rows, mask=there, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+    for s in tl.static_range(S):
+        largest = tl.full((BLOCK_HQ,), -1e30, tl.float32)
+        for split in tl.static_range(SPLITS):
+            lse = tl.load(lse_ptr + (s * SPLITS + split) * HQ + head, mask=head < HQ, other=0.0)
+            largest = tl.maximum(largest, lse)
+        o = tl.zeros((BLOCK_HQ, D), tl.float32)
+        total = tl.zeros((BLOCK_HQ,), tl.float32)
+        for split in tl.static_range(SPLITS):
+            lse = tl.load(lse_ptr + (s * SPLITS + split) * HQ + head, mask=head < HQ, other=0.0)
+            share = tl.exp2(lse - largest)
+            total += share
+            of_split = tl.load(o_ptr + (s * SPLITS + split) * (HQ * D) + k, mask=real, other=0.0)
+            o += of_split.to(tl.float32) * share[:, None]
+        o /= total[:, None]
+        y = tl.sum(tl.sum(w.to(tl.float32) * o[None], axis=2), axis=1)
+        add_to_residual(y, h_ptr, x_ptr, squares_ptr, scale, rows, there, part, s, C, PARTS)

@@ -1,0 +1,134 @@
+"""A plan in arrays: what the host knows of a step.
+
+    step = HostStep(plan, rows, block_size)
+    step.row, step.computed, step.lengths, step.wanted     (S,)   of each work
+    step.tokens, step.positions, step.slots                (N,)   of each token, where it stands and where it is kept
+    step.owner, step.temperature, step.u                   (L,)   of each row of logits: whose it is, how it is drawn
+
+All of it is NumPy, over all works at once: while the device computes a step of 256 sequences in a few milliseconds, the
+host has to be done with the next one.
+"""
+
+from itertools import chain
+
+import numpy as np
+
+from llmsys.cache import Chunk, batch_of
+from llmsys.serving.plan import PLACEHOLDER, StepPlan, Work
+from llmsys.serving.runner.rows import Rows
+from llmsys.serving.sampler import Draw, uniform
+
+
+class HostStep:
+    """The arrays of a plan, int64. As it is made, the rows are brought up to date.
+
+    Attributes
+    ----------
+    row
+        (S,), of each work (`Rows`).
+    ends, seq_lens
+        (S,): where its tokens end among the step's, and how many keys it has then.
+    hidden : bool
+        There are place-holders.
+    one_each : bool
+        Of every work the logits of one token are wanted.
+    decode : bool
+        And every work is one token.
+    special
+        Which rows of logits need more than a temperature. All others are drawn in two launches (`draw_tokens`).
+
+    Raises
+    ------
+    ValueError
+        A work does not hold together, two tokens would be written to one slot, or a place-holder stands for what nobody
+        has drawn. Says which.
+    """
+
+    def __init__(self, plan: StepPlan, rows: Rows, block_size: int):
+        works = plan.work
+        if not works:
+            raise ValueError(f"the plan of step {plan.step} must have work: a step of no tokens computes nothing")
+        self.row = rows.take(plan)
+        lengths = [len(work.tokens) for work in works]
+        self.wanted = np.array([work.logits for work in works], np.int64)
+        self.computed = np.array([work.computed for work in works], np.int64)
+        self.lengths = np.array(lengths, np.int64)
+        self.seq_lens = self.computed + self.lengths
+        self.longest = max(lengths)
+        held = np.array([len(work.blocks) for work in works], np.int64)
+        self.held = int(held.max())
+        S = len(works)
+        single = sum(lengths) == S and min(lengths) == 1
+        if single:
+            self.tokens = np.array([work.tokens[0] for work in works])
+            self.ends, self.positions, row = np.arange(1, S + 1), self.computed, self.row
+        else:
+            self.tokens = np.array(list(chain.from_iterable(work.tokens for work in works)))
+            self.ends = self.lengths.cumsum()
+            self.positions = np.repeat(self.seq_lens - self.ends, self.lengths) + np.arange(len(self.tokens))
+            row = np.repeat(self.row, self.lengths)
+        if self.computed.min() < 0 or min(lengths) < 1 or (self.seq_lens > held * block_size).any():
+            raise _why(works, block_size)
+        if self.wanted.min() < 0 or (self.wanted > self.lengths).any() or self.tokens.dtype.kind != "i":
+            raise _why(works, block_size)
+        self.hidden = bool(self.tokens.min() < 0)
+        if self.hidden:
+            self._check_hidden(works, rows)
+        block = rows.host[row, self.positions // block_size].astype(np.int64)
+        self.slots = block * block_size + self.positions % block_size
+        if len(self.slots) > 1 and _any_twice(self.slots):
+            raise _why(works, block_size)
+        self.one_each = bool((self.wanted == 1).all())
+        self.decode = self.one_each and single
+        self._say_how_to_draw(rows)
+
+    def _say_how_to_draw(self, rows: Rows) -> None:
+        if self.decode:
+            self.owner, place, row = np.arange(len(self.row)), self.seq_lens, self.row
+        else:
+            self.owner = np.repeat(np.arange(len(self.row)), self.wanted)
+            before = self.wanted.cumsum() - self.wanted
+            first = self.seq_lens - self.wanted + 1 - before
+            place, row = first[self.owner] + np.arange(len(self.owner)), self.row[self.owner]
+        self.place, self.temperature = place, rows.temperature[row]
+        self.u = np.zeros(len(row))
+        if self.temperature.any():
+            self.u = uniform(rows.seed[row], place)
+        self.special = rows.special[row].nonzero()[0]
+
+    def draws(self, works: tuple[Work, ...]) -> list[Draw]:
+        """How the token of each special row is chosen."""
+        asked = zip(self.owner[self.special].tolist(), self.place[self.special].tolist(), strict=True)
+        return [Draw(works[i].sampling, place, works[i].sampling.seed or 0) for i, place in asked]
+
+    def _check_hidden(self, works: tuple[Work, ...], rows: Rows) -> None:
+        last = self.tokens[self.ends - 1] == PLACEHOLDER
+        if last.sum() < (self.tokens < 0).sum():
+            wrong = next(i for i, work in enumerate(works) if min(work.tokens[:-1], default=0) < 0 or
+                         work.tokens[-1] < PLACEHOLDER)  # fmt: skip
+            raise ValueError(
+                f"work of {works[wrong].request!r} must have token ids, the last of them a place-holder "
+                f"({PLACEHOLDER}) at most, got {works[wrong].tokens}"
+            )
+        if not rows.known[self.row[last]].all():
+            wrong = next(i for i in last.nonzero()[0] if not rows.known[self.row[i]])
+            raise ValueError(
+                f"work of {works[wrong].request!r} has a place-holder, and in the step before no token was drawn for it"
+            )
+        self.filled = last.nonzero()[0]  # works
+
+
+def _any_twice(numbers: np.ndarray) -> bool:
+    ordered = np.sort(numbers)
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
+def _why(works: tuple[Work, ...], block_size: int) -> ValueError:
+    """What is wrong with the works, in the words of `batch_of`, which looks at each."""
+    known = [tuple(max(token, 0) for token in work.tokens) for work in works]
+    chunks = [Chunk(t, work.computed, work.blocks, logits=work.logits) for t, work in zip(known, works, strict=True)]
+    try:
+        batch_of(chunks, block_size=block_size)
+    except ValueError as error:
+        return error
+    return ValueError("work must have whole numbers as tokens")

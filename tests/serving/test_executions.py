@@ -1,0 +1,48 @@
+"""The engine's own tests again, with parts of its execution switched on that a CPU leaves off: the same answers.
+
+Not all of them: those that tell whose requests are refused, or how a bar looks, have nothing to do with the runner.
+"""
+
+import functools
+
+import pytest
+
+from llmsys.serving.engine import Engine
+from llmsys.serving.execution import Execution
+from tests.serving import test_engine, test_schedules
+
+VARIANTS = {"graphs": Execution(graphs=True), "graphs, ahead": Execution(graphs=True, ahead=True)}
+AGAIN = """
+test_max_tokens_is_how_many_come
+test_stop_tokens_of_a_request_are_its_own
+test_a_stop_string_across_tokens_ends_the_text_before_it
+test_a_stream_says_what_generate_says_a_token_at_a_time
+test_several_streams_and_a_call_of_generate_serve_each_other
+test_a_stream_that_is_closed_aborts_its_request
+test_of_two_identical_prompts_in_flight_the_first_is_aborted
+test_a_prompt_that_is_one_full_hit_computes_one_token
+test_preempted_requests_hit_their_own_blocks_and_go_on_where_they_were
+test_answers_to_one_prompt_are_those_of_prompts_with_their_seeds
+test_the_same_seed_says_the_same_in_any_batch
+test_logprobs_are_the_models
+test_a_model_that_raises_fails_the_step_and_the_engine_goes_on
+test_what_the_model_raises_in_generate_is_raised_and_its_prompts_are_aborted
+test_logits_that_are_not_finite_fail_a_request_alone_and_nobody_hits_its_blocks
+test_attention_and_scheduler_may_be_ones_own
+test_in_any_schedule_each_request_gets_the_tokens_that_it_gets_alone
+"""
+
+
+@pytest.fixture(autouse=True, params=VARIANTS)
+def executed(request, monkeypatch):
+    """Engines are made with this execution where a test does not say which."""
+    made = Engine.__init__
+
+    @functools.wraps(made)
+    def make(self, *args, **more):
+        made(self, *args, **dict(execution=VARIANTS[request.param]) | more)
+
+    monkeypatch.setattr(Engine, "__init__", make)
+
+
+globals().update({name: vars(test_engine).get(name) or vars(test_schedules)[name] for name in AGAIN.split()})
