@@ -1,7 +1,7 @@
 """The step's two ends: a token becomes numbers, and numbers become the logits of the next token."""
 
 from llmsys.hardware.tier import load_triton
-from llmsys.models.few_kernels.pieces import reciprocal_rms
+from llmsys.models.few_kernels.pieces import load_squares, reciprocal_rms
 
 triton, tl = load_triton()
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait  # noqa: E402
@@ -62,7 +62,7 @@ def head_kernel(
         gdc_wait()
     scales = ()
     for i in tl.static_range(L):
-        scales = scales + (reciprocal_rms(squares_ptr + wanted[i] * PARTS, C, eps, PARTS, BLOCK_PARTS),)
+        scales = scales + (reciprocal_rms(load_squares(squares_ptr + wanted[i] * PARTS, PARTS, BLOCK_PARTS), C, eps),)
     for tile in range(first, TILES, tl.num_programs(0)):
         rows = tile * R + r
         later = (tile + tl.num_programs(0)) * R + r

@@ -197,17 +197,17 @@ class FewKernelForward:
             self.kernels.qkv, -(-N // plan.qkv.rows), plan.qkv.warps, b.x, b.down_squares, layer.qkv.weight, b.qkv,
             eps, S=S, C=C, N=N, **_rows_of(plan.qkv, C), **after_down,
         )  # fmt: skip
-        norm = layer.q_norm is not None
+        norm, splits = layer.q_norm is not None, plan.splits_of(S)
         self._launch(
-            self.kernels.attention, (HKV * plan.splits, S), plan.attention_warps, b.qkv,
+            self.kernels.attention, (HKV * splits, S), plan.attention_warps, b.qkv,
             layer.q_norm.weight if norm else None, layer.k_norm.weight if norm else None, b.cos, b.sin, keys, values,
             batch.block_table, batch.seq_lens, batch.slot_mapping, b.o, b.lse, *keys.stride()[:3],
             *values.stride()[:3], batch.block_table.stride(0), eps, LOG2_E / math.sqrt(D), HQ=HQ, HKV=HKV, D=D,
-            PAGE=keys.shape[1], BLOCK_N=plan.block_n, SPLITS=plan.splits, NORM=norm, BLOCK_G=16,
+            PAGE=keys.shape[1], BLOCK_N=plan.block_n, SPLITS=splits, NORM=norm, BLOCK_G=16,
         )  # fmt: skip
         self._launch(
             self.kernels.output, b.output_squares.shape[1], plan.output.warps, b.o, b.lse, layer.output.weight,
-            layer.mlp_norm.weight, b.h, b.x, b.output_squares, S=S, C=C, HQ=HQ, D=D, SPLITS=plan.splits,
+            layer.mlp_norm.weight, b.h, b.x, b.output_squares, S=S, C=C, HQ=HQ, D=D, SPLITS=splits,
             R=plan.output.rows, BLOCK_HQ=power_from(HQ), PARTS=b.output_squares.shape[1],
         )  # fmt: skip
         self._launch(

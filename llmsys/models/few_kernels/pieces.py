@@ -4,7 +4,11 @@ With few sequences a step is the reading of its weights, each used once a sequen
 programs, so a program is small: one warp, a few rows of a matrix, all of their columns. It holds the rows in registers,
 in pieces of W columns, so that a lane loads 16 bytes at a time and adds up what it has before lanes are added:
 
-    y[r] = Σ_k w[r, k] x[k] = Σ_lane Σ_piece …       one reduction over lanes, and no barrier, for there is one warp
+    y[r] = Σ_k w[r, k] x[k] = Σ_lane (Σ_piece …)       one reduction over lanes, and no barrier, for there is one warp
+
+**Several sequences.** They share the weights, and each is a product of its own. What lanes have summed up is kept until
+all sequences are there, and lanes are added last: an exchange between lanes between two sequences would keep the
+second one's loads from being asked for before the first one's have come.
 
 **Early.** A kernel here is launched while the one before it runs (programmatic dependent launch,
 https://docs.nvidia.com/cuda/cuda-c-programming-guide/#programmatic-dependent-launch-and-synchronization): `gdc_wait`
@@ -34,33 +38,37 @@ def load_rows(w_ptr, rows, there, K: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def multiply(pieces, x_ptr, K: tl.constexpr, W: tl.constexpr):
-    """The rows' products with x (K,): (R,) in fp32."""
-    total = tl.zeros(pieces[0].shape, tl.float32)
+def multiply(pieces, x_ptr, K: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+    """The rows' products with x (K,) in fp32, as far as one lane adds them up: (R, W / 8), to be summed over axis 1."""
+    total = tl.zeros((R, W), tl.float32)
     for i in tl.static_range((K + W - 1) // W):
         k = i * W + tl.arange(0, W)[None, :]
         x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)  # (1, W)
         total += pieces[i].to(tl.float32) * x
-    return tl.sum(total, axis=1)
+    return tl.sum(tl.reshape(total, (R, W // 8, 8)), axis=2)
 
 
 @triton.jit
-def reciprocal_rms(squares_ptr, C: tl.constexpr, eps, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr):
-    """1 / √(mean(h²) + eps) of a residual of C numbers, whose squares were added up in PARTS parts."""
+def load_squares(squares_ptr, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr):
+    """The parts of Σ h², for `reciprocal_rms`."""
     part = tl.arange(0, BLOCK_PARTS)
-    squares = tl.load(squares_ptr + part, mask=part < PARTS, other=0.0)
+    return tl.load(squares_ptr + part, mask=part < PARTS, other=0.0)
+
+
+@triton.jit
+def reciprocal_rms(squares, C: tl.constexpr, eps):
+    """1 / √(mean(h²) + eps) of a residual of C numbers."""
     return tl.rsqrt(tl.sum(squares) / C + eps)
 
 
 @triton.jit
-def add_to_residual(
-    y, h_ptr, x_ptr, squares_ptr, scale, rows, there, part, sequence, C: tl.constexpr, PARTS: tl.constexpr
+def store_residual(
+    h, h_ptr, x_ptr, squares_ptr, scale, rows, there, part, sequence, C: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
-    """h += y in these rows, and what the next kernel wants of it: x = h · scale, and the sum of h² over the rows.
+    """h of these rows, and what the next kernel wants of it: x = h · scale, and the sum of h² over the rows.
 
     The next kernel's norm is x / rms(h). Its programs are many, so what can be done once is done here.
     """
-    h = tl.load(h_ptr + sequence * C + rows, mask=there, other=0.0) + y
     tl.store(h_ptr + sequence * C + rows, h, mask=there)
     tl.store(x_ptr + sequence * C + rows, (h * scale).to(x_ptr.dtype.element_ty), mask=there)
     tl.store(squares_ptr + sequence * PARTS + part, tl.sum(tl.where(there, h * h, 0.0)))

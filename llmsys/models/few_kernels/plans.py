@@ -25,9 +25,14 @@ class Plan:
     down: Tile
     head: Tile
     head_programs: int  # on an SM
-    splits: int  #        into how many parts attention to a sequence's keys is cut
+    splits: int  #        into how many parts attention to the keys of one sequence is cut
     block_n: int  #       keys of a tile
     attention_warps: int
+
+    def splits_of(self, S: int) -> int:
+        """Parts of each of S sequences: programs that put them together read those of all sequences, so the parts of a
+        step stay about as many as those of one sequence."""
+        return max(min(2, self.splits), self.splits // power_from(S))
 
     def but(self, **changes) -> "Plan":
         return replace(self, **changes)

@@ -15,7 +15,7 @@ Between kernels flow, in fp32 unless the weights are bf16 and it says so:
 """
 
 from llmsys.hardware.tier import load_triton
-from llmsys.models.few_kernels.pieces import add_to_residual, load_rows, multiply, reciprocal_rms
+from llmsys.models.few_kernels.pieces import load_rows, load_squares, multiply, reciprocal_rms, store_residual
 
 triton, tl = load_triton()
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait  # noqa: E402
@@ -34,9 +34,12 @@ def qkv_kernel(
     pieces = load_rows(w_ptr, rows, there, C, W)
     if PDL:
         gdc_wait()
+    squares, sums = (), ()
     for s in tl.static_range(S):
-        y = multiply(pieces, x_ptr + s * C, C, W)
-        y *= reciprocal_rms(squares_ptr + s * PARTS, C, eps, PARTS, BLOCK_PARTS)
+        squares = squares + (load_squares(squares_ptr + s * PARTS, PARTS, BLOCK_PARTS),)
+        sums = sums + (multiply(pieces, x_ptr + s * C, C, R, W),)
+    for s in tl.static_range(S):
+        y = tl.sum(sums[s], axis=1) * reciprocal_rms(squares[s], C, eps)
         tl.store(y_ptr + s * N + rows, y, mask=there)
 
 
@@ -54,12 +57,15 @@ def gate_up_kernel(
     ups = load_rows(w_ptr, rows + I, there, C, W)
     if PDL:
         gdc_wait()
+    squares, gate_sums, up_sums = (), (), ()
     for s in tl.static_range(S):
-        gate = multiply(gates, x_ptr + s * C, C, W)
-        up = multiply(ups, x_ptr + s * C, C, W)
-        scale = reciprocal_rms(squares_ptr + s * PARTS, C, eps, PARTS, BLOCK_PARTS)
-        gate *= scale
-        act = gate / (1.0 + tl.exp(-gate)) * (up * scale)
+        squares = squares + (load_squares(squares_ptr + s * PARTS, PARTS, BLOCK_PARTS),)
+        gate_sums = gate_sums + (multiply(gates, x_ptr + s * C, C, R, W),)
+        up_sums = up_sums + (multiply(ups, x_ptr + s * C, C, R, W),)
+    for s in tl.static_range(S):
+        scale = reciprocal_rms(squares[s], C, eps)
+        gate = tl.sum(gate_sums[s], axis=1) * scale
+        act = gate / (1.0 + tl.exp(-gate)) * (tl.sum(up_sums[s], axis=1) * scale)
         tl.store(act_ptr + s * I + rows, act.to(act_ptr.dtype.element_ty), mask=there)
 
 
@@ -78,9 +84,13 @@ def down_kernel(
     scale = tl.load(scale_ptr + rows, mask=there, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
+    old, sums = (), ()
     for s in tl.static_range(S):
-        y = multiply(pieces, act_ptr + s * I, I, W)
-        add_to_residual(y, h_ptr, x_ptr, squares_ptr, scale, rows, there, part, s, C, PARTS)
+        old = old + (tl.load(h_ptr + s * C + rows, mask=there, other=0.0),)
+        sums = sums + (multiply(pieces, act_ptr + s * I, I, R, W),)
+    for s in tl.static_range(S):
+        h = old[s] + tl.sum(sums[s], axis=1)
+        store_residual(h, h_ptr, x_ptr, squares_ptr, scale, rows, there, part, s, C, PARTS)
 
 
 @triton.jit
@@ -107,7 +117,9 @@ def output_kernel(
     scale = tl.load(scale_ptr + rows, mask=there, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
+    old, sums = (), ()
     for s in tl.static_range(S):
+        old = old + (tl.load(h_ptr + s * C + rows, mask=there, other=0.0),)
         largest = tl.full((BLOCK_HQ,), -1e30, tl.float32)
         for split in tl.static_range(SPLITS):
             lse = tl.load(lse_ptr + (s * SPLITS + split) * HQ + head, mask=head < HQ, other=0.0)
@@ -121,5 +133,8 @@ def output_kernel(
             of_split = tl.load(o_ptr + (s * SPLITS + split) * (HQ * D) + k, mask=real, other=0.0)
             o += of_split.to(tl.float32) * share[:, None]
         o /= total[:, None]
-        y = tl.sum(tl.sum(w.to(tl.float32) * o[None], axis=2), axis=1)
-        add_to_residual(y, h_ptr, x_ptr, squares_ptr, scale, rows, there, part, s, C, PARTS)
+        products = tl.reshape(w.to(tl.float32) * o[None], (R, BLOCK_HQ, D // 8, 8))
+        sums = sums + (tl.sum(products, axis=3),)
+    for s in tl.static_range(S):
+        h = old[s] + tl.sum(tl.sum(sums[s], axis=2), axis=1)
+        store_residual(h, h_ptr, x_ptr, squares_ptr, scale, rows, there, part, s, C, PARTS)
