@@ -35,6 +35,7 @@ import torch
 
 from llmsys import viz
 from llmsys.attention.paged.one_token import attend_one_token, for_model
+from llmsys.bench import recorded
 from llmsys.cache import BlockPool
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.hardware.devices import DEVICES
@@ -639,6 +640,158 @@ measured("09.here", took["static"] / took["stall-free"], "×")
 # speeds differ by less; and on a CPU four tokens cost a little more than one, too. More than that is what else the
 # machine was doing.
 #
+# ## Predict: how busy is the GPU?
+#
+# By (2) a step takes as long as its bytes, or its arithmetic. That is what it takes *at least*. Here is a real one, of a
+# small model on a large GPU: Qwen3-0.6B, 256 requests, and all of them decode. How fast memory is was measured in the
+# same run, by a copy.
+
+# %% tags=["claim"]
+record = recorded("serving", "H200")
+steps_of = {(row["model"], row["batch"], row["name"]): row for row in record.rows if row["sweep"] == "step"}
+plain = steps_of["Qwen3-0.6B", "full batch", "all off"]
+(copied,) = (row["gbps"] for row in record.rows if row["sweep"] == "copy")
+print(f"{record.device}, a copy: {copied:,.0f} GB/s")
+print(f"{plain['weight_bytes'] / 1e9:.2f} GB of weights, and of {plain['sequences']} requests {plain['tokens']:,} tokens", end="")
+print(f" in the cache, {plain['cache_bytes'] / 1e9:.1f} GB: at least {plain['roofline_ms']:.2f} ms a step")
+print(f"the plain engine launches {plain['launches']} kernels (and copies) for it, one by one")
+
+# %% [markdown]
+# A plain engine goes about it like this. The host plans the step, makes a batch of the plan, and runs the model: 28
+# layers in Python, in which one kernel after the other is launched. Then it waits for the tokens, takes them in, gives
+# them to whoever listens, and plans the next step. Kernels run while it launches others; whenever the last one that was
+# launched is done, the GPU has nothing to do. To launch a kernel from Python takes several microseconds. **For what
+# share of such a step does the GPU have nothing to do?**
+
+# %% tags=["predict"]
+predict("09.idle", None, "%")
+
+# %% tags=["measure"]
+measured("09.idle", 100 * plain["idle_ms"] / plain["ms"], "%")
+
+# %%
+viz.continuous_batching.step_parts(record)
+
+# %% [markdown]
+# ## What a step is made of
+#
+# Look at the upper left first, 256 requests, and there at the line "all off". The step has three parts.
+#
+# **Attention** reads the cache. It takes about as long as its bytes do, and none of the lines below it changes that:
+# lesson 08 has been there. (It is most of the dashed line, which has the weights as well.)
+#
+# **The other kernels** are the products, which read the weights, and between them what is small: norms, the rotation,
+# the gate of the MLP, the sums of the residual, the next token's draw. A small kernel moves a few megabytes; much of its
+# time is spent to begin and to end.
+#
+# **Nothing** is the host's part. In it no byte moves, and none of it is in (2).
+#
+# For the last two, the library's engine has four switches, the fields of `Execution`:
+#
+# - `graphs`: what a decode step launches is the same in every step, but for the numbers in its tensors. So it is
+#   recorded once, as a *CUDA graph*, and then launched as a whole. A graph's tensors have fixed sizes: there is one for
+#   each of a few sizes of batches, and a batch is filled up to the next of them with rows that nobody wants.
+# - `ahead`: the next step is planned, and put into the GPU's queue, while this one runs. But its plan needs the tokens
+#   that this step is just computing. It has *place-holders* for them: by the one rule it is enough that a token is
+#   known *then*, and when the step runs, the GPU fills them in from what it has drawn. Who has come to `max_tokens` is
+#   known beforehand. Who says an end token, or a stop string, is known a step late: the request has been computed once
+#   more, and that token is thrown away.
+# - `fused`: what is small and comes together is one kernel. The residual's sum with the norm after it, the rotation with
+#   the write into the cache, the gate with its product; and q, k and v are one product.
+# - `few_kernels`: for few requests, a layer is a handful of kernels, each of which is launched before the one ahead of
+#   it has ended, and has fetched its weights when its turn comes.
+#
+# In the picture each of them is taken away from "all on", so what a line has more than the last one is what its switch
+# is worth there. And what is it worth? Host and GPU are two workers. Let $P$ be the time in which the host plans,
+# prepares and takes in, $L$ that in which it launches, and $G$ that of the kernels. While the host launches, the GPU
+# works already. While it plans, the GPU does only if it has been given something to do before:
+#
+# $$ \text{step} \approx P + \max(L, G), \qquad \text{planned ahead:} \quad \max(P + L,\ G) \tag{3} $$
+
+# %% tags=["claim"]
+WAYS = ["all off", "without ahead", "without graphs", "without fused", "without few_kernels", "all on"]
+
+
+def by_3(row):
+    """P, L and G of a step, and its time by (3), in ms."""
+    P = sum(row[f"host_{phase}_ms"] for phase in ("plan", "prepare", "update"))
+    L, G = row["host_launch_ms"], row["attention_ms"] + row["other_ms"]
+    waits_for_its_tokens = row["name"] in ("all off", "without ahead")
+    return P, L, G, P + max(L, G) if waits_for_its_tokens else max(P + L, G)
+
+
+for batch in ("full batch", "one request"):
+    print(f"{'Qwen3-0.6B, ' + batch:26}{'P':>7}{'L':>7}{'G':>7}   by (3)  measured, ms")
+    for way in WAYS:
+        row = steps_of["Qwen3-0.6B", batch, way]
+        print(f"  {way:24}" + "".join(f"{ms:7.2f}" for ms in by_3(row)[:3]), end="")
+        print(f"{by_3(row)[3]:9.2f}{row['ms']:10.2f}")
+
+# %% [markdown]
+# So the switches do not add up. Planning ahead hides $P$, at most, and only behind a GPU that is busy: as long as $L$ is
+# the longest of all, there is nothing to hide it behind. Graphs take $L$ away, and then it is $G$ that counts; fewer and
+# larger kernels make $G$ shorter (and without graphs $L$, too). When $G$ is all that is left, the engine is where (2)
+# begins.
+#
+# One request alone is another world. Its step reads hardly more than the weights, and its kernels are so short that to
+# begin and to end is most of what they do; and a GPU that is done so soon hides little of the host. Whole answers, in
+# tokens a second:
+
+# %% tags=["claim"]
+speeds = {(row["model"], row["sweep"], row["name"]): row for row in record.rows if row["sweep"] in ("throughput", "one")}
+models = list(dict.fromkeys(model for model, *_ in speeds))
+many = speeds[models[0], "throughput", "all on"]
+print(f"{many['requests']} requests at once, {many['prompt_tokens']:,} tokens of prompts, {many['output_tokens']:,} of answers")
+for model in models:
+    print(f"{model:22}  256 requests: tokens/s  of reading alone      one: tokens/s  of reading alone")
+    for way in WAYS:
+        pair = [speeds.get((model, sweep, way)) for sweep in ("throughput", "one")]
+        shown = [f"{row['tokens_per_s']:24,.0f}{row['of_roofline']:17.0%}" if row else f"{'–':>24}{'–':>17}" for row in pair]
+        print(f"  {way:20}{shown[0]}{shown[1][4:]}")
+for model in models:
+    on, off = (speeds.get((model, "one", way)) for way in ("all on", "all off"))
+    many_on, many_off = (speeds.get((model, "throughput", way)) for way in ("all on", "all off"))
+    if off and many_off:
+        print(f"{model}, all on against all off: {many_on['tokens_per_s'] / many_off['tokens_per_s']:.1f} times", end="")
+        print(f" as many tokens/s with 256 requests, {on['tokens_per_s'] / off['tokens_per_s']:.1f} times with one")
+peers = {row["name"]: row for row in record.rows if row["sweep"] == "peer"}
+if "transformers" in peers:
+    ours, theirs = peers["llmsys"], peers["transformers"]
+    print(f"{ours['requests']} requests, answers of {ours['output_tokens'] // ours['requests']} tokens: ", end="")
+    print(f"{ours['tokens_per_s']:,.0f} tokens/s; transformers {theirs['version']}, its continuous batching with torch's ", end="")
+    print(f"attention: {theirs['tokens_per_s']:,.0f}")
+
+# %% [markdown]
+# "Of reading alone" is the share of a time that nobody can beat: that of the weights once a step, and of everybody's
+# keys and values, at the copy's speed. The smaller the model, the smaller the share: its bytes are read in no time, and
+# the number of its kernels is the same. (Whole answers have their prompts in them, and steps in which few are left; so
+# their shares are below those of a step of the full batch.)
+#
+# ## The policies, served
+#
+# In the same run, the four policies, with everything on: conversations that come one after the other, at random, all at
+# the same moments. They are not played now, and seconds are no longer (2)'s.
+
+# %% tags=["claim"]
+served = {row["name"]: row for row in record.rows if row["sweep"] == "policies"}
+one = next(iter(served.values()))
+print(f"{one['requests']} conversations, {one['rate']:.0f} a second; {one['max_sequences']} places; ms")
+print(f"{'':12}  tokens a step  tokens/s   first token: median     p99   next ones: median     p99  longest")
+for name, row in served.items():
+    print(f"{name:12}{row['max_tokens_per_step']:15,}{row['tokens_per_s']:10,.0f}", end="")
+    print(f"{row['ttft_median_ms']:22,.0f}{row['ttft_p99_ms']:8,.0f}", end="")
+    print(f"{row['wait_median_ms']:20,.1f}{row['wait_p99_ms']:8,.1f}{row['wait_longest_ms']:9,.1f}")
+
+# %%
+viz.continuous_batching.measured_policies(record)
+
+# %% [markdown]
+# A service that keeps up says as many tokens a second as it is asked for, whatever its policy. So where it is not full,
+# look at the waits. With static batches the first token is what one waits for: for the end of a batch that others are
+# in. Orca's first token comes soon, and its longest wait between two tokens is the longest of all: somebody's whole
+# prompt. With pieces both are short, and that between two tokens has a bound, the budget.
+
+# %% [markdown]
 # ## Your scheduler and your kernel in the engine
 #
 # Now the real thing. The library's `Engine` is a loop around four parts: the scheduler, which is yours; the runner,
@@ -711,8 +864,11 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 # - **TensorRT-LLM** says *in-flight batching*, and its `CapacitySchedulerPolicy` is the choice of this lesson:
 #   `GUARANTEED_NO_EVICT`, the default, reserves what a request may come to need; `MAX_UTILIZATION` admits what fits
 #   now, and pauses somebody when it no longer does; `STATIC_BATCH`.
-# - **What is missing here:** between two steps our GPU does nothing while the host plans. A scheduler can run one step
-#   ahead, and plan the next step while the GPU computes this one, with place-holders for tokens that are not there yet.
+# - **A step ahead.** SGLang's scheduler [plans one batch ahead](https://lmsys.org/blog/2024-12-04-sglang-v0-4/), with
+#   *future tokens* as place-holders, an idea of NanoFlow's ([Zhu et al., 2024](https://arxiv.org/abs/2408.12757)).
+#   TensorRT-LLM has its [overlap scheduler](https://nvidia.github.io/TensorRT-LLM/features/overlap-scheduler.html), which
+#   also computes a step too many for whoever ends; vLLM says `async_scheduling`, and `cudagraph_capture_sizes` for the
+#   sizes of its graphs.
 #
 # ## Do you have it?
 #
