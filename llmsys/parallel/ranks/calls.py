@@ -200,8 +200,19 @@ class Record:
         _HEAD.pack_into(self._memory, 0, self._writes, len(data))
 
 
+_watching: Record | None = None
+
+
+def watching() -> Record | None:
+    """The record into which this process writes, if it does."""
+    return _watching
+
+
 def watch(record: Record) -> None:
-    """From now on the calls of this process are written into `record`."""
+    """From now on the calls of this process are written into `record`. Once in a process."""
+    global _watching
+    assert _watching is None
+    _watching = record
     from torch._C import _distributed_c10d as c10d  # here: the process that only reads records need not load torch
 
     for name, known_as in METHODS.items():
@@ -218,7 +229,7 @@ def _watched(method, name: str, record: Record):
         if name in ("send", "recv") and method.__name__ != "recv_anysource":
             to = args[1] if len(args) > 1 else next((kwargs[k] for k in ("dstRank", "srcRank") if k in kwargs), None)
             peer = members[to] if to is not None else None
-        serial = record.begin(name, _name(group), members, peer, _in_words([*args, *kwargs.values()]))
+        serial = record.begin(name, _name(group), members, peer, in_words([*args, *kwargs.values()]))
         try:
             work = method(group, *args, **kwargs)
         except BaseException:
@@ -258,12 +269,12 @@ def _members(group) -> list[int]:
         return list(range(group.size()))
 
 
-def _in_words(values) -> str:
+def in_words(values) -> str:
     """The first tensor among the values, in words: "float32 (4, 8)"."""
     for value in values:
         if hasattr(value, "dtype") and hasattr(value, "shape"):
             return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-        if isinstance(value, (list, tuple)) and (found := _in_words(value)):
+        if isinstance(value, (list, tuple)) and (found := in_words(value)):
             return found
     return ""
 

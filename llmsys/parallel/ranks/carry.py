@@ -97,7 +97,7 @@ def _parts(value: object, where: str) -> Iterator[tuple[str, object]]:
 
 def _is_filled(cell: types.CellType) -> bool:
     try:
-        cell.cell_contents
+        _ = cell.cell_contents
     except ValueError:  # a variable that has no value yet
         return False
     return True

@@ -1,8 +1,8 @@
 """Warm ranks: processes that wait for the next run, so that only the first one pays for starting.
 
-The pool keeps, for each rank, the processes that were that rank and did well: a run of two takes the first two of what a
-run of four has left. What a failed run used is killed, not kept. A process that was started under other settings of the
-libraries (CUDA_VISIBLE_DEVICES, TRITON_INTERPRET, OMP_NUM_THREADS, …) is of no use: the pool then begins anew.
+The pool keeps, for each rank, the processes that were that rank and did well: a run of two takes the first two of what
+a run of four has left. What a failed run used is killed, not kept. A process that was started under other settings of
+the libraries (CUDA_VISIBLE_DEVICES, TRITON_INTERPRET, OMP_NUM_THREADS, …) is of no use: the pool then begins anew.
 """
 
 import atexit
@@ -165,4 +165,5 @@ def _forget() -> None:
 
 
 atexit.register(close)
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # not on Windows, where `run` says so
+    os.register_at_fork(after_in_child=_forget)

@@ -118,6 +118,8 @@ class Team:
     def _hear(self, process: Process) -> None:
         """Takes a rank's message; or, where there will be none any more, its end."""
         try:
+            if process.status is not None and not process.connection.poll():
+                raise EOFError  # though a process that it has left behind may still hold the other end
             kind, number, *rest = process.connection.recv()
         except (EOFError, OSError):
             process.wait(5.0)
@@ -130,11 +132,18 @@ class Team:
             self._processes[process.rank] = new = self._pool.replace(process)
             self._give_job(new)
         elif kind == "returned":
-            self.results[process.rank] = loads(rest[0])
+            self.results[process.rank] = self._made_again(process.rank, rest[0])
             self.endings[process.rank] = Ending(process.rank, "returned", "", after)
         else:
             told, exception, call = rest
             self._fails(Ending(process.rank, "raised", told, after, _exception(exception), None, call))
+
+    def _made_again(self, rank: int, data: bytes) -> object:
+        try:
+            return loads(data)
+        except Exception as error:  # whatever the class's own code raises
+            error.add_note(f"This was when the result of rank {rank} was unpickled in the process that called run.")
+            raise
 
     def _died(self, process: Process) -> None:
         status = process.status if process.status is not None else -9

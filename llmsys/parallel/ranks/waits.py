@@ -37,11 +37,13 @@ def waits_for(rank: int, states: Mapping[int, State]) -> list[int]:
 def odd_one_out(rank: int, states: Mapping[int, State]) -> str:
     """In words, that a member of the group came to the same collective with another call; "" if none did."""
     mine = states[rank].call
-    for other, state in states.items():
-        for theirs in state.written.unfinished:
-            same_turn = (mine.group, mine.number) == (theirs.group, theirs.number)
-            if other != rank and mine.collective and theirs.collective and same_turn and (mine.name, mine.tensor) != (theirs.name, theirs.tensor):
-                return f"rank {other} calls {theirs.name} of {theirs.tensor or 'nothing'} instead, at {theirs.place}"
+    if mine is None or not mine.collective:
+        return ""
+    others = ((other, call) for other, state in states.items() if other != rank for call in state.written.unfinished)
+    for other, call in others:
+        same_turn = call.collective and (call.group, call.number) == (mine.group, mine.number)
+        if same_turn and (call.name, call.tensor) != (mine.name, mine.tensor):
+            return f"rank {other} calls {call.name} of {call.tensor or 'nothing'} instead, at {call.place}"
     return ""
 
 

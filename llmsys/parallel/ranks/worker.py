@@ -2,7 +2,7 @@
 
 A run has two steps, so that a rank which is done stays until all are: a peer that still waits for it is reported as
 waiting for a rank that has returned, and not as one whose connection broke. A warm rank begins each run like a fresh
-one: the caller's environment, working directory and import path, torch's seed; a module of which the file has changed
+one: the caller's environment, working directory and import path, torch's seed and defaults; a module of which the file has changed
 since it was imported makes the rank stale, and the caller takes a new one.
 """
 
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from llmsys.parallel.ranks import calls, inside, output
-from llmsys.parallel.ranks.carry import NotPicklable, dumps, loads
+from llmsys.parallel.ranks.carry import dumps, loads
 from llmsys.parallel.ranks.job import DUMP, Job, calls_file, stacks_file
 
 NO_LIMIT = datetime.timedelta(days=365)  # of a collective: the caller's process watches the time
@@ -37,7 +37,7 @@ def work(rank: int, control: int, directory: Path) -> None:
     calls.watch(record)
     stacks = open(stacks_file(directory, os.getpid()), "w")
     faulthandler.register(DUMP, file=stacks, all_threads=True, chain=False)
-    faulthandler.enable(file=2)
+    faulthandler.enable(file=2, all_threads=False)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # not the same numbers in all copies
     caller = Connection(control)
@@ -108,6 +108,9 @@ def _prepare(job: Job) -> None:
     os.chdir(job.directory)
     sys.path[:] = job.path
     torch.manual_seed(_SEED)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
     random.seed()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
@@ -127,6 +130,8 @@ def _join(job: Job) -> None:
 def _leave() -> None:
     if dist.is_initialized():  # the function may have left by itself
         dist.destroy_process_group()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _told_of(error: BaseException) -> str:
@@ -142,9 +147,9 @@ def _sendable(error: BaseException) -> bytes | None:
     try:
         data = dumps(error, "the exception")
         loads(data)
-        return data
-    except (NotPicklable, Exception):  # an exception's own __init__ may want other arguments
+    except Exception:  # it holds what cannot be sent, or its __init__ wants other arguments
         return None
+    return data
 
 
 def _modified(names: set[str]) -> dict[str, int]:
