@@ -2,8 +2,8 @@
 
 A run has two steps, so that a rank which is done stays until all are: a peer that still waits for it is reported as
 waiting for a rank that has returned, and not as one whose connection broke. A warm rank begins each run like a fresh
-one: the caller's environment, working directory and import path, torch's seed and defaults; a module of which the file has changed
-since it was imported makes the rank stale, and the caller takes a new one.
+one: the caller's environment, working directory and import path, torch's seed and defaults. A module whose file has
+changed since it was imported makes the rank stale, and the caller takes a new one.
 """
 
 import ctypes
