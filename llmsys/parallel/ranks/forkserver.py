@@ -88,10 +88,12 @@ def _say(sock: socket.socket, message: dict) -> None:
 def _ended(pid: int) -> int | None:
     """The exit status of a child that has ended; what it has left in its process group is killed before its number can
     be given to another."""
-    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        return None
-    _kill_group(pid)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        _kill_group(pid)
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _kill_group(pid: int) -> None:

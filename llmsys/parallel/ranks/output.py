@@ -10,7 +10,7 @@ came.
 import io
 import os
 import re
-import select
+import selectors
 import sys
 import threading
 import time
@@ -116,15 +116,17 @@ class Reader:
             return list(self._lines)
 
     def _read(self, descriptors: dict[str, int]) -> None:
-        names = {descriptor: name for name, descriptor in descriptors.items()}
+        selector = selectors.DefaultSelector()
+        for name, descriptor in descriptors.items():
+            selector.register(descriptor, selectors.EVENT_READ, name)
         rest = dict.fromkeys(descriptors, b"")
         kept = dict.fromkeys(descriptors, 0)
-        while names:
-            for descriptor in select.select(list(names), [], [])[0]:
-                name, data = names[descriptor], os.read(descriptor, 1 << 16)
+        while selector.get_map():
+            for ready, _ in selector.select():
+                name, data = ready.data, os.read(ready.fd, 1 << 16)
                 if not data:
-                    os.close(descriptor)
-                    del names[descriptor]
+                    selector.unregister(ready.fd)
+                    os.close(ready.fd)
                 *whole, rest[name] = (rest[name] + data).split(b"\n")
                 if rest[name] and not data:
                     whole.append(rest[name])
@@ -134,6 +136,7 @@ class Reader:
                     if not data:
                         self._open.discard(name)
                     self._changed.notify_all()
+        selector.close()
 
     def _take(self, name: str, data: bytes, kept: dict[str, int]) -> None:
         if mark := _MARK.search(data):

@@ -60,7 +60,7 @@ class Server:
         self._ended_early: dict[int, int] = {}
         self._answers: queue.SimpleQueue = queue.SimpleQueue()
         self._starting, self._telling = threading.Lock(), threading.Lock()
-        self.alive = True
+        self.alive, self._closed = True, False
         self._socket, theirs = socket.socketpair()
         path = [each or os.getcwd() for each in sys.path]
         arguments = f"{theirs.fileno()}, {os.getpid()}, {str(self.directory)!r}"
@@ -74,7 +74,11 @@ class Server:
         self._said: list[str] = []
         threading.Thread(target=self._hear_errors, daemon=True, name="errors of the ranks' fork server").start()
         threading.Thread(target=self._hear, daemon=True, name="listens to the ranks' fork server").start()
-        self.threads = self._answer("threads")
+        try:
+            self.threads = self._answer("threads")  # how many it has: one, or copies of it would not be safe
+        except BaseException:  # Ctrl-C, while torch is imported
+            self.close(timeout=1.0)
+            raise
 
     def start(self, rank: int) -> Process:
         """A new process, which will be this rank."""
@@ -112,7 +116,9 @@ class Server:
 
     def close(self, timeout: float = 10.0) -> None:
         """Ends the server and all its ranks, and returns when they have ended."""
-        self.alive = False
+        if self._closed:
+            return
+        self.alive, self._closed = False, True
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -133,7 +139,6 @@ class Server:
             answer = None
         if not answer or name not in answer:
             time.sleep(0.1)
-            self.close(timeout=1.0)
             said = "".join(self._said[-30:]) or "(it said nothing)"
             raise RuntimeError(f"the process that starts ranks does not work. It said:\n{said}")
         return answer[name]

@@ -110,6 +110,20 @@ def test_what_a_rank_has_started_ends_with_it(tmp_path):
     assert all_gone({int((tmp_path / str(rank)).read_text()) for rank in range(2)})
 
 
+def test_where_the_fork_server_is_killed_its_ranks_end_and_the_next_run_has_another():
+    def kills():
+        dist.barrier()
+        if dist.get_rank() == 0:
+            os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+    before = set(run(os.getpid, 2))
+    with pytest.raises(RanksFailed, match="was killed by SIGKILL"):
+        run(kills, 2)
+    assert all_gone(before) and not processes()
+    assert len(set(run(os.getpid, 2))) == 2
+
+
 # Ranks hang
 
 
