@@ -22,7 +22,12 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, value):
         torch = sys.modules.get("torch")  # where there are tensors, it has been imported
         if torch is not None and isinstance(value, torch.Tensor) and type(value) in (torch.Tensor, torch.nn.Parameter):
-            if (compact := _on_the_cpu(torch, value)) is not value:
+            compact = _on_the_cpu(torch, value)
+            if _is_plain(torch, compact):  # torch's own way copies the numbers several times
+                numbers = pickle.PickleBuffer(compact.detach().reshape(-1).view(torch.uint8).numpy())
+                kind = "parameter" if type(value) is torch.nn.Parameter else "tensor"
+                return _tensor, (kind, numbers, compact.dtype, tuple(compact.shape), compact.requires_grad)
+            if compact is not value:
                 return compact.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         return super().reducer_override(value)
 
@@ -41,6 +46,23 @@ def _on_the_cpu(torch, tensor):
     return copy.requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
 
+def _is_plain(torch, tensor) -> bool:
+    """Whether a tensor is nothing but its numbers, one after another."""
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.is_contiguous()
+    marked = tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.__dict__
+    return plain and not marked and tensor.numel() > 0
+
+
+def _tensor(kind: str, numbers: bytearray, dtype, shape: tuple[int, ...], requires_grad: bool):
+    """The tensor again, over the bytes that have arrived."""
+    import torch  # here: `import llmsys.parallel.ranks` stays quick
+
+    tensor = torch.frombuffer(numbers, dtype=dtype).view(shape)
+    if kind == "parameter":
+        return torch.nn.Parameter(tensor, requires_grad=requires_grad)
+    return tensor.requires_grad_(requires_grad)
+
+
 def dumps(value: object, what: str) -> bytes:
     """`value` as bytes. Raises NotPicklable, which calls the value `what`: "the function", "rank 2's result"."""
     try:
@@ -54,7 +76,7 @@ def dumps(value: object, what: str) -> bytes:
         ) from None
 
 
-def loads(data: bytes) -> object:
+def loads(data: bytes | bytearray) -> object:
     """What `dumps` has made bytes of."""
     return pickle.loads(data)
 

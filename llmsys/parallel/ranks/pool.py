@@ -88,7 +88,7 @@ class Pool:
                 process = self._idle[rank].pop()
                 if process.status is None and process.server.alive:
                     return process
-                process.connection.close()
+                process.channel.close()
         return self._start(rank)
 
     def _start(self, rank: int) -> Process:
@@ -111,9 +111,9 @@ def _expect_ready(process: Process) -> None:
     if process.is_ready:
         return
     try:
-        if not process.connection.poll(START_SECONDS):
+        if not process.channel.poll(START_SECONDS):
             raise EOFError
-        process.connection.recv()
+        process.channel.recv()
     except (EOFError, OSError):
         said = "".join(f"{line.text}\n" for line in process.output.lines(1, 0.5))
         raise RuntimeError(f"{process.name} did not start. It said:\n{said or '(nothing)'}") from None
@@ -128,7 +128,7 @@ def _kill(processes: list[Process]) -> None:
         if not process.wait(max(until - time.monotonic(), 0.0)):  # the server is stuck: without it there are no ranks
             process.server.close(timeout=1.0)
             process.wait(5.0)
-        process.connection.close()
+        process.channel.close()
 
 
 _pool: Pool | None = None

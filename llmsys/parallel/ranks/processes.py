@@ -1,6 +1,6 @@
 """The caller's side of the processes: the fork server, and the ranks that it starts.
 
-`Server.start(rank)` gives a `Process`: messages go to and fro on its `connection`, its `output` is read all the time,
+`Server.start(rank)` gives a `Process`: messages go to and fro on its `channel`, its `output` is read all the time,
 `status` says how it ended. Nothing here outlives the caller: the server sees the socket close.
 """
 
@@ -15,10 +15,10 @@ import sys
 import tempfile
 import threading
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from llmsys.parallel.ranks import output
+from llmsys.parallel.ranks.channel import Channel
 
 START_SECONDS = 120.0  # how long importing torch may take, on the slowest disk
 _CODE = "import sys; sys.path[:] = {path!r}; from llmsys.parallel.ranks import forkserver; forkserver.serve({args})"
@@ -28,8 +28,8 @@ class Process:
     """A rank's process. `status` is None while it lives; then its exit code, or minus the signal that killed it.
     `is_ready` is set by who has heard from it for the first time."""
 
-    def __init__(self, server: "Server", rank: int, pid: int, connection: Connection, reader: output.Reader):
-        self.server, self.rank, self.pid, self.connection, self.output = server, rank, pid, connection, reader
+    def __init__(self, server: "Server", rank: int, pid: int, channel: Channel, reader: output.Reader):
+        self.server, self.rank, self.pid, self.channel, self.output = server, rank, pid, channel, reader
         self.status: int | None = None
         self.ended, self.is_ready = threading.Event(), False
 
@@ -99,7 +99,7 @@ class Server:
                 for _, write in pipes:
                     os.close(write)
         reader = output.Reader(rank, {"stdout": pipes[0][0], "stderr": pipes[1][0]})
-        process = Process(self, rank, pid, Connection(ours.detach()), reader)
+        process = Process(self, rank, pid, Channel(ours), reader)
         with self._telling:
             self.processes[pid] = process
             if pid in self._ended_early:

@@ -58,8 +58,8 @@ class Team:
         report_at = None
         moved, writes = time.monotonic(), None
         while running := self._running():
-            for ready in connection.wait([each.connection for each in running], LOOK):
-                self._hear(next(each for each in running if each.connection is ready))
+            for ready in connection.wait([each.channel for each in running], LOOK):
+                self._hear(next(each for each in running if each.channel is ready))
             for process in self._running():
                 if process.status is not None:
                     self._hear(process)
@@ -86,7 +86,7 @@ class Team:
         """The run is over. The processes are warm, if all ranks did well."""
         for process in self._processes:
             if self.endings[process.rank].kind == "returned":
-                self._send(process, ("end", self.number, None))
+                self._send(process, ("end", self.number))
         well = not self._failed()
         if not well:
             self.discard()
@@ -109,18 +109,18 @@ class Team:
             os.getcwd(), dict(os.environ), list(sys.path),
         )  # fmt: skip
         process.output.begin_run(self._shown.put if self._shown else None)
-        self._send(process, ("run", job, self._payload))
+        self._send(process, ("run", job), self._payload)
 
-    def _send(self, process: Process, message: tuple) -> None:
+    def _send(self, process: Process, message: tuple, block: bytes = b"") -> None:
         with contextlib.suppress(OSError):  # it has died, which `follow` notices
-            process.connection.send(message)
+            process.channel.send(message, block)
 
     def _hear(self, process: Process) -> None:
         """Takes a rank's message; or, where there will be none any more, its end."""
         try:
-            if process.status is not None and not process.connection.poll():
+            if process.status is not None and not process.channel.poll():
                 raise EOFError  # though a process that it has left behind may still hold the other end
-            kind, number, *rest = process.connection.recv()
+            (kind, number, *rest), block = process.channel.recv()
         except (EOFError, OSError):
             process.wait(5.0)
             self._died(process)
@@ -132,13 +132,13 @@ class Team:
             self._processes[process.rank] = new = self._pool.replace(process)
             self._give_job(new)
         elif kind == "returned":
-            self.results[process.rank] = self._made_again(process.rank, rest[0])
+            self.results[process.rank] = self._made_again(process.rank, block)
             self.endings[process.rank] = Ending(process.rank, "returned", "", after)
         else:
             told, exception, call = rest
             self._fails(Ending(process.rank, "raised", told, after, _exception(exception), None, call))
 
-    def _made_again(self, rank: int, data: bytes) -> object:
+    def _made_again(self, rank: int, data: bytearray) -> object:
         try:
             return loads(data)
         except Exception as error:  # whatever the class's own code raises

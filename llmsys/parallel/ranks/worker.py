@@ -10,13 +10,12 @@ import ctypes
 import datetime
 import faulthandler
 import os
-import pickle
 import queue
 import random
+import socket
 import sys
 import threading
 import traceback
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ import torch.distributed as dist
 
 from llmsys.parallel.ranks import calls, inside, output
 from llmsys.parallel.ranks.carry import dumps, loads
+from llmsys.parallel.ranks.channel import Channel
 from llmsys.parallel.ranks.job import DUMP, Job, calls_file, stacks_file
 
 NO_LIMIT = datetime.timedelta(days=365)  # of a collective: the caller's process watches the time
@@ -40,14 +40,14 @@ def work(rank: int, control: int, directory: Path) -> None:
     faulthandler.enable(file=2, all_threads=False)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # not the same numbers in all copies
-    caller = Connection(control)
+    caller = Channel(socket.socket(fileno=control))
     caller.send(("ready",))
     told: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(caller, told), daemon=True, name="listens to the caller").start()
     original = frozenset(sys.modules)
     imported: dict[str, int] = {}
     while True:
-        kind, job, payload = told.get()
+        (kind, job), payload = told.get()
         if kind != "run":
             continue  # the end of a run in which this rank was replaced
         if (stale := _changed(imported)) is not None:
@@ -59,20 +59,20 @@ def work(rank: int, control: int, directory: Path) -> None:
         imported |= _modified(set(sys.modules) - original - set(imported))
 
 
-def _listen(caller: Connection, told: queue.SimpleQueue) -> None:
+def _listen(caller: Channel, told: queue.SimpleQueue) -> None:
     """In a thread: what the caller says reaches a rank whose main thread computes or waits, too."""
     while True:
         try:
-            message = pickle.loads(caller.recv_bytes())
+            message, block = caller.recv()
         except (EOFError, OSError):
             os._exit(0)
         if message[0] == "dead":
             inside.told(message[1])
         else:
-            told.put(message)
+            told.put((message, block))
 
 
-def _run(job: Job, payload: bytes, record: calls.Record, caller: Connection, told: queue.SimpleQueue) -> bool:
+def _run(job: Job, payload: bytearray, record: calls.Record, caller: Channel, told: queue.SimpleQueue) -> bool:
     """One run. Returns whether the function returned."""
     record.clear()
     inside.forget()
@@ -82,17 +82,18 @@ def _run(job: Job, payload: bytes, record: calls.Record, caller: Connection, tol
         function, args = loads(payload)
         _join(job)
         result = dumps(function(*args), f"the result of rank {job.rank}")
-        message = ("returned", job.number, result)
+        message = ("returned", job.number)
     except BaseException as error:  # SystemExit too: it ends this rank, not the run
-        fine = False
+        fine, result = False, b""
         message = ("raised", job.number, _told_of(error), _sendable(error), record.current())
         del error
     ctypes.CDLL(None).fflush(None)  # what C code has printed
     for stream in (sys.__stdout__, sys.__stderr__):
         stream.end_run(job.number)
-    caller.send(message)
+    caller.send(message, result)
+    del result
     while fine or not job.may_die:
-        kind, number, _ = told.get()
+        (kind, number), _ = told.get()
         if kind == "end" and number == job.number:
             break
     if fine:
