@@ -6,9 +6,9 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmsys.parallel.ranks import calls, waits
-from llmsys.parallel.ranks.calls import Call
+from llmsys.parallel.ranks import waits
 from llmsys.parallel.ranks.output import Output
+from llmsys.parallel.ranks.record import Call, Written
 
 TAIL = 10  # lines of stderr that a report shows of a rank that died
 
@@ -116,7 +116,7 @@ def with_source(text: str) -> str:
     return "\n".join(found)
 
 
-_OURS = re.compile(r'File ".*[/\\]parallel[/\\]ranks[/\\](worker|forkserver|calls|pairs)\.py"|File "<string>"')
+_OURS = re.compile(r'File ".*[/\\]parallel[/\\]ranks[/\\](worker|forkserver|calls|record|pairs)\.py"|File "<string>"')
 _OF_TORCH = re.compile(r'File ".*[/\\]torch[/\\]distributed[/\\](distributed_c10d|c10d_logger)\.py"')
 
 
@@ -144,7 +144,7 @@ def how_it_ended(status: int, call: Call | None, stderr: list[str]) -> str:
     return "\n".join(lines)
 
 
-def state_of(ending: Ending | None, written: calls.Written) -> waits.State:
+def state_of(ending: Ending | None, written: Written) -> waits.State:
     """A rank's state for `waits`: still running where there is no ending."""
     over = {"returned": "has returned", "raised": "has raised", "died": "has died"}
     return waits.State(written, over.get(ending.kind, "") if ending else "")

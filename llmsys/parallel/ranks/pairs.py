@@ -49,12 +49,12 @@ class Transfer:
         record = calls.watching()
         members = sorted(pair.ranks)
         words = calls.in_words([tensor])
-        self._serial = record and record.begin(name, pair.name, members, pair.peer, words)
+        self._key = record and record.begin(name, pair.name, members, pair.peer, words)
         begin = pair._group.send if name == "send" else pair._group.recv
         with self._explained():
             self._work = begin([tensor], members.index(pair.peer), tag)
         if record:
-            record.issued(self._serial, self._work)
+            record.issued(self._key, self._work)
 
     def wait(self, timeout: float | None = None) -> None:
         """Raises PairBroken. After so many seconds (of gloo; NCCL's host does not wait) the pair is broken, too."""
@@ -67,7 +67,7 @@ class Transfer:
             yield
         except RuntimeError as error:
             if record := calls.watching():
-                record.end(self._serial)
+                record.end(self._key)
             why = "it was aborted" if self._pair.aborted else str(error)
             self._pair.abort()
             raise PairBroken(f"{self._pair.name} is broken: {why}", self._pair.peer) from None

@@ -7,8 +7,9 @@ import queue
 import sys
 import time
 from multiprocessing import connection
+from pathlib import Path
 
-from llmsys.parallel.ranks import calls, failure
+from llmsys.parallel.ranks import failure, record
 from llmsys.parallel.ranks.carry import loads
 from llmsys.parallel.ranks.failure import Ending
 from llmsys.parallel.ranks.job import DUMP, Job, calls_file, stacks_file
@@ -56,7 +57,7 @@ class Team:
     def follow(self, timeout: float | None, stalled_after: float | None) -> None:
         """Returns when all ranks have ended; where ranks may die, however they ended. Raises RanksFailed."""
         report_at = None
-        moved, writes = time.monotonic(), None
+        moved, seen = time.monotonic(), None
         while running := self._running():
             for ready in connection.wait([each.channel for each in running], LOOK):
                 self._hear(next(each for each in running if each.channel is ready))
@@ -72,9 +73,9 @@ class Team:
             elif timeout is not None and now - self._began > timeout:
                 raise self._explain("hung", f"{self._unfinished()} when the {timeout:g} s of `timeout` were over.")
             elif stalled_after is not None:
-                written = [self._written(each) for each in self._running()]
-                if any(each.waiting is None for each in written) or writes != [each.writes for each in written]:
-                    moved, writes = now, [each.writes for each in written]
+                glances = [record.glance(self._calls_file(each)) for each in self._running()]
+                if not all(waits for _, waits in glances) or glances != seen:
+                    moved, seen = now, glances
                 elif now - moved > stalled_after:
                     raise self._explain("hung", f"{self._unfinished()}, and nothing had moved for {stalled_after:g} s.")
         if (failed := self._failed()) and not self.may_die:
@@ -173,8 +174,11 @@ class Team:
         some = ", ".join(map(str, running[:8])) + (" …" if len(running) > 8 else "")
         return f"{len(running)} of {self.ranks} ranks had not ended ({some})"
 
-    def _written(self, process: Process) -> calls.Written:
-        return calls.read(calls_file(process.server.directory, process.pid))
+    def _calls_file(self, process: Process) -> Path:
+        return calls_file(process.server.directory, process.pid)
+
+    def _written(self, process: Process) -> record.Written:
+        return record.read(self._calls_file(process))
 
     def _stack(self, process: Process) -> str:
         try:

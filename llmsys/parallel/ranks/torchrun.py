@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llmsys.parallel.ranks import calls
 from llmsys.parallel.ranks.launch import BACKENDS
+from llmsys.parallel.ranks.record import Record
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -81,9 +82,9 @@ def run_here(function: Callable, *args, backend: str | None = None, timeout: flo
     return for_torchruns_summary(call)()
 
 
-def _record() -> calls.Record:
+def _record() -> Record:
     """The record of this process's calls; nobody but itself reads it."""
     if calls.watching() is None:
         with tempfile.TemporaryDirectory() as directory:  # mapped into memory, it needs no name
-            calls.watch(calls.Record(Path(directory) / "calls"))
+            calls.watch(Record(Path(directory) / "calls"))
     return calls.watching()

@@ -7,7 +7,7 @@ to it. A rank that waits for one that waits for it, directly or by way of others
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmsys.parallel.ranks.calls import Call, Written
+from llmsys.parallel.ranks.record import Call, Written
 
 
 @dataclass(frozen=True)

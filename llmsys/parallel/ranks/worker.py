@@ -25,6 +25,7 @@ from llmsys.parallel.ranks import calls, inside, output
 from llmsys.parallel.ranks.carry import dumps, loads
 from llmsys.parallel.ranks.channel import Channel
 from llmsys.parallel.ranks.job import DUMP, Job, calls_file, stacks_file
+from llmsys.parallel.ranks.record import Record
 
 NO_LIMIT = datetime.timedelta(days=365)  # of a collective: the caller's process watches the time
 _SEED = torch.initial_seed()  # a fresh process's
@@ -33,7 +34,7 @@ _SEED = torch.initial_seed()  # a fresh process's
 def work(rank: int, control: int, directory: Path) -> None:
     """Does all runs that come through the socket `control`, until it is closed."""
     output.stamp_this_process()
-    record = calls.Record(calls_file(directory, os.getpid()))
+    record = Record(calls_file(directory, os.getpid()))
     calls.watch(record)
     stacks = open(stacks_file(directory, os.getpid()), "w")
     faulthandler.register(DUMP, file=stacks, all_threads=True, chain=False)
@@ -72,7 +73,7 @@ def _listen(caller: Channel, told: queue.SimpleQueue) -> None:
             told.put((message, block))
 
 
-def _run(job: Job, payload: bytearray, record: calls.Record, caller: Channel, told: queue.SimpleQueue) -> bool:
+def _run(job: Job, payload: bytearray, record: Record, caller: Channel, told: queue.SimpleQueue) -> bool:
     """One run. Returns whether the function returned."""
     record.clear()
     inside.forget()

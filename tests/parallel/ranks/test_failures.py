@@ -213,11 +213,11 @@ def test_every_kind_of_communication_is_recorded_under_the_name_by_which_users_k
             call = record.current()
             seen.append((name, call.name, call.members, call.waiting, call.peer))
         receive, send = dist.irecv(x, 1 - rank), dist.isend(torch.ones(2), 1 - rank)
-        unfinished = len(record._unfinished)
+        unfinished = record.unfinished()
         receive.wait(), send.wait()
         both = [dist.P2POp(dist.isend, torch.ones(2), 1 - rank), dist.P2POp(dist.irecv, x, 1 - rank)]
         batched = len([each.wait() for each in dist.batch_isend_irecv(both)])
-        return seen, unfinished, batched, len(record._unfinished)
+        return seen, unfinished, batched, record.unfinished()
 
     for rank, (seen, unfinished, batched, left) in enumerate(run(all_kinds, 2)):
         assert len(seen) == 14

@@ -1,19 +1,18 @@
 """Who waits for whom, worked out from made-up records; and records as they are written and read."""
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsys.parallel.ranks import calls, waits
-from llmsys.parallel.ranks.calls import Call, Record, Written, read
+from llmsys.parallel.ranks import waits
 from llmsys.parallel.ranks.failure import stack_in_words, with_source
+from llmsys.parallel.ranks.record import GROUPS, SLOTS, Call, Record, Written, glance, read
 from llmsys.parallel.ranks.waits import State, circle, describe, odd_one_out, waits_for
 
 
 def receives(peer: int | None, members=(0, 1, 2, 3)) -> State:
-    return State(Written([Call("recv", "g", list(members), peer, 1, "float32 (1,)", "f.py:1 in f", began=0.0)]))
+    call = Call("recv", "g", list(members), peer, 1, "float32 (1,)", "f.py:1 in f", began=0.0)
+    return State(Written([call], None, {}))
 
 
 def in_collective(number: int, name="all_reduce", members=(0, 1, 2, 3), group="g") -> State:
@@ -126,20 +125,66 @@ def test_a_thousand_unfinished_calls_fit_with_the_one_that_is_waited_for(record)
     record, path = record
     works = [Work() for _ in range(1000)]
     for each in works:
-        record.issued(record.begin("send", "g" * 100, list(range(64)), peer=1, place="x" * 300), each)
-    record.wait(works[-1])
-    assert read(path).waiting.number == 1000 and 1 < len(read(path).unfinished) <= calls.SHOWN
+        record.issued(record.begin("send", "g", list(range(64)), peer=1, place="x" * 600), each)
+    for number in (1000, 1, 500):
+        key = record.wait(works[number - 1])
+        assert read(path).waiting.number == number and len(read(path).unfinished) == SLOTS - (number != 1000)
+        record.end(key)
+        assert read(path).last.number == number and read(path).waiting is None
+    works.clear()
+    assert record.unfinished() == 0 and read(path).unfinished == []
+    assert len(read(path).last.place) > 400
 
 
-def test_a_record_that_was_being_written_when_its_process_was_killed_is_empty(record):
+def test_more_groups_than_fit_are_left_out_and_others_stay_right(record):
     record, path = record
-    record.begin("barrier", "g", [0])
-    data = bytearray(path.read_bytes())
-    for cut in itertools.chain(range(16, 60, 7)):
-        broken = data.copy()
-        broken[cut] = 0
-        path.write_bytes(broken)
-        assert read(path).unfinished == []
+    for n in range(GROUPS + 5):
+        record.end(record.begin("barrier", f"group {n}", [0, n + 1]))
+        record.end(record.begin("barrier", "group 3", [0, 4]))
+    assert read(path).begun["group 3"] == GROUPS + 6 and f"group {GROUPS}" not in read(path).begun
+    record.begin("barrier", "one more", [0, 1])
+    assert read(path).waiting.members == [], "not known, and nothing wrong is said"
+
+
+def test_a_call_of_which_the_writing_was_not_finished_is_not_read(record):
+    record, path = record
+
+    class Killed(BaseException):
+        pass
+
+    class Memory:
+        def __init__(self, memory, steps):
+            self.memory, self.steps = memory, steps
+
+        def __getitem__(self, at):
+            return self.memory[at]
+
+        def __setitem__(self, at, value):
+            self.steps -= 1
+            if self.steps < 0:
+                raise Killed
+            self.memory[at] = value
+
+    memory = record._memory
+    record.end(record.begin("barrier", "g", [0]))
+    record.end(record.begin("barrier", "g", [0]))
+    for steps in range(3):
+        record._memory = Memory(memory, steps)
+        with pytest.raises((Killed, TypeError)):  # TypeError: numbers are packed into true memory alone
+            record.begin("all_reduce", "h", [0])
+        record._memory = memory
+        assert read(path).waiting is None and read(path).last.name == "barrier"
+
+
+def test_a_glance_says_whether_anything_moves_and_whether_the_rank_waits(record):
+    record, path = record
+    seen = [glance(path)]
+    key = record.begin("barrier", "g", [0])
+    seen.append(glance(path))
+    record.end(key)
+    seen.append(glance(path))
+    assert [waits for _, waits in seen] == [False, True, False]
+    assert len({writes for writes, _ in seen}) == 3
 
 
 # Stacks
