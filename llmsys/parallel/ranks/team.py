@@ -180,12 +180,19 @@ class Team:
     def _written(self, process: Process) -> record.Written:
         return record.read(self._calls_file(process))
 
-    def _stack(self, process: Process) -> str:
-        try:
-            dump = stacks_file(process.server.directory, process.pid).read_text(errors="replace")
-        except OSError:
-            return ""
-        return failure.stack_in_words(dump)
+    def _stacks(self, processes: list[Process]) -> dict[int, str]:
+        """What the ranks' threads are doing, in words, by rank."""
+        files = [stacks_file(each.server.directory, each.pid) for each in processes]
+        for process in processes:
+            process.dump_stacks(DUMP)
+        until, before = time.monotonic() + LAST_WORDS, None
+        while (sizes := [each.stat().st_size for each in files]) != before or 0 in sizes:
+            if time.monotonic() > until:
+                break
+            before = sizes
+            time.sleep(LOOK)
+        dumps = {each.rank: file.read_text(errors="replace") for each, file in zip(processes, files, strict=True)}
+        return {rank: failure.stack_in_words(dump) for rank, dump in dumps.items()}
 
     def _explain(self, reason: str, headline: str, first: int | None = None) -> failure.RanksFailed:
         """The exception, when all processes have ended and all that they said is there."""
@@ -194,12 +201,7 @@ class Team:
             each.rank: failure.state_of(self.endings.get(each.rank), self._written(each)) for each in self._processes
         }
         now = time.monotonic()
-        stacks = {}
-        if reason == "hung":
-            for process in running:
-                process.dump_stacks(DUMP)
-            time.sleep(GRACE)
-            stacks = {each.rank: self._stack(each) for each in running}
+        stacks = self._stacks(running) if reason == "hung" else {}
         for process in running:
             call = states[process.rank].call
             self.endings[process.rank] = Ending(process.rank, "waited", "", now - self._began, None, None, call)

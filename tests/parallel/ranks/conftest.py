@@ -15,7 +15,7 @@ def processes() -> set[int]:
     return {each.pid for server in servers for each in [server, *server.children(recursive=True)]}
 
 
-def all_gone(pids: set[int], within: float = 5.0) -> bool:
+def all_gone(pids: set[int], within: float = 10.0) -> bool:
     """Whether none of these processes lives, after so many seconds at most."""
     until = time.monotonic() + within
     while alive := {pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"}:

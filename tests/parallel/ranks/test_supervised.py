@@ -1,5 +1,6 @@
 """Ranks that may die while the others go on, and pairs of ranks that are broken off and made anew."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llmsys.parallel.ranks import Ending, PairBroken, RanksFailed, dead, pair_group, run, when_dead
+from llmsys.parallel.ranks import Ending, PairBroken, RanksFailed, dead, device, pair_group, run, when_dead
 from tests.parallel.ranks.conftest import processes
 
 
@@ -170,3 +171,25 @@ def test_a_hang_inside_a_pair_says_so():
         run(hangs, 2, stalled_after=0.5)
     assert caught.value.circle == [0, 1] and "recv from rank 1 of float32 (6,), at" in str(caught.value)
     assert "in hangs" in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_pair_of_gpus_is_aborted_by_who_does_not_wait_and_made_anew():
+    def pairs():
+        rank, heard = dist.get_rank(), []
+        for turn in range(2):
+            pair, x = pair_group(0, 1), torch.full((1000,), float(rank + turn), device=device())
+            (pair.send if rank == 0 else pair.recv)(x)
+            heard.append(x.mean().item())
+            dist.barrier()
+            if rank == 0:  # it waits on the GPU for what never comes, until another thread aborts the pair
+                threading.Timer(0.2, pair.abort).start()
+                with contextlib.suppress(PairBroken):
+                    pair.recv(x)
+            else:
+                pair.abort()
+            torch.cuda.synchronize()
+        return heard
+
+    assert run(pairs, 2, backend="nccl", stalled_after=None, timeout=60) == [[0, 1], [0, 1]]
