@@ -49,13 +49,14 @@ def work(rank: int, control: int, directory: Path) -> None:
     imported: dict[str, int] = {}
     while True:
         (kind, job), payload = told.get()
-        if kind != "run":
-            continue  # the end of a run in which this rank was replaced
+        assert kind == "run"
         if (stale := _changed(imported)) is not None:
             caller.send(("stale", job.number, stale))
             continue
         fine = _run(job, payload, record, caller, told)
-        if not fine and job.may_die:
+        if fine:
+            _leave()  # here, where nothing of the function, its arguments and its result is held any more
+        elif job.may_die:
             return
         imported |= _modified(set(sys.modules) - original - set(imported))
 
@@ -97,8 +98,6 @@ def _run(job: Job, payload: bytearray, record: Record, caller: Channel, told: qu
         (kind, number), _ = told.get()
         if kind == "end" and number == job.number:
             break
-    if fine:
-        _leave()
     return fine
 
 
