@@ -1,0 +1,4 @@
+"""Parallel: one model on many ranks.
+
+`ranks`       a function on many processes, with `torch.distributed` set up in each
+"""
