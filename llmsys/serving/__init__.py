@@ -14,6 +14,7 @@
 `StepPlan`        what the scheduler tells the runner: `Work` for each request
 `StepResult`      what it is told: an `Output` for each
 `Runner`          a step from its plan to its result
+`Execution`       how steps are executed: what makes it fast, each part with a switch
 `EventLog`        what happened to requests, written down once
 `Metrics`         how long requests waited for what, and what each step did
 `LENGTHS`         how long prompts and outputs are in real services, as quantiles (`workload`)
@@ -23,6 +24,7 @@
 from llmsys.serving.async_engine import AsyncEngine
 from llmsys.serving.engine import Engine
 from llmsys.serving.events import EventLog
+from llmsys.serving.execution import Execution
 from llmsys.serving.metrics import Metrics, RequestMetrics, StepMetrics
 from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.policies import POLICIES, Policy, Turn, as_policy
@@ -40,6 +42,7 @@ __all__ = [
     "AsyncEngine",
     "Engine",
     "EventLog",
+    "Execution",
     "Lengths",
     "Metrics",
     "Output",

@@ -11,6 +11,7 @@ In plain PyTorch it is eight small operations, each of which takes the device lo
 
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from llmsys.hardware.tier import interpreting, triton_installed
@@ -40,7 +41,10 @@ def begin(
     B, M = row.shape[0], rows.width
     filled, table = tokens.new_empty(B), tokens.new_empty(B, M)
     grid = (B, -(-M // BLOCK))
-    kernel[grid](rows.on_device, rows.newest, row, tokens, columns, entries, filled, table, M, BLOCK=BLOCK, num_warps=4)
+    with torch.cuda.device_of(row):
+        kernel[grid](
+            rows.on_device, rows.newest, row, tokens, columns, entries, filled, table, M, BLOCK=BLOCK, num_warps=4
+        )
     return filled, table
 
 

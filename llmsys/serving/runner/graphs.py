@@ -236,7 +236,10 @@ class DecodeGraphs:
             return None
         except RuntimeError as error:
             if self._required:
-                raise
+                raise RuntimeError(
+                    "the decode step cannot be captured in a graph; perhaps the model or the attention, if that is "
+                    "your own, waits for the GPU: Execution(graphs=False) does without graphs"
+                ) from error
             warnings.warn(f"decode steps are launched one kernel at a time: no graph can be captured: {error}",
                           stacklevel=2)  # fmt: skip
             self.buckets = ()

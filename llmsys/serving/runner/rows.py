@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from llmsys.serving.plan import StepPlan, Work
+from llmsys.serving.plan import StepPlan
 from llmsys.serving.runner.packed import Packing, Sender
 from llmsys.serving.sampling_params import SamplingParams
 
@@ -70,16 +70,16 @@ class Rows:
         works = plan.work
         found = [self._row.get(work.request) for work in works]
         if None in found:
-            self._find_rows(works, found)
+            self._find_rows([work.request for work in works], found)
         if len(set(found)) < len(found):
             raise ValueError(f"the works of step {plan.step} must be of one request each, got two of one")
-        blocks, sampling = self._blocks, self._sampling
+        known, known_sampling = self._blocks, self._sampling
         for row, work in zip(found, works, strict=True):
-            its = work.blocks
-            if its is not blocks[row] and its != blocks[row]:
-                self._change(row, its)
-            if work.sampling is not sampling[row]:
-                self._set_sampling(row, work.sampling)
+            blocks, sampling = work.blocks, work.sampling
+            if blocks is not known[row] and blocks != known[row]:
+                self._change(row, blocks)
+            if sampling is not known_sampling[row]:
+                self._set_sampling(row, sampling)
         rows = np.array(found, np.int64)
         self._seen[rows] = self._step
         return rows
@@ -101,7 +101,7 @@ class Rows:
         self._cells = []
         self._blocks = [None] * len(self._blocks)
 
-    def _find_rows(self, works: Sequence[Work], found: list[int | None]) -> None:
+    def _find_rows(self, names: Sequence[str], found: list[int | None]) -> None:
         """Gives rows to requests that have none."""
         here = [row for row in found if row is not None]
         self._seen[here] = self._step
@@ -112,10 +112,9 @@ class Rows:
         if len(self._free) < len(new):
             self._make(2 * len(self._blocks) + len(new), self.width)
         for i in new:
-            request = works[i].request
-            if request not in self._row:
-                self._row[request] = self._free.pop()
-            found[i] = self._row[request]
+            if names[i] not in self._row:
+                self._row[names[i]] = self._free.pop()
+            found[i] = self._row[names[i]]
 
     def _forget(self, request: str) -> None:
         row = self._row.pop(request, None)

@@ -91,7 +91,13 @@ class Runner:
         self.graphs: DecodeGraphs | None = None
         self._sender, self._free = Sender(device), []
         on_gpu = device.type == "cuda"
-        if _can_be_graphs(model, cache) if execution.graphs is None else execution.graphs:
+        possible = _can_be_graphs(model, cache)
+        if execution.graphs and on_gpu and not possible and not callable(cache.kernel):
+            raise ValueError(
+                "execution.graphs must be None or False for this attention, which waits for the GPU in every step; or "
+                'let attention be None or "triton", and the model be float32 or narrower'
+            )
+        if possible if execution.graphs is None else execution.graphs:
             self.graphs = DecodeGraphs(
                 self.rows, cache, self.forms, self._sender, largest=most, budget=execution.graph_memory,
                 required=execution.graphs is not None,

@@ -50,35 +50,37 @@ class HostStep:
             raise ValueError(f"the plan of step {plan.step} must have work: a step of no tokens computes nothing")
         self.row = rows.take(plan)
         lengths = [len(work.tokens) for work in works]
-        self.wanted = np.array([work.logits for work in works], np.int64)
-        self.computed = np.array([work.computed for work in works], np.int64)
+        computed = [work.computed for work in works]
+        logits = [work.logits for work in works]
+        held = [len(work.blocks) for work in works]
+        self.wanted = np.array(logits, np.int64)
+        self.computed = np.array(computed, np.int64)
         self.lengths = np.array(lengths, np.int64)
         self.seq_lens = self.computed + self.lengths
         self.longest = max(lengths)
-        held = np.array([len(work.blocks) for work in works], np.int64)
-        self.held = int(held.max())
+        self.held = max(held)
         S = len(works)
-        single = sum(lengths) == S and min(lengths) == 1
+        single = min(lengths) == self.longest == 1
+        known = list(chain.from_iterable([work.tokens for work in works]))
+        self.tokens = np.array(known)
         if single:
-            self.tokens = np.array([work.tokens[0] for work in works])
             self.ends, self.positions, row = np.arange(1, S + 1), self.computed, self.row
         else:
-            self.tokens = np.array(list(chain.from_iterable(work.tokens for work in works)))
             self.ends = self.lengths.cumsum()
-            self.positions = np.repeat(self.seq_lens - self.ends, self.lengths) + np.arange(len(self.tokens))
+            self.positions = np.repeat(self.seq_lens - self.ends, self.lengths) + np.arange(len(known))
             row = np.repeat(self.row, self.lengths)
-        if self.computed.min() < 0 or min(lengths) < 1 or (self.seq_lens > held * block_size).any():
+        if min(computed) < 0 or min(lengths) < 1 or min(logits) < 0 or self.tokens.dtype.kind != "i":
             raise _why(works, block_size)
-        if self.wanted.min() < 0 or (self.wanted > self.lengths).any() or self.tokens.dtype.kind != "i":
+        if (self.seq_lens > np.array(held) * block_size).any() or (self.wanted > self.lengths).any():
             raise _why(works, block_size)
-        self.hidden = bool(self.tokens.min() < 0)
+        self.hidden = min(known) < 0
         if self.hidden:
             self._check_hidden(works, rows)
-        block = rows.host[row, self.positions // block_size].astype(np.int64)
-        self.slots = block * block_size + self.positions % block_size
-        if len(self.slots) > 1 and _any_twice(self.slots):
+        place = self.positions % block_size
+        self.slots = rows.host[row, self.positions // block_size] * np.int64(block_size) + place
+        if len(known) > 1 and _any_twice(self.slots):
             raise _why(works, block_size)
-        self.one_each = bool((self.wanted == 1).all())
+        self.one_each = min(logits) == max(logits) == 1
         self.decode = self.one_each and single
         self._say_how_to_draw(rows)
 
