@@ -739,20 +739,20 @@ for batch in ("full batch", "one request"):
 
 # %% tags=["claim"]
 speeds = {(row["model"], row["sweep"], row["name"]): row for row in record.rows if row["sweep"] in ("throughput", "one")}
-models = list(dict.fromkeys(model for model, *_ in speeds))
-many = speeds[models[0], "throughput", "all on"]
+shapes = list(dict.fromkeys(shape for shape, *_ in speeds))
+many = speeds[shapes[0], "throughput", "all on"]
 print(f"{many['requests']} requests at once, {many['prompt_tokens']:,} tokens of prompts, {many['output_tokens']:,} of answers")
-for model in models:
-    print(f"{model:22}  256 requests: tokens/s  of reading alone      one: tokens/s  of reading alone")
+for shape in shapes:
+    print(f"{shape:22}  256 requests: tokens/s  of reading alone      one: tokens/s  of reading alone")
     for way in WAYS:
-        pair = [speeds.get((model, sweep, way)) for sweep in ("throughput", "one")]
+        pair = [speeds.get((shape, sweep, way)) for sweep in ("throughput", "one")]
         shown = [f"{row['tokens_per_s']:24,.0f}{row['of_roofline']:17.0%}" if row else f"{'–':>24}{'–':>17}" for row in pair]
         print(f"  {way:20}{shown[0]}{shown[1][4:]}")
-for model in models:
-    on, off = (speeds.get((model, "one", way)) for way in ("all on", "all off"))
-    many_on, many_off = (speeds.get((model, "throughput", way)) for way in ("all on", "all off"))
+for shape in shapes:
+    on, off = (speeds.get((shape, "one", way)) for way in ("all on", "all off"))
+    many_on, many_off = (speeds.get((shape, "throughput", way)) for way in ("all on", "all off"))
     if off and many_off:
-        print(f"{model}, all on against all off: {many_on['tokens_per_s'] / many_off['tokens_per_s']:.1f} times", end="")
+        print(f"{shape}, all on against all off: {many_on['tokens_per_s'] / many_off['tokens_per_s']:.1f} times", end="")
         print(f" as many tokens/s with 256 requests, {on['tokens_per_s'] / off['tokens_per_s']:.1f} times with one")
 peers = {row["name"]: row for row in record.rows if row["sweep"] == "peer"}
 if "transformers" in peers:

@@ -126,6 +126,14 @@ def split(
     return Split(ms, attention, other, idle, len(asked), attended, host, launches, largest(spans, steps), how)
 
 
+def open_profiler() -> None:
+    """Let the profiler begin once, on a GPU: graphs that are captured later have kernels that it sees."""
+    if torch.cuda.is_available():
+        with profile(activities=[ProfilerActivity.CUDA]):
+            torch.ones(1, device="cuda").add_(1)
+            _wait()
+
+
 def busy_us(spans: Iterable[Span]) -> float:
     """The time in which at least one of these ran."""
     total, until = 0.0, float("-inf")
