@@ -13,138 +13,430 @@
 # %% [markdown]
 # # 20 · Pipeline schedules
 #
-# *Everything in italics is a note to you, the author: what belongs here. The rest is a whole small lesson about a sum of
-# exponentials, so that every cell has something to show. Replace it part by part, and keep the cells' roles, their tags.*
+# A model that is too large for one GPU must be cut, and there are two ways to cut it: across every matrix, or between
+# the layers. Between the layers is the cheap one: only activations cross the cut. The GPUs are a pipeline then, and
+# batches go through it in small parts. But a GPU can compute nothing before its input has come, and so GPUs stand idle
+# at the beginning and at the end of every step. That is the **bubble**.
 #
-# *Begin with what the reader knows from the lessons before, and with what is missing.*
+# **The idea:** what each GPU does, in which order, is *data*: a list of actions a GPU. One rule says what must be done
+# before what. From the list and the rule follow whether it can work at all, how long it takes, how much memory it needs,
+# and its picture. So schedules can be proved, simulated and drawn before anybody trains with them.
 #
-# **The idea:** *one or two sentences that a reader could repeat to somebody else.*
+# You will write that rule, the order that most of the world trains with, the simulator, and the trick that takes two
+# thirds of its bubble away. Then we look at the schedule of DeepSeek-V3, and at where its formula ends to hold. You need
+# no GPU for any of it.
 
 # %% tags=["setup"]
-import torch
+from functools import partial
 
 from llmsys import viz
 from llmsys.course import check, hint, measured, mine, predict
-from llmsys.hardware.meters import largest_allocation
+from llmsys.hardware.devices import DEVICES
+from llmsys.lessons.lesson_20_pipeline_schedules.leaderboard import leaderboard
+from llmsys.lessons.lesson_20_pipeline_schedules.stepped import in_steps
+from llmsys.models.shapes import SHAPES
+from llmsys.parallel import pipeline
+from llmsys.parallel.pipeline import B, Costs, F, I, Schedule, W, linear, simulate, validate
 
 # %%
 viz.pipeline_schedules.overview()
 
 # %% [markdown]
-# ## Predict: how large is the largest tensor?
+# ## Predict: what crosses the wires?
 #
-# *Ask for one number before anything is computed; a cell further down measures it. Say all that a reader needs for a good
-# guess, sizes and types included.*
+# DeepSeek-V3 has 61 layers, and 7,168 numbers for a token between two of them. Take a microbatch of 4,096 tokens in
+# `bfloat16`. <!-- source: SHAPES["DeepSeek-V3"] in llmsys/models/shapes.py --> Call the activations between two layers $A$
+# bytes: tokens × width × 2.
 #
-# A row has 65,536 numbers in `float32`. We want the sum of their exponentials, and take tiles of 256 numbers at a time.
-# **How many bytes does the largest tensor have that is made on the way?**
+# - *Across the matrices* (tensor parallelism), over 8 GPUs: each has an eighth of every matrix, and computes a part of
+#   each sum. The parts are added up by an **all-reduce** of $A$ bytes after attention and after the MLP, in the forward
+#   and in the backward: 4 in each layer. In a ring each of $t$ GPUs sends $2 \frac{t-1}{t} A$ bytes for one all-reduce.
+# - *Between the layers*, in 16 stages: over each of the 15 cuts, $A$ bytes go forward and the gradient of as many comes
+#   back.
+#
+# **How many times as many bytes does the first send**, all GPUs together, for one microbatch?
 
 # %% tags=["predict"]
-predict("20.largest_tensor", None, "B")
+predict("20.bytes", None, "×")
 
 # %% [markdown]
-# ## A sum does not need the whole row
-#
-# *The theory, as short as it can be: what is computed, in equations with a number each, and why that is so.*
-#
-# The sum over a row is the sum of the sums over its tiles:
-#
-# $$ \sum_{j=1}^{T} e^{x_j} = \sum_{\text{tiles}} \; \sum_{j \in \text{tile}} e^{x_j} \tag{1} $$
-#
-# By equation (1), a tile of exponentials can be forgotten as soon as it has been added up.
-#
-# ## Exercise (a): add up, a tile at a time (10 minutes)
-#
-# *Say what to write and what is easily overlooked. The minutes in the heading are those of the manifest. The exercise's cell
-# imports all that it needs, its docstring says every shape, and what is not allowed.*
-#
-# Mind the last tile, which may be shorter.
-
-# %% tags=["exercise"] exercise="20.sum_of_exponentials"
-import torch
-
-
-def sum_of_exponentials(x, *, tile=16, scale=1.0):
-    """The sum of e^(scale · x) over a row that streams in, `tile` numbers at a time (equation 1).
-
-    x  (T,)  float32 or float16 tensor, T at least 1
-
-    Returns the sum, a float32 tensor of shape (), computed in float32.
-    Not allowed: torch's logsumexp and softmax; more than a few tiles at once; reading x twice.
-    """
-    ### BEGIN SOLUTION
-    total = torch.zeros(())
-    for start in range(0, x.shape[0], tile):
-        total = total + (scale * x[start : start + tile].float()).exp().sum()
-    return total
-    ### END SOLUTION
-
-# %% tags=["check"] exercise="20.sum_of_exponentials"
-check("20.sum_of_exponentials", sum_of_exponentials)
-
-# %% [markdown]
-# ## Watch it
-#
-# *Something to play with, drawn from the real computation. Say what to look for.*
-
-# %% tags=["widget"]
-viz.pipeline_schedules.stepper(torch.linspace(-2, 2, 14), tile=4)
-
-# %% [markdown]
-# ## Measure: the largest tensor
-#
-# *Answer the prediction. Take the reader's own function where it has passed (`mine`), so that the rest of the lesson runs
-# before the exercise is solved: its default is the library's.*
-
-# %% tags=["measure"]
-def in_tiles(x, *, tile):  # the library's own, once it is there
-    return sum(part.exp().sum() for part in x.split(tile))
-
-
-your_sum = mine("sum_of_exponentials", default=in_tiles)
-row = torch.randn(65_536, generator=torch.Generator().manual_seed(0))
-with largest_allocation() as largest:
-    total = your_sum(row, tile=256)
-measured("20.largest_tensor", largest.bytes, "B")
-
-# %% [markdown]
-# *A number that the text claims is printed by a cell tagged claim, which the tests compare, or its source is cited. Nothing of
-# one machine belongs into such a cell.* All at once, it would have been:
+# ## Why pipeline at all
 
 # %% tags=["claim"]
-print(f"{row.exp().nbytes:,} B")
+model, tokens, t, stages = SHAPES["DeepSeek-V3"], 4096, 8, 16
+A = tokens * model.width * 2
+sent_by_tensor = model.layers * 4 * 2 * (t - 1) * A
+sent_by_pipeline = 2 * (stages - 1) * A
+print(f"A = {A / 2**20:g} MiB")
+print(f"across the matrices: {sent_by_tensor / 2**30:6.1f} GiB, {sent_by_tensor / t / 2**30:5.1f} by each of {t}")
+print(f"between the layers:  {sent_by_pipeline / 2**30:6.1f} GiB, {2 * A / 2**30:5.1f} by each of {stages}")
+
+# %% tags=["measure"]
+measured("20.bytes", sent_by_tensor / sent_by_pipeline, "×")
 
 # %% [markdown]
-# ## Your function in the engine
-#
-# *The reader's code goes into something real: the model, the trainer, the engine.* Here, it turns scores into weights.
+# Bytes become time on a wire. The GPUs that may be sold in China are H800s: an H100's arithmetic, with NVLink cut from
+# 900 to 400 GB/s, half of it in each direction ([Zhao et al., 2025](https://arxiv.org/abs/2505.09343)). Between machines
+# InfiniBand has 50 GB/s. DeepSeek-V3 uses 37.6 billion parameters for a token
+# <!-- source: 37,552,282,624, counted from the released configuration, without multi-token prediction -->, and a training
+# step takes 6 operations for each of them: 2 forward, 4 backward.
 
-# %% tags=["engine"]
-scores = torch.tensor([1.0, 2.0, 3.0])
-print("weights:", scores.exp() / your_sum(scores, tile=2))
+# %% tags=["claim"]
+h800, h100 = DEVICES["H800"], DEVICES["H100 SXM"]
+arithmetic = 6 * 37.55e9 * tokens / h800.flops["bfloat16"]  # of the microbatch, on one GPU at its peak, s
+print("one microbatch, ms           arithmetic   communication")
+for gpu in (h100, h800):
+    wire = sent_by_tensor / t / (gpu.interconnect / 2)
+    print(f"each of  8, {gpu.name:9} NVLink {1e3 * arithmetic / t:9.1f} {1e3 * wire:12.1f}")
+print(f"each of 16, InfiniBand       {1e3 * arithmetic / stages:9.1f} {1e3 * 2 * A / 50e9:12.1f}")
 
 # %% [markdown]
-# ## What production does differently
+# Across the matrices, an H800 would send for longer than it computes; and what is sent there is waited for. A stage
+# sends for a twentieth of its time, over the slowest wire in the house, and can compute meanwhile. So DeepSeek-V3 was
+# trained with 16 stages, and with no matrix cut across ([its report](https://arxiv.org/abs/2412.19437), section 3.2).
 #
-# - *Three to five points: who does this for real, in which file, and what is different there. Link what you name.*
+# The price is what this lesson is about.
 #
-# ## Do you have it?
+# ## What has to wait for what
 #
-# *Three questions that cannot be answered by searching the text; the answers are folded.*
+# A model in $S$ **stages**, 0 to $S − 1$. A batch in **microbatches**, whose gradients are added up. For one microbatch
+# at one stage there is a **forward**, F: it takes the output of the stage before, and keeps activations for later. And
+# there is a **backward**, B. Look into one, at a single matrix, $y = xW$. From the gradient $dy$ of its output it
+# computes two things:
 #
-# <details><summary><b>1.</b> Why may the tiles be added up in any order?</summary>
+# $$ dx = dy\,W^\top \qquad\qquad dW = x^\top dy \tag{1} $$
 #
-# Addition is associative and commutative, up to rounding.
-# </details>
+# $dx$ is what the stage before waits for. $dW$ is for the optimiser, at the end of the step, and nobody else. The
+# library writes **I** for the backward for the input (all of a stage's $dx$) and **W** for that of the weights (all of
+# its $dW$), and B is I and W in one go. F, I and W are *elementary* actions. They are values: `F(2, 5)` is the forward
+# of microbatch 5 at stage 2, and is printed as torch prints it, `2F5`.
+
+# %% tags=["claim"]
+action = B(2, 5)
+print(action, "is of kind", action.kind, "at stage", action.stage, "of microbatch", action.microbatch)
+print("its parts:", *action.parts, "  the parts of an F:", *F(2, 5).parts)
+print("equal if all of it is equal:", F(2, 5) == F(2, 5), F(2, 5) == F(2, 6))
+
+# %% [markdown]
+# ## Exercise (a): dependencies (20 minutes)
 #
-# <details><summary><b>2.</b> What changes if the tile is twice as long?</summary>
+# Write the one rule. Which elementary actions must be done before this one? Take each of `action.parts`, ask where what
+# it uses comes from, and leave out what is in the action itself. A schedule with two copies of the model has a
+# `replica` in each action as well; it is the same in all that an action needs. And two actions may be one, a pair that
+# is overlapped: its parts are an F, an I and a W, at two stages and of two microbatches.
+
+# %% tags=["exercise"] exercise="20.dependencies"
+from llmsys.parallel.pipeline import F, I, Kind, W
+
+
+def dependencies(action, num_stages):
+    """The elementary actions (F, I, W) that must be done before `action` can begin: a list, in any order.
+
+    action        an Action: of kind F, I, W, B, or a pair. action.parts are the elementary actions in it, each with
+                  .kind (Kind.F, Kind.I or Kind.W), .stage, .microbatch and .replica
+    num_stages    the stages are 0, 1, …, num_stages − 1
+
+    F(stage, microbatch, replica), I(…) and W(…) make elementary actions. What is in the action itself is not among
+    those that it needs. What follows from the others, further up, may be left out, or be there.
+    """
+    ### BEGIN SOLUTION
+    needed = []
+    for part in action.parts:
+        of_it = part.microbatch, part.replica
+        if part.kind is Kind.F and part.stage > 0:
+            needed.append(F(part.stage - 1, *of_it))  # its input
+        if part.kind is Kind.I:
+            needed.append(F(part.stage, *of_it))  # what it kept
+            if part.stage < num_stages - 1:
+                needed.append(I(part.stage + 1, *of_it))  # the gradient of its output
+        if part.kind is Kind.W:
+            needed.append(I(part.stage, *of_it))  # which has brought the gradient of every layer's output
+    return [each for each in needed if each not in action.parts]
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="20.dependencies"
+check("20.dependencies", dependencies)
+
+# %% [markdown]
+# That is all there is to know of a pipeline. A **schedule** adds a table, which rank has which stage (a *rank* is one
+# GPU), and for each rank the order of its actions. The library asks your rule whatever it wants to know:
+
+# %% tags=["claim"]
+own_rule = mine("dependencies", default=pipeline.dependencies)
+p, m = 4, 8
+orders = [[F(rank, n) for n in range(m)] + [B(rank, n) for n in range(m)] for rank in range(p)]
+gpipe = Schedule("GPipe", linear(p), m, orders)
+print("rank 1:", *gpipe.orders[1])
+print(validate(gpipe, dependencies=own_rule))
+swapped = gpipe.with_order(1, [gpipe.orders[1][m], *gpipe.orders[1][:m], *gpipe.orders[1][m + 1 :]])
+print(validate(swapped, dependencies=own_rule))
+
+# %% [markdown]
+# ## Predict: the bubble
 #
-# The largest tensor is twice as large, and there are half as many steps. The sum is the same, up to rounding.
-# </details>
+# What you see there is **GPipe** ([Huang et al., 2019](https://arxiv.org/abs/1811.06965)): all forwards, then all
+# backwards. With $p = 4$ ranks and $m = 8$ microbatches, a backward taking twice as long as a forward: **what share of
+# its time is a rank idle**, from the start of the first forward to the end of the last backward?
+
+# %% tags=["predict"]
+predict("20.bubble", None, "%")
+
+# %% tags=["claim"]
+timeline = simulate(gpipe, Costs(F=1, B=2), dependencies=own_rule)
+print(f"makespan {timeline.makespan:g}; idle on each rank: {timeline.bubbles}; that is {timeline.bubble_share:.1%}")
+
+# %% tags=["measure"]
+measured("20.bubble", 100 * timeline.bubble_share, "%")
+
+# %%
+viz.pipeline_schedules.timelines(timeline)
+
+# %% [markdown]
+# Every rank has work for $m (F + B)$. The first forward reaches the last rank after $p − 1$ stages, and the last
+# backward comes back over as many. So
 #
-# <details><summary><b>3.</b> For which rows does this function give infinity, and what would help?</summary>
+# $$ \text{bubble} = (p - 1)(F + B) \qquad\qquad \frac{\text{bubble}}{\text{makespan}} = \frac{p - 1}{m + p - 1} \tag{2} $$
 #
-# For those with a number whose exponential overflows. Lesson 02 subtracts the maximum first.
-# </details>
+# whatever F and B are. More microbatches make it a smaller share. What do they cost?
+
+# %% tags=["claim"]
+print("microbatches   idle   activations kept by a rank, of its stage")
+for many in (4, 8, 16, 32, 64):
+    run = simulate(pipeline.gpipe(p, many))
+    print(f"{many:12} {run.bubble_share:6.1%} {run.peak():10g}")
+
+# %% [markdown]
+# A forward's activations are kept until its backward is done, and in GPipe all forwards come first.
 #
-# **Next:** lesson 21, Expert parallelism, which is not built yet.
+# ## One forward, one backward
+#
+# But a backward could come earlier. The last rank has the loss of microbatch 0 as soon as its first forward is done: it
+# could go back at once. Then each rank would give back activations about as often as it keeps new ones.
+#
+# That is **1F1B** ([PipeDream-Flush](https://arxiv.org/abs/2006.09503); Megatron-LM's standard). Each rank first does as
+# many forwards as it takes until a gradient can come back to it. Then it does a forward and a backward in turn. At the
+# end there are backwards left.
+#
+# ## Exercise (b): 1F1B's order (20 minutes)
+#
+# How many forwards ahead must rank $r$ be, so that nobody waits longer than in GPipe, and no more? Draw three ranks on
+# paper: when does rank 2 do its first backward, when rank 1, and what has rank 1 done until then?
+
+# %% tags=["exercise"] exercise="20.one_f_one_b"
+from llmsys.parallel.pipeline import B, F
+
+
+def one_f_one_b(rank, num_ranks, num_microbatches):
+    """What one rank does, in order: a list of its 2 · num_microbatches actions.
+
+    Rank r has stage r, so every action is F(rank, microbatch) or B(rank, microbatch). First some forwards, as few as can
+    be; then a forward and a backward in turn, in the microbatches' order; then the backwards that are left. There may be
+    fewer microbatches than ranks. The result has the form [F(rank, 0), …, B(rank, num_microbatches − 1)].
+    """
+    ### BEGIN SOLUTION
+    ahead = min(num_ranks - 1 - rank, num_microbatches)
+    order = [F(rank, n) for n in range(ahead)]
+    for n in range(num_microbatches):
+        if ahead + n < num_microbatches:
+            order.append(F(rank, ahead + n))
+        order.append(B(rank, n))
+    return order
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="20.one_f_one_b"
+check("20.one_f_one_b", one_f_one_b)
+
+# %% [markdown]
+# The orders of all ranks, yours, beside GPipe's:
+
+
+# %% tags=["claim"]
+def whole(name, order, p, m):
+    """A schedule of one stage a rank, from what each rank does."""
+    return Schedule(name, linear(p), m, [order(rank, p, m) for rank in range(p)])
+
+
+own_order = mine("one_f_one_b", default=lambda rank, p, m: pipeline.one_f_one_b(p, m).orders[rank])
+print("microbatches   idle   activations kept by ranks 0, 1, 2, 3")
+for many in (4, 8, 16, 32, 64):
+    run = simulate(whole("1F1B", own_order, p, many), dependencies=own_rule)
+    print(f"{many:12} {run.bubble_share:6.1%}   {', '.join(f'{kept:g}' for kept in run.peaks)}")
+
+# %%
+both = [simulate(each, Costs(F=1, B=2)) for each in (gpipe, whole("1F1B", own_order, p, m))]
+viz.pipeline_schedules.timelines(*both)
+
+# %% [markdown]
+# The same bubble, and 4 activations where there were 64. It is the *order* that does it: no action takes less time than
+# before. <!-- source: the two tables above -->
+#
+# ## The simulator
+#
+# So far, `simulate` was the library's. What is in it? Nothing that you could not do with a pencil: a rank does its
+# actions in their order, each as soon as it can. It can when the rank has done the one before, and when everything that
+# it needs is there: done, and if another rank did it, sent over. So for an action $a$ on rank $r$,
+#
+# $$ \text{start}(a) = \max\Big(\text{free}_r,\ \max_{d \,\in\, \text{dependencies}(a)} \text{end}(d) + \text{transfer}(d \to r)\Big) \tag{3} $$
+#
+# and where a dependency is not done, nobody knows yet. The transfer from a rank to itself takes no time, and a rank that
+# sends goes on computing.
+#
+# ## Exercise (c): a step of the simulator (30 minutes)
+#
+# Write one step: look at every rank, and let those go on that can. Whoever calls you notes what ran, and calls again.
+
+# %% tags=["exercise"] exercise="20.simulate"
+
+
+def simulate_step(todo, free, done, needs, costs):
+    """Runs the next action of each rank that can run now: a list of (rank, action, start, end), one for each of them.
+
+    todo     for each rank, a tuple of the actions that it has still to do, in order; () where nothing is left
+    free     for each rank, when its last action ended
+    done     a dict: elementary action -> (when it ended, the rank that did it)
+    needs    needs(action) are the elementary actions that must be done before it: your exercise (a)
+    costs    costs.time(action) is how long it takes; costs.transfer_time(source, destination) how long a result takes
+             from one rank to another, 0 where they are the same
+
+    Only a rank's next action is looked at. If something that it needs is not in done, this rank runs nothing in this
+    step. No argument is changed: done is what was done before the step.
+    """
+    ### BEGIN SOLUTION
+    ran = []
+    for rank, order in enumerate(todo):
+        if not order or any(each not in done for each in needs(order[0])):
+            continue
+        start = free[rank]
+        for each in needs(order[0]):
+            end, by = done[each]
+            start = max(start, end + costs.transfer_time(by, rank))
+        ran.append((rank, order[0], start, start + costs.time(order[0])))
+    return ran
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="20.simulate"
+check("20.simulate", simulate_step)
+
+# %% [markdown]
+# `in_steps` is the loop around it. It calls your step until nobody can go on, and makes a timeline of what ran. Where
+# something is left over, it says who waits for whom. Here are uneven stages and slow wires, yours beside the library's:
+
+# %% tags=["claim"]
+own_step = mine("simulate_step", default=None)
+own_simulate = partial(in_steps, own_step, dependencies=own_rule)
+uneven = Costs(F=(1, 1, 1, 2), I=(1, 1, 1, 2), W=(1, 1, 1, 1), transfer=0.2)
+yours, library = own_simulate(pipeline.one_f_one_b(4, 8), uneven), simulate(pipeline.one_f_one_b(4, 8), uneven)
+print(f"makespan {yours.makespan:g}, and {library.makespan:g}; the same events: {yours.events == library.events}")
+try:
+    own_simulate(swapped)
+except ValueError as error:
+    print(error)
+
+# %%
+viz.pipeline_schedules.timelines(yours)
+
+# %% [markdown]
+# The last stage takes longer than the others, as one with the head of the model does, and everybody waits for it in
+# every round. With an uneven cut, the bubble is no longer a matter of both ends: it grows with the number of
+# microbatches.
+#
+# ## Smaller stages
+#
+# The ramps at both ends are $p − 1$ stages long. What if stages were smaller? Give each rank $v$ of them: the layers are
+# cut into $v \cdot p$ stages, and rank $r$ has stages $r$, $r + p$, $r + 2p$, … A microbatch then goes round all ranks $v$
+# times ([Narayanan et al., 2021](https://arxiv.org/abs/2104.04473), *interleaved 1F1B*). **Predict** its bubble with
+# $p = 4$, $m = 8$, $v = 2$, if the whole share of a rank takes 1 for the forward and 2 for the backward, as before. (GPipe's
+# and 1F1B's was $(4 − 1)(1 + 2) = 9$.)
+
+# %% tags=["predict"]
+predict("20.interleaved", None)
+
+# %% tags=["claim"]
+halves = Costs(F=1 / 2, B=2 / 2, activation=1 / 2)  # of a stage, of which each rank has two
+timeline = simulate(pipeline.interleaved(p, m, chunks=2), halves)
+print(f"bubble {timeline.bubble():g}; activations, in shares of a rank: {', '.join(map(str, timeline.peaks))}")
+for v in (1, 2, 4):
+    run = simulate(pipeline.interleaved(p, m, chunks=v), Costs(F=1 / v, B=2 / v, activation=1 / v))
+    formula = p * (1 + (p - 1) / (p * v))
+    print(f"v = {v}: bubble {run.bubble():5.3g}, peak {run.peak():5.4g}, {p} · (1 + (p − 1)/(p · v)) = {formula:.4g}")
+
+# %% tags=["measure"]
+measured("20.interleaved", timeline.bubble())
+
+# %%
+viz.pipeline_schedules.timelines(timeline)
+
+# %% [markdown]
+# The bubble is $(p − 1)(F + B)/v$. It is paid for twice: with $v$ times as many transfers, and with more activations,
+# for a rank must be further ahead to keep all of its chunks going. <!-- source: the output above -->
+#
+# ## Nobody waits for W
+#
+# Look at the end of 1F1B's picture once more. Rank 0 waits there for gradients; each of them comes after a whole B of
+# rank 1. But of that B it only needs the half by (1), I. And on the other side: rank 3 has nothing to do there any more.
+# If it had put its W off, it could do them now.
+#
+# **Zero-bubble** schedules ([Qi et al., 2023](https://arxiv.org/abs/2401.10241)) do both. In **ZB-H1** the order of F and
+# B is 1F1B's. Every B becomes an I, and its W is done later. How much later, memory says: a microbatch's activations are
+# kept until its W is done. Rank 0 of 1F1B keeps $p$ microbatches. Let all ranks keep as many.
+#
+# **Predict** the bubble with $F = I = W = 1$, $p = 4$ and $m = 8$, now from a rank's own first action to its own last one:
+# where ranks leave one after the other, as they came, the next step's first forwards can begin in what is left. (1F1B's
+# is $(4 − 1)(1 + 2) = 9$, then as before.)
+
+# %% tags=["predict"]
+predict("20.zero_bubble", None)
+
+# %% [markdown]
+# ## Exercise (d): fill the bubble with W (25 minutes)
+#
+# How many microbatches does rank $r$ keep in 1F1B, and so how many W may wait there at a time?
+
+# %% tags=["exercise"] exercise="20.fill_with_w"
+from llmsys.parallel.pipeline import I, Kind, W
+
+
+def fill_with_w(order, rank):
+    """1F1B's order of one rank, with the backward in two halves: a list of F(rank, n), I(rank, n) and W(rank, n).
+
+    order    the list of F and B that exercise (b) gives for this rank
+    rank     0, 1, …: rank r has stage r
+
+    F and I stay in the order of F and B. Each W comes after its I, in the microbatches' order, and as late as memory
+    permits: as long as a W waits its activations are kept, and no rank is to keep more of them than rank 0 keeps in 1F1B.
+    """
+    ### BEGIN SOLUTION
+    filled, waiting = [], []
+    for action in order:
+        if action.kind is Kind.F:
+            filled.append(action)
+            continue
+        filled.append(I(rank, action.microbatch))
+        waiting.append(W(rank, action.microbatch))
+        if len(waiting) > rank:  # 1F1B keeps num_ranks − rank, so there is room for as many more
+            filled.append(waiting.pop(0))
+    return filled + waiting
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="20.fill_with_w"
+check("20.fill_with_w", fill_with_w)
+
+# %% tags=["claim"]
+own_fill = mine("fill_with_w", default=lambda order, rank: pipeline.zb_h1(4, len(order) // 2).orders[rank])
+zb_h1 = whole("ZB-H1", lambda rank, p, m: own_fill(list(own_order(rank, p, m)), rank), p, m)
+print("  F I W   bubble of ranks 0, 1, 2, 3     (p − 1)(F + I − W)   keeps")
+for f, i, w in ((1, 1, 1), (2, 2, 1), (2, 3, 1), (2, 2, 3)):
+    run = own_simulate(zb_h1, Costs(F=f, I=i, W=w))
+    own = ", ".join(f"{each:2g}" for each in run.own_bubbles)
+    print(f"  {f} {i} {w}   {own} {(p - 1) * (f + i - w):22} {run.peak():15g}")
+timeline = own_simulate(zb_h1, Costs())
+
+# %% tags=["measure"]
+measured("20.zero_bubble", timeline.own_bubble(0))
+
+# %%
+viz.pipeline_schedules.timelines(simulate(pipeline.one_f_one_b(p, m)), timeline)

@@ -4,6 +4,7 @@ A check passes texts and numbers, and gets texts and numbers back; the reader's 
 and `Costs`. Each adapter turns the reader's function into such a function of plain data.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,7 @@ from llmsys.parallel.pipeline.actions import Action, Kind, pair
 from llmsys.parallel.pipeline.costs import Costs
 from llmsys.parallel.pipeline.dependencies import dependencies as needed_before
 
-ACTION = re.compile(r"(\d+)([FBIW])(\d+)(?:r(\d+))?")
+ACTION = re.compile(r"(-?\d+)([FBIW])(-?\d+)(?:r(-?\d+))?")
 
 
 def action_of(text: str) -> Action:
@@ -66,27 +67,54 @@ def plain_orders(function: Callable) -> Callable:
 
 
 def plain_step(function: Callable) -> Callable:
-    """(c): the arguments of `simulate_step`, actions as texts, costs as a dict. A result is [rank, text, start, end]."""
+    """(c): the arguments of `simulate_step` with actions as texts and costs as a dict, and how many steps are taken,
+    one after the other. A step is a list of lines: "rank 1: 1F0 from 1 to 2", or "rank 1: 1F0", with told="who"."""
 
-    def run(todo, free, done, costs, num_stages):
-        ran = function(
-            [actions_of(each) for each in todo],
-            list(free),
-            {action_of(text): tuple(when) for text, when in done.items()},
-            lambda action: needed_before(action, num_stages),
-            Costs(**costs),
-        )
-        if not hasattr(ran, "__iter__"):
-            raise TypeError(f"simulate_step returns a list of (rank, action, start, end), got {ran!r}")
-        return [[rank, text_of(action), float(start), float(end)] for rank, action, start, end in ran]
+    def run(todo, free, done, costs, num_stages, steps=1, told="all"):
+        todo, free = [actions_of(each) for each in todo], list(free)
+        done, given = {action_of(text): tuple(when) for text, when in done.items()}, Costs(**costs)
+        lines = []
+        for _ in range(steps):
+            before = (list(todo), list(free), dict(done))
+            ran = function(todo, free, done, lambda action: needed_before(action, num_stages), given)
+            for name, was, now in zip(("todo", "free", "done"), before, (todo, free, done), strict=True):
+                if was != now:
+                    raise ValueError(f"simulate_step changed {name}: what ran is returned, and noted by whoever called")
+            ran = _rows(ran)
+            when = [f" from {start:g} to {end:g}" if told == "all" else "" for *_, start, end in ran]
+            lines.append([f"rank {row[0]}: {text_of(row[1])}{times}" for row, times in zip(ran, when, strict=True)])
+            for rank, action, _, end in ran:
+                todo[rank], free[rank] = todo[rank][1:], end
+                done |= {part: (end, rank) for part in action.parts}
+        return lines
 
     return run
+
+
+def _rows(ran: object) -> list[tuple]:
+    wanted = "simulate_step returns a list of (rank, action, start, end)"
+    if not hasattr(ran, "__iter__") or isinstance(ran, str):
+        raise TypeError(f"{wanted}, got {ran!r}")
+    rows = [tuple(each) if isinstance(each, tuple | list) else (each,) for each in ran]
+    for each in rows:
+        numbers = len(each) == 4 and all(isinstance(n, int | float) for n in (each[0], *each[2:]))
+        if not numbers or not isinstance(each[1], Action):
+            raise TypeError(f"{wanted}, one of them is {each!r}")
+    return sorted(rows, key=lambda each: each[0])
 
 
 def plain_fill(function: Callable) -> Callable:
-    """(d): `run(orders)` gives each rank's order, filled. `orders` are lists of texts, rank 0 first."""
+    """(d): `run(num_ranks, num_microbatches)` gives each rank's order, filled."""
 
-    def run(orders):
-        return [texts_of(function(list(actions_of(order)), rank)) for rank, order in enumerate(orders)]
+    def run(num_ranks, num_microbatches):
+        return [texts_of(function(given_order(rank, num_ranks, num_microbatches), rank)) for rank in range(num_ranks)]
 
     return run
+
+
+def given_order(rank: int, num_ranks: int, num_microbatches: int) -> list[Action]:
+    """1F1B, for those who come to (d) without (b)."""
+    ahead = min(num_ranks - 1 - rank, num_microbatches)
+    kinds = [Kind.F] * ahead + [Kind.F, Kind.B] * (num_microbatches - ahead) + [Kind.B] * ahead
+    counts = {Kind.F: itertools.count(), Kind.B: itertools.count()}
+    return [Action(kind, rank, next(counts[kind])) for kind in kinds]
