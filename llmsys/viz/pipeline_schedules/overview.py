@@ -1,17 +1,37 @@
-"""The opening picture of lesson 20: what will be built, at one glance."""
+"""The opening picture of lesson 20: the same work in three orders, simulated."""
 
+from llmsys.parallel.pipeline.gpipe import gpipe
+from llmsys.parallel.pipeline.one_f_one_b import one_f_one_b
+from llmsys.parallel.pipeline.simulate import simulate
+from llmsys.parallel.pipeline.zero_bubble import zb_h1
+from llmsys.viz.kit.numbers import number
 from llmsys.viz.kit.picture import Picture
 from llmsys.viz.kit.svg import Svg
+from llmsys.viz.pipeline_schedules.rows import LEFT, RIGHT, ROW, heads, key, kinds_of, numbers, rows
+from llmsys.viz.pipeline_schedules.timelines import in_words
+
+RANKS, MICROBATCHES = 4, 6
+WAYS = (
+    (gpipe, "GPipe", "all forwards, then all backwards"),
+    (one_f_one_b, "1F1B", "a backward as soon as there can be one: as idle, and less to keep"),
+    (zb_h1, "ZB-H1", "the backward in two halves; the one that nobody waits for goes into the gaps"),
+)
 
 
 def overview() -> Picture:
-    """A row goes by in tiles; one number is kept."""
-    svg = Svg(640, 120, alt="A row of numbers goes by in tiles; of each, only the sum of its exponentials is kept.")
-    for n in range(4):
-        svg.rect(20 + 100 * n, 30, 90, 40, "orange-soft" if n == 1 else "blue-soft")
-        svg.text(65 + 100 * n, 55, f"tile {n + 1}", "middle")
-    svg.arrow((430, 50), (490, 50))
-    svg.rect(500, 30, 120, 40, "green-soft")
-    svg.text(560, 55, "total", "middle bold")
-    svg.text(320, 105, "one tile at a time; what has gone by is forgotten, but for its sum", "middle small")
+    """Four ranks with a quarter of the layers each, six microbatches, three schedules."""
+    runs = [simulate(make(RANKS, MICROBATCHES)) for make, *_ in WAYS]
+    scale = (RIGHT - LEFT) / max(run.makespan for run in runs)
+    svg = Svg(760, 470, alt=f"{RANKS} ranks, {MICROBATCHES} microbatches. " + ". ".join(map(in_words, runs)))
+    y = 16.0
+    for run, (_, name, words) in zip(runs, WAYS, strict=True):
+        svg.text(0, y, [(name, "bold"), (f" · {words}", "muted")])
+        heads(svg, y + 6)
+        rows(svg, y + 12, run.events, set(), scale, scale * run.makespan)
+        numbers(svg, y + 12, run)
+        y += ROW * RANKS + 38
+    key(svg, y, set().union(*(kinds_of(run.events) for run in runs)))
+    lengths = ", ".join(f"{name} {number(run.makespan)}" for run, (_, name, _) in zip(runs, WAYS, strict=True))
+    svg.rect(0, 444, 760, 26, "panel", rx=6)
+    svg.text(14, 461, [("The same work in another order. ", "bold"), f"Time in forwards of a stage: {lengths}."])
     return svg.picture()

@@ -76,14 +76,8 @@ wrong(
 )
 wrong(
     "stops_at_the_first_that_waits",
-    "You stop at the first rank that has to wait, or has nothing left.",
+    "You stop at the first rank that cannot go on.",
     ("            continue\n", "            break\n", 2),
-    why="The ranks after it may be able to go on.",
-)
-wrong(
-    "stops_at_one_that_waits",
-    "You stop at the first rank that has to wait.",
-    (WAITS, WAITS.replace("continue", "break")),
     why="The ranks after it may be able to go on.",
 )
 wrong(
