@@ -6,9 +6,9 @@ For one microbatch, with stages 0 … S − 1:
     I of stage s   needs F of stage s: what it kept; and I of stage s + 1: the gradient of its output
     W of stage s   needs I of stage s, which leaves the gradients of the layers' outputs for it
 
-B and FB need what their parts need, but for what they contain: B of stage s needs F of stage s and I of stage s + 1. The
-answers are elementary actions; whether the schedule does an I alone or inside a B is for the schedule to say
-(`where_done`). So neighbouring stages may split their backward or not, each as it likes.
+B needs what its I needs, as its W follows at once, and a pair what its halves need. The answers are elementary actions:
+whether the I of stage s + 1 is done alone or inside a B is for the schedule to say (`where_done`). So each stage may split
+its backward or not, as it likes.
 """
 
 from llmsys.parallel.pipeline.actions import Action, Kind
@@ -16,13 +16,14 @@ from llmsys.parallel.pipeline.schedule import Schedule
 
 
 def dependencies(action: Action, num_stages: int) -> tuple[Action, ...]:
-    """The elementary actions that must be done before `action`, without those that follow from them.
+    """The elementary actions that must be done before `action`, but for what it contains.
 
-    `num_stages` are the stages of one replica. The order is that of the action's parts, what the own stage gives first.
+    `num_stages` are the stages of one replica. What the own stage gives comes first. The halves of a pair run at the same
+    time, so one that needed the other would need itself: such a pair can never be done.
     """
-    parts = action.parts
-    needed = [before for part in parts for before in _of_elementary(part, num_stages)]
-    return tuple(before for before in needed if before not in parts)
+    if action.kind is Kind.FB:
+        return dependencies(action.forward, num_stages) + dependencies(action.backward, num_stages)
+    return _of_elementary(action.parts[0], num_stages)
 
 
 def _of_elementary(action: Action, num_stages: int) -> tuple[Action, ...]:

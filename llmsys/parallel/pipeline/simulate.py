@@ -12,6 +12,7 @@ its rank had to wait for: the time is in proportion to the number of actions.
 from llmsys.parallel.pipeline.actions import Action
 from llmsys.parallel.pipeline.costs import Costs
 from llmsys.parallel.pipeline.dependencies import dependencies
+from llmsys.parallel.pipeline.order import InvalidSchedule, blocked
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.timeline import Event, Timeline
 
@@ -49,5 +50,5 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Timeline:
                 done[part] = (end, rank)
                 runnable += waiting.pop(part, ())
     if any(len(row) < len(order) for row, order in zip(events, schedule.orders, strict=True)):
-        raise ValueError("stuck")
+        raise InvalidSchedule(schedule, blocked(schedule))
     return Timeline(schedule.name, tuple(map(tuple, events)), costs)
