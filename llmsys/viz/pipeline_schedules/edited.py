@@ -45,8 +45,13 @@ class Moment:
         return self.time - sum(event.duration for event in self.events[rank])
 
     def keeps(self, rank: int) -> float:
-        """Activations that the rank keeps now."""
-        return next((kept for when, kept in reversed(self.ran.timeline.memory(rank)) if when < self.time), 0.0)
+        """Activations that the rank keeps now: of all that has begun, without what has been given back."""
+        halves = [(event, half) for event in self.ran.events[rank] for half in event.action.halves]
+        return sum(
+            self.ran.costs.kept(half)
+            for event, half in halves
+            if (event.start < self.time if half.kind is Kind.F else event.end <= self.time)
+        )
 
     def most(self, rank: int) -> float:
         """The most that it has kept so far."""
@@ -102,7 +107,7 @@ def play(
     schedule = Schedule(
         "edited", linear(len(rows)), num_microbatches, tuple(order_of(rank, text) for rank, text in enumerate(rows))
     )
-    ran = run(step, schedule, costs, dependencies=rule)
+    ran = run(step, schedule, costs, rule=rule)
     times = sorted({event.end for row in ran.events for event in row}) or [0.0]
     missing = tuple(_missing(schedule))
     return [Moment(ran, time, missing) for time in times]

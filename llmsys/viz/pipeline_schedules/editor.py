@@ -18,6 +18,7 @@ from llmsys.viz.kit.controls import Choice, Entry
 from llmsys.viz.kit.stepper import Stepper
 from llmsys.viz.pipeline_schedules.edited import Moment, play, text_of
 from llmsys.viz.pipeline_schedules.grid import draw
+from llmsys.viz.pipeline_schedules.rows import NAMES
 from llmsys.viz.pipeline_schedules.stepped import Rule
 
 RANKS, MICROBATCHES = 4, 6
@@ -25,7 +26,8 @@ TIMES = {"F = I = W = 1": "1 1 1", "F = 2, I = 3, W = 1": "2 3 1", "F = 2, I = 2
 
 
 class Editor(Stepper):
-    """A stepper whose rows are filled anew when another schedule is chosen, and that shows the end of what was edited."""
+    """A stepper whose rows are filled anew when another schedule is chosen, and that shows the end of what was
+    edited."""
 
     def __init__(self, texts: Mapping[str, Sequence[str]], *arguments, **options):
         self._texts = texts
@@ -47,8 +49,8 @@ def editor(
 ) -> Editor:
     """Edit a schedule of four ranks and six microbatches.
 
-    schedules    further ones to begin with, name -> schedule of four ranks with a stage each; shown before the library's
-    step         the step of the simulator, with the contract of exercise 20.simulate; the library's if None
+    schedules    further ones to begin with, name -> schedule of four ranks with a stage each; shown before the
+    library's step         the step of the simulator, with the contract of exercise 20.simulate; the library's if None
     rule         what must be done before what, with the contract of exercise 20.dependencies
 
     Raises ValueError for a schedule of another form.
@@ -57,11 +59,11 @@ def editor(
     for name, schedule in own.items():
         if schedule.placement.ranks != (tuple(range(RANKS)),) or schedule.num_microbatches != MICROBATCHES:
             raise ValueError(
-                f"schedules[{name!r}] must have {RANKS} ranks with a stage each, and {MICROBATCHES} microbatches; it has "
-                f"{schedule.num_ranks} ranks, {schedule.num_stages} stages and {schedule.num_microbatches} microbatches"
+                f"schedules[{name!r}] must have {RANKS} ranks with a stage each, and {MICROBATCHES} microbatches; it "
+                f"has {schedule.num_ranks} ranks, {schedule.num_stages} stages and {schedule.num_microbatches} microbatches"
             )
     made = (one_f_one_b, gpipe, zb_h1, zb_h2)
-    every = {**own, **{each.name: each for each in (make(RANKS, MICROBATCHES) for make in made)}}
+    every = {**own, **{NAMES[each.name]: each for each in (make(RANKS, MICROBATCHES) for make in made)}}
     texts = {name: [text_of(order) for order in schedule.orders] for name, schedule in every.items()}
     start = next(iter(texts.values()))
 
@@ -88,8 +90,7 @@ def editor(
 def describe(moment: Moment) -> str:
     """The caption of a moment: what is said below the rows, and each rank's idle time and memory."""
     ranks = [
-        f"rank {rank} was idle for {moment.idle(rank):g}, keeps {moment.keeps(rank):g}, and kept {moment.most(rank):g} at "
-        f"most"
+        f"rank {rank} was idle for {moment.idle(rank):g}, keeps {moment.keeps(rank):g}, kept {moment.most(rank):g} at most"
         for rank in range(moment.ran.schedule.num_ranks)
     ]
     return f"{moment.head} {' '.join(moment.tail)} {'; '.join(ranks).capitalize()}."

@@ -18,15 +18,15 @@ def draw(moment: Moment) -> Svg:
     scale = (RIGHT - LEFT) / end
     panel = TOP + ROW * ranks + 44
     svg = Svg(760, panel + LINE * LINES + 12, alt="")
-    for x, words, classes in ((696, "idle", "muted"), (726, "keeps", "purple"), (757, "most", "purple")):
+    for x, words, classes in ((692, "idle", "muted"), (727, "keeps", "purple"), (758, "most", "purple")):
         svg.text(x, TOP - 6, words, f"end tiny {classes}")
     rows(svg, TOP, moment.events, set(), scale, RIGHT - LEFT)
     waiting = {wait.rank for wait in moment.ran.waits} if moment.last else set()
     for rank in range(ranks):
         y = TOP + ROW * rank + 14
-        svg.text(696, y, number(moment.idle(rank)), "end small bold")
-        svg.text(726, y, number(moment.keeps(rank)), "end small purple")
-        svg.text(757, y, number(moment.most(rank)), "end small bold purple")
+        svg.text(692, y, number(moment.idle(rank)), "end small bold")
+        svg.text(727, y, number(moment.keeps(rank)), "end small purple")
+        svg.text(758, y, number(moment.most(rank)), "end small bold purple")
         if rank in waiting:
             wait = next(each for each in moment.ran.waits if each.rank == rank)
             x = LEFT + scale * max((event.end for event in moment.events[rank]), default=0.0)

@@ -15,8 +15,8 @@ from llmsys.viz.kit.style import LIGHT, chart_style
 
 @dataclass(frozen=True)
 class Point:
-    """A schedule. `memory` is the largest peak of a rank in a rank's share of one microbatch's activations, `bubble` the
-    share of the time that is idle, `weights` how many copies of the weights the ranks have together."""
+    """A schedule. `memory` is the largest peak of a rank in a rank's share of one microbatch's activations, `bubble`
+    the share of the time that is idle, `weights` how many copies of the weights the ranks have together."""
 
     name: str
     memory: float
@@ -31,6 +31,7 @@ def pareto(points: Sequence[Point], *, title: str = "") -> Picture:
     if not points:
         raise ValueError("points must have one at least")
     best = frontier(points)
+    widest, highest = max(each.memory for each in points), max(100 * each.bubble for each in points) or 1.0
     with chart_style():
         figure, axes = plt.subplots(figsize=(7.6, 4.2))
         xs, ys = [each.memory for each in best], [100 * each.bubble for each in best]
@@ -41,8 +42,12 @@ def pareto(points: Sequence[Point], *, title: str = "") -> Picture:
                 axes.scatter([each.memory for each in some], [100 * each.bubble for each in some], marker=marker,
                              color=LIGHT[colour], s=42, zorder=3,
                              label="one copy of the weights" if weights == 1 else "two copies")  # fmt: skip
-        for (x, y), names in _labels(points).items():
-            axes.annotate(", ".join(names), (x, y), xytext=(7, 4), textcoords="offset points", fontsize=8.5)
+        placed: list[tuple[float, float]] = []
+        for (x, y), names in sorted(_labels(points).items(), reverse=True):
+            near = any(0 <= px - x < 0.16 * widest and abs(py - y) < 0.05 * highest for px, py in placed)
+            place = {"xytext": (-7, 4), "ha": "right"} if near else {"xytext": (7, 4)}  # not over its right neighbour's
+            axes.annotate(", ".join(names), (x, y), textcoords="offset points", fontsize=8.5, **place)
+            placed.append((x, y))
         axes.set(xlabel="activations that a rank keeps at most, in its share of one microbatch",
                  ylabel="bubble, % of the time", xlim=(0, None), ylim=(0, None), title=title)  # fmt: skip
         axes.margins(x=0.14, y=0.12)

@@ -20,6 +20,13 @@ LEFT, RIGHT = 50, 664
 NUMBERED = 6.2
 """Pixels that a digit needs."""
 
+NAMES = {
+    "gpipe": "GPipe", "1f1b": "1F1B", "interleaved": "Interleaved 1F1B", "chimera": "Chimera", "zb-h1": "ZB-H1",
+    "zb-h2": "ZB-H2", "zb-v": "ZB-V", "v-half": "V-Half", "v-min": "V-Min", "dualpipe": "DualPipe",
+    "dualpipe-v": "DualPipeV",
+}  # fmt: skip
+"""What the library's schedules are called in texts."""
+
 Rows = Sequence[Sequence[Event]]
 
 

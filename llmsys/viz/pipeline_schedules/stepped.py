@@ -2,8 +2,8 @@
 
     timeline = in_steps(simulate_step, schedule, costs)
 
-The library's `simulate` gives the same timeline. Here the step is anybody's, and where it ends early one can look at how
-far it came, and at who waits for whom (`run`, `Wait`).
+The library's `simulate` gives the same timeline. Here the step is anybody's, and where it ends early one can look at
+how far it came, and at who waits for whom (`run`, `Wait`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ Rule = Callable[[Action, int], Sequence[Action]]
 
 @dataclass(frozen=True)
 class Wait:
-    """A rank that cannot go on: its next `action` needs `needs`, which is done in `inside` by rank `other`, or by nobody
-    (None), or was done by nobody although the rule says nothing (`needs` is None)."""
+    """A rank that cannot go on: its next `action` needs `needs`, which is done in `inside` by rank `other`, or by
+    nobody (None), or was done by nobody although the rule says nothing (`needs` is None)."""
 
     rank: int
     action: Action
@@ -56,27 +56,25 @@ class Run:
 
 
 def in_steps(
-    step: Callable | None, schedule: Schedule, costs: Costs | None = None, *, dependencies: Rule = needed_before
+    step: Callable | None, schedule: Schedule, costs: Costs | None = None, *, rule: Rule = needed_before
 ) -> Timeline:
     """The timeline of a schedule, by steps of `step`, with the contract of exercise 20.simulate; None: the given one.
 
     Raises ValueError where nobody can go on and something is left to do; the message says who waits for what.
     """
-    ran = run(step, schedule, costs, dependencies=dependencies)
+    ran = run(step, schedule, costs, rule=rule)
     if ran.waits:
         raise ValueError(f"nobody can go on: {'; '.join(map(str, ran.waits))}")
     return ran.timeline
 
 
-def run(
-    step: Callable | None, schedule: Schedule, costs: Costs | None = None, *, dependencies: Rule = needed_before
-) -> Run:
+def run(step: Callable | None, schedule: Schedule, costs: Costs | None = None, *, rule: Rule = needed_before) -> Run:
     """As `in_steps`, and where nobody can go on, as far as it came."""
     step, costs = step or given_step, costs or Costs()
     costs.check(schedule)
 
     def needs(action: Action) -> list[Action]:
-        return list(dependencies(action, schedule.num_stages))
+        return list(rule(action, schedule.num_stages))
 
     todo, free = [tuple(order) for order in schedule.orders], [0.0] * schedule.num_ranks
     done: dict[Action, tuple[float, int]] = {}
@@ -114,8 +112,8 @@ def _waits(todo: Sequence[Sequence[Action]], done: dict, needs: Callable) -> dic
 
 
 def _circle(waits: dict[int, Wait]) -> tuple[Wait, ...]:
-    """From the first rank that waits to the one that it waits for, and on, until one comes up again: those in the circle,
-    or all on the way to somebody who waits for nobody's action."""
+    """From the first rank that waits to the one that it waits for, and on, until one comes up again: those in the
+    circle, or all on the way to somebody who waits for nobody's action."""
     path: list[int] = []
     rank = min(waits, default=None)
     while rank is not None and rank not in path:

@@ -4,7 +4,19 @@ from llmsys.parallel.pipeline.timeline import Timeline
 from llmsys.viz.kit.numbers import number
 from llmsys.viz.kit.picture import Picture
 from llmsys.viz.kit.svg import Svg
-from llmsys.viz.pipeline_schedules.rows import LEFT, RIGHT, ROW, axis, heads, key, kinds_of, numbers, rows, second_stages
+from llmsys.viz.pipeline_schedules.rows import (
+    LEFT,
+    NAMES,
+    RIGHT,
+    ROW,
+    axis,
+    heads,
+    key,
+    kinds_of,
+    numbers,
+    rows,
+    second_stages,
+)
 
 
 def timelines(*shown: Timeline) -> Picture:
@@ -19,7 +31,8 @@ def timelines(*shown: Timeline) -> Picture:
     seconds = [second_stages(each.events) for each in shown]
     y = 14.0
     for timeline, second in zip(shown, seconds, strict=True):
-        svg.text(0, y, [(timeline.name, "bold"), (f" · idle {timeline.bubble_share:.1%} of the time", "muted")])
+        name = NAMES.get(timeline.name, timeline.name)
+        svg.text(0, y, [(name, "bold"), (f" · idle {timeline.bubble_share:.1%} of the time", "muted")])
         heads(svg, y + 6)
         rows(svg, y + 12, timeline.events, second, scale, scale * timeline.makespan)
         numbers(svg, y + 12, timeline)
@@ -38,6 +51,6 @@ def in_words(timeline: Timeline) -> str:
         f"rank {rank}: {' '.join(str(event.action) for event in row)}" for rank, row in enumerate(timeline.events)
     )
     return (
-        f"{timeline.name}: {number(timeline.makespan)} in all, idle {timeline.bubble_share:.1%} of the time; ranks are "
-        f"idle for {idle}, and keep at most {keeps} activations. In order, {orders}"
+        f"{NAMES.get(timeline.name, timeline.name)}: {number(timeline.makespan)} in all, idle "
+        f"{timeline.bubble_share:.1%} of the time; ranks are idle for {idle}, and keep at most {keeps} activations. In order, {orders}"
     )
