@@ -28,14 +28,16 @@ class Kind(StrEnum):
     I = "I"  # noqa: E741 - the field's letter
     W = "W"
     FB = "FB"
+    __hash__ = str.__hash__  # an Enum's own hash is a call into Python, and actions are looked up all the time
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Action:
     """One thing that a rank does.
 
-    `stage`, `microbatch` and `replica` count from 0. Microbatches are numbered through the whole batch, replicas or not.
-    Of a pair they are its forward's, and `backward` is the other half, an action of kind B: make pairs with `pair`.
+    `stage`, `microbatch` and `replica` count from 0. Microbatches are numbered through the whole batch, replicas or
+    not. Of a pair they are its forward's, and `backward` is the other half, an action of kind B: make pairs with
+    `pair`.
     """
 
     kind: Kind

@@ -1,20 +1,21 @@
 """Chimera: two pipelines through the same ranks, in opposite directions (https://arxiv.org/abs/2107.06925).
 
-Rank r has stage r of one replica of the model and stage P − 1 − r of another, and half of the microbatches go down, half
-up. In the corner where one direction has not arrived yet, the other one starts.
+Rank r has stage r of one replica of the model and stage P − 1 − r of another, and half of the microbatches go down,
+half up. In the corner where one direction has not arrived yet, the other one starts.
 
 Count time in slots, one for a forward and one for a backward. In each direction a microbatch enters every two slots:
 
     F of stage s   at slot 2k + s                   of the k-th microbatch of its direction
     B of stage s   at slot 2k + 2P − 1 − s          down to the last stage and back
 
-If P is even, a rank's two stages have one odd and one even number. So one direction's forwards fall on even slots where
-the other's fall on odd ones, and so do its backwards, and P / 2 microbatches of each fit into one another without a
-clash. After 2P slots a rank is through with them but for P − 2 slots, in which it waits: half of GPipe's 2 (P − 1), less
-one. The next P microbatches follow 2P slots later, into the first ones' gaps. The order is that of the slots.
+If P is even, a rank's two stages have one odd and one even number. So one direction's forwards fall on even slots
+where the other's fall on odd ones, and so do its backwards, and P / 2 microbatches of each fit into one another
+without a clash. They take a rank 2P slots, and P − 2 more in which it waits: GPipe waits for 2P − 2. The next P
+microbatches follow 2P slots later, into the first ones' gaps. The order is that of the slots.
 
-Each rank keeps two stages' weights, the gradients of both replicas must be added, and where B takes longer than F ranks
-wait in the middle, too: the bubble of P microbatches is (P − 2) · max(F, B).
+Each rank keeps two stages' weights, and the gradients of both replicas must be added. Where B takes longer than F,
+ranks wait in the middle, too, and again in every further P microbatches: with N = uP the bubble is
+(P − 2)(B + (u − 1)(B − F)).
 """
 
 from llmsys.parallel.pipeline.actions import Action, B, F
@@ -23,7 +24,10 @@ from llmsys.parallel.pipeline.schedule import Schedule
 
 
 def chimera(num_ranks: int, num_microbatches: int) -> Schedule:
-    """Bubble P − 2 slots; P / 2 + 1 (in the middle) to P (at both ends) activations. Both arguments must be even."""
+    """Bubble (P − 2) B for N = P and B ≥ F; P / 2 + 1 (at both ends) to P (in the middle) activations.
+
+    Both arguments must be even.
+    """
     placement = bidirectional(num_ranks)
     even("num_ranks", num_ranks)
     at_least("num_microbatches", num_microbatches, 2)

@@ -4,27 +4,27 @@ An action's result goes to the rank that needs it: F's output to the next stage'
 `programs` writes these transfers between the actions of a schedule, as each rank will do them one after the other.
 
 **What a blocking send is.** A send ends when its receive has begun, a rendezvous: nothing is buffered, as with large
-messages in MPI. The transfers of one `Exchange` begin together (as in torch.distributed.batch_isend_irecv), and the rank
-goes on when all of them have ended. If the programs come to their end that way, a schedule needs no buffers but the
-tensors themselves. Three ways to place the transfers, on 2 ranks with 1F1B:
+messages in MPI. The transfers of one `Exchange` begin together (as in torch.distributed.batch_isend_irecv), and the
+rank goes on when all of them have ended. If the programs come to their end that way, a schedule needs no buffers but
+the tensors themselves. Three ways to place the transfers, on 2 ranks with 1F1B:
 
     apart       rank 0   F0  →F0  F1  →F1  ←B0  B0  …           each alone: sent at once, received before it is needed
                 rank 1   ←F0  F0  B0  →B0  ←F1  F1  …
     together    rank 0   F0  →F0  F1  {→F1 ←B0}  B0  …          what stands between two actions begins together
                 rank 1   ←F0  F0  B0  {→B0 ←F1}  F1  …
-    early       rank 0   F0  →F0  F1  →F1  …  ←B0  B0  …        together, and received as soon as it is there: in the first
-                rank 1   ←F0  F0  ←F1  B0  →B0  F1  …           pause after the sender has it
+    early       rank 0   F0  →F0  F1  →F1  …  ←B0  B0  …        together, and received as soon as it is there:
+                rank 1   ←F0  F0  ←F1  B0  →B0  F1  …           in the first pause after the sender has it
 
-Apart, 1F1B hangs: rank 0 sends F1 to rank 1, while that one sends B0's gradient to rank 0. Together, it runs, and that is
-how Megatron-LM's send_forward_recv_backward does it; but a rank that receives only what it needs next makes others wait
-who are further ahead, and interleaved, zero-bubble and V-shaped schedules hang. (DualPipe's own code moves some sends by
-hand, for that reason.)
+Apart, 1F1B hangs: rank 0 sends F1 to rank 1, while that one sends B0's gradient to rank 0. Together, it runs, and that
+is how Megatron-LM's send_forward_recv_backward does it; but a rank that receives only what it needs next makes others
+wait who are further ahead, and interleaved, zero-bubble and V-shaped schedules hang. (DualPipe's own code moves some
+sends by hand, for that reason.)
 
-Early, no schedule without a circle hangs. Take the times of a run with equal costs. Say that a rank stands in the pause
-before an action that starts at t in that run. A transfer that it waits for was there by t, as sent by the other rank after
-an action that ended by t, or as received by it in the first pause after such an end. So if the other one has not come to
-it, it stands in a pause before an action that starts earlier than t. From rank to rank t falls, so nobody comes back to
-the first. (`validate` looks all the same.)
+Early, no schedule without a circle hangs. Take the times of a run with equal costs. Say that a rank stands in the
+pause before an action that starts at t in that run. A transfer that it waits for was there by t, as sent by the other
+rank after an action that ended by t, or as received by it in the first pause after such an end. So if the other one
+has not come to it, it stands in a pause before an action that starts earlier than t. From rank to rank t falls, so
+nobody comes back to the first. (`validate` looks all the same.)
 """
 
 from bisect import bisect_left
@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llmsys.parallel.pipeline.actions import Action
-from llmsys.parallel.pipeline.dependencies import dependencies, where_done
+from llmsys.parallel.pipeline.dependencies import Rule, dependencies, where_done
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.simulate import simulate
 
@@ -75,15 +75,18 @@ class Wait:
         return f"rank {self.rank} waits to receive {self.transfer.of} from rank {self.other}"
 
 
-def programs(schedule: Schedule, transfers: Transfers = "early") -> tuple[Program, ...]:
-    """Each rank's actions, and in the pauses between them its transfers, those of a pause in the order of their senders'.
+def programs(
+    schedule: Schedule, transfers: Transfers = "early", *, dependencies: Rule = dependencies
+) -> tuple[Program, ...]:
+    """Each rank's actions, and in the pauses between them its transfers, those of a pause in the order of their
+    senders'.
 
     The schedule must have every action exactly once and no circle (`validate`).
     """
     if transfers not in get_args(Transfers):
         raise ValueError(f'transfers must be "early", "together" or "apart", got {transfers!r}')
     place = where_done(schedule)
-    events = simulate(schedule).events
+    events = simulate(schedule, dependencies=dependencies).events
     # pauses[rank][n] comes before the rank's n-th action
     sent: list[list[list[Transfer]]] = [[[] for _ in range(len(order) + 1)] for order in schedule.orders]
     received: list[list[list[Transfer]]] = [[[] for _ in range(len(order) + 1)] for order in schedule.orders]

@@ -70,8 +70,8 @@ class Costs:
             sizes = [len(row) for row in self.transfer]
             if sizes != [schedule.num_ranks] * schedule.num_ranks:
                 raise ValueError(
-                    f"transfer must be one number, or a table of {schedule.num_ranks} × {schedule.num_ranks} ranks; got "
-                    f"rows of {sizes}"
+                    f"transfer must be one number, or a table of {schedule.num_ranks} × {schedule.num_ranks} ranks; "
+                    f"got rows of {sizes}"
                 )
 
     def time(self, action: Action) -> float:

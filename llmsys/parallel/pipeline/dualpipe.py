@@ -1,12 +1,13 @@
 """DualPipe: two directions, overlapped pairs, and W in the gaps (DeepSeek-V3, https://arxiv.org/abs/2412.19437, 3.2.1).
 
-As in Chimera rank r has stage r of one replica and stage P − 1 − r of the other, and half of the microbatches go each way.
-In the middle of a step a rank always has a forward of one direction and a backward of the other at hand. These two run
-overlapped, as one action FB: while one computes, the other communicates. An expert layer's all-to-alls take about as long
-as its arithmetic, and that is what the schedule is made for.
+As in Chimera rank r has stage r of one replica and stage P − 1 − r of the other, and half of the microbatches go each
+way. In the middle of a step a rank always has a forward of one direction and a backward of the other at hand. These
+two run overlapped, as one action FB: while one computes, the other communicates. An expert layer's all-to-alls take
+about as long as its arithmetic, and that is what the schedule is made for.
 
-Ranks r and P − 1 − r do the same, with the directions exchanged. Let 0 be the direction that reaches the rank first and 1
-the other, e the rank's distance from the nearer end, and c = P / 2 − 1 − e its distance from the centre. Eight steps:
+Ranks r and P − 1 − r do the same, with the directions exchanged. Let 0 be the direction that reaches the rank first
+and 1 the other, e the rank's distance from the nearer end, and c = P / 2 − 1 − e its distance from the centre. Eight
+steps:
 
     1   2c times              F0               ahead, until direction 1 arrives
     2   e + 1 times           F0 F1
@@ -17,8 +18,8 @@ the other, e the rank's distance from the nearer end, and c = P / 2 − 1 − e 
     7   c times               W I0
     8   e + 1 times           W                the oldest first, here and in step 7
 
-On the two ranks in the centre step 4 begins with F0 and B1 one after the other: overlapped, they would keep the other one
-waiting for B1's result.
+On the two ranks in the centre step 4 begins with F0 and B1 one after the other: overlapped, they would keep the other
+one waiting for B1's result.
 
 The bubble is (P/2 − 1)(FB + B − 3W) where F = I ≥ W and FB = F + B; the price is two stages' weights a rank, and P + 1
 microbatches' activations.

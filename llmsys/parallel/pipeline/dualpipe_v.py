@@ -1,9 +1,9 @@
 """DualPipeV: DualPipe cut in half (https://hackmd.io/@ufotalent/r1lVXsa9Jg; in DeepSeek's and torch's code, too).
 
-DualPipe is symmetric: rank r and rank 2P − 1 − r of 2P do the same, each for the other direction's microbatches. So keep
-the first half of the ranks, and let what used to arrive from the other half come from the rank itself. Rank r has stages
-r of replica 0 and 2P − 1 − r of replica 1; call them stages of one replica, and the k-th microbatch of the other direction
-the k-th: what goes down the ranks on stages 0 … P − 1 comes up again on stages P … 2P − 1, a V.
+DualPipe is symmetric: rank r and rank 2P − 1 − r of 2P do the same, each for the other direction's microbatches. So
+keep the first half of the ranks, and let what used to arrive from the other half come from the rank itself. Rank r has
+stages r of replica 0 and 2P − 1 − r of replica 1; call them stages of one replica, and the k-th microbatch of the
+other direction the k-th: what goes down the ranks on stages 0 … P − 1 comes up again on stages P … 2P − 1, a V.
 
 Half of the ranks, half of the microbatches, the same bubble and activations a rank, and one copy of the weights instead
 of two: two stages a rank of a model that is cut into as many.
@@ -11,7 +11,7 @@ of two: two stages a rank of a model that is cut into as many.
 
 from llmsys.parallel.pipeline.actions import Action, Kind, pair
 from llmsys.parallel.pipeline.dualpipe import dualpipe
-from llmsys.parallel.pipeline.placement import at_least, v_shaped
+from llmsys.parallel.pipeline.placement import at_least, bidirectional, v_shaped
 from llmsys.parallel.pipeline.schedule import Schedule
 
 
@@ -32,10 +32,10 @@ def dualpipe_v(num_ranks: int, num_microbatches: int) -> Schedule:
 
 def fold(schedule: Schedule) -> Schedule:
     """The first half of the ranks of a DualPipe schedule, as a schedule of one replica on a V."""
-    if schedule.placement.name != "bidirectional" or schedule.num_ranks % 2:
+    if schedule.placement != bidirectional(schedule.num_ranks) or schedule.num_ranks % 2:
         raise ValueError(
-            f"schedule must be bidirectional, on an even number of ranks; got {schedule.name}, "
-            f"{schedule.placement.name}, {schedule.num_ranks} ranks"
+            f"schedule must be bidirectional and on an even number of ranks; {schedule.name} is "
+            f"{schedule.placement.name}, on {schedule.num_ranks}"
         )
     half = schedule.num_ranks // 2
     share = schedule.num_microbatches // 2

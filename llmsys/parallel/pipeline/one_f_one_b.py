@@ -4,8 +4,8 @@
     rank 3   .  .  .  F0 B0 F1 B1 F2 B2 F3 B3 F4 B4 F5 B5
 
 Rank r runs P − 1 − r forwards ahead, as many as stages follow it. Then each forward is followed by a backward, and at
-last come the backwards that are left. The bubble is GPipe's, (P − 1)(F + B), but rank r keeps at most P − r microbatches'
-activations, not all N.
+last come the backwards that are left. The bubble is GPipe's, (P − 1)(F + B), but rank r keeps at most P − r
+microbatches' activations, not all N.
 """
 
 from llmsys.parallel.pipeline.actions import Action, B, F

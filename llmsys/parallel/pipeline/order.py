@@ -1,24 +1,23 @@
 """Does a schedule come to its end, or do ranks wait for each other in a circle?
 
-Each rank stands before one of its actions. It can do it when all dependencies are done. If at last no rank can go on, each
-one stands before an action that needs another, and that one is either done nowhere or further down some rank's order.
-Following from rank to rank who waits for whom, one comes back to a rank that one has met: the circle.
+Each rank stands before one of its actions. It can do it when all dependencies are done. If at last no rank can go on,
+each one stands before an action that needs another, and that one is either done nowhere or further down some rank's
+order. Following from rank to rank who waits for whom, one comes back to a rank that one has met: the circle.
 """
 
 from dataclasses import dataclass
 
 from llmsys.parallel.pipeline.actions import Action
-from llmsys.parallel.pipeline.dependencies import dependencies, where_done
+from llmsys.parallel.pipeline.dependencies import Rule, dependencies, where_done
 from llmsys.parallel.pipeline.schedule import Schedule
 
 
 class InvalidSchedule(ValueError):
     """A schedule that cannot be run; the message says why, `problems` one by one (`validate`)."""
 
-    def __init__(self, schedule: Schedule, problems: tuple):
+    def __init__(self, name: str, problems: tuple):
         self.problems = problems
-        lines = "".join(f"\n  - {problem}" for problem in problems)
-        super().__init__(f"the schedule {schedule.name} cannot be run:{lines}")
+        super().__init__(f"{name} cannot be run:" + "".join(f"\n  - {problem}" for problem in problems))
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Blocked:
         return f"{start} of rank {self.other}"
 
 
-def blocked(schedule: Schedule) -> tuple[Blocked, ...]:
+def blocked(schedule: Schedule, *, dependencies: Rule = dependencies) -> tuple[Blocked, ...]:
     """Who waits for whom in a circle, or at last for what no rank does; empty if the schedule comes to its end."""
     place = [0] * schedule.num_ranks
     done: set[Action] = set()

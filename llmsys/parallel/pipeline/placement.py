@@ -4,20 +4,21 @@ A schedule's shape is nothing but this table. With 4 ranks:
 
     linear          stages 0 1 2 3                    one stage a rank
     looped          stages 0 1 2 3, 4 5 6 7           v chunks a rank: the pipeline runs round the ranks v times
-    v_shaped        stages 0 1 2 3, 7 6 5 4           down the ranks and up again: the last rank has both middle stages, and
-                                                      rank 0 the first and the last
-    bidirectional   0 1 2 3 of replica 0,             two copies of the model in opposite directions: rank r has stage r
-                    3 2 1 0 of replica 1              of one, and stage P − 1 − r of the other
+    v_shaped        stages 0 1 2 3, 7 6 5 4           down the ranks and up again: the last rank has both middle stages,
+                                                      and rank 0 the first and the last
+    bidirectional   0 1 2 3 of replica 0,             two copies of the model in opposite directions: rank r has stage
+                    3 2 1 0 of replica 1              r of one, and stage P − 1 − r of the other
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Placement:
-    """`ranks[replica][stage]` is the rank of that stage."""
+    """`ranks[replica][stage]` is the rank of that stage. `name` is for people: placements with equal ranks are
+    equal."""
 
-    name: str
+    name: str = field(compare=False)
     ranks: tuple[tuple[int, ...], ...]
 
     def __post_init__(self):

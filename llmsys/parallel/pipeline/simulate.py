@@ -11,13 +11,13 @@ its rank had to wait for: the time is in proportion to the number of actions.
 
 from llmsys.parallel.pipeline.actions import Action
 from llmsys.parallel.pipeline.costs import Costs
-from llmsys.parallel.pipeline.dependencies import dependencies
+from llmsys.parallel.pipeline.dependencies import Rule, dependencies
 from llmsys.parallel.pipeline.order import InvalidSchedule, blocked
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.timeline import Event, Timeline
 
 
-def simulate(schedule: Schedule, costs: Costs | None = None) -> Timeline:
+def simulate(schedule: Schedule, costs: Costs | None = None, *, dependencies: Rule = dependencies) -> Timeline:
     """Every action's start and end, counted from 0.
 
     Raises `InvalidSchedule`, a ValueError that says who waits for whom, where the order never comes to its end.
@@ -50,5 +50,5 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Timeline:
                 done[part] = (end, rank)
                 runnable += waiting.pop(part, ())
     if any(len(row) < len(order) for row, order in zip(events, schedule.orders, strict=True)):
-        raise InvalidSchedule(schedule, blocked(schedule))
+        raise InvalidSchedule(schedule.name, blocked(schedule, dependencies=dependencies))
     return Timeline(schedule.name, tuple(map(tuple, events)), costs)

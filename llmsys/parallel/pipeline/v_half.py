@@ -1,9 +1,10 @@
 """V-Half and V-Min: half, or a third, of 1F1B's activations (https://arxiv.org/abs/2405.15362).
 
 A schedule's steady middle is one microbatch's actions, its *building block*, repeated again and again. An activation
-lives from its F to its W; so what a rank keeps is, in units of a stage, the time from F to I (and W) by the time between
-microbatches, for both of its stages. On a V the lifespans of a rank's two stages add up: where one is long the other is
-short, and all ranks keep the same. How fast the block runs down the ranks and up again decides how much that is.
+lives from its F to its W; so what a rank keeps is, in units of a stage, the time from F to I (and W) by the time
+between microbatches, for both of its stages. On a V the lifespans of a rank's two stages add up: where one is long the
+other is short, and all ranks keep the same. How fast the block runs down the ranks and up again decides how much that
+is.
 
 With F = I = W = 1 a rank has six actions a microbatch, and the next block begins six ticks later. When rank r does the
 four that others wait for:
@@ -12,13 +13,14 @@ four that others wait for:
     V-Half      2r                  3P − 2 − r          3P − 1 + 2r + g       6P − 2 − r + g        g = 3 if P is even
     V-Min       r                   2P − 1 − r          2P + r + g            4P − 1 − r + g        g = 2 if 3 divides P
 
-Modulo 6 no two of a rank's are equal, for that is what the gap g is for. W goes where a rank is idle, or where its memory
-is full: until then it waits, as in a queue. So the blocks give the order of F and I, and a run through the ticks, here,
-gives W's places.
+Modulo 6 no two of a rank's are equal, for that is what the gap g is for. W goes where a rank is idle, or where its
+memory is full: until then it waits, as in a queue. So the blocks give the order of F and I, and a run through the
+ticks, here, gives W's places.
 
 For F = I = W a rank keeps 2 ⌊(P + 2) / 2⌋ and 2 ⌊(P + 4) / 3⌋ stages' activations, where a stage is half of a rank's
-share and 1F1B keeps 2P. Bubbles are about 3 (P − 1) and 4 (P − 1) stages' F (1F1B: 6 (P − 1)). The paper's authors move
-actions at both ends of such a schedule further together; the figures above are reached without.
+share and 1F1B keeps 2P. A rank is idle for 3 (P − 1) ticks in V-Half, one less if P is odd, and for 4 (P − 1) − 1 in
+V-Min, two more if 3 divides P; 1F1B has 6 (P − 1). (The paper's authors go on to move actions at both ends of such a
+schedule closer together.)
 """
 
 from collections import deque
@@ -33,7 +35,7 @@ Block = tuple[int, int, int, int]
 
 
 def v_half(num_ranks: int, num_microbatches: int) -> Schedule:
-    """2 ⌊(P + 2) / 2⌋ activations of a stage, which is half of a rank's share; half of 1F1B's bubble, for F = I = W."""
+    """2 ⌊(P + 2) / 2⌋ activations of a stage, which is half of a rank's share; half of 1F1B's bubble. For F = I = W."""
     at_least("num_ranks", num_ranks, 1)
     P, gap = num_ranks, 0 if num_ranks % 2 else 3
     blocks = [(2 * r, 3 * P - 2 - r, 3 * P - 1 + 2 * r + gap, 6 * P - 2 - r + gap) for r in range(P)]
@@ -41,7 +43,7 @@ def v_half(num_ranks: int, num_microbatches: int) -> Schedule:
 
 
 def v_min(num_ranks: int, num_microbatches: int) -> Schedule:
-    """2 ⌊(P + 4) / 3⌋ activations of a stage; two thirds of 1F1B's bubble, for F = I = W."""
+    """2 ⌊(P + 4) / 3⌋ activations of a stage; two thirds of 1F1B's bubble. For F = I = W."""
     at_least("num_ranks", num_ranks, 1)
     P, gap = num_ranks, 0 if num_ranks % 3 else 2
     blocks = [(r, 2 * P - 1 - r, 2 * P + r + gap, 4 * P - 1 - r + gap) for r in range(P)]

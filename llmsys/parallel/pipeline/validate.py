@@ -1,11 +1,14 @@
 """Validate: is a schedule one that can be run?
 
-Every F is done exactly once, and every backward, whole or as I and W; each on the rank that has its stage; the orders of
-the ranks and the dependencies together have no circle; and no rank hangs in a send, even if sends block until they are
-received (`communication` says what that means, and where transfers stand).
+Every F is done exactly once, and every backward, whole or as I and W; each on the rank that has its stage; the orders
+of the ranks and the dependencies together have no circle; and no rank hangs in a send, even if sends block until they
+are received (`communication` says what that means, and where transfers stand).
 
-    problems(schedule)      what is wrong, a `Problem` each, in words and with the actions that it is about
-    validate(schedule)      raises `InvalidSchedule` where there are any
+    report = validate(schedule)
+    report.valid            # False
+    print(report)           # 1f1b cannot be run:
+                            #   - the ranks wait in a circle: rank 0 stands before …
+    report.check()          # raises InvalidSchedule, with the same words
 """
 
 from collections import Counter
@@ -14,13 +17,17 @@ from dataclasses import dataclass
 
 from llmsys.parallel.pipeline.actions import Action, Kind
 from llmsys.parallel.pipeline.communication import Transfers, circle, programs
+from llmsys.parallel.pipeline.dependencies import Rule, dependencies
 from llmsys.parallel.pipeline.order import InvalidSchedule, blocked
 from llmsys.parallel.pipeline.schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong. `kind` is one of "unknown", "rank", "twice", "missing", "circle", "deadlock"."""
+    """What is wrong, in words and with the actions that it is about.
+
+    `kind` is one of "unknown" (no such stage, microbatch or replica), "rank", "twice", "missing", "circle", "deadlock".
+    """
 
     kind: str
     text: str
@@ -30,31 +37,50 @@ class Problem:
         return self.text
 
 
-def validate(schedule: Schedule, *, transfers: Transfers = "early") -> None:
-    """Raises `InvalidSchedule` with all `problems`, if there are any."""
-    found = problems(schedule, transfers=transfers)
-    if found:
-        raise InvalidSchedule(schedule, found)
+@dataclass(frozen=True)
+class Report:
+    """What `validate` finds. It prints as a sentence, or as a list of problems."""
+
+    schedule: Schedule
+    problems: tuple[Problem, ...]
+
+    @property
+    def valid(self) -> bool:
+        return not self.problems
+
+    def check(self) -> None:
+        """Raises `InvalidSchedule`, a ValueError, where there are problems."""
+        if self.problems:
+            raise InvalidSchedule(self.schedule.name, self.problems)
+
+    def __str__(self) -> str:
+        if self.problems:
+            return str(InvalidSchedule(self.schedule.name, self.problems))
+        count = sum(map(len, self.schedule.orders))
+        return (
+            f"{self.schedule.name} is valid: {count} actions on {self.schedule.num_ranks} ranks, each once and on its "
+            "rank, without a circle, and no blocking send hangs"
+        )
 
 
-def problems(schedule: Schedule, *, transfers: Transfers = "early") -> tuple[Problem, ...]:
-    """What is wrong with a schedule; empty if nothing is.
+def validate(schedule: Schedule, *, transfers: Transfers = "early", dependencies: Rule = dependencies) -> Report:
+    """All that is wrong with a schedule.
 
-    Circles are looked for where every action is there once, deadlocks where there is no circle. `transfers` says where the
-    transfers stand in the ranks' programs.
+    Circles are looked for where every action is there once, deadlocks where there is no circle. `transfers` says where
+    the transfers stand in the ranks' programs (`communication.programs`).
     """
     found = (*_strange(schedule), *_counted(schedule))
-    if found:
-        return found
-    stuck = blocked(schedule)
-    if stuck:
-        text = "the ranks wait in a circle: " if len(stuck) > 1 else ""
-        return (Problem("circle", text + "; ".join(map(str, stuck)), tuple(each.action for each in stuck)),)
-    waits = circle(programs(schedule, transfers))
-    if waits:
-        text = "blocking sends wait in a circle: " + "; ".join(map(str, waits))
-        return (Problem("deadlock", text, tuple(each.transfer.of for each in waits)),)
-    return ()
+    if not found:
+        stuck = blocked(schedule, dependencies=dependencies)
+        if stuck:
+            text = ("the ranks wait in a circle: " if len(stuck) > 1 else "") + "; ".join(map(str, stuck))
+            found = (Problem("circle", text, tuple(each.action for each in stuck)),)
+    if not found:
+        waits = circle(programs(schedule, transfers, dependencies=dependencies))
+        if waits:
+            text = "blocking sends wait in a circle: " + "; ".join(map(str, waits))
+            found = (Problem("deadlock", text, tuple(each.transfer.of for each in waits)),)
+    return Report(schedule, found)
 
 
 def _strange(schedule: Schedule) -> Iterator[Problem]:
@@ -62,15 +88,15 @@ def _strange(schedule: Schedule) -> Iterator[Problem]:
     stages, microbatches = schedule.num_stages, schedule.num_microbatches
     for rank, _, action in schedule.actions():
         for half in action.halves:
+            where = f"{half} on rank {rank}"
             if not (0 <= half.stage < stages and 0 <= half.microbatch < microbatches):
-                text = f"{half} on rank {rank}: there are stages 0 to {stages - 1} and microbatches 0 to {microbatches - 1}"
+                text = f"{where}: there are stages 0 to {stages - 1}, and microbatches 0 to {microbatches - 1}"
                 yield Problem("unknown", text, (half,))
             elif half.replica != schedule.replica(half.microbatch):
-                text = f"{half} on rank {rank}: microbatch {half.microbatch} is of replica {schedule.replica(half.microbatch)}"
-                yield Problem("unknown", text, (half,))
+                replica = schedule.replica(half.microbatch)
+                yield Problem("unknown", f"{where}: microbatch {half.microbatch} is of replica {replica}", (half,))
             elif schedule.rank(half) != rank:
-                text = f"{half} is on rank {rank}, but its stage is on rank {schedule.rank(half)}"
-                yield Problem("rank", text, (half,))
+                yield Problem("rank", f"{where}: its stage is on rank {schedule.rank(half)}", (half,))
 
 
 def _counted(schedule: Schedule) -> Iterator[Problem]:
@@ -80,9 +106,10 @@ def _counted(schedule: Schedule) -> Iterator[Problem]:
         if count > 1:
             yield Problem("twice", f"{part} is done {count} times", (part,))
     for microbatch in range(schedule.num_microbatches):
+        replica = schedule.replica(microbatch)
         for stage in range(schedule.num_stages):
             for kind in (Kind.F, Kind.I, Kind.W):
-                part = Action(kind, stage, microbatch, schedule.replica(microbatch))
+                part = Action(kind, stage, microbatch, replica)
                 if part not in times:
                     text = f"{part} is missing on rank {schedule.rank(part)}"
                     yield Problem("missing", text + ("" if kind is Kind.F else ", alone or in a B"), (part,))

@@ -13,8 +13,8 @@ where the activations are the most. Call a rank's stage on the way down 0, the o
     7                           W1, then W0     what is left
 
 For F = I = W nobody waits, from a rank's own start to its own end. A rank keeps 2P stages' activations, and a stage is
-half of a rank's share: as much as P of 1F1B's. With fewer than 2P − 1 microbatches the same order is taken, without those
-that do not exist, and there are gaps.
+half of a rank's share: as much as P of 1F1B's. With fewer than 2P − 1 microbatches the same order is taken, without
+those that do not exist, and there are gaps.
 """
 
 from collections.abc import Iterator
