@@ -32,11 +32,12 @@ from functools import partial
 from llmsys import viz
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.hardware.devices import DEVICES
+from llmsys.lessons.lesson_20_pipeline_schedules.given import given_fill, given_order
 from llmsys.lessons.lesson_20_pipeline_schedules.leaderboard import leaderboard
-from llmsys.lessons.lesson_20_pipeline_schedules.stepped import in_steps
 from llmsys.models.shapes import SHAPES
 from llmsys.parallel import pipeline
-from llmsys.parallel.pipeline import B, Costs, F, I, Schedule, W, linear, simulate, validate
+from llmsys.parallel.pipeline import B, Costs, F, Schedule, linear, simulate, validate
+from llmsys.viz.pipeline_schedules.stepped import given_step, in_steps
 
 # %%
 viz.pipeline_schedules.overview()
@@ -77,9 +78,9 @@ measured("20.bytes", sent_by_tensor / sent_by_pipeline, "×")
 # %% [markdown]
 # Bytes become time on a wire. The GPUs that may be sold in China are H800s: an H100's arithmetic, with NVLink cut from
 # 900 to 400 GB/s, half of it in each direction ([Zhao et al., 2025](https://arxiv.org/abs/2505.09343)). Between machines
-# InfiniBand has 50 GB/s. DeepSeek-V3 uses 37.6 billion parameters for a token
-# <!-- source: 37,552,282,624, counted from the released configuration, without multi-token prediction -->, and a training
-# step takes 6 operations for each of them: 2 forward, 4 backward.
+# InfiniBand has 50 GB/s. DeepSeek-V3 uses 37.6 billion parameters for a token, and a training step takes 6 operations for
+# each of them: 2 forward, 4 backward. <!-- source: 37,552,282,624, counted from the released configuration, without
+# multi-token prediction -->
 
 # %% tags=["claim"]
 h800, h100 = DEVICES["H800"], DEVICES["H100 SXM"]
@@ -258,7 +259,7 @@ def whole(name, order, p, m):
     return Schedule(name, linear(p), m, [order(rank, p, m) for rank in range(p)])
 
 
-own_order = mine("one_f_one_b", default=lambda rank, p, m: pipeline.one_f_one_b(p, m).orders[rank])
+own_order = mine("one_f_one_b", default=given_order)
 print("microbatches   idle   activations kept by ranks 0, 1, 2, 3")
 for many in (4, 8, 16, 32, 64):
     run = simulate(whole("1F1B", own_order, p, many), dependencies=own_rule)
@@ -325,7 +326,7 @@ check("20.simulate", simulate_step)
 # something is left over, it says who waits for whom. Here are uneven stages and slow wires, yours beside the library's:
 
 # %% tags=["claim"]
-own_step = mine("simulate_step", default=None)
+own_step = mine("simulate_step", default=given_step)
 own_simulate = partial(in_steps, own_step, dependencies=own_rule)
 uneven = Costs(F=(1, 1, 1, 2), I=(1, 1, 1, 2), W=(1, 1, 1, 1), transfer=0.2)
 yours, library = own_simulate(pipeline.one_f_one_b(4, 8), uneven), simulate(pipeline.one_f_one_b(4, 8), uneven)
@@ -426,7 +427,7 @@ def fill_with_w(order, rank):
 check("20.fill_with_w", fill_with_w)
 
 # %% tags=["claim"]
-own_fill = mine("fill_with_w", default=lambda order, rank: pipeline.zb_h1(4, len(order) // 2).orders[rank])
+own_fill = mine("fill_with_w", default=given_fill)
 zb_h1 = whole("ZB-H1", lambda rank, p, m: own_fill(list(own_order(rank, p, m)), rank), p, m)
 print("  F I W   bubble of ranks 0, 1, 2, 3     (p − 1)(F + I − W)   keeps")
 for f, i, w in ((1, 1, 1), (2, 2, 1), (2, 3, 1), (2, 2, 3)):
@@ -440,3 +441,299 @@ measured("20.zero_bubble", timeline.own_bubble(0))
 
 # %%
 viz.pipeline_schedules.timelines(simulate(pipeline.one_f_one_b(p, m)), timeline)
+
+# %% [markdown]
+# A third of 1F1B's bubble, and nobody keeps more than before. On the way down to the last rank it costs F a stage, as
+# ever. On the way back, a gradient needs only I from each rank, and while the next one is awaited there is a W to do:
+# $I − W$ a stage is left. Where W takes longer than that (the last line), the formula promises too much: a gap cannot be
+# negative, and a W that has begun is not interrupted. Remember that.
+#
+# Could the beginning be filled as well? With more forwards ahead, which is **ZB-H2**: no bubble at all for
+# $F = I = W$, and nearly twice the activations.
+#
+# ## Two stages a rank, on a V
+#
+# Rank 0 has the first forward early and the last backward late, and rank 3 the other way round. So give each rank two
+# stages, going down the ranks and up again: with 4 ranks and 8 stages, rank 0 has stages 0 and 7, rank 3 has 3 and 4.
+# What an activation's life is too long on the one stage, it is too short on the other. **ZB-V** ([Qi et al.,
+# 2024](https://arxiv.org/abs/2405.15362), and section 6 of the first paper) has no bubble for $F = I = W$, in 1F1B's
+# memory. **V-Half** and **V-Min** keep a half and a third of it, and pay for that with a bubble.
+#
+# The widget shows what an order is worth: change one.
+#
+# ## Watch it
+#
+# Four ranks with a stage each, six microbatches. Every line is a rank's order, and can be edited (press Enter, or leave
+# the line). Your step runs it, under your rule. If somebody waits for ever, it says who, for what, and who would have to
+# do it. Try these:
+#
+# - In 1F1B, let rank 3 do F1 before B0. What does it cost, and whom?
+# - In 1F1B, let rank 1 do B0 before F2. No dependency is violated. Why is it so much slower?
+# - In 1F1B, let rank 2 do B0 before F1. Then let rank 3 do F1 before B0 as well: each of the two alone can be run.
+# - In ZB-H1, put rank 3's W0 at the end of its line. Then choose other times: is it a good idea now?
+# - From GPipe, get to 1F1B's memory: one rank after the other, without making it slower.
+
+# %% tags=["widget"]
+mine_of_six = {
+    "1F1B, yours": whole("1F1B, yours", own_order, 4, 6),
+    "ZB-H1, yours": whole("ZB-H1, yours", lambda rank, p, m: own_fill(list(own_order(rank, p, m)), rank), 4, 6),
+}
+viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
+
+# %% [markdown]
+# <details><summary>Answers</summary>
+#
+# F1 before B0 makes rank 3's first gradient one later, and so everybody's: 28 in place of 27, and rank 3 keeps one more.
+#
+# B0 before F2 on rank 1: it stands still until the gradient comes back, and the ranks below have nothing to do meanwhile.
+# One action, and the whole pipeline takes 30.
+#
+# Rank 2 waits with B0 for rank 3's I0, and would do F1 after that; rank 3 waits with F1 for rank 2's, and would do B0
+# after that. Each waits for what the other one does later: a circle. There is nothing wrong with either order alone.
+#
+# W0 at the end: 22 in place of 21, with 5 activations kept. With (2, 3, 1) it makes no difference in time, since
+# everybody waits for other things, and with (2, 2, 3) it costs 3. <!-- source: the widget's last frames, as
+# tests/lessons/test_20_pipeline_schedules.py has them -->
+# </details>
+#
+# ## DualPipe
+#
+# DeepSeek-V3 was trained with **DualPipe** ([DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), section 3.2.1). It is
+# made of three things that you have seen, and of one that you have not:
+#
+# 1. **Two directions.** There are two copies of the model, in opposite directions: rank $r$ has stage $r$ of the one and
+#    stage $P − 1 − r$ of the other, and half of the microbatches go each way. While one direction has not reached a rank
+#    yet, the other one keeps it busy. (**Chimera**, [Li and Hoefler, 2021](https://arxiv.org/abs/2107.06925).)
+# 2. **1F1B's order** in each direction, which bounds the memory.
+# 3. **W in the gaps**, at both ends only.
+# 4. **Pairs.** In between, a rank always has a forward of one direction and a backward of the other at hand. They run as
+#    one: while one computes, the other communicates. With experts on many GPUs that is half of the time (lesson 21), and
+#    it is why the schedule exists.
+
+# %% tags=["claim"]
+P, N = 8, 20
+dualpipe = simulate(pipeline.dualpipe(P, N))
+print(f"bubble of each rank: {', '.join(f'{each:g}' for each in dualpipe.bubbles)}")
+print(f"activations:         {', '.join(f'{each:g}' for each in dualpipe.peaks)}")
+
+# %%
+viz.pipeline_schedules.timelines(dualpipe)
+
+# %% [markdown]
+# **Why P + 1 activations.** In 1F1B, stage $s$ keeps $P − s$ microbatches. Rank $r$ has stage $r$ of one copy and stage
+# $P − 1 − r$ of the other, so it keeps $(P − r) + (r + 1) = P + 1$: the same on every rank. (And twice the weights. That
+# is bearable where most weights are experts, which 64 GPUs share.)
+#
+# **Why −3W.** The table in DeepSeek's [repository](https://github.com/deepseek-ai/DualPipe) says that the bubble is
+#
+# $$ \Big(\frac{P}{2} - 1\Big)\,\big(F\&B + B - 3W\big) \tag{4} $$
+#
+# where $F\&B$ is the time of a pair. A strange formula. Look where rank 0 is idle in the picture: three places.
+
+# %% tags=["claim"]
+for f, i, w in ((1, 1, 1), (2, 2, 1)):
+    events = simulate(pipeline.dualpipe(P, N), Costs(F=f, I=i, W=w)).events[0]
+    gaps = [(n, later.start - one.end) for n, (one, later) in enumerate(zip(events, events[1:], strict=False), 1)]
+    print(f"F = {f}, I = {i}, W = {w}: rank 0 waits")
+    for n, gap in gaps:
+        if gap:
+            print(f"   {gap:g} between {events[n - 1].action} and {events[n].action}")
+
+# %% [markdown]
+# With $H = P/2 − 1$, 3 here:
+#
+# - *Before the first pair*, for $H$ stages' forwards, which the ranks in the middle have not yet sent back: $H \cdot F$.
+# - *Between the last pairs*, $H$ times. Rank 0 has no forward left to pair a B with, so it does a B alone. The ranks that
+#   feed it still do pairs, and it waits for the difference: $F\&B − B$ each time.
+# - *At the end*, $H$ times: the next gradient takes an I, and rank 0 has a W to do meanwhile: $I − W$.
+#
+# In all $H \,(F + (F\&B − B) + (I − W))$. And now put in that a forward takes as long as a backward for the input, $F = I$,
+# which is $B − W$. The first term is $B − W$, the last one $B − 2W$, together with the middle one $F\&B + B − 3W$. So the
+# three W are: the one that B has more than F; the one that B has more than I; and the one that fills the gap.
+#
+# ## Predict: where it ends to hold
+#
+# So (4) has two assumptions that it does not state: $F = I$, and $I \ge W$, or there is no gap to fill. Take $F = I = 2$
+# and $W = 3$. By (4), the bubble with $P = 8$ is $3 \cdot (7 + 5 − 9) = 9$. **What is it?**
+
+# %% tags=["predict"]
+predict("20.dualpipe", None)
+
+
+# %% tags=["claim"]
+def by_formula(f, i, w, pair):
+    return (P // 2 - 1) * (pair + (i + w) - 3 * w)
+
+
+def by_simulation(f, i, w, pair=None):
+    return simulate(pipeline.dualpipe(P, N), Costs(F=f, I=i, W=w, FB=pair)).bubble()
+
+
+print("  F I W   formula (4)   simulated   H (F + F&B − B + max(I − W, 0))")
+for f, i, w in ((1, 1, 1), (2, 2, 1), (2, 2, 3), (2, 3, 1), (3, 2, 1)):
+    gaps = 3 * (f + f + max(i - w, 0))
+    print(f"  {f} {i} {w} {by_formula(f, i, w, f + i + w):10} {by_simulation(f, i, w):13g} {gaps:10}")
+times = [(f, i, w) for f in range(1, 5) for i in range(1, 5) for w in range(1, 5)]
+holds = [each for each in times if by_formula(*each, sum(each)) == by_simulation(*each)]
+print(f"the formula holds in {len(holds)} of {len(times)} cases; always F = I ≥ W:", end=" ")
+print(set(holds) == {(f, i, w) for f, i, w in times if f == i >= w})
+faster = simulate(pipeline.dualpipe(P, N), Costs(FB=2.5)).bubbles
+print(f"a pair in 2.5: formula {by_formula(1, 1, 1, 2.5)}, ranks 0 to 3 {faster[:4]}")
+
+# %% tags=["measure"]
+measured("20.dualpipe", by_simulation(2, 2, 3))
+
+# %% [markdown]
+# The gap at the end closes and does not become negative. Where $I$ takes longer than $F$, as in the fourth line, the ramps
+# are uneven, and other ranks decide. With a pair that is faster than its halves, (4) is what the ranks in the middle
+# wait; those at the ends, with fewer pairs, wait less.
+#
+# No formula knows what your GPUs do. A simulation takes milliseconds: measure F, I, W and the pair, and put them in.
+#
+# **DualPipeV.** Ranks $r$ and $P − 1 − r$ of DualPipe do the same, each for the other direction. So cut it in half: keep
+# the first half of the ranks, and let a rank send to itself what it would send to its mirror image. What is left is a V,
+# with one copy of the weights ([Qi, 2025](https://hackmd.io/@ufotalent/r1lVXsa9Jg), *cut in half*).
+
+# %% tags=["claim"]
+v = pipeline.dualpipe_v(P // 2, N // 2)
+cut = simulate(v)
+print(f"DualPipe  on {P} ranks: bubble {dualpipe.bubble():g}, keeps {dualpipe.peak():g}, 2 copies of the weights")
+print(f"DualPipeV on {P // 2} ranks: bubble {cut.bubble():g}, keeps {cut.peak():g}, 1 copy, in half as many ranks")
+print("rank 1 of both:")
+for order in (pipeline.dualpipe(P, N).orders[1], v.orders[1]):
+    print("  ", *order[:9], "…")
+
+# %% [markdown]
+# *If you like (no points):* write `fold(schedule)` yourself, from a DualPipe schedule to one on `pipeline.v_shaped`. What
+# becomes of an action of replica 1, of its stage and its microbatch? `validate` and the two lines above say whether you
+# are right; `pipeline.fold` is the library's.
+#
+# ## A schedule can hang, and its order be right
+#
+# One thing is missing from our rule: sending. If a send returns at once and the data wait in a buffer, nothing is
+# missing. But there may be no buffer. A **blocking send** returns only when the other side receives, and so a send waits,
+# too. `pipeline.programs` writes the sends and receives between the actions; `circle` plays them, and says who waits for
+# whom:
+
+# %% tags=["claim"]
+small = pipeline.one_f_one_b(2, 3)
+apart = pipeline.programs(small, "apart")
+for rank, program in enumerate(apart):
+    steps = [step if hasattr(step, "kind") else step.transfers[0] for step in program]
+    words = [
+        str(step) if hasattr(step, "kind") else f"{'→' if step.source == rank else '←'}{step.of}" for step in steps
+    ]
+    print(f"rank {rank}:", *words)
+print("hangs:", "; ".join(map(str, pipeline.circle(apart))))
+for transfers in ("together", "early"):
+    circles = {name: pipeline.circle(pipeline.programs(each(4, 8), transfers)) for name, each in (
+        ("1F1B", pipeline.one_f_one_b), ("interleaved", pipeline.interleaved), ("ZB-V", pipeline.zb_v))}  # fmt: skip
+    print(f"{transfers}:", {name: "hangs" if found else "runs" for name, found in circles.items()})
+
+# %% [markdown]
+# Rank 0 sends a forward while rank 1 sends a gradient, and both wait for the other one to receive. With 1F1B this happens
+# in every pipeline. *Together* is one way out: what lies between two actions begins at the same time (Megatron's
+# `send_forward_recv_backward`). *Early* is the one that always works: receive as soon as something is there, and not when
+# it is needed.
+#
+# *If you like (no points):* repair `apart` by hand. A program is a tuple of actions and exchanges, `step.transfers[0]`
+# has a `.source` and a `.destination`. Change the order of exchanges between two actions on some ranks, and nothing else,
+# until `circle` is empty, for 2 ranks and for 4.
+#
+# <details><summary>One way</summary>
+#
+# Ranks with odd numbers receive first and send afterwards. Then of two neighbours one sends where the other receives. It
+# is the oldest trick of message passing, and works for 1F1B.
+# </details>
+#
+# ## All of them, by your code
+#
+# Your rule and your step run every schedule of the library: 8 ranks, 24 microbatches, $F = I = W$, each with its own
+# placement. A rank with two stages has stages of half the size. The bubble here is that of the rank that is idle longest
+# between its own first and last action.
+
+# %% tags=["engine", "claim"]
+ranks, many = 8, 24
+points = []
+for name, make in pipeline.SCHEDULES.items():
+    schedule = make(ranks, many)
+    size = schedule.num_stages / ranks
+    costs = Costs(F=1 / size, I=1 / size, W=1 / size, activation=1 / size)
+    run = own_simulate(schedule, costs)
+    assert run.events == simulate(schedule, costs).events and validate(schedule, dependencies=own_rule).valid
+    idle = max(run.own_bubbles)
+    copies = schedule.num_replicas
+    points.append(viz.pipeline_schedules.Point(name, run.peak(), idle / (idle + run.busy(0)), copies))
+    print(f"{name:12} idle {idle:5.3g} of {idle + run.busy(0):5.4g}, keeps {run.peak():5.3g}, weights × {copies}")
+
+# %%
+viz.pipeline_schedules.pareto(points)
+
+# %% [markdown]
+# Nothing below and left of the line is known to anybody; it is a line of published orders, and no theorem. What the
+# picture does not show: interleaved and V-shaped schedules send twice as much; ZB-V's zero is one of equal times; and
+# DualPipe's point is that its pairs hide communication, which costs nothing here.
+#
+# ## Leaderboard
+#
+# Eight stages, of which the last has the head and takes longer, and the first is a little shorter. Twelve microbatches,
+# four ranks, each with room for **six** activations; a transfer takes 0.1. <!-- source: COSTS in
+# llmsys/lessons/lesson_20_pipeline_schedules/leaderboard.py --> Which rank has which stage, and who does what when, is
+# yours. The library's schedules are there to be beaten: most of them do not even fit.
+
+# %% tags=["engine", "claim"]
+yours = pipeline.v_half(4, 12)  # begin with any, and change it: yours.with_order(rank, order), or Schedule(…)
+print(leaderboard(yours))
+
+# %% [markdown]
+# Ways to go on: who is idle when (`timelines(simulate(yours, COSTS))`, with the leaderboard's `COSTS`), and for what?
+# Which W could go there? Or write a scheduler, that runs through time and lets each rank choose among what can run and
+# fits: forwards, while there is room; gradients first, or last?
+#
+# ## What production does differently
+#
+# - **Megatron-LM** has 1F1B and interleaved 1F1B, written as loops that send and receive; the order is what the code
+#   happens to do. Its `overlap_p2p_comm` hides transfers of the interleaved one. Stages need not be equal: the first and
+#   the last may get fewer layers, for the embedding and the head.
+# - **torch.distributed.pipelining** has schedules as data, too: `1F1B`, `Interleaved1F1B`, `ZBVZeroBubble`, `DualPipeV`,
+#   and a CSV of your own, in the notation that is used here. Sends and receives are inserted by a pass over it, as in
+#   `pipeline.programs`. Its `I` and `W` are made by walking autograd's graph.
+# - **DeepSeek** published [DualPipe](https://github.com/deepseek-ai/DualPipe) with hand-written steps, eight loops a rank,
+#   of which the lengths depend on the rank. The pairs are theirs to write: the model's code for a forward and a backward
+#   that interleave, layer by layer, with the GPU's multiprocessors divided between computing and communicating.
+# - **Sea AI Lab**'s [zero-bubble](https://github.com/sail-sg/zero-bubble-pipeline-parallelism) searches orders for
+#   measured times by an integer program and by heuristics. And it solves what we left out: the optimiser's step needs the
+#   norm of *all* gradients, and waiting for that is a bubble as well. Each stage steps ahead, and takes the step back if
+#   the norm turns out to be too large.
+# - **What is missing here:** an activation is not all of a size (lesson 22 recomputes most of it); B is often faster than
+#   I and W apart; and the simulator's times are constant, while with experts they depend on the tokens (lesson 21).
+#   Running these schedules, on a real model, comes later in this part.
+#
+# ## Do you have it?
+#
+# <details><summary><b>1.</b> You double the number of microbatches at the same batch size, so each is half as large. By (2) the bubble
+# shrinks. Why not go on until each is a single sequence?</summary>
+#
+# The bubble's share falls, but every microbatch reads all weights of its stage, sends a message and starts all kernels,
+# however small it is. At some size a half microbatch takes more than half the time, and then F and B in (2) no longer
+# fall in proportion. And 1F1B keeps $p − r$ microbatches, so it is not memory that stops you: smaller ones keep less.
+# </details>
+#
+# <details><summary><b>2.</b> With 1F1B, rank 0 runs out of memory and the last rank has plenty. Two ways out, without recomputation, and what
+# each of them costs?</summary>
+#
+# Give rank 0 fewer layers and the last rank more: then the ranks no longer take the same time, and everybody waits for the
+# slowest in every round. Or a placement on which lifetimes add up to the same on every rank, a V, as with V-Half: twice
+# the transfers, and a bubble of its own. (ZB-H1 does not help: it brings all ranks up to what rank 0 keeps.)
+# </details>
+#
+# <details><summary><b>3.</b> A colleague reads formula (4), measures W = 1.4 I, and predicts a step that is faster than without any bubble.
+# What do you tell them?</summary>
+#
+# That each term of it is a wait, and a wait is not negative: where $W > I$, the last one is 0, and (4) takes
+# $H (W − I)$ too much away. That it also takes $F = I$ for granted. And that eight lines of simulation know all this, and
+# would also know the transfers.
+# </details>
+#
+# **Next:** lesson 21, experts on many GPUs, and the communication that pairs hide. It is not built yet: `llmsys update`
+# brings it when it is.

@@ -23,7 +23,7 @@ from llmsys.parallel.pipeline.placement import Placement
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.simulate import simulate
 from llmsys.parallel.pipeline.v_half import v_half, v_min
-from llmsys.parallel.pipeline.validate import problems
+from llmsys.parallel.pipeline.validate import validate
 from llmsys.parallel.pipeline.zb_v import zb_v
 from llmsys.parallel.pipeline.zero_bubble import zb_h1, zb_h2
 
@@ -105,7 +105,7 @@ def judged(name: str, schedule: Schedule) -> Entry:
     if size != (RANKS, STAGES, MICROBATCHES, 1):
         words = f"{size[0]} ranks, {size[1]} stages, {size[2]} microbatches and {size[3]} replicas"
         return Entry(name, None, note=f"it has {words}; {RANKS}, {STAGES}, {MICROBATCHES} and 1 are wanted")
-    if found := problems(schedule):
+    if found := validate(schedule).problems:
         return Entry(name, None, note=f"it cannot be run: {found[0]}")
     timeline = simulate(schedule, COSTS)
     peak = timeline.peak()

@@ -4,10 +4,10 @@ A check passes texts and numbers, and gets texts and numbers back; the reader's 
 and `Costs`. Each adapter turns the reader's function into such a function of plain data.
 """
 
-import itertools
 import re
 from collections.abc import Callable, Sequence
 
+from llmsys.lessons.lesson_20_pipeline_schedules.given import given_order
 from llmsys.parallel.pipeline.actions import Action, Kind, pair
 from llmsys.parallel.pipeline.costs import Costs
 from llmsys.parallel.pipeline.dependencies import dependencies as needed_before
@@ -110,11 +110,3 @@ def plain_fill(function: Callable) -> Callable:
         return [texts_of(function(given_order(rank, num_ranks, num_microbatches), rank)) for rank in range(num_ranks)]
 
     return run
-
-
-def given_order(rank: int, num_ranks: int, num_microbatches: int) -> list[Action]:
-    """1F1B, for those who come to (d) without (b)."""
-    ahead = min(num_ranks - 1 - rank, num_microbatches)
-    kinds = [Kind.F] * ahead + [Kind.F, Kind.B] * (num_microbatches - ahead) + [Kind.B] * ahead
-    counts = {Kind.F: itertools.count(), Kind.B: itertools.count()}
-    return [Action(kind, rank, next(counts[kind])) for kind in kinds]

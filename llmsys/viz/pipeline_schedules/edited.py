@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from llmsys.parallel.pipeline.actions import Action, Kind
 from llmsys.parallel.pipeline.costs import Costs
+from llmsys.parallel.pipeline.dependencies import Rule
 from llmsys.parallel.pipeline.dependencies import dependencies as needed_before
 from llmsys.parallel.pipeline.placement import linear
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.timeline import Event
 from llmsys.viz.kit.numbers import number
-from llmsys.viz.pipeline_schedules.stepped import Rule, Run, run
+from llmsys.viz.pipeline_schedules.stepped import Run, run
 
 WORD = re.compile(r"([FBIW])(\d+)")
 
@@ -101,13 +102,17 @@ def text_of(order: Sequence[Action]) -> str:
 
 
 def play(
-    rows: Sequence[str], num_microbatches: int, costs: Costs, step: Callable | None = None, rule: Rule = needed_before
+    rows: Sequence[str],
+    num_microbatches: int,
+    costs: Costs,
+    step: Callable | None = None,
+    dependencies: Rule = needed_before,
 ) -> list[Moment]:
     """The moments of an edited schedule, one at each end of an action. The last one is where nobody can go on."""
     schedule = Schedule(
         "edited", linear(len(rows)), num_microbatches, tuple(order_of(rank, text) for rank, text in enumerate(rows))
     )
-    ran = run(step, schedule, costs, rule=rule)
+    ran = run(step, schedule, costs, dependencies=dependencies)
     times = sorted({event.end for row in ran.events for event in row}) or [0.0]
     missing = tuple(_missing(schedule))
     return [Moment(ran, time, missing) for time in times]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llmsys.parallel.pipeline.costs import Costs
+from llmsys.parallel.pipeline.dependencies import Rule
 from llmsys.parallel.pipeline.dependencies import dependencies as needed_before
 from llmsys.parallel.pipeline.gpipe import gpipe
 from llmsys.parallel.pipeline.one_f_one_b import one_f_one_b
@@ -19,7 +20,6 @@ from llmsys.viz.kit.stepper import Stepper
 from llmsys.viz.pipeline_schedules.edited import Moment, play, text_of
 from llmsys.viz.pipeline_schedules.grid import draw
 from llmsys.viz.pipeline_schedules.rows import NAMES
-from llmsys.viz.pipeline_schedules.stepped import Rule
 
 RANKS, MICROBATCHES = 4, 6
 TIMES = {"F = I = W = 1": "1 1 1", "F = 2, I = 3, W = 1": "2 3 1", "F = 2, I = 2, W = 3": "2 2 3"}
@@ -45,13 +45,13 @@ class Editor(Stepper):
 
 
 def editor(
-    schedules: Mapping[str, Schedule] | None = None, *, step: Callable | None = None, rule: Rule = needed_before
+    schedules: Mapping[str, Schedule] | None = None, *, step: Callable | None = None, dependencies: Rule = needed_before
 ) -> Editor:
     """Edit a schedule of four ranks and six microbatches.
 
-    schedules    further ones to begin with, name -> schedule of four ranks with a stage each; shown before the
+    schedules       further ones to begin with, name -> schedule of four ranks with a stage each; shown before the
     library's step         the step of the simulator, with the contract of exercise 20.simulate; the library's if None
-    rule         what must be done before what, with the contract of exercise 20.dependencies
+    dependencies    what must be done before what, with the contract of exercise 20.dependencies
 
     Raises ValueError for a schedule of another form.
     """
@@ -59,8 +59,8 @@ def editor(
     for name, schedule in own.items():
         if schedule.placement.ranks != (tuple(range(RANKS)),) or schedule.num_microbatches != MICROBATCHES:
             raise ValueError(
-                f"schedules[{name!r}] must have {RANKS} ranks with a stage each, and {MICROBATCHES} microbatches; it "
-                f"has {schedule.num_ranks} ranks, {schedule.num_stages} stages and {schedule.num_microbatches} microbatches"
+                f"schedules[{name!r}] must have {RANKS} ranks with a stage each, and {MICROBATCHES} microbatches; got "
+                f"{schedule.num_ranks} ranks, {schedule.num_stages} stages, {schedule.num_microbatches} microbatches"
             )
     made = (one_f_one_b, gpipe, zb_h1, zb_h2)
     every = {**own, **{NAMES[each.name]: each for each in (make(RANKS, MICROBATCHES) for make in made)}}
@@ -69,7 +69,7 @@ def editor(
 
     def frames(schedule: str, times: str, **rows: str) -> list[Moment]:
         f, i, w = map(float, times.split())
-        return play([rows[name] for name in row_names()], MICROBATCHES, Costs(F=f, I=i, W=w), step, rule)
+        return play([rows[name] for name in row_names()], MICROBATCHES, Costs(F=f, I=i, W=w), step, dependencies)
 
     return Editor(
         texts,
@@ -90,7 +90,7 @@ def editor(
 def describe(moment: Moment) -> str:
     """The caption of a moment: what is said below the rows, and each rank's idle time and memory."""
     ranks = [
-        f"rank {rank} was idle for {moment.idle(rank):g}, keeps {moment.keeps(rank):g}, kept {moment.most(rank):g} at most"
+        f"rank {rank} was idle for {moment.idle(rank):g}, keeps {moment.keeps(rank):g}, at most {moment.most(rank):g}"
         for rank in range(moment.ran.schedule.num_ranks)
     ]
     return f"{moment.head} {' '.join(moment.tail)} {'; '.join(ranks).capitalize()}."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from llmsys.viz.kit.numbers import number
 from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import LIGHT, chart_style
+from llmsys.viz.pipeline_schedules.rows import NAMES
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,13 @@ def pareto(points: Sequence[Point], *, title: str = "") -> Picture:
         axes.margins(x=0.14, y=0.12)
         axes.grid(True)
         axes.legend(frameon=False, fontsize=8.5, loc="upper right")
-    said = "; ".join(f"{each.name}: keeps {number(each.memory)}, idle {each.bubble:.1%}" for each in points)
-    return chart(figure, alt=f"Bubble against memory. {said}. Unbeaten: {', '.join(each.name for each in best)}.")
+    said = "; ".join(
+        f"{NAMES.get(each.name, each.name)}: keeps {number(each.memory)}, idle {each.bubble:.1%}" for each in points
+    )
+    return chart(
+        figure,
+        alt=f"Bubble against memory. {said}. Unbeaten: {', '.join(NAMES.get(each.name, each.name) for each in best)}.",
+    )
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -71,5 +77,5 @@ def _labels(points: Sequence[Point]) -> dict[tuple[float, float], list[str]]:
     """The names at each place; points that lie on each other share a label."""
     found: dict[tuple[float, float], list[str]] = {}
     for each in points:
-        found.setdefault((each.memory, 100 * each.bubble), []).append(each.name)
+        found.setdefault((each.memory, 100 * each.bubble), []).append(NAMES.get(each.name, each.name))
     return found

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 from llmsys.parallel.pipeline.actions import Action
 from llmsys.parallel.pipeline.costs import Costs
+from llmsys.parallel.pipeline.dependencies import Rule
 from llmsys.parallel.pipeline.dependencies import dependencies as needed_before
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.timeline import Event, Timeline
-
-Rule = Callable[[Action, int], Sequence[Action]]
-"""What must be done before an action, of so many stages: the contract of exercise 20.dependencies."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +54,27 @@ class Run:
 
 
 def in_steps(
-    step: Callable | None, schedule: Schedule, costs: Costs | None = None, *, rule: Rule = needed_before
+    step: Callable | None, schedule: Schedule, costs: Costs | None = None, *, dependencies: Rule = needed_before
 ) -> Timeline:
     """The timeline of a schedule, by steps of `step`, with the contract of exercise 20.simulate; None: the given one.
 
     Raises ValueError where nobody can go on and something is left to do; the message says who waits for what.
     """
-    ran = run(step, schedule, costs, rule=rule)
+    ran = run(step, schedule, costs, dependencies=dependencies)
     if ran.waits:
         raise ValueError(f"nobody can go on: {'; '.join(map(str, ran.waits))}")
     return ran.timeline
 
 
-def run(step: Callable | None, schedule: Schedule, costs: Costs | None = None, *, rule: Rule = needed_before) -> Run:
+def run(
+    step: Callable | None, schedule: Schedule, costs: Costs | None = None, *, dependencies: Rule = needed_before
+) -> Run:
     """As `in_steps`, and where nobody can go on, as far as it came."""
     step, costs = step or given_step, costs or Costs()
     costs.check(schedule)
 
     def needs(action: Action) -> list[Action]:
-        return list(rule(action, schedule.num_stages))
+        return list(dependencies(action, schedule.num_stages))
 
     todo, free = [tuple(order) for order in schedule.orders], [0.0] * schedule.num_ranks
     done: dict[Action, tuple[float, int]] = {}

@@ -52,5 +52,6 @@ def in_words(timeline: Timeline) -> str:
     )
     return (
         f"{NAMES.get(timeline.name, timeline.name)}: {number(timeline.makespan)} in all, idle "
-        f"{timeline.bubble_share:.1%} of the time; ranks are idle for {idle}, and keep at most {keeps} activations. In order, {orders}"
+        f"{timeline.bubble_share:.1%} of the time; ranks are idle for {idle}, and keep at most {keeps} activations. In "
+        f"order, {orders}"
     )

@@ -6,13 +6,18 @@ No order is asked for, but what it is for: the same memory as 1F1B's rank 0, and
 from llmsys.course.checking.answer import Answer, Run
 from llmsys.course.checking.checks import exercise_check
 from llmsys.lessons.lesson_20_pipeline_schedules.checks.whole import everything_once, kept, makespan
-from llmsys.lessons.lesson_20_pipeline_schedules.plain import given_order, plain_fill, plain_orders
+from llmsys.lessons.lesson_20_pipeline_schedules.given import given_order
+from llmsys.lessons.lesson_20_pipeline_schedules.plain import plain_fill, plain_orders
 from llmsys.parallel.pipeline.costs import Costs
 
 
 @exercise_check(
     "20.fill_with_w",
-    forbids=("llmsys.parallel.pipeline.zero_bubble:*", "llmsys.lessons.lesson_20_pipeline_schedules.right:*"),
+    forbids=(
+        "llmsys.parallel.pipeline.zero_bubble:*",
+        "llmsys.lessons.lesson_20_pipeline_schedules.given:given_fill",
+        "llmsys.lessons.lesson_20_pipeline_schedules.right:*",
+    ),
     adapt=plain_fill,
     hints=(
         "In 1F1B, which rank waits longest at the end, and for what? It could do a W there, if one were left. And "

@@ -3,12 +3,18 @@
 from llmsys.course.checking.answer import Answer, Run
 from llmsys.course.checking.checks import exercise_check
 from llmsys.lessons.lesson_20_pipeline_schedules.checks.whole import as_expected, everything_once, kept, makespan
-from llmsys.lessons.lesson_20_pipeline_schedules.plain import given_order, plain_orders
+from llmsys.lessons.lesson_20_pipeline_schedules.given import given_order
+from llmsys.lessons.lesson_20_pipeline_schedules.plain import plain_orders
 
 
 @exercise_check(
     "20.one_f_one_b",
-    forbids=("llmsys.parallel.pipeline.one_f_one_b:*", "llmsys.lessons.lesson_20_pipeline_schedules.right:*"),
+    forbids=(
+        "llmsys.parallel.pipeline.one_f_one_b:*",
+        "llmsys.parallel.pipeline.zero_bubble:*",
+        "llmsys.lessons.lesson_20_pipeline_schedules.given:*",
+        "llmsys.lessons.lesson_20_pipeline_schedules.right:*",
+    ),
     adapt=plain_orders,
     hints=(
         "When can the last rank do its first backward? And how many microbatches has rank 0 sent on by the time at "

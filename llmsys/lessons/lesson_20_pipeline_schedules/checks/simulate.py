@@ -2,13 +2,18 @@
 
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
-from llmsys.lessons.lesson_20_pipeline_schedules.plain import given_order, plain_orders, plain_step
+from llmsys.lessons.lesson_20_pipeline_schedules.given import given_order
+from llmsys.lessons.lesson_20_pipeline_schedules.plain import plain_orders, plain_step
 from llmsys.lessons.lesson_20_pipeline_schedules.right import simulate_step as right_step
 
 
 @exercise_check(
     "20.simulate",
-    forbids=("llmsys.parallel.pipeline.simulate:*", "llmsys.lessons.lesson_20_pipeline_schedules.right:*"),
+    forbids=(
+        "llmsys.parallel.pipeline.simulate:*",
+        "llmsys.viz.pipeline_schedules.stepped:*",
+        "llmsys.lessons.lesson_20_pipeline_schedules.right:*",
+    ),
     adapt=plain_step,
     hints=(
         "Take one rank. What is its next action, what does that need, and is all of it done? If so, at which moments "
