@@ -1,5 +1,5 @@
-"""What takes the place of exercises (b) and (d) where they have not been done: orders of one rank, as the exercises want
-them. (For (c) it is `llmsys.viz.pipeline_schedules.stepped.given_step`.)
+"""What takes the place of exercises (b) and (d) where they have not been done: orders of one rank, as the exercises
+want them. (For (c) it is `llmsys.viz.pipeline_schedules.stepped.given_step`.)
 """
 
 import itertools

@@ -41,11 +41,11 @@ def pareto(points: Sequence[Point], *, title: str = "") -> Picture:
             some = [each for each in points if each.weights == weights]
             if some:
                 axes.scatter([each.memory for each in some], [100 * each.bubble for each in some], marker=marker,
-                             color=LIGHT[colour], s=42, zorder=3,
+                             color=LIGHT[colour], s=42, zorder=3, clip_on=False,
                              label="one copy of the weights" if weights == 1 else "two copies")  # fmt: skip
         placed: list[tuple[float, float]] = []
         for (x, y), names in sorted(_labels(points).items(), reverse=True):
-            near = any(0 <= px - x < 0.16 * widest and abs(py - y) < 0.05 * highest for px, py in placed)
+            near = any(0 <= px - x < 0.16 * widest and abs(py - y) < 0.035 * highest for px, py in placed)
             place = {"xytext": (-7, 4), "ha": "right"} if near else {"xytext": (7, 4)}  # not over its right neighbour's
             axes.annotate(", ".join(names), (x, y), textcoords="offset points", fontsize=8.5, **place)
             placed.append((x, y))

@@ -81,7 +81,8 @@ def axis(svg: Svg, y: float, makespan: float, scale: float) -> None:
 
 def key(svg: Svg, y: float, kinds: Iterable[Kind], *, two: bool = False) -> None:
     """What the colours mean, of the kinds that are there."""
-    kinds, x = set(kinds), float(LEFT)
+    kinds = set(kinds)
+    x = float(LEFT) if Kind.FB not in kinds else 4.0
     words = {Kind.F: "F, forward", Kind.B: "B, backward", Kind.I: "I, for the input", Kind.W: "W, for the weights"}
     for kind in (Kind.F, Kind.B, Kind.I, Kind.W):
         if kind not in kinds or (kind is Kind.I and Kind.B in kinds):
