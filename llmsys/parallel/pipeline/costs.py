@@ -11,6 +11,7 @@ Any unit will do, if it is the same for all. Costs are per stage: a rank with v 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from llmsys.parallel.pipeline.actions import Action, Kind
 from llmsys.parallel.pipeline.schedule import Schedule
@@ -40,13 +41,13 @@ class Costs:
         The part of it that an I leaves for its W; all of it if None.
     """
 
-    F: PerStage = 1.0
-    I: PerStage = 1.0
-    W: PerStage = 1.0
+    F: PerStage = 1
+    I: PerStage = 1
+    W: PerStage = 1
     B: PerStage | None = None
     FB: PerStage | None = None
-    transfer: float | Sequence[Sequence[float]] = 0.0
-    activation: PerStage = 1.0
+    transfer: float | Sequence[Sequence[float]] = 0
+    activation: PerStage = 1
     activation_for_w: PerStage | None = None
 
     def __post_init__(self):
@@ -94,7 +95,7 @@ class Costs:
     def transfer_time(self, source: int, destination: int) -> float:
         """How long a result takes from rank to rank; nothing within one."""
         if source == destination:
-            return 0.0
+            return 0
         return self.transfer if _is_number(self.transfer) else self.transfer[source][destination]
 
     def kept(self, action: Action) -> float:
@@ -119,5 +120,5 @@ def _at(value: PerStage, stage: int) -> float:
 
 def _check_all(name: str, values) -> None:
     for value in values:
-        if not (isinstance(value, int | float) and 0 <= value < float("inf")):
+        if not (isinstance(value, Real) and 0 <= value < float("inf")):
             raise ValueError(f"{name} must be finite and not negative, got {value!r}")

@@ -41,7 +41,7 @@ def draw(shown: Timeline | Schedule, *, tick: float | None = None) -> str:
             room = (last - first) * width
             cells[first * width : last * width] = _label(event.action, several).ljust(room)[:room]
         bubble, peak = timeline.bubble(rank), timeline.peak(rank)
-        lines.append(f"rank {rank}".ljust(8) + "".join(cells) + f"  idle {bubble:.4g}, keeps {peak:.4g}")
+        lines.append(f"rank {rank}".ljust(8) + "".join(cells) + f"  idle {float(bubble):.4g}, keeps {float(peak):.4g}")
     return "\n".join(lines)
 
 

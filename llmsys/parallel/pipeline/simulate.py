@@ -5,8 +5,9 @@ if another rank did it, transferred. So every action starts at the latest of a f
 
     start(a) = max(end of the rank's previous action, end(d) + transfer(d → a) over the dependencies d of a)
 
-and the schedule's own graph is all there is to it. Each action is looked at once, and once more for each result that
-its rank had to wait for: the time is in proportion to the number of actions.
+and the schedule's own graph is all there is to it (with whole numbers or fractions as costs, exactly). Each action is
+looked at once, and once more for each result that its rank had to wait for: the time is in proportion to the number of
+actions.
 """
 
 from llmsys.parallel.pipeline.actions import Action
@@ -26,7 +27,7 @@ def simulate(schedule: Schedule, costs: Costs | None = None, *, dependencies: Ru
     costs.check(schedule)
     done: dict[Action, tuple[float, int]] = {}  # an elementary action: when, and by which rank
     waiting: dict[Action, list[int]] = {}  # ranks that wait for an elementary action
-    free = [0.0] * schedule.num_ranks
+    free: list[float] = [0] * schedule.num_ranks
     events: list[list[Event]] = [[] for _ in range(schedule.num_ranks)]
     runnable = list(range(schedule.num_ranks))
     while runnable:

@@ -109,7 +109,7 @@ class Timeline:
 
         A forward's activations count from its start, and are given back at the end of the action that needs them last.
         """
-        steps, kept = [(self.start, 0.0)], 0.0
+        steps, kept = [(self.start, 0)], 0
         for event in self.events[rank]:
             for half in event.action.halves:
                 change = self.costs.kept(half)
