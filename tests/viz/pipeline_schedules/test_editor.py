@@ -145,3 +145,16 @@ def test_moments_are_made_in_no_time():
     for moment in moments:
         draw(moment)
     assert (time.process_time() - start) / len(moments) < 0.02
+
+
+def test_in_jupyterlab_the_fields_follow_and_a_wrong_word_is_said_beside_them():
+    shown = editor()
+    assert shown.widget is not None
+    fields, view = shown._view.fields, shown._view
+    fields["schedule"].value = "GPipe"
+    assert fields["rank_0"].value == text_of(pipeline.gpipe(RANKS, MICROBATCHES).orders[0])
+    assert view.slider.value == view.slider.max == len(shown.frames) - 1
+    fields["rank_0"].value = "F0 oops"
+    assert "rank 0: &#x27;oops&#x27; is no action" in view.message.value
+    fields["rank_0"].value = "B0 F0"
+    assert view.message.value == "" and "Rank 0 waits with 0B0 for 0F0, which rank 0 does later" in view.picture.value
