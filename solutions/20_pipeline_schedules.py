@@ -93,7 +93,7 @@ print(f"each of 16, InfiniBand       {1e3 * arithmetic / stages:9.1f} {1e3 * 2 *
 
 # %% [markdown]
 # Across the matrices, an H800 would send for longer than it computes; and what is sent there is waited for. A stage
-# sends for a twentieth of its time, over the slowest wire in the house, and can compute meanwhile. So DeepSeek-V3 was
+# sends for a twenty-fifth of its time, over the slowest wire in the house, and can compute meanwhile. So DeepSeek-V3 was
 # trained with 16 stages, and with no matrix cut across ([its report](https://arxiv.org/abs/2412.19437), section 3.2).
 #
 # The price is what this lesson is about.
@@ -385,8 +385,8 @@ viz.pipeline_schedules.timelines(timeline)
 # kept until its W is done. Rank 0 of 1F1B keeps $p$ microbatches. Let all ranks keep as many.
 #
 # **Predict** the bubble with $F = I = W = 1$, $p = 4$ and $m = 8$, now from a rank's own first action to its own last one:
-# where ranks leave one after the other, as they came, the next step's first forwards can begin in what is left. (1F1B's
-# is $(4 − 1)(1 + 2) = 9$, then as before.)
+# where ranks leave one after the other, as they came, the next step's first forwards can begin in what is left. (For
+# rank 0 of 1F1B it is $(4 − 1)(1 + 2) = 9$, as before.)
 
 # %% tags=["predict"]
 predict("20.zero_bubble", None)
@@ -443,7 +443,7 @@ measured("20.zero_bubble", timeline.own_bubble(0))
 viz.pipeline_schedules.timelines(simulate(pipeline.one_f_one_b(p, m)), timeline)
 
 # %% [markdown]
-# A third of 1F1B's bubble, and nobody keeps more than before. On the way down to the last rank it costs F a stage, as
+# A third of 1F1B's bubble, and nobody keeps more than rank 0 did before. On the way down to the last rank it costs F a stage, as
 # ever. On the way back, a gradient needs only I from each rank, and while the next one is awaited there is a W to do:
 # $I − W$ a stage is left. Where W takes longer than that (the last line), the formula promises too much: a gap cannot be
 # negative, and a W that has begun is not interrupted. Remember that.
@@ -455,7 +455,7 @@ viz.pipeline_schedules.timelines(simulate(pipeline.one_f_one_b(p, m)), timeline)
 #
 # Rank 0 has the first forward early and the last backward late, and rank 3 the other way round. So give each rank two
 # stages, going down the ranks and up again: with 4 ranks and 8 stages, rank 0 has stages 0 and 7, rank 3 has 3 and 4.
-# What an activation's life is too long on the one stage, it is too short on the other. **ZB-V** ([Qi et al.,
+# Where activations live long at the one stage, they live short at the other. **ZB-V** ([Qi et al.,
 # 2024](https://arxiv.org/abs/2405.15362), and section 6 of the first paper) has no bubble for $F = I = W$, in 1F1B's
 # memory. **V-Half** and **V-Min** keep a half and a third of it, and pay for that with a bubble.
 #
@@ -528,27 +528,28 @@ viz.pipeline_schedules.timelines(dualpipe)
 #
 # $$ \Big(\frac{P}{2} - 1\Big)\,\big(F\&B + B - 3W\big) \tag{4} $$
 #
-# where $F\&B$ is the time of a pair. A strange formula. Look where rank 0 is idle in the picture: three places.
+# where $F\&B$ is the time of a pair. A strange formula. Look where a rank in the middle is idle, rank 3 in the picture:
 
 # %% tags=["claim"]
-for f, i, w in ((1, 1, 1), (2, 2, 1)):
-    events = simulate(pipeline.dualpipe(P, N), Costs(F=f, I=i, W=w)).events[0]
-    gaps = [(n, later.start - one.end) for n, (one, later) in enumerate(zip(events, events[1:], strict=False), 1)]
-    print(f"F = {f}, I = {i}, W = {w}: rank 0 waits")
-    for n, gap in gaps:
-        if gap:
-            print(f"   {gap:g} between {events[n - 1].action} and {events[n].action}")
+for f, i, w, pair in ((1, 1, 1, 3), (2, 2, 1, 5), (2, 2, 1, 4)):
+    run = simulate(pipeline.dualpipe(P, N), Costs(F=f, I=i, W=w, FB=pair))
+    events = run.events[3]
+    gaps = [later.start - one.end for one, later in zip(events, events[1:], strict=False)]
+    print(f"F = {f}, I = {i}, W = {w}, F&B = {pair}: {events[0].start:g} before its first action;", end=" ")
+    waits = " + ".join(f"{gap:g}" for gap in gaps if gap)
+    print(f"{waits} in between; {run.end - events[-1].end:g} after its last one; {run.bubble(3):g} in all")
 
 # %% [markdown]
 # With $H = P/2 − 1$, 3 here:
 #
-# - *Before the first pair*, for $H$ stages' forwards, which the ranks in the middle have not yet sent back: $H \cdot F$.
-# - *Between the last pairs*, $H$ times. Rank 0 has no forward left to pair a B with, so it does a B alone. The ranks that
-#   feed it still do pairs, and it waits for the difference: $F\&B − B$ each time.
-# - *At the end*, $H$ times: the next gradient takes an I, and rank 0 has a W to do meanwhile: $I − W$.
+# - *Before its first action*, for the forwards of the $H$ ranks from the end to it: $H \cdot F$.
+# - *In between*, $H$ times, when its own forwards are at their end and it does backwards alone. They come to it from ranks
+#   that still do pairs: one in the time of a pair, where it takes that of a backward. Each time $F\&B − B$.
+# - *After its last one*, until the ranks at the ends are done, $H$ ranks further. Each of these takes an I to pass a
+#   gradient on, and the last ranks have a W to do meanwhile. What is left is $I − W$, $H$ times.
 #
-# In all $H \,(F + (F\&B − B) + (I − W))$. And now put in that a forward takes as long as a backward for the input, $F = I$,
-# which is $B − W$. The first term is $B − W$, the last one $B − 2W$, together with the middle one $F\&B + B − 3W$. So the
+# In all $H \,(F + (F\&B − B) + (I − W))$. And now put in that a forward takes as long as a backward for the input: $F = I$,
+# which is $B − W$. The first term is $B − W$, the last one $B − 2W$, and with the middle one it is $F\&B + B − 3W$. So the
 # three W are: the one that B has more than F; the one that B has more than I; and the one that fills the gap.
 #
 # ## Predict: where it ends to hold
@@ -670,8 +671,8 @@ for name, make in pipeline.SCHEDULES.items():
 viz.pipeline_schedules.pareto(points)
 
 # %% [markdown]
-# Nothing below and left of the line is known to anybody; it is a line of published orders, and no theorem. What the
-# picture does not show: interleaved and V-shaped schedules send twice as much; ZB-V's zero is one of equal times; and
+# Left and below is better, and the line joins those that no other one beats. It is a line of published orders, and no
+# theorem. What the picture does not show: interleaved and V-shaped schedules send twice as much; ZB-V's zero is one of equal times; and
 # DualPipe's point is that its pairs hide communication, which costs nothing here.
 #
 # ## Leaderboard

@@ -40,19 +40,12 @@ def rows(svg: Svg, top: float, events: Rows, second: set[tuple[int, int]], scale
             _event(svg, LEFT + scale * event.start, y, scale * event.duration, event.action, second)
 
 
-def second_stages(timeline_events: Rows) -> set[tuple[int, int]]:
-    """Of each rank that has several stages, those that it begins later than its first one."""
-    found: set[tuple[int, int]] = set()
-    for row in timeline_events:
-        first: tuple[int, int] | None = None
-        for event in row:
-            for half in event.action.halves:
-                stage = (half.stage, half.replica)
-                first = first or stage
-                if stage != first:
-                    found.add(stage)
-        found.discard(first)
-    return found
+def second_stages(events: Rows) -> set[tuple[int, int]]:
+    """(stage, replica) of the second replica's; where there is one only, of the stages that a rank begins later than its
+    first one."""
+    met = [list(dict.fromkeys((h.stage, h.replica) for each in row for h in each.action.halves)) for row in events]
+    other = {stage for stages in met for stage in stages if stage[1]}
+    return other or {stage for stages in met for stage in stages[1:]}
 
 
 def numbers(svg: Svg, top: float, timeline: Timeline) -> None:
@@ -79,7 +72,7 @@ def axis(svg: Svg, y: float, makespan: float, scale: float) -> None:
     svg.text(LEFT + scale * makespan, y, number(makespan), "middle tiny bold")
 
 
-def key(svg: Svg, y: float, kinds: Iterable[Kind], *, two: bool = False) -> None:
+def key(svg: Svg, y: float, kinds: Iterable[Kind], *, strong: str = "") -> None:
     """What the colours mean, of the kinds that are there."""
     kinds = set(kinds)
     x = float(LEFT) if Kind.FB not in kinds else 4.0
@@ -97,10 +90,10 @@ def key(svg: Svg, y: float, kinds: Iterable[Kind], *, two: bool = False) -> None
         svg.rect(x, y - 4, 12, 6, "orange-soft", rx=1)
         svg.text(x + 17, y, "both, overlapped", "small")
         x += 122
-    if two:
+    if strong:
         svg.rect(x, y - 10, 12, 12, "blue", rx=2)
-        svg.text(x + 17, y, "strong: the other stage of a rank", "small")
-        x += 212
+        svg.text(x + 17, y, f"strong: {strong}", "small")
+        x += 70 + 5.7 * len(strong)
     svg.rect(x, y - 10, 12, 12, "panel", rx=0)
     svg.rect(x, y - 10, 12, 12, "line-rule thin", rx=0)
     svg.text(x + 17, y, "idle", "small")

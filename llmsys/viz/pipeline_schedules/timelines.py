@@ -39,7 +39,9 @@ def timelines(*shown: Timeline) -> Picture:
         y += 12 + ROW * timeline.num_ranks
         axis(svg, y + 10, timeline.makespan, scale)
         y += 42
-    key(svg, height - 8, kinds, two=any(seconds))
+    copies = any(replica for second in seconds for _, replica in second)
+    strong = "the other direction" if copies else "the other stage of a rank" if any(seconds) else ""
+    key(svg, height - 8, kinds, strong=strong)
     return svg.picture()
 
 
