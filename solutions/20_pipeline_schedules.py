@@ -27,6 +27,7 @@
 # no GPU for any of it.
 
 # %% tags=["setup"]
+import itertools
 from functools import partial
 
 from llmsys import viz
@@ -394,7 +395,9 @@ predict("20.zero_bubble", None)
 # %% [markdown]
 # ## Exercise (d): fill the bubble with W (25 minutes)
 #
-# How many microbatches does rank $r$ keep in 1F1B, and so how many W may wait there at a time?
+# How many microbatches does rank $r$ keep in 1F1B at most? How many does rank 0, and so how many W may wait on rank $r$ at
+# a time? At the end the forwards run out. The same number may still wait, and no more: a rank that has a W left, and does
+# it only when all its I are done, has waited between them for nothing.
 
 # %% tags=["exercise"] exercise="20.fill_with_w"
 from llmsys.parallel.pipeline import I, Kind, W
@@ -406,8 +409,9 @@ def fill_with_w(order, rank):
     order    the list of F and B that exercise (b) gives for this rank
     rank     0, 1, …: rank r has stage r
 
-    F and I stay in the order of F and B. Each W comes after its I, in the microbatches' order, and as late as memory
-    permits: as long as a W waits its activations are kept, and no rank is to keep more of them than rank 0 keeps in 1F1B.
+    F and I stay in the order of F and B. Each W comes after its I, in the microbatches' order. Some W may wait: at any
+    time as many as there is room for, and when one more would wait the oldest is done. While a W waits its activations
+    are kept, and no rank is to keep more of them than rank 0 keeps in 1F1B.
     """
     ### BEGIN SOLUTION
     filled, waiting = [], []
@@ -534,7 +538,7 @@ viz.pipeline_schedules.timelines(dualpipe)
 for f, i, w, pair in ((1, 1, 1, 3), (2, 2, 1, 5), (2, 2, 1, 4)):
     run = simulate(pipeline.dualpipe(P, N), Costs(F=f, I=i, W=w, FB=pair))
     events = run.events[3]
-    gaps = [later.start - one.end for one, later in zip(events, events[1:], strict=False)]
+    gaps = [later.start - one.end for one, later in itertools.pairwise(events)]
     print(f"F = {f}, I = {i}, W = {w}, F&B = {pair}: {events[0].start:g} before its first action;", end=" ")
     waits = " + ".join(f"{gap:g}" for gap in gaps if gap)
     print(f"{waits} in between; {run.end - events[-1].end:g} after its last one; {run.bubble(3):g} in all")

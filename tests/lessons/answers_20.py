@@ -180,21 +180,18 @@ def by_numbers(order, rank):
     return tuple(filled + [W(rank, m) for m in range(max(n - rank, 0), n)])
 
 
-def full_memory_alone(order, rank):
-    """A W only where the next forward has no room: late in the middle, and all that are left at the end."""
-    room = 1 + rank + max(0, next(n for n, a in enumerate(order) if a.kind is Kind.B) - 1)
-    filled, waiting, kept = [], [], 0
-    for action in order:
-        if action.kind is Kind.F:
-            if kept == room:
-                filled.append(waiting.pop(0))
-                kept -= 1
-            kept += 1
-            filled.append(action)
-        else:
-            filled.append(I(rank, action.microbatch))
+def none_in_the_middle(order, rank):
+    """W only after the last forward, one after each I that is left, and then the others."""
+    n = sum(action.kind is Kind.F for action in order)
+    last = max(place for place, action in enumerate(order) if action.kind is Kind.F)
+    waiting, filled = deque(), []
+    for place, action in enumerate(order):
+        filled.append(action if action.kind is Kind.F else I(rank, action.microbatch))
+        if action.kind is Kind.B:
             waiting.append(W(rank, action.microbatch))
-    return filled + waiting
+            if place > last and n > 1:
+                filled.append(waiting.popleft())
+    return [*filled, *waiting]
 
 
 def of_four_ranks(order, rank):
@@ -212,5 +209,5 @@ WRONG = {
     "20.dependencies": [forward_of_the_next_too, of_a_fixed_pipeline, nothing, as_strings],
     "20.one_f_one_b": [of_an_even_batch, one_ahead],
     "20.simulate": [pops_what_ran, rounds, one_transfer_for_all],
-    "20.fill_with_w": [full_memory_alone, of_four_ranks],
+    "20.fill_with_w": [none_in_the_middle, of_four_ranks],
 }

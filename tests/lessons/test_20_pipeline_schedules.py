@@ -133,6 +133,15 @@ def test_dualpipes_formula_holds_where_the_lesson_says_so():
     assert by_three_gaps == {True}
 
 
+def test_a_rank_in_the_middle_waits_at_the_three_places_that_the_formula_is_made_of():
+    for f, i, w, pair_time in ((1, 1, 1, 3), (2, 2, 1, 5), (2, 2, 1, 4), (3, 3, 2, 7)):
+        run = simulate(pipeline.dualpipe(8, 20), Costs(F=f, I=i, W=w, FB=pair_time))
+        events = run.events[3]
+        gaps = [later.start - one.end for one, later in itertools.pairwise(events)]
+        assert events[0].start == 3 * f and run.end - events[-1].end == 3 * (i - w)
+        assert [gap for gap in gaps if gap] == [pair_time - i - w] * 3
+
+
 def test_with_a_faster_pair_the_middle_ranks_wait_by_the_formula_and_the_ends_less():
     for pair_time in (2, 2.5):
         bubbles = simulate(pipeline.dualpipe(8, 20), Costs(FB=pair_time)).bubbles

@@ -41,8 +41,8 @@ def rows(svg: Svg, top: float, events: Rows, second: set[tuple[int, int]], scale
 
 
 def second_stages(events: Rows) -> set[tuple[int, int]]:
-    """(stage, replica) of the second replica's; where there is one only, of the stages that a rank begins later than its
-    first one."""
+    """(stage, replica) of the second replica's stages; where there is one replica only, of those that a rank begins
+    later than its first one."""
     met = [list(dict.fromkeys((h.stage, h.replica) for each in row for h in each.action.halves)) for row in events]
     other = {stage for stages in met for stage in stages if stage[1]}
     return other or {stage for stages in met for stage in stages[1:]}

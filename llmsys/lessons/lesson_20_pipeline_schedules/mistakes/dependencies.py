@@ -99,8 +99,14 @@ wrong(
     why="B is I and W, and its W needs that I. Take away what is in the action itself, or it never begins.",
 )
 wrong(
-    "whole_backward_for_its_input_alone",
-    "You look at one kind of part only, and a B or a pair has several.",
+    "first_part_alone",
+    "You look at the first part of an action only.",
     ("for part in action.parts:", "for part in action.parts[:1]:"),
     why="A pair is a forward and a backward, of two microbatches: it needs what both of them need.",
+)
+wrong(
+    "nothing_for_a_pair",
+    "You have no answer for a pair: nothing must be done before it.",
+    ("for part in action.parts:", "for part in () if action.kind is Kind.FB else action.parts:"),
+    why="A pair begins when both of its halves can. action.parts has them, with a stage and a microbatch each.",
 )

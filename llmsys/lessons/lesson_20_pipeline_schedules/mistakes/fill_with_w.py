@@ -1,7 +1,9 @@
 """Wrong answers to 20.fill_with_w: a right one with an edit."""
 
+from llmsys.course.checking.diagnosis import misconception
 from llmsys.course.checking.mistakes import Mistakes
 from llmsys.lessons.lesson_20_pipeline_schedules.right import fill_with_w
+from llmsys.parallel.pipeline.actions import I, Kind, W
 
 wrong = Mistakes("20.fill_with_w", fill_with_w)
 
@@ -83,3 +85,26 @@ wrong(
     (MANY, "if False:"),
     why="When the forwards are at their end, all W that are left come last, and nobody does any between two I.",
 )  # fmt: skip
+
+
+@misconception(
+    "20.fill_with_w",
+    "You do a W only where the next forward has no room.",
+    why="When the forwards are at their end, nothing makes you do one. The rank then waits between its last I, with W "
+    "that it could do, and does all of them afterwards. Count those that wait instead: at most `rank`.",
+)
+def only_for_room(order, rank):
+    """As late as can be, and never more kept than there is room for."""
+    room = [each.kind for each in order].index(Kind.B) + rank
+    filled, waiting, kept = [], [], 0
+    for action in order:
+        if action.kind is Kind.F:
+            if kept == room:
+                filled.append(waiting.pop(0))
+                kept -= 1
+            filled.append(action)
+            kept += 1
+        else:
+            filled.append(I(action.stage, action.microbatch))
+            waiting.append(W(action.stage, action.microbatch))
+    return filled + waiting
