@@ -77,7 +77,7 @@ print(f"between the layers:  {sent_by_pipeline / 2**30:6.1f} GiB, {2 * A / 2**30
 measured("20.bytes", sent_by_tensor / sent_by_pipeline, "×")
 
 # %% [markdown]
-# Bytes become time on a wire. The GPUs that may be sold in China are H800s: an H100's arithmetic, with NVLink cut from
+# Bytes become time on a wire. DeepSeek had H800s, made for export to China: an H100's arithmetic, with NVLink cut from
 # 900 to 400 GB/s, half of it in each direction ([Zhao et al., 2025](https://arxiv.org/abs/2505.09343)). Between machines
 # InfiniBand has 50 GB/s. DeepSeek-V3 uses 37.6 billion parameters for a token, and a training step takes 6 operations for
 # each of them: 2 forward, 4 backward. <!-- source: 37,552,282,624, counted from the released configuration, without
@@ -111,7 +111,8 @@ print(f"each of 16, InfiniBand       {1e3 * arithmetic / stages:9.1f} {1e3 * 2 *
 # $dx$ is what the stage before waits for. $dW$ is for the optimiser, at the end of the step, and nobody else. The
 # library writes **I** for the backward for the input (all of a stage's $dx$) and **W** for that of the weights (all of
 # its $dW$), and B is I and W in one go. F, I and W are *elementary* actions. They are values: `F(2, 5)` is the forward
-# of microbatch 5 at stage 2, and is printed as torch prints it, `2F5`.
+# of microbatch 5 at stage 2, and is printed as torch prints it, `2F5`. By (1) the backward has two products for the
+# forward's one. So we count in units of a forward, and take F, I and W as 1 and B as 2, where nothing else is said.
 
 # %% tags=["claim"]
 action = B(2, 5)
