@@ -19,12 +19,12 @@
 # at the beginning and at the end of every step. That is the **bubble**.
 #
 # **The idea:** what each GPU does, in which order, is *data*: a list of actions a GPU. One rule says what must be done
-# before what. From the list and the rule follow whether it can work at all, how long it takes, how much memory it needs,
-# and its picture. So schedules can be proved, simulated and drawn before anybody trains with them.
+# before what. From the list and the rule follow whether it can work at all, how long it takes, how much memory it
+# needs, and its picture. So schedules can be proved, simulated and drawn before anybody trains with them.
 #
 # You will write that rule, the order that most of the world trains with, the simulator, and the trick that takes two
-# thirds of its bubble away. Then we look at the schedule of DeepSeek-V3, and at where its formula ends to hold. You need
-# no GPU for any of it.
+# thirds of its bubble away. Then we look at the schedule of DeepSeek-V3, and at where its formula ends to hold. You
+# need no GPU for any of it.
 
 # %% tags=["setup"]
 import itertools
@@ -47,8 +47,8 @@ viz.pipeline_schedules.overview()
 # ## Predict: what crosses the wires?
 #
 # DeepSeek-V3 has 61 layers, and 7,168 numbers for a token between two of them. Take a microbatch of 4,096 tokens in
-# `bfloat16`. <!-- source: SHAPES["DeepSeek-V3"] in llmsys/models/shapes.py --> Call the activations between two layers $A$
-# bytes: tokens × width × 2.
+# `bfloat16`. <!-- source: SHAPES["DeepSeek-V3"] in llmsys/models/shapes.py --> Call the activations between two layers
+# $A$ bytes: tokens × width × 2.
 #
 # - *Across the matrices* (tensor parallelism), over 8 GPUs: each has an eighth of every matrix, and computes a part of
 #   each sum. The parts are added up by an **all-reduce** of $A$ bytes after attention and after the MLP, in the forward
@@ -78,10 +78,10 @@ measured("20.bytes", sent_by_tensor / sent_by_pipeline, "×")
 
 # %% [markdown]
 # Bytes become time on a wire. DeepSeek had H800s, made for export to China: an H100's arithmetic, with NVLink cut from
-# 900 to 400 GB/s, half of it in each direction ([Zhao et al., 2025](https://arxiv.org/abs/2505.09343)). Between machines
-# InfiniBand has 50 GB/s. DeepSeek-V3 uses 37.6 billion parameters for a token, and a training step takes 6 operations for
-# each of them: 2 forward, 4 backward. <!-- source: 37,552,282,624, counted from the released configuration, without
-# multi-token prediction -->
+# 900 to 400 GB/s, half of it in each direction ([Zhao et al., 2025](https://arxiv.org/abs/2505.09343)). Between
+# machines InfiniBand has 50 GB/s. DeepSeek-V3 uses 37.6 billion parameters for a token, and a training step takes 6
+# operations for each of them: 2 forward, 4 backward. <!-- source: 37,552,282,624, counted from the released
+# configuration, without multi-token prediction -->
 
 # %% tags=["claim"]
 h800, h100 = DEVICES["H800"], DEVICES["H100 SXM"]
@@ -94,8 +94,9 @@ print(f"each of 16, InfiniBand       {1e3 * arithmetic / stages:9.1f} {1e3 * 2 *
 
 # %% [markdown]
 # Across the matrices, an H800 would send for longer than it computes; and what is sent there is waited for. A stage
-# sends for a twenty-fifth of its time, over the slowest wire in the house, and can compute meanwhile. So DeepSeek-V3 was
-# trained with 16 stages, and with no matrix cut across ([its report](https://arxiv.org/abs/2412.19437), section 3.2).
+# sends for a twenty-fifth of its time, over the slowest wire in the house, and can compute meanwhile. So DeepSeek-V3
+# was trained with 16 stages, and with no matrix cut across ([its report](https://arxiv.org/abs/2412.19437), section
+# 3.2).
 #
 # The price is what this lesson is about.
 #
@@ -217,9 +218,9 @@ for many in (4, 8, 16, 32, 64):
 # But a backward could come earlier. The last rank has the loss of microbatch 0 as soon as its first forward is done: it
 # could go back at once. Then each rank would give back activations about as often as it keeps new ones.
 #
-# That is **1F1B** ([PipeDream-Flush](https://arxiv.org/abs/2006.09503); Megatron-LM's standard). Each rank first does as
-# many forwards as it takes until a gradient can come back to it. Then it does a forward and a backward in turn. At the
-# end there are backwards left.
+# That is **1F1B** ([PipeDream-Flush](https://arxiv.org/abs/2006.09503); Megatron-LM's standard). Each rank first does
+# as many forwards as it takes until a gradient can come back to it. Then it does a forward and a backward in turn. At
+# the end there are backwards left.
 #
 # ## Exercise (b): 1F1B's order (20 minutes)
 #
@@ -283,8 +284,8 @@ viz.pipeline_schedules.timelines(*both)
 #
 # $$ \text{start}(a) = \max\Big(\text{free}_r,\ \max_{d \,\in\, \text{dependencies}(a)} \text{end}(d) + \text{transfer}(d \to r)\Big) \tag{3} $$
 #
-# and where a dependency is not done, nobody knows yet. The transfer from a rank to itself takes no time, and a rank that
-# sends goes on computing.
+# and where a dependency is not done, nobody knows yet. The transfer from a rank to itself takes no time, and a rank
+# that sends goes on computing.
 #
 # ## Exercise (c): a step of the simulator (30 minutes)
 #
@@ -348,11 +349,11 @@ viz.pipeline_schedules.timelines(yours)
 #
 # ## Smaller stages
 #
-# The ramps at both ends are $p − 1$ stages long. What if stages were smaller? Give each rank $v$ of them: the layers are
-# cut into $v \cdot p$ stages, and rank $r$ has stages $r$, $r + p$, $r + 2p$, … A microbatch then goes round all ranks $v$
-# times ([Narayanan et al., 2021](https://arxiv.org/abs/2104.04473), *interleaved 1F1B*). **Predict** its bubble with
-# $p = 4$, $m = 8$, $v = 2$, if the whole share of a rank takes 1 for the forward and 2 for the backward, as before. (GPipe's
-# and 1F1B's was $(4 − 1)(1 + 2) = 9$.)
+# The ramps at both ends are $p − 1$ stages long. What if stages were smaller? Give each rank $v$ of them: the layers
+# are cut into $v \cdot p$ stages, and rank $r$ has stages $r$, $r + p$, $r + 2p$, … A microbatch then goes round all
+# ranks $v$ times ([Narayanan et al., 2021](https://arxiv.org/abs/2104.04473), *interleaved 1F1B*). **Predict** its
+# bubble with $p = 4$, $m = 8$, $v = 2$, if the whole share of a rank takes 1 for the forward and 2 for the backward, as
+# before. (GPipe's and 1F1B's was $(4 − 1)(1 + 2) = 9$.)
 
 # %% tags=["predict"]
 predict("20.interleaved", None)
@@ -379,16 +380,16 @@ viz.pipeline_schedules.timelines(timeline)
 # ## Nobody waits for W
 #
 # Look at the end of 1F1B's picture once more. Rank 0 waits there for gradients; each of them comes after a whole B of
-# rank 1. But of that B it only needs the half by (1), I. And on the other side: rank 3 has nothing to do there any more.
-# If it had put its W off, it could do them now.
+# rank 1. But of that B it only needs the half by (1), I. And on the other side: rank 3 has nothing to do there any
+# more. If it had put its W off, it could do them now.
 #
-# **Zero-bubble** schedules ([Qi et al., 2023](https://arxiv.org/abs/2401.10241)) do both. In **ZB-H1** the order of F and
-# B is 1F1B's. Every B becomes an I, and its W is done later. How much later, memory says: a microbatch's activations are
-# kept until its W is done. Rank 0 of 1F1B keeps $p$ microbatches. Let all ranks keep as many.
+# **Zero-bubble** schedules ([Qi et al., 2023](https://arxiv.org/abs/2401.10241)) do both. In **ZB-H1** the order of F
+# and B is 1F1B's. Every B becomes an I, and its W is done later. How much later, memory says: a microbatch's
+# activations are kept until its W is done. Rank 0 of 1F1B keeps $p$ microbatches. Let all ranks keep as many.
 #
-# **Predict** the bubble with $F = I = W = 1$, $p = 4$ and $m = 8$, now from a rank's own first action to its own last one:
-# where ranks leave one after the other, as they came, the next step's first forwards can begin in what is left. (For
-# rank 0 of 1F1B it is $(4 − 1)(1 + 2) = 9$, as before.)
+# **Predict** the bubble with $F = I = W = 1$, $p = 4$ and $m = 8$, now from a rank's own first action to its own last
+# one: where ranks leave one after the other, as they came, the next step's first forwards can begin in what is left.
+# (For rank 0 of 1F1B it is $(4 − 1)(1 + 2) = 9$, as before.)
 
 # %% tags=["predict"]
 predict("20.zero_bubble", None)
@@ -396,9 +397,9 @@ predict("20.zero_bubble", None)
 # %% [markdown]
 # ## Exercise (d): fill the bubble with W (25 minutes)
 #
-# How many microbatches does rank $r$ keep in 1F1B at most? How many does rank 0, and so how many W may wait on rank $r$ at
-# a time? At the end the forwards run out. The same number may still wait, and no more: a rank that has a W left, and does
-# it only when all its I are done, has waited between them for nothing.
+# How many microbatches does rank $r$ keep in 1F1B at most? How many does rank 0, and so how many W may wait on rank $r$
+# at a time? At the end the forwards run out. The same number may still wait, and no more: a rank that has a W left, and
+# does it only when all its I are done, has waited between them for nothing.
 
 # %% tags=["exercise"] exercise="20.fill_with_w"
 from llmsys.parallel.pipeline import I, Kind, W
@@ -448,10 +449,10 @@ measured("20.zero_bubble", timeline.own_bubble(0))
 viz.pipeline_schedules.timelines(simulate(pipeline.one_f_one_b(p, m)), timeline)
 
 # %% [markdown]
-# A third of 1F1B's bubble, and nobody keeps more than rank 0 did before. On the way down to the last rank it costs F a stage, as
-# ever. On the way back, a gradient needs only I from each rank, and while the next one is awaited there is a W to do:
-# $I − W$ a stage is left. Where W takes longer than that (the last line), the formula promises too much: a gap cannot be
-# negative, and a W that has begun is not interrupted. Remember that.
+# A third of 1F1B's bubble, and nobody keeps more than rank 0 did before. On the way down to the last rank it costs F a
+# stage, as ever. On the way back, a gradient needs only I from each rank, and while the next one is awaited there is a
+# W to do: $I − W$ a stage is left. Where W takes longer than that (the last line), the formula promises too much: a gap
+# cannot be negative, and a W that has begun is not interrupted. Remember that.
 #
 # Could the beginning be filled as well? With more forwards ahead, which is **ZB-H2**: no bubble at all for
 # $F = I = W$, and nearly twice the activations.
@@ -469,8 +470,8 @@ viz.pipeline_schedules.timelines(simulate(pipeline.one_f_one_b(p, m)), timeline)
 # ## Watch it
 #
 # Four ranks with a stage each, six microbatches. Every line is a rank's order, and can be edited (press Enter, or leave
-# the line). Your step runs it, under your rule. If somebody waits for ever, it says who, for what, and who would have to
-# do it. Try these:
+# the line). Your step runs it, under your rule. If somebody waits for ever, it says who, for what, and who would have
+# to do it. Try these:
 #
 # - In 1F1B, let rank 3 do F1 before B0. What does it cost, and whom?
 # - In 1F1B, let rank 1 do B0 before F2. No dependency is violated. Why is it so much slower?
@@ -488,10 +489,11 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 # %% [markdown]
 # <details><summary>Answers</summary>
 #
-# F1 before B0 makes rank 3's first gradient one later, and so everybody's: 28 in place of 27, and rank 3 keeps one more.
+# F1 before B0 makes rank 3's first gradient one later, and so everybody's: 28 in place of 27, and rank 3 keeps one
+# more.
 #
-# B0 before F2 on rank 1: it stands still until the gradient comes back, and the ranks below have nothing to do meanwhile.
-# One action, and the whole pipeline takes 30.
+# B0 before F2 on rank 1: it stands still until the gradient comes back, and the ranks below have nothing to do
+# meanwhile. One action, and the whole pipeline takes 30.
 #
 # Rank 2 waits with B0 for rank 3's I0, and would do F1 after that; rank 3 waits with F1 for rank 2's, and would do B0
 # after that. Each waits for what the other one does later: a circle. There is nothing wrong with either order alone.
@@ -503,17 +505,17 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 #
 # ## DualPipe
 #
-# DeepSeek-V3 was trained with **DualPipe** ([DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), section 3.2.1). It is
-# made of three things that you have seen, and of one that you have not:
+# DeepSeek-V3 was trained with **DualPipe** ([DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), section 3.2.1). It
+# is made of three things that you have seen, and of one that you have not:
 #
-# 1. **Two directions.** There are two copies of the model, in opposite directions: rank $r$ has stage $r$ of the one and
-#    stage $P − 1 − r$ of the other, and half of the microbatches go each way. While one direction has not reached a rank
-#    yet, the other one keeps it busy. (**Chimera**, [Li and Hoefler, 2021](https://arxiv.org/abs/2107.06925).)
+# 1. **Two directions.** There are two copies of the model, in opposite directions: rank $r$ has stage $r$ of the one
+#    and stage $P − 1 − r$ of the other, and half of the microbatches go each way. While one direction has not reached a
+#    rank yet, the other one keeps it busy. (**Chimera**, [Li and Hoefler, 2021](https://arxiv.org/abs/2107.06925).)
 # 2. **1F1B's order** in each direction, which bounds the memory.
 # 3. **W in the gaps**, at both ends only.
-# 4. **Pairs.** In between, a rank always has a forward of one direction and a backward of the other at hand. They run as
-#    one: while one computes, the other communicates. With experts on many GPUs that is half of the time (lesson 21), and
-#    it is why the schedule exists.
+# 4. **Pairs.** In between, a rank always has a forward of one direction and a backward of the other at hand. They run
+#    as one: while one computes, the other communicates. With experts on many GPUs that is half of the time (lesson 21),
+#    and it is why the schedule exists.
 
 # %% tags=["claim"]
 P, N = 8, 20
@@ -526,8 +528,8 @@ viz.pipeline_schedules.timelines(dualpipe)
 
 # %% [markdown]
 # **Why P + 1 activations.** In 1F1B, stage $s$ keeps $P − s$ microbatches. Rank $r$ has stage $r$ of one copy and stage
-# $P − 1 − r$ of the other, so it keeps $(P − r) + (r + 1) = P + 1$: the same on every rank. (And twice the weights. That
-# is bearable where most weights are experts, which 64 GPUs share.)
+# $P − 1 − r$ of the other, so it keeps $(P − r) + (r + 1) = P + 1$: the same on every rank. (And twice the weights.
+# That is bearable where most weights are experts, which 64 GPUs share.)
 #
 # **Why −3W.** The table in DeepSeek's [repository](https://github.com/deepseek-ai/DualPipe) says that the bubble is
 #
@@ -548,19 +550,19 @@ for f, i, w, pair in ((1, 1, 1, 3), (2, 2, 1, 5), (2, 2, 1, 4)):
 # With $H = P/2 − 1$, 3 here:
 #
 # - *Before its first action*, for the forwards of the $H$ ranks from the end to it: $H \cdot F$.
-# - *In between*, $H$ times, when its own forwards are at their end and it does backwards alone. They come to it from ranks
-#   that still do pairs: one in the time of a pair, where it takes that of a backward. Each time $F\&B − B$.
+# - *In between*, $H$ times, when its own forwards are at their end and it does backwards alone. They come to it from
+#   ranks that still do pairs: one in the time of a pair, where it takes that of a backward. Each time $F\&B − B$.
 # - *After its last one*, until the ranks at the ends are done, $H$ ranks further. Each of these takes an I to pass a
 #   gradient on, and the last ranks have a W to do meanwhile. What is left is $I − W$, $H$ times.
 #
-# In all $H \,(F + (F\&B − B) + (I − W))$. And now put in that a forward takes as long as a backward for the input: $F = I$,
-# which is $B − W$. The first term is $B − W$, the last one $B − 2W$, and with the middle one it is $F\&B + B − 3W$. So the
-# three W are: the one that B has more than F; the one that B has more than I; and the one that fills the gap.
+# In all $H \,(F + (F\&B − B) + (I − W))$. And now put in that a forward takes as long as a backward for the input: $F =
+# I$, which is $B − W$. The first term is $B − W$, the last one $B − 2W$, and with the middle one it is $F\&B + B − 3W$.
+# So the three W are: the one that B has more than F; the one that B has more than I; and the one that fills the gap.
 #
 # ## Predict: where it ends to hold
 #
-# So (4) has two assumptions that it does not state: $F = I$, and $I \ge W$, or there is no gap to fill. Take $F = I = 2$
-# and $W = 3$. By (4), the bubble with $P = 8$ is $3 \cdot (7 + 5 − 9) = 9$. **What is it?**
+# So (4) has two assumptions that it does not state: $F = I$, and $I \ge W$, or there is no gap to fill. Take $F = I =
+# 2$ and $W = 3$. By (4), the bubble with $P = 8$ is $3 \cdot (7 + 5 − 9) = 9$. **What is it?**
 
 # %% tags=["predict"]
 predict("20.dualpipe", None)
@@ -590,15 +592,15 @@ print(f"a pair in 2.5: formula {by_formula(1, 1, 1, 2.5)}, ranks 0 to 3 {faster[
 measured("20.dualpipe", by_simulation(2, 2, 3))
 
 # %% [markdown]
-# The gap at the end closes and does not become negative. Where $I$ takes longer than $F$, as in the fourth line, the ramps
-# are uneven, and other ranks decide. With a pair that is faster than its halves, (4) is what the ranks in the middle
-# wait; those at the ends, with fewer pairs, wait less.
+# The gap at the end closes and does not become negative. Where $I$ takes longer than $F$, as in the fourth line, the
+# ramps are uneven, and other ranks decide. With a pair that is faster than its halves, (4) is what the ranks in the
+# middle wait; those at the ends, with fewer pairs, wait less.
 #
 # No formula knows what your GPUs do. A simulation takes milliseconds: measure F, I, W and the pair, and put them in.
 #
-# **DualPipeV.** Ranks $r$ and $P − 1 − r$ of DualPipe do the same, each for the other direction. So cut it in half: keep
-# the first half of the ranks, and let a rank send to itself what it would send to its mirror image. What is left is a V,
-# with one copy of the weights ([Qi, 2025](https://hackmd.io/@ufotalent/r1lVXsa9Jg), *cut in half*).
+# **DualPipeV.** Ranks $r$ and $P − 1 − r$ of DualPipe do the same, each for the other direction. So cut it in half:
+# keep the first half of the ranks, and let a rank send to itself what it would send to its mirror image. What is left
+# is a V, with one copy of the weights ([Qi, 2025](https://hackmd.io/@ufotalent/r1lVXsa9Jg), *cut in half*).
 
 # %% tags=["claim"]
 v = pipeline.dualpipe_v(P // 2, N // 2)
@@ -610,16 +612,16 @@ for order in (pipeline.dualpipe(P, N).orders[1], v.orders[1]):
     print("  ", *order[:9], "…")
 
 # %% [markdown]
-# *If you like (no points):* write `fold(schedule)` yourself, from a DualPipe schedule to one on `pipeline.v_shaped`. What
-# becomes of an action of replica 1, of its stage and its microbatch? `validate` and the two lines above say whether you
-# are right; `pipeline.fold` is the library's.
+# *If you like (no points):* write `fold(schedule)` yourself, from a DualPipe schedule to one on `pipeline.v_shaped`.
+# What becomes of an action of replica 1, of its stage and its microbatch? `validate` and the two lines above say
+# whether you are right; `pipeline.fold` is the library's.
 #
 # ## A schedule can hang, and its order be right
 #
 # One thing is missing from our rule: sending. If a send returns at once and the data wait in a buffer, nothing is
-# missing. But there may be no buffer. A **blocking send** returns only when the other side receives, and so a send waits,
-# too. `pipeline.programs` writes the sends and receives between the actions; `circle` plays them, and says who waits for
-# whom:
+# missing. But there may be no buffer. A **blocking send** returns only when the other side receives, and so a send
+# waits, too. `pipeline.programs` writes the sends and receives between the actions; `circle` plays them, and says who
+# waits for whom:
 
 # %% tags=["claim"]
 small = pipeline.one_f_one_b(2, 3)
@@ -637,26 +639,26 @@ for transfers in ("together", "early"):
     print(f"{transfers}:", {name: "hangs" if found else "runs" for name, found in circles.items()})
 
 # %% [markdown]
-# Rank 0 sends a forward while rank 1 sends a gradient, and both wait for the other one to receive. With 1F1B this happens
-# in every pipeline. *Together* is one way out: what lies between two actions begins at the same time (Megatron's
-# `send_forward_recv_backward`). *Early* is the one that always works: receive as soon as something is there, and not when
-# it is needed.
+# Rank 0 sends a forward while rank 1 sends a gradient, and both wait for the other one to receive. With 1F1B this
+# happens in every pipeline. *Together* is one way out: what lies between two actions begins at the same time
+# (Megatron's `send_forward_recv_backward`). *Early* is the one that always works: receive as soon as something is
+# there, and not when it is needed.
 #
 # *If you like (no points):* repair `apart` by hand. A program is a tuple of actions and exchanges, `step.transfers[0]`
-# has a `.source` and a `.destination`. Change the order of exchanges between two actions on some ranks, and nothing else,
-# until `circle` is empty, for 2 ranks and for 4.
+# has a `.source` and a `.destination`. Change the order of exchanges between two actions on some ranks, and nothing
+# else, until `circle` is empty, for 2 ranks and for 4.
 #
 # <details><summary>One way</summary>
 #
-# Ranks with odd numbers receive first and send afterwards. Then of two neighbours one sends where the other receives. It
-# is the oldest trick of message passing, and works for 1F1B.
+# Ranks with odd numbers receive first and send afterwards. Then of two neighbours one sends where the other receives.
+# It is the oldest trick of message passing, and works for 1F1B.
 # </details>
 #
 # ## All of them, by your code
 #
 # Your rule and your step run every schedule of the library: 8 ranks, 24 microbatches, $F = I = W$, each with its own
-# placement. A rank with two stages has stages of half the size. The bubble here is that of the rank that is idle longest
-# between its own first and last action.
+# placement. A rank with two stages has stages of half the size. The bubble here is that of the rank that is idle
+# longest between its own first and last action.
 
 # %% tags=["engine", "claim"]
 ranks, many = 8, 24
@@ -677,8 +679,8 @@ viz.pipeline_schedules.pareto(points)
 
 # %% [markdown]
 # Left and below is better, and the line joins those that no other one beats. It is a line of published orders, and no
-# theorem. What the picture does not show: interleaved and V-shaped schedules send twice as much; ZB-V's zero is one of equal times; and
-# DualPipe's point is that its pairs hide communication, which costs nothing here.
+# theorem. What the picture does not show: interleaved and V-shaped schedules send twice as much; ZB-V's zero is one of
+# equal times; and DualPipe's point is that its pairs hide communication, which costs nothing here.
 #
 # ## Leaderboard
 #
@@ -699,21 +701,22 @@ print(leaderboard(yours))
 # ## What production does differently
 #
 # - **Megatron-LM** has 1F1B and interleaved 1F1B, written as loops that send and receive; the order is what the code
-#   happens to do. Its `overlap_p2p_comm` hides transfers of the interleaved one. Stages need not be equal: the first and
-#   the last may get fewer layers, for the embedding and the head.
-# - **torch.distributed.pipelining** has schedules as data, too: `1F1B`, `Interleaved1F1B`, `ZBVZeroBubble`, `DualPipeV`,
-#   and a CSV of your own, in the notation that is used here. Sends and receives are inserted by a pass over it, as in
-#   `pipeline.programs`. Its `I` and `W` are made by walking autograd's graph.
-# - **DeepSeek** published [DualPipe](https://github.com/deepseek-ai/DualPipe) with hand-written steps, eight loops a rank,
-#   of which the lengths depend on the rank. The pairs are theirs to write: the model's code for a forward and a backward
-#   that interleave, layer by layer, with the GPU's multiprocessors divided between computing and communicating.
+#   happens to do. Its `overlap_p2p_comm` hides transfers of the interleaved one. Stages need not be equal: the first
+#   and the last may get fewer layers, for the embedding and the head.
+# - **torch.distributed.pipelining** has schedules as data, too: `1F1B`, `Interleaved1F1B`, `ZBVZeroBubble`,
+#   `DualPipeV`, and a CSV of your own, in the notation that is used here. Sends and receives are inserted by a pass
+#   over it, as in `pipeline.programs`. Its `I` and `W` are made by walking autograd's graph.
+# - **DeepSeek** published [DualPipe](https://github.com/deepseek-ai/DualPipe) with hand-written steps, eight loops a
+#   rank, of which the lengths depend on the rank. The pairs are theirs to write: the model's code for a forward and a
+#   backward that interleave, layer by layer, with the GPU's multiprocessors divided between computing and
+#   communicating.
 # - **Sea AI Lab**'s [zero-bubble](https://github.com/sail-sg/zero-bubble-pipeline-parallelism) searches orders for
-#   measured times by an integer program and by heuristics. And it solves what we left out: the optimiser's step needs the
-#   norm of *all* gradients, and waiting for that is a bubble as well. Each stage steps ahead, and takes the step back if
-#   the norm turns out to be too large.
-# - **What is missing here:** an activation is not all of a size (lesson 22 recomputes most of it); B is often faster than
-#   I and W apart; and the simulator's times are constant, while with experts they depend on the tokens (lesson 21).
-#   Running these schedules, on a real model, comes later in this part.
+#   measured times by an integer program and by heuristics. And it solves what we left out: the optimiser's step needs
+#   the norm of *all* gradients, and waiting for that is a bubble as well. Each stage steps ahead, and takes the step
+#   back if the norm turns out to be too large.
+# - **What is missing here:** an activation is not all of a size (lesson 22 recomputes most of it); B is often faster
+#   than I and W apart; and the simulator's times are constant, while with experts they depend on the tokens (lesson
+#   21). Running these schedules, on a real model, comes later in this part.
 #
 # ## Do you have it?
 #
@@ -728,17 +731,17 @@ print(leaderboard(yours))
 # <details><summary><b>2.</b> With 1F1B, rank 0 runs out of memory and the last rank has plenty. Two ways out, without recomputation, and what
 # each of them costs?</summary>
 #
-# Give rank 0 fewer layers and the last rank more: then the ranks no longer take the same time, and everybody waits for the
-# slowest in every round. Or a placement on which lifetimes add up to the same on every rank, a V, as with V-Half: twice
-# the transfers, and a bubble of its own. (ZB-H1 does not help: it brings all ranks up to what rank 0 keeps.)
+# Give rank 0 fewer layers and the last rank more: then the ranks no longer take the same time, and everybody waits for
+# the slowest in every round. Or a placement on which lifetimes add up to the same on every rank, a V, as with V-Half:
+# twice the transfers, and a bubble of its own. (ZB-H1 does not help: it brings all ranks up to what rank 0 keeps.)
 # </details>
 #
 # <details><summary><b>3.</b> A colleague reads formula (4), measures W = 1.4 I, and predicts a step that is faster than without any bubble.
 # What do you tell them?</summary>
 #
 # That each term of it is a wait, and a wait is not negative: where $W > I$, the last one is 0, and (4) takes
-# $H (W − I)$ too much away. That it also takes $F = I$ for granted. And that eight lines of simulation know all this, and
-# would also know the transfers.
+# $H (W − I)$ too much away. That it also takes $F = I$ for granted. And that eight lines of simulation know all this,
+# and would also know the transfers.
 # </details>
 #
 # **Next:** lesson 21, experts on many GPUs, and the communication that pairs hide. It is not built yet: `llmsys update`

@@ -38,7 +38,7 @@ def dependencies(answer: Answer) -> None:
             run,
             lambda r: _before(r.value, num_stages) == _before(expected, num_stages),
             expected=f"that {action}, of {num_stages} stages, needs {', '.join(expected) or 'nothing'}",
-            got=lambda r: ", ".join(map(str, r.value)) or "nothing",
+            got=lambda r: (", ".join(map(str, r.value)) or "nothing") if isinstance(r.value, list) else str(r.value),
         )
 
     stages, microbatch = int(answer.randint(4, 9)), int(answer.randint(2, 30))

@@ -5,7 +5,7 @@ No order is asked for, but what it is for: the same memory as 1F1B's rank 0, and
 
 from llmsys.course.checking.answer import Answer, Run
 from llmsys.course.checking.checks import exercise_check
-from llmsys.lessons.lesson_20_pipeline_schedules.checks.whole import everything_once, kept, makespan
+from llmsys.lessons.lesson_20_pipeline_schedules.checks.whole import are_orders, everything_once, kept, makespan
 from llmsys.lessons.lesson_20_pipeline_schedules.given import given_order
 from llmsys.lessons.lesson_20_pipeline_schedules.plain import plain_fill, plain_orders
 from llmsys.parallel.pipeline.costs import Costs
@@ -34,7 +34,9 @@ from llmsys.parallel.pipeline.costs import Costs
 )
 def fill_with_w(answer: Answer) -> None:
     def filled(num_ranks: int, num_microbatches: int) -> Run:
-        return answer(num_ranks=num_ranks, num_microbatches=num_microbatches)
+        run = answer(num_ranks=num_ranks, num_microbatches=num_microbatches)
+        answer.that(run, lambda r: are_orders(r.value, num_ranks), "a list of actions for each rank")
+        return run
 
     ranks = int(answer.randint(3, 6))
     many = ranks + int(answer.randint(4, 9))

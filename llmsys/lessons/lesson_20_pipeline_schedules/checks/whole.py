@@ -18,14 +18,14 @@ def as_expected(answer: Answer, run: Run, expected: list[list[str]]) -> None:
     """Each rank's order is this one. The first rank that has another is shown."""
 
     def wrong(r: Run) -> int | None:
-        if not _are_orders(r.value, len(expected)):
+        if not are_orders(r.value, len(expected)):
             return 0
         return next((n for n, (got, want) in enumerate(zip(r.value, expected, strict=True)) if got != want), None)
 
     rank = wrong(run) or 0
     answer.that(
         run, lambda r: wrong(r) is None, f"that rank {rank} of {len(expected)} does {' '.join(expected[rank])}",
-        got=lambda r: f"{' '.join(r.value[rank])}" if _are_orders(r.value, len(expected)) else str(r.value),
+        got=lambda r: f"{' '.join(r.value[rank])}" if are_orders(r.value, len(expected)) else str(r.value),
     )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def everything_once(answer: Answer, run: Run, num_ranks: int, num_microbatches: 
     ]  # fmt: skip
 
     def wrong(r: Run) -> str:
-        if not _are_orders(r.value, num_ranks):
+        if not are_orders(r.value, num_ranks):
             return "no list of actions for each rank"
         for rank, (order, every) in enumerate(zip(r.value, wanted, strict=True)):
             for text in order:
@@ -104,7 +104,8 @@ def simulated(
         return None, f"nobody can go on. {error}"
 
 
-def _are_orders(value: object, num_ranks: int) -> bool:
+def are_orders(value: object, num_ranks: int) -> bool:
+    """Whether that is a list of texts for each rank."""
     if not isinstance(value, list) or len(value) != num_ranks:
         return False
     return all(isinstance(order, list) and all(isinstance(text, str) for text in order) for order in value)
