@@ -499,7 +499,11 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 # after that. Each waits for what the other one does later: a circle. There is nothing wrong with either order alone.
 #
 # W0 at the end: 22 in place of 21, with 5 activations kept. With (2, 3, 1) it makes no difference in time, since
-# everybody waits for other things, and with (2, 2, 3) it costs 3. <!-- source: the widget's last frames, as
+# everybody waits for other things, and with (2, 2, 3) it costs 3.
+#
+# From GPipe to 1F1B: begin with rank 3, and go up, and it takes 27 at every stop. If rank 0 begins, everybody is stuck:
+# it waits with F4 until the first gradient is there, and rank 1 waits with its first gradient until F4 is there.
+# <!-- source: the widget's last frames, as
 # tests/lessons/test_20_pipeline_schedules.py has them -->
 # </details>
 #
@@ -555,14 +559,14 @@ for f, i, w, pair in ((1, 1, 1, 3), (2, 2, 1, 5), (2, 2, 1, 4)):
 # - *After its last one*, until the ranks at the ends are done, $H$ ranks further. Each of these takes an I to pass a
 #   gradient on, and the last ranks have a W to do meanwhile. What is left is $I − W$, $H$ times.
 #
-# In all $H \,(F + (F\&B − B) + (I − W))$. And now put in that a forward takes as long as a backward for the input: $F =
-# I$, which is $B − W$. The first term is $B − W$, the last one $B − 2W$, and with the middle one it is $F\&B + B − 3W$.
-# So the three W are: the one that B has more than F; the one that B has more than I; and the one that fills the gap.
+# In all $H \,(F + (F\&B − B) + (I − W))$. And now put in that a forward takes as long as a backward for the input:
+# $F = I$, which is $B − W$. The first term is $B − W$, the last one $B − 2W$, and with the middle one it is
+# $F\&B + B − 3W$. So the three W are: the one that B has more than F; the one that B has more than I; and the one that fills the gap.
 #
 # ## Predict: where it ends to hold
 #
-# So (4) has two assumptions that it does not state: $F = I$, and $I \ge W$, or there is no gap to fill. Take $F = I =
-# 2$ and $W = 3$. By (4), the bubble with $P = 8$ is $3 \cdot (7 + 5 − 9) = 9$. **What is it?**
+# So (4) has two assumptions that it does not state: $F = I$, and $I \ge W$, or there is no gap to fill. Take
+# $F = I = 2$ and $W = 3$. By (4), the bubble with $P = 8$ is $3 \cdot (7 + 5 − 9) = 9$. **What is it?**
 
 # %% tags=["predict"]
 predict("20.dualpipe", None)
@@ -689,9 +693,9 @@ viz.pipeline_schedules.pareto(points)
 # llmsys/lessons/lesson_20_pipeline_schedules/leaderboard.py --> Which rank has which stage, and who does what when, is
 # yours. The library's schedules are there to be beaten: most of them do not even fit.
 
-# %% tags=["engine", "claim"]
+# %% tags=["engine"]
 yours = pipeline.v_half(4, 12)  # begin with any, and change it: yours.with_order(rank, order), or Schedule(…)
-print(leaderboard(yours))
+leaderboard(yours)
 
 # %% [markdown]
 # Ways to go on: who is idle when (`timelines(simulate(yours, COSTS))`, with the leaderboard's `COSTS`), and for what?
@@ -736,12 +740,13 @@ print(leaderboard(yours))
 # twice the transfers, and a bubble of its own. (ZB-H1 does not help: it brings all ranks up to what rank 0 keeps.)
 # </details>
 #
-# <details><summary><b>3.</b> A colleague reads formula (4), measures W = 1.4 I, and predicts a step that is faster than without any bubble.
-# What do you tell them?</summary>
+# <details><summary><b>3.</b> On your GPUs F = I = 10 ms and W = 14 ms, and a pair takes as long as its halves. A colleague reads off
+# (4) that DualPipe's bubble is 16 ms times P/2 − 1. Is it more or less?</summary>
 #
-# That each term of it is a wait, and a wait is not negative: where $W > I$, the last one is 0, and (4) takes
-# $H (W − I)$ too much away. That it also takes $F = I$ for granted. And that eight lines of simulation know all this,
-# and would also know the transfers.
+# More: 20 ms times that. <!-- source: the three places above --> Of the three waits that (4) adds up, F and $F\&B − B$ are
+# 10 ms each, and the third one would be $I − W = −4$ ms. A wait is not negative: W is longer than the gap that it was
+# to fill, and fills it. That it makes others late is a matter for the simulation, in which these times go in as they
+# are, and those of the transfers as well.
 # </details>
 #
 # **Next:** lesson 21, experts on many GPUs, and the communication that pairs hide. It is not built yet: `llmsys update`

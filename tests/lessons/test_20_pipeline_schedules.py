@@ -169,6 +169,20 @@ def test_what_is_to_be_tried_in_the_widget_comes_out_as_the_answers_say():
     assert ends == [(21, 22), (48, 48), (48, 51)] and edited("ZB-H1", **late).most(3) == 5
 
 
+def test_from_gpipe_to_1f1b_one_begins_with_the_last_rank():
+    gpipe, target = pipeline.gpipe(4, 6), pipeline.one_f_one_b(4, 6)
+    for ranks, runs in (((3, 2, 1, 0), True), ((0, 1, 2, 3), False)):
+        schedule = gpipe
+        for rank in ranks:
+            schedule = schedule.with_order(rank, target.orders[rank])
+            assert validate(schedule).valid == (runs or rank == 3)
+            assert not validate(schedule).valid or simulate(schedule).makespan == 27
+
+
+def test_question_3_has_the_answer_that_is_given():
+    assert simulate(pipeline.dualpipe(8, 20), Costs(F=10, I=10, W=14)).bubble() == 3 * 20
+
+
 def test_odd_ranks_that_receive_first_repair_1f1b_with_blocking_sends():
     for p, m in ((2, 3), (3, 5), (4, 8)):
         programs = pipeline.programs(pipeline.one_f_one_b(p, m), "apart")
