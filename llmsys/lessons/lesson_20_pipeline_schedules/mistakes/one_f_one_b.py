@@ -1,7 +1,9 @@
 """Wrong answers to 20.one_f_one_b: a right one with an edit."""
 
+from llmsys.course.checking.diagnosis import misconception
 from llmsys.course.checking.mistakes import Mistakes
 from llmsys.lessons.lesson_20_pipeline_schedules.right import one_f_one_b
+from llmsys.parallel.pipeline.actions import B, F
 
 wrong = Mistakes("20.one_f_one_b", one_f_one_b)
 
@@ -84,3 +86,17 @@ wrong(
     ("B(rank, ", "B(0, "),
     why="Rank r has stage r, and nothing else.",
 )
+
+
+@misconception(
+    "20.one_f_one_b",
+    "With few microbatches you count below 0, or beyond the last.",
+    why="num_ranks − rank forwards can only be ahead where there are as many. Else it is all of them.",
+)
+def more_ahead_than_there_are(rank, num_ranks, num_microbatches):
+    """Backward and forward in turn, after num_ranks − rank forwards."""
+    ahead = num_ranks - rank
+    order = [F(rank, n) for n in range(ahead)]
+    for n in range(num_microbatches - ahead):
+        order += [B(rank, n), F(rank, n + ahead)]
+    return order + [B(rank, n) for n in range(num_microbatches - ahead, num_microbatches)]

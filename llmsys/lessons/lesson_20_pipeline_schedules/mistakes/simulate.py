@@ -81,6 +81,12 @@ wrong(
     why="The ranks after it may be able to go on.",
 )
 wrong(
+    "nothing_is_left",
+    "You look for the next action of a rank that has nothing left to do.",
+    ("        if not order:\n            continue\n", ""),
+    why="The first ranks to be done are done before the others. () has no first element.",
+)
+wrong(
     "picks_what_can_run",
     "A rank whose next action has to wait takes a later one.",
     (
