@@ -8,10 +8,11 @@
     print(draw(timeline))
 
 `F`, `B`, `I`, `W`, `pair`       actions: forward; backward; its halves for input and weights; an overlapped F and B
-`Placement`                      which rank has which stage: `linear`, `looped`, `v_shaped`, `bidirectional` `Schedule`
-for each rank its actions in order `dependencies`                   what must be done before an action `SCHEDULES`,
-`schedule`          the generators by their names: gpipe, 1f1b, interleaved, chimera, zb-h1, zb-h2, zb-v, v-half,
-                                 v-min, dualpipe, dualpipe-v
+`Placement`                      which rank has which stage: `linear`, `looped`, `v_shaped`, `bidirectional`
+`Schedule`                       for each rank its actions in order
+`dependencies`                   what must be done before an action
+`SCHEDULES`, `make_schedule`     the generators by their names: gpipe, 1f1b, interleaved, chimera, zb-h1, zb-h2, zb-v,
+                                 v-half, v-min, dualpipe, dualpipe-v
 `validate`                       is it one? if not, what is missing, or who waits for whom
 `simulate`, `Costs`              when is what done, at which costs: a `Timeline`, with bubbles and memory
 `draw`                           a timeline as text
@@ -39,7 +40,7 @@ from llmsys.parallel.pipeline.placement import Placement, bidirectional, linear,
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.simulate import simulate
 from llmsys.parallel.pipeline.text import from_csv, from_text, parse, to_csv, to_text
-from llmsys.parallel.pipeline.timeline import Event, Timeline, timeline
+from llmsys.parallel.pipeline.timeline import Event, Timeline
 from llmsys.parallel.pipeline.v_half import v_half, v_min
 from llmsys.parallel.pipeline.validate import Problem, Report, validate
 from llmsys.parallel.pipeline.zb_v import zb_v
@@ -61,7 +62,7 @@ SCHEDULES: dict[str, Callable[[int, int], Schedule]] = {
 """Name → generator, called with (num_ranks, num_microbatches)."""
 
 
-def schedule(name: str, num_ranks: int, num_microbatches: int) -> Schedule:
+def make_schedule(name: str, num_ranks: int, num_microbatches: int) -> Schedule:
     """The schedule of that name. ValueError for a name that is none, or numbers that it cannot be made for."""
     if name not in SCHEDULES:
         raise ValueError(f"name must be one of {', '.join(SCHEDULES)}; got {name!r}")
@@ -103,14 +104,13 @@ __all__ = [
     "interleaved",
     "linear",
     "looped",
+    "make_schedule",
     "one_f_one_b",
     "pair",
     "parse",
     "programs",
-    "schedule",
     "simulate",
     "split_layers",
-    "timeline",
     "to_csv",
     "to_text",
     "v_half",

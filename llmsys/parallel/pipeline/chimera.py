@@ -8,9 +8,10 @@ Count time in slots, one for a forward and one for a backward. In each direction
     F of stage s   at slot 2k + s                   of the k-th microbatch of its direction
     B of stage s   at slot 2k + 2P − 1 − s          down to the last stage and back
 
-If P is even, a rank's two stages have one odd and one even number. So one direction's forwards fall on even slots
-where the other's fall on odd ones, and so do its backwards, and P / 2 microbatches of each fit into one another
-without a clash. They take a rank 2P slots, and P − 2 more in which it waits: GPipe waits for 2P − 2. The next P
+If P is even, one of a rank's two stages has an even number and the other an odd one. So one direction's forwards and
+the other's backwards fall on even slots, and the rest on odd ones; and of those that share their slots, P / 2 forwards
+are all done when the first of the backwards comes. So P / 2 microbatches of each direction fit into one another
+without a clash. They take a rank 2P slots, and P − 2 more in which it waits; in GPipe it waits for 2P − 2. The next P
 microbatches follow 2P slots later, into the first ones' gaps. The order is that of the slots.
 
 Each rank keeps two stages' weights, and the gradients of both replicas must be added. Where B takes longer than F,

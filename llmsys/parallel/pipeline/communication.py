@@ -12,12 +12,12 @@ the tensors themselves. Three ways to place the transfers, on 2 ranks with 1F1B:
                 rank 1   ←F0  F0  B0  →B0  ←F1  F1  …
     together    rank 0   F0  →F0  F1  {→F1 ←B0}  B0  …          what stands between two actions begins together
                 rank 1   ←F0  F0  B0  {→B0 ←F1}  F1  …
-    early       rank 0   F0  →F0  F1  →F1  …  ←B0  B0  …        together, and received as soon as it is there:
-                rank 1   ←F0  F0  ←F1  B0  →B0  F1  …           in the first pause after the sender has it
+    early       rank 0   F0  →F0  F1  {→F1 ←B0}  B0  …          together, and received as soon as it is there: in
+                rank 1   ←F0  F0  ←F1  B0  →B0  F1  …           the first pause after the sender has it
 
 Apart, 1F1B hangs: rank 0 sends F1 to rank 1, while that one sends B0's gradient to rank 0. Together, it runs, and that
-is how Megatron-LM's send_forward_recv_backward does it; but a rank that receives only what it needs next makes others
-wait who are further ahead, and interleaved, zero-bubble and V-shaped schedules hang. (DualPipe's own code moves some
+is how Megatron-LM's send_forward_recv_backward does it. But a rank that receives only what it needs next makes others
+wait who are further ahead: interleaved 1F1B, ZB-H2, ZB-V, V-Half and DualPipe hang. (DualPipe's own code moves some
 sends by hand, for that reason.)
 
 Early, no schedule without a circle hangs. Take the times of a run with equal costs. Say that a rank stands in the
@@ -78,8 +78,7 @@ class Wait:
 def programs(
     schedule: Schedule, transfers: Transfers = "early", *, dependencies: Rule = dependencies
 ) -> tuple[Program, ...]:
-    """Each rank's actions, and in the pauses between them its transfers, those of a pause in the order of their
-    senders'.
+    """Each rank's actions, and the transfers in the pauses between them, sends first.
 
     The schedule must have every action exactly once and no circle (`validate`).
     """
@@ -87,7 +86,7 @@ def programs(
         raise ValueError(f'transfers must be "early", "together" or "apart", got {transfers!r}')
     place = where_done(schedule)
     events = simulate(schedule, dependencies=dependencies).events
-    # pauses[rank][n] comes before the rank's n-th action
+    # sent[rank][n] and received[rank][n] are those in the pause before the rank's n-th action
     sent: list[list[list[Transfer]]] = [[[] for _ in range(len(order) + 1)] for order in schedule.orders]
     received: list[list[list[Transfer]]] = [[[] for _ in range(len(order) + 1)] for order in schedule.orders]
     for rank, position, action in schedule.actions():

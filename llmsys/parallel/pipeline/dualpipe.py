@@ -18,11 +18,12 @@ steps:
     7   c times               W I0
     8   e + 1 times           W                the oldest first, here and in step 7
 
-On the two ranks in the centre step 4 begins with F0 and B1 one after the other: overlapped, they would keep the other
-one waiting for B1's result.
+On the two ranks in the centre step 4 begins with F0 and B1 one after the other, so that F0 need not wait for B1's
+gradient, which comes later where I takes longer than F.
 
-The bubble is (P/2 − 1)(FB + B − 3W) where F = I ≥ W and FB = F + B; the price is two stages' weights a rank, and P + 1
-microbatches' activations.
+The bubble is (P/2 − 1)(FB + B − 3W) where F = I ≥ W and FB = F + B. For (F, I, W) = (2, 3, 1) on 8 ranks that would be
+21, and is 19, thanks to those two; for (2, 2, 3) it would be 9, and is 12, as W is longer than what it stands in for.
+The price is two stages' weights a rank, and P + 1 microbatches' activations.
 """
 
 from collections import deque

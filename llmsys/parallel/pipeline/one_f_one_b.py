@@ -1,7 +1,9 @@
 """1F1B: a backward as soon as there can be one (PipeDream-Flush, https://arxiv.org/abs/2006.09503; as in Megatron-LM).
 
-    rank 0   F0 F1 F2 F3 .  .  .  .  B0 F4 B1 F5 B2 .  B3 .  B4 .  B5          time goes on, a backward takes two
-    rank 3   .  .  .  F0 B0 F1 B1 F2 B2 F3 B3 F4 B4 F5 B5
+    rank 0   F0 F1 F2 F3 .  .  .  .  .  .  B0    F4 B1    F5 B2    .  B3    .  B4    .  B5
+    rank 1   .  F0 F1 F2 .  .  .  .  B0    F3 B1    F4 B2    F5 B3    .  B4    .  B5
+    rank 2   .  .  F0 F1 .  .  B0    F2 B1    F3 B2    F4 B3    F5 B4    .  B5
+    rank 3   .  .  .  F0 B0    F1 B1    F2 B2    F3 B3    F4 B4    F5 B5
 
 Rank r runs P − 1 − r forwards ahead, as many as stages follow it. Then each forward is followed by a backward, and at
 last come the backwards that are left. The bubble is GPipe's, (P − 1)(F + B), but rank r keeps at most P − r

@@ -8,7 +8,7 @@ the backward (activations) there was at which time. Two counts of a rank's idle 
                         optimiser step as soon as they are through, and begin their next step earlier, too
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -50,6 +50,14 @@ class Timeline:
 
     def __post_init__(self):
         object.__setattr__(self, "events", tuple(tuple(row) for row in self.events))
+
+    @classmethod
+    def of(cls, name: str, events: Iterable[Event], num_ranks: int, costs: Costs | None = None) -> "Timeline":
+        """A timeline of events in any order, as a measured run collects them: each rank's are sorted by their start."""
+        rows: list[list[Event]] = [[] for _ in range(num_ranks)]
+        for event in sorted(events, key=lambda event: (event.start, event.end)):
+            rows[event.rank].append(event)
+        return cls(name, tuple(map(tuple, rows)), costs or Costs())
 
     @property
     def num_ranks(self) -> int:
@@ -128,11 +136,3 @@ class Timeline:
     def peaks(self) -> tuple[float, ...]:
         """The most that each rank keeps at a time."""
         return tuple(self.peak(rank) for rank in range(self.num_ranks))
-
-
-def timeline(name: str, events: Sequence[Event], num_ranks: int, costs: Costs | None = None) -> Timeline:
-    """A timeline of events in any order, as a measured run collects them; each rank's are sorted by their start."""
-    rows = [[] for _ in range(num_ranks)]
-    for event in sorted(events, key=lambda event: (event.start, event.end)):
-        rows[event.rank].append(event)
-    return Timeline(name, tuple(map(tuple, rows)), costs or Costs())

@@ -1,8 +1,8 @@
 """V-Half and V-Min: half, or a third, of 1F1B's activations (https://arxiv.org/abs/2405.15362).
 
 A schedule's steady middle is one microbatch's actions, its *building block*, repeated again and again. An activation
-lives from its F to its W; so what a rank keeps is, in units of a stage, the time from F to I (and W) by the time
-between microbatches, for both of its stages. On a V the lifespans of a rank's two stages add up: where one is long the
+lives from its F to its W; so what a rank keeps of a stage is that time divided by the time between microbatches, and so
+for both of its stages. On a V the lifespans of a rank's two stages add up: where one is long the
 other is short, and all ranks keep the same. How fast the block runs down the ranks and up again decides how much that
 is.
 

@@ -1,8 +1,8 @@
 """ZB-V: no bubble, in 1F1B's memory (https://arxiv.org/abs/2401.10241, section 6).
 
 Each rank has two stages, and the pipeline is a V: down the ranks and up again. The last rank has both stages of the
-middle, so it turns forwards round at once; and rank 0 has the first stage and the last, so the first backward begins
-where the activations are the most. Call a rank's stage on the way down 0, the other one 1. Rank r of P does
+middle, so it turns forwards round at once; and rank 0, which runs the most forwards ahead, has the last stage as well,
+where backwards begin. Call a rank's stage on the way down 0, the other one 1. Rank r of P does
 
     1   2 (P − r) − 1 times     F0              ahead, until the first microbatch comes back up
     2   r times                 F1 F0

@@ -7,13 +7,13 @@ would be idle. Both schedules are 1F1B with I in B's place and W some microbatch
     ZB-H1        P − 1 − r             r microbatches        P on every rank
     ZB-H2        2 (P − 1 − r)         2r                    2P − 1
 
-In 1F1B rank r keeps P − r microbatches, so the last ranks have room to spare, and they are the ones that wait at the
-end, for backwards that come back. With W kept for that end each rank has P, and the bubble is (P − 1)(F + I − W). ZB-H2
-fills the beginning as well, with more forwards ahead, which need memory: (P − 1)(F + I − 2W), nothing for F = I = W.
-Both hold for W ≤ F. A longer W fills no more than an F would have: then F stands in W's place.
+In 1F1B rank r keeps P − r microbatches. So the later ranks have room to spare, and they are the ones that are idle at
+the end, while the last backwards go back to rank 0. With W kept for that time each rank has P, and the bubble is (P −
+1)(F + I − W). ZB-H2 fills the beginning as well, with more forwards ahead, which need memory: (P − 1)(F + I − 2W),
+nothing for F = I = W. Both hold for W ≤ F. A longer W fills no more than an F would have: then F stands in W's place.
 
-Bubbles are counted from a rank's own start to its own end: ranks leave as they came, one after the other, and what is
-idle before the start of a step belongs to the end of the one before (`Timeline.own_bubble`).
+Bubbles are counted from a rank's own start to its own end (`Timeline.own_bubble`): if ranks leave a step as they came,
+one after the other, they can begin the next one like that.
 """
 
 from llmsys.parallel.pipeline.actions import Action, F, I, W

@@ -15,8 +15,8 @@ from llmsys.parallel.pipeline import (
     interleaved,
     linear,
     looped,
+    make_schedule,
     pair,
-    schedule,
     v_shaped,
 )
 
@@ -59,8 +59,8 @@ def test_numbers_must_be_whole_and_at_least_1(name, wrong):
 
 def test_a_name_that_is_none_is_answered_with_the_names():
     with refused("name must be one of gpipe, 1f1b, .*dualpipe-v; got 'zbv'"):
-        schedule("zbv", 4, 8)
-    assert schedule("zb-v", 4, 8) == SCHEDULES["zb-v"](4, 8)
+        make_schedule("zbv", 4, 8)
+    assert make_schedule("zb-v", 4, 8) == SCHEDULES["zb-v"](4, 8)
 
 
 def test_a_placement_has_each_rank_and_as_many_stages_for_each_replica():

@@ -7,7 +7,7 @@ late as it may: there only the order must be the same, and nothing may begin lat
 
 import pytest
 
-from llmsys.parallel.pipeline import F, I, Kind, W, dualpipe, dualpipe_v, fold, one_f_one_b, simulate
+from llmsys.parallel.pipeline import Costs, F, I, Kind, W, dualpipe, dualpipe_v, fold, one_f_one_b, pair, simulate
 
 PICTURE = {
     0: {
@@ -84,6 +84,19 @@ def test_each_rank_does_the_eight_steps_in_order(p, m):
                 waiting.append(W(action.stage, action.microbatch, action.replica))
             if action.kind is Kind.W:
                 assert action == waiting.pop(0)
+
+
+def test_in_the_centre_the_first_pair_is_not_overlapped_so_that_its_forward_need_not_wait():
+    schedule = dualpipe(8, 20)
+    overlapped = schedule
+    for rank in (3, 4):
+        order = list(schedule.orders[rank])
+        place = next(n for n, action in enumerate(order) if action.kind is Kind.B)
+        order[place - 1 : place + 1] = [pair(*order[place - 1 : place + 1])]
+        overlapped = overlapped.with_order(rank, order)
+    late_gradients = Costs(2, 3, 1)
+    assert (simulate(schedule, late_gradients).bubble(), simulate(overlapped, late_gradients).bubble()) == (19, 21)
+    assert simulate(schedule).bubble() == simulate(overlapped).bubble() == 6
 
 
 def test_each_direction_takes_its_microbatches_in_order():

@@ -23,7 +23,6 @@ from llmsys.parallel.pipeline import (
     one_f_one_b,
     pair,
     simulate,
-    timeline,
     zb_h1,
 )
 from tests.parallel.pipeline import by_hand
@@ -126,9 +125,9 @@ def test_another_rule_of_dependencies_gives_another_timeline():
 def test_measured_events_make_the_same_timeline_in_any_order():
     run = simulate(zb_h1(3, 5), Costs(1, 2, 1))
     events = [event for row in run.events for event in row]
-    again = timeline("zb-h1", events[::-1], 3)
+    again = Timeline.of("zb-h1", events[::-1], 3)
     assert (again.events, again.bubbles, again.peaks) == (run.events, run.bubbles, run.peaks)
-    moved = timeline("later", [Event(e.rank, e.action, e.start + 7, e.end + 7) for e in events], 3)
+    moved = Timeline.of("later", [Event(e.rank, e.action, e.start + 7, e.end + 7) for e in events], 3)
     assert (moved.start, moved.makespan, moved.bubbles) == (7, run.makespan, run.bubbles)
 
 
