@@ -23,7 +23,7 @@
 # needs, and its picture. So schedules can be proved, simulated and drawn before anybody trains with them.
 #
 # You will write that rule, the order that most of the world trains with, the simulator, and the trick that takes two
-# thirds of its bubble away. Then we look at the schedule of DeepSeek-V3, and at where its formula ends to hold. You
+# thirds of its bubble away. Then we look at the schedule of DeepSeek-V3, and at where its formula stops holding. You
 # need no GPU for any of it.
 
 # %% tags=["setup"]
@@ -563,7 +563,7 @@ for f, i, w, pair in ((1, 1, 1, 3), (2, 2, 1, 5), (2, 2, 1, 4)):
 # $F = I$, which is $B − W$. The first term is $B − W$, the last one $B − 2W$, and with the middle one it is
 # $F\&B + B − 3W$. So the three W are: the one that B has more than F; the one that B has more than I; and the one that fills the gap.
 #
-# ## Predict: where it ends to hold
+# ## Predict: where it stops holding
 #
 # So (4) has two assumptions that it does not state: $F = I$, and $I \ge W$, or there is no gap to fill. Take
 # $F = I = 2$ and $W = 3$. By (4), the bubble with $P = 8$ is $3 \cdot (7 + 5 − 9) = 9$. **What is it?**

@@ -15,7 +15,7 @@ def draw(moment: Moment) -> Svg:
     """The moment as a picture."""
     ranks = moment.ran.schedule.num_ranks
     end = moment.ran.timeline.end or 1.0
-    scale = (RIGHT - LEFT) / end
+    scale = (RIGHT - LEFT) / (1.08 * end if moment.ran.waits else end)  # with room for what waits
     panel = TOP + ROW * ranks + 44
     svg = Svg(760, panel + LINE * LINES + 12, alt="")
     for x, words, classes in ((692, "idle", "muted"), (727, "keeps", "purple"), (758, "most", "purple")):
