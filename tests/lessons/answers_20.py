@@ -3,6 +3,9 @@
 import heapq
 from collections import deque
 
+import numpy as np
+import torch
+
 from llmsys.parallel.pipeline import Action, B, F, I, Kind, W
 
 # (a)
@@ -127,6 +130,22 @@ def by_a_heap(todo, free, done, needs, costs):
             yield rank, action, start, start + costs.time(action)
 
 
+def with_numpy(todo, free, done, needs, costs):
+    """NumPy's numbers, whole and not."""
+    for rank, action, start, end in by_arrivals(todo, free, done, needs, costs):
+        yield np.int64(rank), action, np.max([start]), torch.tensor(end)
+
+
+def sum_of_transfers(todo, free, done, needs, costs):
+    """The transfers of all that an action needs, after the latest of their ends."""
+    ran = []
+    for rank, action, *_ in by_arrivals(todo, free, done, needs, costs):
+        latest = max((done[each][0] for each in needs(action)), default=0)
+        begin = max(free[rank], latest + sum(costs.transfer_time(done[each][1], rank) for each in needs(action)))
+        ran.append((rank, action, begin, begin + costs.time(action)))
+    return ran
+
+
 def pops_what_ran(todo, free, done, needs, costs):
     ran = by_arrivals(todo, free, done, needs, costs)
     for rank, _, _, end in ran:
@@ -202,12 +221,12 @@ def of_four_ranks(order, rank):
 RIGHT = {
     "20.dependencies": [by_a_table, all_of_it],
     "20.one_f_one_b": [by_counting, by_slices],
-    "20.simulate": [by_arrivals, by_a_heap],
+    "20.simulate": [by_arrivals, by_a_heap, with_numpy],
     "20.fill_with_w": [with_a_queue, by_numbers],
 }
 WRONG = {
     "20.dependencies": [forward_of_the_next_too, of_a_fixed_pipeline, nothing, as_strings],
     "20.one_f_one_b": [of_an_even_batch, one_ahead],
-    "20.simulate": [pops_what_ran, rounds, one_transfer_for_all],
+    "20.simulate": [sum_of_transfers, pops_what_ran, rounds, one_transfer_for_all],
     "20.fill_with_w": [none_in_the_middle, of_four_ranks],
 }

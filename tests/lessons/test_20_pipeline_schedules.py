@@ -100,7 +100,21 @@ def test_a_step_on_plain_data():
     assert given["todo"] == [["0F1"], ["1F0", "1B0"]]
 
 
-@pytest.mark.parametrize("result", [None, 3, "ran", [3], [(0, "0F1", 0, 1)], [(0, F(0, 1), 0)], [(0, F(0, 1), "a", 1)]])
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        3,
+        "ran",
+        [3],
+        [(0, "0F1", 0, 1)],
+        [(0, F(0, 1), 0)],
+        [(0, F(0, 1), "a", 1)],
+        [(0, F(0, 1), "0", 1)],
+        [("0", F(0, 1), 0, 1)],
+        [(0, "0F1", 0, 1)],
+    ],
+)
 def test_a_step_that_returns_something_else_is_told_what_is_wanted(result):
     with pytest.raises(TypeError, match=r"a list of \(rank, action, start, end\)"):
         plain_step(lambda *_: result)(todo=[["0F1"]], free=[0], done={}, costs={}, num_stages=1)

@@ -4,6 +4,7 @@ A check passes texts and numbers, and gets texts and numbers back; the reader's 
 and `Costs`. Each adapter turns the reader's function into such a function of plain data.
 """
 
+import operator
 import re
 from collections.abc import Callable, Sequence
 
@@ -95,11 +96,16 @@ def _rows(ran: object) -> list[tuple]:
     wanted = "simulate_step returns a list of (rank, action, start, end)"
     if not hasattr(ran, "__iter__") or isinstance(ran, str):
         raise TypeError(f"{wanted}, got {ran!r}")
-    rows = [tuple(each) if isinstance(each, tuple | list) else (each,) for each in ran]
-    for each in rows:
-        numbers = len(each) == 4 and all(isinstance(n, int | float) for n in (each[0], *each[2:]))
-        if not numbers or not isinstance(each[1], Action):
-            raise TypeError(f"{wanted}, one of them is {each!r}")
+    rows = []
+    for each in ran:
+        try:
+            rank, action, start, end = each
+            row = (operator.index(rank), action, float(start), float(end))  # NumPy's and torch's numbers, too
+        except (TypeError, ValueError):
+            raise TypeError(f"{wanted}, and one of them is {each!r}") from None
+        if not isinstance(action, Action) or isinstance(start, str) or isinstance(end, str):
+            raise TypeError(f"{wanted}, and one of them is {each!r}")
+        rows.append(row)
     return sorted(rows, key=lambda each: each[0])
 
 

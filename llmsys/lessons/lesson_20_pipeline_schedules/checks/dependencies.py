@@ -4,6 +4,8 @@ An answer may leave out what follows from the rest (I of a stage needs F of the 
 one), and may name what is further up: all that counts is that the same must be done before.
 """
 
+import itertools
+
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
 from llmsys.lessons.lesson_20_pipeline_schedules.plain import action_of, actions_of, plain_dependencies
@@ -96,8 +98,8 @@ def dependencies(answer: Answer) -> None:
         why="Two microbatches are independent. In which order a rank takes them is for the schedule to say.",
         hint="Microbatch and replica are the same in all that an action needs.",
     ):
-        for kind in "FIWB":
-            needs(f"{middle}{kind}{microbatch}r1", stages)
+        for stage, kind in itertools.product((middle, last, 0), "FIWB"):
+            needs(f"{stage}{kind}{microbatch}r1", stages)
 
     with answer.property(
         "an overlapped pair needs what both of its halves need",

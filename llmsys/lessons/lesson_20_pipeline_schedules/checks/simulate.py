@@ -91,6 +91,9 @@ def simulate(answer: Answer) -> None:
         agrees(["", "1F0"], free=[1, a + 1.5], done={"0F0": [1, 0]}, stages=2, transfer=a)
         agrees(["0W0"], free=[b], done={"0I0": [b, 0]}, stages=1, transfer=a, W=c)
         agrees(["", "1I0", ""], free=[0, 2, 3], done={"1F0": [2, 1], "2I0": [3, 2]}, stages=3, transfer=0.5)
+        agrees(["", "1F0"], free=[9, 0], done={"0F0": [1, 0]}, stages=2, transfer=2)
+        agrees(["", "1I0", ""], free=[0, 14, 4], done={"1F0": [14, 1], "2I0": [4, 2]}, stages=3, transfer=5)
+        agrees(["", "1I0", ""], free=[0, 10, 9], done={"1F0": [10, 1], "2I0": [9, 2]}, stages=3, transfer=4)
         table = [[0.0, a, b], [c, 0.0, a + b], [b + c, a + c, 0.0]]
         agrees(["", "1I0", "2F1"], free=[0, 2, 3], done={"1F0": [2, 1], "2I0": [3, 2], "1F1": [4, 1]}, stages=3,
                transfer=table)  # fmt: skip
@@ -103,6 +106,7 @@ def simulate(answer: Answer) -> None:
     ):
         agrees(["3F0", "2F0"], free=[0, 3], done={"2F0": [3, 1]}, stages=4, transfer=a)
         agrees(["", "2F0"], free=[1, 2], done={"1F0": [2, 1]}, stages=4, transfer=a)
+        agrees(["", "1I0"], free=[1, 3], done={"1F0": [2, 1], "2I0": [3, 1]}, stages=4, transfer=4)
         agrees(["(0F4;0B1)", ""], free=[a, b], done={"0F1": [2, 0], "1I1": [b, 1]}, stages=2, transfer=1, F=2, I=3)
         agrees(["", "(1F1;1B0)"], free=[a, b], done={"1F0": [2, 1], "0F1": [c, 0]}, stages=2, transfer=1, FB=2)
 

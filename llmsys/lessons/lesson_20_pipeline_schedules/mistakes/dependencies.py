@@ -93,6 +93,12 @@ wrong(
     why="Two copies of the model run through the same ranks. A microbatch stays in its own.",
 )
 wrong(
+    "own_forward_of_the_first_replica",
+    "You forget the replica in the forward that an I needs.",
+    (OWN, "            needed.append(F(stage, microbatch))\n"),
+    why="Two copies of the model run through the same ranks. A microbatch stays in its own.",
+)
+wrong(
     "waits_for_itself",
     "A backward waits for its own I in your answer.",
     (ITS_OWN, "needed"),

@@ -37,6 +37,43 @@ wrong(
     why="A result travels while its receiver computes. Only the moment of its arrival is compared.",
 )
 wrong(
+    "stage_of_the_sender",
+    "You take the stage for the rank that did it.",
+    ("transfer_time(by, rank)", "transfer_time(each.stage, rank)"),
+    why="With two stages a rank, what a stage has done may be on this rank. done says who did it.",
+)
+wrong(
+    "sender_is_busy",
+    "You let a result leave only when its sender is free again.",
+    (
+        "end + costs.transfer_time(by, rank)",
+        "(end if by == rank else max(end, free[by])) + costs.transfer_time(by, rank)",
+    ),
+    why="A rank that sends goes on computing. The transfer begins when the action has ended.",
+)
+wrong(
+    "latest_end_and_longest_transfer",
+    "You add the longest transfer to the latest end, and they may be of two different results.",
+    (
+        EACH + LATEST,
+        "        if needed:\n"
+        "            latest = max(done[each][0] for each in needed)\n"
+        "            start = max(start, latest + max(costs.transfer_time(done[each][1], rank) for each in needed))\n",
+    ),
+    why="Each result has an end and a transfer of its own: the latest of the sums decides.",
+)
+wrong(
+    "transfer_of_the_latest_alone",
+    "You look for the result that ends last, and add the transfer of that one.",
+    (
+        EACH + LATEST,
+        "        if needed:\n"
+        "            end, by = max(done[each] for each in needed)\n"
+        "            start = max(start, end + costs.transfer_time(by, rank))\n",
+    ),
+    why="One that ends earlier may be further away. Add first, and compare then.",
+)
+wrong(
     "rank_is_free_at_once",
     "You forget that the rank may still be busy.",
     ("start = free[rank]", "start = 0.0"),
