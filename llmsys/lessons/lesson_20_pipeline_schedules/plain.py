@@ -113,6 +113,14 @@ def plain_fill(function: Callable) -> Callable:
     """(d): `run(num_ranks, num_microbatches)` gives each rank's order, filled."""
 
     def run(num_ranks, num_microbatches):
-        return [texts_of(function(given_order(rank, num_ranks, num_microbatches), rank)) for rank in range(num_ranks)]
+        filled = []
+        for rank in range(num_ranks):
+            order = given_order(rank, num_ranks, num_microbatches)
+            filled.append(texts_of(function(order, rank)))
+            if order != given_order(rank, num_ranks, num_microbatches):
+                raise ValueError(
+                    "fill_with_w changed the order that it was given: make a list of its own for the result"
+                )
+        return filled
 
     return run

@@ -89,10 +89,11 @@ def order_of(rank: int, text: str) -> tuple[Action, ...]:
     """A row's actions. ValueError, which names the word, where one is no action."""
     words = text.replace(",", " ").split()
     for word in words:
-        if not WORD.fullmatch(word):
+        if not WORD.fullmatch(word.upper()):
             raise ValueError(f"rank {rank}: {word!r} is no action; write F, B, I or W and a microbatch, as in F0 F1 B0")
     return tuple(
-        Action(Kind(kind), rank, int(microbatch)) for kind, microbatch in (WORD.fullmatch(w).groups() for w in words)
+        Action(Kind(kind), rank, int(microbatch))
+        for kind, microbatch in (WORD.fullmatch(word.upper()).groups() for word in words)
     )
 
 

@@ -49,8 +49,8 @@ def editor(
 ) -> Editor:
     """Edit a schedule of four ranks and six microbatches.
 
-    schedules       further ones to begin with, name -> schedule of four ranks with a stage each; shown before the
-    library's step         the step of the simulator, with the contract of exercise 20.simulate; the library's if None
+    schedules       further ones to begin with, before the library's: name -> schedule of four ranks with a stage each
+    step            the step of the simulator, with the contract of exercise 20.simulate; the given one if None
     dependencies    what must be done before what, with the contract of exercise 20.dependencies
 
     Raises ValueError for a schedule of another form.

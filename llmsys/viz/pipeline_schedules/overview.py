@@ -22,7 +22,7 @@ def overview() -> Picture:
     """Four ranks with a quarter of the layers each, six microbatches, three schedules."""
     runs = [simulate(make(RANKS, MICROBATCHES)) for make, *_ in WAYS]
     scale = (RIGHT - LEFT) / max(run.makespan for run in runs)
-    svg = Svg(760, 470, alt=f"{RANKS} ranks, {MICROBATCHES} microbatches. " + ". ".join(map(in_words, runs)))
+    svg = Svg(760, 492, alt=f"{RANKS} ranks, {MICROBATCHES} microbatches. " + ". ".join(map(in_words, runs)))
     y = 16.0
     for run, (_, name, words) in zip(runs, WAYS, strict=True):
         svg.text(0, y, [(name, "bold"), (f" · {words}", "muted")])
@@ -32,6 +32,9 @@ def overview() -> Picture:
         y += ROW * RANKS + 38
     key(svg, y, set().union(*(kinds_of(run.events) for run in runs)))
     lengths = ", ".join(f"{name} {number(run.makespan)}" for run, (_, name, _) in zip(runs, WAYS, strict=True))
-    svg.rect(0, 444, 760, 26, "panel", rx=6)
-    svg.text(14, 461, [("The same work in another order. ", "bold"), f"Time in forwards of a stage: {lengths}."])
+    svg.rect(0, 444, 760, 48, "panel", rx=6)
+    svg.text(14, 463, [("The same work in another order. ", "bold"), f"Time in forwards of a stage: {lengths}."])
+    svg.text(
+        14, 482, "Idle: from the first start to the last end. Keeps: microbatches whose activations are there, at most."
+    )
     return svg.picture()

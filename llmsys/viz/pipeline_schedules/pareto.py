@@ -46,14 +46,15 @@ def pareto(points: Sequence[Point], *, title: str = "") -> Picture:
         placed: list[tuple[float, float]] = []
         for (x, y), names in sorted(_labels(points).items(), reverse=True):
             near = any(0 <= px - x < 0.16 * widest and abs(py - y) < 0.035 * highest for px, py in placed)
-            place = {"xytext": (-7, 4), "ha": "right"} if near else {"xytext": (7, 4)}  # not over its right neighbour's
+            left = near or x > 0.85 * widest  # not over its right neighbour's, nor over the edge
+            place = {"xytext": (-7, 4), "ha": "right"} if left else {"xytext": (7, 4)}
             axes.annotate(", ".join(names), (x, y), textcoords="offset points", fontsize=8.5, **place)
             placed.append((x, y))
         axes.set(xlabel="activations that a rank keeps at most, in its share of one microbatch",
                  ylabel="bubble, % of the time", xlim=(0, None), ylim=(0, None), title=title)  # fmt: skip
         axes.margins(x=0.14, y=0.12)
         axes.grid(True)
-        axes.legend(frameon=False, fontsize=8.5, loc="upper right")
+        axes.legend(facecolor=LIGHT["surface"], edgecolor=LIGHT["rule"], framealpha=1, fontsize=8.5, loc="upper right")
     said = "; ".join(
         f"{NAMES.get(each.name, each.name)}: keeps {number(each.memory)}, idle {each.bubble:.1%}" for each in points
     )

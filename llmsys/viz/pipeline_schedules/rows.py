@@ -2,7 +2,8 @@
 
     blue    F          orange    B, or I          green    W          both, one above the other: an overlapped pair
 
-A rank that has two stages draws the second one's actions in the strong colour. What stays grey is the bubble.
+A rank that has two stages draws the second one's actions in the strong colour; of two replicas, which run in opposite
+directions, the second is strong, and each counts its microbatches from 0. What stays grey is the bubble.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,12 +33,13 @@ Rows = Sequence[Sequence[Event]]
 
 def rows(svg: Svg, top: float, events: Rows, second: set[tuple[int, int]], scale: float, width: float) -> None:
     """Every rank's row from `top` on. `second` are the (stage, replica) drawn strong, `scale` pixels a unit of time."""
+    first = _first_microbatches(events)
     for rank, row in enumerate(events):
         y = top + ROW * rank
         svg.text(LEFT - 8, y + 14, f"rank {rank}", "end small muted")
         svg.rect(LEFT, y, width, BOX, "panel", rx=0)
         for event in row:
-            _event(svg, LEFT + scale * event.start, y, scale * event.duration, event.action, second)
+            _event(svg, LEFT + scale * event.start, y, scale * event.duration, event.action, second, first)
 
 
 def second_stages(events: Rows) -> set[tuple[int, int]]:
@@ -88,8 +90,8 @@ def key(svg: Svg, y: float, kinds: Iterable[Kind], *, strong: str = "") -> None:
     if Kind.FB in kinds:
         svg.rect(x, y - 10, 12, 6, "blue-soft", rx=1)
         svg.rect(x, y - 4, 12, 6, "orange-soft", rx=1)
-        svg.text(x + 17, y, "both, overlapped", "small")
-        x += 122
+        svg.text(x + 17, y, "overlapped", "small")
+        x += 90
     if strong:
         svg.rect(x, y - 10, 12, 12, "blue", rx=2)
         svg.text(x + 17, y, f"strong: {strong}", "small")
@@ -105,14 +107,31 @@ def kinds_of(events: Rows) -> set[Kind]:
     return {half.kind for action in actions for half in (action, *action.halves)}
 
 
-def _event(svg: Svg, x: float, y: float, width: float, action: Action, second: set[tuple[int, int]]) -> None:
+def _first_microbatches(events: Rows) -> dict[int, int]:
+    """Of each replica, so that each counts from 0."""
+    first: dict[int, int] = {}
+    for row in events:
+        for half in (half for event in row for half in event.action.halves):
+            first[half.replica] = min(half.microbatch, first.get(half.replica, half.microbatch))
+    return first if len(first) > 1 else dict.fromkeys(first, 0)
+
+
+def _event(
+    svg: Svg,
+    x: float,
+    y: float,
+    width: float,
+    action: Action,
+    second: set[tuple[int, int]],
+    first: dict[int, int],
+) -> None:
     halves = action.halves
     height = BOX / len(halves)
     for n, half in enumerate(halves):
         colour = COLOURS[half.kind]
         strong = (half.stage, half.replica) in second
         svg.rect(x + 0.5, y + n * height, max(width - 1, 0.5), height, colour if strong else f"{colour}-soft", rx=1)
-        text = str(half.microbatch)
+        text = str(half.microbatch - first[half.replica])
         if NUMBERED * len(text) + 1 <= width:
             classes = "middle tiny" + (" on" if strong else "")
             svg.text(x + width / 2, y + n * height + height / 2 + 3.5, text, classes)

@@ -75,13 +75,23 @@ def dependencies(answer: Answer) -> None:
         needs("0I0", 1)
 
     with answer.property(
-        "the gradient of the weights needs the gradient that I has brought to this stage",
-        why="It is made of what the forward kept and of the gradients inside the stage. It needs no other W.",
-        hint="Which action of the same stage brings the gradient there?",
+        "which stage is the last one depends on the pipeline",
+        why="The same action is asked for again, in pipelines of other lengths.",
+        hint="Is anything kept from one call to the next?",
+    ):
+        for length in (stages, middle + 1, stages + 1):
+            needs(f"{middle}I{microbatch}", length)
+
+    with answer.property(
+        "the gradients of the weights need those that I of the same stage has made",
+        why="Of each layer inside the stage, what the forward kept and the gradient of its output. No other W is "
+        "needed.",
+        hint="The last layer of a stage gets its gradient from the next stage. Who makes that of the layers before it?",
     ):
         needs(f"{middle}W{microbatch}", stages)
         needs(f"{last}W0", stages)
         needs("0W1", stages)
+        needs("0W1", 1)
 
     with answer.property(
         "a whole backward needs what its parts need, and not its own parts",

@@ -5,9 +5,15 @@ No order is asked for, but what it is for: the same memory as 1F1B's rank 0, and
 
 from llmsys.course.checking.answer import Answer, Run
 from llmsys.course.checking.checks import exercise_check
-from llmsys.lessons.lesson_20_pipeline_schedules.checks.whole import are_orders, everything_once, kept, makespan
-from llmsys.lessons.lesson_20_pipeline_schedules.given import given_order
-from llmsys.lessons.lesson_20_pipeline_schedules.plain import plain_fill, plain_orders
+from llmsys.lessons.lesson_20_pipeline_schedules.checks.whole import (
+    are_orders,
+    everything_once,
+    kept,
+    makespan,
+    simulated,
+)
+from llmsys.lessons.lesson_20_pipeline_schedules.given import given_fill, given_order
+from llmsys.lessons.lesson_20_pipeline_schedules.plain import actions_of, plain_fill, plain_orders, texts_of
 from llmsys.parallel.pipeline.costs import Costs
 
 
@@ -97,6 +103,16 @@ def fill_with_w(answer: Answer) -> None:
             for f, i, w in ((1, 1, 1), (2, 3, 1), (3, 2, 2), (4, 4, 3)):
                 longest = m * (f + i + w) + (p - 1) * (f + i - w)
                 makespan(answer, filled(p, m), p, m, longest, Costs(F=f, I=i, W=w))
+
+    with answer.property(
+        "with fewer microbatches than ranks, W fill what there is to fill, too",
+        why="The last ranks then have room for all W that there are.",
+        hint="Follow the last rank with 3 microbatches: how many of them may wait?",
+    ):
+        for p, m in ((8, 3), (4, 3), (5, 2)):
+            orders = plain_orders(given_order)(p, m)
+            right = [texts_of(given_fill(actions_of(order), rank)) for rank, order in enumerate(orders)]
+            makespan(answer, filled(p, m), p, m, simulated(right, p, m)[0].makespan)
 
     with answer.property(
         "the W that has waited longest is done first",

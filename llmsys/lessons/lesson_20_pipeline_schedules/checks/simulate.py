@@ -36,7 +36,10 @@ def simulate(answer: Answer) -> None:
             free=free or [0.0] * len(todo), done=done or {}, costs=costs, num_stages=stages, steps=steps,
             told=told,
         )  # fmt: skip
-        answer.matches(plain_step(right_step)(**given), **given)
+        expected = plain_step(right_step)(**given)
+        run = answer(**given)
+        answer.that(run, lambda r: r.value == expected, f"that {_first(expected, run.value)}",
+                    got=lambda r: _first(r.value, expected))  # fmt: skip
 
     a, b, c = (float(answer.randint(2, 9)) for _ in range(3))
 
@@ -69,7 +72,7 @@ def simulate(answer: Answer) -> None:
         hint="When is the rank free, and how long does the action take?",
     ):
         agrees(["0F3"], free=[a], stages=1, F=b)
-        agrees(["0F1 0F2", "1F0"], free=[a, a + 1], done={"0F0": [a, 0]}, stages=2, F=[b, c])
+        agrees(["0F1 0F2", ""], free=[a, a + 1], done={"0F0": [a, 0]}, stages=2, F=[b, c])
 
     with answer.property(
         "it starts when the rank is free and the last of all that it needs has ended",
@@ -77,8 +80,9 @@ def simulate(answer: Answer) -> None:
         hint="An I needs two things. Which of the two ends, and of the rank's own, do you take?",
     ):
         done = {"1F0": [a, 1], "2I0": [a + b, 2]}
-        agrees(["", "1I0", ""], free=[0, a, a + b], done=done, stages=3, I=c)
         agrees(["", "1I0", ""], free=[0, a + b + 1, a + b], done=done, stages=3, I=c)
+        agrees(["", "1I0", ""], free=[0, 1, a], done={"1F0": [a + b, 1], "2I0": [a, 2]}, stages=3, I=c)
+        agrees(["", "1I0", ""], free=[0, a + 1, a + b], done=done, stages=3, I=c)
         agrees(["", "1B0", ""], free=[0, a, a + b], done={"1F0": [a + b + c, 1], "2I0": [a, 2]}, stages=3, I=2, W=b)
 
     with answer.property(
@@ -119,3 +123,12 @@ def simulate(answer: Answer) -> None:
         agrees(orders, stages=4, steps=24)
         agrees(orders, stages=4, steps=24, F=[1, 2, 2, 3], I=[2, 1, 3, 3], W=1, transfer=0.25)
         agrees([orders[0], orders[1][::-1], *orders[2:]], stages=4, steps=9)
+
+
+def _first(steps: object, others: object) -> str:
+    """In words, the first step that is not as the other ones have it."""
+    if not isinstance(steps, list) or not isinstance(others, list):
+        return str(steps)
+    n = next((n for n, (one, other) in enumerate(zip(steps, others, strict=False)) if one != other), 0)
+    said = "; ".join(map(str, steps[n])) if isinstance(steps[n], list) else str(steps[n])
+    return f"{said or 'no rank runs anything'}{f', in step {n}' if len(steps) > 1 else ''}"

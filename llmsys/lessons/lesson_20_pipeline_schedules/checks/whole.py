@@ -61,7 +61,8 @@ def makespan(
 
     def found(r: Run) -> str:
         timeline, stuck = simulated(r.value, num_ranks, num_microbatches, costs)
-        return stuck or f"they are done after {timeline.makespan:g}"
+        ends = "; ".join(f"rank {rank} does {' '.join(r.value[rank])}" for rank in sorted({0, num_ranks - 1}))
+        return stuck or f"they are done after {timeline.makespan:g}. Of the ranks at the ends, {ends}"
 
     def holds(r: Run) -> bool:
         timeline, stuck = simulated(r.value, num_ranks, num_microbatches, costs)

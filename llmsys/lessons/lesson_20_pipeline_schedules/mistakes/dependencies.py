@@ -62,6 +62,14 @@ wrong(
     why="Gradients of weights do not depend on each other. That is why W can be done later.",
 )  # fmt: skip
 wrong(
+    "weights_need_what_i_needs",
+    "You let W wait for what I waits for, and not for I.",
+    (WEIGHTS, OWN + "            if stage < num_stages - 1:\n"
+     "                needed.append(I(stage + 1, microbatch, replica))\n"),
+    why="The next stage's I gives the gradient of this stage's last layer only. Those of the layers before it are made "
+    "by this stage's I, on its way.",
+)  # fmt: skip
+wrong(
     "gradient_needs_the_next_weights",
     "You let I wait for the next stage's W.",
     (GRADIENT, "needed += [I(stage + 1, microbatch, replica), W(stage + 1, microbatch, replica)]"),

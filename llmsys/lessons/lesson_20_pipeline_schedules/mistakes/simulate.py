@@ -92,8 +92,20 @@ wrong(
     why="All of them must have come: the rank free, and every result there.",
 )
 wrong(
+    "the_rank_is_not_looked_at",
+    "You start when all that it needs is there, although the rank is still busy.",
+    (EACH, "        start = 0.0 if needed else start\n" + EACH),
+    why="One action at a time: free[rank] is one of the moments of which the latest counts.",
+)
+wrong(
+    "the_first_one_counts",
+    "You look at the first of the things that it needs only.",
+    ("for each in needed:\n            end, by", "for each in needed[:1]:\n            end, by"),
+    why="An I needs the forward of its own stage and the gradient of the next one, and either may be later.",
+)
+wrong(
     "the_last_one_counts",
-    "You look at one of the things that it needs only.",
+    "You look at the last of the things that it needs only.",
     ("for each in needed:\n            end, by", "for each in needed[-1:]:\n            end, by"),
     why="An I needs the forward of its own stage and the gradient of the next one, and either may be later.",
 )
