@@ -109,7 +109,9 @@ print(f"each of 16, InfiniBand       {1e3 * arithmetic / stages:9.1f} {1e3 * 2 *
 #
 # $$ dx = dy\,W^\top \qquad\qquad dW = x^\top dy \tag{1} $$
 #
-# $dx$ is what the stage before waits for. $dW$ is for the optimiser, at the end of the step, and nobody else. The
+# $dx$ is what the layer before waits for, and in the end the stage before. $dW$ is for the optimiser, at the end of the
+# step, and nobody else. (A stage has many layers. The gradient of its last output comes from the next stage; the $dy$
+# of all layers before that are made inside it, by $dx$ after $dx$. Only then can all of its $dW$ be computed.) The
 # library writes **I** for the backward for the input (all of a stage's $dx$) and **W** for that of the weights (all of
 # its $dW$), and B is I and W in one go. F, I and W are *elementary* actions. They are values: `F(2, 5)` is the forward
 # of microbatch 5 at stage 2, and is printed as torch prints it, `2F5`. By (1) the backward has two products for the
@@ -163,8 +165,8 @@ def dependencies(action, num_stages):
 check("20.dependencies", dependencies)
 
 # %% [markdown]
-# That is all there is to know of a pipeline. A **schedule** adds a table, which rank has which stage (a *rank* is one
-# GPU), and for each rank the order of its actions. The library asks your rule whatever it wants to know:
+# That is nearly all there is to know of a pipeline. A **schedule** adds a table, which rank has which stage (a *rank*
+# is one GPU), and for each rank the order of its actions. The library asks your rule whatever it wants to know:
 
 # %% tags=["claim"]
 own_rule = mine("dependencies", default=pipeline.dependencies)
@@ -177,6 +179,9 @@ swapped = gpipe.with_order(1, [gpipe.orders[1][m], *gpipe.orders[1][:m], *gpipe.
 print(validate(swapped, dependencies=own_rule))
 
 # %% [markdown]
+# (What the first line says of blocking sends comes further down. It takes for granted that results are received as soon
+# as they are there.)
+#
 # ## Predict: the bubble
 #
 # What you see there is **GPipe** ([Huang et al., 2019](https://arxiv.org/abs/1811.06965)): all forwards, then all
@@ -451,8 +456,9 @@ viz.pipeline_schedules.timelines(simulate(pipeline.one_f_one_b(p, m)), timeline)
 # %% [markdown]
 # A third of 1F1B's bubble, and nobody keeps more than rank 0 did before. On the way down to the last rank it costs F a
 # stage, as ever. On the way back, a gradient needs only I from each rank, and while the next one is awaited there is a
-# W to do: $I − W$ a stage is left. Where W takes longer than that (the last line), the formula promises too much: a gap
-# cannot be negative, and a W that has begun is not interrupted. Remember that.
+# W to do: $I − W$ a stage is left. Where W takes longer than I (the last line) or than F, the formula promises too much:
+# a gap cannot be negative, and a W that has begun is not interrupted. Remember that. (In the picture all ranks are idle
+# for 3: that is from the first start of all to the last end. The table counts from a rank's own start to its own end.)
 #
 # Could the beginning be filled as well? With more forwards ahead, which is **ZB-H2**: no bubble at all for
 # $F = I = W$, and nearly twice the activations.
@@ -463,7 +469,8 @@ viz.pipeline_schedules.timelines(simulate(pipeline.one_f_one_b(p, m)), timeline)
 # stages, going down the ranks and up again: with 4 ranks and 8 stages, rank 0 has stages 0 and 7, rank 3 has 3 and 4.
 # Where activations live long at the one stage, they live short at the other. **ZB-V** ([Qi et al.,
 # 2024](https://arxiv.org/abs/2405.15362), and section 6 of the first paper) has no bubble for $F = I = W$, in 1F1B's
-# memory. **V-Half** and **V-Min** keep a half and a third of it, and pay for that with a bubble.
+# memory. **V-Half** and **V-Min** keep about a half and a third of it if there are many ranks (a table further down has
+# the figures for 8), and pay for that with a bubble.
 #
 # The widget shows what an order is worth: change one.
 #
@@ -514,18 +521,25 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 #
 # 1. **Two directions.** There are two copies of the model, in opposite directions: rank $r$ has stage $r$ of the one
 #    and stage $P − 1 − r$ of the other, and half of the microbatches go each way. While one direction has not reached a
-#    rank yet, the other one keeps it busy. (**Chimera**, [Li and Hoefler, 2021](https://arxiv.org/abs/2107.06925).)
+#    rank yet, the other one keeps it busy. (**Chimera**, [Li and Hoefler, 2021](https://arxiv.org/abs/2107.06925), is
+#    that and no more. It is for as many microbatches as ranks, and for B about as long as F: with more of them, and B =
+#    2F, the two directions get into each other's way, as the table at the end shows.)
 # 2. **1F1B's order** in each direction, which bounds the memory.
 # 3. **W in the gaps**, at both ends only.
 # 4. **Pairs.** In between, a rank always has a forward of one direction and a backward of the other at hand. They run
-#    as one: while one computes, the other communicates. With experts on many GPUs that is half of the time (lesson 21),
-#    and it is why the schedule exists.
+#    as one: while one computes, the other communicates. (Where nothing is hidden, a pair takes as long as its halves, F
+#    + B, and so it does here where nothing else is said.) With experts on many GPUs that is half of the time (lesson
+#    21), and it is why the schedule exists.
 
 # %% tags=["claim"]
 P, N = 8, 20
 dualpipe = simulate(pipeline.dualpipe(P, N))
 print(f"bubble of each rank: {', '.join(f'{each:g}' for each in dualpipe.bubbles)}")
 print(f"activations:         {', '.join(f'{each:g}' for each in dualpipe.peaks)}")
+
+# %% [markdown]
+# In the picture each direction counts its microbatches from 0, and replica 1 is strong. (In texts its actions end in
+# `r1`, and its microbatches come after those of replica 0.)
 
 # %%
 viz.pipeline_schedules.timelines(dualpipe)
@@ -561,7 +575,8 @@ for f, i, w, pair in ((1, 1, 1, 3), (2, 2, 1, 5), (2, 2, 1, 4)):
 #
 # In all $H \,(F + (F\&B − B) + (I − W))$. And now put in that a forward takes as long as a backward for the input:
 # $F = I$, which is $B − W$. The first term is $B − W$, the last one $B − 2W$, and with the middle one it is
-# $F\&B + B − 3W$. So the three W are: the one that B has more than F; the one that B has more than I; and the one that fills the gap.
+# $F\&B + B − 3W$. So the three W are: the one that B has more than F; the one that B has more than I; and the one that
+# fills the gap.
 #
 # ## Predict: where it stops holding
 #
@@ -617,8 +632,9 @@ for order in (pipeline.dualpipe(P, N).orders[1], v.orders[1]):
 
 # %% [markdown]
 # *If you like (no points):* write `fold(schedule)` yourself, from a DualPipe schedule to one on `pipeline.v_shaped`.
-# What becomes of an action of replica 1, of its stage and its microbatch? `validate` and the two lines above say
-# whether you are right; `pipeline.fold` is the library's.
+# What becomes of an action of replica 1, of its stage and its microbatch? A pair is `pipeline.pair(F(…), B(…))`, and has its
+# second half in `.backward`. `validate` and the two lines above say whether you are right; `pipeline.fold` is the
+# library's.
 #
 # ## A schedule can hang, and its order be right
 #
@@ -644,9 +660,10 @@ for transfers in ("together", "early"):
 
 # %% [markdown]
 # Rank 0 sends a forward while rank 1 sends a gradient, and both wait for the other one to receive. With 1F1B this
-# happens in every pipeline. *Together* is one way out: what lies between two actions begins at the same time
-# (Megatron's `send_forward_recv_backward`). *Early* is the one that always works: receive as soon as something is
-# there, and not when it is needed.
+# happens in every pipeline that has more than one microbatch. *Together* is a way out with one stage a rank: what lies
+# between two actions begins at the same time (Megatron's `send_forward_recv_backward`). With two stages a rank it is
+# not enough: a rank that receives only what it needs next keeps others waiting who are further ahead. *Early* is the
+# one that always works: receive as soon as something is there, and not when it is needed.
 #
 # *If you like (no points):* repair `apart` by hand. A program is a tuple of actions and exchanges, `step.transfers[0]`
 # has a `.source` and a `.destination`. Change the order of exchanges between two actions on some ranks, and nothing
@@ -672,7 +689,8 @@ for name, make in pipeline.SCHEDULES.items():
     size = schedule.num_stages / ranks
     costs = Costs(F=1 / size, I=1 / size, W=1 / size, activation=1 / size)
     run = own_simulate(schedule, costs)
-    assert run.events == simulate(schedule, costs).events and validate(schedule, dependencies=own_rule).valid
+    assert run.events == simulate(schedule, costs).events, f"{name}: your step runs it otherwise than the library"
+    assert validate(schedule, dependencies=own_rule).valid, f"{name}: {validate(schedule, dependencies=own_rule)}"
     idle = max(run.own_bubbles)
     copies = schedule.num_replicas
     points.append(viz.pipeline_schedules.Point(name, run.peak(), idle / (idle + run.busy(0)), copies))
@@ -691,7 +709,8 @@ viz.pipeline_schedules.pareto(points)
 # Eight stages, of which the last has the head and takes longer, and the first is a little shorter. Twelve microbatches,
 # four ranks, each with room for **six** activations; a transfer takes 0.1. <!-- source: COSTS in
 # llmsys/lessons/lesson_20_pipeline_schedules/leaderboard.py --> Which rank has which stage, and who does what when, is
-# yours. The library's schedules are there to be beaten: most of them do not even fit.
+# yours. The library's schedules are there to be beaten: most of them do not even fit. On a V, rank 0 is busy for 86.4,
+# and nobody can be faster than that.
 
 # %% tags=["engine"]
 yours = pipeline.v_half(4, 12)  # begin with any, and change it: yours.with_order(rank, order), or Schedule(…)
@@ -743,10 +762,10 @@ leaderboard(yours)
 # <details><summary><b>3.</b> On your GPUs F = I = 10 ms and W = 14 ms, and a pair takes as long as its halves. A colleague reads off
 # (4) that DualPipe's bubble is 16 ms times P/2 − 1. Is it more or less?</summary>
 #
-# More: 20 ms times that. <!-- source: the three places above --> Of the three waits that (4) adds up, F and $F\&B − B$ are
-# 10 ms each, and the third one would be $I − W = −4$ ms. A wait is not negative: W is longer than the gap that it was
-# to fill, and fills it. That it makes others late is a matter for the simulation, in which these times go in as they
-# are, and those of the transfers as well.
+# More: 20 ms times that. <!-- source: the three places above --> Of the three waits that (4) adds up, F and $F\&B − B$
+# are 10 ms each, and the third one would be $I − W = −4$ ms. A wait is not negative: W is longer than the gap that it
+# was to fill, and fills it. That it makes others late is a matter for the simulation, in which these times go in as
+# they are, and those of the transfers as well.
 # </details>
 #
 # **Next:** lesson 21, experts on many GPUs, and the communication that pairs hide. It is not built yet: `llmsys update`
