@@ -54,7 +54,7 @@ def pareto(points: Sequence[Point], *, title: str = "") -> Picture:
                  ylabel="bubble, % of the time", xlim=(0, None), ylim=(0, None), title=title)  # fmt: skip
         axes.margins(x=0.14, y=0.12)
         axes.grid(True)
-        axes.legend(facecolor=LIGHT["surface"], edgecolor=LIGHT["rule"], framealpha=1, fontsize=8.5, loc="upper right")
+        axes.legend(facecolor=LIGHT["surface"], edgecolor=LIGHT["rule"], framealpha=1, fontsize=8.5, loc="center right")
     said = "; ".join(
         f"{NAMES.get(each.name, each.name)}: keeps {number(each.memory)}, idle {each.bubble:.1%}" for each in points
     )

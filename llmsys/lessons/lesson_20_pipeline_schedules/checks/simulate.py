@@ -112,6 +112,9 @@ def simulate(answer: Answer) -> None:
         agrees(["", "2F0"], free=[1, 2], done={"1F0": [2, 1]}, stages=4, transfer=a)
         agrees(["", "1I0"], free=[1, 3], done={"1F0": [2, 1], "2I0": [3, 1]}, stages=4, transfer=4)
         agrees(["(0F4;0B1)", ""], free=[a, b], done={"0F1": [2, 0], "1I1": [b, 1]}, stages=2, transfer=1, F=2, I=3)
+        done = {"0F1": [9, 0], "1F0": [2, 1], "2I0": [10, 2]}
+        slow = [[0.0, 5.0, 5.0], [5.0, 0.0, 5.0], [5.0, 1.0, 0.0]]
+        agrees(["", "(1F1;1B0)", ""], free=[9, 2, 10], done=done, stages=3, transfer=slow)
         agrees(["", "(1F1;1B0)"], free=[a, b], done={"1F0": [2, 1], "0F1": [c, 0]}, stages=2, transfer=1, FB=2)
 
     with answer.property(
