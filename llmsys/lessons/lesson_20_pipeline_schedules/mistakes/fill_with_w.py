@@ -42,6 +42,12 @@ wrong(
     why="While a W waits, its activations are kept. Rank r keeps num_ranks − r, and r more make num_ranks.",
 )
 wrong(
+    "twice_as_many_wait",
+    "You let twice as many W wait as there is room for.",
+    (MANY, "if len(waiting) > 2 * rank:"),
+    why="That is ZB-H2's number, with forwards that are further ahead. Here num_ranks are to be kept, and no more.",
+)
+wrong(
     "one_less_waits",
     "You let one W less wait than there is room for.",
     (MANY, "if len(waiting) > max(rank - 1, 0):"),

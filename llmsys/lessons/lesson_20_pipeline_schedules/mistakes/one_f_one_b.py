@@ -37,6 +37,12 @@ wrong(
     why="The way to the end and back is shorter from rank r: num_ranks − 1 − rank will do. The last rank needs none.",
 )
 wrong(
+    "as_many_as_ranks",
+    "Every rank is as many forwards ahead as there are ranks.",
+    (AHEAD, "min(num_ranks, num_microbatches)"),
+    why="The way to the end and back is shorter from rank r: num_ranks − 1 − rank will do. The last rank needs none.",
+)
+wrong(
     "counted_from_the_wrong_end",
     "You count the forwards ahead from the wrong end.",
     (AHEAD, "min(rank, num_microbatches)"),
