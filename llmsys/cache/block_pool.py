@@ -152,6 +152,7 @@ class BlockPool:
             copies.append(Copy(source, target))
             self._copies += 1
         table.blocks += [self._take() for _ in range(new)]
+        table.changed()
         table.length = length
         return copies
 
@@ -200,6 +201,7 @@ class BlockPool:
         self._check_blocks(table.blocks[kept:])
         self._release(table.blocks[kept:])
         del table.blocks[kept:], table.prefixes[length // self.block_size :]
+        table.changed()
         table.length = length
 
     def free(self, table: BlockTable) -> None:

@@ -42,6 +42,17 @@ class BlockTable:
     length: int  #  tokens that have a slot
     salt: str | None = None
     prefixes: list[Prefix] = field(default_factory=list, repr=False)  #  of its first blocks, as far as registered
+    _told: tuple[int, ...] | None = field(default=None, init=False, repr=False)
+
+    def told(self) -> tuple[int, ...]:
+        """`blocks`, to hand on: the same tuple until they are others, so that who gets it each step need not look."""
+        if self._told is None:
+            self._told = tuple(self.blocks)
+        return self._told
+
+    def changed(self) -> None:
+        """The pool says that `blocks` are others now."""
+        self._told = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Share:
         stop, known = start + self.n, len(request.tokens)
         tokens = (PLACEHOLDER,) if start == known else (*request.tokens[start:stop], *guesses)
         logits = 1 + len(guesses) if stop == known + request.expected else 0
-        blocks = tuple(request.table.blocks)
+        blocks = request.table.told()
         if (needed := pool.blocks_for(stop + len(guesses))) < len(blocks):
             blocks = blocks[:needed]
         request.under_way += len(tokens)

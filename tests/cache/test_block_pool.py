@@ -261,6 +261,21 @@ def test_forks_at_a_block_boundary_copy_nothing():
     assert (table.blocks, fork.blocks) == ([1, 3], [1, 2])
 
 
+def test_a_table_is_told_as_one_tuple_until_its_blocks_are_others():
+    pool = BlockPool(num_blocks=9, block_size=4)
+    table = pool.allocate(2)
+    told = table.told()
+    pool.extend(table, 4)
+    assert table.told() is told == (1,)
+    pool.extend(table, 5)
+    assert table.told() == (1, 2)
+    fork = pool.fork(table)
+    pool.extend(fork, 6)  # copied on write
+    assert table.told() == (1, 2) and fork.told() == (1, 3)
+    pool.truncate(table, 3)
+    assert table.told() == (1,)
+
+
 def test_to_extend_by_nothing_copies_nothing():
     pool = BlockPool(num_blocks=9, block_size=4)
     table = begin(pool, [1, 2])

@@ -248,6 +248,7 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def tables_and_references_are_the_model_s(self):
         assert [each.table.blocks for each in self.running()] == [each.blocks for each in self.running()]
+        assert [each.table.told() for each in self.running()] == [tuple(each.blocks) for each in self.running()]
         assert_consistent(self.pool, [each.table for each in self.running()])
 
     @invariant()

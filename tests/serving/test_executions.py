@@ -7,11 +7,16 @@ import functools
 
 import pytest
 
+from llmsys.hardware.tier import triton_installed
 from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
 from tests.serving import test_engine, test_schedules
 
-VARIANTS = {"graphs": Execution(graphs=True), "graphs, ahead": Execution(graphs=True, ahead=True)}
+VARIANTS = {
+    "graphs": Execution(graphs=True),
+    "graphs, ahead": Execution(graphs=True, ahead=True),
+    "fused, graphs, ahead": Execution(fused=True, graphs=True, ahead=True),
+}
 AGAIN = """
 test_max_tokens_is_how_many_come
 test_stop_tokens_of_a_request_are_its_own
@@ -33,7 +38,25 @@ test_in_any_schedule_each_request_gets_the_tokens_that_it_gets_alone
 """
 
 
-@pytest.fixture(autouse=True, params=VARIANTS)
+FUSED_TOO = """
+test_several_streams_and_a_call_of_generate_serve_each_other
+test_preempted_requests_hit_their_own_blocks_and_go_on_where_they_were
+test_logprobs_are_the_models
+"""
+ONCE = "test_in_any_schedule_each_request_gets_the_tokens_that_it_gets_alone"
+
+
+def pytest_generate_tests(metafunc):
+    """Which tests are run with what: fused kernels take their time in Triton's interpreter, and schedules anyhow."""
+    name, variants = metafunc.function.__name__, ["graphs", "graphs, ahead"]
+    if name == ONCE:
+        variants = variants[1:]
+    if name in FUSED_TOO.split() and triton_installed():
+        variants.append("fused, graphs, ahead")
+    metafunc.parametrize("executed", variants, indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def executed(request, monkeypatch):
     """Engines are made with this execution where a test does not say which."""
     made = Engine.__init__

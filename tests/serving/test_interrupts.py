@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from llmsys.serving.engine import Engine
+from llmsys.serving.execution import Execution
 from llmsys.serving.interrupts import interrupted_later
 from llmsys.serving.sampling_params import SamplingParams
 
@@ -42,9 +43,13 @@ def lines_of(call, *, interrupt_at: int | None = None) -> int:
 
 # Python itself drops what is raised while it closes a generator.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_wherever_an_interrupt_comes_nothing_is_left_and_the_engine_serves_on(llama):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_wherever_an_interrupt_comes_nothing_is_left_and_the_engine_serves_on(llama, ahead):
     params = SamplingParams(max_tokens=4, ignore_eos=True, n=2)
-    engine = Engine(llama.ours, num_blocks=12, block_size=4, max_sequences=4, max_tokens_per_step=8)
+    engine = Engine(
+        llama.ours, num_blocks=12, block_size=4, max_sequences=4, max_tokens_per_step=8,
+        execution=Execution(ahead=ahead),
+    )  # fmt: skip
     served = [response.tokens for response in engine.generate(PROMPTS, params)]  # greedy: each as transformers', below
     assert all(llama.agrees(p, tokens, max_tokens=4) for p, tokens in zip(PROMPTS, served, strict=True))
     lines = lines_of(lambda: engine.generate(PROMPTS, params))
@@ -55,6 +60,7 @@ def test_wherever_an_interrupt_comes_nothing_is_left_and_the_engine_serves_on(ll
         except KeyboardInterrupt:
             raised += 1
         assert engine.pool.stats.used == 0 and not engine.has_unfinished and not engine.metrics.requests, place
+        assert not engine._loop._flights and signal.getsignal(signal.SIGINT) is signal.default_int_handler, place
         assert [response.tokens for response in engine.generate(PROMPTS, params)] == served, place
     assert raised > 0.8 * PLACES
 

@@ -2,7 +2,7 @@
 
 Schedules are drawn: sizes of blocks, steps and pools, policies, when requests arrive and are aborted, prompts that
 share their beginnings, several answers to one prompt, guesses of which some are right. The pools are small, and in some
-steps all that is free is taken away, so that requests are preempted.
+steps all that is free is taken away, so that requests are preempted. Steps are planned one at a time, and ahead.
 """
 
 import functools
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from llmsys.serving.engine import Engine
 from llmsys.serving.events import Admitted
+from llmsys.serving.execution import Execution
 from llmsys.serving.policies import POLICIES
 from llmsys.serving.sampling_params import SamplingParams
 from tests.serving.conftest import EOS, LONGEST
@@ -73,12 +74,21 @@ sizes = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen3"])
 def test_in_any_schedule_each_request_gets_the_tokens_that_it_gets_alone(pairs, family):
+    hold_to(pairs[family])
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_and_where_each_step_is_planned_while_the_one_before_runs(pairs, family):
+    hold_to(pairs[family], execution=Execution(ahead=True))
+
+
+def hold_to(pair, **engine):
     seen = Counter()
 
     @settings(max_examples=sized(short=20, full=150), suppress_health_check=list(HealthCheck))
     @given(st.lists(asked, min_size=3, max_size=8), sizes, st.integers(0, 3), st.randoms())
     def hold(requests, sizes, k, random):
-        seen.update(what_happened(pairs[family], requests, sizes, k, random))
+        seen.update(what_happened(pair, requests, sizes | engine, k, random))
 
     hold()
     assert all(seen[what] for what in HAPPENS), f"the schedules had not everything in them: {seen}"

@@ -6,8 +6,11 @@ import random
 import sys
 from collections import deque
 
+import pytest
+
 from llmsys.serving.engine import Engine
 from llmsys.serving.events import EventLog
+from llmsys.serving.execution import Execution
 from llmsys.serving.sampling_params import SamplingParams
 from tests.serving.test_schedules import PROMPTS
 from tests.support.size import SEED, sized
@@ -45,12 +48,14 @@ class Faults:
         return x
 
 
-def test_every_request_ends_the_faulty_fail_alone_and_nothing_is_left(llama):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_every_request_ends_the_faulty_fail_alone_and_nothing_is_left(llama, ahead):
     requests = sized(short=80, full=1000)  # twice
     gen = random.Random(SEED)
     engine = Engine(
-        llama.ours, num_blocks=40, block_size=4, max_tokens_per_step=24, max_sequences=8, events=EventLog(keep=100)
-    )
+        llama.ours, num_blocks=40, block_size=4, max_tokens_per_step=24, max_sequences=8, events=EventLog(keep=100),
+        execution=Execution(ahead=ahead),
+    )  # fmt: skip
     engine.metrics.steps = deque(maxlen=50)
     for prompt in PROMPTS:
         llama.greedy(prompt)  # made once, before memory is looked at

@@ -3,7 +3,8 @@
 `runner`    `Runner`: launches a step, in one of two ways
 `graphs`    decode steps as CUDA graphs, by bucket
 `eager`     all other steps
-`begin`     what a graph computes first: place-holders, block tables
+`begin`     how a graph begins and ends: place-holders, block tables, and that it is followed by itself
+`going_on`  whether it is
 `forms`     which form of the model's forward a step is computed by
 `step`      a plan in arrays
 `rows`      what the device keeps of each request: its blocks, its newest token

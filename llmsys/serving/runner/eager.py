@@ -35,16 +35,16 @@ class EagerStep:
         )  # fmt: skip
         if step.hidden:
             values |= dict(filled=step.ends[step.filled] - 1, filled_row=step.row[step.filled])
-        self._all_wanted = N == len(step.owner)
+        self._all_wanted = N == step.logits
         if not self._all_wanted:
             first = np.repeat(step.ends - step.wanted.cumsum(), step.wanted)
-            values |= dict(logits_indices=first + np.arange(len(step.owner)))
+            values |= dict(logits_indices=first + np.arange(step.logits))
         if draw:
             kept = (step.wanted[step.owner] == 1).nonzero()[0]
             values |= dict(kept=kept, kept_row=step.row[step.owner[kept]], temperature=step.temperature, u=step.u)
         packing = Packing(**{name: (_TYPES.get(name, np.int32), len(value)) for name, value in values.items()})
         self._step = packing.tensors(sender.send(packing, values))
-        self._hidden, self._held, self.logits = step.hidden, step.held, len(step.owner)
+        self._hidden, self._held, self.logits = step.hidden, step.held, step.logits
         self._longest, self._longest_sequence = step.longest, int(step.seq_lens.max())
 
     def run(self, form: Form) -> tuple[Tensor | None, Tensor | None]:

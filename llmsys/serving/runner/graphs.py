@@ -1,13 +1,15 @@
 """Decode steps as CUDA graphs: hundreds of launches that the host makes once, and then repeats as one.
 
     graphs = DecodeGraphs(rows, cache, forms, …)
-    graph = graphs.take(37)                  # the one for 40 sequences, captured now if it was not; None: there is none
-    logits, drawn = graph.run(step, sender)  # (40, V), (40,), of which the first 37 count
+    graph = graphs.take(37)       # the one for 48 sequences, captured now if it was not; None: there is none
+    graph.send(step, sender)
+    logits, drawn = graph.run()   # (48, V), (48,), of which the first 37 count
+    logits, drawn = graph.run()   # the next step of the same sequences
 
 A graph launches the same kernels over the same addresses. So what differs from step to step lies in one small buffer,
-written over before a replay, and whatever depends on it is computed in the graph: tokens are put in the place of
-place-holders, block tables are gathered from the rows (`Rows`), the model runs, tokens are drawn, and each is kept as
-its request's newest.
+and whatever depends on it is computed in the graph (`begin`): place-holders are filled, block tables gathered from the
+rows, the model runs, tokens are drawn, each is kept as its request's newest, and the step in the buffer becomes the one
+after it.
 
 **Buckets.** A graph is for a number of sequences, so there is one for each of some numbers (`buckets`), and a step is
 filled up to the next of them. What fills it up has no keys (length 0), is kept nowhere (slot −1), and its newest token
@@ -31,7 +33,7 @@ from torch import Tensor
 
 from llmsys.cache import Batch, PagedCache
 from llmsys.serving.draw import draw_tokens
-from llmsys.serving.runner.begin import begin
+from llmsys.serving.runner.begin import Buffered, begin, end
 from llmsys.serving.runner.forms import Form, Forms
 from llmsys.serving.runner.packed import Packing, Sender
 from llmsys.serving.runner.rows import Rows
@@ -71,14 +73,17 @@ class DecodeGraph:
         self._rows, self._cache = rows, cache
         self.graph: torch.cuda.CUDAGraph | None = None
         self._found: tuple[Tensor, Tensor] | None = None
-        B, device = bucket, rows.device
+        B = bucket
         self._packing = Packing(
-            row=(np.int64, B), temperature=(np.float64, B), u=(np.float64, B), columns=(np.int32, B),
-            entries=(np.int32, B), tokens=(np.int32, B), positions=(np.int32, B), slots=(np.int32, B),
-            query_start_loc=(np.int32, B + 1), seq_lens=(np.int32, B),
+            row=(np.int64, B), seed=(np.int64, B), temperature=(np.float64, B), computed=(np.int32, B),
+            tokens=(np.int32, B), query_start_loc=(np.int32, B + 1), columns=(np.int32, B), entries=(np.int32, B),
         )  # fmt: skip
-        self._buffer = torch.zeros(self._packing.bytes, dtype=torch.uint8, device=device)
+        self._buffer = torch.zeros(self._packing.bytes, dtype=torch.uint8, device=rows.device)
         self._step = self._packing.tensors(self._buffer)
+        self._buffered = Buffered(*(self._step[name] for name in Buffered._fields))
+        # The last two parts are also sent by themselves.
+        self._new = Packing(columns=(np.int32, B), entries=(np.int32, B))
+        self._buffer_of_new = self._buffer[self._packing.bytes - self._new.bytes :]
         self._starts = np.arange(B + 1)
         self._place = np.zeros(len(rows.host), np.int64)  # of a row in the step
 
@@ -86,30 +91,32 @@ class DecodeGraph:
         """Puts a step into the buffer, with what is new in the rows; None for one of no sequences."""
         none = np.zeros(0, np.int64)
         if step is None:
-            values = dict.fromkeys(self._step, none) | dict(slots=(none, -1), columns=(none, -1))
+            values = dict.fromkeys(self._step, none) | dict(columns=(none, -1))
         else:
-            n = len(step.row)
-            columns, entries = self._new_blocks(step, sender)
+            row, n = step.row, len(step.row)
             values = dict(
-                row=step.row, temperature=step.temperature, u=step.u, columns=(columns, -1), entries=entries,
-                tokens=step.tokens, positions=step.positions, slots=(step.slots, -1),
-                query_start_loc=(self._starts[: n + 1], n), seq_lens=step.seq_lens,
+                row=row, seed=self._rows.seed[row].view(np.int64), temperature=step.temperature, computed=step.computed,
+                tokens=step.tokens, query_start_loc=(self._starts[: n + 1], n), **self._new_blocks(row, sender),
             )  # fmt: skip
         sender.send(self._packing, values, self._buffer)
 
-    def _new_blocks(self, step: HostStep, sender: Sender) -> tuple[np.ndarray, np.ndarray]:
-        """Of each work the column and the id of a block that is new, −1 for none. Where one has several, as when it was
+    def send_blocks(self, row: np.ndarray, sender: Sender) -> None:
+        """Of a step that is in the buffer because the one before it ended: the blocks that are new."""
+        sender.send(self._new, self._new_blocks(row, sender), self._buffer_of_new)
+
+    def _new_blocks(self, row: np.ndarray, sender: Sender) -> dict[str, np.ndarray | tuple]:
+        """Of each row the column and the id of a block that is new, −1 for none. Where one has several, as when it was
         preempted and is back, all are sent by themselves."""
-        columns, entries = np.full(len(step.row), -1), np.zeros(len(step.row), np.int64)
+        columns, entries = np.full(len(row), -1), np.zeros(len(row), np.int64)
         cells, new = self._rows.changes()
         if len(cells):
-            row, column = np.divmod(cells, self._rows.width)
-            self._place[step.row] = np.arange(len(step.row))
-            if len(cells) == 1 or len(np.unique(row)) == len(row):
-                columns[self._place[row]], entries[self._place[row]] = column, new
+            changed, column = np.divmod(cells, self._rows.width)
+            if len(cells) == 1 or len(np.unique(changed)) == len(changed):
+                self._place[row] = np.arange(len(row))
+                columns[self._place[changed]], entries[self._place[changed]] = column, new
             else:
                 self._rows.send(cells, new, sender)
-        return columns, entries
+        return dict(columns=(columns, -1), entries=entries)
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Computes the step in the buffer: logits (bucket, V), and the tokens drawn (bucket,), until the next run."""
@@ -119,17 +126,15 @@ class DecodeGraph:
         return self._found
 
     def _compute(self) -> tuple[Tensor, Tensor]:
-        rows, step = self._rows, self._step
-        row = step["row"]
-        tokens, table = begin(rows, row, step["tokens"], step["columns"], step["entries"])
+        begun = begin(self._rows, self._buffered, self._cache.block_size)
         batch = Batch(
-            positions=step["positions"], tokens=tokens[None], query_start_loc=step["query_start_loc"],
-            seq_lens=step["seq_lens"], slot_mapping=step["slots"], block_table=table,
-            block_size=self._cache.block_size, max_query_len=1, max_seq_len=rows.width * self._cache.block_size,
+            positions=begun.positions, tokens=begun.tokens[None], query_start_loc=self._step["query_start_loc"],
+            seq_lens=begun.seq_lens, slot_mapping=begun.slots, block_table=begun.table,
+            block_size=self._cache.block_size, max_query_len=1, max_seq_len=self._rows.width * self._cache.block_size,
         )  # fmt: skip
         logits = self.form.forward(batch.tokens, self._cache, batch)[0]
-        drawn = draw_tokens(logits, step["temperature"], step["u"])
-        rows.newest.index_copy_(0, row, drawn)
+        drawn = draw_tokens(logits, self._step["temperature"], begun.u)
+        end(self._rows, self._buffered, drawn)
         return logits, drawn
 
     def warm_up(self) -> int:
@@ -223,6 +228,8 @@ class DecodeGraphs:
         """Captures all, the largest first, so that the others find memory that it has taken."""
         for bucket in reversed(self.buckets):
             self.take(bucket)
+        if self._aside is not None:
+            torch.cuda.empty_cache()  # what was needed to warm up belongs to a stream that nobody else uses
 
     @torch.inference_mode()
     def _made(self, bucket: int) -> DecodeGraph | None:

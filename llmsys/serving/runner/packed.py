@@ -6,7 +6,7 @@
 
 A copy runs while the host goes on only if it leaves from pinned memory, which is dear to get, so there are a few pieces
 of it that are used in turn. Each has an event that says when the copy which left it last is done: until then nobody
-writes to it. With three pieces, and at most two steps under way, nobody has to wait.
+writes to it. A step sends three times at most, and two steps are under way: with six pieces nobody has to wait.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from torch import Tensor
 
 ALIGNED = 64
 """Bytes. Triton compiles a kernel anew for pointers that are not aligned as they were."""
-PIECES = 3
+PIECES = 6
 
 _TYPES = {np.int32: torch.int32, np.int64: torch.int64, np.float64: torch.float64}
 

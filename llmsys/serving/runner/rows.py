@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from llmsys.serving.plan import StepPlan
+from llmsys.serving.plan import StepPlan, Work
 from llmsys.serving.runner.packed import Packing, Sender
 from llmsys.serving.sampling_params import SamplingParams
 
@@ -80,9 +80,26 @@ class Rows:
                 self._change(row, blocks)
             if sampling is not known_sampling[row]:
                 self._set_sampling(row, sampling)
-        rows = np.array(found, np.int64)
+        rows = np.fromiter(found, np.int64, len(found))
         self._seen[rows] = self._step
         return rows
+
+    def go_on(self, row: np.ndarray, works: Sequence[Work], changed: Sequence[int]) -> bool:
+        """Takes note of the blocks of some works that may be others now, whose rows are `row`. False, with nothing
+        done, where one has too many for the tables."""
+        if max(len(works[i].blocks) for i in changed) > self.width:
+            return False
+        for i in changed:
+            if works[i].blocks != self._blocks[row[i]]:
+                self._change(int(row[i]), works[i].blocks)
+        return True
+
+    def skip(self, row: np.ndarray, ended: Sequence[str]) -> None:
+        """A step of these rows went by, of which nothing needs to be sent."""
+        self._step += 1
+        self._seen[row] = self._step
+        for request in ended:
+            self._forget(request)
 
     def changes(self) -> tuple[np.ndarray, np.ndarray]:
         """Cells of the flat table that the device does not have right, and what belongs there. They count as sent."""
@@ -99,6 +116,7 @@ class Rows:
     def lose(self) -> None:
         """A step went wrong: nobody knows what of it the device has. All is sent again."""
         self._cells = []
+        self.known[:] = False
         self._blocks = [None] * len(self._blocks)
 
     def _find_rows(self, names: Sequence[str], found: list[int | None]) -> None:

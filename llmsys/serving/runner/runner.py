@@ -20,6 +20,7 @@ have no room for one kernel at a time (`eager`), by one of the model's forms (`f
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from llmsys.serving.execution import Execution
 from llmsys.serving.plan import StepPlan, StepResult
 from llmsys.serving.runner.eager import EagerStep
 from llmsys.serving.runner.forms import Forms
+from llmsys.serving.runner.going_on import GoingOn
 from llmsys.serving.runner.graphs import DecodeGraphs
 from llmsys.serving.runner.launched import Launched
 from llmsys.serving.runner.packed import Fetched, Packing, Sender
@@ -45,7 +47,8 @@ class Runner:
     Parameters
     ----------
     model
-        A whole one, as `load_model` makes it.
+        A whole one, as `load_model` makes it. Its weights may be written over, and on a GPU must stay where they are:
+        graphs know their addresses.
     cache
         Its pages, as many blocks as the scheduler's pool has, of the same size.
     execution
@@ -103,7 +106,9 @@ class Runner:
                 required=execution.graphs is not None,
             )  # fmt: skip
             if execution.capture == "at start":
-                self.graphs.capture_all()
+                with _on(device):
+                    self.graphs.capture_all()
+        self._last: GoingOn | None = None
         self._draws = on_gpu or self.graphs is not None
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -114,15 +119,35 @@ class Runner:
     def launch(self, plan: StepPlan) -> Launched:
         """Everything of the step but its result, which on a GPU is on its way then."""
         try:
-            return self._launch(plan)
+            with _on(self.rows.device):
+                return self._launch(plan)
         except BaseException:
             self.rows.lose()
             raise
 
     def _launch(self, plan: StepPlan) -> Launched:
-        seconds = {}
         start = self.clock()
-        self.cache.copy_blocks(plan.copies)
+        if plan.copies:
+            self.cache.copy_blocks(plan.copies)
+        last, self._last = self._last, None  # until nothing has been raised
+        changed = None if last is None else last.takes(plan)
+        if changed is None:
+            return self._launch_any(plan, start)
+        graph, row = last.graph, last.row
+        self.rows.skip(row, plan.ended)
+        if changed:
+            graph.send_blocks(row, self._sender)
+        prepared = self.clock()
+        _, drawn = graph.run()
+        fetched = Fetched(drawn[: len(row)], self._free)
+        self._last = last
+        seconds = {"prepare": prepared - start, "launch": self.clock() - prepared}
+        return Launched(
+            plan, fetched, None, (), seconds, self.clock, form=graph.form.name, one_each=True, bucket=graph.bucket
+        )
+
+    def _launch_any(self, plan: StepPlan, start: float) -> Launched:
+        seconds = {}
         step = HostStep(plan, self.rows, self.cache.block_size)
         self.rows.known[step.row] = False  # until the model has not raised
         graph = None
@@ -132,7 +157,7 @@ class Runner:
                 self.graphs.take(len(step.row))
                 seconds["capture"] = self.clock() - captured
             graph = self.graphs.take(len(step.row))
-        L = len(step.owner)
+        L = step.logits
         if not self._draws:
             step.special = np.arange(L)
         drawing = len(step.special) < L
@@ -149,6 +174,8 @@ class Runner:
         self.rows.known[step.row] = step.wanted == 1
         seconds["prepare"] = prepared - start - seconds.get("capture", 0)
         seconds["launch"] = self.clock() - prepared
+        if graph is not None and drawing and not len(step.special):
+            self._last = GoingOn(plan, graph, step.row, self.rows, self.cache.block_size)
         return Launched(
             plan, fetched, chosen, step.special.tolist(), seconds, self.clock, form=form.name,
             one_each=step.one_each, bucket=None if graph is None else graph.bucket,
@@ -162,13 +189,20 @@ class Runner:
         packing = Packing(special=(np.int64, len(special)), kept=(np.int64, len(kept)), row=(np.int64, single.sum()))
         values = dict(special=special, kept=kept, row=row[single])
         sent = packing.tensors(self._sender.send(packing, values))
-        whole = len(special) == len(step.owner)
+        whole = len(special) == step.logits
         logits = logits[: len(special)] if whole else logits.index_select(0, sent["special"])
         chosen = choose(logits, step.draws(plan.work))
         tokens = chosen.on_device[:, 0]
         tokens = tokens if single.all() else tokens.index_select(0, sent["kept"])
         self.rows.newest.index_copy_(0, sent["row"], tokens.int())
         return chosen
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Events and streams are of the device that is torch's current one."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def _device_of(model: nn.Module) -> torch.device:

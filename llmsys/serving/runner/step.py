@@ -9,6 +9,7 @@ All of it is NumPy, over all works at once: while the device computes a step of 
 host has to be done with the next one.
 """
 
+from functools import cached_property, lru_cache
 from itertools import chain
 
 import numpy as np
@@ -26,8 +27,10 @@ class HostStep:
     ----------
     row
         (S,), of each work (`Rows`).
-    ends, seq_lens
-        (S,): where its tokens end among the step's, and how many keys it has then.
+    starts, ends, seq_lens
+        (S,): where its tokens begin and end among the step's, and how many keys it has then.
+    logits : int
+        L.
     hidden : bool
         There are place-holders.
     one_each : bool
@@ -51,52 +54,59 @@ class HostStep:
         self.row = rows.take(plan)
         lengths = [len(work.tokens) for work in works]
         computed = [work.computed for work in works]
-        logits = [work.logits for work in works]
+        wanted = [work.logits for work in works]
         held = [len(work.blocks) for work in works]
-        self.wanted = np.array(logits, np.int64)
-        self.computed = np.array(computed, np.int64)
-        self.lengths = np.array(lengths, np.int64)
-        self.seq_lens = self.computed + self.lengths
-        self.longest = max(lengths)
-        self.held = max(held)
-        S = len(works)
-        single = min(lengths) == self.longest == 1
         known = list(chain.from_iterable([work.tokens for work in works]))
+        S, N = len(works), len(known)
+        self.longest, self.held = max(lengths), max(held)
+        self.computed, self.wanted = _array(computed, S), _array(wanted, S)
         self.tokens = np.array(known)
+        single = min(lengths) == self.longest == 1
         if single:
-            self.ends, self.positions, row = np.arange(1, S + 1), self.computed, self.row
+            self.lengths = _ones(S)
+            self.positions, row = self.computed, self.row
         else:
-            self.ends = self.lengths.cumsum()
-            self.positions = np.repeat(self.seq_lens - self.ends, self.lengths) + np.arange(len(known))
+            self.lengths = _array(lengths, S)
+            self.positions = np.repeat(self.computed - self.starts, self.lengths) + np.arange(N)
             row = np.repeat(self.row, self.lengths)
-        if min(computed) < 0 or min(lengths) < 1 or min(logits) < 0 or self.tokens.dtype.kind != "i":
+        self.seq_lens = self.computed + self.lengths
+        if min(computed) < 0 or min(lengths) < 1 or min(wanted) < 0 or self.tokens.dtype.kind != "i":
             raise _why(works, block_size)
-        if (self.seq_lens > np.array(held) * block_size).any() or (self.wanted > self.lengths).any():
+        if (self.seq_lens > _array(held, S) * block_size).any() or (self.wanted > self.lengths).any():
             raise _why(works, block_size)
         self.hidden = min(known) < 0
         if self.hidden:
             self._check_hidden(works, rows)
-        place = self.positions % block_size
-        self.slots = rows.host[row, self.positions // block_size] * np.int64(block_size) + place
-        if len(known) > 1 and _any_twice(self.slots):
+        block, place = np.divmod(self.positions, block_size)
+        self.slots = rows.host[row, block] * np.int64(block_size) + place
+        if N > 1 and _any_twice(self.slots):
             raise _why(works, block_size)
-        self.one_each = min(logits) == max(logits) == 1
+        self.one_each = min(wanted) == max(wanted) == 1
         self.decode = self.one_each and single
         self._say_how_to_draw(rows)
 
     def _say_how_to_draw(self, rows: Rows) -> None:
-        if self.decode:
-            self.owner, place, row = np.arange(len(self.row)), self.seq_lens, self.row
-        else:
-            self.owner = np.repeat(np.arange(len(self.row)), self.wanted)
-            before = self.wanted.cumsum() - self.wanted
-            first = self.seq_lens - self.wanted + 1 - before
-            place, row = first[self.owner] + np.arange(len(self.owner)), self.row[self.owner]
-        self.place, self.temperature = place, rows.temperature[row]
-        self.u = np.zeros(len(row))
-        if self.temperature.any():
-            self.u = uniform(rows.seed[row], place)
+        row, self.place = self.row, self.seq_lens
+        if not self.one_each:
+            first = self.seq_lens - self.wanted + 1 - (self.wanted.cumsum() - self.wanted)
+            self.place = first[self.owner] + np.arange(len(self.owner))
+            row = row[self.owner]
+        self.logits = len(row)
+        self.temperature = rows.temperature[row]
+        self.u = uniform(rows.seed[row], self.place) if self.temperature.any() else np.zeros(len(row))
         self.special = rows.special[row].nonzero()[0]
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        return self.lengths.cumsum()
+
+    @property
+    def starts(self) -> np.ndarray:
+        return self.ends - self.lengths
+
+    @cached_property
+    def owner(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.row)), self.wanted)
 
     def draws(self, works: tuple[Work, ...]) -> list[Draw]:
         """How the token of each special row is chosen."""
@@ -118,6 +128,15 @@ class HostStep:
                 f"work of {works[wrong].request!r} has a place-holder, and in the step before no token was drawn for it"
             )
         self.filled = last.nonzero()[0]  # works
+
+
+def _array(numbers: list[int], count: int) -> np.ndarray:
+    return np.fromiter(numbers, np.int64, count)  # half of the time that np.array takes
+
+
+@lru_cache(maxsize=16)
+def _ones(count: int) -> np.ndarray:
+    return np.ones(count, np.int64)
 
 
 def _any_twice(numbers: np.ndarray) -> bool:

@@ -77,6 +77,58 @@ def test_any_decodes_in_any_order_say_what_they_say_one_kernel_at_a_time(qwen3, 
     assert here.tokens == there.tokens and len(ours.graphs.captured) >= 1
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_step_that_goes_on_where_the_last_one_was_sends_new_blocks_alone(qwen3, monkeypatch, n):
+    ours, plain = runner(qwen3), runner(qwen3, graphs=False)
+    here, there = (Sequences(n, random.Random(n)) for _ in range(2))
+    for some in (here, there):
+        some.kinds = {name: KINDS[i % 2] for i, name in enumerate(some.tokens)}
+        some.blocks = {name: tuple(range(1 + 9 * i, 10 + 9 * i)) for i, name in enumerate(some.tokens)}
+    here.take(ours.run(here.prefill())), there.take(plain.run(there.prefill()))
+    sent, send = [], ours._sender.send
+    monkeypatch.setattr(ours._sender, "send", lambda *args: sent.append(args) or send(*args))
+    told: dict[str, tuple] = {}
+    names, held = list(here.tokens), 0
+
+    def decode(some, hidden, names):
+        works = []
+        for work in some.decode(names, hidden=hidden).work:
+            blocks = work.blocks[: 1 + work.computed // 4]
+            blocks = told[work.request] = blocks if told.get(work.request) != blocks else told[work.request]
+            works.append(work._replace(blocks=blocks))
+        return StepPlan(0, tuple(works))
+
+    for step in range(20):
+        plan = decode(here, step > 0, names)
+        new, held = sum(len(work.blocks) for work in plan.work) - held, sum(len(work.blocks) for work in plan.work)
+        sent.clear()
+        here.take(ours.run(plan)), there.take(plain.run(decode(there, False, names)))
+        assert here.tokens == there.tokens
+        assert not step or len(sent) == (new > 0)
+    # Another order, one fewer, a step that failed: all of these are sent whole, and right.
+    for some in ([*reversed(names)], names[:1], names[:1]):
+        here.take(ours.run(decode(here, True, some))), there.take(plain.run(decode(there, False, some)))
+        assert here.tokens == there.tokens
+    monkeypatch.setattr(qwen3.ours.head, "forward", lambda x: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        ours.launch(decode(here, True, names[:1]))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="place-holder"):
+        ours.launch(decode(here, True, names[:1]))
+    here.take(ours.run(decode(here, False, names))), there.take(plain.run(decode(there, False, names)))
+    assert here.tokens == there.tokens
+
+
+def test_a_plan_with_no_room_for_its_token_is_refused_also_where_it_goes_on(llama):
+    ours = runner(llama)
+    ours.run(StepPlan(0, (Work("a", (5, 9, 30), 0, (1, 2), 1, GREEDY),)))
+    blocks = (1, 2)
+    for i in range(5):
+        ours.run(StepPlan(0, (Work("a", (PLACEHOLDER,), 3 + i, blocks, 1, GREEDY),)))
+    with pytest.raises(ValueError, match="do not fit into 2 blocks"):
+        ours.run(StepPlan(0, (Work("a", (PLACEHOLDER,), 8, blocks, 1, GREEDY),)))
+
+
 def bits(pages):
     return pages.view(torch.int64)  # what nobody has written yet may be NaN
 

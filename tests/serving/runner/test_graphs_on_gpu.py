@@ -129,7 +129,7 @@ def test_requests_that_end_or_are_aborted_while_a_step_runs_leave_the_others_as_
         if not engine.has_unfinished:
             break
     assert not engine.has_unfinished and engine.pool.stats.used == 0
-    assert {response.reason for response in responses} == {"length", "abort"}
+    assert {response.answers[0].reason for response in responses} == {"length", "abort"}
     assert_best(model, [response for response in responses if response.tokens])
 
 
@@ -174,6 +174,6 @@ def test_a_step_with_a_graph_is_launched_in_less_time_than_without(model):
         engine, _ = served(model, execution, num_blocks=400)
         engine.metrics.steps.clear()
         engine.generate(prompts()[:12], SamplingParams(max_tokens=30))
-        steps = sorted(step.seconds["launch"] for step in engine.metrics.steps if step.phase == "decode")
+        steps = sorted(step.seconds["launch"] for step in engine.metrics.steps if step.kind == "decode")
         seconds[graphs] = steps[len(steps) // 2]
     assert seconds[True] < 0.5 * seconds[False]
