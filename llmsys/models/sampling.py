@@ -114,11 +114,14 @@ def check_logits(logits: Float[Tensor, "*B V"]) -> None:
 
 
 def whole_number(name: str, value: Any, *, at_least: int) -> int:
-    """`value` as an int, Python's, NumPy's or torch's; a ValueError that names it where it is none or too small."""
+    """`value` as an int, Python's, NumPy's or torch's; a ValueError that names it where it is none (True and False are
+    none) or too small."""
     try:
         number = index(value)
     except TypeError:
-        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {number}")
     return number

@@ -48,7 +48,7 @@ class TextStream:
     def push(self, token: SupportsIndex) -> str:
         """The text that is complete now that `token` came; often, and in the middle of a character, nothing."""
         token = index(token)
-        if not self._waiting and self._text_of is not None and (text := self._text_of(token)):
+        if not self._waiting and self._text_of is not None and (text := self._text_of(token)) is not None:
             self._said = [token]
             return text
         self._waiting.append(token)

@@ -53,7 +53,7 @@ class Tokenizer:
         self.chat_template = chat_template
         self.special = dict(special or {})
         # Of byte-level tokens, each is so many bytes, whatever is around it.
-        self._texts: dict[int, str] | None = {} if isinstance(core.decoder, decoders.ByteLevel) else None
+        self._texts: dict[int, str | None] | None = {} if isinstance(core.decoder, decoders.ByteLevel) else None
 
     def __len__(self) -> int:
         return self.core.get_vocab_size()
@@ -78,13 +78,14 @@ class Tokenizer:
         return self.core.decode(list(ids), skip_special_tokens=not special)
 
     def text_of(self, id: int) -> str | None:
-        """The text that the token adds after whole characters; None where it is not one of whole characters itself, or
-        has another text in other places."""
+        """The text that the token adds after whole characters. None where it is none, or not of whole characters, or
+        may be another one in other places."""
         if self._texts is None:
             return None
-        if (text := self._texts.get(id)) is None:
-            text = self._texts[id] = self.decode([id])
-        return None if "\ufffd" in text else text
+        if id not in self._texts:
+            text = self.decode([id])
+            self._texts[id] = None if not text or "\ufffd" in text else text
+        return self._texts[id]
 
     def chat(self, messages: Messages) -> list[int]:
         """The token ids of a conversation, up to where the model answers.

@@ -14,11 +14,22 @@ for nothing: it is written down, and done before the next step, for whoever hung
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 from llmsys.models.prompt import Prompt
 from llmsys.serving.engine import Engine
 from llmsys.serving.response import Response, Update
 from llmsys.serving.sampling_params import SamplingParams
+
+
+@dataclass(eq=False)
+class Reader:
+    """Who reads a response, or waits until it can be added."""
+
+    id: str | None
+    response: Response | None = None  #  once it is
+    updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
+    hung_up: bool = False
 
 
 class AsyncEngine:
@@ -33,8 +44,9 @@ class AsyncEngine:
         self._lock = asyncio.Lock()  # who has it may touch the engine
         self._work = asyncio.Event()  # there is something to do
         self._said: deque[Update] = deque()  # by the step that is running
-        self._readers: dict[str, asyncio.Queue[Update]] = {}
-        self._hung_up: set[str] = set()
+        self._readers: dict[str, Reader] = {}  # by their responses' ids
+        self._coming: list[Reader] = []
+        self._hung_up: list[Reader] = []  # whose responses are to be aborted
         self._task: asyncio.Task | None = None
         self._closed = False
 
@@ -51,23 +63,24 @@ class AsyncEngine:
 
         Arguments and errors as for `Engine.add`, at the first piece.
         """
-        response = await self._add(prompt, params, id, salt)
-        async for update in self._updates(response):
+        async for update in self._updates(await self._add(prompt, params, id, salt)):
             yield update
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, id: str | None = None, salt: str | None = None
     ) -> Response:
         """The whole response. Cancelling it aborts the request. Arguments and errors as for `Engine.add`."""
-        response = await self._add(prompt, params, id, salt)
-        async for _ in self._updates(response):
+        reader = await self._add(prompt, params, id, salt)
+        async for _ in self._updates(reader):
             pass
-        return response
+        return reader.response
 
     def abort(self, id: str) -> None:
-        """Ends a response before the next step; its reader gets what there is, with the reason "abort"."""
-        self._hung_up.add(id)
-        self._work.set()
+        """Ends a response before the next step; its reader gets what there is, with the reason "abort". Nothing where
+        there is none of that id."""
+        for reader in (self._readers.get(id), *self._coming):
+            if reader is not None and reader.id == id:
+                self._hang_up(reader)
 
     async def close(self) -> None:
         """Aborts what is under way, and ends the task. Raises what broke the engine, if anything did."""
@@ -76,31 +89,45 @@ class AsyncEngine:
         if self._task is not None:
             await self._task
 
-    async def _add(self, prompt, params, id, salt) -> Response:
+    async def _add(self, prompt, params, id, salt) -> Reader:
         if self._closed:
             raise RuntimeError("this engine has been closed: make a new AsyncEngine")
         if self._task is None:
             self._task = asyncio.create_task(self._serve())
-        async with self._lock:
-            if self._closed:  # while it waited
-                raise RuntimeError("this engine has been closed: make a new AsyncEngine")
-            response = self.engine.add(prompt, params, id=id, salt=salt, listener=self._said.append)
-            self._readers[response.id] = asyncio.Queue()
+        reader = Reader(id)
+        self._coming.append(reader)
+        try:
+            async with self._lock:
+                if self._closed:  # while it waited
+                    raise RuntimeError("this engine has been closed: make a new AsyncEngine")
+                reader.response = self.engine.add(prompt, params, id=id, salt=salt, listener=self._said.append)
+                reader.id = reader.response.id
+                self._readers[reader.id] = reader
+        finally:
+            self._coming.remove(reader)
+        if reader.hung_up:
+            self._hang_up(reader)
         self._work.set()
-        return response
+        return reader
 
-    async def _updates(self, response: Response) -> AsyncIterator[Update]:
-        reader = self._readers[response.id]
-        left = len(response.answers)
+    async def _updates(self, reader: Reader) -> AsyncIterator[Update]:
+        left = len(reader.response.answers)
         try:
             while left:
-                update = await reader.get()
+                update = await reader.updates.get()
                 left -= update.reason is not None
                 yield update
         finally:
-            self._readers.pop(response.id, None)
+            if self._readers.get(reader.id) is reader:  # another one's may have its id, if it has ended
+                del self._readers[reader.id]
             if left:
-                self.abort(response.id)
+                self._hang_up(reader)
+
+    def _hang_up(self, reader: Reader) -> None:
+        reader.hung_up = True
+        if reader.response is not None:
+            self._hung_up.append(reader)
+            self._work.set()
 
     async def _serve(self) -> None:
         """Steps, as long as there is something to do; else waits for it."""
@@ -123,7 +150,7 @@ class AsyncEngine:
         finally:  # also where the event loop ends, and cancels this while a step goes on: then `abort` waits for it
             self._closed = True
             async with self._lock:
-                self._hung_up |= self._readers.keys()
+                self._hung_up += self._readers.values()
                 self._abort_hung_up()
                 self._pass_on()
         if broken is not None:
@@ -131,10 +158,12 @@ class AsyncEngine:
 
     def _abort_hung_up(self) -> None:
         while self._hung_up:
-            self.engine.abort(self._hung_up.pop())
+            response = self._hung_up.pop().response
+            if not response.finished:  # else its id may be another one's by now
+                self.engine.abort(response.id)
 
     def _pass_on(self) -> None:
         while self._said:
             update = self._said.popleft()
             if reader := self._readers.get(update.id):
-                reader.put_nowait(update)
+                reader.updates.put_nowait(update)

@@ -50,19 +50,20 @@ def _check_output(work: Work, output: Output) -> None:
 def accept(request: Request, output: Output, eos_ids: Set[int]) -> tuple[tuple[int, ...], str | None]:
     """Adds what the model said after all known tokens, up to a token that ends the request: what counts of it, and the
     reason to end, if there is one ("stop" or "length"). Sets what is computed now."""
-    said, reason = output.tokens, None
-    for accepted, token in enumerate(said, 1):
-        request.tokens.append(token)
+    tokens, said, reason = request.tokens, output.tokens, None
+    before = len(tokens)
+    for token in said:
+        tokens.append(token)
         reason = reason_to_end(request, eos_ids)
         if reason is not None:
-            said = said[:accepted]
+            said = said[: len(tokens) - before]
             break
     if output.logprobs is not None:
         request.logprobs += output.logprobs[: len(said)]
     if reason == "stop":
-        request.stop_token = request.tokens[-1]
+        request.stop_token = tokens[-1]
     # The newest is not computed yet. If there is none, the last is computed once more, to say what is next.
-    request.computed = len(request.tokens) - 1
+    request.computed = len(tokens) - 1
     return tuple(said), reason
 
 

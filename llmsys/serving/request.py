@@ -38,6 +38,9 @@ class Status(Enum):
     ABORTED = "aborted"
 
 
+ALIVE = (Status.RUNNING, Status.WAITING)
+
+
 @dataclass(eq=False)
 class Request:
     """A prompt in tokens and what has become of it. The scheduler alone changes it; anybody may read it.
@@ -118,4 +121,4 @@ class Request:
 
     @property
     def ended(self) -> bool:
-        return self.status not in (Status.WAITING, Status.RUNNING)
+        return self.status not in ALIVE

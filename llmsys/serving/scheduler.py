@@ -154,10 +154,10 @@ class Scheduler(Roster):
         return sum(self.pool.blocks_for(tokens) > len(table.blocks) for table, tokens in known) <= free
 
     def _go_on(self, requests: Sequence[Request], turn: Turn, step: Step) -> None:
-        behind = len(requests)
+        behind, running = len(requests), Status.RUNNING
         for request in requests:
             behind -= 1  # each of whom must have a token
-            if request.status is not Status.RUNNING:
+            if request.status is not running:
                 continue  # preempted, by one before it
             n = turn.tokens(request.remaining, step.left - behind, self.max_tokens_per_step)
             if n > 0 and self._make_room(request, step):
@@ -168,9 +168,10 @@ class Scheduler(Roster):
 
     def _make_room(self, request: Request, step: Step) -> bool:
         """Slots for all its known tokens, if need be from others. False if it had to be preempted itself."""
+        table, known = request.table, len(request.tokens) + request.expected
         while True:
             try:
-                step.copies += self.pool.extend(request.table, len(request.tokens) + request.expected)
+                step.copies += self.pool.extend(table, known)
                 return True
             except OutOfBlocks:
                 newest = self.running[-1]
@@ -232,24 +233,27 @@ class Scheduler(Roster):
         step = self._first(plan)
         outputs = check_result(plan, result)
         later = self._under_way[1] if len(self._under_way) > 1 else None
+        number, running = step.number, Status.RUNNING
         now, news, computed, kinds = self.clock(), [], [], set()
         for work in plan.work:
-            share, output = step.shares.get(work.request), outputs.get(work.request, NOTHING)
-            if share is None or share.request.status is not Status.RUNNING:
+            name, planned, start, _, logits, _ = work
+            share, output = step.shares.get(name), outputs.get(name, NOTHING)
+            if share is None or share.request.status is not running:
                 continue  # ended since, and perhaps another one came with its id
-            request, tokens = share.request, len(work.tokens)
+            request, tokens = share.request, len(planned)
             computed.append(tokens)
             kinds.add(share.prefill)
-            reason, said = None, ()
+            reason = None
             if output.error is None:
+                said, guesses = (), 0
                 request.under_way -= tokens
-                if work.logits:
+                if logits:
                     request.expected -= 1
-                    said, reason = self._take_in(request, output, later, guesses=work.logits - 1)
+                    guesses = logits - 1
+                    said, reason = self._take_in(request, output, later, guesses)
                 else:
-                    request.computed = work.end
-                guesses = max(0, work.logits - 1)
-                news.append(Progress(step.number, now, work.request, work.computed, tokens, guesses, said))
+                    request.computed = start + tokens
+                news.append(Progress(number, now, name, start, tokens, guesses, said))
             if reason is not None or output.error is not None:
                 self.events.add_progress(news)  # which was before
                 news = []
@@ -268,10 +272,11 @@ class Scheduler(Roster):
         if request.draft:
             held = not guesses and said == request.draft[:1]  # proposed too late for this step, and right so far
             request.draft = request.draft[1:] if held else ()
-        if not said and later is not None:
-            later.void(request)
         table, known = request.table, len(request.tokens)
-        if request.computed // self.pool.block_size > len(table.prefixes) and said:
+        if not said:
+            if later is not None:
+                later.void(request)
+        elif request.computed // self.pool.block_size > len(table.prefixes):  # another block is full
             self.pool.register(table, request.tokens, request.computed)
         if reason is None and table.length > known:
             self.pool.truncate(table, known)
@@ -301,6 +306,7 @@ class Scheduler(Roster):
 
 def _goes_on(request: Request) -> bool:
     """It will have more to compute when what is under way is done, whatever the tokens are that it says."""
-    known = len(request.tokens) + request.expected
+    expected = request.expected
+    known = len(request.tokens) + expected
     # Guesses follow what is known, so one that has some waits until it is.
-    return known < request.limit and request.remaining > 0 and not (request.expected and request.draft)
+    return request.computed + request.under_way < known < request.limit and not (expected and request.draft)

@@ -28,8 +28,8 @@ class Share:
         stop, known = start + self.n, len(request.tokens)
         tokens = (PLACEHOLDER,) if start == known else (*request.tokens[start:stop], *guesses)
         logits = 1 + len(guesses) if stop == known + request.expected else 0
-        blocks = request.table.told()
-        if (needed := pool.blocks_for(stop + len(guesses))) < len(blocks):
+        blocks, needed = request.table.told(), pool.blocks_for(start + len(tokens))
+        if needed < len(blocks):
             blocks = blocks[:needed]
         request.under_way += len(tokens)
         request.expected += logits > 0

@@ -28,11 +28,10 @@ class UnderWay:
         The scheduler is told where a stop string ends the request; the metrics are asked for the request's at its end.
         """
         request, answer, text = self.request, self.answer, self.text
-        first = len(answer.tokens)
+        first, piece = len(answer.tokens), ""
         new = request.tokens[self._prompt + first :]
         if request.stop_token is not None:
             new.pop()
-        piece = ""
         for taken, token in enumerate(new, 1):
             piece += text.push(token)
             if text.stopped is not None:

@@ -7,14 +7,24 @@ import pytest
 
 from llmsys.serving.async_engine import AsyncEngine
 from llmsys.serving.engine import Engine
+from llmsys.serving.execution import Execution
 from llmsys.serving.sampling_params import SamplingParams
 
 PROMPT = (5, 9, 30, 12, 44, 8, 60)
 PROMPTS = [PROMPT[:n] for n in range(1, 8)]
 
 
+EXECUTION = Execution()
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["a step at a time", "ahead"])
+def ahead(request, monkeypatch):
+    """Each test with steps that are planned one at a time, and ahead."""
+    monkeypatch.setattr(f"{__name__}.EXECUTION", Execution(ahead=request.param))
+
+
 def served(pair, **more) -> AsyncEngine:
-    return AsyncEngine(Engine(pair.ours, **dict(num_blocks=40, block_size=4) | more))
+    return AsyncEngine(Engine(pair.ours, **dict(num_blocks=40, block_size=4, execution=EXECUTION) | more))
 
 
 def params(n=8, **more) -> SamplingParams:
@@ -109,6 +119,52 @@ def test_who_hangs_up_is_aborted_and_the_others_are_not(llama, how):
             return tokens
 
     assert in_time(go()) == llama.greedy(PROMPT[:4])[0][:20]
+
+
+def test_to_abort_what_is_not_there_does_nothing_to_what_comes_later(llama):
+    async def go():
+        async with served(llama) as engine:
+            engine.abort("a")  # nobody's yet
+            tokens = (await engine.generate(PROMPT, params(3), id="a")).tokens
+            engine.abort("a")  # and no more
+            again = (await engine.generate(PROMPT, params(5), id="a")).tokens
+            return tokens, again
+
+    tokens, again = in_time(go())
+    assert tokens == llama.greedy(PROMPT)[0][:3] and again == llama.greedy(PROMPT)[0][:5]
+
+
+def test_an_id_may_come_again_while_somebody_still_reads_the_response_before(llama):
+    async def go():
+        async with served(llama) as engine:
+            first = engine.stream(PROMPT, params(2), id="a")
+            begun = await anext(first)
+            while engine.engine.has_unfinished:  # it ends, unread
+                await asyncio.sleep(0)
+            second = engine.stream(PROMPT[1:], params(6), id="a")
+            update = await anext(second)
+            await first.aclose()  # hangs up on a response that has ended
+            tokens = [*update.tokens, *await read(second)]
+        assert nothing_left(engine.engine) and engine.engine.metrics.totals.aborted == 0
+        return begun.tokens, tokens
+
+    begun, tokens = in_time(go())
+    assert list(begun) == llama.greedy(PROMPT)[0][:1] and tokens == llama.greedy(PROMPT[1:])[0][:6]
+
+
+def test_who_waits_to_be_added_can_be_aborted_too(llama):
+    async def go():
+        async with served(llama) as engine:
+            async with engine._lock:  # as in the middle of a step
+                coming = asyncio.create_task(engine.generate(PROMPT, params(100), id="a"))
+                while not engine._coming:
+                    await asyncio.sleep(0)
+                engine.abort("a")
+            response = await coming
+        return response.answers[0].reason, len(response.tokens)
+
+    reason, n = in_time(go())
+    assert reason == "abort" and n < 5
 
 
 def test_a_refusal_is_the_askers_alone(llama):

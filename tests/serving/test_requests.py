@@ -22,6 +22,7 @@ from tests.support.made_up_runner import MadeUpRunner
     [
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": 1.5}, "max_tokens must be a whole number"),
+        ({"max_tokens": True}, "max_tokens must be a whole number, got True"),
         ({"temperature": -1}, "temperature must be"),
         ({"temperature": float("nan")}, "temperature must be"),
         ({"top_k": 5}, "top_k has no effect at temperature 0"),

@@ -68,13 +68,16 @@ class Step:
 
 
 def read(events: Iterable[Event]) -> list[Step]:
-    """The steps of a log, in order. What happened after the last one is left out."""
+    """The steps of a log, in order. What happened after the last one is left out.
+
+    Where steps are planned ahead, who comes in with one is written down before the step before it is done.
+    """
     steps: list[Step] = []
+    begun: dict[int, Step] = {}  # by their numbers, those that are not done
     known: dict[str, int] = {}  # tokens of each request
     prompts: dict[str, int] = {}
-    step = None
     for event in events:
-        step = step or Step(event.step)
+        step = begun.get(event.step) or begun.setdefault(event.step, Step(event.step))
         if isinstance(event, Arrived):
             step.arrived.append(event.request)
             known[event.request] = prompts[event.request] = event.prompt_tokens
@@ -93,8 +96,18 @@ def read(events: Iterable[Event]) -> list[Step]:
         elif isinstance(event, Finished | Failed | Aborted):
             step.ended.append(event.request)
         elif isinstance(event, StepDone):
-            step.number, step.running, step.waiting = event.step, event.running, event.waiting
+            step = _joined([begun.pop(number) for number in sorted(begun) if number <= event.step])
+            step.running, step.waiting = event.running, event.waiting
             step.blocks_used, step.blocks = event.blocks_used, event.blocks
             steps.append(step)
-            step = None
     return steps
+
+
+def _joined(steps: list[Step]) -> Step:
+    """The last one, with what happened in those before it, which were never done: nobody waited for them any more."""
+    *before, last = steps
+    for step in reversed(before):
+        for name in ("arrived", "said", "ended"):
+            setattr(last, name, getattr(step, name) + getattr(last, name))
+        last.admitted, last.preempted = step.admitted | last.admitted, step.preempted | last.preempted
+    return last
