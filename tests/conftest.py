@@ -26,6 +26,7 @@ install_import_hook(
         "llmsys.cache",
         *(f"llmsys.models.{path.stem}" for path in (Path(__file__).parents[1] / "llmsys/models").glob("*.py")),
         "llmsys.models.fused.forward",
+        "llmsys.models.few_kernels.forward",
         "llmsys.serving.sampler",
         "llmsys.training",
     ],

@@ -5,8 +5,16 @@ A step of small kernels takes three times as long, though it reads no more: ever
 memory, and ends with most of the GPU idle. Here there are fewer kernels, and each asks for its weights while the one
 before it runs (`pieces`).
 
-Results are those of the model, but for rounding: what flows between kernels is fp32, or the weights' dtype where the
-model's own would be. They are the same to the last bit each time, whatever else is in the step.
+    embedding                                                       h
+    each layer:   qkv, q and k rotated
+                  attention, in parts
+                  output, which puts the parts together; with several sequences that is a kernel of its own, merge
+                  gate_up
+                  down
+    head                                                            logits
+
+Results are those of the model, but for rounding: what flows between kernels is fp32, or bf16 where the model's own is.
+A step of S rows gives the same to the last bit each time, whoever is in the other rows.
 """
 
 import math
@@ -23,7 +31,7 @@ from llmsys.attention.rotary import frequencies
 from llmsys.cache import Backend, Batch, PagedCache
 from llmsys.hardware.tier import interpreting, triton_installed
 from llmsys.models.few_kernels.plans import Plan, Tile, piece_of, plan_for, power_from
-from llmsys.models.llama import Llama
+from llmsys.models.llama import Layer, Llama
 from llmsys.models.modules import Linear
 
 MOST = 4
@@ -37,6 +45,7 @@ class Kernels:
     qkv: Any
     attention: Any
     output: Any
+    merge: Any
     gate_up: Any
     down: Any
     head: Any
@@ -51,6 +60,8 @@ def refusal(model: Llama, cache: Backend | None = None) -> str | None:
     """Why `FewKernelForward` cannot take this model or this cache, in words; None where it can."""
     if not triton_installed():
         return "Triton is not installed"
+    if not isinstance(model, Llama) or not model.is_whole or not all(type(layer) is Layer for layer in model.layers):
+        return "the model must be a whole Llama with the library's layers, its embedding and its head"
     device, dtype = model.device, model.dtype
     if interpreting():
         if device.type != "cpu" or dtype not in (torch.float32, torch.float16):
@@ -61,13 +72,11 @@ def refusal(model: Llama, cache: Backend | None = None) -> str | None:
 
 
 def _refused_sizes(model: Llama) -> str | None:
-    if not isinstance(model, Llama) or not model.is_whole:
-        return "the model must be a whole Llama, with its embedding and its head"
     D, G = model.config.head_size, model.config.heads // model.config.kv_heads
     if D < 16 or D & (D - 1) or D > 256:
         return f"heads must have 16, 32, 64, 128 or 256 elements, and have {D}"
-    if G > 16:
-        return f"at most 16 query heads may share a key head, and {G} do"
+    if G > 8:
+        return f"at most 8 query heads may share a key head, and {G} do"
     return None
 
 
@@ -89,6 +98,8 @@ def _refused_weights(model: Llama) -> str | None:
 def _refused_cache(model: Llama, cache: Backend) -> str | None:
     if not isinstance(cache, PagedCache) or cache.kernel not in (None, "triton"):
         return "the cache must be a PagedCache with the library's kernels"
+    if cache.spec not in (None, model.cache_spec()):
+        return "the cache must be made from this model's cache_spec()"
     return None
 
 
@@ -105,7 +116,7 @@ class FewKernelForward:
     most
         Sequences in a step, by which buffers are sized.
     plan
-        How the work is cut up; None for `plan_for(model.config)`.
+        How the work is cut up; None for `plan_for(model.config, S)`.
     kernels
         In place of the library's.
     dependent
@@ -132,21 +143,25 @@ class FewKernelForward:
         if kernels is None:
             if (why := refusal(model)) is not None:
                 raise ValueError(f"model must be one that few kernels can take: {why}")
-            kernels = _library()
+            kernels = library_kernels()
             can = model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (9, 0)
             dependent = can if dependent is None else dependent and can
         self.model, self.most, self.kernels, self.dependent = model, most, kernels, bool(dependent)
-        self.plan = plan or plan_for(model.config, model.dtype.itemsize, _sms(model.device))
-        self._buffers = _Buffers.of(model, most, self.plan)
+        self._sms = _sms(model.device)
+        self._given_plan = plan
+        self._buffers = _Buffers.of(model, most, max(self.plan_of(S).max_splits for S in range(1, most + 1)))
         self._specs = [layer.cache_spec(model.dtype) for layer in model.layers]
-        self._programs = self.plan.head_programs * _sms(model.device)
         self._taken: Backend | None = None
 
     def takes(self, cache: Backend) -> bool:
         """Whether a step over this cache can be run here."""
         return refusal(self.model, cache) is None
 
-    def __call__(self, tokens: Int[Tensor, "1 S"], cache: PagedCache, batch: Batch) -> Float[Tensor, "1 L V"]:
+    def plan_of(self, S: int) -> Plan:
+        """How a step of S sequences is cut up."""
+        return self._given_plan or plan_for(self.model.config, S, self.model.dtype.itemsize, self._sms)
+
+    def __call__(self, tokens: Int[Tensor, "1 S"], cache: Backend, batch: Batch) -> Float[Tensor, "1 L V"]:
         """The logits of the tokens that `batch.logits_indices` names, (1, L, V), in the model's dtype."""
         S = self._layers(tokens, cache, batch)
         wanted = batch.logits_indices
@@ -154,15 +169,15 @@ class FewKernelForward:
         L, V = wanted.shape[0], self.model.config.vocab_size
         logits = torch.empty(1, L, V, dtype=self.model.dtype, device=self.model.device)
         if L:
-            self._head(wanted, logits)
+            self._head(wanted, logits, S)
         return logits
 
-    def hidden(self, tokens: Int[Tensor, "1 S"], cache: PagedCache, batch: Batch) -> Float[Tensor, "1 S C"]:
+    def hidden(self, tokens: Int[Tensor, "1 S"], cache: Backend, batch: Batch) -> Float[Tensor, "1 S C"]:
         """What the head is given, (1, S, C)."""
         S = self._layers(tokens, cache, batch)
         return self.model.norm(self._buffers.h[None, :S]).to(self.model.dtype)
 
-    def _layers(self, tokens: Tensor, cache: PagedCache, batch: Batch) -> int:
+    def _layers(self, tokens: Tensor, cache: Backend, batch: Batch) -> int:
         """Everything but the head: S, the number of sequences, whose residual is in the buffers then."""
         self._check(tokens, cache, batch)
         S = tokens.shape[1]
@@ -179,54 +194,67 @@ class FewKernelForward:
 
     def _embed(self, tokens: Tensor, batch: Batch) -> None:
         model, b = self.model, self._buffers
-        C, HALF, PARTS = model.config.hidden_size, model.config.head_size // 2, b.down_squares.shape[1]
+        C, HALF = model.config.hidden_size, model.config.head_size // 2
         first = model.layers[model.layer_range.start]
         # The step's first kernel waits for the step before it to end, so it is launched like any other.
         self.kernels.embedding[(tokens.shape[1],)](
             tokens, batch.positions, model.embedding.weight, b.frequency, first.attention_norm.weight, b.h, b.x,
-            b.down_squares, b.cos, b.sin, C=C, HALF=HALF, PARTS=PARTS, BLOCK_C=power_from(C),
-            BLOCK_HALF=power_from(HALF), BLOCK_PARTS=power_from(PARTS), PDL=self.dependent, num_warps=4,
+            b.down_squares, b.cos, b.sin, C=C, HALF=HALF, BLOCK_C=power_from(C), BLOCK_HALF=power_from(HALF),
+            **_parts_of(C, self.plan_of(tokens.shape[1]).down), PDL=self.dependent, num_warps=4,
         )  # fmt: skip
 
     def _layer(self, layer, keys: Tensor, values: Tensor, batch: Batch, S: int, next_scale: Tensor) -> None:
-        config, plan, b, eps = self.model.config, self.plan, self._buffers, self.model.config.norm_eps
+        config, plan, b, eps = self.model.config, self.plan_of(S), self._buffers, self.model.config.norm_eps
         C, I, D, HQ, HKV = config.hidden_size, config.mlp_size, config.head_size, config.heads, config.kv_heads
-        N = (HQ + 2 * HKV) * D
-        after_output, after_down = (dict(PARTS=x.shape[1], BLOCK_PARTS=power_from(x.shape[1])) for x in b.squares)
+        after_output, after_down = _parts_of(C, plan.output), _parts_of(C, plan.down)
+        norm, tile = layer.q_norm is not None, plan.qkv
+        splits = dict(BLOCK_N=plan.block_n, MAX_SPLITS=plan.max_splits)
         self._launch(
-            self.kernels.qkv, -(-N // plan.qkv.rows), plan.qkv.warps, b.x, b.down_squares, layer.qkv.weight, b.qkv,
-            eps, S=S, C=C, N=N, **_rows_of(plan.qkv, C), **after_down,
+            self.kernels.qkv, (HQ + 2 * HKV) * D // tile.rows, tile.warps, b.x, b.down_squares, layer.qkv.weight,
+            layer.q_norm.weight if norm else None, layer.k_norm.weight if norm else None, b.cos, b.sin, b.qkv,
+            b.head_squares, eps, S=S, C=C, HQ=HQ, HKV=HKV, D=D, R=tile.rows, W=piece_of(C, tile.rows // 2, tile.warps),
+            NORM=norm, **after_down,
         )  # fmt: skip
-        norm, splits = layer.q_norm is not None, plan.splits_of(S)
         self._launch(
-            self.kernels.attention, (HKV * splits, S), plan.attention_warps, b.qkv,
-            layer.q_norm.weight if norm else None, layer.k_norm.weight if norm else None, b.cos, b.sin, keys, values,
-            batch.block_table, batch.seq_lens, batch.slot_mapping, b.o, b.lse, *keys.stride()[:3],
+            self.kernels.attention, (HKV * plan.max_splits, S), plan.attention_warps, b.qkv, b.head_squares, keys,
+            values, batch.block_table, batch.seq_lens, batch.slot_mapping, b.o, b.lse, *keys.stride()[:3],
             *values.stride()[:3], batch.block_table.stride(0), eps, LOG2_E / math.sqrt(D), HQ=HQ, HKV=HKV, D=D,
-            PAGE=keys.shape[1], BLOCK_N=plan.block_n, SPLITS=splits, NORM=norm, BLOCK_G=16,
+            PAGE=keys.shape[1], **splits, NORM=norm, HEAD_PARTS=D // tile.rows,
         )  # fmt: skip
-        self._launch(
-            self.kernels.output, b.output_squares.shape[1], plan.output.warps, b.o, b.lse, layer.output.weight,
-            layer.mlp_norm.weight, b.h, b.x, b.output_squares, S=S, C=C, HQ=HQ, D=D, SPLITS=splits,
-            R=plan.output.rows, BLOCK_HQ=power_from(HQ), PARTS=b.output_squares.shape[1],
-        )  # fmt: skip
+        into_output = (layer.output.weight, layer.mlp_norm.weight, b.h, b.x, b.output_squares)
+        if S == 1:
+            self._launch(
+                self.kernels.output, -(-C // plan.output.rows), plan.output.warps, b.o, b.lse, batch.seq_lens,
+                *into_output, C=C, HQ=HQ, D=D, **splits, AT_ONCE=plan.parts_at_once, R=plan.output.rows,
+                BLOCK_HQ=power_from(HQ), PARTS=-(-C // plan.output.rows),
+            )  # fmt: skip
+        else:
+            self._launch(
+                self.kernels.merge, (HQ, S), 1, b.o, b.lse, batch.seq_lens, b.merged, HQ=HQ, D=D, **splits,
+                AT_ONCE=plan.parts_at_once,
+            )  # fmt: skip
+            self._launch(
+                self.kernels.down, -(-C // plan.output.rows), plan.output.warps, b.merged, *into_output, S=S, C=C,
+                I=HQ * D, **_rows_of(plan.output, HQ * D), PARTS=-(-C // plan.output.rows),
+            )  # fmt: skip
         self._launch(
             self.kernels.gate_up, -(-I // plan.gate_up.rows), plan.gate_up.warps, b.x, b.output_squares,
             layer.gate_up.weight, b.act, eps, S=S, C=C, I=I, **_rows_of(plan.gate_up, C), **after_output,
         )  # fmt: skip
         self._launch(
-            self.kernels.down, b.down_squares.shape[1], plan.down.warps, b.act, layer.down.weight, next_scale, b.h, b.x,
-            b.down_squares, S=S, C=C, I=I, **_rows_of(plan.down, I), PARTS=b.down_squares.shape[1],
+            self.kernels.down, after_down["PARTS"], plan.down.warps, b.act, layer.down.weight, next_scale, b.h, b.x,
+            b.down_squares, S=S, C=C, I=I, **_rows_of(plan.down, I), PARTS=after_down["PARTS"],
         )  # fmt: skip
 
-    def _head(self, wanted: Tensor, logits: Tensor) -> None:
-        config, b, tile = self.model.config, self._buffers, self.plan.head
-        C, V, PARTS = config.hidden_size, config.vocab_size, b.down_squares.shape[1]
+    def _head(self, wanted: Tensor, logits: Tensor, S: int) -> None:
+        config, b, plan = self.model.config, self._buffers, self.plan_of(S)
+        C, V, tile = config.hidden_size, config.vocab_size, plan.head
+        programs = min(plan.head_programs * self._sms, -(-V // tile.rows))
         with torch.cuda.device_of(logits):
             self._launch(
-                self.kernels.head, min(self._programs, -(-V // tile.rows)), tile.warps, b.x, b.down_squares,
-                self.model.head.weight, wanted, logits, config.norm_eps, L=wanted.shape[0], C=C, V=V, R=tile.rows,
-                BLOCK_C=power_from(C), PARTS=PARTS, BLOCK_PARTS=power_from(PARTS),
+                self.kernels.head, programs, tile.warps, b.x, b.down_squares, self.model.head.weight, wanted, logits,
+                config.norm_eps, L=wanted.shape[0], C=C, V=V, R=tile.rows, BLOCK_C=power_from(C),
+                **_parts_of(C, plan.down),
             )  # fmt: skip
 
     def _launch(self, kernel, grid, warps: int, *args, **constants) -> None:
@@ -234,7 +262,7 @@ class FewKernelForward:
         early = dict(launch_pdl=True) if self.dependent else {}
         kernel[grid](*args, **constants, PDL=self.dependent, num_warps=warps, **early)
 
-    def _check(self, tokens: Tensor, cache: PagedCache, batch: Batch) -> None:
+    def _check(self, tokens: Tensor, cache: Backend, batch: Batch) -> None:
         if cache is not self._taken:
             if (why := _refused_cache(self.model, cache)) is not None:
                 raise ValueError(f"cache must be one that few kernels can take: {why}")
@@ -260,19 +288,21 @@ class _Buffers:
 
     h: Tensor  #               (most, C)
     x: Tensor  #               (most, C)
-    qkv: Tensor  #             (most, (Hq + 2 Hkv) · D)
+    qkv: Tensor  #             (most, Hq + 2 Hkv, D)
+    head_squares: Tensor  #    (most, Hq + Hkv, D / 2), as many of these as a head has programs
     o: Tensor  #               (most, splits, Hq, D)
     lse: Tensor  #             (most, splits, Hq)
+    merged: Tensor  #          (most, Hq, D)
     act: Tensor  #             (most, I)
-    output_squares: Tensor  #  (most, programs of the output's kernel)
-    down_squares: Tensor  #    (most, programs of down's kernel)
+    output_squares: Tensor  #  (most, C), of which as many are used as the output's kernel has programs
+    down_squares: Tensor  #    (most, C), the same of down's
     cos: Tensor  #             (most, D / 2)
     sin: Tensor  #             (most, D / 2)
     frequency: Tensor  #       (D / 2,)
     all: Tensor  #             (most,) 0, 1, …
 
     @classmethod
-    def of(cls, model: Llama, most: int, plan: Plan) -> "_Buffers":
+    def of(cls, model: Llama, most: int, splits: int) -> "_Buffers":
         config, device = model.config, model.device
         C, D, HQ = config.hidden_size, config.head_size, config.heads
         # Not float16, which cannot hold all that a residual can be.
@@ -285,21 +315,25 @@ class _Buffers:
             return cls(
                 h=empty(C),
                 x=empty(C, dtype=low),
-                qkv=empty((HQ + 2 * config.kv_heads) * D),
-                o=empty(plan.splits, HQ, D, dtype=low),
-                lse=empty(plan.splits, HQ),
+                qkv=empty(HQ + 2 * config.kv_heads, D, dtype=low),
+                head_squares=empty(HQ + config.kv_heads, D // 2),
+                o=empty(splits, HQ, D, dtype=low),
+                lse=empty(splits, HQ),
+                merged=empty(HQ, D, dtype=low),
                 act=empty(config.mlp_size, dtype=low),
-                output_squares=empty(-(-C // plan.output.rows)),
-                down_squares=empty(-(-C // plan.down.rows)),
+                output_squares=empty(C),
+                down_squares=empty(C),
                 cos=empty(D // 2),
                 sin=empty(D // 2),
                 frequency=frequencies(D, config.rope_base, config.rope_divisors, device),
                 all=torch.arange(most, dtype=torch.int32, device=device),
             )
 
-    @property
-    def squares(self) -> tuple[Tensor, Tensor]:
-        return self.output_squares, self.down_squares
+
+def _parts_of(C: int, tile: Tile) -> dict[str, int]:
+    """In how many parts a kernel with such programs adds up the squares of a residual of C."""
+    parts = -(-C // tile.rows)
+    return dict(PARTS=parts, BLOCK_PARTS=power_from(parts))
 
 
 def _rows_of(tile: Tile, K: int) -> dict[str, int]:
@@ -310,12 +344,25 @@ def _sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _library() -> Kernels:
+def library_kernels() -> Kernels:
     # Triton: not before now
     from llmsys.models.few_kernels.attention import attention_kernel
     from llmsys.models.few_kernels.ends import embedding_kernel, head_kernel
-    from llmsys.models.few_kernels.products import down_kernel, gate_up_kernel, output_kernel, qkv_kernel
+    from llmsys.models.few_kernels.products import (
+        down_kernel,
+        gate_up_kernel,
+        merge_kernel,
+        output_kernel,
+        qkv_kernel,
+    )
 
     return Kernels(
-        embedding_kernel, qkv_kernel, attention_kernel, output_kernel, gate_up_kernel, down_kernel, head_kernel
+        embedding_kernel,
+        qkv_kernel,
+        attention_kernel,
+        output_kernel,
+        merge_kernel,
+        gate_up_kernel,
+        down_kernel,
+        head_kernel,
     )

@@ -38,12 +38,18 @@ def load_rows(w_ptr, rows, there, K: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def multiply(pieces, x_ptr, K: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+def multiply(pieces, x_ptr, there, K: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
     """The rows' products with x (K,) in fp32, as far as one lane adds them up: (R, W / 8), to be summed over axis 1."""
     total = tl.zeros((R, W), tl.float32)
     for i in tl.static_range((K + W - 1) // W):
         k = i * W + tl.arange(0, W)[None, :]
-        x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)  # (1, W)
+        wanted = k < K
+        if W < 256:
+            # Lanes have different rows, and each loads x for its own: else x, or what is larger, the weights would be
+            # moved between lanes. (The mask names rows so that the compiler does not load x once after all.)
+            wanted = wanted & there[:, None]
+            k = tl.broadcast_to(k, (R, W))
+        x = tl.load(x_ptr + k, mask=wanted, other=0.0).to(tl.float32)  # (1, W), or (R, W)
         total += pieces[i].to(tl.float32) * x
     return tl.sum(tl.reshape(total, (R, W // 8, 8)), axis=2)
 

@@ -25,47 +25,51 @@ class Plan:
     down: Tile
     head: Tile
     head_programs: int  # on an SM
-    splits: int  #        into how many parts attention to the keys of one sequence is cut
-    block_n: int  #       keys of a tile
+    block_n: int  #        keys of a tile of attention
+    max_splits: int  #     parts into which attention to the keys of one sequence is cut at most
+    parts_at_once: int  #  of these, that are loaded together to be put together
     attention_warps: int
-
-    def splits_of(self, S: int) -> int:
-        """Parts of each of S sequences: programs that put them together read those of all sequences, so the parts of a
-        step stay about as many as those of one sequence."""
-        return max(min(2, self.splits), self.splits // power_from(S))
 
     def but(self, **changes) -> "Plan":
         return replace(self, **changes)
 
 
-def plan_for(config: LlamaConfig, itemsize: int = 2, sms: int = SMS) -> Plan:
-    """A program has about 12 KB of weights, in one warp's registers, and there are three programs for two SMs at least.
+def plan_for(config: LlamaConfig, S: int = 1, itemsize: int = 2, sms: int = SMS) -> Plan:
+    """For steps of S sequences. A program has about 12 KB of weights, in one warp's registers, and there are three
+    programs for two SMs at least. With several sequences it has half of that: weights are kept as fp32 then.
 
-    The output's programs are as many as SMs: each puts the parts of attention together, which is as many bytes again.
+    With one sequence the output's programs are fewer and larger: each puts the parts of attention together, which is as
+    many bytes again.
     """
     C, I, D = config.hidden_size, config.mlp_size, config.head_size
-    heads = config.heads * D
-    splits = max(4, min(16, _down_to_power(64 // config.kv_heads)))
+    heads, block_n = config.heads * D, max(16, 4096 // D)
+    room = 12 * 1024 if S == 1 else 6 * 1024
     return Plan(
-        qkv=_tile(heads + 2 * config.kv_heads * D, C * itemsize, sms),
-        output=_output_tile(C, heads * itemsize, sms),
-        gate_up=_tile(I, 2 * C * itemsize, sms),
-        down=_tile(C, I * itemsize, sms),
+        qkv=_pairs(_tile(heads + 2 * config.kv_heads * D, C * itemsize, sms, room), D),
+        output=_output_tile(C, heads * itemsize, sms) if S == 1 else _tile(C, heads * itemsize, sms, room),
+        gate_up=_tile(I, 2 * C * itemsize, sms, room),
+        down=_tile(C, I * itemsize, sms, room),
         head=Tile(max(1, _down_to_power(8192 // power_from(C))), 2),
         head_programs=8,
-        splits=splits,
-        block_n=max(16, min(64, 512 // splits)),
-        attention_warps=4,
+        block_n=block_n,
+        max_splits=max(1, 2048 // block_n),
+        parts_at_once=max(1, 512 // block_n),
+        attention_warps=1,
     )
 
 
-def _tile(N: int, row_bytes: int, sms: int) -> Tile:
-    rows = max(1, min(_down_to_power(12 * 1024 // row_bytes), _down_to_power(N * 2 // (3 * sms)), 16))
-    return Tile(rows, power_from(-(-rows * row_bytes // (12 * 1024))))
+def _tile(N: int, row_bytes: int, sms: int, room: int) -> Tile:
+    rows = max(1, min(_down_to_power(room // row_bytes), _down_to_power(N * 2 // (3 * sms)), 16))
+    return Tile(rows, power_from(-(-rows * row_bytes // room)))
+
+
+def _pairs(tile: Tile, D: int) -> Tile:
+    """Two rows that turn together at least, and of one head."""
+    return Tile(min(max(2, tile.rows), D), tile.warps)
 
 
 def _output_tile(C: int, row_bytes: int, sms: int) -> Tile:
-    rows = max(1, min(_down_to_power(32 * 1024 // row_bytes), power_from(-(-C // sms))))
+    rows = max(1, min(_down_to_power(64 * 1024 // row_bytes), 2 * power_from(-(-C // sms))))
     return Tile(rows, max(1, min(8, power_from(-(-rows * row_bytes // (8 * 1024))))))
 
 
