@@ -654,14 +654,14 @@ plain = steps_of["Qwen3-0.6B", "full batch", "all off"]
 print(f"{record.device}, a copy: {copied:,.0f} GB/s")
 print(f"{plain['weight_bytes'] / 1e9:.2f} GB of weights, and of {plain['sequences']} requests {plain['tokens']:,} tokens", end="")
 print(f" in the cache, {plain['cache_bytes'] / 1e9:.1f} GB: at least {plain['roofline_ms']:.2f} ms a step")
-print(f"the plain engine launches {plain['launches']} kernels (and copies) for it, one by one")
+print(f"the plain engine launches {plain['launches']:,} kernels (and copies) for it, one by one")
 
 # %% [markdown]
 # A plain engine goes about it like this. The host plans the step, makes a batch of the plan, and runs the model: 28
 # layers in Python, in which one kernel after the other is launched. Then it waits for the tokens, takes them in, gives
 # them to whoever listens, and plans the next step. Kernels run while it launches others; whenever the last one that was
-# launched is done, the GPU has nothing to do. To launch a kernel from Python takes several microseconds. **For what
-# share of such a step does the GPU have nothing to do?**
+# launched is done, the GPU has nothing to do. To launch a kernel takes the host ten microseconds and more, with all that
+# PyTorch does around it. **For what share of such a step does the GPU have nothing to do?**
 
 # %% tags=["predict"]
 predict("09.idle", None, "%")
@@ -681,8 +681,8 @@ viz.continuous_batching.step_parts(record)
 # lesson 08 has been there. (It is most of the dashed line, which has the weights as well.)
 #
 # **The other kernels** are the products, which read the weights, and between them what is small: norms, the rotation,
-# the gate of the MLP, the sums of the residual, the next token's draw. A small kernel moves a few megabytes; much of its
-# time is spent to begin and to end.
+# the gate of the MLP, the sums of the residual, the draw of the next tokens. A small kernel moves a megabyte or two;
+# much of its time is spent to begin and to end.
 #
 # **Nothing** is the host's part. In it no byte moves, and none of it is in (2).
 #
@@ -696,10 +696,11 @@ viz.continuous_batching.step_parts(record)
 #   known *then*, and when the step runs, the GPU fills them in from what it has drawn. Who has come to `max_tokens` is
 #   known beforehand. Who says an end token, or a stop string, is known a step late: the request has been computed once
 #   more, and that token is thrown away.
-# - `fused`: what is small and comes together is one kernel. The residual's sum with the norm after it, the rotation with
-#   the write into the cache, the gate with its product; and q, k and v are one product.
-# - `few_kernels`: for few requests, a layer is a handful of kernels, each of which is launched before the one ahead of
-#   it has ended, and has fetched its weights when its turn comes.
+# - `fused`: a layer is four products and attention, and there is one small kernel between any two of these: the
+#   residual's sum with the norm after it; the norms of the heads with their rotation and the write into the cache; the
+#   gate. In plain PyTorch a norm alone is half a dozen.
+# - `few_kernels`: where there are few requests, a layer is five kernels, small operations included. Each is launched
+#   before the one ahead of it has ended, and has fetched its weights when its turn comes.
 #
 # In the picture each of them is taken away from "all on", so what a line has more than the last one is what its switch
 # is worth there. And what is it worth? Host and GPU are two workers. Let $P$ be the time in which the host plans,
@@ -728,8 +729,8 @@ for batch in ("full batch", "one request"):
         print(f"{by_3(row)[3]:9.2f}{row['ms']:10.2f}")
 
 # %% [markdown]
-# So the switches do not add up. Planning ahead hides $P$, at most, and only behind a GPU that is busy: as long as $L$ is
-# the longest of all, there is nothing to hide it behind. Graphs take $L$ away, and then it is $G$ that counts; fewer and
+# So the switches do not add up. Planning ahead hides $P$, at most, and only behind a GPU that is busy: as long as
+# launching takes longest, there is nothing to hide it behind. Graphs take $L$ away, and then it is $G$ that counts; fewer and
 # larger kernels make $G$ shorter (and without graphs $L$, too). When $G$ is all that is left, the engine is where (2)
 # begins.
 #
@@ -744,28 +745,26 @@ many = speeds[shapes[0], "throughput", "all on"]
 print(f"{many['requests']} requests at once, {many['prompt_tokens']:,} tokens of prompts, {many['output_tokens']:,} of answers")
 for shape in shapes:
     print(f"{shape:22}  256 requests: tokens/s  of reading alone      one: tokens/s  of reading alone")
-    for way in WAYS:
-        pair = [speeds.get((shape, sweep, way)) for sweep in ("throughput", "one")]
-        shown = [f"{row['tokens_per_s']:24,.0f}{row['of_roofline']:17.0%}" if row else f"{'–':>24}{'–':>17}" for row in pair]
+    for way in (way for way in WAYS if (shape, "one", way) in speeds):
+        pair = [speeds[shape, sweep, way] for sweep in ("throughput", "one")]
+        shown = [f"{row['tokens_per_s']:24,.0f}{row['of_roofline']:17.0%}" for row in pair]
         print(f"  {way:20}{shown[0]}{shown[1][4:]}")
-for shape in shapes:
-    on, off = (speeds.get((shape, "one", way)) for way in ("all on", "all off"))
-    many_on, many_off = (speeds.get((shape, "throughput", way)) for way in ("all on", "all off"))
-    if off and many_off:
-        print(f"{shape}, all on against all off: {many_on['tokens_per_s'] / many_off['tokens_per_s']:.1f} times", end="")
-        print(f" as many tokens/s with 256 requests, {on['tokens_per_s'] / off['tokens_per_s']:.1f} times with one")
-peers = {row["name"]: row for row in record.rows if row["sweep"] == "peer"}
-if "transformers" in peers:
-    ours, theirs = peers["llmsys"], peers["transformers"]
-    print(f"{ours['requests']} requests, answers of {ours['output_tokens'] // ours['requests']} tokens: ", end="")
-    print(f"{ours['tokens_per_s']:,.0f} tokens/s; transformers {theirs['version']}, its continuous batching with torch's ", end="")
-    print(f"attention: {theirs['tokens_per_s']:,.0f}")
+on, off = (
+    [speeds["Qwen3-0.6B", sweep, way]["tokens_per_s"] for sweep in ("throughput", "one")] for way in ("all on", "all off")
+)
+print(f"Qwen3-0.6B, all on: {on[0] / off[0]:.1f} times the tokens/s of all off with 256 requests, ", end="")
+print(f"{on[1] / off[1]:.1f} times with one")
+for row in (row for row in record.rows if row["sweep"] == "peer"):
+    print(f"{row['requests']} requests, answers of {row['output_tokens'] // row['requests']} tokens, ", end="")
+    print(f"{row['name']} {row.get('version', '')}".strip() + f": {row['tokens_per_s']:,.0f} tokens/s")
 
 # %% [markdown]
 # "Of reading alone" is the share of a time that nobody can beat: that of the weights once a step, and of everybody's
-# keys and values, at the copy's speed. The smaller the model, the smaller the share: its bytes are read in no time, and
-# the number of its kernels is the same. (Whole answers have their prompts in them, and steps in which few are left; so
-# their shares are below those of a step of the full batch.)
+# keys and values, at the copy's speed. The smaller the model, the smaller the share: its bytes are read in no time, but
+# it has no fewer kernels, and the host no less to do. Whole answers have their prompts in them, whose steps differ so
+# much that no graph is recorded for them, and steps in which few are left; so their shares are below those of a step of
+# the full batch. (With all off, and without graphs, the answers are a quarter as long: whole ones would take minutes.)
+# In the last lines is the continuous batching of transformers, with torch's attention.
 #
 # ## The policies, served
 #

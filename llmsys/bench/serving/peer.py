@@ -19,9 +19,9 @@ TIMEOUT = 120.0
 
 
 def seconds_of_transformers(
-    shape: ModelShape, asked: Sequence[Asked], *, context_length: int, repeats: int = 2
+    shape: ModelShape, asked: Sequence[Asked], *, context_length: int, repeats: int = 1
 ) -> tuple[float, str]:
-    """The seconds of its fastest run of the workload, and transformers' version.
+    """The seconds of its fastest run of the workload, of so many, and transformers' version.
 
     Raises RuntimeError where it is not there, is too old to batch continuously, fails, or says too little.
     """
@@ -58,10 +58,11 @@ def _model(transformers, shape: ModelShape, context_length: int):
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
         max_position_embeddings=context_length, tie_word_embeddings=shape.tied,
     )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16 if gpu else torch.float32, attn_implementation="sdpa"
-    )
-    return model.to("cuda" if gpu else "cpu").eval()
+    with torch.device("cuda" if gpu else "cpu"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16 if gpu else torch.float32, attn_implementation="sdpa"
+        )
+    return model.eval()
 
 
 def _run(manager, asked: Sequence[Asked]) -> float:

@@ -20,7 +20,7 @@ from llmsys.models.decode_cost import bytes_per_token, weights_of_step
 from llmsys.models.shapes import SHAPES, ModelShape
 from llmsys.serving import POLICIES, Engine
 
-BUDGET = 460.0
+BUDGET = 330.0
 """Seconds, after which nothing new is begun."""
 FULL, SINGLE = "full batch", "one request"
 """Whose steps are taken apart. The one request is in the middle of its answer."""
@@ -37,12 +37,14 @@ class Sizes:
     requests: int = 256
     shortest: int = 100
     longest: int = 1024
-    max_tokens_per_step: int = 8192
+    max_tokens_per_step: int = 16_384
+    slow: int = 4
+    """By what answers are divided where steps are launched kernel by kernel: whole ones would take most of the time."""
     one: tuple[int, int] = (128, 512)
     """Prompt and output of the request that is alone."""
     peer: tuple[int, int] = (32, 128)
     """Requests, and tokens of each answer."""
-    talks: int = 256
+    talks: int = 128
     rate: float = 32.0
     """Conversations, and how many come in a second."""
     shorter: int = 1
@@ -65,8 +67,8 @@ def sizes(gpu: bool, quick: bool) -> Sizes:
     if gpu and not quick:
         return Sizes(shapes)
     small = Sizes(
-        shapes[1:], requests=16, shortest=8, longest=64, max_tokens_per_step=128, one=(16, 32), peer=(4, 8), talks=16,
-        rate=8.0, shorter=32, whole=1024, pieces=64, places=8, steps=3, patience=0.0,
+        shapes[1:], requests=16, shortest=8, longest=64, max_tokens_per_step=128, slow=1, one=(16, 32), peer=(4, 8),
+        talks=16, rate=8.0, shorter=32, whole=1024, pieces=64, places=8, steps=3, patience=0.0,
     )  # fmt: skip
     if not quick:
         return small
@@ -96,17 +98,18 @@ class Run:
         self.models: dict[str, nn.Module] = {}
 
     def all(self) -> tuple[list[dict], dict[str, str]]:
-        """What matters most first: it is the rest for which time may run out."""
+        """What matters most first: it is the rest for which time may run out. With all off, only the first model runs:
+        that takes longer than all of its parts together."""
         first, start = self.sizes.shapes[0], time.perf_counter()
         open_profiler()
         self.rows.append({"sweep": "copy", "name": "copy", "gbps": round(self.bandwidth / 1e9, 1)})
         all_ways = ways()
         jobs = [(f"{shape.name}, {ALL}", lambda shape=shape: self.way(shape, ALL)) for shape in self.sizes.shapes]
-        jobs += [(f"{first.name}, {NONE}", lambda: self.way(first, NONE))]
-        jobs += [(f"transformers, {first.name}", lambda: self.peer(first))]
         jobs += [(f"policy {policy}", lambda policy=policy: self.policy(first, policy)) for policy in POLICIES]
+        jobs += [(f"transformers, {first.name}", lambda: self.peer(first))]
+        jobs += [(f"{first.name}, {NONE}", lambda: self.way(first, NONE))]
         for shape in self.sizes.shapes:
-            rest = [name for name in all_ways if name not in (ALL, *([NONE] if shape is first else []))]
+            rest = [name for name in all_ways if name not in (ALL, NONE)]
             jobs += [(f"{shape.name}, {name}", lambda shape=shape, name=name: self.way(shape, name)) for name in rest]
         for what, job in jobs:
             if time.perf_counter() - start > BUDGET:
@@ -129,15 +132,20 @@ class Run:
     def way(self, shape: ModelShape, name: str) -> None:
         """One way to execute: the full batch's step, all requests, one request's step, one request."""
         size, way = self.sizes, ways()[name]
-        many = mixed(size.requests, shortest=size.shortest, longest=size.longest, vocab=shape.vocab)
+        every = mixed(size.requests, shortest=size.shortest, longest=size.longest, vocab=shape.vocab)
         one = equal(1, prompt=size.one[0], output=size.one[1], vocab=shape.vocab)
+        many = every
+        if way.graphs is False:
+            many, one = shorter(every, size.slow), shorter(one, size.slow)
         settings = dict(
             max_tokens_per_step=size.max_tokens_per_step, max_sequences=size.requests, max_model_len=size.max_model_len
         )
         if not self.gpu:
             settings |= dict(num_blocks=4 + size.requests * -(-size.max_model_len // 16))
         engine = Engine(self.model(shape), execution=way, **settings)
-        warm_up(engine, size)
+        warm_up(engine)
+        serve(engine, many if name == ALL else shorter(every, 8), "warm-up, many")  # all kernels of mixed steps
+        serve(engine, one, "warm-up, one")
         row = {"name": name, "model": shape.name, "dtype": self.dtype}
         patience = size.patience if name == ALL else 0.0
         self._workload(row | {"sweep": "throughput"}, repeated(engine, many, "many", repeats=3, patience=patience),
@@ -149,7 +157,7 @@ class Run:
             clock = AttentionClock()
             engine = Engine(self.model(shape), execution=way, attention=clock, **settings)
         batches = {
-            FULL: [each._replace(output=size.max_model_len - len(each.prompt)) for each in many],
+            FULL: [each._replace(output=size.max_model_len - len(each.prompt)) for each in every],
             SINGLE: equal(1, prompt=size.one[0] + size.one[1] // 2, output=size.longest, vocab=shape.vocab),
         }
         for what, asked in batches.items():
@@ -171,7 +179,8 @@ class Run:
         asked = mixed(requests, shortest=self.sizes.shortest, longest=self.sizes.longest, vocab=shape.vocab)
         asked = [each._replace(output=output) for each in asked]
         settings = {} if self.gpu else dict(num_blocks=4 + requests * -(-self.sizes.max_model_len // 16))
-        engine = Engine(self.model(shape), execution=ways()[ALL], max_model_len=self.sizes.max_model_len, **settings)
+        settings |= dict(max_sequences=requests, max_model_len=self.sizes.max_model_len)
+        engine = Engine(self.model(shape), execution=ways()[ALL], **settings)
         serve(engine, asked, "warm-up")
         ours = repeated(engine, asked, "peer", repeats=3, patience=self.sizes.patience)[0].seconds
         del engine
@@ -196,7 +205,8 @@ class Run:
         settings |= dict(policy=policy, max_tokens_per_step=most, max_sequences=size.places)
         engine = Engine(self.model(shape), execution=ways()[ALL], **settings)
         waits = Waits(engine)
-        warm_up(engine, size)
+        warm_up(engine)
+        serve(engine, asked, "warm-up, all")
         found = serve(engine, asked, policy, waits=waits)
         row = self._asked(asked) | {
             "sweep": "policies", "name": policy, "model": shape.name, "dtype": self.dtype, "rate": size.rate,
@@ -243,16 +253,19 @@ class Run:
                 )  # fmt: skip
 
 
-def warm_up(engine: Engine, size: Sizes) -> None:
-    """What is compiled, chosen or captured at first use is, for every size of a batch: requests that end one after the
-    other, so that fewer and fewer are left."""
+def shorter(asked: list[Asked], by: int) -> list[Asked]:
+    """The same prompts, with answers of that part of their length."""
+    return [each._replace(output=max(2, each.output // by)) for each in asked]
+
+
+def warm_up(engine: Engine) -> None:
+    """What is captured at the first use of a batch's size is: requests that end one after the other, so that fewer and
+    fewer are left."""
     count = engine.scheduler.max_sequences
     vocab = engine.model.config.vocab_size
     prompt = equal(count, prompt=4, output=1, vocab=vocab)
     short = [each._replace(output=4 + max(0, count - n) // 8 + max(0, 8 - n)) for n, each in enumerate(prompt)]
-    serve(engine, short, "warm-up, short")
-    length = min(size.longest, engine.max_model_len // 2)
-    serve(engine, equal(min(count, 16), prompt=length, output=2, vocab=vocab), "warm-up, long")
+    serve(engine, short, "warm-up, batches")
 
 
 def copy_bandwidth() -> float:

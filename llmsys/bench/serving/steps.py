@@ -3,9 +3,9 @@
     split(engine, asked)      Split(ms=…, attention_ms=…, other_ms=…, idle_ms=…, tokens=…, …)
 
 Steps of a full batch are timed by the clock, from one to the next, with nobody looking. Then the profiler looks at a
-few more and says when which kernel ran. Attention is the time in which one of its kernels did, told by its name; the
-others are what is left of the time in which any did (kernels may overlap: one that is launched before the one ahead of
-it has ended runs from then on); and idle is what is left of the clock's.
+few more and says when which kernel ran. Attention is the time in which one of its kernels did, told by its name, and
+the others are what is left of the time in which any did. (Where several run at once, as those do that are launched
+before the one ahead of them has ended, each has an equal share of the time.) Idle is what is left of the clock's.
 
 Where the profiler sees no kernels (CUPTI is not there), the steps are timed once more in an engine that attends to
 nothing: attention is the difference, and how much of the rest is idle nobody knows.
@@ -26,7 +26,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from llmsys.attention.paged import paged_attention_reference
-from llmsys.bench.serving.serve import hand_over
+from llmsys.bench.serving.serve import hand_over, old_objects_left_alone
 from llmsys.bench.serving.workloads import Asked
 from llmsys.serving import Engine
 from llmsys.serving.metrics import PHASES
@@ -94,7 +94,7 @@ def split(
     clock      who attends in this engine, on a CPU
     without    makes an engine that attends to nothing, for a GPU whose kernels cannot be seen; this one is used no more
     """
-    with _Full(engine, asked, name) as full:
+    with _Full(engine, asked, name) as full, old_objects_left_alone():
         attended = full.tokens
         windows, seconds = [], []
         for _ in range(3):
@@ -115,7 +115,7 @@ def split(
     elif spans:
         how = "profiler"
         busy = busy_us(spans) / 1e3 / steps
-        attention = busy_us(span for span in spans if ATTENTION.search(span[0])) / 1e3 / steps
+        attention = attention_us(spans) / 1e3 / steps
         other, idle = busy - attention, max(0.0, ms - busy)
     else:
         how = "difference"
@@ -129,7 +129,7 @@ def split(
 def open_profiler() -> None:
     """Let the profiler begin once, on a GPU: graphs that are captured later have kernels that it sees."""
     if torch.cuda.is_available():
-        with profile(activities=[ProfilerActivity.CUDA]):
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True):
             torch.ones(1, device="cuda").add_(1)
             _wait()
 
@@ -140,6 +140,21 @@ def busy_us(spans: Iterable[Span]) -> float:
     for _, start, end in sorted(spans, key=lambda span: span[1]):
         total += max(0.0, end - max(start, until))
         until = max(until, end)
+    return total
+
+
+def attention_us(spans: Iterable[Span]) -> float:
+    """The time in which attention ran; of that in which n kernels ran at once, an n-th for each of them."""
+    changes = sorted(
+        (moment, step, bool(ATTENTION.search(name)))
+        for name, start, end in spans
+        for moment, step in ((start, 1), (end, -1))
+    )
+    total, running, attending, before = 0.0, 0, 0, 0.0
+    for moment, step, is_attention in changes:
+        if attending:
+            total += (moment - before) * attending / running
+        running, attending, before = running + step, attending + step * is_attention, moment
     return total
 
 
@@ -182,12 +197,10 @@ class _Full:
         return sum(len(response.prompt_tokens) + len(response.tokens) for response in self.responses)
 
     def timed(self, steps: int) -> float:
-        """Seconds of so many steps, by the clock."""
-        _wait()
+        """Seconds of so many steps, by the clock, from one result to the next: nobody waits for what is under way."""
         start = time.perf_counter()
         for _ in range(steps):
             self.engine.step()
-        _wait()
         return time.perf_counter() - start
 
     def host(self, steps: int) -> dict[str, float]:
@@ -199,7 +212,8 @@ class _Full:
         """When each kernel (or copy) ran in so many steps. [] where the profiler sees none."""
         found: list[Span] = []
         for count in (1, steps):  # the first is for the profiler, which takes a while to begin
-            with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            _wait()  # for a step that is under way, or some of its kernels would be counted, too
+            with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
                 for _ in range(count):
                     self.engine.step()
                 _wait()
