@@ -120,5 +120,13 @@ class Request:
         return known - self.computed - self.under_way > 1 or known == len(self.prompt)
 
     @property
+    def goes_on(self) -> bool:
+        """It will have more to compute when all that is planned is done, whatever the tokens are that this says: it has
+        not reached its limit by then, and no guesses are under way, or follow what is not known."""
+        expected = self.expected
+        known = len(self.tokens) + expected
+        return self.computed + self.under_way < known < self.limit and not (expected and self.draft)
+
+    @property
     def ended(self) -> bool:
         return self.status not in ALIVE

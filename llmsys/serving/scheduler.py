@@ -132,7 +132,7 @@ class Scheduler(Roster):
         step = Step(number, self.max_tokens_per_step, self.clock())
         head = next((each for each in self.waiting if not waits_for_parent(each)), None)
         for turn in self.policy.turns(tuple(self.running), head, self.max_tokens_per_step):
-            self._go_on([each for each in turn.compute if _goes_on(each)] if ahead else turn.compute, turn, step)
+            self._go_on([each for each in turn.compute if each.goes_on] if ahead else turn.compute, turn, step)
             if turn.admit and not step.preempted:
                 self._admit(turn, step)
             if step.shares:
@@ -150,7 +150,7 @@ class Scheduler(Roster):
         free = self.pool.free_blocks
         if len(self.running) <= free:
             return True
-        known = ((each.table, len(each.tokens) + each.expected) for each in self.running if _goes_on(each))
+        known = ((each.table, len(each.tokens) + each.expected) for each in self.running if each.goes_on)
         return sum(self.pool.blocks_for(tokens) > len(table.blocks) for table, tokens in known) <= free
 
     def _go_on(self, requests: Sequence[Request], turn: Turn, step: Step) -> None:
@@ -302,11 +302,3 @@ class Scheduler(Roster):
     def _done_with_the_first(self) -> None:
         self._under_way.popleft()
         self.steps_done += 1
-
-
-def _goes_on(request: Request) -> bool:
-    """It will have more to compute when what is under way is done, whatever the tokens are that it says."""
-    expected = request.expected
-    known = len(request.tokens) + expected
-    # Guesses follow what is known, so one that has some waits until it is.
-    return request.computed + request.under_way < known < request.limit and not (expected and request.draft)
