@@ -132,7 +132,7 @@ class Scheduler(Roster):
         step = Step(number, self.max_tokens_per_step, self.clock(), self.pool)
         head = next((each for each in self.waiting if not waits_for_parent(each)), None)
         for turn in self.policy.turns(tuple(self.running), head, self.max_tokens_per_step):
-            self._go_on([each for each in turn.compute if each.goes_on] if ahead else turn.compute, turn, step)
+            self._go_on(turn, step)
             if turn.admit and not step.preempted:
                 self._admit(turn, step)
             if step.work:
@@ -153,13 +153,16 @@ class Scheduler(Roster):
         known = ((each.table, len(each.tokens) + each.expected) for each in self.running if each.goes_on)
         return sum(self.pool.blocks_for(tokens) > len(table.blocks) for table, tokens in known) <= free
 
-    def _go_on(self, requests: Sequence[Request], turn: Turn, step: Step) -> None:
-        behind, running, extend = len(requests), Status.RUNNING, self.pool.extend
-        for request in requests:
+    def _go_on(self, turn: Turn, step: Step) -> None:
+        behind, running, extend = len(turn.compute), Status.RUNNING, self.pool.extend
+        for request in turn.compute:
             behind -= 1  # each of whom must have a token
             if request.status is not running or request.id in step.work:
                 continue  # preempted, by one before it
-            known = len(request.tokens) + request.expected
+            expected = request.expected
+            known = len(request.tokens) + expected
+            if known >= request.limit or (expected and request.draft):
+                continue  # see Request.goes_on
             n = turn.tokens(known - request.computed - request.under_way, step.left - behind, self.max_tokens_per_step)
             if n > 0:
                 try:
