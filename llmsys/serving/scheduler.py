@@ -115,6 +115,7 @@ class Scheduler(Roster):
         self.eos_ids = frozenset(eos_ids)
         self._under_way: deque[Step] = deque()  # two at most, whose results are awaited
         self._last_done = -math.inf  # when
+        self._block_size = pool.block_size
 
     # Before a step
 
@@ -276,16 +277,16 @@ class Scheduler(Roster):
     ) -> tuple[tuple[int, ...], str | None]:
         """All known tokens are computed; these come next: those that count, and the reason to end, if there is one."""
         said, reason = accept(request, output, self.eos_ids)
+        table, known = request.table, len(request.tokens)
         if request.draft:
             held = not guesses and said == request.draft[:1]  # proposed too late for this step, and right so far
             request.draft = request.draft[1:] if held else ()
-        table, known = request.table, len(request.tokens)
         if not said:
             if later is not None:
                 later.void(request)
-        elif request.computed // self.pool.block_size > len(table.prefixes):  # another block is full
-            self.pool.register(table, request.tokens, request.computed)
-        if reason is None and table.length > known:
+        elif (known - 1) // self._block_size > len(table.prefixes):  # another block is full
+            self.pool.register(table, request.tokens, known - 1)
+        if table.length > known and reason is None:
             self.pool.truncate(table, known)
         return said, reason
 
