@@ -6,8 +6,9 @@ its rows. The tile of pages that it begins with was written by earlier steps, so
 key is not: it is computed by all programs of its head, takes its place in the tile from registers, and is written by
 the one program that has it. So no program reads what another one writes.
 
-Parts are put together by the kernel that multiplies with them (`products.output_kernel`). How many there are is fixed
-by the launch; how many tiles a part has is the sequence's affair, and a graph of the launch serves all lengths.
+Parts are put together by the kernel that multiplies with them (`products.output_kernel`, with several sequences
+`merge_kernel`). How many there are is fixed by the launch; how many tiles a part has is the sequence's affair, and a
+graph of the launch serves all lengths.
 """
 
 from llmsys.hardware.tier import load_triton

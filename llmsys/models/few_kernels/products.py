@@ -101,8 +101,8 @@ def output_kernel(
     """h += w · o, and x and squares of it, of one sequence: R rows of w (C, HQ · D), grid (PARTS = C / R,).
 
     Attention left o in parts, (SPLITS, HQ, D), each with its lse (SPLITS, HQ) to base 2. Every program puts them
-    together for itself, which is sooner done than a kernel more. With more sequences it is not: `merge_kernel`, and
-    then `down_kernel` as for any product that is added to h.
+    together for itself, which saves a kernel. Parts of several sequences would be more bytes than the weights: then
+    `merge_kernel` puts them together, and `down_kernel` multiplies, as for any product that is added to h.
     """
     if PDL:
         gdc_launch_dependents()
