@@ -101,6 +101,9 @@ class Loop:
                     updates += self._land()
             except BaseException as error:
                 raised.append(error)
+        for more in raised[1:]:
+            if more is not raised[0]:
+                raised[0].add_note(f"And then: {more!r}")
         if raised:
             raise raised[0]
         return updates
@@ -137,8 +140,11 @@ class Loop:
             self.scheduler.update(flight.plan, result)
         except BaseException as error:
             self._flights.popleft()
-            self.scheduler.update(flight.plan, all_failed(flight.plan, error))
-            self._take(requests)
+            try:
+                self.scheduler.update(flight.plan, all_failed(flight.plan, error))
+                self._take(requests)
+            except BaseException as more:  # a listener's, or of a scheduler of one's own that is at odds with itself
+                error.add_note(f"And then: {more!r}")
             raise
         self._flights.popleft()
         try:

@@ -91,7 +91,9 @@ class Request:
             raise ValueError(f"id must be a text of at least one character, got {self.id!r}")
         if self.salt is not None and not isinstance(self.salt, str):
             raise ValueError(f"salt must be a text, as an adapter's or a tenant's name is, or None, got {self.salt!r}")
-        self.prompt = tuple(whole_number("prompt's tokens", token, at_least=0) for token in self.prompt)
+        self.prompt = tuple(self.prompt)
+        if set(map(type, self.prompt)) != {int} or min(self.prompt) < 0:  # one by one only where there is a need
+            self.prompt = tuple(whole_number("prompt's tokens", token, at_least=0) for token in self.prompt)
         if not self.prompt:
             raise ValueError(
                 "prompt must have at least one token, for there is nothing to continue: begin with the model's start "
@@ -118,6 +120,14 @@ class Request:
         """It has more to compute than its newest token, or has said nothing yet, when all that is planned is done."""
         known = len(self.tokens) + self.expected
         return known - self.computed - self.under_way > 1 or known == len(self.prompt)
+
+    @property
+    def goes_on(self) -> bool:
+        """It will have more to compute when all that is planned is done, whatever the tokens are that this says: it has
+        not reached its limit by then, and no guesses are under way, or follow what is not known."""
+        expected = self.expected
+        known = len(self.tokens) + expected
+        return self.computed + self.under_way < known < self.limit and not (expected and self.draft)
 
     @property
     def ended(self) -> bool:

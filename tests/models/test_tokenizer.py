@@ -105,6 +105,20 @@ def test_a_stream_waits_for_a_character_and_no_longer(tokenizer):
     assert [stream.push(token) for token in ids] == [""] * (len(ids) - 2) + ["\U0001f9ff", "!"]
 
 
+def test_a_tokens_text_is_what_it_adds_to_any_whole_characters(tokenizer):
+    for before in (tokenizer.encode("naïve"), tokenizer.encode(" 日本")):
+        whole = tokenizer.decode(before)
+        for token in range(len(tokenizer)):
+            added = tokenizer.decode([*before, token])[len(whole) :]
+            assert tokenizer.text_of(token) == (None if not added or "\ufffd" in added else added)
+
+
+def test_where_a_tokens_text_depends_on_its_place_it_has_none():
+    core = tokenizers.Tokenizer(tokenizers.models.BPE({"▁a": 0, "b": 1}, []))
+    core.decoder = tokenizers.decoders.Metaspace()
+    assert Tokenizer(core).decode([0, 0]) == "a a" and Tokenizer(core).text_of(0) is None
+
+
 def test_special_tokens_are_left_out_unless_asked_for(tokenizer):
     ids = tokenizer.encode("<|im_start|>user")
     assert ids[0] == 1

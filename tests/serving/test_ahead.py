@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llmsys.serving.engine import Engine
-from llmsys.serving.events import Admitted, Computed, EventLog, Failed, StepDone, Token
+from llmsys.serving.events import Admitted, Arrived, Computed, EventLog, Failed, StepDone, Token
 from llmsys.serving.execution import Execution
 from llmsys.serving.plan import PLACEHOLDER
 from llmsys.serving.request import Request, Status
@@ -38,6 +38,36 @@ def test_a_decode_has_a_place_holder_and_a_prompt_its_next_piece():
         take(service, plan)
     assert service.runner.filled == 1
     service.finish()
+
+
+def test_who_comes_in_with_a_plan_ahead_comes_in_with_its_step():
+    service = Service(30)
+    service.add("a", [1] * 5)
+    first = service.scheduler.plan()
+    service.add("b", [0] * 5)
+    second = service.scheduler.plan()
+    assert [(each.request, each.step) for each in service.of(Admitted)] == [("a", 0), ("b", 1)]
+    assert [(each.request, each.step) for each in service.of(Arrived)] == [("a", 0), ("b", 0)], "0 is done next"
+    take(service, first)
+    take(service, second)
+    service.finish()
+
+
+def test_a_result_that_brings_nothing_voids_what_was_planned_after_it():
+    service = Service(30, block_size=2)
+    request = service.add("a", [1] * 5)
+    first, second = service.scheduler.plan(), service.scheduler.plan()
+    service.runner.accept = lambda work, right: 0
+    take(service, first)
+    service.runner.accept = lambda work, right: right
+    assert not service.scheduler.awaits(second) and (request.remaining, request.table.length) == (1, 5)
+    take(service, second)
+    assert not request.generated
+    third = service.scheduler.plan()
+    assert shares(third) == {"a": (4, (1,), 1)}, "its last token, once more"
+    take(service, third)
+    service.finish()
+    assert_right(request)
 
 
 def test_no_more_than_one_plan_is_ahead():

@@ -8,7 +8,7 @@ import pytest
 
 from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
-from llmsys.serving.interrupts import interrupted_later
+from llmsys.serving.interrupts import Interrupts, interrupted_later
 from llmsys.serving.sampling_params import SamplingParams
 
 PROMPTS = [(5, 9, 30, 12, 44, 8, 60), (5, 9, 30, 12, 44), (9, 30)]
@@ -78,6 +78,33 @@ def test_an_interrupt_comes_when_the_block_is_done_and_a_second_one_at_once():
         ctrl_c()
         done.append("second")
     assert done == ["inner", "outer", "first"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_in_a_window_an_interrupt_comes_at_once_and_one_from_before_as_it_opens():
+    interrupts = Interrupts()
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts.later():
+        ctrl_c()
+        done.append("before")
+        with interrupts.at_once():
+            done.append("in the window")
+    with interrupts.later():
+        with pytest.raises(KeyboardInterrupt), interrupts.at_once():
+            ctrl_c()
+            done.append("never")
+        done.append("after")
+        with pytest.raises(KeyboardInterrupt), interrupts.at_once():
+            with interrupts.later():  # a change that is made within the window
+                ctrl_c()
+                done.append("all of it")
+            done.append("never")
+        with interrupts.later():
+            done.append("no window")
+    with pytest.raises(KeyboardInterrupt), interrupts.later():
+        ctrl_c()
+        done.append("again")
+    assert done == ["before", "after", "all of it", "no window", "again"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llmsys.cache import BlockPool
-from llmsys.serving.events import Aborted, Admitted, Arrived, Computed, EventLog, Finished, StepDone, Token
+from llmsys.serving.events import Aborted, Admitted, Arrived, Computed, EventLog, Finished, Progress, StepDone, Token
+from llmsys.serving.metrics import Metrics
 from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.request import Request, Status
 from llmsys.serving.sampling_params import SamplingParams
@@ -136,6 +137,38 @@ def test_the_log_can_be_written_as_json_and_keeps_as_much_as_it_is_asked_to():
     assert len(log) == 2 and [each.token for each in log] == [1, 2]
     with pytest.raises(ValueError, match="keep must be at least 0"):
         EventLog(keep=-1)
+
+
+def test_what_a_step_brought_is_read_as_the_events_that_it_stands_for():
+    brought = Progress(3, 0.5, [("a", 7, 3, 2, (4, 5)), ("b", 0, 6, 0, ())])
+    events = [Computed(3, 0.5, "a", 7, 3, 2), Token(3, 0.5, "a", 4), Token(3, 0.5, "a", 5), Computed(3, 0.5, "b", 0, 6)]
+    for keep in (None, 9, 4, 3, 2, 1, 0):
+        log, heard, at_once = EventLog(keep=keep), [], []
+        log.listen(heard.append)
+        log.listen(heard.append, progress=at_once.append)
+        log.add_progress(brought)
+        kept = events if keep is None else events[4 - min(keep, 4) :]
+        assert list(log) == kept and len(log) == len(kept) == len(log.records())
+        assert heard == events and at_once == [brought]
+        log.add(Aborted(4, 0.6, "a"))
+        assert heard[-2:] == [Aborted(4, 0.6, "a")] * 2 and len(log) == min(5, 9 if keep is None else keep)
+        for _ in range(50):
+            log.add_progress(brought)
+        assert len(log._entries) <= 2 + (99 if keep is None else keep) and len(list(log)) == len(log)
+
+
+def test_nothing_is_made_of_a_token_that_nobody_reads(monkeypatch):
+    made = []
+    monkeypatch.setattr("llmsys.serving.events.Progress.events", lambda self: made.append(self) or iter(()))
+    scheduler, runner = Scheduler(BlockPool(20, 2)), MadeUpRunner(20, 2)
+    metrics = Metrics()
+    scheduler.events.listen(metrics.on, progress=metrics.on_progress)
+    scheduler.add(Request("a", [1] * 5, SamplingParams(9, ignore_eos=True)))
+    while plan := scheduler.plan():
+        scheduler.update(plan, runner(plan))
+    assert metrics.totals.output_tokens == 9 and metrics.totals.computed_tokens == 13 and not made
+    list(scheduler.events)
+    assert len(made) == 9
 
 
 def test_a_log_keeps_a_number_of_events():
