@@ -148,7 +148,7 @@ class Engine:
             None if stage else attention, stage=stage, num_blocks=num_blocks, block_size=block_size,
             spec=model.cache_spec(),
         )  # fmt: skip
-        room = dict(max_sequences=max_sequences, max_model_len=self.max_model_len)
+        room = dict(max_sequences=max_sequences, max_model_len=self.max_model_len, max_tokens=max_tokens_per_step)
         self.runner = Runner(model, cache, execution=execution, clock=clock, **room)
         self._numbers = itertools.count()
         self._guard = Guard(self.abort)

@@ -19,7 +19,7 @@ class Execution:
     ahead: bool | None = None
     """The next step is planned and queued while one runs."""
     graphs: bool | None = None
-    """Decode steps are CUDA graphs, by batch bucket. On a CPU, where True, the same code runs without a graph."""
+    """Steps are CUDA graphs, one for each of some sizes. On a CPU, where True, the same code runs without a graph."""
     fused: bool | None = None
     """The model's small operations are fused kernels. They need Triton: a GPU, or the interpreter."""
     few_kernels: bool | None = None

@@ -6,11 +6,15 @@ Not all of them: those that tell whose requests are refused, or how a bar looks,
 import functools
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmsys.hardware.tier import triton_installed
 from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
-from tests.serving import test_engine, test_schedules
+from tests.serving import test_engine
+from tests.serving.test_schedules import asked, sizes, what_happened
+from tests.support.size import sized
 
 VARIANTS = {
     "graphs": Execution(graphs=True),
@@ -34,7 +38,6 @@ test_a_model_that_raises_fails_the_step_and_the_engine_goes_on
 test_what_the_model_raises_in_generate_is_raised_and_its_prompts_are_aborted
 test_logits_that_are_not_finite_fail_a_request_alone_and_nobody_hits_its_blocks
 test_attention_and_scheduler_may_be_ones_own
-test_in_any_schedule_each_request_gets_the_tokens_that_it_gets_alone
 """
 
 
@@ -43,7 +46,7 @@ test_several_streams_and_a_call_of_generate_serve_each_other
 test_preempted_requests_hit_their_own_blocks_and_go_on_where_they_were
 test_logprobs_are_the_models
 """
-ONCE = "test_in_any_schedule_each_request_gets_the_tokens_that_it_gets_alone"
+ONCE = "test_in_any_schedule_each_request_gets_its_tokens"
 
 
 def pytest_generate_tests(metafunc):
@@ -68,4 +71,14 @@ def executed(request, monkeypatch):
     monkeypatch.setattr(Engine, "__init__", make)
 
 
-globals().update({name: vars(test_engine).get(name) or vars(test_schedules)[name] for name in AGAIN.split()})
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_in_any_schedule_each_request_gets_its_tokens(pairs, family):
+    @settings(max_examples=sized(short=12, full=100), suppress_health_check=list(HealthCheck))
+    @given(st.lists(asked, min_size=3, max_size=8), sizes, st.integers(0, 3), st.randoms())
+    def hold(requests, sizes, k, random):
+        what_happened(pairs[family], requests, sizes, k, random)
+
+    hold()
+
+
+globals().update({name: vars(test_engine)[name] for name in AGAIN.split()})

@@ -37,8 +37,7 @@ class EagerStep:
             values |= dict(filled=step.ends[step.filled] - 1, filled_row=step.row[step.filled])
         self._all_wanted = N == step.logits
         if not self._all_wanted:
-            first = np.repeat(step.ends - step.wanted.cumsum(), step.wanted)
-            values |= dict(logits_indices=first + np.arange(step.logits))
+            values |= dict(logits_indices=step.logits_indices)
         if draw:
             kept = (step.wanted[step.owner] == 1).nonzero()[0]
             values |= dict(kept=kept, kept_row=step.row[step.owner[kept]], temperature=step.temperature, u=step.u)

@@ -37,7 +37,8 @@ class Launched:
     form : str
         Of the model's forward: "plain", "fused" or "few kernels".
     bucket : int or None
-        For how many sequences the graph is that was replayed; None: there was none.
+        For how many sequences (of a decode step) or tokens (of another) the graph is that was replayed; None: there
+        was none.
     """
 
     def __init__(

@@ -102,26 +102,33 @@ class _Piece:
 class Fetched:
     """Drawn tokens on their way to the host: the copy begins as this is made."""
 
-    def __init__(self, tokens: Tensor, free: list[Tensor]):
-        """`free` has pinned pieces that nobody uses, of some sizes; what is used here comes back to it when it is
-        read."""
-        self._count, self._free, self._event = len(tokens), free, None
+    def __init__(self, tokens: Tensor, free: list["_Landing"]):
+        """`free` has pinned memory that nobody uses; what is used here comes back to it when it is read."""
+        self._count, self._free, self._landing = len(tokens), free, None
         self._host = tokens
         if tokens.is_cuda:
-            piece = free.pop() if free else None
-            if piece is None or len(piece) < self._count:
-                room = max(64, 1 << (self._count - 1).bit_length())
-                piece = torch.empty(room, dtype=torch.int32, pin_memory=True)
-            self._host = piece
-            piece[: self._count].copy_(tokens, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            landing = free.pop() if free else None
+            if landing is None or len(landing.tensor) < self._count:
+                landing = _Landing(max(64, 1 << (self._count - 1).bit_length()))
+            landing.tensor[: self._count].copy_(tokens, non_blocking=True)
+            landing.event.record()
+            self._landing = landing
 
     def tokens(self) -> list[int]:
         """Waits until they are here. To be asked for once."""
-        if self._event is None:
+        landing, self._landing = self._landing, None
+        if landing is None:
             return self._host.tolist()
-        self._event.synchronize()
-        found = self._host.numpy()[: self._count].tolist()
-        self._free.append(self._host)
+        landing.event.synchronize()
+        found = landing.array[: self._count].tolist()
+        self._free.append(landing)
         return found
+
+
+class _Landing:
+    """Of the host's memory, for so many tokens, and when the copy to it is done."""
+
+    def __init__(self, room: int):
+        self.tensor = torch.empty(room, dtype=torch.int32, pin_memory=True)
+        self.array = self.tensor.numpy()
+        self.event = torch.cuda.Event()

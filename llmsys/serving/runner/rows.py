@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from llmsys.serving.plan import StepPlan, Work
+from llmsys.serving.plan import StepPlan
 from llmsys.serving.runner.packed import Packing, Sender
 from llmsys.serving.sampling_params import SamplingParams
 
@@ -84,15 +84,17 @@ class Rows:
         self._seen[rows] = self._step
         return rows
 
-    def go_on(self, row: np.ndarray, works: Sequence[Work], changed: Sequence[int]) -> bool:
-        """Takes note of the blocks of some works that may be others now, whose rows are `row`. False, with nothing
-        done, where one has too many for the tables."""
-        if max(len(works[i].blocks) for i in changed) > self.width:
-            return False
-        for i in changed:
-            if works[i].blocks != self._blocks[row[i]]:
-                self._change(int(row[i]), works[i].blocks)
-        return True
+    def append(self, row: int, blocks: tuple[int, ...]) -> int | None:
+        """Takes note that a row's blocks are these. If they are one more than before, there is nothing for `changes` to
+        say: where that one stands is returned, for the caller to send. Else None."""
+        known, n = self._blocks[row], len(blocks) - 1
+        if known is None or len(known) != n or blocks[:n] != known or not 0 <= blocks[n] < self.num_blocks:
+            if blocks != known:
+                self._change(row, blocks)
+            return None
+        self.host[row, n] = blocks[n]
+        self._blocks[row] = blocks
+        return n
 
     def skip(self, row: np.ndarray, ended: Sequence[str]) -> None:
         """A step of these rows went by, of which nothing needs to be sent."""

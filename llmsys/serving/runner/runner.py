@@ -14,8 +14,8 @@ as not to send it again; and the newest token, which a plan made before the step
 **Who waits for whom.** `launch` puts everything on the device's queue and comes back; the host first waits in
 `Launched.result`, for the tokens. On a CPU nothing is queued, and the time is spent in `launch`.
 
-**How a step is launched** is up to `Execution`: a decode step as one graph (`graphs`), any other step and what graphs
-have no room for one kernel at a time (`eager`), by one of the model's forms (`forms`).
+**How a step is launched** is up to `Execution`: as one graph (`graphs`), or, where there is none for it, one kernel at
+a time (`eager`), by one of the model's forms (`forms`).
 """
 
 import time
@@ -33,7 +33,7 @@ from llmsys.serving.plan import StepPlan, StepResult
 from llmsys.serving.runner.eager import EagerStep
 from llmsys.serving.runner.forms import Forms
 from llmsys.serving.runner.going_on import GoingOn
-from llmsys.serving.runner.graphs import DecodeGraphs
+from llmsys.serving.runner.graphs import Graphs
 from llmsys.serving.runner.launched import Launched
 from llmsys.serving.runner.packed import Fetched, Packing, Sender
 from llmsys.serving.runner.rows import Rows
@@ -56,13 +56,15 @@ class Runner:
     max_sequences, max_model_len
         Sequences of a step, and tokens of a sequence, at most: what there is to be room for. None: as it comes. (More
         are taken, too; then graphs are captured anew.)
+    max_tokens
+        Of a step: up to so many there are graphs of steps of all kinds. None: of decode steps alone.
     clock
         Seconds.
 
     Attributes
     ----------
     rows : Rows
-    graphs : DecodeGraphs or None
+    graphs : Graphs or None
     forms : Forms
 
     Raises
@@ -79,6 +81,7 @@ class Runner:
         execution: Execution | None = None,
         max_sequences: int | None = None,
         max_model_len: int | None = None,
+        max_tokens: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         if cache.num_blocks is None or cache.num_blocks * cache.block_size >= 2**31:
@@ -91,7 +94,7 @@ class Runner:
         # Twice as many rows as sequences: those of a step, and those of the one before.
         self.rows = Rows(cache.num_blocks, device, rows=32 if max_sequences is None else 2 * most, width=width)
         self.forms = Forms(model, cache, execution)
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: Graphs | None = None
         self._sender, self._free = Sender(device), []
         on_gpu = device.type == "cuda"
         possible = _can_be_graphs(model, cache)
@@ -101,9 +104,9 @@ class Runner:
                 'let attention be None or "triton", and the model be float32 or narrower'
             )
         if possible if execution.graphs is None else execution.graphs:
-            self.graphs = DecodeGraphs(
-                self.rows, cache, self.forms, self._sender, largest=most, budget=execution.graph_memory,
-                required=execution.graphs is not None,
+            self.graphs = Graphs(
+                self.rows, cache, self.forms, self._sender, sequences=most, tokens=max_tokens or 0,
+                budget=execution.graph_memory, required=execution.graphs is not None,
             )  # fmt: skip
             if execution.capture == "at start":
                 with _on(device):
@@ -127,23 +130,23 @@ class Runner:
 
     def _launch(self, plan: StepPlan) -> Launched:
         start = self.clock()
+        last, self._last = self._last, None  # until nothing has been raised
         if plan.copies:
             self.cache.copy_blocks(plan.copies)
-        last, self._last = self._last, None  # until nothing has been raised
         changed = None if last is None else last.takes(plan)
         if changed is None:
             return self._launch_any(plan, start)
         graph, row = last.graph, last.row
         self.rows.skip(row, plan.ended)
         if changed:
-            graph.send_blocks(row, self._sender)
+            graph.send_blocks(row, changed, self._sender)
         prepared = self.clock()
         _, drawn = graph.run()
         fetched = Fetched(drawn[: len(row)], self._free)
         self._last = last
         seconds = {"prepare": prepared - start, "launch": self.clock() - prepared}
         return Launched(
-            plan, fetched, None, (), seconds, self.clock, form=graph.form.name, one_each=True, bucket=graph.bucket
+            plan, fetched, None, (), seconds, self.clock, form=graph.form.name, one_each=True, bucket=graph.size
         )
 
     def _launch_any(self, plan: StepPlan, start: float) -> Launched:
@@ -151,12 +154,12 @@ class Runner:
         step = HostStep(plan, self.rows, self.cache.block_size)
         self.rows.known[step.row] = False  # until the model has not raised
         graph = None
-        if step.decode and self.graphs is not None:
-            if not self.graphs.has(len(step.row)):
+        if self.graphs is not None:
+            if not self.graphs.has(step):
                 captured = self.clock()
-                self.graphs.take(len(step.row))
+                self.graphs.take(step)
                 seconds["capture"] = self.clock() - captured
-            graph = self.graphs.take(len(step.row))
+            graph = self.graphs.take(step)
         L = step.logits
         if not self._draws:
             step.special = np.arange(L)
@@ -170,15 +173,15 @@ class Runner:
         prepared = self.clock()
         logits, drawn = graph.run() if graph is not None else eager.run(form)
         chosen = self._choose(logits, step, plan) if len(step.special) else None
-        fetched = Fetched(drawn[:L], self._free) if drawing else None
+        fetched = Fetched(drawn[:L], self._free) if drawing and L else None
         self.rows.known[step.row] = step.wanted == 1
         seconds["prepare"] = prepared - start - seconds.get("capture", 0)
         seconds["launch"] = self.clock() - prepared
-        if graph is not None and drawing and not len(step.special):
+        if step.decode and graph is not None and not len(step.special):
             self._last = GoingOn(plan, graph, step.row, self.rows, self.cache.block_size)
         return Launched(
             plan, fetched, chosen, step.special.tolist(), seconds, self.clock, form=form.name,
-            one_each=step.one_each, bucket=None if graph is None else graph.bucket,
+            one_each=step.one_each, bucket=None if graph is None else graph.size,
         )  # fmt: skip
 
     def _choose(self, logits: Tensor, step: HostStep, plan: StepPlan) -> Chosen:

@@ -3,7 +3,7 @@
     step = HostStep(plan, rows, block_size)
     step.row, step.computed, step.lengths, step.wanted     (S,)   of each work
     step.tokens, step.positions, step.slots                (N,)   of each token, where it stands and where it is kept
-    step.owner, step.temperature, step.u                   (L,)   of each row of logits: whose it is, how it is drawn
+    step.owner, step.temperature, step.seed, step.u        (L,)   of each row of logits: whose it is, how it is drawn
 
 All of it is NumPy, over all works at once: while the device computes a step of 256 sequences in a few milliseconds, the
 host has to be done with the next one.
@@ -92,9 +92,12 @@ class HostStep:
             self.place = first[self.owner] + np.arange(len(self.owner))
             row = row[self.owner]
         self.logits = len(row)
-        self.temperature = rows.temperature[row]
-        self.u = uniform(rows.seed[row], self.place) if self.temperature.any() else np.zeros(len(row))
+        self.temperature, self.seed = rows.temperature[row], rows.seed[row]
         self.special = rows.special[row].nonzero()[0]
+
+    @cached_property
+    def u(self) -> np.ndarray:
+        return uniform(self.seed, self.place) if self.temperature.any() else np.zeros(self.logits)
 
     @cached_property
     def ends(self) -> np.ndarray:
@@ -107,6 +110,11 @@ class HostStep:
     @cached_property
     def owner(self) -> np.ndarray:
         return np.repeat(np.arange(len(self.row)), self.wanted)
+
+    @property
+    def logits_indices(self) -> np.ndarray:
+        """(L,), of the tokens after which one is drawn."""
+        return np.repeat(self.ends - self.wanted.cumsum(), self.wanted) + np.arange(self.logits)
 
     def draws(self, works: tuple[Work, ...]) -> list[Draw]:
         """How the token of each special row is chosen."""

@@ -76,6 +76,11 @@ def test_a_step_is_what_the_host_would_make_of_it_and_then_the_next_one(monkeypa
         assert begun.positions.tolist() == computed  # not what came later
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_a_step_is_what_the_host_would_make_of_it(monkeypatch):
+    test_a_step_is_what_the_host_would_make_of_it_and_then_the_next_one(monkeypatch, "triton", 256, 1500, 1024)
+
+
 @pytest.mark.skipif(not triton_installed(), reason="needs Triton")
 def test_compiled_for_hopper_nothing_is_spilled(tmp_path):
     recorders = Kernels(Recorder(begin_kernel), Recorder(end_kernel))
