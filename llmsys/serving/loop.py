@@ -109,8 +109,9 @@ class Loop:
         return updates
 
     def _begin(self, runner: Runner) -> None:
-        """Plans and launches, until as many are under way as may be."""
-        while len(self._flights) < 1 + self.ahead:
+        """Plans and launches, until as many are under way as may be. Nothing follows a step that was not launched, for
+        its tokens will not come: where a listener takes a step, such a one may not have landed yet."""
+        while len(self._flights) < 1 + self.ahead and all(flight.launched for flight in self._flights):
             start = self._clock()
             plan = self.scheduler.plan()
             if plan is None:
