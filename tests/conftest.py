@@ -26,6 +26,7 @@ install_import_hook(
         "llmsys.cache",
         *(f"llmsys.models.{path.stem}" for path in (Path(__file__).parents[1] / "llmsys/models").glob("*.py")),
         "llmsys.models.fused.forward",
+        *(f"llmsys.moe.{stage}" for stage in "router losses balance layer".split()),
         "llmsys.serving.sampler",
         "llmsys.training",
     ],
