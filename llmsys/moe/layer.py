@@ -49,7 +49,8 @@ def stay_here(x: Tensor, experts: Tensor, weights: Tensor, run: RunExperts) -> T
 
 
 class Experts(nn.Module):
-    """The matrices of `count` experts, each an MLP with a gated SiLU, and `run_experts` with them.
+    """The matrices of `count` experts, each an MLP with a gated SiLU, and what computes with them: `run_experts` in one
+    of its forms, or a function `form(x, experts, weights, gate_up, down)` with its contract.
 
     Attributes
     ----------
@@ -58,7 +59,7 @@ class Experts(nn.Module):
     down : (count, C, I)
     """
 
-    def __init__(self, count: int, hidden_size: int, expert_size: int, *, form: str = "auto"):
+    def __init__(self, count: int, hidden_size: int, expert_size: int, *, form: str | Callable[..., Tensor] = "auto"):
         super().__init__()
         self.form = form
         self.gate_up = nn.Parameter(torch.empty(count, 2 * expert_size, hidden_size))
@@ -71,6 +72,8 @@ class Experts(nn.Module):
         self, x: Float[Tensor, "N C"], experts: Int[Tensor, "N K"], weights: Float[Tensor, "N K"]
     ) -> Float[Tensor, "N C"]:
         """The weighted sums over each token's experts. Errors as `run_experts`."""
+        if callable(self.form):
+            return self.form(x, experts, weights, self.gate_up, self.down)
         return run_experts(x, experts, weights, self.gate_up, self.down, form=self.form)
 
 
@@ -109,7 +112,9 @@ class MixtureOfExperts(nn.Module):
     name
         The layer's name in the model, like "layers.3.moe", for the factory.
     form
-        How experts are computed: `run_experts` says.
+        How experts are computed: `run_experts` says; or a function of your own (`Experts`).
+    route
+        Your own router (`llmsys.moe.router.Router`).
 
     Raises
     ------
@@ -128,7 +133,8 @@ class MixtureOfExperts(nn.Module):
         dispatch: Dispatch | None = None,
         linear: Callable[..., nn.Module] | None = None,
         name: str = "moe",
-        form: str = "auto",
+        form: str | Callable[..., Tensor] = "auto",
+        route: Callable[..., Routing] | None = None,
     ):
         super().__init__()
         for what, size, least in (
@@ -145,7 +151,7 @@ class MixtureOfExperts(nn.Module):
             raise ValueError(f"dispatch must be given where only {len(local)} of {router.experts} experts are here")
         self.local = local
         self.dispatch = stay_here if dispatch is None else dispatch
-        self.router = Router(hidden_size, router)
+        self.router = Router(hidden_size, router, route=route)
         self.experts = Experts(len(local), hidden_size, expert_size, form=form)
         self.shared = None
         if shared_size:
@@ -154,7 +160,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Float[Tensor, "*rows C"]) -> tuple[Float[Tensor, "*rows C"], Routing]:
         """The layer's output, in x's dtype, and where the tokens went, the rows in order."""
         routing = self.router(x)
-        y = self.dispatch(x.reshape(-1, x.shape[-1]), routing.experts, routing.weights, self.experts).view(x.shape)
+        y = self.dispatch(x.reshape(-1, x.shape[-1]), routing.experts, routing.weights, self.experts).reshape(x.shape)
         return (y if self.shared is None else y + self.shared(x)), routing
 
     def after_step(self, loads: Shaped[Tensor, "..."], rate: float) -> None:

@@ -24,6 +24,7 @@ Sources: https://arxiv.org/abs/2101.03961 (Switch, section 2.1), https://arxiv.o
 https://arxiv.org/abs/2401.04088 (Mixtral), https://arxiv.org/abs/2412.19437 (DeepSeek-V3, section 2.1.2).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -154,6 +155,9 @@ def route_sigmoid(
 class Router(nn.Module):
     """A router with its weights: a matrix, and a bias where `config` has one.
 
+    `route` is what chooses: `route_softmax` or `route_sigmoid`, as `config` says, or another function with the same
+    arguments.
+
     The logits are computed in fp32, whatever the model's dtype: two experts whose scores are near each other should not
     change places by rounding. So the matrix is no product that a precision policy may replace, and every rank has all
     of it.
@@ -166,9 +170,10 @@ class Router(nn.Module):
         0.001 are less than half of what bf16 has between 0.5 and 1, and would be lost.
     """
 
-    def __init__(self, hidden_size: int, config: RouterConfig):
+    def __init__(self, hidden_size: int, config: RouterConfig, *, route: Callable[..., Routing] | None = None):
         super().__init__()
         self.config = config
+        self.route = route or (route_softmax if config.scoring == "softmax" else route_sigmoid)
         self.weight = nn.Parameter(torch.empty(config.experts, hidden_size))
         if not self.weight.is_meta:  # nothing to draw there
             nn.init.normal_(self.weight, std=0.02)
@@ -179,8 +184,8 @@ class Router(nn.Module):
         logits = F.linear(x.reshape(-1, x.shape[-1]).float(), self.weight.float())  # (N, E)
         config = self.config
         if config.scoring == "softmax":
-            return route_softmax(logits, config.k, normalise=config.normalise)
-        return route_sigmoid(
+            return self.route(logits, config.k, normalise=config.normalise)
+        return self.route(
             logits, config.k, bias=self.bias, groups=config.groups, kept_groups=config.kept_groups,
             normalise=config.normalise, scale=config.scale,
         )  # fmt: skip

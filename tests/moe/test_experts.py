@@ -54,7 +54,7 @@ KINDS = ["any", "one takes all", "most are empty", "some are elsewhere", "all ar
 def with_gradients(run, x, experts, *others):
     """Output and gradients, by the output's own numbers and more."""
     leaves = [each.detach().clone().requires_grad_() for each in (x, *others)]
-    out = run(leaves[0], experts, *leaves[1:])
+    out = run(leaves[0], experts, *leaves[1:]) + 0 * leaves[0]  # which has a graph where no token goes anywhere
     dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, dout, materialize_grads=True)]
 
@@ -216,7 +216,7 @@ def change(**changes):
         (dict(down=lambda w: w[:3]), "gate_up and down must be"),
         (dict(down=lambda w: w[:, :, :0]), "none of them 0"),
         (dict(down=lambda w: w.half()), "down must be torch.float32 on .* as x, got torch.float16"),
-        (dict(experts=lambda e: e[:2]), "experts must be .*, a row for each of x's 3 tokens"),
+        (dict(experts=lambda e: e[:2]), "experts must be whole numbers .*, a row for each of x's 3 tokens"),
         (dict(weights=lambda w: w.double()), r"weights must be float32 \(3, 2\) as experts, got torch.float64"),
         (dict(experts=lambda e: e * 0 + 4), "experts must be of 0 to 3, or −1 for none, got 4 to 4"),
         (dict(experts=lambda e: e.float()), "experts must be whole numbers"),

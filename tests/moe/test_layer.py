@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from llmsys.hardware.tier import load_triton, triton_installed
-from llmsys.moe import Dispatch, MixtureOfExperts, RouterConfig, balance_loss
+from llmsys.moe import Dispatch, MixtureOfExperts, RouterConfig, balance_loss, route_sigmoid
+from llmsys.moe.experts import experts_loop
 from tests.support.waiting import nothing_waits
 
 if triton_installed():
@@ -158,6 +159,23 @@ def test_the_bias_moves_by_the_loads_of_all_ranks_and_is_saved_with_the_weights(
 
 
 # How it is built
+
+
+def test_a_router_and_experts_of_ones_own_take_the_librarys_place():
+    seen = []
+
+    def my_route(logits, k, *, bias, **options):
+        seen.append((options, bias is None))
+        return route_sigmoid(logits, k, bias=bias, **options)
+
+    def my_experts(x, experts, weights, gate_up, down):
+        seen.append("experts")
+        return experts_loop(x, experts, weights, gate_up, down)
+
+    x, whole = numbers(5, 4, 12), fill(MixtureOfExperts(12, 10, SIGMOID))
+    mine = fill(MixtureOfExperts(12, 10, SIGMOID, route=my_route, form=my_experts))
+    torch.testing.assert_close(mine(x)[0], whole(x)[0], atol=1e-6, rtol=1e-5)
+    assert seen == [(dict(groups=4, kept_groups=2, normalise=True, scale=2.5), False), "experts"]
 
 
 def test_the_shared_experts_matrices_come_from_the_models_factory_with_their_names():

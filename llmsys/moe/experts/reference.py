@@ -28,14 +28,12 @@ def experts_loop(
     down: Float[Tensor, "E C I"],
 ) -> Float[Tensor, "N C"]:
     """The reference: token by token, expert by expert. It reads every expert's number on the host."""
-    out = []
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for n, chosen in enumerate(experts.tolist()):
-        y = torch.zeros_like(x[n], dtype=torch.float32) + 0 * x[n]
         for j, e in enumerate(chosen):
             if e >= 0:
-                y = y + weights[n, j] * one_expert(x[n], gate_up[e], down[e]).float()
-        out.append(y.to(x.dtype))
-    return torch.stack(out) if out else x * weights.sum()
+                out[n] += weights[n, j] * one_expert(x[n], gate_up[e], down[e]).float()
+    return out.to(x.dtype)
 
 
 def experts_torch(
@@ -88,8 +86,11 @@ def check_experts(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, 
     for name, w in (("gate_up", gate_up), ("down", down)):
         if w.dtype != x.dtype or w.device != x.device:
             raise ValueError(f"{name} must be {x.dtype} on {x.device} as x, got {w.dtype} on {w.device}")
-    if experts.dim() != 2 or len(experts) != N:
-        raise ValueError(f"experts must be (N, K), a row for each of x's {N} tokens, got {tuple(experts.shape)}")
+    if experts.dim() != 2 or len(experts) != N or experts.is_floating_point():
+        raise ValueError(
+            f"experts must be whole numbers (N, K), a row for each of x's {N} tokens, got {experts.dtype} of shape "
+            f"{tuple(experts.shape)}"
+        )
     if weights.shape != experts.shape or weights.dtype != torch.float32:
         raise ValueError(
             f"weights must be float32 {tuple(experts.shape)} as experts, got {weights.dtype} {tuple(weights.shape)}"
