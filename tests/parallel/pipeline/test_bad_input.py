@@ -1,5 +1,7 @@
 """What cannot be made is refused before anything is made, and the error says what would work."""
 
+import re
+
 import pytest
 
 from llmsys.parallel.pipeline import (
@@ -39,6 +41,21 @@ def test_two_directions_need_even_numbers(generator):
         generator(5, 20)
     with refused("num_microbatches must be even.*; got 17, try 16 or 18"):
         generator(4, 17)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_what_an_error_says_to_try_is_accepted(name):
+    for ranks in range(1, 7):
+        for microbatches in range(1, 4 * ranks):
+            try:
+                SCHEDULES[name](ranks, microbatches)
+            except ValueError as error:
+                argument, tried = str(error).split()[0], re.findall(r"\d+", str(error).partition("try ")[2])
+                for number in map(int, tried):
+                    if argument == "num_ranks":
+                        assert number > 0 and SCHEDULES[name](number, 4 * number)
+                    else:
+                        assert SCHEDULES[name](ranks, number)
 
 
 def test_rounds_of_an_interleaved_schedule_must_come_out_even():
