@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llmsys.parallel.ranks import RanksFailed, calls, run
+from llmsys.parallel.ranks import RanksFailed, calls, close, run
+from llmsys.parallel.ranks.processes import Server
 from tests.parallel.ranks.conftest import all_gone, processes
 
 
@@ -255,3 +256,18 @@ def test_ctrl_c_ends_the_ranks(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(endless, 2)
     assert all_gone(pids)
+
+
+def test_ctrl_c_while_a_rank_is_started_leaves_nothing_for_the_next_run(monkeypatch):
+    close()
+    run(os.getpid, 1)  # the server is there
+    answer = Server._answer
+
+    def interrupted(server, name, *args):
+        monkeypatch.setattr(Server, "_answer", answer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "_answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(os.getpid, 2)
+    assert run(dist.get_rank, 3) == [0, 1, 2]
