@@ -271,3 +271,26 @@ def test_ctrl_c_while_a_rank_is_started_leaves_nothing_for_the_next_run(monkeypa
     with pytest.raises(KeyboardInterrupt):
         run(os.getpid, 2)
     assert run(dist.get_rank, 3) == [0, 1, 2]
+    close()
+
+
+def test_a_copy_that_a_function_makes_of_its_rank_does_not_go_on_as_the_rank():
+    def fork(fails: bool) -> int:
+        copy = os.fork()
+        if copy == 0 and fails:
+            raise ValueError("in the copy")
+        return copy and os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+
+    for fails, says in ((False, "it returned from the function"), (True, "ValueError: in the copy")):
+        results = run(fork, 1, fails)
+        assert results == [1] and says in results.outputs[0].stderr
+    assert run(os.getpid, 1) == run(os.getpid, 1), "and the rank stays warm"
+
+
+def test_a_rank_that_is_stopped_is_said_to_be():
+    def stop() -> None:
+        if dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    report = str(failure(stop, timeout=0.5))
+    assert "rank 0 has returned" in report and "it may be stopped (SIGSTOP" in report

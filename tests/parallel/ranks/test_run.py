@@ -283,6 +283,7 @@ def test_a_result_that_cannot_be_pickled_is_named_with_its_rank():
         ({"ranks": 2.0}, "ranks must be how many"),
         ({"ranks": True}, "ranks must be how many"),
         ({"backend": "mpi"}, 'backend must be "gloo", "nccl" or None'),
+        ({"timeout": True}, "timeout must be seconds"),
         ({"timeout": 0}, "timeout must be seconds"),
         ({"stalled_after": "1"}, "stalled_after must be seconds"),
         ({"on_death": "ignore"}, "on_death must be"),
