@@ -82,6 +82,10 @@ class Server:
             self.close(timeout=1.0)
             raise
 
+    def usable(self) -> bool:
+        """Whether it lives, and nobody has tidied its directory away, as is done in /tmp with what is days old."""
+        return self.alive and self.directory.exists()
+
     def start(self, rank: int) -> Process:
         """A new process, which will be this rank."""
         ours, theirs = socket.socketpair()

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llmsys.parallel.ranks import RanksFailed, calls, close, run
+from llmsys.parallel.ranks import RanksFailed, calls, close, pool, run
 from llmsys.parallel.ranks.processes import Server
 from tests.parallel.ranks.conftest import all_gone, processes
 
@@ -27,6 +28,14 @@ def failure(function, *args, ranks=2, **options) -> RanksFailed:
     assert len(processes()) == 1
     assert all_gone(before - processes())
     return caught.value
+
+
+def test_where_the_directory_of_the_ranks_was_tidied_away_others_are_started():
+    for ranks in (2, 3):
+        run(os.getpid, 2)
+        shutil.rmtree(pool.current()._server.directory)
+        assert run(dist.get_rank, ranks) == list(range(ranks))
+    close()
 
 
 # A rank raises
