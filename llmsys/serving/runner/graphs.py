@@ -70,7 +70,8 @@ class Graphs:
     budget
         Bytes; None: SHARE of what is free when the first is captured.
     required
-        Graphs were asked for: where one cannot be captured that is an error. Else there are none from then on.
+        Graphs were asked for: where one of a decode step cannot be captured that is an error. Else there are none from
+        then on. (One of another step is done without in any case.)
 
     Attributes
     ----------
@@ -159,6 +160,10 @@ class Graphs:
         except torch.OutOfMemoryError:
             return None
         except RuntimeError as error:
+            if kind is MixedGraph:
+                warnings.warn(f"only decode steps are graphs: no other can be captured: {error}", stacklevel=2)
+                self.token_buckets = ()
+                return None
             if self._required:
                 raise RuntimeError(
                     "the step cannot be captured in a graph; perhaps the model or the attention, if that is your own, "
