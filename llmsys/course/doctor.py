@@ -56,6 +56,7 @@ PACKAGES: dict[str, tuple[str, str | None]] = {
     "jinja2": ("3.1", None),
     "typer": ("0.15", None),
     "rich": ("13.9", None),
+    "cloudpickle": ("3.1", None),
 }
 SHOWN_ALONE = ("torch", "triton", "numpy", "jupyterlab")
 PYTHONS = ("3.11", "3.14")

@@ -32,9 +32,9 @@ def token_ids(model: nn.Module, prompt: Prompt) -> list[int]:
     if not ids:
         raise ValueError("prompt must not be empty: of this one no token is left")
     V = model.config.vocab_size
-    for place, token in enumerate(ids):
-        if not 0 <= token < V:
-            raise ValueError(f"prompt: its tokens must be from 0 to {V - 1}, got {token} at place {place}")
+    if min(ids) < 0 or max(ids) >= V:
+        place, token = next((place, token) for place, token in enumerate(ids) if not 0 <= token < V)
+        raise ValueError(f"prompt: its tokens must be from 0 to {V - 1}, got {token} at place {place}")
     return ids
 
 
@@ -47,6 +47,8 @@ def _ids(model: nn.Module, prompt: Prompt) -> list[int]:
         raise ValueError("prompt must not be empty")
     if isinstance(prompt, str):
         return _from_text(model, prompt)
+    if set(map(type, prompt)) == {int}:  # as nearly always
+        return list(prompt)
     if any(isinstance(each, Mapping | str) for each in prompt):
         return _tokenizer(model).chat(prompt)
     if all(isinstance(each, Sequence) or getattr(each, "ndim", 0) for each in prompt):  # rows

@@ -35,6 +35,7 @@ class Detokenizer:
 
     Attributes
     ----------
+    stops : tuple of str
     stopped : str or None
         The stop string that came. Tokens after that are of no text.
     """
@@ -45,7 +46,7 @@ class Detokenizer:
         if tokenizer is None and stop:
             raise ValueError("stop needs a model with a tokenizer, for strings are looked for in text: use stop tokens")
         self._stream = None if tokenizer is None else TextStream(tokenizer)
-        self._stop = tuple(stop)
+        self.stops = tuple(stop)
         self._held = ""
         self._said: list[str] = []
         self.stopped: str | None = None
@@ -60,7 +61,10 @@ class Detokenizer:
         if self._stream is None or self.stopped is not None:
             return ""
         new = self._stream.push(token)
-        return self._say(new) if self._stop else self._add(new)
+        if self.stops:
+            return self._say(new)
+        self._said.append(new)
+        return new
 
     def finish(self) -> str:
         """The rest, when no more tokens come. It may still hold a stop string."""
@@ -81,7 +85,7 @@ class Detokenizer:
 
     def _first_stop(self, text: str) -> tuple[int, str] | None:
         """Where it begins, and which: the one that ends first, and of several the longest."""
-        ends = [(text.index(stop) + len(stop), -len(stop), stop) for stop in self._stop if stop in text]
+        ends = [(text.index(stop) + len(stop), -len(stop), stop) for stop in self.stops if stop in text]
         if not ends:
             return None
         end, _, stop = min(ends)
@@ -89,8 +93,8 @@ class Detokenizer:
 
     def _beginning_of_a_stop(self, text: str) -> int:
         """How many of the last characters may become a stop string."""
-        longest = min(len(text), max(map(len, self._stop), default=1) - 1)
-        return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0)
+        longest = min(len(text), max(map(len, self.stops), default=1) - 1)
+        return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self.stops)), 0)
 
     def _add(self, text: str) -> str:
         if text:

@@ -284,6 +284,8 @@ class Engine:
         answers = [Answer(i, logprobs=[] if asked else None) for i in range(params.n)]
         with self._guard.alone(), self._guard.work():
             request = Request(id or self._new_id(), tokens, params, salt=salt)
+            if request.id in self._answers.responses:  # its first answer may have ended
+                raise ValueError(f"id {request.id!r} is in use by a response that has not ended: give another id")
             response = Response(request.id, request.prompt, answers, listener)
             self._answers.add(response, self.scheduler.add(request), texts)
         return response
@@ -315,4 +317,6 @@ class Engine:
             return self._loop.step(self.runner)
 
     def _new_id(self) -> str:
-        return next(id for id in (f"request-{n}" for n in self._numbers) if id not in self._answers.under_way)
+        answers = self._answers
+        names = (f"request-{n}" for n in self._numbers)
+        return next(id for id in names if id not in answers.under_way and id not in answers.responses)

@@ -17,11 +17,12 @@ Arrived.time` of its first; its time in the queue is `Admitted.time − Arrived.
 that one's events go on after this.
 
 **Most events are of one kind**: a step computed a token of a request, and said its next. With hundreds of requests and
-hundreds of steps a second, to make two objects of that would cost more than all else that the host does. So it is kept
-as one `Progress`, and becomes a `Computed` and its `Token`s when somebody reads the log.
+hundreds of steps a second, to make two objects of each of these would cost more than all else that the host does. So
+what a step brought is kept as one `Progress`, and becomes `Computed`s and `Token`s when somebody reads the log.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -111,20 +112,23 @@ class StepDone(Event):
 
 
 class Progress(NamedTuple):
-    """What one step brought one request: a `Computed`, and a `Token` for each that was said."""
+    """What one step brought several requests: for each a `Computed`, and a `Token` for each that was said."""
 
     step: int
     time: float
-    request: str
-    start: int
-    tokens: int
-    guesses: int
-    said: tuple[int, ...]
+    rows: Sequence[tuple[str, int, int, int, tuple[int, ...]]]
+    """(request, start, tokens, guesses, what was said) each."""
+
+    @property
+    def size(self) -> int:
+        """How many events these are."""
+        return len(self.rows) + sum([len(row[4]) for row in self.rows])
 
     def events(self) -> Iterator[Computed | Token]:
-        yield Computed(*self[:6])
-        for token in self.said:
-            yield Token(*self[:3], token)
+        for request, start, tokens, guesses, said in self.rows:
+            yield Computed(self.step, self.time, request, start, tokens, guesses)
+            for token in said:
+                yield Token(self.step, self.time, request, token)
 
 
 class EventLog:
@@ -137,14 +141,14 @@ class EventLog:
     def __init__(self, keep: int | None = None):
         if keep is not None:
             whole_number("keep", keep, at_least=0)
-        self._keep = keep
-        self._count = 0  # of all events so far
-        self._entries: deque[Event | Progress] = deque(maxlen=keep)  # as many events, or more
-        self._listeners: list[tuple[Callable[[Event], object], Callable[[Sequence[Progress]], object] | None]] = []
+        self._keep = math.inf if keep is None else keep
+        self._entries: deque[tuple[int, Event | Progress]] = deque()  # with the numbers of their events
+        self._held = 0  # events in these: what is kept, and perhaps some of the same step
+        self._listeners: list[tuple[Callable[[Event], object], Callable[[Progress], object] | None]] = []
 
     def __iter__(self) -> Iterator[Event]:
         events: list[Event] = []
-        for entry in self._entries:
+        for _, entry in self._entries:
             if isinstance(entry, Progress):
                 events += entry.events()
             else:
@@ -152,38 +156,42 @@ class EventLog:
         return iter(events[len(events) - len(self) :])
 
     def __len__(self) -> int:
-        return self._count if self._keep is None else min(self._count, self._keep)
+        return min(self._held, self._keep)
 
     def listen(
-        self, listener: Callable[[Event], object], *, progress: Callable[[Sequence[Progress]], object] | None = None
+        self, listener: Callable[[Event], object], *, progress: Callable[[Progress], object] | None = None
     ) -> None:
         """Calls `listener` with every event; where there is a `progress`, that one with those that it stands for."""
         self._listeners.append((listener, progress))
 
     def add(self, event: Event) -> None:
-        self._entries.append(event)
-        self._count += 1
+        self._add(1, event)
         for listener, _ in self._listeners:
             _call(listener, event)
 
-    def add_progress(self, several: Sequence[Progress]) -> None:
+    def add_progress(self, progress: Progress) -> None:
         """What a step brought to several requests, one after the other."""
-        self._entries.extend(several)
-        for each in several:
-            self._count += 1 + len(each.said)
-        for listener, progress in self._listeners:
-            if progress is not None:
-                _call(progress, several)
+        self._add(progress.size, progress)
+        for listener, takes_progress in self._listeners:
+            if takes_progress is not None:
+                _call(takes_progress, progress)
             else:
-                for event in (event for each in several for event in each.events()):
+                for event in progress.events():
                     _call(listener, event)
+
+    def _add(self, size: int, entry: Event | Progress) -> None:
+        entries = self._entries
+        entries.append((size, entry))
+        self._held += size
+        while entries and self._held - entries[0][0] >= self._keep:
+            self._held -= entries.popleft()[0]
 
     def records(self) -> list[dict[str, Any]]:
         """The events as plain dicts, for JSON: `{"event": "Token", "step": 0, …}`."""
         return [{"event": type(each).__name__, **asdict(each)} for each in self]
 
 
-def _call(listener: Callable, what: Event | Sequence[Progress]) -> None:
+def _call(listener: Callable, what: Event | Progress) -> None:
     try:
         listener(what)
     except Exception:

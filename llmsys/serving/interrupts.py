@@ -23,13 +23,16 @@ class Interrupts:
     @contextmanager
     def later(self) -> Iterator[None]:
         """An interrupt that comes in this block is delivered at its end; a second one at once, so that no block can
-        hang. In another such block of the same engine nothing changes."""
-        if self._deliver is not None or threading.current_thread() is not threading.main_thread():
+        hang. In a block within such a block, it waits for the end of that one, or of the window that it is in."""
+        deliver = None if self._deliver is not None else signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(deliver or self._deliver):
             yield
             return
-        deliver = signal.getsignal(signal.SIGINT)
-        if not callable(deliver):
-            yield
+        if deliver is None:
+            with self._set(False):
+                yield
+            if self._open:
+                self._deliver_one(self._deliver)
             return
         self._deliver, self._came, self._open = deliver, [], False
         signal.signal(signal.SIGINT, self._keep)
@@ -43,10 +46,15 @@ class Interrupts:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """A window in `later`: what came before comes now, and what comes in this block comes as it does."""
-        before, self._open = self._open, True
-        try:
+        with self._set(True):
             if self._came:
                 self._deliver_one(self._deliver)
+            yield
+
+    @contextmanager
+    def _set(self, open: bool) -> Iterator[None]:
+        before, self._open = self._open, open
+        try:
             yield
         finally:
             self._open = before

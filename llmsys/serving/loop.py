@@ -101,13 +101,17 @@ class Loop:
                     updates += self._land()
             except BaseException as error:
                 raised.append(error)
+        for more in raised[1:]:
+            if more is not raised[0]:
+                raised[0].add_note(f"And then: {more!r}")
         if raised:
             raise raised[0]
         return updates
 
     def _begin(self, runner: Runner) -> None:
-        """Plans and launches, until as many are under way as may be."""
-        while len(self._flights) < 1 + self.ahead:
+        """Plans and launches, until as many are under way as may be. Nothing follows a step that was not launched, for
+        its tokens will not come: where a listener takes a step, such a one may not have landed yet."""
+        while len(self._flights) < 1 + self.ahead and all(flight.launched for flight in self._flights):
             start = self._clock()
             plan = self.scheduler.plan()
             if plan is None:
@@ -136,8 +140,11 @@ class Loop:
             self.scheduler.update(flight.plan, result)
         except BaseException as error:
             self._flights.popleft()
-            self.scheduler.update(flight.plan, all_failed(flight.plan, error))
-            self._take(requests)
+            try:
+                self.scheduler.update(flight.plan, all_failed(flight.plan, error))
+                self._take(requests)
+            except BaseException as more:  # a listener's, or of a scheduler of one's own that is at odds with itself
+                error.add_note(f"And then: {more!r}")
             raise
         self._flights.popleft()
         try:

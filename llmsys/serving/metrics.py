@@ -16,7 +16,6 @@ that runs for weeks needs no more memory than one that runs for a minute.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmsys.serving.events import (
@@ -150,10 +149,10 @@ class Metrics:
         elif isinstance(event, RequestEvent) and (request := self.requests.get(event.request)):
             self._of_request(event, request)
 
-    def on_progress(self, several: Sequence[Progress]) -> None:
+    def on_progress(self, progress: Progress) -> None:
         """What one step brought to several requests."""
-        computed = said = 0
-        for _, time, name, _, tokens, _, new in several:
+        computed, said, time = 0, 0, progress.time
+        for name, _, tokens, _, new in progress.rows:
             request = self.requests.get(name)
             if request is None:
                 continue
@@ -166,8 +165,7 @@ class Metrics:
                 said += len(new)
         self.totals.computed_tokens += computed
         self.totals.output_tokens += said
-        if several:
-            self._of_steps[several[0].step]["output"] += said
+        self._of_steps[progress.step]["output"] += said
 
     def step_took(self, seconds: dict[str, float]) -> None:
         """The step whose `StepDone` came last took so long, by phase. Nothing, if none came since."""
@@ -190,9 +188,9 @@ class Metrics:
     def _of_request(self, event: RequestEvent, request: RequestMetrics) -> None:
         totals = self.totals
         if isinstance(event, Computed):  # of a scheduler that writes these down one by one
-            self.on_progress([Progress(event.step, event.time, event.request, event.start, event.tokens, 0, ())])
+            self.on_progress(Progress(event.step, event.time, [(event.request, event.start, event.tokens, 0, ())]))
         elif isinstance(event, Token):
-            self.on_progress([Progress(event.step, event.time, event.request, 0, 0, 0, (event.token,))])
+            self.on_progress(Progress(event.step, event.time, [(event.request, 0, 0, 0, (event.token,))]))
         elif isinstance(event, Admitted):
             if request.admitted is None:
                 request.admitted, request.hit_tokens = event.time, event.hit_tokens

@@ -91,7 +91,9 @@ class Request:
             raise ValueError(f"id must be a text of at least one character, got {self.id!r}")
         if self.salt is not None and not isinstance(self.salt, str):
             raise ValueError(f"salt must be a text, as an adapter's or a tenant's name is, or None, got {self.salt!r}")
-        self.prompt = tuple(whole_number("prompt's tokens", token, at_least=0) for token in self.prompt)
+        self.prompt = tuple(self.prompt)
+        if set(map(type, self.prompt)) != {int} or min(self.prompt) < 0:  # one by one only where there is a need
+            self.prompt = tuple(whole_number("prompt's tokens", token, at_least=0) for token in self.prompt)
         if not self.prompt:
             raise ValueError(
                 "prompt must have at least one token, for there is nothing to continue: begin with the model's start "

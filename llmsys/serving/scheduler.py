@@ -115,6 +115,7 @@ class Scheduler(Roster):
         self.eos_ids = frozenset(eos_ids)
         self._under_way: deque[Step] = deque()  # two at most, whose results are awaited
         self._last_done = -math.inf  # when
+        self._block_size = pool.block_size
 
     # Before a step
 
@@ -129,13 +130,13 @@ class Scheduler(Roster):
             raise ValueError(f"plan: the result of step {self.steps_done} has not been taken in: call update first")
         if ahead and not self._room_for_all():
             return None
-        step = Step(number, self.max_tokens_per_step, self.clock())
+        step = Step(number, self.max_tokens_per_step, self.clock(), self.pool)
         head = next((each for each in self.waiting if not waits_for_parent(each)), None)
         for turn in self.policy.turns(tuple(self.running), head, self.max_tokens_per_step):
-            self._go_on([each for each in turn.compute if each.goes_on] if ahead else turn.compute, turn, step)
+            self._go_on(turn, step)
             if turn.admit and not step.preempted:
                 self._admit(turn, step)
-            if step.shares:
+            if step.work:
                 break
         else:
             if not ahead:
@@ -143,7 +144,7 @@ class Scheduler(Roster):
             return None
         ended, self._ended = self._ended, []
         self._under_way.append(step)
-        return step.begin(self.pool, ended)
+        return step.make(ended)
 
     def _room_for_all(self) -> bool:
         """Nobody has to be preempted for another token of each: it needs one block at most."""
@@ -153,31 +154,40 @@ class Scheduler(Roster):
         known = ((each.table, len(each.tokens) + each.expected) for each in self.running if each.goes_on)
         return sum(self.pool.blocks_for(tokens) > len(table.blocks) for table, tokens in known) <= free
 
-    def _go_on(self, requests: Sequence[Request], turn: Turn, step: Step) -> None:
-        behind, running = len(requests), Status.RUNNING
-        for request in requests:
+    def _go_on(self, turn: Turn, step: Step) -> None:
+        behind, running, extend = len(turn.compute), Status.RUNNING, self.pool.extend
+        for request in turn.compute:
             behind -= 1  # each of whom must have a token
-            if request.status is not running:
+            if request.status is not running or request.id in step.work:
                 continue  # preempted, by one before it
-            n = turn.tokens(request.remaining, step.left - behind, self.max_tokens_per_step)
-            if n > 0 and self._make_room(request, step):
+            expected = request.expected
+            known = len(request.tokens) + expected
+            if known >= request.limit or (expected and request.draft):
+                continue  # see Request.goes_on
+            n = turn.tokens(known - request.computed - request.under_way, step.left - behind, self.max_tokens_per_step)
+            if n > 0:
+                try:
+                    if copies := extend(request.table, known):
+                        step.copies += copies
+                except OutOfBlocks:
+                    if not self._make_room(request, known, step):
+                        continue
                 step.add(request, n)
-        for share in step.shares.values():
-            if share.request.draft:
-                step.guess(share, self.pool)
+        for request in [each for each in step.requests.values() if each.draft]:
+            step.guess(request)
 
-    def _make_room(self, request: Request, step: Step) -> bool:
-        """Slots for all its known tokens, if need be from others. False if it had to be preempted itself."""
-        table, known = request.table, len(request.tokens) + request.expected
+    def _make_room(self, request: Request, known: int, step: Step) -> bool:
+        """Slots for so many tokens, from others. False if it had to be preempted itself."""
         while True:
+            newest = self.running[-1]
+            self._preempt(newest, step)
+            if newest is request:
+                return False
             try:
-                step.copies += self.pool.extend(table, known)
+                step.copies += self.pool.extend(request.table, known)
                 return True
             except OutOfBlocks:
-                newest = self.running[-1]
-                self._preempt(newest, step)
-                if newest is request:
-                    return False
+                pass
 
     def _preempt(self, request: Request, step: Step) -> None:
         step.drop(request)
@@ -234,32 +244,30 @@ class Scheduler(Roster):
         outputs = check_result(plan, result)
         later = self._under_way[1] if len(self._under_way) > 1 else None
         number, running = step.number, Status.RUNNING
-        now, news, computed, kinds = self.clock(), [], [], set()
-        for work in plan.work:
-            name, planned, start, _, logits, _ = work
-            share, output = step.shares.get(name), outputs.get(name, NOTHING)
-            if share is None or share.request.status is not running:
+        now, rows, computed, kinds = self.clock(), [], [], set()
+        for name, planned, start, _, logits, _ in plan.work:
+            request = step.requests.get(name)
+            if request is None or request.status is not running:
                 continue  # ended since, and perhaps another one came with its id
-            request, tokens = share.request, len(planned)
+            output, tokens, reason = outputs.get(name, NOTHING), len(planned), None
             computed.append(tokens)
-            kinds.add(share.prefill)
-            reason = None
+            kinds.add(tokens > logits or start < len(request.prompt))
             if output.error is None:
-                said, guesses = (), 0
                 request.under_way -= tokens
                 if logits:
                     request.expected -= 1
-                    guesses = logits - 1
-                    said, reason = self._take_in(request, output, later, guesses)
+                    said, reason = self._take_in(request, output, later, logits - 1)
+                    rows.append((name, start, tokens, logits - 1, said))
                 else:
                     request.computed = start + tokens
-                news.append(Progress(number, now, name, start, tokens, guesses, said))
+                    rows.append((name, start, tokens, 0, ()))
             if reason is not None or output.error is not None:
-                self.events.add_progress(news)  # which was before
-                news = []
+                self.events.add_progress(Progress(number, now, rows))  # which was before
+                rows = []
                 status = Status.FINISHED if output.error is None else Status.FAILED
-                self._end(request.id, status, reason=reason, error=output.error, now=now)
-        self.events.add_progress(news)
+                self._end(name, status, reason=reason, error=output.error, now=now)
+        if rows:
+            self.events.add_progress(Progress(number, now, rows))
         if computed:
             self._note_done(step, sum(computed), len(computed), kinds)
         self._done_with_the_first()
@@ -269,20 +277,21 @@ class Scheduler(Roster):
     ) -> tuple[tuple[int, ...], str | None]:
         """All known tokens are computed; these come next: those that count, and the reason to end, if there is one."""
         said, reason = accept(request, output, self.eos_ids)
+        table, known = request.table, len(request.tokens)
         if request.draft:
             held = not guesses and said == request.draft[:1]  # proposed too late for this step, and right so far
             request.draft = request.draft[1:] if held else ()
-        table, known = request.table, len(request.tokens)
         if not said:
             if later is not None:
                 later.void(request)
-        elif request.computed // self.pool.block_size > len(table.prefixes):  # another block is full
-            self.pool.register(table, request.tokens, request.computed)
-        if reason is None and table.length > known:
+        elif (known - 1) // self._block_size > len(table.prefixes):  # another block is full
+            self.pool.register(table, request.tokens, known - 1)
+        if table.length > known and reason is None:
             self.pool.truncate(table, known)
         return said, reason
 
     def _note_done(self, step: Step, tokens: int, sequences: int, kinds: set[bool]) -> None:
+        # A kind is whether it was a prefill: more than the newest token, or of the prompt.
         phase = "mixed" if len(kinds) == 2 else "prefill" if True in kinds else "decode"
         used, blocks = self.pool.stats.used, self.pool.num_blocks - 1
         counts = (tokens, sequences, len(self.running), len(self.waiting), used, blocks)

@@ -1,86 +1,85 @@
 """A step while it is planned: who computes how much, and how many of its tokens are left."""
 
-from dataclasses import dataclass
-
 from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import Copy
 from llmsys.serving.plan import PLACEHOLDER, StepPlan, Work
 from llmsys.serving.request import Request, Status
 
-
-@dataclass(slots=True)
-class Share:
-    """What one request has of a step: its next `n` tokens and, if these are all that are known, guesses."""
-
-    request: Request
-    n: int
-    prefill: bool  #  or decoding
-    guesses: tuple[int, ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        return self.n + len(self.guesses)
-
-    def begin(self, pool: BlockPool) -> Work:
-        """The work; from now on it is under way."""
-        request, guesses = self.request, self.guesses
-        start = request.computed + request.under_way
-        stop, known = start + self.n, len(request.tokens)
-        tokens = (PLACEHOLDER,) if start == known else (*request.tokens[start:stop], *guesses)
-        logits = 1 + len(guesses) if stop == known + request.expected else 0
-        blocks, needed = request.table.told(), pool.blocks_for(start + len(tokens))
-        if needed < len(blocks):
-            blocks = blocks[:needed]
-        request.under_way += len(tokens)
-        request.expected += logits > 0
-        return Work(request.id, tokens, start, blocks, logits, request.sampling)
+UNKNOWN = (PLACEHOLDER,)
 
 
 class Step:
-    """The scheduler's notes on one step, from its beginning until its result is taken in."""
+    """The scheduler's notes on one step, from its beginning until its result is taken in.
 
-    def __init__(self, number: int, budget: int, began: float):
+    Attributes
+    ----------
+    requests : dict
+        Those for which it computes, by their ids.
+    work : dict
+        What of each, by the same ids: its next tokens and, if these are all that are known, guesses.
+    left : int
+        Tokens that it may still compute.
+    """
+
+    def __init__(self, number: int, budget: int, began: float, pool: BlockPool):
         self.number = number
-        self.left = budget  # tokens
+        self.left = budget
         self.began = began  # seconds, on the scheduler's clock
-        self.shares: dict[str, Share] = {}  # by the requests' ids
+        self.requests: dict[str, Request] = {}
+        self.work: dict[str, Work] = {}
         self.copies: list[Copy] = []
         self.preempted = False
         self.plan: StepPlan | None = None  # once it is made
+        self._pool, self._block_size = pool, pool.block_size
 
     @property
     def counts(self) -> bool:
         """Somebody waits for its result: a request that has not ended."""
-        return any(share.request.status is Status.RUNNING for share in self.shares.values())
+        return any(request.status is Status.RUNNING for request in self.requests.values())
 
     def add(self, request: Request, n: int) -> None:
-        self.shares[request.id] = Share(request, n, request.in_prefill)
+        """The request's next `n` tokens, for which its table has slots. They are under way from now on."""
+        start, known, name = request.computed + request.under_way, len(request.tokens), request.id
+        stop = start + n
+        tokens = UNKNOWN if start == known else tuple(request.tokens[start:stop])
+        logits = 1 if stop == known + request.expected else 0
+        blocks, needed = request.table.told(), -(-stop // self._block_size)
+        if needed < len(blocks):
+            blocks = blocks[:needed]
+        request.under_way += n
+        request.expected += logits
+        self.requests[name] = request
+        # As Work(…) is, in half the time: hundreds are made in a step.
+        self.work[name] = tuple.__new__(Work, (name, tokens, start, blocks, logits, request.sampling))
         self.left -= n
 
-    def guess(self, share: Share, pool: BlockPool) -> None:
-        """As many of the request's guesses as there are tokens left and blocks free for, and slots for them."""
-        request, known = share.request, len(share.request.tokens)
-        if request.draft and share.n == request.remaining:
-            slots = (len(request.table.blocks) + pool.free_blocks) * pool.block_size - known
-            k = max(0, min(len(request.draft), self.left, slots, request.limit - known - 1))
-            pool.extend(request.table, known + k)
-            share.guesses = request.draft[:k]
-            self.left -= k
+    def guess(self, request: Request) -> None:
+        """As many of its guesses as there are tokens left and blocks free for, and slots for them."""
+        work, known = self.work[request.id], len(request.tokens)
+        if not work.logits:
+            return
+        slots = (len(request.table.blocks) + self._pool.free_blocks) * self._block_size - known
+        k = max(0, min(len(request.draft), self.left, slots, request.limit - known - 1))
+        self._pool.extend(request.table, known + k)
+        blocks, tokens = request.table.told()[: self._pool.blocks_for(known + k)], (*work.tokens, *request.draft[:k])
+        self.work[request.id] = work._replace(tokens=tokens, blocks=blocks, logits=1 + k)
+        request.under_way += k
+        self.left -= k
 
     def drop(self, request: Request) -> None:
-        """The request has no share any more, if it had one: it is preempted."""
+        """The request is preempted: it has no work any more, if it had some."""
         self.preempted = True
-        if share := self.shares.pop(request.id, None):
-            self.left += share.tokens
+        if self.requests.pop(request.id, None) is not None:
+            self.left += len(self.work.pop(request.id).tokens)
+        request.under_way = request.expected = 0
 
     def void(self, request: Request) -> None:
         """What is under way for the request comes to nothing, for the token that it begins with did not come."""
-        if share := self.shares.pop(request.id, None):
-            request.under_way -= share.tokens
+        if self.requests.pop(request.id, None) is not None:
+            request.under_way -= len(self.work.pop(request.id).tokens)
             request.expected -= 1
 
-    def begin(self, pool: BlockPool, ended: list[str]) -> StepPlan:
+    def make(self, ended: list[str]) -> StepPlan:
         """The plan, when all have what they get."""
-        work = tuple([share.begin(pool) for share in self.shares.values()])
-        self.plan = StepPlan(self.number, work, tuple(self.copies), tuple(ended))
+        self.plan = StepPlan(self.number, tuple(self.work.values()), tuple(self.copies), tuple(ended))
         return self.plan

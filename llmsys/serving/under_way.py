@@ -20,7 +20,9 @@ class UnderWay:
 
     def __init__(self, request: Request, text: Detokenizer, answer: Answer, response: Response):
         self.request, self.text, self.answer, self.response = request, text, answer, response
-        self._prompt = len(request.prompt)
+        self._id, self._prompt = response.id, len(request.prompt)
+        self._taken = self._prompt  # of the request's tokens, those that are looked at
+        self._plain = answer.logprobs is None and not text.stops
 
     def take(self, scheduler: Scheduler, metrics: Metrics) -> Update | None:
         """Brings the answer up to date. None if there is nothing new.
@@ -28,8 +30,16 @@ class UnderWay:
         The scheduler is told where a stop string ends the request; the metrics are asked for the request's at its end.
         """
         request, answer, text = self.request, self.answer, self.text
+        if self._plain and len(request.tokens) == self._taken + 1 and request.status is Status.RUNNING:
+            self._taken += 1  # as nearly always: one more token, and it goes on
+            token = request.tokens[-1]
+            answer.tokens.append(token)
+            piece = text.push(token)
+            answer.text += piece
+            return Update(self._id, answer.index, piece, (token,))
         first, piece = len(answer.tokens), ""
         new = request.tokens[self._prompt + first :]
+        self._taken = len(request.tokens)
         if request.stop_token is not None:
             new.pop()
         for taken, token in enumerate(new, 1):
@@ -96,12 +106,12 @@ class Answers:
             update = one and one.take(self._scheduler, self._metrics)
             if update is None:
                 continue
+            updates.append(update)
             response = one.response
             if update.reason is not None:
                 del self.under_way[one.request.id]
                 if response.finished:
                     del self.responses[response.id]
-            updates.append(update)
             if response.listener is None:
                 continue
             try:

@@ -333,6 +333,33 @@ def test_a_step_that_cannot_be_launched_takes_nothing_from_the_one_before_it(lla
     assert engine.generate([PROMPT], params(3))[0].tokens == llama.greedy(PROMPT)[0][:3] and nothing_left(engine)
 
 
+def test_nothing_is_planned_behind_a_step_that_could_not_be_launched_also_where_a_listener_takes_the_next(llama):
+    engine = made(llama)
+    run, asked, late = llama.ours.forward, [], []
+
+    def breaks(*args):
+        asked.append(args)
+        if len(asked) == 3:
+            raise RuntimeError("the model breaks")
+        return run(*args)
+
+    def busy(update):
+        if len(response.tokens) == 2:
+            late.append(engine.add(PROMPT[1:], params(3)))
+            with pytest.raises(RuntimeError, match="the model breaks"):
+                engine.step()
+
+    engine.runner.forms._large = engine.runner.forms._large._replace(forward=breaks)
+    response = engine.add(PROMPT, params(9), listener=busy)
+    engine.step()
+    with pytest.raises(RuntimeError, match="the model breaks"):
+        engine.step()
+    assert response.answers[0].reason == "error" and len(response.tokens) == 2
+    while engine.has_unfinished:
+        engine.step()
+    assert late[0].tokens == llama.greedy(PROMPT[1:])[0][:3] and nothing_left(engine)
+
+
 def test_a_result_that_does_not_come_fails_its_requests_and_the_step_after_it_goes_on(llama):
     engine = made(llama, max_tokens_per_step=7, max_sequences=4)
     Watched(engine, result=[0])

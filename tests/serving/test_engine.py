@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -402,6 +403,23 @@ def test_params_and_ids_are_looked_at_as_well(llama):
     with pytest.raises(ValueError, match="'a' is in use"):
         engine.add(PROMPT, params(), id="a")
     assert not engine.abort("b") and engine.generate([], params()) == []
+
+
+def test_an_id_is_in_use_until_the_last_answer_has_ended_not_the_first(llama):
+    engine = made(llama)
+    drawn = [SamplingParams(9, 1.5, n=2, seed=seed, ignore_eos=True) for seed in range(9)]
+    said = [[each.tokens for each in response.answers] for response in engine.generate([PROMPT] * 9, drawn)]
+    which = next(i for i, (first, second) in enumerate(said) if first[0] not in second)
+    both = engine.add(PROMPT, replace(drawn[which], stop_token_ids=said[which][0][:1]), id="request-9")
+    engine.step()
+    assert [each.reason for each in both.answers] == ["stop", None]
+    with pytest.raises(ValueError, match="'request-9' is in use"):
+        engine.add(PROMPT, params(), id="request-9")
+    other = engine.add(PROMPT, params(1))
+    assert other.id == "request-10", "nor is it given to another"
+    while engine.has_unfinished:
+        engine.step()
+    assert both.answers[1].tokens == said[which][1] and nothing_left(engine)
 
 
 @pytest.mark.parametrize(

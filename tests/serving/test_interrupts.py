@@ -94,12 +94,17 @@ def test_in_a_window_an_interrupt_comes_at_once_and_one_from_before_as_it_opens(
             ctrl_c()
             done.append("never")
         done.append("after")
-        with pytest.raises(KeyboardInterrupt), interrupts.later(), interrupts.at_once():  # the same block, further in
-            ctrl_c()
+        with pytest.raises(KeyboardInterrupt), interrupts.at_once():
+            with interrupts.later():  # a change that is made within the window
+                ctrl_c()
+                done.append("all of it")
+            done.append("never")
+        with interrupts.later():
+            done.append("no window")
     with pytest.raises(KeyboardInterrupt), interrupts.later():
         ctrl_c()
         done.append("again")
-    assert done == ["before", "after", "again"]
+    assert done == ["before", "after", "all of it", "no window", "again"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -140,18 +140,21 @@ def test_the_log_can_be_written_as_json_and_keeps_as_much_as_it_is_asked_to():
 
 
 def test_what_a_step_brought_is_read_as_the_events_that_it_stands_for():
-    several = [Progress(3, 0.5, "a", 7, 3, 2, (4, 5)), Progress(3, 0.5, "b", 0, 6, 0, ())]
+    brought = Progress(3, 0.5, [("a", 7, 3, 2, (4, 5)), ("b", 0, 6, 0, ())])
     events = [Computed(3, 0.5, "a", 7, 3, 2), Token(3, 0.5, "a", 4), Token(3, 0.5, "a", 5), Computed(3, 0.5, "b", 0, 6)]
     for keep in (None, 9, 4, 3, 2, 1, 0):
         log, heard, at_once = EventLog(keep=keep), [], []
         log.listen(heard.append)
         log.listen(heard.append, progress=at_once.append)
-        log.add_progress(several)
+        log.add_progress(brought)
         kept = events if keep is None else events[4 - min(keep, 4) :]
         assert list(log) == kept and len(log) == len(kept) == len(log.records())
-        assert heard == events and at_once == [several]
+        assert heard == events and at_once == [brought]
         log.add(Aborted(4, 0.6, "a"))
         assert heard[-2:] == [Aborted(4, 0.6, "a")] * 2 and len(log) == min(5, 9 if keep is None else keep)
+        for _ in range(50):
+            log.add_progress(brought)
+        assert len(log._entries) <= 2 + (99 if keep is None else keep) and len(list(log)) == len(log)
 
 
 def test_nothing_is_made_of_a_token_that_nobody_reads(monkeypatch):

@@ -84,13 +84,15 @@ def three_questions_with_folded_answers(lesson: Lesson, notebook: NotebookNode) 
 
 
 def ends_with_the_next_lesson(lesson: Lesson, notebook: NotebookNode) -> Complaints:
-    """The last cell says what comes next: the next lesson of the manifest; or, where there is none after this one, that
-    a lesson it names is not built yet."""
+    """The last cell says what comes next: the next lesson of the manifest; or, where that is planned, or there is none
+    after this one, that a lesson it names is not built yet."""
     end = notebook.cells[-1]
     said = NEXT.search(end.source) if end.cell_type == "markdown" else None
     words = " ".join(said[1].split()) if said else ""
     named = re.findall(r"\blesson (\d\d)\b", words, re.IGNORECASE)
     following = next((each for each in manifest.lessons() if each.number > lesson.number), None)
+    if following is not None and any(lesson.number < each.number < following.number for each in manifest.planned()):
+        following = None  # lessons are not built in their order
     if following is not None:
         if named[:1] != [following.number] or NOT_BUILT in words:
             remedy = f'end it in "**Next:** lesson {following.number}, …"'

@@ -37,6 +37,11 @@ def decode_speed(*records, page: int = 16) -> Picture:
             _by_shape(left, shapes, page, looks)
             left.set(title=_device(record))
             _by_page(right, [row for row in record.rows if row["name"] not in (COPY, DENSE)], looks)
+        named = {
+            name: line for left in panels[:, 0] for line, name in zip(*left.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(named.values(), named, frameon=False, fontsize=8.5, loc="outside upper left", ncols=len(named),
+                      handletextpad=0.2)  # fmt: skip
     said = " ".join(_in_words(record, shapes, page) for record, shapes in zip(records, found, strict=True))
     return chart(figure, alt=f"Attention of one new token a sequence over a paged cache, against a copy. {said}")
 
@@ -67,9 +72,8 @@ def _by_shape(axes, shapes: dict[str, dict[str, float]], page: int, looks: dict)
                       mfc="none" if name == DENSE else LIGHT[colour], mew=1.5, label=_called(name))  # fmt: skip
     axes.axvline(1, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)))
     axes.set_yticks(range(len(shapes)), [_short(shape) for shape in shapes], fontsize=8)
-    axes.set(xlabel=f"share of the copy's speed, pages of {page}", xlim=(0, 1.08), ylim=(-0.6, len(shapes) + 0.4))
+    axes.set(xlabel=f"share of the copy's speed, pages of {page}", xlim=(0, 1.08), ylim=(-0.6, len(shapes) - 0.4))
     axes.grid(axis="both")
-    axes.legend(frameon=False, fontsize=8.5, loc="upper left", ncols=3, columnspacing=1, handletextpad=0.2)
 
 
 def _by_page(axes, rows, looks: dict) -> None:

@@ -10,6 +10,7 @@ from llmsys.course import cli, manifest
 from llmsys.course.authoring import build, exercise_rules, lint
 from llmsys.course.authoring.alt_texts import pictures
 from llmsys.course.authoring.numbers_in_prose import claims, is_cited, is_shown
+from llmsys.course.manifest import Planned
 
 LAST = "<details><summary>3. Eight?</summary>Sixteen.</details>\n"  # the last line of the small lesson
 
@@ -99,6 +100,13 @@ def test_a_lesson_ends_with_the_next_one_of_the_manifest(two_lessons, end, passe
     found = [(each.cell, each.message) for each in findings(two_lessons)]
     said = "its end does not send the reader on to lesson 91, The next lesson"
     assert found == ([] if passes else [("90-do-you-have-it-1", said)])
+
+
+def test_where_the_next_lesson_is_planned_it_is_said_to_be_missing(two_lessons, monkeypatch):
+    between = Planned("90a", "Between the two", "A part")
+    monkeypatch.setattr(manifest, "planned", lambda: (between,))
+    two_lessons.edit(LAST, f"{LAST}#\n# **Next:** lesson 91, which is not built yet.\n")
+    assert findings(two_lessons) == []
 
 
 def test_the_last_lesson_promises_nothing_that_is_not_there(built_course):

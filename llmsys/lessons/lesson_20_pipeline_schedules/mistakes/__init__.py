@@ -1,0 +1,5 @@
+"""Wrong answers to the exercises of lesson 20, as people write them. One module an exercise."""
+
+from llmsys.lessons.lesson_20_pipeline_schedules.mistakes import dependencies, fill_with_w, one_f_one_b, simulate
+
+__all__ = ["dependencies", "fill_with_w", "one_f_one_b", "simulate"]

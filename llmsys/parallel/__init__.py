@@ -1,0 +1,5 @@
+"""Parallel: one model on many ranks.
+
+`ranks`       a function on many processes, with `torch.distributed` set up in each
+`pipeline`    a model cut into stages: schedules as data, proved, simulated and drawn
+"""

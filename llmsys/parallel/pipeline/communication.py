@@ -1,0 +1,174 @@
+"""Who sends what to whom, and whether they can wait for each other in a circle.
+
+An action's result goes to the rank that needs it: F's output to the next stage's rank, I's gradient to the one before.
+`programs` writes these transfers between the actions of a schedule, as each rank will do them one after the other.
+
+**What a blocking send is.** A send ends when its receive has begun, a rendezvous: nothing is buffered, as with large
+messages in MPI. The transfers of one `Exchange` begin together (as in torch.distributed.batch_isend_irecv), and the
+rank goes on when all of them have ended. If the programs come to their end that way, a schedule needs no buffers but
+the tensors themselves. Three ways to place the transfers, on 2 ranks with 1F1B:
+
+    apart       rank 0   F0  →F0  F1  →F1  ←B0  B0  …           each alone: sent at once, received before it is needed
+                rank 1   ←F0  F0  B0  →B0  ←F1  F1  …
+    together    rank 0   F0  →F0  F1  {→F1 ←B0}  B0  …          what stands between two actions begins together
+                rank 1   ←F0  F0  B0  {→B0 ←F1}  F1  …
+    early       rank 0   F0  →F0  F1  {→F1 ←B0}  B0  …          together, and received as soon as it is there: in
+                rank 1   ←F0  F0  ←F1  B0  →B0  F1  …           the first pause after the sender has it
+
+Apart, 1F1B hangs: rank 0 sends F1 to rank 1, while that one sends B0's gradient to rank 0. Together, it runs, and that
+is how Megatron-LM's send_forward_recv_backward does it. But a rank that receives only what it needs next makes others
+wait who are further ahead: interleaved 1F1B, ZB-H2, ZB-V, V-Half and DualPipe hang. (DualPipe's own code moves some
+sends by hand, for that reason.)
+
+Early, no schedule without a circle hangs. Take the times of a run with equal costs. Say that a rank stands in the
+pause before an action that starts at t in that run. A transfer that it waits for was there by t, as sent by the other
+rank after an action that ended by t, or as received by it in the first pause after such an end. So if the other one
+has not come to it, it stands in a pause before an action that starts earlier than t. From rank to rank t falls, so
+nobody comes back to the first. (`validate` looks all the same.)
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from llmsys.parallel.pipeline.actions import Action
+from llmsys.parallel.pipeline.dependencies import Rule, dependencies, where_done
+from llmsys.parallel.pipeline.schedule import Schedule
+from llmsys.parallel.pipeline.simulate import simulate
+
+Transfers = Literal["early", "together", "apart"]
+"""Where transfers stand, and whether those of a pause begin together."""
+
+
+@dataclass(frozen=True, order=True)
+class Transfer:
+    """The result of an F or an I (`of`, an elementary action) goes from rank to rank."""
+
+    of: Action
+    source: int
+    destination: int
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Transfers of a rank that begin together; the rank goes on when all have ended."""
+
+    transfers: tuple[Transfer, ...]
+
+
+Program = tuple[Action | Exchange, ...]
+"""What a rank does, transfers included."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A rank cannot end a transfer, because `other`, at its other end, has not come to it."""
+
+    rank: int
+    transfer: Transfer
+    other: int
+
+    def __str__(self) -> str:
+        if self.rank == self.transfer.source:
+            return f"rank {self.rank} waits to send {self.transfer.of} to rank {self.other}"
+        return f"rank {self.rank} waits to receive {self.transfer.of} from rank {self.other}"
+
+
+def programs(
+    schedule: Schedule, transfers: Transfers = "early", *, dependencies: Rule = dependencies
+) -> tuple[Program, ...]:
+    """Each rank's actions, and the transfers in the pauses between them, sends first.
+
+    The schedule must have every action exactly once and no circle (`validate`).
+    """
+    if transfers not in get_args(Transfers):
+        raise ValueError(f'transfers must be "early", "together" or "apart", got {transfers!r}')
+    place = where_done(schedule)
+    events = simulate(schedule, dependencies=dependencies).events
+    # sent[rank][n] and received[rank][n] are those in the pause before the rank's n-th action
+    sent: list[list[list[Transfer]]] = [[[] for _ in range(len(order) + 1)] for order in schedule.orders]
+    received: list[list[list[Transfer]]] = [[[] for _ in range(len(order) + 1)] for order in schedule.orders]
+    for rank, position, action in schedule.actions():
+        for before in dependencies(action, schedule.num_stages):
+            source, source_position = place[before]
+            if source == rank:
+                continue
+            transfer = Transfer(before, source, rank)
+            sent[source][source_position + 1].append(transfer)
+            if transfers == "early":
+                there = events[source][source_position].end
+                position_now = bisect_left(events[rank], there, key=lambda event: event.start)
+                received[rank][position_now].append(transfer)
+            else:
+                received[rank][position].append(transfer)
+    return tuple(
+        tuple(_program(order, sent[rank], received[rank], transfers != "apart"))
+        for rank, order in enumerate(schedule.orders)
+    )
+
+
+def _program(
+    order: Sequence[Action], sent: list[list[Transfer]], received: list[list[Transfer]], together: bool
+) -> Iterator[Action | Exchange]:
+    for position, (leaving, arriving) in enumerate(zip(sent, received, strict=True)):
+        pause = sorted(leaving) + sorted(arriving)
+        if together and pause:
+            yield Exchange(tuple(pause))
+        elif not together:
+            yield from (Exchange((transfer,)) for transfer in pause)
+        if position < len(order):
+            yield order[position]
+
+
+def circle(rank_programs: Sequence[Program]) -> tuple[Wait, ...]:
+    """Who waits for whom in a circle when the programs are run with blocking sends; empty if they come to their end.
+
+    Computing is of no interest here, it always ends: a rank stands at an exchange until each of its transfers has been
+    begun at the other end as well.
+    """
+    place = [0] * len(rank_programs)
+    begun: set[tuple[Transfer, int]] = set()  # a transfer and the rank that has come to it
+    ended: set[Transfer] = set()
+    runnable = list(range(len(rank_programs)))
+    while runnable:
+        rank = runnable.pop()
+        program = rank_programs[rank]
+        while place[rank] < len(program):
+            step = program[place[rank]]
+            if isinstance(step, Exchange):
+                for transfer in step.transfers:
+                    if (transfer, rank) in begun:
+                        continue
+                    begun.add((transfer, rank))
+                    other = _other(transfer, rank)
+                    if (transfer, other) in begun:
+                        ended.add(transfer)
+                        runnable.append(other)
+                if not ended.issuperset(step.transfers):
+                    break
+            place[rank] += 1
+    waits = {}
+    for rank, program in enumerate(rank_programs):
+        if place[rank] < len(program):
+            transfer = next(each for each in program[place[rank]].transfers if each not in ended)
+            waits[rank] = Wait(rank, transfer, _other(transfer, rank))
+    return _walk(waits)
+
+
+def _walk(waits: dict[int, Wait]) -> tuple[Wait, ...]:
+    """From any rank that waits, follow who it waits for until one comes up again."""
+    if not waits:
+        return ()
+    path: list[int] = []
+    rank = min(waits)
+    while rank not in path:
+        path.append(rank)
+        if rank not in waits:  # it has ended without the other end of the transfer: the programs do not match
+            return tuple(waits[each] for each in path[:-1])
+        rank = waits[rank].other
+    return tuple(waits[each] for each in path[path.index(rank) :])
+
+
+def _other(transfer: Transfer, rank: int) -> int:
+    return transfer.destination if rank == transfer.source else transfer.source

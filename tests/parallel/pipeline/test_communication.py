@@ -1,0 +1,208 @@
+"""Transfers stand where both ends find them, and blocking sends hang exactly where `circle` says so.
+
+The other judge runs the programs as they would run: each rank is a task of an event loop, a transfer is a barrier for
+two, and an exchange waits for all of its barriers.
+"""
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsys.parallel.pipeline import (
+    SCHEDULES,
+    B,
+    Exchange,
+    F,
+    I,
+    Schedule,
+    Transfer,
+    chimera,
+    circle,
+    dualpipe,
+    gpipe,
+    interleaved,
+    linear,
+    one_f_one_b,
+    programs,
+    v_half,
+    validate,
+    zb_h1,
+    zb_h2,
+    zb_v,
+)
+from tests.parallel.pipeline import by_hand
+
+
+def hangs(rank_programs) -> bool:
+    """Whether some rank never comes to its end."""
+
+    async def main() -> bool:
+        doors: dict[Transfer, asyncio.Barrier] = {}
+
+        async def rank(program):
+            for step in program:
+                if isinstance(step, Exchange):
+                    waits = [doors.setdefault(each, asyncio.Barrier(2)).wait() for each in step.transfers]
+                    await asyncio.gather(*waits)
+                await asyncio.sleep(0)
+
+        tasks = [asyncio.ensure_future(rank(program)) for program in rank_programs]
+        still = 0
+        last = None
+        while not all(task.done() for task in tasks) and still < 5:  # no clock: idle turns of the loop are counted
+            state = sum(door.n_waiting for door in doors.values()), len(doors), sum(task.done() for task in tasks)
+            still = still + 1 if state == last else 0
+            last = state
+            for _ in range(8):
+                await asyncio.sleep(0)
+        stuck = not all(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return stuck
+
+    return asyncio.run(main())
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_blocking_sends_hang_exactly_where_a_circle_is_found(data):
+    schedule = data.draw(by_hand.schedules(4, 6))
+    way = data.draw(st.sampled_from(["early", "together", "apart"]))
+    run = programs(schedule, way)
+    waits = circle(run)
+    assert bool(waits) == hangs(run)
+    if way == "early":
+        assert not waits
+    for wait, following in zip(waits, waits[1:] + waits[:1], strict=True):
+        assert wait.other == following.rank
+        assert wait.rank in (wait.transfer.source, wait.transfer.destination)
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_no_order_without_a_circle_hangs_when_transfers_come_early(data):
+    schedule = data.draw(by_hand.schedules(4, 8))
+    for rank in range(schedule.num_ranks):
+        order = list(schedule.orders[rank])
+        for _ in range(2):
+            one, other = (data.draw(st.integers(0, len(order) - 1)) for _ in range(2))
+            order[one], order[other] = order[other], order[one]
+        swapped = schedule.with_order(rank, order)
+        schedule = swapped if by_hand.runs(swapped) else schedule
+    assert circle(programs(schedule)) == ()
+
+
+@pytest.mark.parametrize("way", ["early", "together", "apart"])
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_every_result_that_another_rank_needs_is_sent_after_it_is_there_and_received_before_it_is_needed(name, way):
+    schedule = SCHEDULES[name](4, 8)
+    run = programs(schedule, way)
+    expected = set()
+    for rank, program in enumerate(run):
+        assert tuple(step for step in program if not isinstance(step, Exchange)) == schedule.orders[rank]
+        have: set = set()
+        for step in program:
+            if isinstance(step, Exchange):
+                for transfer in step.transfers:
+                    assert (transfer.source == rank) != (transfer.destination == rank)
+                    if transfer.source == rank:
+                        assert transfer.of in have
+                    else:
+                        have.add(transfer.of)
+                assert way != "apart" or len(step.transfers) == 1
+                continue
+            for half in step.halves:
+                for kind, stage, microbatch in by_hand.elements(half):
+                    for other, at in by_hand.needed(kind, stage, schedule.num_stages - 1):
+                        owner = schedule.placement.rank(at, half.replica)
+                        if owner != rank:
+                            before = {"F": F, "I": I}[other](at, microbatch, half.replica)
+                            assert before in have
+                            expected.add(Transfer(before, owner, rank))
+            have.update(step.parts)
+    sent = [each for program in run for step in program if isinstance(step, Exchange) for each in step.transfers]
+    assert sorted(sent) == sorted([*expected, *expected])  # once at each end
+
+
+def test_1f1b_hangs_when_each_transfer_is_done_alone_and_not_when_neighbours_exchange():
+    schedule = one_f_one_b(2, 4)
+    waits = circle(programs(schedule, "apart"))
+    assert [str(wait) for wait in waits] == [
+        "rank 0 waits to send 0F1 to rank 1",
+        "rank 1 waits to send 1I0 to rank 0",
+    ]
+    report = validate(schedule, transfers="apart")
+    assert [problem.kind for problem in report.problems] == ["deadlock"]
+    assert "rank 1 waits to send 1I0 to rank 0" in str(report)
+    assert validate(schedule, transfers="together").valid and validate(schedule).valid
+
+
+def test_which_schedules_need_transfers_to_come_early():
+    ways = {
+        name: [way for way in ("apart", "together", "early") if not circle(programs(SCHEDULES[name](4, 8), way))]
+        for name in SCHEDULES
+    }
+    assert ways == {
+        "gpipe": ["apart", "together", "early"],
+        "1f1b": ["together", "early"],
+        "interleaved": ["early"],
+        "chimera": ["together", "early"],
+        "zb-h1": ["together", "early"],
+        "zb-h2": ["early"],
+        "zb-v": ["early"],
+        "v-half": ["early"],
+        "v-min": ["together", "early"],
+        "dualpipe": ["early"],
+        "dualpipe-v": ["early"],
+    }
+
+
+def test_the_examples_of_1f1b_are_what_the_text_says():
+    schedule = one_f_one_b(2, 3)
+
+    def words(way, rank, length):
+        said = []
+        for step in programs(schedule, way)[rank][:length]:
+            if isinstance(step, Exchange):
+                arrows = [("→" if each.source == rank else "←") + str(each.of)[1:] for each in step.transfers]
+                said.append("{" + " ".join(arrows) + "}" if len(arrows) > 1 else arrows[0])
+            else:
+                said.append(str(step)[1:])
+        return " ".join(said)
+
+    assert words("apart", 0, 6) == "F0 →F0 F1 →F1 ←I0 B0"
+    assert words("apart", 1, 6) == "←F0 F0 B0 →I0 ←F1 F1"
+    assert words("together", 0, 5) == "F0 →F0 F1 {→F1 ←I0} B0"
+    assert words("together", 1, 5) == "←F0 F0 B0 {→I0 ←F1} F1"
+    assert words("early", 0, 5) == "F0 →F0 F1 {→F1 ←I0} B0"
+    assert words("early", 1, 5) == "←F0 F0 ←F1 B0 →I0"
+
+
+def test_programs_repaired_by_hand_are_judged_too():
+    schedule = one_f_one_b(2, 2)
+    first, second = (list(program) for program in programs(schedule, "apart"))
+    assert circle([first, second])
+    place = second.index(Exchange((Transfer(F(0, 1), 0, 1),)))
+    second.insert(place - 1, second.pop(place))  # rank 1 receives first, then sends
+    assert circle([first, second]) == () and not hangs([first, second])
+
+
+def test_a_transfer_without_its_other_end_is_found():
+    schedule = Schedule("one", linear(2), 1, [[F(0, 0), B(0, 0)], [F(1, 0), B(1, 0)]])
+    first, second = programs(schedule)
+    without = tuple(step for step in second if not (isinstance(step, Exchange) and step.transfers[0].of == F(0, 0)))
+    assert [str(wait) for wait in circle([first, without])] == ["rank 0 waits to send 0F0 to rank 1"]
+
+
+def test_an_unknown_way_is_refused():
+    with pytest.raises(ValueError, match="""transfers must be "early", "together" or "apart", got 'late'"""):
+        programs(gpipe(2, 2), "late")
+
+
+@pytest.mark.parametrize("schedule", [chimera(4, 8), dualpipe(4, 8), interleaved(4, 10, 3), v_half(5, 9), zb_h1(3, 4),
+                                      zb_h2(4, 9), zb_v(4, 9)], ids=lambda schedule: schedule.name)  # fmt: skip
+def test_real_runs_of_the_early_programs_end(schedule):
+    assert not hangs(programs(schedule))
