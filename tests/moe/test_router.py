@@ -175,11 +175,12 @@ def test_the_bias_goes_up_by_the_rate_where_an_expert_had_too_few_and_stays_wher
     torch.testing.assert_close(bias, torch.tensor([0.001, -0.001, 0, 0]))
 
 
-def test_equal_loads_beyond_what_fp32_counts_leave_the_bias_alone():
-    for loads in (torch.full((3,), 2**24 + 1), torch.full((3,), 2**24 + 1, dtype=torch.float64)):
+def test_loads_beyond_what_fp32_counts_are_told_apart():
+    loads = torch.tensor([2**24 + 1, 2**24 - 1, 2**24])
+    for each in (loads, loads.double()):
         bias = torch.zeros(3)
-        move_bias(bias, loads, 1.0)
-        assert bias.tolist() == [0, 0, 0]
+        move_bias(bias, each, 1.0)
+        assert bias.tolist() == [-1, 1, 0]
 
 
 def test_moving_the_bias_evens_the_loads_of_a_skewed_router_and_reaches_no_gradient():
