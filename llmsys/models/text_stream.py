@@ -11,7 +11,7 @@ text that the next token changes. How it does, depends on the decoder that the t
 The rule here knows none of them by name. Text is said when it does not end in U+FFFD, and when it would still stand if
 the next token were a byte that belongs to nothing. So of a row of byte tokens nothing is said before the row is over.
 
-Most tokens are whole characters, though, and a tokenizer that knows which (`Tokenizer.text_of`) is asked first: that is
+Most tokens are whole characters, though, and a tokenizer that knows which (`Tokenizer.texts`) is asked first: that is
 a look-up, where to decode is several calls for each token of each of hundreds of requests.
 """
 
@@ -43,12 +43,12 @@ class TextStream:
         self._said: list[int] = []  # ids of the last piece: a decoder strips the space before a text's first word
         self._waiting: list[int] = []
         self._stray = _stray_byte(tokenizer.core)
-        self._text_of = getattr(tokenizer, "text_of", None)
+        self._texts = getattr(tokenizer, "texts", None)
 
     def push(self, token: SupportsIndex) -> str:
         """The text that is complete now that `token` came; often, and in the middle of a character, nothing."""
         token = index(token)
-        if not self._waiting and self._text_of is not None and (text := self._text_of(token)) is not None:
+        if not self._waiting and self._texts is not None and (text := self._texts[token]):
             self._said = [token]
             return text
         self._waiting.append(token)

@@ -24,6 +24,20 @@ from llmsys.models.text_stream import TextStream  # noqa: F401, which was here b
 _ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # GPT-2's and its many heirs', Llama 3's, Llama 2's
 
 
+class Texts(dict[int, str]):
+    """By a token's id, the text that it adds after whole characters; "" where it has none, or begins or ends in the
+    middle of a character. Looked at once each."""
+
+    def __init__(self, tokenizer: "Tokenizer"):
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, id: int) -> str:
+        text = self._tokenizer.decode([id])
+        self[id] = "" if "\ufffd" in text else text
+        return self[id]
+
+
 class Tokenizer:
     """A vocabulary, and what goes with it.
 
@@ -36,6 +50,8 @@ class Tokenizer:
     chat_template : str or None
     special : dict
         What the template may know as bos_token, eos_token …
+    texts : Texts or None
+        The tokens' own texts, where they are the same in any place.
     """
 
     def __init__(
@@ -52,8 +68,8 @@ class Tokenizer:
         self.bos_id = bos_id
         self.chat_template = chat_template
         self.special = dict(special or {})
-        # Of byte-level tokens, each is so many bytes, whatever is around it.
-        self._texts: dict[int, str | None] | None = {} if isinstance(core.decoder, decoders.ByteLevel) else None
+        # A byte-level token is so many bytes, whatever is around it.
+        self.texts = Texts(self) if isinstance(core.decoder, decoders.ByteLevel) else None
 
     def __len__(self) -> int:
         return self.core.get_vocab_size()
@@ -76,16 +92,6 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids, special tokens left out unless `special`. Bytes that are no UTF-8 become U+FFFD."""
         return self.core.decode(list(ids), skip_special_tokens=not special)
-
-    def text_of(self, id: int) -> str | None:
-        """The text that the token adds after whole characters. None where it is none, or not of whole characters, or
-        may be another one in other places."""
-        if self._texts is None:
-            return None
-        if id not in self._texts:
-            text = self.decode([id])
-            self._texts[id] = None if not text or "\ufffd" in text else text
-        return self._texts[id]
 
     def chat(self, messages: Messages) -> list[int]:
         """The token ids of a conversation, up to where the model answers.

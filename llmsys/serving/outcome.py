@@ -50,26 +50,25 @@ def _check_output(work: Work, output: Output) -> None:
 def accept(request: Request, output: Output, eos_ids: Set[int]) -> tuple[tuple[int, ...], str | None]:
     """Adds what the model said after all known tokens, up to a token that ends the request: what counts of it, and the
     reason to end, if there is one ("stop" or "length"). Sets what is computed now."""
-    tokens, said, reason = request.tokens, output.tokens, None
-    before = len(tokens)
-    for token in said:
-        tokens.append(token)
-        reason = reason_to_end(request, eos_ids)
-        if reason is not None:
-            said = said[: len(tokens) - before]
+    tokens, said, reason = request.tokens, tuple(output.tokens), None
+    for accepted in range(len(said)):
+        tokens.append(said[accepted])
+        if reason := reason_to_end(request, eos_ids):
+            said = said[: accepted + 1]
+            if reason == "stop":
+                request.stop_token = tokens[-1]
             break
     if output.logprobs is not None:
         request.logprobs += output.logprobs[: len(said)]
-    if reason == "stop":
-        request.stop_token = tokens[-1]
     # The newest is not computed yet. If there is none, the last is computed once more, to say what is next.
     request.computed = len(tokens) - 1
-    return tuple(said), reason
+    return said, reason
 
 
 def reason_to_end(request: Request, eos_ids: Set[int]) -> str | None:
     """Whether its newest token is its last: "stop", "length", or None where it goes on."""
-    newest, sampling = request.tokens[-1], request.sampling
+    tokens, sampling = request.tokens, request.sampling
+    newest = tokens[-1]
     if newest in sampling.stop_token_ids or (newest in eos_ids and not sampling.ignore_eos):
         return "stop"
-    return "length" if len(request.tokens) >= request.limit else None
+    return "length" if len(tokens) >= request.limit else None

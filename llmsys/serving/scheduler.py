@@ -116,6 +116,7 @@ class Scheduler(Roster):
         self._under_way: deque[Step] = deque()  # two at most, whose results are awaited
         self._last_done = -math.inf  # when
         self._copies: list[Copy] = []  # that a step was to make which came to nothing
+        self._block_size = pool.block_size
 
     # Before a step
 
@@ -133,7 +134,7 @@ class Scheduler(Roster):
         step = Step(number, self.max_tokens_per_step, self.clock(), self.pool)
         step.copies, self._copies = self._copies, []
         try:
-            self._fill(step, ahead=bool(ahead))
+            self._fill(step)
         except BaseException:  # of a policy of one's own
             step.give_up()
             self._copies = step.copies
@@ -147,11 +148,11 @@ class Scheduler(Roster):
         self._under_way.append(step)
         return step.make(ended)
 
-    def _fill(self, step: Step, *, ahead: bool) -> None:
+    def _fill(self, step: Step) -> None:
         """By the first of the policy's turns in which there is anything to do."""
         head = next((each for each in self.waiting if not waits_for_parent(each)), None)
         for turn in self.policy.turns(tuple(self.running), head, self.max_tokens_per_step):
-            self._go_on([each for each in turn.compute if each.goes_on] if ahead else turn.compute, turn, step)
+            self._go_on(turn, step)
             if turn.admit and not step.preempted:
                 self._admit(turn, step)
             if step.work:
@@ -165,13 +166,16 @@ class Scheduler(Roster):
         known = ((each.table, len(each.tokens) + each.expected) for each in self.running if each.goes_on)
         return sum(self.pool.blocks_for(tokens) > len(table.blocks) for table, tokens in known) <= free
 
-    def _go_on(self, requests: Sequence[Request], turn: Turn, step: Step) -> None:
-        behind, running, extend = len(requests), Status.RUNNING, self.pool.extend
-        for request in requests:
+    def _go_on(self, turn: Turn, step: Step) -> None:
+        behind, running, extend = len(turn.compute), Status.RUNNING, self.pool.extend
+        for request in turn.compute:
             behind -= 1  # each of whom must have a token
             if request.status is not running or request.id in step.work:
                 continue  # preempted, by one before it
-            known = len(request.tokens) + request.expected
+            expected = request.expected
+            known = len(request.tokens) + expected
+            if known >= request.limit or (expected and request.draft):
+                continue  # see Request.goes_on
             n = turn.tokens(known - request.computed - request.under_way, step.left - behind, self.max_tokens_per_step)
             if n > 0:
                 try:
@@ -285,16 +289,16 @@ class Scheduler(Roster):
     ) -> tuple[tuple[int, ...], str | None]:
         """All known tokens are computed; these come next: those that count, and the reason to end, if there is one."""
         said, reason = accept(request, output, self.eos_ids)
+        table, known = request.table, len(request.tokens)
         if request.draft:
             held = not guesses and said == request.draft[:1]  # proposed too late for this step, and right so far
             request.draft = request.draft[1:] if held else ()
-        table, known = request.table, len(request.tokens)
         if not said:
             if later is not None:
                 later.void(request)
-        elif request.computed // self.pool.block_size > len(table.prefixes):  # another block is full
-            self.pool.register(table, request.tokens, request.computed)
-        if reason is None and table.length > known:
+        elif (known - 1) // self._block_size > len(table.prefixes):  # another block is full
+            self.pool.register(table, request.tokens, known - 1)
+        if table.length > known and reason is None:
             self.pool.truncate(table, known)
         return said, reason
 

@@ -30,7 +30,7 @@ class UnderWay:
         The scheduler is told where a stop string ends the request; the metrics are asked for the request's at its end.
         """
         request, answer, text = self.request, self.answer, self.text
-        if self._plain and request.status is Status.RUNNING and len(request.tokens) == self._taken + 1:
+        if self._plain and len(request.tokens) == self._taken + 1 and request.status is Status.RUNNING:
             self._taken += 1  # as nearly always: one more token, and it goes on
             token = request.tokens[-1]
             answer.tokens.append(token)
@@ -106,12 +106,12 @@ class Answers:
             update = one and one.take(self._scheduler, self._metrics)
             if update is None:
                 continue
+            updates.append(update)
             response = one.response
             if update.reason is not None:
                 del self.under_way[one.request.id]
                 if response.finished:
                     del self.responses[response.id]
-            updates.append(update)
             if response.listener is None:
                 continue
             try:

@@ -110,13 +110,13 @@ def test_a_tokens_text_is_what_it_adds_to_any_whole_characters(tokenizer):
         whole = tokenizer.decode(before)
         for token in range(len(tokenizer)):
             added = tokenizer.decode([*before, token])[len(whole) :]
-            assert tokenizer.text_of(token) == (None if not added or "\ufffd" in added else added)
+            assert tokenizer.texts[token] == ("" if "\ufffd" in added else added)
 
 
 def test_where_a_tokens_text_depends_on_its_place_it_has_none():
     core = tokenizers.Tokenizer(tokenizers.models.BPE({"▁a": 0, "b": 1}, []))
     core.decoder = tokenizers.decoders.Metaspace()
-    assert Tokenizer(core).decode([0, 0]) == "a a" and Tokenizer(core).text_of(0) is None
+    assert Tokenizer(core).decode([0, 0]) == "a a" and Tokenizer(core).texts is None
 
 
 def test_special_tokens_are_left_out_unless_asked_for(tokenizer):
