@@ -179,8 +179,7 @@ swapped = gpipe.with_order(1, [gpipe.orders[1][m], *gpipe.orders[1][:m], *gpipe.
 print(validate(swapped, dependencies=own_rule))
 
 # %% [markdown]
-# (What the first line says of blocking sends comes further down. It takes for granted that results are received as soon
-# as they are there.)
+# (What the first line says of sends comes further down.)
 #
 # ## Predict: the bubble
 #

@@ -82,5 +82,5 @@ def test_the_order_of_imports_in_the_text_is_the_one_that_is_tested():
     order = re.search(r"^ORDER = \[\n(.*?)^\]", source, re.MULTILINE | re.DOTALL).group(1)
     tested = [re.findall(r'"(\w+)"', line) for line in order.splitlines()]
     tested[-1].remove("__main__")
-    said = " ".join(re.search(r"Imports run one way: (.*?)\(", TEXT, re.DOTALL).group(1).split())
+    said = " ".join(re.search(r"Imports run one way: (.*?)\.", TEXT, re.DOTALL).group(1).split())
     assert [line.strip().split(", ") for line in said.split("→")] == tested

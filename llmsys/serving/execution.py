@@ -24,13 +24,15 @@ class Execution:
     """The model's small operations are fused kernels. They need Triton: a GPU, or the interpreter."""
     few_kernels: bool | None = None
     """Steps of few sequences are done in a few kernels a layer, where the model is one that these can do."""
+    mixed_graphs: bool | None = None
+    """Not decode steps alone are graphs, but those with prompts in them, too. None: where decode steps are."""
     graph_memory: int | None = None
     """Bytes that captured graphs may take; None: a share of what is free."""
     capture: Literal["on demand", "at start"] = "on demand"
     """When graphs are captured: each before the first step that it is for, or all as the engine is made."""
 
     def __post_init__(self):
-        for field in fields(self)[:4]:
+        for field in fields(self)[:5]:
             if (value := getattr(self, field.name)) not in (None, True, False) or not isinstance(value, bool | None):
                 raise ValueError(f"{field.name} must be True, False or None, got {value!r}")
         bytes_ = self.graph_memory

@@ -8,6 +8,7 @@ from llmsys.serving.execution import Execution
 def test_all_is_left_open_by_default():
     execution = Execution()
     assert (execution.ahead, execution.graphs, execution.fused, execution.few_kernels) == (None,) * 4
+    assert execution.mixed_graphs is None
     assert execution.graph_memory is None and execution.capture == "on demand"
 
 
@@ -18,6 +19,7 @@ def test_all_is_left_open_by_default():
         (dict(graphs="yes"), "graphs must be True, False or None, got 'yes'"),
         (dict(fused=0), "fused must be"),
         (dict(few_kernels=[]), "few_kernels must be"),
+        (dict(mixed_graphs=2), "mixed_graphs must be"),
         (dict(graph_memory=-1), "graph_memory must be a whole number of bytes from 0 on, or None, got -1"),
         (dict(graph_memory=True), "graph_memory must be"),
         (dict(graph_memory=1e9), "graph_memory must be"),

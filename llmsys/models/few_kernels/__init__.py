@@ -1,13 +1,15 @@
-"""A decode step of few sequences, in five kernels a layer and two at the ends, each begun before the one before ends.
+"""A decode step of few sequences, in five or six kernels a layer, each begun before the one before it ends.
 
-    forward = FewKernelForward(model)
-    if forward.takes(cache):
-        logits = forward(batch.tokens, cache, batch)
+    if takes(model, cache):
+        forward = FewKernelForward(model)
+        logits = forward(batch.tokens, cache, batch)        # as model(batch.tokens, cache, batch)
 
-`forward.py` has the step; `products.py`, `attention.py` and `ends.py` its kernels, and `pieces.py` what they share.
+`forward.py` has the step, `plans.py` how its work is cut up and what was measured, `refusals.py` what it cannot take;
+`products.py`, `attention.py` and `ends.py` have the kernels, and `pieces.py` what they share.
 """
 
-from llmsys.models.few_kernels.forward import FewKernelForward, takes
+from llmsys.models.few_kernels.forward import FewKernelForward
 from llmsys.models.few_kernels.plans import Plan, Tile, plan_for
+from llmsys.models.few_kernels.refusals import takes
 
 __all__ = ["FewKernelForward", "Plan", "Tile", "plan_for", "takes"]

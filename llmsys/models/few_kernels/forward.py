@@ -6,7 +6,7 @@ memory, and ends with most of the GPU idle. Here there are fewer kernels, and ea
 before it runs (`pieces`).
 
     embedding                                                       h
-    each layer:   qkv, q and k rotated
+    each layer:   qkv
                   attention, in parts
                   output, which puts the parts together; with several sequences that is a kernel of its own, merge
                   gate_up
@@ -28,13 +28,13 @@ from torch import Tensor
 
 from llmsys.attention.flash.tiles import LOG2_E
 from llmsys.attention.rotary import frequencies
-from llmsys.cache import Backend, Batch, PagedCache
-from llmsys.hardware.tier import interpreting, triton_installed
+from llmsys.cache import Backend, Batch
 from llmsys.models.few_kernels.plans import Plan, Tile, piece_of, plan_for, power_from
-from llmsys.models.llama import Layer, Llama
-from llmsys.models.modules import Linear
+from llmsys.models.few_kernels.refusals import refusal, refused_cache
+from llmsys.models.llama import Llama
 
 MOST = 4
+"""Sequences up to which this is sooner done than a product of the library and fused kernels: measured, in `plans`."""
 
 
 @dataclass(frozen=True)
@@ -49,58 +49,6 @@ class Kernels:
     gate_up: Any
     down: Any
     head: Any
-
-
-def takes(model: Llama, cache: Backend | None = None) -> bool:
-    """Whether a step of this model, over this cache if one is given, can be run by `FewKernelForward`."""
-    return refusal(model, cache) is None
-
-
-def refusal(model: Llama, cache: Backend | None = None) -> str | None:
-    """Why `FewKernelForward` cannot take this model or this cache, in words; None where it can."""
-    if not triton_installed():
-        return "Triton is not installed"
-    if not isinstance(model, Llama) or not model.is_whole or not all(type(layer) is Layer for layer in model.layers):
-        return "the model must be a whole Llama with the library's layers, its embedding and its head"
-    device, dtype = model.device, model.dtype
-    if interpreting():
-        if device.type != "cpu" or dtype not in (torch.float32, torch.float16):
-            return f"Triton's interpreter takes float32 or float16 on the CPU, and the model is {dtype} on {device}"
-    elif device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return f"the kernels take bfloat16 or float16 on a GPU, and the model is {dtype} on {device}"
-    return _refused_sizes(model) or _refused_weights(model) or (None if cache is None else _refused_cache(model, cache))
-
-
-def _refused_sizes(model: Llama) -> str | None:
-    D, G = model.config.head_size, model.config.heads // model.config.kv_heads
-    if D < 16 or D & (D - 1) or D > 256:
-        return f"heads must have 16, 32, 64, 128 or 256 elements, and have {D}"
-    if G > 8:
-        return f"at most 8 query heads may share a key head, and {G} do"
-    return None
-
-
-def _refused_weights(model: Llama) -> str | None:
-    for layer in model.layers:
-        for name in ("qkv", "output", "gate_up", "down"):
-            if type(getattr(layer, name)) is not Linear:
-                return f"layers.{layer.index}.{name} is a {type(getattr(layer, name)).__name__}, not a plain matrix"
-    if type(model.head) is not Linear:
-        return f"the head is a {type(model.head).__name__}, not a plain matrix"
-    for name, weight in model.named_parameters():
-        if weight.dtype != model.dtype or weight.device != model.device or not weight.is_contiguous():
-            return f"{name} must be contiguous and of the dtype and device of the others"
-        if weight.data_ptr() % 16:
-            return f"{name} must begin at a multiple of 16 bytes"
-    return None
-
-
-def _refused_cache(model: Llama, cache: Backend) -> str | None:
-    if not isinstance(cache, PagedCache) or cache.kernel not in (None, "triton"):
-        return "the cache must be a PagedCache with the library's kernels"
-    if cache.spec not in (None, model.cache_spec()):
-        return "the cache must be made from this model's cache_spec()"
-    return None
 
 
 class FewKernelForward:
@@ -149,7 +97,7 @@ class FewKernelForward:
         self.model, self.most, self.kernels, self.dependent = model, most, kernels, bool(dependent)
         self._sms = _sms(model.device)
         self._given_plan = plan
-        self._buffers = _Buffers.of(model, most, max(self.plan_of(S).max_splits for S in range(1, most + 1)))
+        self._buffers = _Buffers.of(model, most, max(self.plan_of(S).splits for S in range(1, most + 1)))
         self._specs = [layer.cache_spec(model.dtype) for layer in model.layers]
         self._taken: Backend | None = None
 
@@ -206,36 +154,30 @@ class FewKernelForward:
     def _layer(self, layer, keys: Tensor, values: Tensor, batch: Batch, S: int, next_scale: Tensor) -> None:
         config, plan, b, eps = self.model.config, self.plan_of(S), self._buffers, self.model.config.norm_eps
         C, I, D, HQ, HKV = config.hidden_size, config.mlp_size, config.head_size, config.heads, config.kv_heads
+        N, norm, table = (HQ + 2 * HKV) * D, layer.q_norm is not None, batch.block_table
         after_output, after_down = _parts_of(C, plan.output), _parts_of(C, plan.down)
-        norm, tile = layer.q_norm is not None, plan.qkv
-        splits = dict(BLOCK_N=plan.block_n, MAX_SPLITS=plan.max_splits)
         self._launch(
-            self.kernels.qkv, (HQ + 2 * HKV) * D // tile.rows, tile.warps, b.x, b.down_squares, layer.qkv.weight,
-            layer.q_norm.weight if norm else None, layer.k_norm.weight if norm else None, b.cos, b.sin, b.qkv,
-            b.head_squares, eps, S=S, C=C, HQ=HQ, HKV=HKV, D=D, R=tile.rows, W=piece_of(C, tile.rows // 2, tile.warps),
-            NORM=norm, **after_down,
+            self.kernels.qkv, -(-N // plan.qkv.rows), plan.qkv.warps, b.x, b.down_squares, layer.qkv.weight, b.qkv,
+            eps, S=S, C=C, N=N, **_rows_of(plan.qkv, C), **after_down,
         )  # fmt: skip
         self._launch(
-            self.kernels.attention, (HKV * plan.max_splits, S), plan.attention_warps, b.qkv, b.head_squares, keys,
-            values, batch.block_table, batch.seq_lens, batch.slot_mapping, b.o, b.lse, *keys.stride()[:3],
-            *values.stride()[:3], batch.block_table.stride(0), eps, LOG2_E / math.sqrt(D), HQ=HQ, HKV=HKV, D=D,
-            PAGE=keys.shape[1], **splits, NORM=norm, HEAD_PARTS=D // tile.rows,
+            self.kernels.attention, (HKV * plan.splits, S), plan.attention_warps, b.qkv,
+            layer.q_norm.weight if norm else None, layer.k_norm.weight if norm else None, b.cos, b.sin, keys, values,
+            table, batch.seq_lens, batch.slot_mapping, b.o, b.lse, table.shape[1], *keys.stride()[:3],
+            *values.stride()[:3], table.stride(0), eps, LOG2_E / math.sqrt(D), HQ=HQ, HKV=HKV, D=D,
+            PAGE=keys.shape[1], BLOCK_N=plan.block_n, SPLITS=plan.splits, NORM=norm, BLOCK_G=16,
         )  # fmt: skip
         into_output = (layer.output.weight, layer.mlp_norm.weight, b.h, b.x, b.output_squares)
         if S == 1:
             self._launch(
-                self.kernels.output, -(-C // plan.output.rows), plan.output.warps, b.o, b.lse, batch.seq_lens,
-                *into_output, C=C, HQ=HQ, D=D, **splits, AT_ONCE=plan.parts_at_once, R=plan.output.rows,
-                BLOCK_HQ=power_from(HQ), PARTS=-(-C // plan.output.rows),
+                self.kernels.output, after_output["PARTS"], plan.output.warps, b.o, b.lse, *into_output, C=C, HQ=HQ,
+                D=D, SPLITS=plan.splits, R=plan.output.rows, BLOCK_HQ=power_from(HQ), PARTS=after_output["PARTS"],
             )  # fmt: skip
         else:
+            self._launch(self.kernels.merge, (HQ, S), 1, b.o, b.lse, b.merged, HQ=HQ, D=D, SPLITS=plan.splits)
             self._launch(
-                self.kernels.merge, (HQ, S), 1, b.o, b.lse, batch.seq_lens, b.merged, HQ=HQ, D=D, **splits,
-                AT_ONCE=plan.parts_at_once,
-            )  # fmt: skip
-            self._launch(
-                self.kernels.down, -(-C // plan.output.rows), plan.output.warps, b.merged, *into_output, S=S, C=C,
-                I=HQ * D, **_rows_of(plan.output, HQ * D), PARTS=-(-C // plan.output.rows),
+                self.kernels.down, after_output["PARTS"], plan.output.warps, b.merged, *into_output, S=S, C=C,
+                I=HQ * D, **_rows_of(plan.output, HQ * D), PARTS=after_output["PARTS"],
             )  # fmt: skip
         self._launch(
             self.kernels.gate_up, -(-I // plan.gate_up.rows), plan.gate_up.warps, b.x, b.output_squares,
@@ -264,7 +206,7 @@ class FewKernelForward:
 
     def _check(self, tokens: Tensor, cache: Backend, batch: Batch) -> None:
         if cache is not self._taken:
-            if (why := _refused_cache(self.model, cache)) is not None:
+            if (why := refused_cache(self.model, cache)) is not None:
                 raise ValueError(f"cache must be one that few kernels can take: {why}")
             self._taken = cache
         cache.check_batch(batch)
@@ -289,7 +231,6 @@ class _Buffers:
     h: Tensor  #               (most, C)
     x: Tensor  #               (most, C)
     qkv: Tensor  #             (most, Hq + 2 Hkv, D)
-    head_squares: Tensor  #    (most, Hq + Hkv, D / 2), as many of these as a head has programs
     o: Tensor  #               (most, splits, Hq, D)
     lse: Tensor  #             (most, splits, Hq)
     merged: Tensor  #          (most, Hq, D)
@@ -315,8 +256,7 @@ class _Buffers:
             return cls(
                 h=empty(C),
                 x=empty(C, dtype=low),
-                qkv=empty(HQ + 2 * config.kv_heads, D, dtype=low),
-                head_squares=empty(HQ + config.kv_heads, D // 2),
+                qkv=empty(HQ + 2 * config.kv_heads, D),
                 o=empty(splits, HQ, D, dtype=low),
                 lse=empty(splits, HQ),
                 merged=empty(HQ, D, dtype=low),
@@ -337,7 +277,9 @@ def _parts_of(C: int, tile: Tile) -> dict[str, int]:
 
 
 def _rows_of(tile: Tile, K: int) -> dict[str, int]:
-    return dict(R=tile.rows, W=piece_of(K, tile.rows, tile.warps))
+    """How a program's rows of K columns lie in its lanes: in pieces of W; OWN: lanes have different rows."""
+    W = piece_of(K, tile.rows, tile.warps)
+    return dict(R=tile.rows, W=W, OWN=W < 256 * tile.warps and tile.rows > 1)
 
 
 def _sms(device: torch.device) -> int:

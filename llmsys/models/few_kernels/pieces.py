@@ -38,13 +38,15 @@ def load_rows(w_ptr, rows, there, K: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def multiply(pieces, x_ptr, there, K: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+def multiply(
+    pieces, x_ptr, there, K: tl.constexpr, R: tl.constexpr, W: tl.constexpr, OWN: tl.constexpr
+):  # fmt: skip
     """The rows' products with x (K,) in fp32, as far as one lane adds them up: (R, W / 8), to be summed over axis 1."""
     total = tl.zeros((R, W), tl.float32)
     for i in tl.static_range((K + W - 1) // W):
         k = i * W + tl.arange(0, W)[None, :]
         wanted = k < K
-        if W < 256:
+        if OWN:
             # Lanes have different rows, and each loads x for its own: else x, or what is larger, the weights would be
             # moved between lanes. (The mask names rows so that the compiler does not load x once after all.)
             wanted = wanted & there[:, None]

@@ -1,10 +1,33 @@
-"""How the step's work is cut into programs: a rule, from a model's sizes, and what was measured for it."""
+"""How the step's work is cut into programs: a rule, from a model's sizes, and what was measured for it.
+
+Microseconds a step, on an H200 (torch 2.11, Triton 3.6): replays of CUDA graphs in turn, medians of 9, 500 keys a
+sequence, bf16, of the shapes of Qwen3-0.6B and SmolLM2-135M:
+
+    S                              1      2      4      8     16
+    Qwen3    first form          586    733   1074   2020   5231
+             second form         610    762   1159   1577   5063
+             FusedForward       1278   1269   1346   1265   1419
+    SmolLM2  first form          389    535    787   1259   2874
+             second form         410    469    678   1077   1712
+             FusedForward       1036   1119   1113   1113   1139
+
+So up to four sequences these kernels are sooner done, and from eight on the library's products are: `MOST` is 4. Both
+forms are steps on the way to what is here. In the first, every program of the output's kernel put together the parts of
+all sequences, and attention had four warps; in the second attention was sums in programs of one warp, which took longer
+by itself (3.8 and 4.1 of a layer's microseconds), and with several sequences `merge_kernel` put the parts together.
+What is here is the attention of the first and the merge of the second, with the cuts that were better in the first when
+each was changed alone (Qwen3, S = 1, of 586: attention with eight warps 543, two rows of qkv 573, 16 rows of output
+576; SmolLM2, of 389: tiles of 64 keys 362, 16 rows of output 363).
+
+Without dependent launches the first form took 787 and 524 at S = 1. With 4000 keys, 1144 and 714.
+"""
 
 from dataclasses import dataclass, replace
 
 from llmsys.models.llama import LlamaConfig
 
 SMS = 132  # of the H100 and H200, for which the rule is
+ROOM = 12 * 1024  # bytes of weights in a warp's registers
 
 
 @dataclass(frozen=True)
@@ -25,9 +48,8 @@ class Plan:
     down: Tile
     head: Tile
     head_programs: int  # on an SM
-    block_n: int  #        keys of a tile of attention
-    max_splits: int  #     parts into which attention to the keys of one sequence is cut at most
-    parts_at_once: int  #  of these, that are loaded together to be put together
+    splits: int  #        parts into which attention to the keys of a sequence is cut
+    block_n: int  #       keys of a tile of attention
     attention_warps: int
 
     def but(self, **changes) -> "Plan":
@@ -35,26 +57,25 @@ class Plan:
 
 
 def plan_for(config: LlamaConfig, S: int = 1, itemsize: int = 2, sms: int = SMS) -> Plan:
-    """For steps of S sequences. A program has about 12 KB of weights, in one warp's registers, and there are three
-    programs for two SMs at least. With several sequences it has half of that: weights are kept as fp32 then.
+    """For steps of S sequences. A warp has about 12 KB of weights, a program one warp, and there are three programs for
+    two SMs at least.
 
     With one sequence the output's programs are fewer and larger: each puts the parts of attention together, which is as
-    many bytes again.
+    many bytes again. With several a warp has fewer rows where there would be too little room for all sequences' sums.
     """
     C, I, D = config.hidden_size, config.mlp_size, config.head_size
-    heads, block_n = config.heads * D, max(16, 4096 // D)
-    room = 12 * 1024 if S == 1 else 6 * 1024
+    heads, qkv = config.heads * D, (config.heads + 2 * config.kv_heads) * D
+    one, whole = S == 1, C % 256 == 0  # whole: all lanes of a warp are in one row, else each has x for its own
     return Plan(
-        qkv=_pairs(_tile(heads + 2 * config.kv_heads * D, C * itemsize, sms, room), D),
-        output=_output_tile(C, heads * itemsize, sms) if S == 1 else _tile(C, heads * itemsize, sms, room),
-        gate_up=_tile(I, 2 * C * itemsize, sms, room),
-        down=_tile(C, I * itemsize, sms, room),
+        qkv=_tile(qkv, C * itemsize, sms, ROOM // 2 if one else ROOM if whole else ROOM // 4),
+        output=_output_tile(C, heads * itemsize, sms) if one else _added_tile(C, heads, itemsize, sms),
+        gate_up=_tile(I, 2 * C * itemsize, sms, ROOM if one or whole else ROOM // 2),
+        down=_tile(C, I * itemsize, sms, ROOM) if one else _added_tile(C, I, itemsize, sms),
         head=Tile(max(1, _down_to_power(8192 // power_from(C))), 2),
         head_programs=8,
-        block_n=block_n,
-        max_splits=max(1, 2048 // block_n),
-        parts_at_once=max(1, 512 // block_n),
-        attention_warps=1,
+        splits=8,
+        block_n=64,
+        attention_warps=8 if D > 64 and S <= 2 else 4,  # an SM holds one program of eight warps, two of four
     )
 
 
@@ -63,9 +84,14 @@ def _tile(N: int, row_bytes: int, sms: int, room: int) -> Tile:
     return Tile(rows, power_from(-(-rows * row_bytes // room)))
 
 
-def _pairs(tile: Tile, D: int) -> Tile:
-    """Two rows that turn together at least, and of one head."""
-    return Tile(min(max(2, tile.rows), D), tile.warps)
+def _added_tile(C: int, K: int, itemsize: int, sms: int) -> Tile:
+    """Of a product (C, K) that is added to several residuals: a row a warp, in programs of up to eight warps. They add
+    up their squares, of which the next kernel's many programs then have fewer to read."""
+    if K % 256 == 0:
+        for warps in (8, 4, 2):
+            if C >= 0.9 * sms * warps:
+                return Tile(warps, warps)
+    return _tile(C, K * itemsize, sms, ROOM // 2)
 
 
 def _output_tile(C: int, row_bytes: int, sms: int) -> Tile:
@@ -74,8 +100,11 @@ def _output_tile(C: int, row_bytes: int, sms: int) -> Tile:
 
 
 def piece_of(K: int, rows: int, warps: int) -> int:
-    """Columns of a piece: as many as all lanes load at once, 16 bytes each, and a divisor of K where there is one."""
-    widest = 256 * warps
+    """Columns of a piece: as many as all lanes load at once, 16 bytes each, and a divisor of K where there is one.
+
+    Where there are fewer rows than warps, warps share rows, and their columns.
+    """
+    widest = 256 * max(1, warps // rows)
     divisor = K & -K
     if divisor >= 32:
         return min(widest, divisor)

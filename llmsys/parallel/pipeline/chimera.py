@@ -51,7 +51,7 @@ def _order(rank: int, num_ranks: int, num_microbatches: int) -> list[Action]:
 def even(argument: str, value: int) -> None:
     """ValueError unless `value` is even."""
     if value % 2:
+        near = f"{value - 1} or {value + 1}" if value > 1 else "2"
         raise ValueError(
-            f"{argument} must be even, as two directions share the ranks and the microbatches; got {value}, try "
-            f"{value - 1} or {value + 1}"
+            f"{argument} must be even, as two directions share the ranks and the microbatches; got {value}, try {near}"
         )

@@ -53,10 +53,12 @@ class Costs:
     def __post_init__(self):
         for name in ("F", "I", "W", "B", "FB", "activation", "activation_for_w"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name in ("F", "I", "W", "activation"):
                 _check_all(name, [value] if _is_number(value) else value)
         rows = [[self.transfer]] if _is_number(self.transfer) else self.transfer
         for row in rows:
+            if _is_number(row):
+                raise ValueError(f"transfer must be one number, or a table: for each rank a row; got {self.transfer!r}")
             _check_all("transfer", row)
 
     def check(self, schedule: Schedule) -> None:
@@ -111,7 +113,7 @@ class Costs:
 
 
 def _is_number(value) -> bool:
-    return not hasattr(value, "__len__")
+    return not hasattr(value, "__len__") or getattr(value, "shape", None) == ()
 
 
 def _at(value: PerStage, stage: int) -> float:
@@ -120,5 +122,7 @@ def _at(value: PerStage, stage: int) -> float:
 
 def _check_all(name: str, values) -> None:
     for value in values:
+        if getattr(value, "shape", None) == ():
+            value = value.item()
         if not (isinstance(value, Real) and 0 <= value < float("inf")):
             raise ValueError(f"{name} must be finite and not negative, got {value!r}")

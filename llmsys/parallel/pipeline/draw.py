@@ -11,6 +11,8 @@ from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.simulate import simulate
 from llmsys.parallel.pipeline.timeline import Timeline
 
+MOST_COLUMNS = 10_000
+
 
 def draw(shown: Timeline | Schedule, *, tick: float | None = None) -> str:
     """The picture as lines of text. A schedule is simulated with unit costs.
@@ -22,9 +24,14 @@ def draw(shown: Timeline | Schedule, *, tick: float | None = None) -> str:
     lasting = [event.duration for event in events if event.duration > 0]
     if not lasting:
         raise ValueError("the timeline must have at least one action that takes time")
-    if tick is not None and not tick > 0:
-        raise ValueError(f"tick must be above 0, the time of one column, got {tick}")
+    if tick is not None and not 0 < tick < float("inf"):
+        raise ValueError(f"tick must be above 0 and finite, the time of one column, got {tick}")
     tick = tick or min(lasting)
+    if timeline.makespan / tick > MOST_COLUMNS:
+        raise ValueError(
+            f"tick must be at least {timeline.makespan / MOST_COLUMNS:.3g}, or a row has more than {MOST_COLUMNS} "
+            f"columns; it is {tick}" + (", the shortest action's time" if tick == min(lasting) else "")
+        )
     several = any(len({(half.stage, half.replica) for event in row for half in event.action.halves}) > 1
                   for row in timeline.events)  # fmt: skip
     columns = {id(event): _columns(event.start - timeline.start, event.end - timeline.start, tick) for event in events}

@@ -43,12 +43,12 @@ def dualpipe(num_ranks: int, num_microbatches: int) -> Schedule:
     placement = bidirectional(num_ranks)
     even("num_ranks", num_ranks)
     at_least("num_microbatches", num_microbatches, 1)
-    even("num_microbatches", num_microbatches)
     if num_microbatches < 2 * num_ranks:
         raise ValueError(
             f"num_microbatches must be at least twice the {num_ranks} ranks, so that both directions fill all of them; "
             f"got {num_microbatches}, try {2 * num_ranks}"
         )
+    even("num_microbatches", num_microbatches)
     orders = [list(_eight_steps(rank, num_ranks, num_microbatches // 2)) for rank in range(num_ranks)]
     return Schedule("dualpipe", placement, num_microbatches, orders)
 

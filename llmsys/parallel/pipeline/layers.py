@@ -6,6 +6,7 @@ added to the first and the last stage: with a vocabulary of 128k entries a head 
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from llmsys.parallel.pipeline.placement import at_least
 
@@ -25,7 +26,7 @@ def split_layers(
     Raises ValueError if there are more stages than layers.
     """
     at_least("num_stages", num_stages, 1)
-    if isinstance(layers, int):
+    if isinstance(layers, Integral):
         at_least("layers", layers, 1)
         layers = [1.0] * layers
     costs = [float(cost) for cost in layers]

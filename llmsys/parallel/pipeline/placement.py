@@ -11,6 +11,8 @@ A schedule's shape is nothing but this table. With 4 ranks:
 """
 
 from dataclasses import dataclass, field
+from numbers import Integral
+from operator import index
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,12 @@ class Placement:
     ranks: tuple[tuple[int, ...], ...]
 
     def __post_init__(self):
-        table = tuple(tuple(row) for row in self.ranks)
+        try:
+            table = tuple(tuple(map(index, row)) for row in self.ranks)
+        except TypeError:
+            raise ValueError(
+                f"ranks must be a table of whole numbers, for each replica a row, as in ((0, 1),); got {self.ranks!r}"
+            ) from None
         object.__setattr__(self, "ranks", table)
         if not table or not table[0]:
             raise ValueError("ranks must have a row for at least one replica, with the rank of at least one stage")
@@ -88,5 +95,5 @@ def bidirectional(num_ranks: int) -> Placement:
 
 def at_least(argument: str, value: int, least: int) -> None:
     """ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{argument} must be a whole number of at least {least}, got {value!r}")

@@ -39,6 +39,11 @@ class Schedule:
 
     def __post_init__(self):
         object.__setattr__(self, "orders", tuple(tuple(order) for order in self.orders))
+        for rank, order in enumerate(self.orders):
+            if strange := [each for each in order if not isinstance(each, Action)]:
+                raise ValueError(
+                    f"orders must be of actions, as F(0, 1) or parse('0F1') makes them; rank {rank} has {strange[0]!r}"
+                )
         at_least("num_microbatches", self.num_microbatches, 1)
         if self.num_microbatches % self.num_replicas:
             raise ValueError(

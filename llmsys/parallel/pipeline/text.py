@@ -22,7 +22,8 @@ from llmsys.parallel.pipeline.schedule import Schedule
 
 _ACTION = re.compile(r"(\d+)([FBIW])(\d+)(?:r(\d+))?")
 _PAIR = re.compile(r"\((.+);(.+)\)OVERLAP_F_B")
-_HEAD = re.compile(r"(.*) on \d+ ranks?, \d+ microbatch(?:es)?")
+_HEAD = re.compile(r"(.*) on (\d+) ranks?, (\d+) microbatch(?:es)?")
+_RANK = re.compile(r"rank (\d+):(.*\S)")
 
 
 def to_text(schedule: Schedule) -> str:
@@ -34,11 +35,22 @@ def to_text(schedule: Schedule) -> str:
 
 
 def from_text(text: str) -> Schedule:
-    """The schedule that `to_text` wrote. The first line, and the beginnings "rank 0:", may be left out."""
+    """The schedule that `to_text` wrote. The first line, and the beginnings "rank 0:", may be left out.
+
+    ValueError, with the line, where that is not so: as for `from_rows`, and where the first line or a beginning says
+    something else than the rows. A microbatch that the first line counts and no row has is left to `validate`.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     head = _HEAD.fullmatch(lines[0]) if lines else None
-    rows = [line.partition(":")[2] if line.startswith("rank") else line for line in lines[1 if head else 0 :]]
-    return from_rows([row.split() for row in rows], head[1] if head else "read")
+    rows = lines[1 if head else 0 :]
+    for rank, row in enumerate(rows):
+        if label := _RANK.fullmatch(row):
+            if int(label[1]) != rank:
+                raise ValueError(f"rows must be in the ranks' order, from 0; where rank {rank} should be is {row!r}")
+            rows[rank] = label[2]
+    if head and int(head[2]) != len(rows):
+        raise ValueError(f"there must be a row for each rank; there are {len(rows)}, and the text begins {lines[0]!r}")
+    return from_rows([row.split() for row in rows], head[1] if head else "read", int(head[3]) if head else 1)
 
 
 def to_csv(schedule: Schedule) -> str:
@@ -50,7 +62,11 @@ def to_csv(schedule: Schedule) -> str:
 
 def from_csv(text: str, name: str = "read") -> Schedule:
     """The schedule of a CSV file's text, written by `to_csv` or by torch; `name` is what to call it."""
-    return from_rows(list(csv.reader(io.StringIO(text))), name)
+    try:
+        rows = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise ValueError(f"the text is no CSV: {error}") from None
+    return from_rows(rows, name)
 
 
 def parse(text: str) -> Action:
@@ -68,10 +84,11 @@ def parse(text: str) -> Action:
     return Action(Kind(kind), int(stage), int(microbatch), int(replica or 0))
 
 
-def from_rows(rows: Sequence[Sequence[str]], name: str) -> Schedule:
-    """A schedule of cells, a row a rank; empty ones are left out.
+def from_rows(rows: Sequence[Sequence[str]], name: str, num_microbatches: int = 1) -> Schedule:
+    """A schedule of cells, a row a rank; empty ones are left out. It has at least `num_microbatches`.
 
-    ValueError where a cell is no action, a stage is on two ranks, or one has no action at all.
+    ValueError where a cell is no action, a stage is on two ranks, or one has no action at all; and where there are
+    fewer actions than microbatches.
     """
     orders: list[list[Action]] = []
     filled = [row for row in rows if any(cell.strip() for cell in row)]  # a file may end in an empty line
@@ -86,7 +103,10 @@ def from_rows(rows: Sequence[Sequence[str]], name: str) -> Schedule:
     halves = [half for order in orders for action in order for half in action.halves]
     if not halves:
         raise ValueError("the text has no action; a schedule has a row for each rank, as in 0F0,0B0")
-    return Schedule(name, _placement(orders), 1 + max(half.microbatch for half in halves), orders)
+    num_microbatches = max(num_microbatches, 1 + max(half.microbatch for half in halves))
+    if num_microbatches > len(halves):
+        raise ValueError(f"microbatches must have actions; there are {num_microbatches}, and {len(halves)} actions")
+    return Schedule(name, _placement(orders), num_microbatches, orders)
 
 
 def _placement(orders: list[list[Action]]) -> Placement:

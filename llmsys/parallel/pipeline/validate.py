@@ -1,8 +1,8 @@
 """Validate: is a schedule one that can be run?
 
 Every F is done exactly once, and every backward, whole or as I and W; each on the rank that has its stage; the orders
-of the ranks and the dependencies together have no circle; and no rank hangs in a send, even if sends block until they
-are received (`communication` says what that means, and where transfers stand).
+of the ranks and the dependencies together have no circle; and no rank hangs in a send that blocks until it is received,
+with the transfers where `transfers` says (`communication` says where that is, and that elsewhere the same may hang).
 
     report = validate(schedule)
     report.valid            # False
@@ -39,10 +39,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """What `validate` finds. It prints as a sentence, or as a list of problems."""
+    """What `validate` finds. It prints as a sentence, or as a list of problems.
+
+    `transfers` is where the transfers stood when sends were looked at.
+    """
 
     schedule: Schedule
     problems: tuple[Problem, ...]
+    transfers: Transfers = "early"
 
     @property
     def valid(self) -> bool:
@@ -57,9 +61,14 @@ class Report:
         if self.problems:
             return str(InvalidSchedule(self.schedule.name, self.problems))
         count = sum(map(len, self.schedule.orders))
+        where = {
+            "early": "if receives are posted early",
+            "together": "if the transfers of a pause begin together",
+            "apart": "even if transfers are done one by one",
+        }[self.transfers]
         return (
             f"{self.schedule.name} is valid: {count} actions on {self.schedule.num_ranks} ranks, each once and on its "
-            "rank, without a circle, and no blocking send hangs"
+            f"rank, without a circle, and no send hangs {where}"
         )
 
 
@@ -80,7 +89,7 @@ def validate(schedule: Schedule, *, transfers: Transfers = "early", dependencies
         if waits:
             text = "blocking sends wait in a circle: " + "; ".join(map(str, waits))
             found = (Problem("deadlock", text, tuple(each.transfer.of for each in waits)),)
-    return Report(schedule, found)
+    return Report(schedule, found, transfers)
 
 
 def _strange(schedule: Schedule) -> Iterator[Problem]:

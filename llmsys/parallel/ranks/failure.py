@@ -11,6 +11,7 @@ from llmsys.parallel.ranks.output import Output
 from llmsys.parallel.ranks.record import Call, Written
 
 TAIL = 10  # lines of stderr that a report shows of a rank that died
+NO_STACK = "it did not answer the question where it is: it may be stopped (SIGSTOP, a debugger)"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ _PR_SET_PDEATHSIG = 1
 def serve(descriptor: int, caller: int, directory: str) -> None:
     """Serves the process `caller`, whose requests come through the socket, until it ends.
 
-    {"start": rank}  ->  {"started": pid}, and some day {"ended": pid, "status": exit code, or minus a signal}
+    {"start": rank, "number": n}  ->  {"started": pid, "number": n}, and some day {"ended": pid, "status": exit code, or
+                                      minus a signal}
     {"kill": pid}        kills the rank and its process group
     {"signal": pid, "number": n}
     """
@@ -42,7 +43,7 @@ def serve(descriptor: int, caller: int, directory: str) -> None:
         os.set_blocking(end, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    _say(sock, {"threads": len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 1})
+    _say(sock, {"threads": len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 1, "number": 0})
     try:
         while os.getppid() == caller:
             ready = select.select([sock, woken], [], [], 1.0)[0]
@@ -65,7 +66,7 @@ def serve(descriptor: int, caller: int, directory: str) -> None:
                         children.add(pid)
                         for each in descriptors:
                             os.close(each)
-                        _say(sock, {"started": pid})
+                        _say(sock, {"started": pid, "number": request["number"]})
                     elif request.get("kill") in children:
                         _kill_group(request["kill"])
                     elif request.get("signal") in children:

@@ -93,7 +93,7 @@ def _validate(function, ranks, timeout, stalled_after, on_death) -> None:
     if not isinstance(ranks, numbers.Integral) or isinstance(ranks, bool) or not 1 <= ranks <= MOST:
         raise ValueError(f"ranks must be how many processes there are, from 1 to {MOST}; it is {ranks!r}")
     for name, value in (("timeout", timeout), ("stalled_after", stalled_after)):
-        if value is not None and not (isinstance(value, numbers.Real) and value > 0):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0):
             raise ValueError(f"{name} must be seconds, more than 0, or None for no limit; it is {value!r}")
     if on_death not in ON_DEATH:
         raise ValueError(f'on_death must be "raise" or "report"; it is {on_death!r}')

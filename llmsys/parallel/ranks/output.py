@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 KEPT = 8 << 20  # bytes that are kept of each stream in a run
 _STAMP = re.compile(rb"\x1e(\d+)\x1f")
 _MARK = re.compile(rb"\x1eend (\d+)\x1f\n")
+_LONGEST_MARK = 64  # bytes
 
 
 @dataclass(frozen=True, order=True)
@@ -119,7 +120,7 @@ class Reader:
         selector = selectors.DefaultSelector()
         for name, descriptor in descriptors.items():
             selector.register(descriptor, selectors.EVENT_READ, name)
-        rest = dict.fromkeys(descriptors, b"")
+        rest = {name: bytearray() for name in descriptors}
         kept = dict.fromkeys(descriptors, 0)
         while selector.get_map():
             for ready, _ in selector.select():
@@ -127,7 +128,12 @@ class Reader:
                 if not data:
                     selector.unregister(ready.fd)
                     os.close(ready.fd)
-                *whole, rest[name] = (rest[name] + data).split(b"\n")
+                rest[name] += data
+                whole: list[bytearray] = []
+                if b"\n" in data:
+                    *whole, rest[name] = rest[name].split(b"\n")
+                elif len(rest[name]) > KEPT:  # a line without end; its own end may be the beginning of a mark
+                    whole, rest[name] = [rest[name][:-_LONGEST_MARK]], rest[name][-_LONGEST_MARK:]
                 if rest[name] and not data:
                     whole.append(rest[name])
                 with self._changed:
@@ -138,13 +144,17 @@ class Reader:
                     self._changed.notify_all()
         selector.close()
 
-    def _take(self, name: str, data: bytes, kept: dict[str, int]) -> None:
-        if mark := _MARK.search(data):
-            self._ended[name] = int(mark[1])
-            kept[name] = 0
-            data = data[: mark.start()]
-            if not data:
-                return
+    def _take(self, name: str, data: bytearray, kept: dict[str, int]) -> None:
+        mark = _MARK.search(data)
+        if mark is None:
+            self._keep(name, data, kept)
+            return
+        if mark.start() > 0:
+            self._keep(name, data[: mark.start()], kept)
+        self._ended[name] = int(mark[1])
+        kept[name] = 0
+
+    def _keep(self, name: str, data: bytearray, kept: dict[str, int]) -> None:
         stamp = _STAMP.search(data)
         at = int(stamp[1]) / 1e9 if stamp else time.monotonic()
         text = _STAMP.sub(b"", data).removesuffix(b"\n").decode("utf-8", "replace")

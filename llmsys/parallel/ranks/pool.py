@@ -86,14 +86,14 @@ class Pool:
         with self._lock:
             while self._idle.get(rank):
                 process = self._idle[rank].pop()
-                if process.status is None and process.server.alive:
+                if process.status is None and process.server.usable():
                     return process
                 process.channel.close()
         return self._start(rank)
 
     def _start(self, rank: int) -> Process:
         with self._lock:
-            if self._server is None or not self._server.alive:
+            if self._server is None or not self._server.usable():
                 if self._server is not None:
                     self._server.close()
                 self._server = Server()

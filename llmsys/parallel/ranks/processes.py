@@ -4,6 +4,7 @@
 `status` says how it ended. Nothing here outlives the caller: the server sees the socket close.
 """
 
+import itertools
 import json
 import os
 import queue
@@ -59,6 +60,7 @@ class Server:
         self.processes: dict[int, Process] = {}
         self._ended_early: dict[int, int] = {}
         self._answers: queue.SimpleQueue = queue.SimpleQueue()
+        self._starts = itertools.count(1)
         self._starting, self._telling = threading.Lock(), threading.Lock()
         self.alive, self._closed = True, False
         self._socket, theirs = socket.socketpair()
@@ -80,6 +82,10 @@ class Server:
             self.close(timeout=1.0)
             raise
 
+    def usable(self) -> bool:
+        """Whether it lives, and nobody has tidied its directory away, as is done in /tmp with what is days old."""
+        return self.alive and self.directory.exists()
+
     def start(self, rank: int) -> Process:
         """A new process, which will be this rank."""
         ours, theirs = socket.socketpair()
@@ -87,8 +93,10 @@ class Server:
         given = [theirs.fileno(), pipes[0][1], pipes[1][1]]
         with self._starting:
             try:
-                socket.send_fds(self._socket, [json.dumps({"start": rank}).encode() + b"\n"], given)
-                pid = self._answer("started")
+                number = next(self._starts)
+                request = {"start": rank, "number": number}
+                socket.send_fds(self._socket, [json.dumps(request).encode() + b"\n"], given)
+                pid = self._answer("started", number)
             except BaseException:
                 ours.close()
                 for read, _ in pipes:
@@ -132,9 +140,11 @@ class Server:
         self._popen.stderr.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _answer(self, name: str):
+    def _answer(self, name: str, number: int = 0):
+        """What the server answers. Ctrl-C may have left the answers to former requests, with lower numbers, unheard."""
         try:
-            answer = self._answers.get(timeout=START_SECONDS)
+            while (answer := self._answers.get(timeout=START_SECONDS)) and answer["number"] < number:
+                pass
         except queue.Empty:
             answer = None
         if not answer or name not in answer:

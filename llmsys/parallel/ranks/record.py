@@ -133,7 +133,8 @@ class Record:
 
     def __init__(self, path: Path):
         with open(path, "w+b") as file:
-            file.truncate(SIZE)
+            file.write(bytes(SIZE))  # where the disk is full this fails, and not some write into memory later (SIGBUS)
+            file.flush()
             self._memory = mmap.mmap(file.fileno(), SIZE)
         # A work may be collected, which ends its call, while another call is written.
         self._lock = threading.RLock()

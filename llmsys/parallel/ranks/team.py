@@ -192,7 +192,7 @@ class Team:
             before = sizes
             time.sleep(LOOK)
         dumps = {each.rank: file.read_text(errors="replace") for each, file in zip(processes, files, strict=True)}
-        return {rank: failure.stack_in_words(dump) for rank, dump in dumps.items()}
+        return {rank: failure.stack_in_words(dump) if dump else failure.NO_STACK for rank, dump in dumps.items()}
 
     def _explain(self, reason: str, headline: str, first: int | None = None) -> failure.RanksFailed:
         """The exception, when all processes have ended and all that they said is there."""

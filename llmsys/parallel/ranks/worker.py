@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -78,7 +79,7 @@ def _run(job: Job, payload: bytearray, record: Record, caller: Channel, told: qu
     """One run. Returns whether the function returned."""
     record.clear()
     inside.forget()
-    fine = True
+    fine, process = True, os.getpid()
     try:
         _prepare(job)
         function, args = loads(payload)
@@ -89,6 +90,8 @@ def _run(job: Job, payload: bytearray, record: Record, caller: Channel, told: qu
         fine, result = False, b""
         message = ("raised", job.number, _told_of(error), _sendable(error), record.current())
         del error
+    if os.getpid() != process:
+        _end_copy(job.rank, message)
     ctypes.CDLL(None).fflush(None)  # what C code has printed
     for stream in (sys.__stdout__, sys.__stderr__):
         stream.end_run(job.number)
@@ -99,6 +102,13 @@ def _run(job: Job, payload: bytearray, record: Record, caller: Channel, told: qu
         if kind == "end" and number == job.number:
             break
     return fine
+
+
+def _end_copy(rank: int, message: tuple) -> NoReturn:
+    """In a process that the function has made by os.fork and that came back from it: it must not go on as the rank."""
+    told = message[2] if message[0] == "raised" else "it returned from the function\n"
+    print(f"a copy of rank {rank}, made by os.fork, ends here: {told}", end="", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _prepare(job: Job) -> None:

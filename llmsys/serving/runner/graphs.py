@@ -16,6 +16,7 @@ launched one kernel at a time.
 
 import warnings
 from bisect import bisect_left
+from functools import lru_cache
 
 import torch
 
@@ -70,7 +71,8 @@ class Graphs:
     budget
         Bytes; None: SHARE of what is free when the first is captured.
     required
-        Graphs were asked for: where one cannot be captured that is an error. Else there are none from then on.
+        Graphs were asked for: where one of a decode step cannot be captured that is an error. Else there are none from
+        then on. (One of another step is done without in any case.)
 
     Attributes
     ----------
@@ -159,6 +161,10 @@ class Graphs:
         except torch.OutOfMemoryError:
             return None
         except RuntimeError as error:
+            if kind is MixedGraph:
+                warnings.warn(f"only decode steps are graphs: no other can be captured: {error}", stacklevel=2)
+                self.token_buckets = ()
+                return None
             if self._required:
                 raise RuntimeError(
                     "the step cannot be captured in a graph; perhaps the model or the attention, if that is your own, "
@@ -170,7 +176,7 @@ class Graphs:
 
     def _captured(self, graph: Graph, device: torch.device) -> Graph | None:
         if self._aside is None:
-            self._aside = torch.cuda.Stream(device)
+            self._aside = _stream_aside(device)
             self._pool = torch.cuda.graph_pool_handle()
         self._aside.wait_stream(torch.cuda.current_stream(device))
         try:
@@ -196,6 +202,12 @@ class Graphs:
         self._pool_bytes = max(self._pool_bytes, needed)
         self._each = max(launches, 2**20)
         return graph
+
+
+@lru_cache
+def _stream_aside(device: torch.device) -> torch.cuda.Stream:
+    """One for all runners: libraries keep a workspace for each stream that they have been called on."""
+    return torch.cuda.Stream(device)
 
 
 def _in_use(device: torch.device) -> tuple[int, int]:

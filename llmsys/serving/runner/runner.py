@@ -104,8 +104,9 @@ class Runner:
                 'let attention be None or "triton", and the model be float32 or narrower'
             )
         if possible if execution.graphs is None else execution.graphs:
+            tokens = 0 if execution.mixed_graphs is False else max_tokens or 0
             self.graphs = Graphs(
-                self.rows, cache, self.forms, self._sender, sequences=most, tokens=max_tokens or 0,
+                self.rows, cache, self.forms, self._sender, sequences=most, tokens=tokens,
                 budget=execution.graph_memory, required=execution.graphs is not None,
             )  # fmt: skip
             if execution.capture == "at start":

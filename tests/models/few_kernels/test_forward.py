@@ -17,9 +17,7 @@ if not triton_installed() or not interpreting():
 
 def few(model, **options) -> FewKernelForward:
     """With parts of attention so small and few that sequences of some tokens have several tiles in one."""
-    return FewKernelForward(
-        model, plan=plan_for(model.config, 1, 4, 1).but(block_n=8, max_splits=4, parts_at_once=2), **options
-    )
+    return FewKernelForward(model, plan=plan_for(model.config, 1, 4, 1).but(splits=2, block_n=16), **options)
 
 
 @pytest.mark.parametrize("sizes", [QWEN3, SMOLLM2, STRETCHED], ids=["qwen3", "smollm2", "stretched"])

@@ -1,5 +1,8 @@
 """What cannot be made is refused before anything is made, and the error says what would work."""
 
+import re
+
+import numpy as np
 import pytest
 
 from llmsys.parallel.pipeline import (
@@ -17,6 +20,7 @@ from llmsys.parallel.pipeline import (
     looped,
     make_schedule,
     pair,
+    split_layers,
     v_shaped,
 )
 
@@ -39,6 +43,21 @@ def test_two_directions_need_even_numbers(generator):
         generator(5, 20)
     with refused("num_microbatches must be even.*; got 17, try 16 or 18"):
         generator(4, 17)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_what_an_error_says_to_try_is_accepted(name):
+    for ranks in range(1, 7):
+        for microbatches in range(1, 4 * ranks):
+            try:
+                SCHEDULES[name](ranks, microbatches)
+            except ValueError as error:
+                argument, tried = str(error).split()[0], re.findall(r"\d+", str(error).partition("try ")[2])
+                for number in map(int, tried):
+                    if argument == "num_ranks":
+                        assert number > 0 and SCHEDULES[name](number, 4 * number)
+                    else:
+                        assert SCHEDULES[name](ranks, number)
 
 
 def test_rounds_of_an_interleaved_schedule_must_come_out_even():
@@ -73,6 +92,9 @@ def test_a_placement_has_each_rank_and_as_many_stages_for_each_replica():
         ((), "ranks must have a row for at least one replica"),
         (((),), "ranks must have a row"),
         (((0, 1), (0,)), "ranks must have as many stages for each replica"),
+        ((0, 1), r"ranks must be a table of whole numbers, .* as in \(\(0, 1\),\); got \(0, 1\)"),
+        (((0, "1"),), "ranks must be a table of whole numbers"),
+        (((0.0, 1.0),), "ranks must be a table of whole numbers"),
         (((0, 2),), r"ranks must be counted from 0, and each must have a stage; got ranks \[0, 2\]"),
     ]:
         with refused(words):
@@ -87,6 +109,16 @@ def test_a_schedule_has_an_order_for_each_rank_and_as_many_microbatches_for_each
     whole = Schedule("both", bidirectional(2), 6, [[], []])
     assert [whole.replica(m) for m in range(6)] == [0, 0, 0, 1, 1, 1]
     assert (whole.microbatches(0), whole.microbatches(1)) == (range(3), range(3, 6))
+
+
+def test_a_schedule_is_made_of_actions():
+    with refused(r"orders must be of actions, as F\(0, 1\) or parse\('0F1'\) makes them; rank 0 has '0F0'"):
+        Schedule("text", linear(1), 1, [["0F0", "0B0"]])
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    assert chimera(np.int64(4), np.int64(8)) == chimera(4, 8)
+    assert split_layers(np.int64(4), np.int64(2)) == split_layers(4, 2)
 
 
 def test_a_pair_is_a_forward_and_a_backward():

@@ -36,3 +36,9 @@ def test_what_cannot_be_drawn_is_refused():
         draw(Timeline("none", ((), ())))
     with pytest.raises(ValueError, match="tick must be above 0"):
         draw(gpipe(1, 1), tick=0)
+    with pytest.raises(ValueError, match="tick must be above 0 and finite"):
+        draw(gpipe(1, 1), tick=float("inf"))
+    fast = simulate(gpipe(2, 2), Costs(1e-9))
+    with pytest.raises(ValueError, match="tick must be at least 0.0006, .*; it is 1e-09, the shortest action's time"):
+        draw(fast)
+    assert "B1" in draw(fast, tick=0.5)

@@ -1,7 +1,9 @@
 """A simulated timeline is the longest path through the schedule's graph, whatever things cost."""
 
 import time
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,6 +155,9 @@ def test_16_ranks_with_128_microbatches_are_simulated_in_well_under_a_second(nam
         ({"I": float("nan")}, "I must be finite"),
         ({"W": (1, "2")}, "W must be finite and not negative, got '2'"),
         ({"transfer": ((0, 1), (float("inf"), 0))}, "transfer must be finite"),
+        ({"transfer": (0, 1)}, r"transfer must be one number, or a table: for each rank a row; got \(0, 1\)"),
+        ({"F": None}, "F must be finite and not negative, got None"),
+        ({"activation": None}, "activation must be finite and not negative, got None"),
     ],
 )
 def test_costs_that_are_no_times_are_refused(wrong, words):
@@ -165,6 +170,11 @@ def test_costs_must_have_as_many_numbers_as_there_are_stages_or_ranks():
         simulate(one_f_one_b(4, 4), Costs(F=(1, 1, 1)))
     with pytest.raises(ValueError, match="transfer must be one number, or a table of 4 × 4 ranks; got rows of"):
         simulate(one_f_one_b(4, 4), Costs(transfer=((0, 1), (1, 0))))
+
+
+def test_a_cost_may_be_any_kind_of_number():
+    for one in (np.float32(1), np.array(1.0), Fraction(1)):
+        assert simulate(one_f_one_b(2, 3), Costs(F=one)).makespan == 12
 
 
 def test_a_half_backward_costs_what_it_says_also_where_the_whole_has_its_own_cost():

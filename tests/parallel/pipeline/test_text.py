@@ -21,6 +21,7 @@ from llmsys.parallel.pipeline import (
     parse,
     to_csv,
     to_text,
+    validate,
     zb_v,
 )
 from tests.parallel.pipeline import by_hand
@@ -66,6 +67,7 @@ def test_text_may_come_without_its_head_and_with_empty_lines():
     bare = "\n\n".join(row.partition(": ")[2] for row in rows)
     assert from_text(bare).orders == from_text("\n".join(rows)).orders == schedule.orders
     assert from_csv(to_csv(schedule).replace(",", ", ,") + "\n\n").orders == schedule.orders
+    assert from_csv(to_csv(schedule).replace("\n", "\r")).orders == schedule.orders
 
 
 def test_a_placement_of_ones_own_is_read():
@@ -73,6 +75,29 @@ def test_a_placement_of_ones_own_is_read():
         "own", Placement("own", ((0, 1, 1),)), 1, [[F(0, 0), B(0, 0)], [F(1, 0), F(2, 0), B(2, 0), B(1, 0)]]
     )
     assert from_csv(to_csv(uneven), "own") == uneven
+
+
+def test_what_is_missing_in_a_schedule_is_missing_in_what_is_read():
+    short = one_f_one_b(1, 2).with_order(0, [F(0, 0), B(0, 0)])
+    assert from_text(to_text(short)) == short
+    assert {each.kind for each in validate(from_text(to_text(short))).problems} == {"missing"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rank 1: 1F0 1B0\nrank 0: 0F0 0B0", "where rank 0 should be is 'rank 1: 1F0 1B0'"),
+        ("rank 0: 0F0 0B0\nrank 0: 1F0 1B0", "where rank 1 should be is 'rank 0: 1F0 1B0'"),
+        ("rank 0: 0F0 0B0\nrank 1 1F0 1B0", "rank 1, cell 1: 'rank' is no action"),
+        ("rank 0: 0F0 0B0\nrank 1:\nrank 2: 1F0 1B0", "rank 1, cell 1: 'rank' is no action"),
+        ("mine on 2 ranks, 1 microbatch\n0F0 0B0", "a row for each rank; there are 1, and the text begins 'mine on 2"),
+        ("0F99999999 0B99999999", "microbatches must have actions; there are 100000000, and 2 actions"),
+        ("mine on 1 rank, 99999999 microbatches\n0F0 0B0", "there are 99999999, and 2 actions"),
+    ],
+)
+def test_text_whose_parts_do_not_agree_is_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        from_text(text)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +111,7 @@ def test_a_placement_of_ones_own_is_read():
         ("0F0,0B0\n2F0,2B0\n", "no rank does anything for stage 1"),
         ("0F0,1B1r1\n", "no rank does anything for stage 1"),
         ("\n \n", "the text has no action"),
+        ("0F0," + "x" * 200_000, "the text is no CSV: field larger than"),
     ],
 )
 def test_text_that_is_no_schedule_is_refused_with_the_place(text, words):

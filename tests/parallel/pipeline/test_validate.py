@@ -175,5 +175,9 @@ def test_a_rule_of_ones_own_decides():
 
 def test_a_valid_report_says_what_was_looked_at():
     assert str(validate(one_f_one_b(2, 3))) == (
-        "1f1b is valid: 12 actions on 2 ranks, each once and on its rank, without a circle, and no blocking send hangs"
+        "1f1b is valid: 12 actions on 2 ranks, each once and on its rank, without a circle, "
+        "and no send hangs if receives are posted early"
     )
+    assert str(validate(one_f_one_b(2, 3), transfers="together")).endswith("if the transfers of a pause begin together")
+    assert not validate(one_f_one_b(2, 3), transfers="apart").valid
+    assert str(validate(one_f_one_b(2, 1), transfers="apart")).endswith("even if transfers are done one by one")

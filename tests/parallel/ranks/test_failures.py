@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llmsys.parallel.ranks import RanksFailed, calls, run
+from llmsys.parallel.ranks import RanksFailed, calls, close, pool, run
+from llmsys.parallel.ranks.processes import Server
 from tests.parallel.ranks.conftest import all_gone, processes
 
 
@@ -26,6 +28,14 @@ def failure(function, *args, ranks=2, **options) -> RanksFailed:
     assert len(processes()) == 1
     assert all_gone(before - processes())
     return caught.value
+
+
+def test_where_the_directory_of_the_ranks_was_tidied_away_others_are_started():
+    for ranks in (2, 3):
+        run(os.getpid, 2)
+        shutil.rmtree(pool.current()._server.directory)
+        assert run(dist.get_rank, ranks) == list(range(ranks))
+    close()
 
 
 # A rank raises
@@ -255,3 +265,41 @@ def test_ctrl_c_ends_the_ranks(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(endless, 2)
     assert all_gone(pids)
+
+
+def test_ctrl_c_while_a_rank_is_started_leaves_nothing_for_the_next_run(monkeypatch):
+    close()
+    run(os.getpid, 1)  # the server is there
+    answer = Server._answer
+
+    def interrupted(server, name, *args):
+        monkeypatch.setattr(Server, "_answer", answer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "_answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(os.getpid, 2)
+    assert run(dist.get_rank, 3) == [0, 1, 2]
+    close()
+
+
+def test_a_copy_that_a_function_makes_of_its_rank_does_not_go_on_as_the_rank():
+    def fork(fails: bool) -> int:
+        copy = os.fork()
+        if copy == 0 and fails:
+            raise ValueError("in the copy")
+        return copy and os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+
+    for fails, says in ((False, "it returned from the function"), (True, "ValueError: in the copy")):
+        results = run(fork, 1, fails)
+        assert results == [1] and says in results.outputs[0].stderr
+    assert run(os.getpid, 1) == run(os.getpid, 1), "and the rank stays warm"
+
+
+def test_a_rank_that_is_stopped_is_said_to_be():
+    def stop() -> None:
+        if dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    report = str(failure(stop, timeout=0.5))
+    assert "rank 0 has returned" in report and "it may be stopped (SIGSTOP" in report

@@ -247,6 +247,19 @@ class Holder:
         self.inner = {"door": threading.Lock()}
 
 
+def test_a_flood_without_a_line_end_is_read_in_time_in_proportion_and_leaves_the_next_run_its_output():
+    def flood() -> None:
+        for _ in range(64):
+            os.write(1, b"x" * (1 << 20))
+
+    began = time.monotonic()
+    log = run(flood, 1).log
+    assert time.monotonic() - began < 20, "each piece costs its own length, not that of all before it"
+    assert log == "rank 0 | (more than 8 MiB: what follows is not kept)\n"
+    assert run(lambda: print("heard"), 1).log == "rank 0 | heard\n"
+    assert len(run(lambda: print("x" * 3_000_000), 1).log) > 3_000_000, "a long line in one piece"
+
+
 def test_what_cannot_be_pickled_is_named():
     holder = Holder()
     with pytest.raises(NotPicklable, match=r"`holder`, a variable that the function .* closes over,.inner\['door'\]"):
@@ -270,6 +283,7 @@ def test_a_result_that_cannot_be_pickled_is_named_with_its_rank():
         ({"ranks": 2.0}, "ranks must be how many"),
         ({"ranks": True}, "ranks must be how many"),
         ({"backend": "mpi"}, 'backend must be "gloo", "nccl" or None'),
+        ({"timeout": True}, "timeout must be seconds"),
         ({"timeout": 0}, "timeout must be seconds"),
         ({"stalled_after": "1"}, "stalled_after must be seconds"),
         ({"on_death": "ignore"}, "on_death must be"),

@@ -1,12 +1,14 @@
 """Who waits for whom, worked out from made-up records; and records as they are written and read."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsys.parallel.ranks import waits
 from llmsys.parallel.ranks.failure import stack_in_words, with_source
-from llmsys.parallel.ranks.record import GROUPS, SLOTS, Call, Record, Written, glance, read
+from llmsys.parallel.ranks.record import GROUPS, SIZE, SLOTS, Call, Record, Written, glance, read
 from llmsys.parallel.ranks.waits import State, circle, describe, odd_one_out, waits_for
 
 
@@ -174,6 +176,11 @@ def test_a_call_of_which_the_writing_was_not_finished_is_not_read(record):
             record.begin("all_reduce", "h", [0])
         record._memory = memory
         assert read(path).waiting is None and read(path).last.name == "barrier"
+
+
+def test_a_record_has_its_place_on_the_disk_from_the_beginning(tmp_path):
+    Record(tmp_path / "calls")
+    assert os.stat(tmp_path / "calls").st_blocks * 512 >= SIZE
 
 
 def test_a_glance_says_whether_anything_moves_and_whether_the_rank_waits(record):

@@ -15,10 +15,10 @@ KINDS = [SamplingParams(), SamplingParams(temperature=1.0, seed=3), SamplingPara
 KINDS.append(SamplingParams(logprobs=1))
 
 
-def runner(pair, *, graphs: bool) -> Runner:
+def runner(pair, *, graphs: bool, **more) -> Runner:
     cache = PagedCache(num_blocks=80, block_size=4, spec=pair.ours.cache_spec())
     sizes = dict(max_sequences=6, max_model_len=60, max_tokens=24)
-    return Runner(pair.ours, cache, execution=Execution(graphs=graphs), **sizes)
+    return Runner(pair.ours, cache, execution=Execution(graphs=graphs, **more), **sizes)
 
 
 class Texts:
@@ -83,6 +83,12 @@ def test_what_fills_up_writes_nothing(qwen3):
         assert changed == [[2, 0], [7, 2], [7, 3]]
     same = [row for row in range(1, len(newest)) if row != b]
     assert a != b and ours.rows.newest[same].tolist() == newest[same].tolist() and ours.rows.newest[b] != 0
+
+
+def test_they_may_be_left_out(qwen3):
+    ours = runner(qwen3, graphs=True, mixed_graphs=False)
+    assert ours.launch(StepPlan(0, (Work("a", (5, 9), 0, (1,), 1, KINDS[0]),))).bucket is None
+    assert ours.launch(StepPlan(1, (Work("a", (5,), 2, (1,), 1, KINDS[0]),))).bucket == 1
 
 
 def test_the_numbers_of_tokens_reach_as_far_as_a_step():
