@@ -42,7 +42,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from llmsys.cache.block_pool import BlockPool
-from llmsys.cache.block_table import OutOfBlocks
+from llmsys.cache.block_table import Copy, OutOfBlocks
 from llmsys.models.sampling import whole_number
 from llmsys.serving.admission import entrance, take_blocks, waits_for_parent
 from llmsys.serving.events import Admitted, EventLog, Preempted, Progress, StepDone
@@ -115,6 +115,7 @@ class Scheduler(Roster):
         self.eos_ids = frozenset(eos_ids)
         self._under_way: deque[Step] = deque()  # two at most, whose results are awaited
         self._last_done = -math.inf  # when
+        self._copies: list[Copy] = []  # that a step was to make which came to nothing
         self._block_size = pool.block_size
 
     # Before a step
@@ -131,20 +132,31 @@ class Scheduler(Roster):
         if ahead and not self._room_for_all():
             return None
         step = Step(number, self.max_tokens_per_step, self.clock(), self.pool)
-        head = next((each for each in self.waiting if not waits_for_parent(each)), None)
-        for turn in self.policy.turns(tuple(self.running), head, self.max_tokens_per_step):
-            self._go_on(turn, step)
-            if turn.admit and not step.preempted:
-                self._admit(turn, step)
-            if step.work:
-                break
-        else:
+        step.copies, self._copies = self._copies, []
+        try:
+            self._fill(step)
+        except BaseException:  # of a policy of one's own
+            step.give_up()
+            self._copies = step.copies
+            raise
+        if not step.work:
+            self._copies = step.copies
             if not ahead:
                 self._check_nothing_is_left()
             return None
         ended, self._ended = self._ended, []
         self._under_way.append(step)
         return step.make(ended)
+
+    def _fill(self, step: Step) -> None:
+        """By the first of the policy's turns in which there is anything to do."""
+        head = next((each for each in self.waiting if not waits_for_parent(each)), None)
+        for turn in self.policy.turns(tuple(self.running), head, self.max_tokens_per_step):
+            self._go_on(turn, step)
+            if turn.admit and not step.preempted:
+                self._admit(turn, step)
+            if step.work:
+                return
 
     def _room_for_all(self) -> bool:
         """Nobody has to be preempted for another token of each: it needs one block at most."""

@@ -79,6 +79,14 @@ class Step:
             request.under_way -= len(self.work.pop(request.id).tokens)
             request.expected -= 1
 
+    def give_up(self) -> None:
+        """Nothing of it is under way: it will not be made."""
+        for name, request in self.requests.items():
+            work = self.work[name]
+            request.under_way -= len(work.tokens)
+            request.expected -= work.logits > 0
+            self._pool.truncate(request.table, len(request.tokens) + request.expected)  # without slots for guesses
+
     def make(self, ended: list[str]) -> StepPlan:
         """The plan, when all have what they get."""
         self.plan = StepPlan(self.number, tuple(self.work.values()), tuple(self.copies), tuple(ended))

@@ -1,5 +1,6 @@
 """A step planned while one runs, case by case: what it has of whom, what comes to nothing, and what goes wrong."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from llmsys.serving.engine import Engine
 from llmsys.serving.events import Admitted, Arrived, Computed, EventLog, Failed, StepDone, Token
 from llmsys.serving.execution import Execution
 from llmsys.serving.plan import PLACEHOLDER
+from llmsys.serving.policies import StallFree, Turn
 from llmsys.serving.request import Request, Status
 from llmsys.serving.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
@@ -393,6 +395,40 @@ def test_a_policy_that_raises_ahead_loses_nothing(llama):
     while engine.has_unfinished:
         engine.step()
     assert response.tokens == llama.greedy(PROMPT)[0][:6] and nothing_left(engine)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("asked", [1, 2, 3, 4])
+def test_a_plan_in_whose_middle_a_policy_raises_leaves_nothing_under_way_and_no_copy_unmade(llama, ahead, asked):
+    """Also where one was admitted into it that shares a block, or guesses had slots."""
+
+    class Breaks(Turn):
+        def tokens(self, *numbers):
+            nonlocal left
+            left -= 1
+            if not left:
+                raise ZeroDivisionError
+            return super().tokens(*numbers)
+
+    class Policy:
+        def turns(self, running, head, budget):
+            for turn in StallFree().turns(running, head, budget):
+                yield Breaks(turn.compute, turn.admit)
+
+    several = replace(params(6, temperature=1.0, seed=4), n=3)
+    left = 0
+    expected = [each.tokens for each in made(llama, False).generate([PROMPT], several)[0].answers]
+    for at in range(5):
+        engine = made(llama, ahead, policy=Policy())
+        response, greedy = engine.add(PROMPT, several), engine.add(PROMPT[1:], params(9))
+        for step in range(40):
+            left = asked if step == at else 0
+            if step == at and greedy.id in engine.scheduler.requests:
+                engine.scheduler.propose(greedy.id, [3, 4])
+            with contextlib.suppress(ZeroDivisionError):
+                engine.step()
+        assert [each.tokens for each in response.answers] == expected
+        assert greedy.tokens == llama.greedy(PROMPT[1:])[0][:9] and nothing_left(engine)
 
 
 def test_a_result_that_cannot_be_fails_its_step_and_the_engine_goes_on(llama):

@@ -14,6 +14,7 @@ before the next begins. So the largest takes what its step needs, and each other
 launched one kernel at a time.
 """
 
+import threading
 import warnings
 from bisect import bisect_left
 from functools import lru_cache
@@ -175,6 +176,10 @@ class Graphs:
             return None
 
     def _captured(self, graph: Graph, device: torch.device) -> Graph | None:
+        with _ALONE:
+            return self._capture(graph, device)
+
+    def _capture(self, graph: Graph, device: torch.device) -> Graph | None:
         if self._aside is None:
             self._aside = _stream_aside(device)
             self._pool = torch.cuda.graph_pool_handle()
@@ -202,6 +207,10 @@ class Graphs:
         self._pool_bytes = max(self._pool_bytes, needed)
         self._each = max(launches, 2**20)
         return graph
+
+
+_ALONE = threading.Lock()
+"""Held by who captures: what another engine's thread launched meanwhile on the stream of all would be in the graph."""
 
 
 @lru_cache

@@ -2,6 +2,8 @@
 
 import math
 import random
+import threading
+import time
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from llmsys.cache import Copy, PagedCache
 from llmsys.serving.execution import Execution
 from llmsys.serving.plan import PLACEHOLDER, StepPlan, Work
 from llmsys.serving.runner import Runner
-from llmsys.serving.runner.graphs import LARGEST, buckets
+from llmsys.serving.runner.graphs import LARGEST, Graphs, buckets
 from llmsys.serving.sampling_params import SamplingParams
 
 GREEDY = SamplingParams()
@@ -239,3 +241,22 @@ def test_little_of_a_bucket_is_filled_up():
     assert buckets(10**6)[-1] == LARGEST
     filled = [min(each for each in found if each >= n) - n for n in range(1, 257)]
     assert sum(filled) < 0.09 * sum(range(1, 257)) and all(more <= n for n, more in enumerate(filled, 1))
+
+
+def test_engines_in_several_threads_capture_one_after_the_other(llama, monkeypatch):
+    inside, most = [], []
+
+    def captures(self, graph, device):
+        inside.append(graph)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.remove(graph)
+
+    monkeypatch.setattr(Graphs, "_capture", captures)
+    device = torch.device("cuda", 0)
+    threads = [threading.Thread(target=runner(llama).graphs._captured, args=(i, device)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
