@@ -30,6 +30,16 @@ def failure(function, *args, ranks=2, **options) -> RanksFailed:
     return caught.value
 
 
+def test_more_requests_than_the_fork_server_reads_at_once_are_understood():
+    pid = run(os.getpid, 1)
+    server = pool.current()._server
+    for _ in range(1000):
+        server.tell({"kill": 10**9})  # nobody
+    assert run(dist.get_rank, 3) == [0, 1, 2]
+    assert pool.current()._server is server and run(os.getpid, 1) == pid
+    close()
+
+
 def test_where_the_directory_of_the_ranks_was_tidied_away_others_are_started():
     for ranks in (2, 3):
         run(os.getpid, 2)
