@@ -74,6 +74,15 @@ def test_the_report_of_an_exception_has_its_rank_traceback_and_who_waits_for_it(
     assert error.outputs[1].stderr == "about to\n" and error.log == "rank 1!| about to\n"
 
 
+def test_what_all_ranks_raise_is_shown_once():
+    def divide() -> float:
+        return 1 / 0
+
+    report = str(failure(divide, ranks=3))
+    assert report.count("ZeroDivisionError: division by zero") == 1
+    assert report.count(", just as rank ") == 2
+
+
 def test_an_exception_that_cannot_be_sent_is_reported_all_the_same():
     class Odd(Exception):
         def __init__(self, one, two):
