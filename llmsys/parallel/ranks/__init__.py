@@ -14,8 +14,9 @@
 `device`, `dead`, `when_dead`, `pair_group`     for functions that run as ranks
 
 How it is made, from the outside in: launch (run) → team (the processes of one run) → pool (warm ones) → processes and
-forkserver (which starts them) → worker (a rank). calls, record and waits know who waits for whom, failure writes the
-report, output reads what ranks print, carry and channel send functions and results.
+forkserver (which starts them) → worker (a rank, which is given a job). calls, record and waits know who waits for whom,
+failure writes the report, output reads what ranks print, carry and channel send functions and results. inside and pairs
+are for functions that run as ranks; torchrun is launch and worker in one, for processes that are there already.
 """
 
 from llmsys.parallel.ranks.carry import NotPicklable

@@ -78,10 +78,14 @@ def explain(
     lines = [headline]
     if circle:
         lines.append("They wait in a circle: " + " → ".join(f"rank {each}" for each in [*circle, circle[0]]) + ".")
+    shown: dict[str, int] = {}  # what was told, and of which rank
     for rank in sorted(endings, key=lambda each: (each != first, each)):
         ending = endings[rank]
         if ending.kind in ("raised", "died"):
             when = f" after {ending.after:.1f} s" if ending.kind == "died" else ""
+            if shown.setdefault(ending.told, rank) != rank:
+                lines += ["", f"rank {rank} {ending.kind}{when}, just as rank {shown[ending.told]} did"]
+                continue
             text = ending.told if rank == first or not follows(ending) else _last_line(ending.told)
             lines += ["", f"rank {rank} {ending.kind}{when}:", _indented(with_source(text))]
         else:

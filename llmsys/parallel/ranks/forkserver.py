@@ -38,6 +38,7 @@ def serve(descriptor: int, caller: int, directory: str) -> None:
 
     assert not torch.cuda.is_initialized()
     children: set[int] = set()
+    rest, descriptors = b"", []  # of a request that has come in part
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)
@@ -54,18 +55,20 @@ def serve(descriptor: int, caller: int, directory: str) -> None:
                         children.discard(pid)
                         _say(sock, {"ended": pid, "status": status})
             if sock in ready:
-                data, descriptors, *_ = socket.recv_fds(sock, 4096, DESCRIPTORS)
+                data, given, *_ = socket.recv_fds(sock, 4096, DESCRIPTORS)
                 if not data:
                     break
-                for line in data.decode().splitlines():
+                descriptors += given
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
                     request = json.loads(line)
                     if "start" in request:
                         pid = os.fork()
                         if pid == 0:
                             _become_a_rank(worker, request["start"], descriptors, directory, [sock, woken, wake])
                         children.add(pid)
-                        for each in descriptors:
-                            os.close(each)
+                        while descriptors:
+                            os.close(descriptors.pop())
                         _say(sock, {"started": pid, "number": request["number"]})
                     elif request.get("kill") in children:
                         _kill_group(request["kill"])

@@ -45,7 +45,8 @@ def run(
 
     backend         "gloo" (CPU) or "nccl" (each rank has a GPU of its own). None: NCCL where there are enough GPUs
     timeout         seconds that the run may take; None: no limit
-    stalled_after   seconds after which ranks that all wait for each other, while nothing moves, count as hung
+    stalled_after   seconds after which ranks that all wait for each other, while nothing moves, count as hung. A call
+                    in any thread is a wait: where threads wait for requests, while there are none, take None
     on_death        "raise": a rank that raises or dies ends the run. "report": the others go on and are told (`dead`,
                     `when_dead`); the result of such a rank is an `Ending`
     show            prints what the ranks print, as it comes, each line with its rank

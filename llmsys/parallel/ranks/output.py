@@ -76,6 +76,10 @@ class Stamped(io.TextIOWrapper):
             self._new_line = text[-1] == "\n"
         return len(text)
 
+    def close(self) -> None:
+        """Only flushes: a function that closes sys.stdout must not end the output of the runs that follow."""
+        self.flush()
+
     def end_run(self, number: int) -> None:
         """Writes the mark after which all belongs to the next run. A last line without end gets one."""
         if not self._new_line:

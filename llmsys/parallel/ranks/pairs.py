@@ -23,6 +23,7 @@ import threading
 import time
 import uuid
 import weakref
+from collections.abc import Iterator
 
 from llmsys.parallel.ranks import calls, inside
 
@@ -159,7 +160,8 @@ def pair_group(a: int, b: int, *, backend: str | None = None, timeout: float = 3
                 options._timeout = _NO_LIMIT
                 group = dist.ProcessGroupNCCL(own, int(rank == high), 2, options)
             else:
-                before = _connections()
+                with _connections() as known:
+                    before = set(known)
                 group = dist.ProcessGroupGloo(own, int(rank == high), 2, limit)
                 group.barrier().wait()
                 wire = _wire(own, rank == high, before)
@@ -199,31 +201,34 @@ def _meet(store, key: str, offers: bool, peer: int, timeout: float) -> str:
     raise PairBroken(f"rank {peer} {why}", peer)
 
 
-def _connections() -> dict[tuple, int]:
-    """The TCP connections of this process: (our address, theirs) -> file descriptor."""
+@contextlib.contextmanager
+def _connections() -> Iterator[dict[tuple, socket.socket]]:
+    """The TCP connections of this process: (our address, theirs) -> a socket, a copy that gloo does not close."""
     found = {}
-    for name in os.listdir("/dev/fd"):
-        try:
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as each:
+    with contextlib.ExitStack() as copies:
+        for name in os.listdir("/dev/fd"):
+            try:
+                if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                    continue
+                each = copies.enter_context(socket.socket(fileno=os.dup(int(name))))
                 if each.family in (socket.AF_INET, socket.AF_INET6) and each.type == socket.SOCK_STREAM:
-                    found[_address(each.getsockname()), _address(each.getpeername())] = int(name)
-        except OSError:  # closed by now, or not connected
-            continue
-    return found
+                    found[_address(each.getsockname()), _address(each.getpeername())] = each
+            except OSError:  # closed by now, or not connected
+                continue
+        yield found
 
 
 def _address(of_socket: tuple) -> tuple[str, int]:
     return of_socket[0].removeprefix("::ffff:"), of_socket[1]
 
 
-def _wire(store, high: bool, before: dict[tuple, int]) -> socket.socket:
+def _wire(store, high: bool, before: set[tuple]) -> socket.socket:
     """The new connection of which the other rank has the other end."""
-    new = {ends: descriptor for ends, descriptor in _connections().items() if ends not in before}
-    store.set(f"connections {int(high)}", json.dumps(list(new)))
-    theirs = {(tuple(far), tuple(near)) for near, far in json.loads(store.get(f"connections {int(not high)}"))}
-    common = [new[ends] for ends in new if ends in theirs]
-    if not common:
-        raise RuntimeError("gloo's connection was not found among this process's sockets")
-    return socket.socket(fileno=os.dup(common[0]))
+    with _connections() as known:
+        new = [ends for ends in known if ends not in before]
+        store.set(f"connections {int(high)}", json.dumps(new))
+        theirs = {(tuple(far), tuple(near)) for near, far in json.loads(store.get(f"connections {int(not high)}"))}
+        common = [known[ends] for ends in new if ends in theirs]
+        if not common:
+            raise RuntimeError("gloo's connection was not found among this process's sockets")
+        return socket.socket(fileno=os.dup(common[0].fileno()))  # socket.dup would make gloo's a blocking one

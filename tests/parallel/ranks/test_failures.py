@@ -30,6 +30,16 @@ def failure(function, *args, ranks=2, **options) -> RanksFailed:
     return caught.value
 
 
+def test_more_requests_than_the_fork_server_reads_at_once_are_understood():
+    pid = run(os.getpid, 1)
+    server = pool.current()._server
+    for _ in range(1000):
+        server.tell({"kill": 10**9})  # nobody
+    assert run(dist.get_rank, 3) == [0, 1, 2]
+    assert pool.current()._server is server and run(os.getpid, 1) == pid
+    close()
+
+
 def test_where_the_directory_of_the_ranks_was_tidied_away_others_are_started():
     for ranks in (2, 3):
         run(os.getpid, 2)
@@ -62,6 +72,15 @@ def test_the_report_of_an_exception_has_its_rank_traceback_and_who_waits_for_it(
     assert isinstance(error.endings[1].exception, ZeroDivisionError) and error.__cause__ is error.endings[1].exception
     assert error.endings[0].kind == "waited" and error.endings[0].call.peer == 1
     assert error.outputs[1].stderr == "about to\n" and error.log == "rank 1!| about to\n"
+
+
+def test_what_all_ranks_raise_is_shown_once():
+    def divide() -> float:
+        return 1 / 0
+
+    report = str(failure(divide, ranks=3))
+    assert report.count("ZeroDivisionError: division by zero") == 1
+    assert report.count(", just as rank ") == 2
 
 
 def test_an_exception_that_cannot_be_sent_is_reported_all_the_same():

@@ -227,6 +227,17 @@ def test_shown_lines_come_while_the_ranks_run(capsys):
     assert times["rank 0 | second"] - times["rank 0 | first"] > 0.2
 
 
+def test_a_function_that_closes_its_output_does_not_end_the_rank():
+    def close_both() -> str:
+        with sys.stdout, sys.stderr:
+            print("said")
+        return "done"
+
+    results = run(close_both, 2)
+    assert results == ["done", "done"] and results.outputs[1].stdout == "said\n"
+    assert run(lambda: print("heard"), 2).outputs[1].stdout == "heard\n"
+
+
 def test_a_flood_of_output_neither_blocks_nor_fills_the_memory():
     def flood():
         for _ in range(200):

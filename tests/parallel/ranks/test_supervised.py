@@ -102,6 +102,23 @@ def test_a_pair_that_is_aborted_wakes_both_sides_and_is_made_anew():
     assert run(pairs, 2, stalled_after=5) == [[1, 2, 3], [0, 1, 2]]
 
 
+def test_a_pair_that_one_side_aborts_at_once_is_broken_for_the_other_and_nothing_else_is():
+    def again_and_again() -> list[str]:
+        heard = []
+        for _ in range(20):
+            try:
+                pair = pair_group(0, 1)
+                if dist.get_rank() == 0:
+                    pair.abort()
+                pair.recv(torch.zeros(1))
+            except PairBroken:
+                heard.append("broken")
+        dist.barrier()
+        return heard
+
+    assert run(again_and_again, 2) == [["broken"] * 20] * 2
+
+
 def test_transfers_of_a_pair_overlap_and_keep_their_tags_apart():
     def overlapped():
         pair = pair_group(0, 1)
