@@ -39,8 +39,8 @@ def loads(kind, N, K, E):
     return experts.cuda()
 
 
-def tensors(dtype, N, K, E, C, I):  # noqa: E741
-    torch.manual_seed(0)
+def tensors(dtype, N, K, E, C, I, seed=0):  # noqa: E741
+    torch.manual_seed(seed)
     x = torch.randn(N, C, device="cuda").to(dtype)
     gate_up, down = (torch.randn(E, o, i, device="cuda").div(i**0.5).to(dtype) for o, i in ((2 * I, C), (C, I)))
     return x, torch.rand(N, K, device="cuda"), gate_up, down
@@ -62,14 +62,19 @@ def triton(*arguments):
     ("N", "K", "E", "C", "I"), [(700, 4, 16, 256, 384), (33, 2, 64, 200, 72), (1, 8, 32, 512, 128)]
 )
 def test_output_and_gradients_err_at_most_twice_as_much_as_torchs_products(dtype, kind, N, K, E, C, I):  # noqa: E741
-    experts, given = loads(kind, N, K, E), tensors(dtype, N, K, E, C, I)
-    dout = torch.randn(N, C, device="cuda").to(dtype)
-    exact = with_gradients(experts_torch, experts, [each.float() for each in given], dout)
-    plain = with_gradients(experts_torch, experts, given, dout)
-    got = with_gradients(triton, experts, given, dout)
-    for name, a, b, right in zip(("out", "x", "weights", "gate_up", "down"), got, plain, exact, strict=True):
-        error, allowed = ((each.float() - right).abs().max() for each in (a, b))
-        assert error <= 2 * allowed + 1e-5 * (1 + right.abs().max()), (name, float(error), float(allowed))
+    experts, names = loads(kind, N, K, E), ("out", "x", "weights", "gate_up", "down")
+    worst = {name: [0.0, 0.0, 0.0] for name in names}
+    for seed in range(1 if N > 1 else 8):  # where one token has one expert, a weight's error is a single number
+        given = tensors(dtype, N, K, E, C, I, seed)
+        dout = torch.randn(N, C, device="cuda").to(dtype)
+        exact = with_gradients(experts_torch, experts, [each.float() for each in given], dout)
+        plain = with_gradients(experts_torch, experts, given, dout)
+        got = with_gradients(triton, experts, given, dout)
+        for name, a, b, right in zip(names, got, plain, exact, strict=True):
+            found = [float(each.abs().max()) for each in (a.float() - right, b.float() - right, right)]
+            worst[name] = [max(pair) for pair in zip(worst[name], found, strict=True)]
+    for name, (error, allowed, largest) in worst.items():
+        assert error <= 2 * allowed + 1e-5 * (1 + largest), (name, error, allowed)
     again = with_gradients(triton, experts, given, dout)
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))  # nothing is added up in a race
 
