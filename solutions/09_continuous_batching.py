@@ -754,41 +754,14 @@ on, off = (
 )
 print(f"Qwen3-0.6B, all on: {on[0] / off[0]:.1f} times the tokens/s of all off with 256 requests, ", end="")
 print(f"{on[1] / off[1]:.1f} times with one")
-for row in (row for row in record.rows if row["sweep"] == "peer"):
-    print(f"{row['requests']} requests, answers of {row['output_tokens'] // row['requests']} tokens, ", end="")
-    print(f"{row['name']} {row.get('version', '')}".strip() + f": {row['tokens_per_s']:,.0f} tokens/s")
 
 # %% [markdown]
 # "Of reading alone" is the share of a time that nobody can beat: that of the weights once a step, and of everybody's
 # keys and values, at the copy's speed. The smaller the model, the smaller the share: its bytes are read in no time, but
-# it has no fewer kernels, and the host no less to do. Whole answers have their prompts in them, which are computed and
-# not only read, and steps in which few are left; so their shares are below those of a step of the full batch. (With all
-# off, and without graphs, the answers are a quarter as long: whole ones would take minutes.)
-# In the last lines is the continuous batching of transformers, with torch's attention.
-#
-# ## The policies, served
-#
-# In the same run, the four policies, with everything on: conversations that come one after the other, at random, all at
-# the same moments. They are not played now, and seconds are no longer (2)'s.
-
-# %% tags=["claim"]
-served = {row["name"]: row for row in record.rows if row["sweep"] == "policies"}
-one = next(iter(served.values()))
-print(f"{one['requests']} conversations, {one['rate']:.0f} a second; {one['max_sequences']} places; ms")
-print(f"{'':12}  tokens a step  tokens/s   first token: median     p99   next ones: median     p99  longest")
-for name, row in served.items():
-    print(f"{name:12}{row['max_tokens_per_step']:15,}{row['tokens_per_s']:10,.0f}", end="")
-    print(f"{row['ttft_median_ms']:22,.0f}{row['ttft_p99_ms']:8,.0f}", end="")
-    print(f"{row['wait_median_ms']:20,.1f}{row['wait_p99_ms']:8,.1f}{row['wait_longest_ms']:9,.1f}")
-
-# %%
-viz.continuous_batching.measured_policies(record)
-
-# %% [markdown]
-# A service that keeps up says as many tokens a second as it is asked for, whatever its policy. So where it is not full,
-# look at the waits. With static batches the first token is what one waits for: for the end of a batch that others are
-# in. Orca's first token comes soon, and its longest wait between two tokens is the longest of all: somebody's whole
-# prompt. With pieces both are short, and that between two tokens has a bound, the budget.
+# it has no fewer kernels, and the host no less to do. In SmolLM2's steps of 256 requests the GPU has done its part long
+# before the host has, and by (3) it is then the host that counts. Whole answers have their prompts in them, which are
+# computed and not only read, and steps in which few are left; so their shares are below those of a step of the full
+# batch. (With all off, and without graphs, the answers are a quarter as long: whole ones would take minutes.)
 
 # %% [markdown]
 # ## Your scheduler and your kernel in the engine
