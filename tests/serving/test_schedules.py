@@ -20,7 +20,7 @@ from llmsys.serving.execution import Execution
 from llmsys.serving.policies import POLICIES
 from llmsys.serving.sampling_params import SamplingParams
 from tests.serving.conftest import EOS, LONGEST
-from tests.support.size import sized
+from tests.support.size import FULL, sized
 
 BASES = [tuple((7 * base + 11 * i * (base + 1)) % 61 + 3 for i in range(30)) for base in range(3)]
 PROMPTS = [(*base[:n], *more) for base in BASES for n in (1, 2, 5, 8, 16, 17, 30) for more in ((), (40, 41))]
@@ -91,7 +91,8 @@ def hold_to(pair, **engine):
         seen.update(what_happened(pair, requests, sizes | engine, k, random))
 
     hold()
-    assert all(seen[what] for what in HAPPENS), f"the schedules had not everything in them: {seen}"
+    wanted = HAPPENS if FULL else ("preempted", "hit")  # twenty schedules may well have no prompt that is shared
+    assert all(seen[what] for what in wanted), f"the schedules had not everything in them: {seen}"
 
 
 def what_happened(pair, requests, sizes, k, random) -> dict[str, int]:
