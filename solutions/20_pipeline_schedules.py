@@ -643,9 +643,9 @@ from llmsys.parallel.pipeline import Action, Kind, Schedule, pair, v_shaped
 def fold(schedule):
     """DualPipe's schedule as one of half of the ranks, one replica, and half of the microbatches: DualPipeV.
 
-    schedule: on P ranks (an even number), of 2 replicas with P stages each. `schedule.orders` has the form (P, actions of
-    the rank); replica 1 has the second half of schedule.num_microbatches. Pairs, of kind Kind.FB, stay pairs.
-    Returns a Schedule(name, v_shaped(P // 2), number of microbatches, orders).
+    schedule: on P ranks (an even number), of 2 replicas with P stages each. Its orders are of shape (P, actions), and
+    replica 1 has the second half of schedule.num_microbatches. Pairs, of kind Kind.FB, stay pairs.
+    Returns Schedule(name, v_shaped(P // 2), number of microbatches, orders).
     """
     ### BEGIN SOLUTION
     half, share = schedule.num_ranks // 2, schedule.num_microbatches // 2

@@ -3,6 +3,7 @@
 import keyword
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,10 @@ def test_the_standard_library_is_enough_for_the_learners_side():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_table_counts_the_exercises_that_are_required():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for lesson in manifest.lessons():
+        row = next(line for line in readme.splitlines() if line.startswith(f"| [{lesson.number} "))
+        assert row.rsplit("|", 2)[1].strip() == str(len(lesson.required)), row
