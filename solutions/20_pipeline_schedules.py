@@ -630,11 +630,40 @@ for order in (pipeline.dualpipe(P, N).orders[1], v.orders[1]):
     print("  ", *order[:9], "…")
 
 # %% [markdown]
-# *If you like (no points):* write `fold(schedule)` yourself, from a DualPipe schedule to one on `pipeline.v_shaped`.
-# What becomes of an action of replica 1, of its stage and its microbatch? A pair is `pipeline.pair(F(…), B(…))`, and has its
-# second half in `.backward`. `validate` and the two lines above say whether you are right; `pipeline.fold` is the
-# library's.
+# ## Exercise (e): fold DualPipe (20 minutes, optional)
 #
+# If you like (no points): fold it yourself, from a DualPipe schedule to one on `v_shaped`. What becomes of an action of
+# replica 1, of its stage and its microbatch? A pair is `pair(F(…), B(…))`, and has its halves in `.forward` and
+# `.backward`. Any order is right that is as fast and keeps as little; `pipeline.fold` is the library's.
+
+# %% tags=["exercise"] exercise="20.fold"
+from llmsys.parallel.pipeline import Action, Kind, Schedule, pair, v_shaped
+
+
+def fold(schedule):
+    """DualPipe's schedule as one of half of the ranks, one replica, and half of the microbatches: DualPipeV.
+
+    schedule: on P ranks (an even number), of 2 replicas with P stages each. Its orders are of shape (P, actions), and
+    replica 1 has the second half of schedule.num_microbatches. Pairs, of kind Kind.FB, stay pairs.
+    Returns Schedule(name, v_shaped(P // 2), number of microbatches, orders).
+    """
+    ### BEGIN SOLUTION
+    half, share = schedule.num_ranks // 2, schedule.num_microbatches // 2
+
+    def one_replica(action):
+        if action.kind is Kind.FB:
+            return pair(one_replica(action.forward), one_replica(action.backward))
+        return Action(action.kind, action.stage, action.microbatch - action.replica * share)
+
+    orders = [[one_replica(action) for action in order] for order in schedule.orders[:half]]
+    return Schedule("folded", v_shaped(half), share, orders)
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="20.fold"
+check("20.fold", fold)
+
+# %% [markdown]
 # ## A schedule can hang, and its order be right
 #
 # One thing is missing from our rule: sending. If a send returns at once and the data wait in a buffer, nothing is
@@ -664,14 +693,48 @@ for transfers in ("together", "early"):
 # not enough: a rank that receives only what it needs next keeps others waiting who are further ahead. *Early* is the
 # one that always works: receive as soon as something is there, and not when it is needed.
 #
-# *If you like (no points):* repair `apart` by hand. A program is a tuple of actions and exchanges, `step.transfers[0]`
-# has a `.source` and a `.destination`. Change the order of exchanges between two actions on some ranks, and nothing
-# else, until `circle` is empty, for 2 ranks and for 4.
+# ## Exercise (f): repair it (20 minutes, optional)
 #
+# If you like (no points): repair `apart`. A program is a tuple of actions and exchanges, `step.transfers[0]` has a
+# `.source` and a `.destination`. Change the order of exchanges between two actions on some ranks, and nothing else,
+# until `circle` is empty, for 2 ranks and for more. (Any other order of the transfers is right, too, if nobody waits in a
+# circle.)
+
+# %% tags=["exercise"] exercise="20.unblock"
+from itertools import groupby
+
+from llmsys.parallel.pipeline import Exchange
+
+
+def unblock(programs):
+    """Programs of 1F1B that hang, with their transfers in an order in which they come to their end.
+
+    programs: of the form (P, steps of the rank), a step is an action or an Exchange of one transfer. There are at least as
+    many microbatches as ranks. Returns programs of the same form: the same actions in the same order, and the same
+    exchanges. None is sent before it is computed, or received after the action that needs it.
+    """
+    ### BEGIN SOLUTION
+    repaired = []
+    for rank, program in enumerate(programs):
+        mended = []
+        for moves, steps in groupby(program, key=lambda step: isinstance(step, Exchange)):
+            steps = list(steps)
+            if moves and rank % 2:  # receives first; of two neighbours only one has an odd number
+                steps.sort(key=lambda step: step.transfers[0].source == rank)
+            mended += steps
+        repaired.append(mended)
+    return repaired
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="20.unblock"
+check("20.unblock", unblock)
+
+# %% [markdown]
 # <details><summary>One way</summary>
 #
 # Ranks with odd numbers receive first and send afterwards. Then of two neighbours one sends where the other receives.
-# It is the oldest trick of message passing, and works for 1F1B.
+# It is the oldest trick of message passing, and works for 1F1B with at least as many microbatches as ranks.
 # </details>
 #
 # ## All of them, by your code

@@ -8,6 +8,8 @@ nbviewer). What a colour says is also said by a glyph: ✓ on blue, ✗ on orang
 import textwrap
 from html import escape
 
+from llmsys.course import manifest
+
 FAIL, PASS, NOTE = "#b34700", "#0b66a8", "#6b6b6b"  # white text on each has a contrast of at least 4.5 : 1
 ANNOUNCED = "What this check will look for"
 _FONT = "color:var(--jp-content-font-color1,inherit);font-size:var(--jp-content-font-size1,14px);line-height:1.5"
@@ -20,9 +22,9 @@ _RULE = "border-top:1px solid var(--jp-border-color2,#bbb)"
 
 def result_text(result) -> str:
     """A `Result` as plain text."""
-    lines = [f"{_glyph(result.passed)} {result.id}" + (" passed" if result.passed else "")]
+    lines = [f"{_glyph(result.passed)} {manifest.label(result.id)}" + (" passed" if result.passed else "")]
     if result.failure and result.failure.kind == "stub":
-        return f"… {result.id} is {result.failure.message}"
+        return f"… {manifest.label(result.id)} is {result.failure.message}"
     lines += [f"  {_glyph(each.passed)} {each.name}" for each in result.properties]
     if result.misconception:
         lines += _wrapped(f"This looks like: {_sentences(result.misconception)}", indent="      ")
@@ -37,7 +39,7 @@ def result_text(result) -> str:
 def result_html(result) -> str:
     """A `Result` as an HTML card."""
     if result.failure and result.failure.kind == "stub":
-        return _card(NOTE, "…", result.id, f"<div>{escape(result.failure.message)}</div>")
+        return _card(NOTE, "…", manifest.label(result.id), f"<div>{escape(result.failure.message)}</div>")
     items = "".join(
         f'<li style="list-style:none;margin:0">{_chip(each.passed)} {escape(each.name)}</li>'
         for each in result.properties
@@ -55,7 +57,7 @@ def result_html(result) -> str:
         body.append(f'<div style="{grid}">{cells}</div>')
     if result.hint_number:
         body.append(_note(_offer(result, call=False), "", f'hint("{result.id}")'))
-    title = f"{result.id} passed" if result.passed else result.id
+    title = f"{manifest.label(result.id)} passed" if result.passed else manifest.label(result.id)
     return _card(PASS if result.passed else FAIL, _glyph(result.passed), title, "".join(body))
 
 
@@ -77,13 +79,13 @@ def announcement(passed: str) -> dict[str, str]:
 def hint_text(hint) -> str:
     """A `Hint` as plain text."""
     if not hint.of:
-        return f"{hint.id}: {hint.text}"
+        return f"{manifest.label(hint.id)}: {hint.text}"
     return "\n".join(_wrapped(f"Hint {hint.number} of {hint.of}:{_own_lines(hint.text)}", indent=""))
 
 
 def hint_html(hint) -> str:
     """A `Hint` as an HTML card."""
-    title = f"{hint.id}: hint {hint.number} of {hint.of}" if hint.of else hint.id
+    title = f"{manifest.label(hint.id)}: hint {hint.number} of {hint.of}" if hint.of else manifest.label(hint.id)
     body = f'<pre style="{_MONO}">{escape(hint.text)}</pre>' if "\n" in hint.text else f"<div>{escape(hint.text)}</div>"
     return _card(NOTE, "?", title, body)
 

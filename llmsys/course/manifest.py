@@ -36,7 +36,8 @@ class ManifestError(ValueError):
 @dataclass(frozen=True)
 class Exercise:
     """One thing the learner writes. `function` is the name that the cell defines, `requires` the exercises to have
-    done before, `kernel` says that the answer is a Triton kernel."""
+    done before, `kernel` says that the answer is a Triton kernel. An `optional` one is beyond what is asked for: it has
+    no points, and no grade depends on it."""
 
     id: str
     function: str
@@ -46,6 +47,12 @@ class Exercise:
     lesson: str
     requires: tuple[str, ...] = ()
     kernel: bool = False
+    optional: bool = False
+
+    @property
+    def label(self) -> str:
+        """The id, as people read it: "02.merge", or "20.fold (optional)"."""
+        return f"{self.id} (optional)" if self.optional else self.id
 
     @property
     def cell_id(self) -> str:
@@ -88,6 +95,11 @@ class Lesson:
     @property
     def points(self) -> int:
         return sum(exercise.points for exercise in self.exercises)
+
+    @property
+    def required(self) -> tuple[Exercise, ...]:
+        """The exercises that count, in order: all but the optional ones."""
+        return tuple(exercise for exercise in self.exercises if not exercise.optional)
 
     def exercise(self, id: str) -> Exercise:
         """The lesson's exercise of that id, "02.merge" or just "merge". Raises UnknownId."""
@@ -135,6 +147,12 @@ def exercise(id: str) -> Exercise:
     raise _unknown("exercise", id, [exercise.id for each in lessons() for exercise in each.exercises])
 
 
+def label(id: str) -> str:
+    """An exercise's id as people read it: with "(optional)" where it is. An id of no exercise stays as it is."""
+    known = (exercise for each in lessons() for exercise in each.exercises)
+    return next((exercise.label for exercise in known if exercise.id == id), id)
+
+
 def load_content(number: str, module: str) -> None:
     """Import a module of a lesson's own, "checks" or "mistakes", which registers what it has. Nothing happens where
     there is no such lesson, or where it has no such module."""
@@ -169,10 +187,13 @@ def read_manifest(path: Path) -> tuple[Lesson, ...]:
     numbers = [each.number for each in found]
     if numbers != sorted(set(numbers)):
         raise ManifestError(f"{path}: lesson numbers must be unique and rise, got {', '.join(numbers)}")
-    known = {exercise.id for each in found for exercise in each.exercises}
-    for exercise in (exercise for each in found for exercise in each.exercises):
-        for missing in sorted(set(exercise.requires) - known):
-            raise ManifestError(f"exercise {exercise.id}: it requires {missing!r}, which is no exercise")
+    known = {exercise.id: exercise for each in found for exercise in each.exercises}
+    for exercise in known.values():
+        for needed in sorted(exercise.requires):
+            if needed not in known:
+                raise ManifestError(f"exercise {exercise.id}: it requires {needed!r}, which is no exercise")
+            if known[needed].optional and not exercise.optional:
+                raise ManifestError(f"exercise {exercise.id}: it requires {needed!r}, which is optional")
     return found
 
 
@@ -214,13 +235,20 @@ def _lesson(entry: dict) -> Lesson:
 def _exercise(entry: dict, number: str) -> Exercise:
     where = f"exercise {entry.get('id', '(no id)')}"
     fields = entry | {"lesson": number, "requires": tuple(entry.get("requires", ()))}
+    if entry.get("optional") is True:
+        fields.setdefault("points", 0)
     result = _make(Exercise, fields, where)
+    if not isinstance(result.optional, bool):
+        raise ManifestError(f"{where}: optional must be true or false, got {result.optional!r}")
     if not result.id.startswith(f"{number}.") or not result.id.removeprefix(f"{number}.").isidentifier():
         raise ManifestError(f'{where}: an exercise\'s id is its lesson\'s number and a word, like "{number}.merge"')
     if not result.function.isidentifier():
         raise ManifestError(f"{where}: function must be a Python name, got {result.function!r}")
-    if result.points < 1:
-        raise ManifestError(f"{where}: points must be at least 1, got {result.points}")
+    if result.optional and result.points != 0:
+        raise ManifestError(f"{where}: an optional exercise has no points, got {result.points}: leave points out")
+    if not result.optional and result.points < 1:
+        remedy = "one without points is marked optional = true"
+        raise ManifestError(f"{where}: points must be at least 1, got {result.points}; {remedy}")
     return result
 
 

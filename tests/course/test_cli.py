@@ -1,6 +1,7 @@
 """The command line: what each command says, what it exits with, and that a mistake costs one line and no traceback."""
 
 import csv
+import dataclasses
 import json
 import re
 import shlex
@@ -270,6 +271,47 @@ def test_next_is_the_lesson_that_was_begun(monkeypatch):
 
     assert "Next: 03.b" in learn._next([status("01", 2), status("02", 0), status("03", 1)])
     assert "Next: 02.a" in learn._next([status("01", 2), status("02", 0), status("03", 2)])
+
+
+def with_an_optional_exercise(lesson):
+    beyond = manifest.Exercise("90.beyond", "beyond", 0, 5, "Go on.", "90", optional=True)
+    return dataclasses.replace(lesson, exercises=(*lesson.exercises, beyond))
+
+
+def test_status_marks_what_is_optional_and_counts_it_apart(work, lessons, monkeypatch):
+    lesson = with_an_optional_exercise(manifest.lesson("90"))
+    monkeypatch.setattr(manifest, "lessons", lambda: (lesson,))
+    shown = run("status").stdout
+    assert "· · (·)" in shown and "0 of 5" in shown and "(·) is an optional exercise" in shown
+    record(work, double={"passed": "now"}, beyond={"passed": "now"})
+    shown = run("status").stdout
+    assert "✓ · (✓)" in shown and "1 passed, and 1 optional" in shown and "2 of 5" in shown
+    assert "Next: 90.halve" in shown
+    record(work, double={"passed": "now"}, halve={"passed": "now"})
+    shown = run("status").stdout
+    assert "5 of 5" in shown and "All exercises have passed. Optional ones are left: 90.beyond." in shown
+
+
+def test_a_lesson_of_which_optional_exercises_alone_are_left_is_not_the_next_one(lessons):
+    done = with_an_optional_exercise(manifest.lesson("90"))
+    new = manifest.Lesson("91", "x", "X", 1, "Test", "", exercises=(manifest.Exercise("91.a", "f", 1, 1, "", "91"),))
+    found = [LessonStatus(done, True, done.required), LessonStatus(new, True, ())]
+    assert "Next: 91.a" in learn._next(found)
+
+
+def test_check_fails_by_an_optional_exercise_only_where_it_is_asked_for(work, lessons, monkeypatch):
+    lesson = with_an_optional_exercise(manifest.lesson("90"))
+    monkeypatch.setattr(manifest, "lessons", lambda: (lesson,))
+    made = {True: "failed", False: "passed"}
+    grades = [Grade(each, lesson.notebook, made[each.optional], "wrong") for each in lesson.exercises]
+    monkeypatch.setattr(
+        "llmsys.course.grading.grade.check_notebook",
+        lambda *a, only=None: (each for each in grades if only in (None, each.exercise.id)),
+    )
+    done = run("check", "90")
+    assert done.exit_code == 0 and "✗ 90.beyond (optional): wrong" in done.stdout
+    assert "It is optional, and does not count." in done.stdout
+    assert run("check", "90.beyond").exit_code == 1
 
 
 def test_update_says_what_changed_and_keeps_edits(work, lessons):

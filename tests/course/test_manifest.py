@@ -3,6 +3,7 @@
 import keyword
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,19 @@ def test_an_entry_is_read_as_written(tmp_path):
     assert gather.requires == ("07.append",) and not gather.kernel
 
 
+@pytest.mark.parametrize("points", ["", "points = 0\n"])
+def test_an_optional_exercise_has_no_points_and_is_not_among_the_required(tmp_path, points):
+    (lesson,) = read(tmp_path, LESSON.replace("points = 3\n", f"{points}optional = true\n"))
+    append, gather = lesson.exercises
+    assert lesson.points == 2 and lesson.required == (append,)
+    assert (gather.points, gather.optional, append.optional) == (0, True, False)
+    assert (append.label, gather.label) == ("07.append", "07.gather (optional)")
+
+
+def test_a_label_of_no_exercise_is_the_id_itself():
+    assert manifest.label("02.merge") == "02.merge" and manifest.label("nowhere") == "nowhere"
+
+
 def test_unknown_ids_name_the_nearest():
     with pytest.raises(KeyError, match=r"^no exercise '02.mrge': did you mean 02.merge"):
         manifest.exercise("02.mrge")
@@ -71,7 +85,11 @@ def test_unknown_ids_name_the_nearest():
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (('points = 2', 'points = 0'), "exercise 07.append: points must be at least 1"),
+        (('points = 2', 'points = 0'), "points must be at least 1, got 0; one without points is marked"),
+        (('points = 2', 'points = 2\noptional = true'), "07.append: an optional exercise has no points, got 2: leave"),
+        (('points = 2', 'optional = false'), "exercise 07.append: missing 1 required positional argument: 'points'"),
+        (('points = 2', 'points = 0\noptional = "yes"'), "optional must be true or false, got 'yes'"),
+        (('points = 2', 'optional = true'), "exercise 07.gather: it requires '07.append', which is optional"),
         (('id = "07.append"', 'id = "08.append"'), "exercise 08.append: an exercise's id is its lesson's number"),
         (('id = "07.gather"', 'id = "07.append"'), "lesson 07: exercise ids must be unique"),
         (('requires = ["07.append"]', 'requires = ["07.apend"]'), "exercise 07.gather: it requires '07.apend'"),
@@ -105,3 +123,10 @@ def test_the_standard_library_is_enough_for_the_learners_side():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_table_counts_the_exercises_that_are_required():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for lesson in manifest.lessons():
+        row = next(line for line in readme.splitlines() if line.startswith(f"| [{lesson.number} "))
+        assert row.rsplit("|", 2)[1].strip() == str(len(lesson.required)), row

@@ -6,7 +6,8 @@ from collections import deque
 import numpy as np
 import torch
 
-from llmsys.parallel.pipeline import Action, B, F, I, Kind, W
+from llmsys.parallel import pipeline
+from llmsys.parallel.pipeline import Action, B, Exchange, F, I, Kind, Schedule, Transfer, W, pair, v_shaped
 
 # (a)
 
@@ -218,15 +219,158 @@ def of_four_ranks(order, rank):
     return with_a_queue(order, rank) if rank < 4 else [*order]
 
 
+# (e)
+
+
+def from_the_other_half(schedule):
+    """The ranks from the end, whose first direction is the other one; generators, and a name that is none."""
+    half, share = schedule.num_ranks // 2, schedule.num_microbatches // 2
+
+    def mapped(action):
+        if action.backward is not None:
+            return pair(mapped(action.forward), mapped(action.backward))
+        return Action(action.kind, action.stage, action.microbatch % share)
+
+    return Schedule("", v_shaped(half), share, [map(mapped, order) for order in schedule.orders[: half - 1 : -1]])
+
+
+def with_backwards_in_halves(schedule):
+    """B as I and W, one after the other, where it is in no pair."""
+    folded = from_the_other_half(schedule)
+    for rank, order in enumerate(folded.orders):
+        halves = (action.parts if action.kind is Kind.B else (action,) for action in order)
+        folded = folded.with_order(rank, [part for some in halves for part in some])
+    return folded
+
+
+def another_v(schedule):
+    """ZB-V: faster for equal times, and without pairs."""
+    return pipeline.zb_v(schedule.num_ranks // 2, schedule.num_microbatches // 2)
+
+
+def weights_last(schedule):
+    """All W at the end that are in no pair: as DualPipe, with more activations."""
+    folded = from_the_other_half(schedule)
+    for rank, order in enumerate(folded.orders):
+        now, late = [], []
+        for action in order:
+            parts = action.parts if action.kind is Kind.B else (action,)
+            for part in parts:
+                (late if part.kind is Kind.W else now).append(part)
+        folded = folded.with_order(rank, now + late)
+    return folded
+
+
+def of_twenty_microbatches(schedule):
+    """Right for the picture's size."""
+    folded = from_the_other_half(schedule)
+    return folded if schedule.num_microbatches == 20 else folded.with_order(0, folded.orders[0][1:])
+
+
+def in_rounds(schedule):
+    """Forwards and backwards of a rank in the order of stages: everybody waits."""
+    folded = from_the_other_half(schedule)
+    for rank, order in enumerate(folded.orders):
+        folded = folded.with_order(rank, sorted(order, key=lambda action: action.stage))
+    return folded
+
+
+# (f)
+
+
+def even_ranks_receive_first(programs):
+    """The two kinds of ranks exchanged; a generator."""
+    for rank, program in enumerate(programs):
+        yield program if rank % 2 else _receiving_first(program, rank)
+
+
+def by_playing_it(programs):
+    """Every transfer follows its action at once, on both of its ranks: all ranks agree on one order."""
+    todo = [deque(step for step in program if isinstance(step, Action)) for program in programs]
+    ends = {step.transfers[0] for program in programs for step in program if isinstance(step, Exchange)}
+    leaves = {}
+    for transfer in ends:
+        leaves.setdefault(transfer.of, []).append(transfer)
+    there, played = set(), [[] for _ in programs]
+    while any(todo):
+        for rank, actions in enumerate(todo):
+            if actions and there.issuperset(pipeline.dependencies(actions[0], len(programs))):
+                action = actions.popleft()
+                played[rank].append(action)
+                for part in action.parts:
+                    there.add(part)
+                    for transfer in leaves.get(part, ()):
+                        for end in (transfer.source, transfer.destination):
+                            played[end].append(Exchange((transfer,)))
+    return played
+
+
+def in_pairs_of_ranks(programs):
+    """Ranks 1 and 2 of every four receive first: those two hang."""
+    return [_receiving_first(program, rank) if rank % 4 in (1, 2) else program for rank, program in enumerate(programs)]
+
+
+def all_receives_at_the_start(programs):
+    """Nothing is late, and nobody ever sends."""
+    return [sorted(program, key=lambda step: not (isinstance(step, Exchange) and step.transfers[0].destination == rank))
+            for rank, program in enumerate(programs)]  # fmt: skip
+
+
+def sends_before_computing(programs):
+    def receives(step, rank):
+        return isinstance(step, Exchange) and step.transfers[0].destination == rank
+
+    return [
+        [step for step in program if receives(step, rank)]
+        + [step for step in program if isinstance(step, Exchange) and not receives(step, rank)]
+        + [step for step in program if isinstance(step, Action)]
+        for rank, program in enumerate(programs)
+    ]
+
+
+def without_transfers(programs):
+    """Nobody who does not send can hang."""
+    return [[step for step in program if isinstance(step, Action)] for program in programs]
+
+
+def other_transfers(programs):
+    """To itself, which nobody waits for."""
+    return [[Exchange((Transfer(step.transfers[0].of, rank, rank),)) if isinstance(step, Exchange) else step
+             for step in program] for rank, program in enumerate(programs)]  # fmt: skip
+
+
+def _receiving_first(program, rank):
+    """A rank's program, with the receives of each pause first."""
+    repaired, pause = [], []
+    for step in [*program, None]:
+        if isinstance(step, Exchange):
+            pause.append(step)
+        else:
+            repaired += sorted(pause, key=lambda each: each.transfers[0].source == rank)
+            repaired += [step] if step else []
+            pause = []
+    return repaired
+
+
 RIGHT = {
     "20.dependencies": [by_a_table, all_of_it],
     "20.one_f_one_b": [by_counting, by_slices],
     "20.simulate": [by_arrivals, by_a_heap, with_numpy],
     "20.fill_with_w": [with_a_queue, by_numbers],
+    "20.fold": [from_the_other_half, with_backwards_in_halves],
+    "20.unblock": [even_ranks_receive_first, by_playing_it],
 }
 WRONG = {
     "20.dependencies": [forward_of_the_next_too, of_a_fixed_pipeline, nothing, as_strings],
     "20.one_f_one_b": [of_an_even_batch, one_ahead],
     "20.simulate": [sum_of_transfers, pops_what_ran, rounds, one_transfer_for_all],
     "20.fill_with_w": [none_in_the_middle, of_four_ranks],
+    "20.fold": [another_v, weights_last, of_twenty_microbatches, in_rounds],
+    "20.unblock": [
+        in_pairs_of_ranks,
+        all_receives_at_the_start,
+        sends_before_computing,
+        without_transfers,
+        other_transfers,
+    ],
 }

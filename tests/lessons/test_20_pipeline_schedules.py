@@ -11,9 +11,34 @@ from llmsys.course.workspace import progress
 from llmsys.lessons.lesson_20_pipeline_schedules import right
 from llmsys.lessons.lesson_20_pipeline_schedules.given import given_fill, given_order
 from llmsys.lessons.lesson_20_pipeline_schedules.leaderboard import BEST, COSTS, LIMIT, YOURS, judged, leaderboard
-from llmsys.lessons.lesson_20_pipeline_schedules.plain import action_of, plain_step, text_of, texts_of
+from llmsys.lessons.lesson_20_pipeline_schedules.plain import (
+    action_of,
+    plain_fold,
+    plain_step,
+    plain_unblock,
+    program_of,
+    program_texts,
+    schedule_of,
+    text_of,
+    texts_of,
+)
 from llmsys.parallel import pipeline
-from llmsys.parallel.pipeline import Action, B, Costs, F, I, Kind, Schedule, W, linear, pair, simulate, validate
+from llmsys.parallel.pipeline import (
+    Action,
+    B,
+    Costs,
+    Exchange,
+    F,
+    I,
+    Kind,
+    Schedule,
+    Transfer,
+    W,
+    linear,
+    pair,
+    simulate,
+    validate,
+)
 from llmsys.viz.pipeline_schedules.editor import editor
 from llmsys.viz.pipeline_schedules.stepped import given_step, in_steps
 from tests.lessons import answers_20
@@ -56,6 +81,16 @@ def test_the_librarys_own_orders_are_refused():
     assert verdict("20.simulate", given_step).failure.kind == "forbidden"
     assert verdict("20.fill_with_w", given_fill).failure.kind == "forbidden"
 
+    def by_the_library(schedule):
+        return pipeline.dualpipe_v(schedule.num_ranks // 2, schedule.num_microbatches // 2)
+
+    def received_early(given):
+        return pipeline.programs(pipeline.one_f_one_b(len(given), 8), "early")
+
+    for each in (pipeline.fold, by_the_library, right.fold):
+        assert verdict("20.fold", each).failure.kind == "forbidden"
+    assert verdict("20.unblock", received_early).failure.kind == "forbidden"
+
 
 # What the checks expect
 
@@ -66,6 +101,47 @@ def test_right_and_given_orders_are_those_of_the_library(p, m):
         own = right.one_f_one_b(rank, p, m)
         assert own == given_order(rank, p, m) == list(pipeline.one_f_one_b(p, m).orders[rank])
         assert right.fill_with_w(own, rank) == given_fill(own, rank) == list(pipeline.zb_h1(p, m).orders[rank])
+
+
+@pytest.mark.parametrize("p, m", [(2, 4), (4, 10), (8, 20)])
+def test_what_the_check_of_e_asks_for_is_what_dualpipe_takes_and_keeps(p, m):
+    whole = pipeline.dualpipe(p, m)
+    folded = schedule_of(plain_fold(right.fold)(p, m))
+    assert folded.orders == pipeline.fold(whole).orders and validate(folded).valid
+    for costs in (Costs(), Costs(F=2, I=3, W=1), Costs(FB=2.5)):
+        assert simulate(folded, costs).makespan == simulate(whole, costs).makespan
+    assert simulate(folded).peak() == simulate(whole).peak() == p + 1
+
+
+@pytest.mark.parametrize("made", [None, "a schedule", [[F(0, 0)]], pipeline.gpipe])
+def test_a_fold_that_returns_something_else_is_told_what_is_wanted(made):
+    with pytest.raises(TypeError, match="fold returns a Schedule"):
+        plain_fold(lambda schedule: made)(2, 4)
+
+
+@pytest.mark.parametrize("transfers", ["apart", "together", "early"])
+def test_a_program_is_read_as_it_is_written(transfers):
+    for rank, program in enumerate(pipeline.programs(pipeline.one_f_one_b(3, 4), transfers)):
+        texts = program_texts(program, rank)
+        assert [text for text in texts if text[0] not in "→←"] == [text_of(a) for a in program if isinstance(a, Action)]
+        if transfers == "apart":
+            assert program_of(texts, rank) == program
+        else:
+            assert any(" + " in text for text in texts) or rank == 0 and transfers == "early"
+
+
+def test_programs_that_are_none_are_refused():
+    foreign = Exchange((Transfer(F(0, 0), 1, 2),))
+    for program, said in (
+        (None, "a sequence of actions"),
+        ("0F0", "a sequence of actions"),
+        ([3], "an Action is wanted"),
+        ([foreign], "rank 0 has an exchange that is none of its own"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            program_texts(program, 0)
+    with pytest.raises(TypeError, match="a program for each rank"):
+        plain_unblock(lambda programs: None)([["0F0"]])
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -197,26 +273,21 @@ def test_question_3_has_the_answer_that_is_given():
     assert simulate(pipeline.dualpipe(8, 20), Costs(F=10, I=10, W=14)).bubble() == 3 * 20
 
 
-def test_odd_ranks_that_receive_first_repair_1f1b_with_blocking_sends():
-    for p, m in ((2, 3), (3, 5), (4, 8)):
-        programs = pipeline.programs(pipeline.one_f_one_b(p, m), "apart")
-        assert pipeline.circle(programs)
-        repaired = [_receives_first(each, rank) if rank % 2 else each for rank, each in enumerate(programs)]
-        assert not pipeline.circle(repaired)
-        assert [sorted(map(repr, each)) for each in repaired] == [sorted(map(repr, each)) for each in programs]
+def test_odd_ranks_that_receive_first_repair_1f1b_of_as_many_microbatches_as_ranks():
+    for p in range(2, 10):
+        for m in (p, p + 1, 2 * p, 2 * p + 3):
+            programs = pipeline.programs(pipeline.one_f_one_b(p, m), "apart")
+            assert pipeline.circle(programs)
+            repaired = right.unblock(programs)
+            assert not pipeline.circle(repaired)
+            assert [sorted(map(repr, each)) for each in repaired] == [sorted(map(repr, each)) for each in programs]
 
 
-def _receives_first(program, rank):
-    """The exchanges between two actions in another order: receives, then sends."""
-    mended, pause = [], []
-    for step in [*program, None]:
-        if step is not None and not isinstance(step, Action):
-            pause.append(step)
-            continue
-        mended += sorted(pause, key=lambda exchange: exchange.transfers[0].source == rank)
-        pause = []
-        mended += [step] if step is not None else []
-    return tuple(mended)
+def test_with_fewer_microbatches_than_ranks_they_do_not_and_one_order_for_all_ranks_does():
+    for schedule in (pipeline.one_f_one_b(4, 2), pipeline.gpipe(4, 8)):
+        programs = pipeline.programs(schedule, "apart")
+        assert pipeline.circle(right.unblock(programs))
+        assert not pipeline.circle(answers_20.by_playing_it(programs))
 
 
 # The leaderboard

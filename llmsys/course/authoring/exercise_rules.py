@@ -63,6 +63,22 @@ def headings_say_the_minutes(lesson: Lesson, notebook: NotebookNode) -> Complain
             yield cell.id, f"the heading above says {said or 'no'} minutes", f"end it in {wanted}, or mend lessons.toml"
 
 
+def headings_say_what_is_optional(lesson: Lesson, notebook: NotebookNode) -> Complaints:
+    """The heading above an exercise says "optional" where the manifest does, and nowhere else."""
+    optional = {exercise.cell_id: exercise.optional for exercise in lesson.exercises}
+    heading = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (found := headings(cell.source)):
+            heading = found[-1][1]
+        elif cell.id in optional and optional[cell.id] != ("optional" in heading.lower()):
+            if optional[cell.id]:
+                remedy = "write (optional) into it, or give the exercise points in lessons.toml"
+                yield cell.id, "it is optional, and the heading above does not say so", remedy
+            else:
+                remedy = "take the word out, or mark the exercise optional = true in lessons.toml"
+                yield cell.id, "the heading above says optional, and it has points", remedy
+
+
 def answers_are_self_contained(lesson: Lesson, notebook: NotebookNode) -> Complaints:
     """An exercise's cell uses only what it defines or imports, so that it can be graded and exported by itself."""
     for cell in notebook.cells:

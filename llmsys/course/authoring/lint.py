@@ -23,6 +23,7 @@ from llmsys.course.authoring.exercise_rules import (
     every_role_is_there,
     exercises_are_whole,
     headings_say_the_minutes,
+    headings_say_what_is_optional,
     predictions_are_measured,
 )
 from llmsys.course.authoring.text_rules import (
@@ -42,6 +43,7 @@ RULES = (
     every_role_is_there,
     exercises_are_whole,
     headings_say_the_minutes,
+    headings_say_what_is_optional,
     answers_are_self_contained,
     predictions_are_measured,
     sections_are_in_order,

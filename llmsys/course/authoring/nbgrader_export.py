@@ -6,9 +6,10 @@
     nbgrader autograde 02_online_softmax                # what they have handed in
 
 The exercises are nbgrader's solution cells; each is graded by its check, in a locked cell with the manifest's points
-that fails unless the check passes. All other cells are read-only, but for the predictions. The test cells import the
-check themselves, so that a cell above them that redefines it changes nothing. Needs the repository (a wheel has no
-solutions), and nbgrader only where the commands above are run.
+that fails unless the check passes. An optional exercise's check has 0 points, so that nbgrader runs it and does not
+count it. All other cells are read-only, but for the predictions. The test cells import the check themselves, so that a
+cell above them that redefines it changes nothing. Needs the repository (a wheel has no solutions), and nbgrader only
+where the commands above are run.
 """
 
 import ast

@@ -120,12 +120,12 @@ def _blocks(lines: list[str]) -> list[tuple[str, str, int, int]]:
 
 
 def _next_after(number: str, table: dict) -> str:
-    """Where the lesson's end sends the reader: to the next lesson that is there, or to the one that is planned."""
-    built = [each for each in table.get("lesson", []) if each["number"] > number]
-    planned = [each for each in table.get("planned", []) if each["number"] > number]
-    if built or planned:
-        nearest = min(built or planned, key=lambda each: each["number"])
-        return f"lesson {nearest['number']}, {nearest['title']}{'' if built else ', which is not built yet'}."
+    """Where the lesson's end sends the reader: to the next lesson, which may be there or planned only."""
+    built, planned = table.get("lesson", []), table.get("planned", [])
+    if later := [each for each in (*built, *planned) if each["number"] > number]:
+        nearest = min(later, key=lambda each: each["number"])
+        missing = "" if nearest in built else ", which is not built yet"
+        return f"lesson {nearest['number']}, {nearest['title']}{missing}."
     return "*what the reader will want to know now.*"
 
 

@@ -64,14 +64,19 @@ def status() -> None:
         right = column in ("points", "hints")
         table.add_column(column, justify="right" if right else "left", no_wrap=column != "lesson")
     for each in found:
-        glyphs = " ".join("✓" if exercise in each.passed else "·" for exercise in each.lesson.exercises)
+        glyphs = " ".join(_glyph(exercise, exercise in each.passed) for exercise in each.lesson.exercises)
         hints = sum(records[exercise.id].asked for exercise in each.lesson.exercises if exercise.id in records)
         points = f"{each.points} of {each.lesson.points}"
         table.add_row(each.lesson.number, each.lesson.title, glyphs, points, str(hints or ""))
     total, of = sum(each.points for each in found), sum(each.lesson.points for each in found)
     table.add_section()
-    table.add_row("", "in all", f"{sum(len(each.passed) for each in found)} passed", f"{total} of {of}", "")
+    passed = [exercise for each in found for exercise in each.passed]
+    beyond = sum(exercise.optional for exercise in passed)
+    counted = f"{len(passed) - beyond} passed" + (f", and {beyond} optional" if beyond else "")
+    table.add_row("", "in all", counted, f"{total} of {of}", "")
     Console(highlight=False).print(table)
+    if any(exercise.optional for each in found for exercise in each.lesson.exercises):
+        print("(·) is an optional exercise: it has no points")
     for each in found:
         if not each.present:
             print(f"{each.lesson.notebook} is not here: `llmsys update` brings it")
@@ -117,7 +122,10 @@ def check(
                 if (grade := next(grades, None)) is None:
                     break
             print(grade, end="\n\n")
-            (passed if grade else failed).append(grade.exercise.id)
+            if not grade and grade.exercise.optional and exercise is None:
+                print("It is optional, and does not count.", end="\n\n")
+            else:
+                (passed if grade else failed).append(grade.exercise.id)
     if unknown := [id for id in passed if id not in known]:
         print(f"Run the check cells of {', '.join(unknown)} in the notebook, and `llmsys status` will know, too.")
     raise typer.Exit(1 if failed else 0)
@@ -150,14 +158,22 @@ def reset(
 
 
 def _next(found: list) -> str:
-    """What to do next: the first exercise that has not passed, of a lesson already begun if there is one."""
-    begun = sorted(found, key=lambda each: not (0 < len(each.passed) < len(each.lesson.exercises)))
+    """What to do next: the first exercise that has not passed, of a lesson already begun if there is one. Optional ones
+    are named when all others have passed."""
+    begun = sorted(found, key=lambda each: not (each.passed and set(each.lesson.required) - set(each.passed)))
     for each in begun:
-        for exercise in each.lesson.exercises:
+        for exercise in each.lesson.required:
             if exercise not in each.passed:
                 where = f"in {each.lesson.notebook}, about {_count(exercise.minutes, 'minute')}"
                 return f"Next: {exercise.id} ({where}). {exercise.summary}"
-    return "All exercises have passed. `llmsys update` brings new lessons when there are some."
+    left = [exercise.id for each in found for exercise in each.lesson.exercises if exercise not in each.passed]
+    beyond = f" Optional ones are left: {', '.join(left)}." if left else ""
+    return f"All exercises have passed.{beyond} `llmsys update` brings new lessons when there are some."
+
+
+def _glyph(exercise: manifest.Exercise, passed: bool) -> str:
+    glyph = "✓" if passed else "·"
+    return f"({glyph})" if exercise.optional else glyph
 
 
 def _count(number: int, thing: str) -> str:

@@ -5,9 +5,10 @@
     Path("grade.xml").write_text(report.to_junit())
     write_step_summary(report)                  # where GitHub Actions asks for one
 
-An exercise's points are all or nothing. Texts that came from a learner's process have been cleaned of control
-characters on arrival (`llmsys.course.grading.remote.clean`); here each form escapes what would mean something to its
-reader.
+An exercise's points are all or nothing. An optional exercise is graded and reported as the others are, counts for 0 of
+0, and fails nothing: neither the exit code nor, in JUnit XML, the suite. Texts that came from a learner's process have
+been cleaned of control characters on arrival (`llmsys.course.grading.remote.clean`); here each form escapes what would
+mean something to its reader.
 """
 
 import csv
@@ -51,7 +52,7 @@ class Grade:
         return self.status == PASSED
 
     def __str__(self) -> str:
-        card = self.details or f"{_GLYPHS[self.status]} {self.exercise.id}: {self.message}"
+        card = self.details or f"{_GLYPHS[self.status]} {self.exercise.label}: {self.message}"
         return "\n".join([card, *(f"  note: {note}" for note in self.notes)])
 
     @property
@@ -83,8 +84,8 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 where every exercise passed, otherwise 1."""
-        return 0 if self.grades and all(self.grades) else 1
+        """0 where every exercise passed that is not optional, otherwise 1."""
+        return 0 if self.grades and all(grade or grade.exercise.optional for grade in self.grades) else 1
 
     def table(self):
         """A table for `rich.console.Console().print`."""
@@ -97,7 +98,7 @@ class Report:
             table.add_column(name, justify="right" if name == "points" else "left", no_wrap=name != "what")
         for grade in self.grades:
             what = [] if grade else [grade.line if grade.status != STUB else STUB]
-            cells = (_GLYPHS[grade.status], grade.exercise.id, f"{grade.points} of {grade.exercise.points}")
+            cells = (_GLYPHS[grade.status], grade.exercise.label, f"{grade.points} of {grade.exercise.points}")
             table.add_row(*map(Text, cells), Text("\n".join([*what, *(f"note: {note}" for note in grade.notes)])))
         table.add_section()
         table.add_row("", "in all", f"{self.points} of {self.of}", f"{self.seconds:.0f} s, seed {self.seed}")
@@ -107,6 +108,7 @@ class Report:
         exercises = [
             {
                 "exercise": grade.exercise.id,
+                "optional": grade.exercise.optional,
                 "notebook": grade.notebook,
                 "status": grade.status,
                 "points": grade.points,
@@ -123,7 +125,8 @@ class Report:
         return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
 
     def to_junit(self) -> str:
-        """JUnit XML: a suite for each notebook, a case for each exercise; one that is not written yet is skipped."""
+        """JUnit XML: a suite for each notebook, a case for each exercise. What is not written yet is skipped, and so is
+        what is optional and has not passed: a failure would fail the whole run."""
         root = ElementTree.Element("testsuites", name="llmsys", **_counts(self.grades))
         for notebook in dict.fromkeys(grade.notebook for grade in self.grades):
             own = [grade for grade in self.grades if grade.notebook == notebook]
@@ -133,10 +136,10 @@ class Report:
                     suite,
                     "testcase",
                     classname=notebook.removesuffix(".ipynb"),
-                    name=grade.exercise.id,
+                    name=grade.exercise.label,
                     time=f"{grade.seconds:.3f}",
                 )
-                if kind := {FAILED: "failure", UNGRADED: "error", STUB: "skipped"}.get(grade.status):
+                if kind := _junit_kind(grade):
                     problem = ElementTree.SubElement(case, kind, message=grade.line)
                     problem.text = grade.details or grade.message
                 if printed := "\n".join([*(f"note: {note}" for note in grade.notes), grade.output]).strip():
@@ -156,11 +159,11 @@ class Report:
             what = [] if grade else [grade.line if grade.status != STUB else STUB]
             remarks = "<br>".join(map(_inert, [*what, *(f"note: {note}" for note in grade.notes)]))
             points = f"{grade.points} / {grade.exercise.points}"
-            lines.append(f"| {_GLYPHS[grade.status]} | {_inert(grade.exercise.id)} | {points} | {remarks} |")
+            lines.append(f"| {_GLYPHS[grade.status]} | {_inert(grade.exercise.label)} | {points} | {remarks} |")
         for grade in self.grades:
             if grade.status == FAILED:
                 body = "\n".join(map(_inert, (grade.details or grade.message).split("\n")))
-                lines += ["", f"<details><summary>{_inert(grade.exercise.id)}</summary>", "", f"<pre>{body}</pre>"]
+                lines += ["", f"<details><summary>{_inert(grade.exercise.label)}</summary>", "", f"<pre>{body}</pre>"]
                 lines += ["", "</details>"]
         lines += ["", f"Graded by llmsys {_version()}; `--seed {self.seed}` draws the same inputs again."]
         return "\n".join(lines) + "\n"
@@ -178,13 +181,21 @@ class ClassReport:
         return 0 if self.reports else 1
 
     def rows(self) -> list[list[str | int]]:
-        """A header and a row for each learner: name, points by exercise, points, remarks."""
-        exercises = list(dict.fromkeys(grade.exercise.id for report in self.reports for grade in report.grades))
-        rows: list[list[str | int]] = [["learner", *exercises, "points", "of", "remarks"]]
+        """A header and a row for each learner: name, points by exercise (of an optional one what became of it), points,
+        remarks."""
+        graded = {grade.exercise.id: grade.exercise for report in self.reports for grade in report.grades}
+        labels = [exercise.label for exercise in graded.values()]
+        rows: list[list[str | int]] = [["learner", *labels, "points", "of", "remarks"]]
         for report in self.reports:
             by_id = {grade.exercise.id: grade for grade in report.grades}
-            points = [by_id[id].points if id in by_id else 0 for id in exercises]
-            rows.append([report.learner, *points, report.points, report.of, "; ".join(_remarks(report))])
+            cells = []
+            for id, exercise in graded.items():
+                grade = by_id.get(id)
+                if exercise.optional:
+                    cells.append(UNGRADED if grade is None else grade.status)
+                else:
+                    cells.append(0 if grade is None else grade.points)
+            rows.append([report.learner, *cells, report.points, report.of, "; ".join(_remarks(report))])
         return rows
 
     def to_csv(self) -> str:
@@ -227,14 +238,21 @@ def _remarks(report: Report) -> list[str]:
     for grade in report.grades:
         said = [grade.line] if grade.status in (FAILED, UNGRADED) else []
         for line in [*said, *grade.notes]:
-            by_line.setdefault(line, []).append(grade.exercise.id)
+            by_line.setdefault(line, []).append(grade.exercise.label)
     return [f"{', '.join(ids)}: {line}" for line, ids in by_line.items()]
 
 
 def _counts(grades: Sequence[Grade]) -> dict[str, str]:
-    counted = {"failures": FAILED, "errors": UNGRADED, "skipped": STUB}
-    found = {name: str(sum(grade.status == status for grade in grades)) for name, status in counted.items()}
+    counted = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+    found = {name: str(sum(_junit_kind(grade) == kind for grade in grades)) for name, kind in counted.items()}
     return {"tests": str(len(grades)), **found, "time": f"{sum(grade.seconds for grade in grades):.3f}"}
+
+
+def _junit_kind(grade: Grade) -> str | None:
+    """The element of JUnit XML that says why an exercise did not pass."""
+    if grade.exercise.optional and not grade:
+        return "skipped"
+    return {FAILED: "failure", UNGRADED: "error", STUB: "skipped"}.get(grade.status)
 
 
 def _inert(text: str) -> str:

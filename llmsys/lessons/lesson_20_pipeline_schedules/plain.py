@@ -10,8 +10,12 @@ from collections.abc import Callable, Sequence
 
 from llmsys.lessons.lesson_20_pipeline_schedules.given import given_order
 from llmsys.parallel.pipeline.actions import Action, Kind, pair
+from llmsys.parallel.pipeline.communication import Exchange, Program, Transfer
 from llmsys.parallel.pipeline.costs import Costs
 from llmsys.parallel.pipeline.dependencies import dependencies as needed_before
+from llmsys.parallel.pipeline.dualpipe import dualpipe
+from llmsys.parallel.pipeline.placement import Placement
+from llmsys.parallel.pipeline.schedule import Schedule
 
 ACTION = re.compile(r"(-?\d+)([FBIW])(-?\d+)(?:r(-?\d+))?")
 
@@ -124,3 +128,70 @@ def plain_fill(function: Callable) -> Callable:
         return filled
 
     return run
+
+
+def plain_fold(function: Callable) -> Callable:
+    """fold: `run(num_ranks, num_microbatches)` folds DualPipe's schedule of that size, and gives the result as a dict:
+    the placement's ranks, the number of microbatches, the order of each rank."""
+
+    def run(num_ranks, num_microbatches):
+        folded = function(dualpipe(num_ranks, num_microbatches))
+        if not isinstance(folded, Schedule):
+            raise TypeError(f"fold returns a Schedule, got {folded!r:.60}")
+        return {
+            "ranks": [list(row) for row in folded.placement.ranks],
+            "microbatches": operator.index(folded.num_microbatches),
+            "orders": [texts_of(order) for order in folded.orders],
+        }
+
+    return run
+
+
+def schedule_of(folded: dict) -> Schedule:
+    """The schedule that `plain_fold` tells of. ValueError where it cannot be one."""
+    orders = [actions_of(order) for order in folded["orders"]]
+    return Schedule("yours", Placement("yours", folded["ranks"]), folded["microbatches"], orders)
+
+
+def plain_unblock(function: Callable) -> Callable:
+    """unblock: `run(programs)` gives the programs, as `program_texts` has them."""
+
+    def run(programs):
+        given = tuple(program_of(program, rank) for rank, program in enumerate(programs))
+        result = function(given)
+        if not hasattr(result, "__iter__") or isinstance(result, str):
+            raise TypeError(f"unblock returns a program for each rank, got {result!r:.60}")
+        return [program_texts(program, rank) for rank, program in enumerate(result)]
+
+    return run
+
+
+def program_texts(program: object, rank: int) -> list[str]:
+    """A rank's program as texts: "0F1" is an action, "→1 0F1" sends its result to rank 1, "←1 1I0" receives. Transfers
+    that begin together are joined by a plus sign. TypeError for what is no program."""
+    if not hasattr(program, "__iter__") or isinstance(program, str):
+        raise TypeError(f"a program is a sequence of actions and exchanges, got {program!r:.60}")
+    return [" + ".join(_moved(each, rank) for each in step.transfers) if isinstance(step, Exchange) else text_of(step)
+            for step in program]  # fmt: skip
+
+
+def program_of(texts: Sequence[str], rank: int) -> Program:
+    """The program of a rank that texts tell of; each exchange has one transfer."""
+    steps = []
+    for text in texts:
+        way, _, of = text.partition(" ")
+        if way.startswith("→"):
+            steps.append(Exchange((Transfer(action_of(of), rank, int(way[1:])),)))
+        elif way.startswith("←"):
+            steps.append(Exchange((Transfer(action_of(of), int(way[1:]), rank),)))
+        else:
+            steps.append(action_of(text))
+    return tuple(steps)
+
+
+def _moved(transfer: object, rank: int) -> str:
+    if not isinstance(transfer, Transfer) or rank not in (transfer.source, transfer.destination):
+        raise TypeError(f"rank {rank} has an exchange that is none of its own, {transfer!r:.90}")
+    if rank == transfer.source:
+        return f"→{transfer.destination} {transfer.of}"
+    return f"←{transfer.source} {transfer.of}"

@@ -1,6 +1,11 @@
 """A right answer to each exercise, as short as a reader's: what the mistakes are edits of."""
 
-from llmsys.parallel.pipeline.actions import B, F, I, Kind, W
+from itertools import groupby
+
+from llmsys.parallel.pipeline.actions import Action, B, F, I, Kind, W, pair
+from llmsys.parallel.pipeline.communication import Exchange
+from llmsys.parallel.pipeline.placement import v_shaped
+from llmsys.parallel.pipeline.schedule import Schedule
 
 
 def dependencies(action, num_stages):
@@ -60,3 +65,30 @@ def fill_with_w(order, rank):
             if len(waiting) > rank:
                 filled.append(waiting.pop(0))
     return filled + waiting
+
+
+def fold(schedule):
+    """DualPipe's schedule on half of its ranks, as one replica on a V."""
+    half, share = schedule.num_ranks // 2, schedule.num_microbatches // 2
+
+    def one_replica(action):
+        if action.kind is Kind.FB:
+            return pair(one_replica(action.forward), one_replica(action.backward))
+        return Action(action.kind, action.stage, action.microbatch - action.replica * share)
+
+    orders = [[one_replica(action) for action in order] for order in schedule.orders[:half]]
+    return Schedule("folded", v_shaped(half), share, orders)
+
+
+def unblock(programs):
+    """The programs, with the receives between two actions first on every second rank."""
+    repaired = []
+    for rank, program in enumerate(programs):
+        mended = []
+        for moves, steps in groupby(program, key=lambda step: isinstance(step, Exchange)):
+            steps = list(steps)
+            if moves and rank % 2:
+                steps.sort(key=lambda step: step.transfers[0].source == rank)
+            mended += steps
+        repaired.append(mended)
+    return repaired

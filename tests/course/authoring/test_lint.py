@@ -125,6 +125,20 @@ def test_exercises_in_another_order_than_the_manifests_are_found(built_course):
     assert ["90-halve"] == [each.cell for each in findings(course)]
 
 
+def test_a_heading_says_what_is_optional_and_nothing_else(built_course):
+    double, halve = built_course.lesson.exercises
+    beyond = dataclasses.replace(halve, points=0, optional=True)
+    built_course.lesson = dataclasses.replace(built_course.lesson, exercises=(double, beyond))
+    assert [(each.cell, each.message) for each in findings(built_course)] == [
+        ("90-halve", "it is optional, and the heading above does not say so")
+    ]
+    heading = '# %% [markdown]\n# ## One more (1 minute, optional)\n\n# %% tags=["exercise"] exercise="90.halve"'
+    built_course.edit('# %% tags=["exercise"] exercise="90.halve"', heading)
+    assert findings(built_course) == []
+    built_course.lesson = dataclasses.replace(built_course.lesson, exercises=(double, halve))
+    assert [each.message for each in findings(built_course)] == ["the heading above says optional, and it has points"]
+
+
 def test_warnings_and_machine_dependent_outputs_are_found(built_course):
     path = built_course.solutions / built_course.lesson.notebook
     executed = nbformat.read(path, 4)

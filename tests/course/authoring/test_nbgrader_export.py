@@ -112,6 +112,21 @@ def test_every_cell_has_its_part(built_course, tmp_path):
         nbgrader_export.export_nbgrader("90", tmp_path / "course")
 
 
+def test_an_optional_exercise_is_run_and_counts_for_nothing(built_course):
+    from nbgrader.nbgraderformat import MetadataValidator
+    from nbgrader.utils import determine_grade
+
+    double, halve = built_course.lesson.exercises
+    lesson = dataclasses.replace(
+        built_course.lesson, exercises=(double, dataclasses.replace(halve, points=0, optional=True))
+    )
+    solution = read_notebook(built_course.solutions / lesson.notebook)
+    notebook = nbformat.from_dict(nbgrader_export.nbgrader_form(lesson, solution, preamble=""))
+    MetadataValidator().validate_nb(notebook)
+    checks = [cell for cell in notebook.cells if role(cell) == "check"]
+    assert [determine_grade(cell) for cell in checks] == [(2, 2), (0, 0)]
+
+
 def test_a_check_becomes_a_test():
     made = nbgrader_export.assertion('x = 1\ncheck(\n    "90.double", double\n)  # the last line', "import check")
     before, condition = made.split("\ndisplay(result)\n")

@@ -98,6 +98,13 @@ def test_it_ends_with_the_lesson_that_comes_next_as_the_lint_wants_it(checkout, 
     assert (checkout / f"solutions/{number}_kv_cache.py").read_text(encoding="utf-8").endswith(f"# {end}\n")
 
 
+def test_a_planned_lesson_that_comes_before_the_next_one_that_is_built_is_the_next(checkout):
+    new_lesson("95", "built_out_of_order", root=checkout)
+    new_lesson("91", "what_was_planned", root=checkout)
+    text = (checkout / "solutions/91_what_was_planned.py").read_text(encoding="utf-8")
+    assert text.endswith("# **Next:** lesson 92, Another, which is not built yet.\n")
+
+
 @pytest.mark.parametrize(
     "title, expected", [(None, "Kv cache"), ("The KV cache", "The KV cache"), ('"Ω" \\ 2', '"Ω" \\ 2')]
 )

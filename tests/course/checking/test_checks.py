@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from llmsys.course import attempts
+from llmsys.course import attempts, manifest
 from llmsys.course.attempts import check, hint
 from llmsys.course.checking import checks, diagnosis, limits
 from llmsys.course.checking.checks import exercise_check, get_check, run_check
@@ -97,6 +97,15 @@ def test_a_right_answer_passes_and_looks_the_same_every_time():
     assert repr(again) == repr(result) and again._repr_html_() == result._repr_html_()
     text = html.unescape(re.sub("<[^>]*>", " ", result._repr_html_()))
     assert text.split() == repr(result).replace("\n", " ").split()
+
+
+def test_an_optional_exercise_is_called_so_in_its_results_and_hints(monkeypatch):
+    monkeypatch.setattr(manifest, "label", lambda id: f"{id} (optional)")
+    passed, failed = check("97.softmax", right), check("97.softmax", lambda x: x)
+    assert repr(passed).startswith("✓ 97.softmax (optional) passed\n")
+    assert repr(failed).startswith("✗ 97.softmax (optional)\n")
+    for each in (passed, failed, hint("97.softmax")):
+        assert "97.softmax (optional)" in each._repr_html_()
 
 
 def test_a_stub_is_not_a_failure():

@@ -101,6 +101,32 @@ def test_the_csv_of_a_class_is_safe_to_open():
     assert "=HYPERLINK(1)" in shown(whole.table())
 
 
+OPTIONAL = Exercise("02.e", "e", 0, 1, "", "02", optional=True)
+
+
+@pytest.mark.parametrize("status", ["passed", "failed", "not written yet", "not graded"])
+def test_an_optional_exercise_is_reported_as_such_and_never_counts(status):
+    passed = GRADES[0]
+    grade = Grade(OPTIONAL, "02_x.ipynb", status, "" if status == "passed" else "it loops")
+    report = Report((passed, grade), 7, learner="ada")
+    assert (report.points, report.of, report.exit_code) == (2, 2, 0)
+    assert Report((GRADES[1], grade), 7).exit_code == 1
+    assert re.search(r"02\.e \(optional\) +0 of 0", shown(report.table()))
+    assert [each["optional"] for each in json.loads(report.to_json())["exercises"]] == [False, True]
+    suites = ElementTree.fromstring(report.to_junit())
+    skipped = str(int(status != "passed"))
+    assert suites.attrib | {"tests": "2", "failures": "0", "errors": "0", "skipped": skipped} == suites.attrib
+    case = next(each for each in suites.iter("testcase") if each.get("name") == "02.e (optional)")
+    assert [child.tag for child in case] == ["skipped"] * (status != "passed")
+    row = next(line for line in report.to_markdown().splitlines() if "02.e" in line)
+    assert "&#40;optional&#41;" in row and "| 0 / 0 |" in row
+    whole = ClassReport((report, Report((passed,), 7, learner="bob")))
+    header, ada, bob = csv.reader(io.StringIO(whole.to_csv()))
+    assert header == ["learner", "02.a", "02.e (optional)", "points", "of", "remarks"]
+    assert ada[:5] == ["ada", "2", status, "2", "2"] and bob[:5] == ["bob", "2", "not graded", "2", "2"]
+    assert ("02.e (optional): it loops" in ada[5]) == (status in ("failed", "not graded"))
+
+
 @pytest.mark.parametrize("grade", GRADES, ids=lambda grade: grade.status)
 def test_a_grade_can_be_printed(grade):
     text = str(grade)

@@ -1,5 +1,12 @@
 """The checks of lesson 20, pipeline schedules. One module an exercise; to import this package registers all."""
 
-from llmsys.lessons.lesson_20_pipeline_schedules.checks import dependencies, fill_with_w, one_f_one_b, simulate
+from llmsys.lessons.lesson_20_pipeline_schedules.checks import (
+    dependencies,
+    fill_with_w,
+    fold,
+    one_f_one_b,
+    simulate,
+    unblock,
+)
 
-__all__ = ["dependencies", "fill_with_w", "one_f_one_b", "simulate"]
+__all__ = ["dependencies", "fill_with_w", "fold", "one_f_one_b", "simulate", "unblock"]
