@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import llmsys.models
 from llmsys.course import cli, manifest
 from llmsys.course.cli import errors, learn
+from llmsys.course.grading import grade as grading
 from llmsys.course.grading.report import Grade
 from llmsys.course.workspace.notebook import cells_by_id, read_notebook, write_notebook
 from llmsys.course.workspace.status import LessonStatus
@@ -305,8 +306,7 @@ def test_check_fails_by_an_optional_exercise_only_where_it_is_asked_for(work, le
     made = {True: "failed", False: "passed"}
     grades = [Grade(each, lesson.notebook, made[each.optional], "wrong") for each in lesson.exercises]
     monkeypatch.setattr(
-        "llmsys.course.grading.grade.check_notebook",
-        lambda *a, only=None: (each for each in grades if only in (None, each.exercise.id)),
+        grading, "check_notebook", lambda *a, only=None: (each for each in grades if only in (None, each.exercise.id))
     )
     done = run("check", "90")
     assert done.exit_code == 0 and "✗ 90.beyond (optional): wrong" in done.stdout

@@ -106,7 +106,7 @@ def test_right_and_given_orders_are_those_of_the_library(p, m):
 @pytest.mark.parametrize("p, m", [(2, 4), (4, 10), (8, 20)])
 def test_what_the_check_of_e_asks_for_is_what_dualpipe_takes_and_keeps(p, m):
     whole = pipeline.dualpipe(p, m)
-    folded = schedule_of(plain_fold(right.fold)(p, m))
+    folded = schedule_of(plain_fold(right.fold)(f"dualpipe({p}, {m})"))
     assert folded.orders == pipeline.fold(whole).orders and validate(folded).valid
     for costs in (Costs(), Costs(F=2, I=3, W=1), Costs(FB=2.5)):
         assert simulate(folded, costs).makespan == simulate(whole, costs).makespan
@@ -116,7 +116,7 @@ def test_what_the_check_of_e_asks_for_is_what_dualpipe_takes_and_keeps(p, m):
 @pytest.mark.parametrize("made", [None, "a schedule", [[F(0, 0)]], pipeline.gpipe])
 def test_a_fold_that_returns_something_else_is_told_what_is_wanted(made):
     with pytest.raises(TypeError, match="fold returns a Schedule"):
-        plain_fold(lambda schedule: made)(2, 4)
+        plain_fold(lambda schedule: made)("dualpipe(2, 4)")
 
 
 @pytest.mark.parametrize("transfers", ["apart", "together", "early"])

@@ -131,11 +131,11 @@ def plain_fill(function: Callable) -> Callable:
 
 
 def plain_fold(function: Callable) -> Callable:
-    """fold: `run(num_ranks, num_microbatches)` folds DualPipe's schedule of that size, and gives the result as a dict:
-    the placement's ranks, the number of microbatches, the order of each rank."""
+    """fold: `run("dualpipe(8, 20)")` folds DualPipe's schedule of 8 ranks and 20 microbatches, and gives the result as
+    a dict: the placement's ranks, the number of microbatches, the order of each rank."""
 
-    def run(num_ranks, num_microbatches):
-        folded = function(dualpipe(num_ranks, num_microbatches))
+    def run(schedule):
+        folded = function(dualpipe(*map(int, re.findall(r"\d+", schedule))))
         if not isinstance(folded, Schedule):
             raise TypeError(f"fold returns a Schedule, got {folded!r:.60}")
         return {

@@ -39,6 +39,9 @@ def fold(answer: Answer) -> None:
     ranks = 2 * int(answer.randint(2, 5))
     sizes = ((8, 20), (ranks, 2 * ranks + 2 * int(answer.randint(0, 5))), (2, 4), (4, 8), (6, 18))
 
+    def folded(p: int, m: int) -> Run:
+        return answer(f"dualpipe({p}, {m})")
+
     def found(run: Run, kinds: set[str]) -> str:
         """The first problem of these kinds, in words."""
         try:
@@ -52,7 +55,7 @@ def fold(answer: Answer) -> None:
         hint="What is half of schedule.num_ranks, and whose orders do you keep?",
     ):  # fmt: skip
         for p, m in sizes:
-            answer.that(answer(p, m), lambda r, p=p: len(r.value["orders"]) == p // 2, f"orders for {p // 2} ranks",
+            answer.that(folded(p, m), lambda r, p=p: len(r.value["orders"]) == p // 2, f"orders for {p // 2} ranks",
                         got=lambda r: f"orders for {len(r.value['orders'])} ranks")  # fmt: skip
 
     with answer.property(
@@ -62,7 +65,7 @@ def fold(answer: Answer) -> None:
     ):
         for p, m in sizes:
             wanted = [list(row) for row in v_shaped(p // 2).ranks]
-            answer.that(answer(p, m), lambda r, wanted=wanted: r.value["ranks"] == wanted, f"stages on ranks {wanted}",
+            answer.that(folded(p, m), lambda r, wanted=wanted: r.value["ranks"] == wanted, f"stages on ranks {wanted}",
                         got=lambda r: f"stages on ranks {r.value['ranks']}")  # fmt: skip
 
     with answer.property(
@@ -71,7 +74,7 @@ def fold(answer: Answer) -> None:
         hint="How many microbatches has one direction of DualPipe?",
     ):
         for p, m in sizes:
-            answer.that(answer(p, m), lambda r, m=m: r.value["microbatches"] == m // 2, f"{m // 2} microbatches",
+            answer.that(folded(p, m), lambda r, m=m: r.value["microbatches"] == m // 2, f"{m // 2} microbatches",
                         got=lambda r: f"{r.value['microbatches']} microbatches")  # fmt: skip
 
     with answer.property(
@@ -80,7 +83,7 @@ def fold(answer: Answer) -> None:
         hint="Follow one action of replica 1, alone and in a pair: what are its stage, microbatch and replica now?",
     ):
         for p, m in sizes:
-            run = answer(p, m)
+            run = folded(p, m)
             answer.that(run, lambda r: not found(r, COMPLETE), f"F, I and W of {m // 2} microbatches at {p} stages, "
                         "each once, on the rank that has the stage", got=lambda r: found(r, COMPLETE))  # fmt: skip
 
@@ -90,12 +93,12 @@ def fold(answer: Answer) -> None:
         hint="Is an order another one than DualPipe's?",
     ):
         for p, m in sizes:
-            answer.that(answer(p, m), lambda r: not found(r, {"circle", "deadlock"}), "a schedule that can be run",
+            answer.that(folded(p, m), lambda r: not found(r, {"circle", "deadlock"}), "a schedule that can be run",
                         got=lambda r: found(r, {"circle", "deadlock"}))  # fmt: skip
 
     def as_fast(times: tuple[Costs, ...]) -> None:
         for p, m in sizes:
-            run = answer(p, m)
+            run = folded(p, m)
             for costs in times:
                 most = simulate(dualpipe_v(p // 2, m // 2), costs).makespan
                 words = f"F = {costs.F:g}, I = {costs.I:g}, W = {costs.W:g}"
@@ -119,7 +122,7 @@ def fold(answer: Answer) -> None:
         hint="Does a backward, or a W, come later than in DualPipe?",
     ):
         for p, m in sizes:
-            answer.that(answer(p, m), lambda r, p=p: max(_peaks(r)) <= p + 1, f"at most {p + 1} on every rank",
+            answer.that(folded(p, m), lambda r, p=p: max(_peaks(r)) <= p + 1, f"at most {p + 1} on every rank",
                         got=lambda r: f"the most that each keeps: {', '.join(f'{each:g}' for each in _peaks(r))}"
                         )  # fmt: skip
 
