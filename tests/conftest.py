@@ -2,6 +2,7 @@
 left out unless they are asked for (tests/support/size.py), and an account of the processor time."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from tests.support.size import DATE, FULL
 pytest_plugins = ["tests.support.processor_time"]
 
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# Who starts a run in the background of a script has it ignore Ctrl-C, which is what some tests press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The first call of anything imports half of torch: time is not what these tests test. In CI, the same examples always.
 settings.register_profile("llmsys", deadline=None, derandomize="CI" in os.environ)

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from llmsys.attention import naive_attention
 from llmsys.attention.paged import PagedAttention, gather_pages, paged_attention, paged_attention_reference
@@ -164,6 +163,8 @@ class Prompts:
             return lambda: naive_attention(q, k, v, causal=True)
         if not can_use_flash_attention(SDPAParams(q, k, v, None, 0.0, False, self.shape.heads != Hkv)):
             raise RuntimeError("torch does not take FlashAttention-2 for these tensors")
+        from torch.nn.attention.bias import causal_lower_right  # imports Triton: not where it is to interpret
+
         return call
 
     def check(self, name: str, kernel: PagedAttention) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from llmsys.bench.serving.serve import TEMPERATURE
 from llmsys.bench.serving.workloads import Asked
+from llmsys.hardware.tier import load_triton, triton_installed
 from llmsys.models.shapes import ModelShape
 
 TIMEOUT = 120.0
@@ -25,6 +26,8 @@ def seconds_of_transformers(
 
     Raises RuntimeError where it is not there, is too old to batch continuously, fails, or says too little.
     """
+    if triton_installed():
+        load_triton()  # in its mode: transformers would import it in the one for a GPU
     try:
         import transformers
         from transformers.generation.configuration_utils import ContinuousBatchingConfig

@@ -90,7 +90,6 @@ def serve(engine: Engine, asked: Sequence[Asked], name: str, *, waits: Waits | N
 @contextmanager
 def old_objects_left_alone() -> Iterator[None]:
     """The garbage collector does not look at what is there now. Afterwards it does, or no engine were ever freed."""
-    gc.collect()
     gc.freeze()
     try:
         yield

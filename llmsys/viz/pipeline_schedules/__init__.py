@@ -6,6 +6,7 @@ rows         how a timeline's rows are drawn
 editor       a schedule that can be edited, and which dependency an edit violates
 edited       what an edited schedule comes to: its timeline as far as it goes, and who waits for whom
 grid         one moment of the editor as a picture
+stepped      a schedule by a learner's step of the simulator
 pareto       bubble against memory, a point a schedule
 """
 
