@@ -36,7 +36,8 @@ def serving_lines(record: Record) -> str:
         f"{many['prompt_tokens']:,} tokens of prompts and {many['output_tokens']:,} of answers; "
         f"`python -m llmsys.bench serving`): {big}'s shape {speed[big, 'throughput']} tokens/s of answers, "
         f"{many['of_roofline']:.2f} of what reading alone allows at a copy's speed, and {speed[big, 'one']} with one "
-        f"request; {small}'s {speed[small, 'throughput']} and {speed[small, 'one']} (targets {_targets(big)}; "
+        f"request; {small}'s {speed[small, 'throughput']} and {speed[small, 'one']} (targets for "
+        f"an H100, which copies 3.0 TB/s: {_targets(big)}, the first of which is 0.75 of reading alone there; "
         f"{_targets(small)}). A decode step of all {step['sequences']} takes {step['ms']:.1f} ms: {_parts(step)}."
     )
     if theirs := rows.get((big, "peer", "transformers")):
