@@ -106,9 +106,8 @@ class ModelShape:
         matrix, experts = self.mlp_matrices * self.width, self.experts
         if experts is None:
             return self.layers * matrix * self.ffn
-        of_one = (experts.routed + experts.shared) * matrix * experts.width + experts.routed * (
-            self.width + experts.router_bias
-        )
+        router = experts.routed * (self.width + experts.router_bias)
+        of_one = (experts.routed + experts.shared) * matrix * experts.width + router
         return experts.dense_layers * matrix * self.ffn + (self.layers - experts.dense_layers) * of_one
 
 

@@ -228,6 +228,11 @@ def weight_gradient_hopper_kernel(
 
 
 @gluon.jit
+def rounds(tiles):
+    return (tiles + gl.num_programs(0) - 1) // gl.num_programs(0)
+
+
+@gluon.jit
 def gradient_place(r, starts_ptr, by_load_ptr, m_tiles, columns, E):
     """Of this program's tile in round r: the expert, where its rows begin and end, and the tile of its matrix.
 
@@ -253,7 +258,7 @@ def load_columns(slots, dout_desc, x_desc, starts_ptr, by_load_ptr, m_tiles, col
     K: gl.constexpr = x_desc.block_type.shape[2]
     N: gl.constexpr = x_desc.block_type.shape[3]
     i = 0
-    for r in range(gl.cdiv(E * m_tiles * columns, gl.num_programs(0))):
+    for r in range(rounds(E * m_tiles * columns)):
         e, start, stop, m, n = gradient_place(r, starts_ptr, by_load_ptr, m_tiles, columns, E)
         for row in range(start, stop, K):
             slot = slots.begin(i)
@@ -275,7 +280,7 @@ def multiply_columns(J: gl.constexpr, slots, staging, out_desc, starts_ptr, by_l
     N: gl.constexpr = slots.common.shape[4]
     SUM: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, N, 16])
     i = 0
-    for r in range(gl.cdiv(E * m_tiles * columns, gl.num_programs(0))):
+    for r in range(rounds(E * m_tiles * columns)):
         e, start, stop, m, n = gradient_place(r, starts_ptr, by_load_ptr, m_tiles, columns, E)
         total = gl.zeros([ROWS, N], gl.float32, SUM)
         first = i
