@@ -242,14 +242,12 @@ def gradient_place(r, starts_ptr, by_load_ptr, m_tiles, columns, E):
     programs = gl.num_programs(0)
     p = gl.program_id(0)
     t = r * programs + gl.where(r % 2 == 0, p, programs - 1 - p)
-    e = E
-    start = 0
-    stop = 0
-    if t < E * m_tiles * columns:
-        e = gl.load(by_load_ptr + t // (m_tiles * columns))
-        start = gl.load(starts_ptr + e)
-        stop = gl.load(starts_ptr + e + 1)
-    return e, start, stop, t // columns % m_tiles, t % columns
+    tiles = m_tiles * columns  # of an expert's matrix
+    e = gl.load(by_load_ptr + gl.minimum(t // tiles, E - 1))
+    start = gl.load(starts_ptr + e)
+    stop = gl.load(starts_ptr + e + 1)
+    there = t < E * tiles
+    return gl.where(there, e, E), start, gl.where(there, stop, start), t // columns % m_tiles, t % columns
 
 
 @gluon.jit
