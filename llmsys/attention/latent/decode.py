@@ -127,7 +127,7 @@ def launch_merge(
     o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor, query_start_loc: Tensor, members: int,
     kernel: object = None,
 ) -> None:  # fmt: skip
-    """Add up the parts that the programs of a split kernel, in teams of so many, have left; and clear rows of nobody."""
+    """Add up the parts that the programs of a split kernel, in teams of so many, have left; clear rows of nobody."""
     (N, Hq, latent), (programs, rows) = o.shape, (len(cuts), part.shape[1])
     (kernel or _kernels().merge)[(programs, rows // MERGE_ROWS)](
         o, lse, part, part_lse, cuts, query_start_loc, len(query_start_loc) - 1, N,

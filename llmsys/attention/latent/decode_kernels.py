@@ -23,8 +23,9 @@ triton, tl = load_triton()
 def split_kernel(
     q_ptr, pages_ptr, o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, lengths_ptr, table_ptr,
     q_stride_n, q_stride_h, page_stride, slot_stride, table_stride, S, scale_log2,
-    HEADS: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, PAGE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, PAGE: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One run of tiles: o (N, HEADS, LATENT) and lse (N, HEADS) of the entries that lie in it, and parts of the at most
     two that do not. What is nobody's is left alone.
@@ -119,8 +120,8 @@ def _store(
 @triton.jit(do_not_specialize=["S", "N"])
 def merge_kernel(
     o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, S, N,
-    HEADS: tl.constexpr, LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr,
-    PARTS: tl.constexpr,
+    HEADS: tl.constexpr, LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of the sum of the parts of an entry: the one that begins in a program's run and goes on after it, if
     there is one. Beside that, zeros for tokens that belong to no sequence.

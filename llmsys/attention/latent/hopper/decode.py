@@ -77,9 +77,14 @@ def decode_arguments(
         queries, described, o, lse, part, part_lse, cuts, query_start_loc, seq_lens, block_table,
         block_table.stride(0), S, scale * LOG2_E,
     ]  # fmt: skip
-    return positional, dict(
-        HEADS=Hq, MEMBERS=members, PAGE=page, BLOCK_S=max(128, 1 << (S - 1).bit_length()), ACCUMULATE_REGISTERS=168,
-        COPY_REGISTERS=40,
+    return positional, kernel_constants(Hq, members, page, S)
+
+
+def kernel_constants(heads: int, members: int, page: int, S: int) -> dict[str, int]:
+    """The kernel's constants, for steps of at most so many sequences, or a power of two more."""
+    return dict(
+        HEADS=heads, MEMBERS=members, PAGE=page, BLOCK_S=max(128, 1 << (S - 1).bit_length()), ACCUMULATE_REGISTERS=168,
+        COPY_REGISTERS=40 if page >= TILE else 56,
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ copies going. One program an SM has five roles:
 - one warp copies *queries*, whenever an entry has been scored;
 - one warpgroup *scores*, and two *accumulate* (`consumers`).
 
-Parts of an entry that several teams share are left in memory, and `merge_kernel` adds them up (`llmsys.attention.latent.decode_kernels`).
+Parts of an entry that several teams share are left in memory, and `merge_kernel` adds them up
+(`llmsys.attention.latent.decode_kernels`).
 Only one program of this kind fits on an SM, and it must stay so: with more, in earlier trials, the GPU hung.
 """
 
@@ -29,15 +30,15 @@ NOWHERE = gl.constexpr(2**30)
 def latent_decode_kernel(
     q_desc, pages_desc, o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, lengths_ptr, table_ptr,
     table_stride, S, scale_log2,
-    HEADS: gl.constexpr, MEMBERS: gl.constexpr, PAGE: gl.constexpr, BLOCK_S: gl.constexpr, ACCUMULATE_REGISTERS: gl.constexpr,
-    COPY_REGISTERS: gl.constexpr,
+    HEADS: gl.constexpr, MEMBERS: gl.constexpr, PAGE: gl.constexpr, BLOCK_S: gl.constexpr,
+    ACCUMULATE_REGISTERS: gl.constexpr, COPY_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """o (N · HEADS, 512) and lse (N · HEADS,) of a step, contiguous, or parts of them; nothing where rows are nobody's.
 
     Grid: (P,), a multiple of MEMBERS, at most one program an SM. Descriptors: of q (N · HEADS, 576) in tiles of
-    (64, 64); of the pages (slots, 576) in tiles of (UNIT, 64). UNIT divides PAGE and 64. part (2P, 64, 512) and part_lse
-    (2P, 64), base two, fp32, and cuts (P, 3) int32 are what `merge_kernel` is handed. Four warps are asked for: they
-    score.
+    (64, 64); of the pages (slots, 576) in tiles of (UNIT, 64), where UNIT divides PAGE and 64. part (2P, 64, 512) and
+    part_lse (2P, 64), base two, fp32, and cuts (P, 3) int32 are what `merge_kernel` is handed. Four warps are asked
+    for: they score.
     """
     tokens, length = ask(starts_ptr, lengths_ptr, S, BLOCK_S)  # on the way while the barriers are made
     queries = new_queries(q_desc)
