@@ -20,6 +20,7 @@ BENCHMARKS = {
     "decode": "llmsys.bench.decode",
     "paged_decode": "llmsys.bench.paged_decode",
     "paged_prefill": "llmsys.bench.paged_prefill",
+    "mla_decode": "llmsys.bench.mla_decode",
     "serving": "llmsys.bench.serving",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from llmsys.attention import Attention
 from llmsys.attention.head_norms import HeadNorms, normalise
-from llmsys.attention.latent.paged import LARGEST_LATENT, LARGEST_ROPE, paged_latent_attention
+from llmsys.attention.latent import LARGEST_LATENT, LARGEST_ROPE, paged_latent_attention
 from llmsys.attention.paged import (
     PagedAttention,
     paged_attention,

@@ -4,8 +4,10 @@ chapter, in the order in which to read it:
     forms     what is computed, in two forms that are equal: expand the latent, or absorb the expansion into the query
     paged     the absorbed form over pages of latents: what surrounds the kernel
     kernels   the kernel: each latent is read once, and is key and value
+    decode    the same for few query tokens a sequence; `decode_kernels` in Triton, `hopper/` in Gluon
 """
 
+from llmsys.attention.latent.decode import LARGEST_LATENT, LARGEST_ROPE, latent_decode
 from llmsys.attention.latent.forms import (
     absorb_queries,
     absorbed_latent_attention,
@@ -16,10 +18,13 @@ from llmsys.attention.latent.forms import (
 from llmsys.attention.latent.paged import paged_latent_attention
 
 __all__ = [
+    "LARGEST_LATENT",
+    "LARGEST_ROPE",
     "absorb_queries",
     "absorbed_latent_attention",
     "expand_latent",
     "expand_outputs",
+    "latent_decode",
     "naive_latent_attention",
     "paged_latent_attention",
 ]

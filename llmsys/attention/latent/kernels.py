@@ -12,7 +12,7 @@ tiles of all sequences in a line, cut into equal runs, one a program; the parts 
 has many tiles of rows, and a decode step one or two.
 """
 
-from llmsys.attention.paged.split_kernels import line_ends, place_in_line
+from llmsys.attention.paged.split_kernels import line_ends, line_place
 from llmsys.attention.paged.walk import store_rows
 from llmsys.hardware.tier import load_triton
 
@@ -41,7 +41,7 @@ def latent_kernel(
     l_ = tl.arange(0, BLOCK_L)
     r_ = tl.arange(0, BLOCK_R)
     while at < stop:
-        s, start, Tq, length, n, unit, tile = place_in_line(at, ends, starts_ptr, lengths_ptr, BLOCK_N)
+        s, start, Tq, length, n, unit, tile = line_place(at, ends, starts_ptr, lengths_ptr, BLOCK_N)
         first_row = unit * BLOCK_M
         take = tl.minimum(n - tile, stop - at)
         rows = first_row + tl.arange(0, BLOCK_M)

@@ -3,6 +3,9 @@
 The contract is that of attention over pages (`llmsys.attention.paged.arguments`), with one key head, of L + R columns,
 and values that are a view of the pages' first L columns. So a paged cache whose values are in its keys needs nothing
 else: any number of query tokens a sequence, causal, with or without a tree, and no length on the host.
+
+Steps in which every sequence brings few tokens go to `latent_decode`, which on Hopper has a kernel in Gluon. Here are
+the others: chunks of prompts, of whose tiles of rows each passes over the keys that none of them sees.
 """
 
 from functools import lru_cache
@@ -12,12 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llmsys.attention.flash.tiles import LOG2_E, TileConfig, block_of, target_of
+from llmsys.attention.latent.decode import LARGEST_LATENT, LARGEST_ROPE, latent_decode
 from llmsys.attention.paged.arguments import check_pages, check_step
 from llmsys.attention.paged.plans import LARGE_SMS
 from llmsys.attention.paged.write import check_device
 
-LARGEST_LATENT, LARGEST_ROPE = 512, 128
-"""Columns of a slot: of c, which is key and value, and of r, which is key alone."""
+FEW_TOKENS = 8
+"""Tokens a sequence up to which a step is one of decoding: a token each, or a draft."""
 
 
 def paged_latent_attention(
@@ -48,7 +52,8 @@ def paged_latent_attention(
     scale
         That of the naive form, 1/√(Dn + R), which cannot be seen here: it must be given.
     tiles, programs, kernels
-        In place of `tiles_for`'s choice, and of the two kernels (latent, merge).
+        In place of `tiles_for`'s choice, and of the two kernels (latent, merge): where one of them is given, it is
+        this kernel that is launched.
 
     Raises
     ------
@@ -80,13 +85,18 @@ def paged_latent_attention(
         raise ValueError(f"key_pages must have a stride of 1 in the last dimension, got {key_pages.stride(3)}")
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"q must be float32, float16 or bfloat16 for the kernel, got {q.dtype}")
+    if tree_mask is not None and tree_mask.shape[1] <= 1:
+        tree_mask = None  # a tree of one token says nothing
+    if max_query_len <= FEW_TOKENS and tree_mask is None and tiles is programs is kernels is None:
+        return latent_decode(
+            q, key_pages[:, :, 0], latent=L, query_start_loc=query_start_loc, seq_lens=seq_lens,
+            block_table=block_table, max_query_len=max_query_len, scale=scale, return_lse=return_lse,
+        )  # fmt: skip
     o = torch.empty(N, Hq, L, dtype=q.dtype, device=q.device)
     lse = torch.empty(N, Hq, dtype=torch.float32, device=q.device)
     if o.numel() == 0 or S == 0:
         o.zero_(), lse.fill_(float("-inf"))
         return (o, lse) if return_lse else o
-    if tree_mask is not None and tree_mask.shape[1] <= 1:
-        tree_mask = None  # a tree of one token says nothing
     if kernels is None:
         check_device(q)
         kernels = _kernels()

@@ -42,7 +42,7 @@ def split_kernel(
     at = tl.minimum(program * each, total)
     stop = tl.minimum(at + each, total)
     while at < stop:
-        s, start, Tq, length, n, unit, tile = place_in_line(at, ends, starts_ptr, lengths_ptr, BLOCK_N)
+        s, start, Tq, length, n, unit, tile = line_place(at, ends, starts_ptr, lengths_ptr, BLOCK_N)
         h = (unit % Hkv).to(tl.int64)
         first_row = unit // Hkv * BLOCK_M
         take = tl.minimum(n - tile, stop - at)
@@ -88,7 +88,7 @@ def merge_kernel(
     each = tl.cdiv(total, tl.num_programs(0))
     last = program * each + each - 1  # of this run
     if last < total - 1:
-        s, start, Tq, length, n, unit, tile = place_in_line(last, ends, starts_ptr, lengths_ptr, BLOCK_N)
+        s, start, Tq, length, n, unit, tile = line_place(last, ends, starts_ptr, lengths_ptr, BLOCK_N)
         if (tile < each) & (tile < n - 1):
             rows = unit // Hkv * BLOCK_M + tl.arange(0, BLOCK_M)
             there = rows < G * Tq
@@ -132,7 +132,7 @@ def line_ends(
 
 
 @triton.jit
-def place_in_line(at, ends, starts_ptr, lengths_ptr, BLOCK_N: tl.constexpr):
+def line_place(at, ends, starts_ptr, lengths_ptr, BLOCK_N: tl.constexpr):
     """What tile `at` of the line belongs to: the sequence s, its first token, its tokens and keys; how many tiles a
     unit of it has; the number of the unit among its own, and the tile's in the unit."""
     before = ends <= at
