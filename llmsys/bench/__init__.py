@@ -22,6 +22,7 @@ BENCHMARKS = {
     "paged_prefill": "llmsys.bench.paged_prefill",
     "mla_decode": "llmsys.bench.mla_decode",
     "serving": "llmsys.bench.serving",
+    "moe_training": "llmsys.bench.moe_training",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 
