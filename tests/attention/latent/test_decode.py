@@ -166,9 +166,11 @@ def test_compiled_for_hopper_the_kernel_uses_tensor_cores_fits_as_often_as_given
         what = f"{heads} heads × {tokens}, page {page}: {split}, {merge}"
         assert isinstance(split, Compiled) and isinstance(merge, Compiled), what
         assert split.wgmma or "mma.sync" in split.ptx, what
-        assert split.spill_bytes == merge.spill_bytes == 0 and not split.warnings, what
+        # With 64 rows, O takes half of all registers; these few bytes were faster than smaller tiles.
+        assert split.spill_bytes <= (160 if heads * tokens > 32 else 0) and merge.spill_bytes == 0, what
+        assert not split.warnings, what
         assert split.occupancy().programs >= tiles_for(heads * tokens, 2, "sm_90")[1], what
-        assert merge.occupancy().programs >= 2, what
+        assert merge.occupancy().programs >= 4, what
 
 
 def test_other_gpus_and_float32_have_shared_memory_for_their_tiles(tmp_path):
