@@ -14,6 +14,7 @@ for nothing: it is written down, and done before the next step, for whoever hung
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from llmsys.models.prompt import Prompt
@@ -30,6 +31,14 @@ class Reader:
     response: Response | None = None  #  once it is
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     hung_up: bool = False
+
+    async def __aiter__(self) -> AsyncIterator[Update]:
+        """What is added to the answers, until the last has ended."""
+        left = len(self.response.answers)
+        while left:
+            update = await self.updates.get()
+            left -= update.reason is not None
+            yield update
 
 
 class AsyncEngine:
@@ -56,6 +65,11 @@ class AsyncEngine:
     async def __aexit__(self, *_) -> None:
         await self.close()
 
+    @property
+    def closed(self) -> bool:
+        """It takes no more prompts: it was closed, its event loop has ended, or its engine is broken."""
+        return self._closed
+
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, id: str | None = None, salt: str | None = None
     ) -> AsyncIterator[Update]:
@@ -63,17 +77,44 @@ class AsyncEngine:
 
         Arguments and errors as for `Engine.add`, at the first piece.
         """
-        async for update in self._updates(await self._add(prompt, params, id, salt)):
-            yield update
+        async with self.reading(prompt, params, id=id, salt=salt) as reader:
+            async for update in reader:
+                yield update
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, id: str | None = None, salt: str | None = None
     ) -> Response:
         """The whole response. Cancelling it aborts the request. Arguments and errors as for `Engine.add`."""
-        reader = await self._add(prompt, params, id, salt)
-        async for _ in self._updates(reader):
-            pass
+        async with self.reading(prompt, params, id=id, salt=salt) as reader:
+            async for _ in reader:
+                pass
         return reader.response
+
+    @asynccontextmanager
+    async def reading(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        id: str | None = None,
+        salt: str | None = None,
+        updates: asyncio.Queue[Update] | None = None,
+    ) -> AsyncIterator[Reader]:
+        """A block with somebody who reads: `async for update in reader`, and `reader.response`, which grows meanwhile.
+        When the block ends, what has not ended is aborted.
+
+        `updates` may be a queue that several readers share: then read the queue itself. Other arguments and errors as
+        for `Engine.add`, before the block begins.
+        """
+        reader = Reader(id) if updates is None else Reader(id, updates=updates)
+        await self._add(reader, prompt, params, salt)
+        try:
+            yield reader
+        finally:
+            if self._readers.get(reader.id) is reader:  # another one's may have its id, if it has ended
+                del self._readers[reader.id]
+            if not reader.response.finished:
+                self._hang_up(reader)
 
     def abort(self, id: str) -> None:
         """Ends a response before the next step; its reader gets what there is, with the reason "abort". Nothing where
@@ -89,18 +130,17 @@ class AsyncEngine:
         if self._task is not None:
             await self._task
 
-    async def _add(self, prompt, params, id, salt) -> Reader:
+    async def _add(self, reader: Reader, prompt, params, salt) -> None:
         if self._closed:
             raise RuntimeError("this engine has been closed: make a new AsyncEngine")
         if self._task is None:
             self._task = asyncio.create_task(self._serve())
-        reader = Reader(id)
         self._coming.append(reader)
         try:
             async with self._lock:
                 if self._closed:  # while it waited
                     raise RuntimeError("this engine has been closed: make a new AsyncEngine")
-                reader.response = self.engine.add(prompt, params, id=id, salt=salt, listener=self._said.append)
+                reader.response = self.engine.add(prompt, params, id=reader.id, salt=salt, listener=self._said.append)
                 reader.id = reader.response.id
                 self._readers[reader.id] = reader
         finally:
@@ -108,20 +148,6 @@ class AsyncEngine:
         if reader.hung_up:
             self._hang_up(reader)
         self._work.set()
-        return reader
-
-    async def _updates(self, reader: Reader) -> AsyncIterator[Update]:
-        left = len(reader.response.answers)
-        try:
-            while left:
-                update = await reader.updates.get()
-                left -= update.reason is not None
-                yield update
-        finally:
-            if self._readers.get(reader.id) is reader:  # another one's may have its id, if it has ended
-                del self._readers[reader.id]
-            if left:
-                self._hang_up(reader)
 
     def _hang_up(self, reader: Reader) -> None:
         reader.hung_up = True
