@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from llmsys.course.cli.use import device_of, refusals
 
 CPU_SEQUENCES, CPU_CACHE = 16, 2.0  # answers side by side, GiB: a laptop is used for other things, too
 GIB = 1 << 30
+SMOLLM2 = "SmolLM2-135M-Instruct"
 
 
 def serve(
@@ -47,7 +49,7 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 1 << 20,
     cache: Annotated[
         float | None,
-        typer.Option(help="GiB for keys and values.", show_default="what a GPU has free; on a CPU at most 2"),
+        typer.Option(min=0.0, help="GiB for keys and values.", show_default="what a GPU has free; on a CPU at most 2"),
     ] = None,
     policy: Annotated[str, typer.Option(help="How a step is filled: static, orca, alternating, stall-free.")] = (
         "stall-free"
@@ -77,7 +79,8 @@ def serve(
                 running=engine.scheduler.max_sequences, waiting=max_waiting,
             )  # fmt: skip
             hosts = LOOPBACK if is_loopback(bound) else None
-            app = create_app(engine, name=name or engine.model.config.name, limits=limits, api_key=api_key, hosts=hosts)
+            called = name or (SMOLLM2 if model is None else Path(model).resolve().name.removesuffix(".gguf"))
+            app = create_app(engine, name=called, limits=limits, api_key=api_key, hosts=hosts)
         _say(app.state.service, url(bound), open_to_all=hosts is None and api_key is None)
         Server(app, access_log=access_log).run(sockets=[bound])
 

@@ -43,7 +43,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, service: Service, *, api_key: str | None, hosts: Collection[str] | None):
         self._app, self._service, self._hosts = app, service, hosts
-        self._key = None if api_key is None else _digest(api_key)
+        self._key = None if api_key is None else _digest(api_key.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the lifespan
@@ -81,7 +81,7 @@ class Gate:
             raise ApiError(403, f"this server is asked as {names}. To reach it by another name, give it an API key")
         if self._key is not None and scope["path"] not in OPEN:
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(key.strip()), self._key):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(key.strip().encode("latin-1")), self._key):
                 what = "an API key is needed, as `Authorization: Bearer KEY`, and this is none or another one"
                 raise ApiError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         if scope["method"] == "POST":
@@ -120,12 +120,14 @@ class HungUp(Exception):
     """The client did, before its request was whole."""
 
 
-def _digest(key: str) -> bytes:
+def _digest(key: bytes) -> bytes:
     """Of one length for all keys, so that not even the length can be measured."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(key).digest()
 
 
 def _name(host: str) -> str:
     """Without its port: of `[::1]:8000`, `[::1]`."""
-    end = host.find("]")
-    return host[: end + 1] if end > 0 else host.partition(":")[0]
+    if host.startswith("["):
+        address, end, port = host.partition("]")
+        return address + end if not port or port.startswith(":") else host
+    return host.partition(":")[0]

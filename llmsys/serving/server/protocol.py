@@ -38,7 +38,8 @@ NEUTRAL: Mapping[str, list] = {
 """Of what is not supported, the values that ask for nothing. Besides these, null, [] and {} of anything."""
 
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
-Token = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
 Row = Annotated[list[Token], Field(min_length=1)]
 
 
@@ -65,16 +66,16 @@ class Request(Strict):
     model: str | None = Field(None, description="The model's name, as /v1/models says it; it may be left out.")
     stream: bool | None = Field(None, description="Server-sent events, a piece of text at a time.")
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1)] | None = Field(None, description="Answers to each prompt.")
+    n: Count | None = Field(None, description="Answers to each prompt.")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="0 and -1 are all tokens.")
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = Field(None, description="0 and -1 are all tokens.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
     user: str | None = Field(None, description="Not used.")
 
     @property
@@ -140,7 +141,7 @@ class ChatRequest(Request):
     """POST /v1/chat/completions"""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="As max_tokens.")
+    max_completion_tokens: Count | None = Field(None, description="As max_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
