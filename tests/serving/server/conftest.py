@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,6 +82,11 @@ class Running:
         with self.client() as client:
             return client.get(path, **more)
 
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
     def wait(self, condition: Callable[[], object], seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
@@ -95,12 +101,17 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(model: Llama, *, limits: Limits | None = None, api_key=None, hosts=None, **engine) -> Iterator[Running]:
-    """A server for a block; it must end by itself when it is told to stop."""
+def serving(
+    model: Llama, *, limits: Limits | None = None, api_key=None, hosts=None, send_buffer: int | None = None, **engine
+) -> Iterator[Running]:
+    """A server for a block; it must end by itself when it is told to stop. `send_buffer` is of each connection, in
+    bytes."""
     torch.set_num_threads(1)
     made = Engine(model, **dict(num_blocks=400, block_size=4, max_sequences=16) | engine)
     app = create_app(made, name=NAME, limits=limits, api_key=api_key, hosts=hosts)
     server, bound = Server(app), listening("127.0.0.1", 0)
+    if send_buffer is not None:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     where = url(bound)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
@@ -127,6 +138,13 @@ def left_as_it_was(request):
     yield
     if "served" in request.fixturenames:
         request.getfixturevalue("served").wait_until_empty()
+
+
+def raw_request(path: str, body) -> tuple[bytes, bytes]:
+    """A request as it goes over the wire: its head, and its body."""
+    content = json.dumps(body).encode()
+    lines = (f"POST {path} HTTP/1.1", "Host: a", "Content-Type: application/json", f"Content-Length: {len(content)}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode(), content
 
 
 def open_files() -> int:

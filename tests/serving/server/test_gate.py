@@ -85,8 +85,7 @@ def test_a_body_that_is_too_long_is_refused_and_the_client_sees_that(model):
 
 def test_who_sends_slowly_is_cut_off(model):
     with serving(model, limits=Limits(body_seconds=1, running=4)) as running:
-        host, port = running.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as slow:
+        with socket.create_connection(running.address, timeout=20) as slow:
             slow.sendall(HALF.encode())
             began = time.monotonic()
             said = b""
@@ -132,7 +131,7 @@ def test_a_name_that_another_site_made_for_this_machine_is_refused(model):
 
 def test_a_full_server_says_so_at_once_and_when_to_try_again(model):
     with serving(model, limits=Limits(running=2, waiting=1), max_sequences=2) as running:
-        body = {"prompt": "a", "max_tokens": 500, "ignore_eos": True, "stream": True}
+        body = {"prompt": "a", "max_tokens": 300, "ignore_eos": True, "stream": True}
         with running.client() as client:
             streams = [client.build_request("POST", PATH, json=body) for _ in range(3)]
             inside = [client.send(request, stream=True) for request in streams]
@@ -204,11 +203,10 @@ def test_a_request_that_fails_in_us_is_a_500_and_no_more(served, monkeypatch):
 
 def test_the_gate_reads_no_body_of_who_hangs_up_meanwhile(model):
     with serving(model) as running:
-        host, port = running.url.removeprefix("http://").split(":")
 
         async def go():
             for _ in range(20):
-                _, writer = await asyncio.open_connection(host, int(port))
+                _, writer = await asyncio.open_connection(*running.address)
                 writer.write(HALF.encode())
                 await writer.drain()
                 writer.close()

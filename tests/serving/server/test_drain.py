@@ -1,0 +1,156 @@
+"""Told to stop, the server keeps its promises: who was let in is answered, and then it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from llmsys.models import save_model
+from llmsys.serving.server.drain import listening, url
+from llmsys.serving.server.limits import Limits
+from tests.serving.server.conftest import serving
+
+ROOT = Path(__file__).parents[3]
+PATH = "/v1/completions"
+LONG = {"prompt": "a", "max_tokens": 80, "ignore_eos": True}
+
+
+def in_the_background(function):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    return thread, found
+
+
+def test_who_was_let_in_is_answered_and_nobody_else_is(model):
+    with serving(model, max_sequences=2) as running:
+        asked = [in_the_background(lambda: running.post(PATH, LONG)) for _ in range(5)]  # some of them wait
+        running.wait(lambda: running.service.door.inside == 5)
+        with running.client() as kept_alive:
+            assert kept_alive.get("/health").status_code == 200
+            running.server.stop()
+            running.wait(lambda: not running.server.servers[0].is_serving())
+            with pytest.raises(httpx.TransportError):
+                running.get("/health")
+        for thread, _ in asked:
+            thread.join(60)
+        assert [found[0].json()["usage"]["completion_tokens"] for _, found in asked] == [80] * 5
+        running.thread.join(10)
+        assert not running.thread.is_alive() and running.engine.pool.stats.used == 0
+
+
+def test_while_it_drains_a_connection_that_is_there_is_told_so(model):
+    with serving(model) as running:
+        running.service.draining = True  # as between the signal and the end of the connections
+        for path, said in (("/health", '{"status":"draining"}'), ("/engine", '"state":"draining"')):
+            assert said in running.get(path).text
+        refused = running.post(PATH, LONG)
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
+        assert running.get("/health").status_code == 503
+
+
+def test_what_takes_too_long_is_ended_and_told(model):
+    with serving(model, limits=Limits(drain_seconds=1, running=16)) as running:
+        stream = LONG | {"stream": True, "max_tokens": 590, "n": 8}
+        slow, streamed = in_the_background(lambda: running.post(PATH, stream))
+        waiting, whole = in_the_background(lambda: running.post(PATH, LONG | {"max_tokens": 590}))
+        running.wait(lambda: running.service.door.inside == 9)
+        step = running.engine.step
+
+        def slowly():
+            time.sleep(0.05)
+            return step()
+
+        running.engine.step = slowly
+        running.server.stop()
+        began = time.monotonic()
+        for each in (slow, waiting, running.thread):
+            each.join(30)
+        assert time.monotonic() - began < 10 and not running.thread.is_alive()
+        assert "the server stopped" in streamed[0].text and streamed[0].text.endswith("data: [DONE]\n\n")
+        assert whole[0].status_code == 503 and running.engine.pool.stats.used == 0
+
+
+def test_an_address_that_is_taken_is_known_at_once():
+    with listening("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):  # nobody waits for a server that loads its model
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+        first.listen()
+        with pytest.raises(OSError, match="in use"):
+            listening("127.0.0.1", port)
+        assert url(first) == f"http://127.0.0.1:{port}"
+    with pytest.raises(OSError):
+        listening("no-such-name.invalid", 0)
+
+
+@pytest.fixture
+def process(model, tmp_path):
+    """`llmsys serve` in a process of its own: (the process, its address)."""
+    save_model(model, tmp_path / "tiny")
+    command = [
+        sys.executable,
+        "-m",
+        "llmsys",
+        "serve",
+        "--model",
+        str(tmp_path / "tiny"),
+        "--port",
+        "0",
+        "--cache",
+        "0.01",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "LLMSYS_API_KEY"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        first, where = (server.stdout.readline().decode() for _ in range(2))
+        assert first.startswith("tiny on cpu: 16 answers at a time"), first + server.stderr.read().decode()
+        address, deadline = where.split()[0], time.monotonic() + 60
+        while True:
+            try:
+                httpx.get(f"{address}/health").raise_for_status()
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield server, address
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+        server.stderr.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_answers_end_and_exits_with_0(process, number):
+    server, address = process
+    with httpx.stream("POST", f"{address}{PATH}", json=LONG | {"stream": True}, timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        server.send_signal(number)
+        assert list(lines)[-2] == "data: [DONE]"
+    assert server.wait(30) == 0
+    assert server.stderr.read().decode() == "", "no traceback, no warning"
+
+
+@pytest.mark.slow
+def test_a_second_signal_does_not_wait(process):
+    server, address = process
+    body = LONG | {"stream": True, "max_tokens": 590, "n": 16}
+    with httpx.stream("POST", f"{address}{PATH}", json=body, timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        server.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        server.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert server.wait(20) is not None and time.monotonic() - began < 8
