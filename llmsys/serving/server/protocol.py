@@ -44,9 +44,9 @@ Row = Annotated[list[Token], Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """No "1" for 1, no true for 1; what is not known is kept, for `refuse_unsupported`."""
+    """No "1" for 1, no true for 1; what is not known is kept, for `refuse_unsupported`, and the document denies it."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
 
     def refuse_unsupported(self, where: str = "") -> None:
         """ApiError 400 with the name of the first parameter that is not supported and asks for something."""
