@@ -39,7 +39,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "What was asked cannot be done, or not now"},
     "5XX": {"model": ErrorReply, "description": "It failed"},
 }
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+STREAM = {"text/event-stream": {"itemSchema": EVENT}}
 
 
 def create_app(

@@ -1,10 +1,10 @@
 """Running it, and stopping without breaking a promise: who was let in gets an answer.
 
-    SIGTERM or Ctrl-C ──► no new connection, /health says 503 ──► answers under way end ──► exit, with status 0
-                                                            └─ after drain_seconds ──► the rest is aborted, and told
+    SIGTERM or Ctrl-C ──► no new connection ──► answers under way end ──────────────────────────► exit, with status 0
+                                            └─ after drain_seconds the rest is aborted, and told ─┘
 
-A second signal does not wait. Under a supervisor (systemd, Kubernetes) this is what its grace period is for: give it a
-few seconds more than `drain_seconds`.
+After a second signal the rest is aborted at once. Under a supervisor (systemd, Kubernetes) `drain_seconds` is what its
+grace period is for: give it ten seconds more.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from llmsys.serving.server.service import Service
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAST_WORDS = 5
-"""Seconds, after answers were aborted, for their clients to read that. Connections that remain are cut."""
+"""Seconds, after answers were aborted, for their clients to read that. Connections that are left then are cut."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,16 +33,16 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, *, access_log: bool = False):
         self.service: Service = app.state.service
-        drain = self.service.limits.drain_seconds
+        self._hurry = False
         config = uvicorn.Config(
             app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=access_log, server_header=False,
-            proxy_headers=False, timeout_keep_alive=30, timeout_graceful_shutdown=drain + LAST_WORDS,
+            proxy_headers=False, timeout_keep_alive=30,
         )  # fmt: skip
         super().__init__(config)
 
     def stop(self) -> None:
-        """Begins to drain. May be called from any thread; the second time, it does not wait."""
-        self.force_exit = self.should_exit
+        """Begins to drain. May be called from any thread; the second time, answers under way are not waited for."""
+        self._hurry = self.should_exit
         self.should_exit = self.service.draining = True
 
     @contextmanager
@@ -66,9 +66,15 @@ class Server(uvicorn.Server):
             giving_up.cancel()
 
     async def _give_up(self) -> None:
-        await asyncio.sleep(self.service.limits.drain_seconds)
-        _LOGGER.warning("%d answers did not end in time, and are aborted", self.service.door.inside)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.service.limits.drain_seconds
+        while loop.time() < end and not self._hurry:
+            await asyncio.sleep(0.05)
+        _LOGGER.warning("answers that did not end in time, and are aborted: %d", self.service.door.inside)
         await self.service.close()
+        await asyncio.sleep(LAST_WORDS)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def listening(host: str, port: int) -> socket.socket:

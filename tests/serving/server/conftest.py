@@ -5,6 +5,9 @@ import gc
 import json
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +29,7 @@ from llmsys.serving.server.app import create_app
 from llmsys.serving.server.drain import Server, listening, url
 from llmsys.serving.server.limits import Limits
 
+ROOT = Path(__file__).parents[3]
 NAME = "tiny"
 CONTEXT = 600
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
@@ -138,6 +142,34 @@ def left_as_it_was(request):
     yield
     if "served" in request.fixturenames:
         request.getfixturevalue("served").wait_until_empty()
+
+
+@contextlib.contextmanager
+def in_a_process(*options: str, cwd: Path) -> Iterator[tuple[subprocess.Popen, str, str]]:
+    """`llmsys serve` in a process of its own, on a free port: (the process, its address, what it said first)."""
+    command = [sys.executable, "-m", "llmsys", "serve", "--port", "0", *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LLMSYS")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=errors) as server,
+    ):
+        try:
+            said, where = (server.stdout.readline().decode() for _ in range(2))
+            errors.seek(0)
+            assert where, errors.read().decode()
+            address, deadline = where.split()[0], time.monotonic() + 60
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    httpx.get(f"{address}/health").raise_for_status()
+                    break
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield server, address, said
+            errors.seek(0)
+            assert b"Traceback" not in errors.read()
+        finally:
+            server.kill()
 
 
 def raw_request(path: str, body) -> tuple[bytes, bytes]:
