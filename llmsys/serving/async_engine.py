@@ -6,9 +6,10 @@
         responses = await asyncio.gather(*(served.generate(prompt) for prompt in prompts))
 
 A step blocks, so it runs in a thread, and the event loop goes on: new requests are taken and pieces of text sent while
-the model computes. But an engine may be used by one thread at a time, so what comes meanwhile waits for the step's end
-at a lock, first come first served; and what a step says is passed on in the event loop, when it is over. Aborting waits
-for nothing: it is written down, and done before the next step, for whoever hung up does not wait.
+the model computes. The thread takes one step after the other, and does not wait until all has been sent that a step
+said: of a loop that falls behind, readers get more at a time. But an engine may be used by one thread at a time, so who
+comes waits for the step's end at a lock, first come first served, and the thread lets go of the engine when somebody
+waits. Aborting waits for nothing: it is written down, and done before the next step, for whoever hung up does not wait.
 """
 
 import asyncio
@@ -52,7 +53,8 @@ class AsyncEngine:
         self.engine = engine
         self._lock = asyncio.Lock()  # who has it may touch the engine
         self._work = asyncio.Event()  # there is something to do
-        self._said: deque[Update] = deque()  # by the step that is running
+        self._said: deque[Update] = deque()  # by steps, and not passed on yet
+        self._told = 0  # how many updates there were
         self._readers: dict[str, Reader] = {}  # by their responses' ids
         self._coming: list[Reader] = []
         self._hung_up: list[Reader] = []  # whose responses are to be aborted
@@ -140,7 +142,7 @@ class AsyncEngine:
             async with self._lock:
                 if self._closed:  # while it waited
                     raise RuntimeError("this engine has been closed: make a new AsyncEngine")
-                reader.response = self.engine.add(prompt, params, id=reader.id, salt=salt, listener=self._said.append)
+                reader.response = self.engine.add(prompt, params, id=reader.id, salt=salt, listener=self._tell)
                 reader.id = reader.response.id
                 self._readers[reader.id] = reader
         finally:
@@ -165,10 +167,9 @@ class AsyncEngine:
                     self._abort_hung_up()
                     if self.engine.has_unfinished and not self._closed:
                         try:
-                            await asyncio.to_thread(self.engine.step)
+                            await asyncio.to_thread(self._steps, asyncio.get_running_loop())
                         except Exception as error:
-                            if not self._said:  # else its requests have failed, and say so
-                                broken, self._closed = error, True
+                            broken, self._closed = error, True
                     elif not self._hung_up:
                         self._work.clear()
                     self._pass_on()
@@ -181,6 +182,23 @@ class AsyncEngine:
                 self._pass_on()
         if broken is not None:
             raise broken
+
+    def _steps(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: at least one step, and more while nobody else wants the engine."""
+        while True:
+            told = self._told
+            try:
+                self.engine.step()
+            except Exception:
+                if self._told == told:  # else its requests have failed, and say so
+                    raise
+            if self._coming or self._hung_up or self._closed or not self.engine.has_unfinished:
+                return
+            loop.call_soon_threadsafe(self._pass_on)
+
+    def _tell(self, update: Update) -> None:
+        self._said.append(update)
+        self._told += 1
 
     def _abort_hung_up(self) -> None:
         while self._hung_up:

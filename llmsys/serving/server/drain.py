@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, *, access_log: bool = False):
         self.service: Service = app.state.service
         self._hurry = False
+        self._silent: dict = {}  # connections without a request: the last one, and since when they are seen like that
         config = uvicorn.Config(
             app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=access_log, server_header=False,
             proxy_headers=False, timeout_keep_alive=30,
@@ -56,6 +58,25 @@ class Server(uvicorn.Server):
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # every second
+            self._close_silent()
+        return await super().on_tick(counter)
+
+    def _close_silent(self) -> None:
+        """Closes connections over which no request has come for a while, or only the beginning of its head: nobody may
+        use up all sockets by opening them."""
+        now, silent = time.monotonic(), {}
+        for each in self.server_state.connections:
+            cycle = each.cycle  # the request at hand, or the last one
+            if cycle is None or cycle.response_complete:
+                before, since = self._silent.get(each, (None, now))
+                silent[each] = cycle, since if before is cycle else now
+        self._silent = silent
+        for each, (_, since) in silent.items():
+            if now - since > self.service.limits.request_seconds:
+                each.transport.close()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.draining = True

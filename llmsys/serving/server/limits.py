@@ -27,8 +27,8 @@ class Limits:
 
     body_bytes: int = 1 << 20
     """Of a request."""
-    body_seconds: int = 30
-    """In which it must have come."""
+    request_seconds: int = 30
+    """In which its head must have come, and then its body."""
     prompt_tokens: int | None = None
     """None: what the model has room for."""
     answers: int = 16

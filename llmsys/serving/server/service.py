@@ -120,6 +120,7 @@ class Asked:
     ):
         self.responses = responses
         self._updates, self._n, self._arrived, self._measured = updates, n, arrived, measured
+        self._ahead: Update | None = None  # was taken from the queue, and is another answer's
         self._prompts = {response.id: place for place, response in enumerate(responses)}
 
     @property
@@ -130,7 +131,7 @@ class Asked:
         """Until the last answer has ended. ApiError where one fails, or is aborted as the server stops."""
         first, left = {}, self.choices
         while left:
-            update = await self._updates.get()
+            update = await self._next()
             now, place = time.perf_counter(), self._prompts[update.id]
             choice = place * self._n + update.index
             if choice not in first and update.tokens:
@@ -145,3 +146,18 @@ class Asked:
             if update.reason == "abort":
                 raise ApiError(503, "the server stopped before this was answered")
             yield choice, update
+
+    async def _next(self) -> Update:
+        """The next update, with those after it that are of the same answer and have come already: who falls behind, as
+        the network or this process may, sends fewer pieces, and larger ones."""
+        update = self._ahead or await self._updates.get()
+        self._ahead = None
+        while not self._updates.empty():
+            more = self._updates.get_nowait()
+            if (more.id, more.index) != (update.id, update.index):
+                self._ahead = more
+                break
+            logprobs = None if update.logprobs is None else update.logprobs + more.logprobs
+            text, tokens = update.text + more.text, update.tokens + more.tokens
+            update = update._replace(text=text, tokens=tokens, logprobs=logprobs, reason=more.reason, error=more.error)
+        return update

@@ -1,6 +1,7 @@
 """Who is let in, bodies that are too long, too slow or no JSON at all, and the door when the server is full."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -84,7 +85,7 @@ def test_a_body_that_is_too_long_is_refused_and_the_client_sees_that(model):
 
 
 def test_who_sends_slowly_is_cut_off(model):
-    with serving(model, limits=Limits(body_seconds=1, running=4)) as running:
+    with serving(model, limits=Limits(request_seconds=1, running=4)) as running:
         with socket.create_connection(running.address, timeout=20) as slow:
             slow.sendall(HALF.encode())
             began = time.monotonic()
@@ -93,6 +94,26 @@ def test_who_sends_slowly_is_cut_off(model):
                 said += piece
         assert said.startswith(b"HTTP/1.1 408 ") and b'"error"' in said and time.monotonic() - began < 10
         assert running.get("/health").status_code == 200
+
+
+def test_who_says_nothing_is_cut_off_and_who_asks_often_is_not(model):
+    with serving(model, limits=Limits(request_seconds=1, running=4)) as running, contextlib.ExitStack() as opened:
+        asked = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        silent, half, again = (
+            opened.enter_context(socket.create_connection(running.address, timeout=20)) for _ in range(3)
+        )
+        busy = opened.enter_context(running.client())
+        half.sendall(asked[:20])
+        again.sendall(asked + asked[:20])  # a whole one first
+        deadline, ports = time.monotonic() + 3.5, {}
+        while time.monotonic() < deadline:
+            answer = busy.get("/health")
+            port = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
+            assert port == ports.setdefault("first", port), "over one connection"
+            time.sleep(0.1)
+        for connection in (silent, half, again):
+            while connection.recv(4096):
+                pass
 
 
 def test_prompts_and_answers_have_limits(model):
