@@ -14,6 +14,7 @@ pytest.importorskip("fastapi", reason="the serving extra is not installed")
 
 from llmsys.models import save_model
 from tests.serving.server.conftest import serving, tiny_model
+from tests.support.size import drawn
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,8 +58,8 @@ def test_what_cannot_be_served_costs_one_line(model, options, says, tmp_path, mo
     assert says in is_one_line(run("serve", "--port", "0", "--device", "cpu", *options))
 
 
-@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
-def test_without_the_extra_one_line_says_how_to_get_it(package, tmp_path):
+def test_without_the_extra_one_line_says_how_to_get_it(tmp_path):
+    package = drawn(["fastapi", "uvicorn", "prometheus_client"], 1)[0]
     program = f"import sys; sys.modules[{package!r}] = None\nfrom llmsys.course.cli import main; main()"
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
