@@ -40,7 +40,10 @@ NEUTRAL: Mapping[str, list] = {
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-Row = Annotated[list[Token], Field(min_length=1)]
+# Of a list the first error is enough: a megabyte of wrong ones must not become a gigabyte of reasons.
+Row = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+Rows = Annotated[list[Row], Field(min_length=1, fail_fast=True)]
 
 
 class Strict(BaseModel):
@@ -72,8 +75,8 @@ class Request(Strict):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = Field(None, description="0 and -1 are all tokens.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
-    stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=4, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     max_tokens: Count | None = None
     user: str | None = Field(None, description="Not used.")
@@ -115,7 +118,7 @@ class Request(Strict):
 class CompletionRequest(Request):
     """POST /v1/completions"""
 
-    prompt: str | Row | Annotated[list[str], Field(min_length=1)] | Annotated[list[Row], Field(min_length=1)]
+    prompt: str | Row | Texts | Rows
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = Field(None, description="So many likeliest tokens of each.")
 
     @property
@@ -134,13 +137,13 @@ class TextPart(Strict):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"] = Field(description="A developer's is the system's.")
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 class ChatRequest(Request):
     """POST /v1/chat/completions"""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Count | None = Field(None, description="As max_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -54,6 +54,28 @@ def test_hostile_conversations_get_400_too(served):
     assert "\\ud800" in is_an_error(surrogate, 404), "what is quoted can be sent"
 
 
+@pytest.mark.parametrize(
+    ("path", "before", "each"),
+    [
+        (PATH, '"prompt": [', "1.5"),
+        (PATH, '"prompt": [', '"a", 1'),
+        (PATH, '"prompt": [', "[]"),
+        (PATH, '"prompt": "a", "stop_token_ids": [', "-1"),
+        ("/v1/chat/completions", '"messages": [', "{}"),
+        ("/v1/chat/completions", '"messages": [{"role": "user", "content": [', "{}"),
+    ],
+)
+def test_a_megabyte_of_mistakes_is_one_mistake(served, path, before, each):
+    """Were each of them told, this would take five seconds and a gigabyte, and nobody would be served meanwhile."""
+    end = {"[": "]", "{": "}"}
+    many = ",".join([each] * (900_000 // (len(each) + 1)))
+    closing = "".join(end[letter] for letter in reversed("{" + before) if letter in end)
+    began = time.process_time()
+    message = is_an_error(served.post(path, f"{{{before}{many}{closing}".encode()), 400)
+    assert not message.startswith("the body must be"), "it is JSON"
+    assert time.process_time() - began < 2
+
+
 def test_other_paths_and_methods(served):
     is_an_error(served.get("/v1/nothing"), 404)
     is_an_error(served.get("/v1/models/none"), 404)
