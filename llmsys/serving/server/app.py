@@ -113,6 +113,9 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def chat_completions(body: ChatRequest) -> Response:
         """Continues a conversation."""
         body.check(service.name)
+        if tokenizer.chat_template is None:
+            what = "this model has no chat template, so it knows no conversations: ask for a completion"
+            raise ApiError(400, what, param="messages")
         reply = replies.ChatReply(f"chatcmpl-{secrets.token_hex(12)}", service.name, service.text)
         return answering(body, reply, [partial(tokenizer.chat, body.conversation)])
 

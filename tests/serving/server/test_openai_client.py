@@ -215,6 +215,16 @@ def test_what_the_client_raises_for_what(client):
     assert too_long.value.code == "context_length_exceeded" and "at most 599 tokens, got 700" in too_long.value.message
 
 
+def test_a_model_with_a_start_token_and_no_chat_template(model, monkeypatch):
+    monkeypatch.setattr(model.tokenizer, "bos_id", 0)
+    monkeypatch.setattr(model.tokenizer, "chat_template", None)
+    with serving(model) as running, openai.OpenAI(base_url=f"{running.url}/v1", api_key="any") as client:
+        assert client.completions.create(model=NAME, prompt="abc").usage.prompt_tokens == 4
+        assert client.completions.create(model=NAME, prompt=[5, 6, 7]).usage.prompt_tokens == 3, "ids are as they are"
+        with pytest.raises(openai.BadRequestError, match="no chat template.*completion"):
+            client.chat.completions.create(model=NAME, messages=MESSAGES)
+
+
 def test_with_a_key(model):
     with serving(model, api_key="sésame") as running:
         for key, right in (("sésame", True), ("sesame", False), ("", False)):
