@@ -13,7 +13,7 @@ from llmsys.course import cli
 pytest.importorskip("fastapi", reason="the serving extra is not installed")
 
 from llmsys.models import save_model
-from tests.serving.server.conftest import serving, tiny_model
+from tests.serving.server.running import serving, tiny_model
 from tests.support.size import drawn
 
 ROOT = Path(__file__).parents[2]

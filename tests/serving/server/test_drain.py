@@ -5,13 +5,16 @@ import socket
 import threading
 import time
 
-import httpx
 import pytest
+
+pytest.importorskip("fastapi", reason="the serving extra is not installed")
+
+import httpx
 
 from llmsys.models import save_model
 from llmsys.serving.server.drain import listening, url
 from llmsys.serving.server.limits import Limits
-from tests.serving.server.conftest import in_a_process, raw_request, serving
+from tests.serving.server.running import in_a_process, raw_request, serving
 
 PATH = "/v1/completions"
 LONG = {"prompt": "a", "max_tokens": 80, "ignore_eos": True}

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+pytest.importorskip("fastapi", reason="the serving extra is not installed")
 pytest.importorskip("schemathesis")
 
 import schemathesis
@@ -14,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.serving.server.conftest import NAME
+from tests.serving.server.running import NAME
 from tests.support.size import sized
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

@@ -8,11 +8,13 @@ import time
 
 import pytest
 
+pytest.importorskip("fastapi", reason="the serving extra is not installed")
+
 from llmsys.serving.server.drain import LOOPBACK
 from llmsys.serving.server.errors import ApiError
 from llmsys.serving.server.gate import OPEN, PATHS
 from llmsys.serving.server.limits import LONGEST_RETRY, Door, Limits
-from tests.serving.server.conftest import NAME, serving
+from tests.serving.server.running import NAME, serving
 
 PATH = "/v1/completions"
 HALF = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{{"

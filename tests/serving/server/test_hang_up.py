@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmsys.serving import Engine
-from tests.serving.server.conftest import open_files, raw_request, serving
+from tests.serving.server.running import open_files, raw_request, serving
 
 PATH = "/v1/completions"
 LONG = {"prompt": "a", "max_tokens": 550, "ignore_eos": True}

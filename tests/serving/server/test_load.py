@@ -10,9 +10,11 @@ import random
 
 import pytest
 
+pytest.importorskip("fastapi", reason="the serving extra is not installed")
+
 from llmsys.serving import Engine, SamplingParams
 from llmsys.serving.server.limits import Limits
-from tests.serving.server.conftest import open_files, raw_request, serving
+from tests.serving.server.running import open_files, raw_request, serving
 from tests.support.size import SEED, sized
 
 CLIENTS = sized(short=40, full=200)

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+
+pytest.importorskip("fastapi", reason="the serving extra is not installed")
+
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.server.conftest import NAME, serving
+from tests.serving.server.running import NAME, serving
 
 PATH = "/v1/completions"
 

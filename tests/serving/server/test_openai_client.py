@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from llmsys.serving import Engine, SamplingParams
-from tests.serving.server.conftest import NAME, serving
+from tests.serving.server.running import NAME, serving
 
 openai = pytest.importorskip("openai")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from llmsys.models import generate, load_model
-from tests.serving.server.conftest import in_a_process
+from tests.serving.server.running import in_a_process
 
 openai = pytest.importorskip("openai")
 

@@ -7,7 +7,7 @@ import pytest
 
 from llmsys.serving import Engine, SamplingParams
 from llmsys.serving.server.terminal import ChatError, Conversation, printable
-from tests.serving.server.conftest import NAME, serving
+from tests.serving.server.running import NAME, serving
 
 
 def test_a_conversation_goes_back_and_forth(served, model):

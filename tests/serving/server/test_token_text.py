@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmsys.models import Tokenizer
 from llmsys.models.weights import find_smollm2, open_checkpoint
 from llmsys.serving.server.token_text import BYTES, TokenText
-from tests.serving.server.conftest import tiny_model
+from tests.serving.server.running import tiny_model
 
 TINY = tiny_model().tokenizer
 
