@@ -35,7 +35,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, *, access_log: bool = False):
         self.service: Service = app.state.service
         self._hurry = False
-        self._silent: dict = {}  # connections without a request: the last one, and since when they are seen like that
+        self._idle: dict = {}  # connections on which nothing happens: their state, and since when it is that
         config = uvicorn.Config(
             app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=access_log, server_header=False,
             proxy_headers=False, timeout_keep_alive=30,
@@ -61,22 +61,27 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # every second
-            self._close_silent()
+            self._close_idle()
         return await super().on_tick(counter)
 
-    def _close_silent(self) -> None:
-        """Closes connections over which no request has come for a while, or only the beginning of its head: nobody may
-        use up all sockets by opening them."""
-        now, silent = time.monotonic(), {}
+    def _close_idle(self) -> None:
+        """Closes connections over which no request has come for a while, or only the beginning of its head, and those
+        whose client reads nothing of its answer: nobody may use up sockets, or places at the door, by doing nothing."""
+        now, idle = time.monotonic(), {}
         for each in self.server_state.connections:
             cycle = each.cycle  # the request at hand, or the last one
             if cycle is None or cycle.response_complete:
-                before, since = self._silent.get(each, (None, now))
-                silent[each] = cycle, since if before is cycle else now
-        self._silent = silent
-        for each, (_, since) in silent.items():
-            if now - since > self.service.limits.request_seconds:
-                each.transport.close()
+                state = cycle, "silent"
+            elif each.flow.write_paused:
+                state = cycle, each.transport.get_write_buffer_size()
+            else:
+                continue
+            before, since = self._idle.get(each, (None, now))
+            idle[each] = state, since if before == state else now
+        self._idle = idle
+        for each, ((_, what), since) in idle.items():
+            if now - since > self.service.limits.client_seconds:
+                each.transport.close() if what == "silent" else each.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.draining = True

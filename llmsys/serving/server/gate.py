@@ -93,7 +93,7 @@ class Gate:
         """Reads the body; returns a `receive` that says it once, and then listens on."""
         most, length, body = self._service.limits.body_bytes, 0, []
         try:
-            async with asyncio.timeout(self._service.limits.request_seconds):
+            async with asyncio.timeout(self._service.limits.client_seconds):
                 more = True
                 while more and length <= THROWN_AWAY * most:
                     message = await receive()
@@ -104,7 +104,7 @@ class Gate:
                     if length <= most:
                         body.append(piece)
         except TimeoutError:
-            what = f"the body did not come within {self._service.limits.request_seconds} s"
+            what = f"the body did not come within {self._service.limits.client_seconds} s"
             raise ApiError(408, what, headers={"Connection": "close"}) from None
         if length > most:
             raise ApiError(413, f"the body must have at most {most:,} bytes", headers={"Connection": "close"})

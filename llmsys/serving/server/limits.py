@@ -27,8 +27,8 @@ class Limits:
 
     body_bytes: int = 1 << 20
     """Of a request."""
-    request_seconds: int = 30
-    """In which its head must have come, and then its body."""
+    client_seconds: int = 30
+    """For a client to send the head of a request, and then its body; and to read something of what it is sent."""
     prompt_tokens: int | None = None
     """None: what the model has room for."""
     answers: int = 16

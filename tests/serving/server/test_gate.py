@@ -109,7 +109,7 @@ def test_a_body_that_is_too_long_is_refused_and_the_client_sees_that(model):
 
 
 def test_who_sends_slowly_is_cut_off(model):
-    with serving(model, limits=Limits(request_seconds=1, running=4)) as running:
+    with serving(model, limits=Limits(client_seconds=1, running=4)) as running:
         with socket.create_connection(running.address, timeout=20) as slow:
             slow.sendall(HALF.encode())
             began = time.monotonic()
@@ -121,7 +121,7 @@ def test_who_sends_slowly_is_cut_off(model):
 
 
 def test_who_says_nothing_is_cut_off_and_who_asks_often_is_not(model):
-    with serving(model, limits=Limits(request_seconds=1, running=4)) as running, contextlib.ExitStack() as opened:
+    with serving(model, limits=Limits(client_seconds=1, running=4)) as running, contextlib.ExitStack() as opened:
         asked = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
         silent, half, again = (
             opened.enter_context(socket.create_connection(running.address, timeout=20)) for _ in range(3)

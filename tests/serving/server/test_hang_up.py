@@ -9,7 +9,10 @@ import time
 import pytest
 import torch
 
+pytest.importorskip("fastapi", reason="the serving extra is not installed")
+
 from llmsys.serving import Engine
+from llmsys.serving.server.limits import Limits
 from tests.serving.server.running import open_files, raw_request, serving
 
 PATH = "/v1/completions"
@@ -19,7 +22,10 @@ LONG = {"prompt": "a", "max_tokens": 550, "ignore_eos": True}
 @contextlib.contextmanager
 def asking(running, body, path=PATH):
     """A connection over which a request was sent, and nothing was read."""
-    with socket.create_connection(running.address, timeout=30) as connection:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)  # so that little fits into it
+        connection.settimeout(30)
+        connection.connect(running.address)
         connection.sendall(b"".join(raw_request(path, body)))
         yield connection
 
@@ -73,6 +79,26 @@ def test_a_client_that_does_not_read_holds_nobody_up(model):
             running.wait(lambda: running.engine.pool.stats.used == 0)  # which is not held until somebody reads
             time.sleep(0.3)
             assert running.service.door.inside == 8, "it is still being sent"
+        running.wait_until_empty()
+
+
+def test_a_client_that_reads_nothing_is_cut_off_in_the_end_and_a_slow_one_is_not(model):
+    body = {"prompt": ["a"] * 8, "max_tokens": 200, "ignore_eos": True, "logprobs": 5, "stream": True}
+    limits = Limits(client_seconds=1, running=16)
+    with serving(model, limits=limits, send_buffer=4096) as running:
+        with asking(running, body):
+            running.wait(lambda: running.engine.metrics.totals.output_tokens)
+            running.wait(lambda: running.service.door.inside == 0)
+        with asking(running, body) as slow:
+            deadline = time.monotonic() + 4
+            while time.monotonic() < deadline:
+                assert slow.recv(20_000)
+                time.sleep(0.2)
+            assert running.service.door.inside == 8
+            while piece := slow.recv(1 << 20):
+                if piece.endswith(b"0\r\n\r\n"):
+                    break
+            assert piece, "it got all"
         running.wait_until_empty()
 
 
