@@ -99,7 +99,7 @@ def test_a_conversation_and_the_engine_at_work(model, open_page):
         until(page, "document.getElementById('blocks').textContent === '0 of 399'")
         assert int(page.locator("#steps").inner_text().replace(",", "")) <= running.engine.metrics.totals.steps
         page.get_by_label("Most tokens").fill("300")
-        slow(running, 0.02)
+        running.slow(0.02)
         page.get_by_label("Your message").fill("Go on")
         page.keyboard.press("Enter")
         until(page, "document.getElementById('running').textContent === '1'")
@@ -113,16 +113,6 @@ def test_a_conversation_and_the_engine_at_work(model, open_page):
         assert said(page)[-1] and running.engine.metrics.totals.aborted == 1
         page.get_by_role("button", name="New conversation").click()
         assert said(page) == [] and page.get_by_text("Nothing has been said yet.").is_visible()
-
-
-def slow(running: Running, seconds: float) -> None:
-    step = running.engine.step
-
-    def slowly():
-        time.sleep(seconds)
-        return step()
-
-    running.engine.step = slowly
 
 
 def test_what_goes_wrong_is_said_and_the_question_is_not_lost(model, open_page):

@@ -86,6 +86,16 @@ class Running:
         host, _, port = self.url.removeprefix("http://").partition(":")
         return host, int(port)
 
+    def slow(self, seconds: float) -> None:
+        """From now on a step takes so much longer: what is to be seen while it runs can be seen on any machine."""
+        step = self.engine.step
+
+        def slowly():
+            time.sleep(seconds)
+            return step()
+
+        self.engine.step = slowly
+
     def wait(self, condition: Callable[[], object], seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while not condition():

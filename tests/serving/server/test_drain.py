@@ -29,6 +29,7 @@ def in_the_background(function):
 
 def test_who_was_let_in_is_answered_and_nobody_else_is(model):
     with serving(model, max_sequences=2) as running:
+        running.slow(0.005)
         asked = [in_the_background(lambda: running.post(PATH, LONG)) for _ in range(5)]  # some of them wait
         running.wait(lambda: running.service.door.inside == 5)
         with running.client() as kept_alive:
@@ -60,13 +61,7 @@ def test_what_takes_too_long_is_ended_and_told(model):
         slow, streamed = in_the_background(lambda: running.post(PATH, stream))
         waiting, whole = in_the_background(lambda: running.post(PATH, LONG | {"max_tokens": 590}))
         running.wait(lambda: running.service.door.inside == 9)
-        step = running.engine.step
-
-        def slowly():
-            time.sleep(0.05)
-            return step()
-
-        running.engine.step = slowly
+        running.slow(0.05)
         running.server.stop()
         began = time.monotonic()
         for each in (slow, waiting, running.thread):

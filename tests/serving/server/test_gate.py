@@ -176,7 +176,8 @@ def test_a_name_that_another_site_made_for_this_machine_is_refused(model):
 
 def test_a_full_server_says_so_at_once_and_when_to_try_again(model):
     with serving(model, limits=Limits(running=2, waiting=1), max_sequences=2) as running:
-        body = {"prompt": "a", "max_tokens": 300, "ignore_eos": True, "stream": True}
+        body = {"prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        running.slow(0.005)
         with running.client() as client:
             streams = [client.build_request("POST", PATH, json=body) for _ in range(3)]
             inside = [client.send(request, stream=True) for request in streams]

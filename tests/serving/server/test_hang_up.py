@@ -44,6 +44,7 @@ def test_a_client_that_hangs_up_frees_its_blocks(served, stream, n):
 
 def test_a_client_that_hangs_up_while_it_waits_is_gone(model):
     with serving(model, max_sequences=1) as running:
+        running.slow(0.005)
         with asking(running, LONG):
             running.wait(lambda: running.engine.scheduler.running)
             with asking(running, LONG), asking(running, {"prompt": ["a", "b"]}):

@@ -66,6 +66,7 @@ def test_numbers_are_of_what_happened(model):
 
 def test_while_it_runs(model):
     with serving(model, max_sequences=2) as running, running.client() as client:
+        running.slow(0.005)
         body = {"prompt": ["a", "b", "c"], "max_tokens": 500, "ignore_eos": True, "stream": True}
         with client.stream("POST", PATH, json=body) as stream:
             lines = (line for line in stream.iter_lines() if line)
