@@ -127,7 +127,7 @@ class LatentRing:
     @gluon.jit
     def weights_and_values(self, i, half: gl.constexpr):
         """Accumulation: P (ROWS, TILE) and half of c (TILE, HALF) of tile i."""
-        if half == 0:  # nobody puts weights before all of c is there; but that is the scores' wait, and no other's
+        if half == 0:  # what the copy engine wrote is seen by those who have waited for its barrier, and only by those
             mbarrier.wait(self.low.index(i % SLOTS), i // SLOTS & 1)
         else:
             mbarrier.wait(self.high.index(i % SLOTS), i // SLOTS & 1)
