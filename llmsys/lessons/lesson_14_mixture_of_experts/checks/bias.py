@@ -15,7 +15,8 @@ from llmsys.lessons.lesson_14_mixture_of_experts.plain import plain_bias
     adapt=plain_bias,
     hints=(
         "Take an expert that nobody chose. Should its bias go up or down, so that it is chosen next time?",
-        "Three cases for each expert: more than the mean, fewer, exactly as many. The step has one size, rate, or none.",
+        "Three cases for each expert: more than the mean, fewer, exactly as many. The step has one size, rate, or "
+        "none.",
         "missing = mean of loads − loads, or E times that, which is a whole number\nbias += rate · sign(missing)",
     ),
 )
@@ -55,8 +56,10 @@ def bias(answer: Answer) -> None:
 
     with answer.property(
         "by the rate, however far from the mean",
-        why="One batch says little about how far. Steps of one size cannot be thrown off by a batch that is an exception.",
-        hint="How far does an expert move that has ten times the mean, and how far one that has a little more than that?",
+        why="One batch says little about how far. Steps of one size cannot be thrown off by a batch that is an "
+        "exception.",
+        hint="How far does an expert move that has ten times the mean, and how far one that has a little more than "
+        "that?",
     ):
         answer.agrees(answer.randn(E), loads(E), 0.001)
         answer.agrees(torch.zeros(4), torch.tensor([1000, 3, 2, 1]), 0.01)
@@ -79,8 +82,8 @@ def bias(answer: Answer) -> None:
 
     with answer.property(
         "equal is equal, also where loads are large",
-        why="Loads are sums over batches and ranks, millions for each expert. float32 has whole numbers up to 16,777,216, "
-        "and a mean that is rounded is no longer the one that somebody has.",
+        why="Loads are sums over batches and ranks, millions for each expert. float32 has whole numbers up to "
+        "16,777,216, and a mean that is rounded is no longer the one that somebody has.",
         hint="Loads are int64. Keep them whole: compare E · load with the sum of all. Or compute the mean in float64.",
     ):
         large = int(answer.randint(10_000_000, 20_000_000)) * 2 + 1

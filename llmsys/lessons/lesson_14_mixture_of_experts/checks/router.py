@@ -10,6 +10,8 @@ from llmsys.course.checking.answer import Answer, Run
 from llmsys.course.checking.checks import exercise_check
 from llmsys.lessons.lesson_14_mixture_of_experts.plain import plain_route
 
+BEST_TWO = "grouped.topk(min(2, E // groups), dim=-1).values"
+
 
 @exercise_check(
     "14.router",
@@ -18,19 +20,19 @@ from llmsys.lessons.lesson_14_mixture_of_experts.plain import plain_route
     adapt=plain_route,
     equivalent={
         "kept_groups < groups → kept_groups <= groups": "where all groups are kept, nothing is masked",
-        "grouped.topk(min(2, E // groups), dim=-1).values.sum → grouped.topk(min(2, E // groups), dim=-1).values.mean": (
-            "all groups have as many, so their order is the same"
-        ),
+        f"{BEST_TWO}.sum → {BEST_TWO}.mean": "all groups have as many, so their order is the same",
         "-1 → +1 (3)": "of a matrix, dimension 1 is the last one",
         "-1 → +1 (4)": "of a matrix, dimension 1 is the last one",
         "-1 → +1 (5)": "of a matrix, dimension 1 is the last one",
-        "weights.sum(dim=-1, keepdim=True) + 1e-20 → weights.sum(dim=-1, keepdim=True) - 1e-20": "0 by −1e-20 is 0, too",
+        "weights.sum(dim=-1, keepdim=True) + 1e-20 → weights.sum(dim=-1, keepdim=True) - 1e-20": "0 by −1e-20 is 0, "
+        "too",
     },
     hints=(
         "Keep two things apart from the beginning: what an expert scores, and what it is chosen by. Which of the two "
         "does each line of equations (3) to (5) have?",
-        "The choice is scores + bias, and −∞ for experts of groups that are out. It is only there to say which experts. "
-        "Weights are the scores of those experts, gathered: divided by their sum (+ 1e-20), then times scale.",
+        "The choice is scores + bias, and −∞ for experts of groups that are out. It is only there to say which "
+        "experts. Weights are the scores of those experts, gathered: divided by their sum (+ 1e-20), then times "
+        "scale.",
         "scores = sigmoid(logits in float32);  choice = scores + bias\n"
         "if there are groups to leave out:\n"
         "    (N, groups, E / groups): the sum of each group's best two (or its only one) says how good it is\n"
@@ -68,8 +70,8 @@ def router(answer: Answer) -> None:
     with answer.property(
         "the scores of all experts are sigmoids, and the weights are those of the chosen ones",
         why="Each expert is scored by itself. A softmax would have each expert's score depend on all the others.",
-        hint="Is an expert's score changed where another one's logit is? And normalise=False leaves the weights as they "
-        "are.",
+        hint="Is an expert's score changed where another one's logit is? And normalise=False leaves the weights as "
+        "they are.",
     ):
         answer.agrees(logits(some, 6), 2, normalise=False)
         answer.agrees(logits(some, 5), 3, normalise=False)
@@ -113,8 +115,8 @@ def router(answer: Answer) -> None:
 
     with answer.property(
         "a group is as good as its best two experts together",
-        why="A token has several experts in a group. One good expert makes a group less useful than two that are nearly "
-        "as good; and its worst ones do not matter.",
+        why="A token has several experts in a group. One good expert makes a group less useful than two that are "
+        "nearly as good; and its worst ones do not matter.",
         hint="Of each group, take the two best numbers of the choice and add them up: topk(2), sum.",
     ):
         for N, E, groups, kept, k in ((8, 12, 3, 1, 2), (7, 16, 4, 2, 3), (9, 20, 4, 1, 3)):
@@ -131,8 +133,8 @@ def router(answer: Answer) -> None:
 
     with answer.property(
         "an expert of a group that is out is never chosen, whatever the biases",
-        why="Where all biases are negative, so may be the choice of every expert that is in: 0 would then be the best of "
-        "all. vLLM had exactly this bug.",
+        why="Where all biases are negative, so may be the choice of every expert that is in: 0 would then be the "
+        "best of all. vLLM had exactly this bug.",
         hint="What stands in the choice for the experts that are out? It must be smaller than anything else.",
     ):
         for level in (-1.5, -40.0):
@@ -143,7 +145,8 @@ def router(answer: Answer) -> None:
     with answer.property(
         "groups of one expert, and groups that all stay",
         why="A small model may have them.",
-        hint="How many experts does a group have, where there are as many groups as experts? Its best two are then one.",
+        hint="How many experts does a group have, where there are as many groups as experts? Its best two are then "
+        "one.",
     ):
         answer.agrees(logits(some, 6), 2, groups=6, kept_groups=3, bias=answer.randn(6, scale=0.3))
         answer.agrees(logits(some, 6), 2, groups=3, kept_groups=3, bias=answer.randn(6, scale=0.3))
@@ -159,8 +162,8 @@ def router(answer: Answer) -> None:
 
     with answer.property(
         "the weights have gradients, and so have the scores",
-        why="It is by the weights that the router learns, and by the scores that a balance loss reaches it. (The choice "
-        "itself has no gradient.)",
+        why="It is by the weights that the router learns, and by the scores that a balance loss reaches it. (The "
+        "choice itself has no gradient.)",
         hint="Which line detaches, or makes a new tensor out of numbers?",
     ):
         for options in ({}, {"groups": 4, "kept_groups": 2, "scale": 2.5}, {"normalise": False}):

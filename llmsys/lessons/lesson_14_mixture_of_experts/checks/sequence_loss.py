@@ -22,11 +22,12 @@ from llmsys.lessons.lesson_14_mixture_of_experts.plain import plain_loss
     },
     hints=(
         "Write down the shapes of f and P for S sequences, and for each of the two: over what is it a mean?",
-        "f and P are (S, E): of each sequence by itself. The sums over e give (S,), and the loss is their mean. f counts, "
-        "and has no gradient; P is a mean of scores that add up to 1 for each token.",
+        "f and P are (S, E): of each sequence by itself. The sums over e give (S,), and the loss is their mean. f "
+        "counts, and has no gradient; P is a mean of scores that add up to 1 for each token.",
         "T = N / sequences\n"
         "count (S, E): how often each expert is among a sequence's T · K chosen ones;  f = E / (K · T) · count\n"
-        "scores divided by their sum over the experts (+ 1e-20);  P (S, E) = the mean of them over a sequence's tokens\n"
+        "scores divided by their sum over the experts (+ 1e-20);  P (S, E) = the mean of them over a sequence's "
+        "tokens\n"
         "the mean over sequences of the sum over experts of f · P",
     ),
 )
@@ -66,8 +67,8 @@ def sequence_loss(answer: Answer) -> None:
 
     with answer.property(
         "P is made of scores that are divided by their sum",
-        why="Sigmoids do not add up to 1. Without that, to lower all scores alike would make the loss smaller, and nothing "
-        "more even.",
+        why="Sigmoids do not add up to 1. Without that, to lower all scores alike would make the loss smaller, and "
+        "nothing more even.",
         hint="What do a token's scores add up to, over all experts, before you take the mean?",
     ):
         for N, K, E in ((7, 2, 4), (6, 1, 5)):
@@ -76,8 +77,8 @@ def sequence_loss(answer: Answer) -> None:
     with answer.property(
         "each sequence has a loss of its own, and the loss is their mean",
         why="In one sum over the batch, one sequence's specialists would make up for another's.",
-        hint="Which of your sums runs over the tokens of all sequences? And how large is the loss of 3 sequences, each of "
-        "which has 1?",
+        hint="Which of your sums runs over the tokens of all sequences? And how large is the loss of 3 sequences, "
+        "each of which has 1?",
     ):
         experts = torch.tensor([[0], [0], [0], [1], [1], [1]])  # two sequences, each with an expert of its own
         answer.agrees(experts, torch.eye(2)[experts[:, 0]] * 0.8 + 0.1, sequences=2)

@@ -102,8 +102,8 @@ def every_expert(x, experts, weights, gate_up, down):
 @misconception(
     "14.dispatch",
     "You fill each expert's rows up to those of the busiest one.",
-    why="One product of all experts is quick to write. But where one expert has most tokens, all of them have as much to "
-    "do as it has.",
+    why="One product of all experts is quick to write. But where one expert has most tokens, all of them have as "
+    "much to do as it has.",
 )
 def filled_up(x, experts, weights, gate_up, down):
     E, K = len(gate_up), experts.shape[1]

@@ -5,8 +5,6 @@ from llmsys.lessons.lesson_14_mixture_of_experts.right import route
 
 wrong = Mistakes("14.router", route)
 
-MASK = "        kept = torch.zeros(N, groups, dtype=torch.bool)\n"
-
 wrong(
     "out_is_zero",
     "You give experts of groups that are out a 0, and a 0 is more than a negative number.",
@@ -22,7 +20,7 @@ wrong(
 wrong(
     "bias_in_the_scores",
     "You add the bias to the scores themselves, and so it is in the weights and in the scores that are returned.",
-    ("choice = scores if bias is None else scores + bias", "choice = scores = scores if bias is None else scores + bias"),
+    ("choice = scores if bias is None else", "choice = scores = scores if bias is None else"),
     why="The bias steers the choice and nothing else. Keep what is chosen by in a tensor of its own.",
 )
 wrong(
