@@ -1,10 +1,14 @@
 """The pictures of lesson 14, Mixture of experts.
 
-overview    what will be built, at one glance
-stepper     the sum grows, a tile at a time
+overview         what is built, at one glance
+stepper          loads behind a trained router, batch after batch, with a bias or a loss switched on
+stream           what the stepper shows
+training_arms    four ways to keep loads even: losses and loads of a record's runs
 """
 
 from llmsys.viz.mixture_of_experts.overview import overview
 from llmsys.viz.mixture_of_experts.stepper import stepper
+from llmsys.viz.mixture_of_experts.stream import passing
+from llmsys.viz.mixture_of_experts.training_arms import training_arms
 
-__all__ = ["overview", "stepper"]
+__all__ = ["overview", "passing", "stepper", "training_arms"]
