@@ -68,9 +68,7 @@ def test_the_right_router_is_the_librarys(sizes, data):
 def test_the_right_experts_are_the_librarys(N, E, seed, data):
     K = data.draw(st.integers(1, E))
     generator = torch.Generator().manual_seed(seed)
-    x, w, gate_up, down = (
-        torch.randn(shape, generator=generator) for shape in ((N, 5), (N, K), (E, 6, 5), (E, 5, 3))
-    )
+    x, w, gate_up, down = (torch.randn(shape, generator=generator) for shape in ((N, 5), (N, K), (E, 6, 5), (E, 5, 3)))
     experts = torch.rand(N, E, generator=generator).argsort(-1)[:, :K]
     experts = torch.where(torch.rand(N, K, generator=generator) < 0.2, -1, experts)
     got = right.run_grouped(x, experts, w, gate_up, down)

@@ -1,7 +1,7 @@
-"""The stepper of lesson 14: experts' loads, batch after batch, behind a router that was trained without any balancing.
+"""The stepper of lesson 14: experts' loads, batch after batch, behind a router that was trained without balancing.
 
-What goes by are the corpus' tokens as the trained model has them in one of its layers. A bias, or a balance loss, can be
-switched on, and the loads seen to even out.
+What goes by are the corpus' tokens as the trained model has them in one of its layers. A bias, or a balance loss, can
+be switched on, and the loads seen to even out.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,8 @@ def stepper(
 def draw(frame: Frame) -> Svg:
     svg = Svg(760, 262, alt=describe(frame))
     svg.text(0, 18, [("reads ", "muted"), (frame.text, "mono small")])
-    svg.text(0, 44, [("load of each expert", "bold"), (" · in the batch", "blue"), (" · in its first sequence", "orange")])
+    whose = [(" · in the batch", "blue"), (" · in its first sequence", "orange")]
+    svg.text(0, 44, [("load of each expert", "bold"), *whose])
     E = len(frame.loads)
     step = WIDE / E
     for e, (load, of_one) in enumerate(zip(frame.loads, frame.of_one, strict=True)):
@@ -83,9 +84,8 @@ def _history(svg: Svg, frame: Frame) -> None:
     wide, many = 760 - LINE - 12, len(frame.busiest)
     top = max(MOST, max(frame.busiest))
     svg.text(LINE + 22, 62, [("busiest", "bold"), (" × mean", "muted")], "small")
-    points = [
-        (LINE + 22 + (wide - 22) * n / max(many - 1, 1), BASE - HIGH * load / top) for n, load in enumerate(frame.busiest)
-    ]
+    step = (wide - 22) / max(many - 1, 1)
+    points = [(LINE + 22 + step * n, BASE - HIGH * load / top) for n, load in enumerate(frame.busiest)]
     svg.line((LINE + 22, BASE - HIGH / top), (LINE + wide, BASE - HIGH / top), "line-ink dashed thin")
     svg.line((LINE + 22, BASE), (LINE + wide, BASE), "line-rule thin")
     if many > 1:

@@ -1,4 +1,4 @@
-"""Four ways to train a mixture of experts: what each costs in loss, and how even the loads are, over time and at the end.
+"""Four ways to train a mixture of experts: what each costs in loss, and how even loads are, over time and at the end.
 
 Rows of `llmsys bench moe_training`, one for each run.
 """
@@ -24,8 +24,8 @@ CALLED = {"none": "nothing", "sequence": "loss by sequence", "batch": "loss by b
 
 
 def training_arms(record) -> Picture:
-    """Left: the loss on held-out text, a mark for each seed and a line for their mean. Middle: the busiest expert's load
-    by the mean, over the steps. Right: loads at the end, from the busiest expert to the idlest.
+    """Left: the loss on held-out text, a mark for each seed and a line for their mean. Middle: the busiest expert's
+    load by the mean, over the steps. Right: loads at the end, from the busiest expert to the idlest.
 
     record    a `llmsys.bench.Record` of the moe_training benchmark
 
@@ -109,8 +109,8 @@ def _in_words(record, arms) -> str:
         end = float(load_statistics(loads).busiest.mean())
         spread = f", from {number(min(losses), 4)} to {number(max(losses), 4)} over seeds" if len(losses) > 1 else ""
         said.append(
-            f"{CALLED[arm]}: held-out loss {number(statistics.fmean(losses), 4)}{spread}; at the end the busiest expert "
-            f"has {number(end)} times the mean"
+            f"{CALLED[arm]}: held-out loss {number(statistics.fmean(losses), 4)}{spread}; at the end the busiest "
+            f"expert has {number(end)} times the mean"
         )
     first = next(iter(arms.values()))[0]
     return f"{first['model']}, {first['steps']:,} steps, trained in four ways. {'. '.join(said)}."

@@ -18,9 +18,13 @@ HALF = 1e-2
 @exercise_check(
     "14.dispatch",
     forbids=(
-        "llmsys.moe.experts.forward:*", "llmsys.moe.experts.groups:*", "llmsys.moe.experts.rows:*",
-        "llmsys.moe.experts.matmul:*", "llmsys.moe.experts.reference:experts_loop",
-        "llmsys.moe.experts.reference:experts_torch", "llmsys.lessons.lesson_14_mixture_of_experts.right:*",
+        "llmsys.moe.experts.forward:*",
+        "llmsys.moe.experts.groups:*",
+        "llmsys.moe.experts.rows:*",
+        "llmsys.moe.experts.matmul:*",
+        "llmsys.moe.experts.reference:experts_loop",
+        "llmsys.moe.experts.reference:experts_torch",
+        "llmsys.lessons.lesson_14_mixture_of_experts.right:*",
     ),
     adapt=plain_experts,
     equivalent={
