@@ -28,17 +28,16 @@
 # train are compared, twelve runs on an H200, with what each buys and costs.
 
 # %% tags=["setup"]
+import math
 import time
 
 import torch
-import torch.nn.functional as F
 
 from llmsys import viz
 from llmsys.bench import recorded
 from llmsys.bench.moe_training import LESSON
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.hardware.devices import DEVICES
-from llmsys.hardware.meters import work
 from llmsys.models import MixtureLlama, TrainingStep, generate
 from llmsys.models.byte_tokenizer import byte_tokenizer
 from llmsys.models.decode_cost import weights_of_step
@@ -349,7 +348,10 @@ for layer, routing in routings.items():
 measured("14.busiest", max(busiest), "×")
 
 # %% [markdown]
-# BUSIEST_TEXT
+# The mean is 1, and no expert can have more than $E/K = 8$ times the mean: then every token goes to it. This router has
+# found a handful of experts for everybody, and a dozen of the others have nobody at all. A product of all experts at
+# once, filled up, would compute that many times the rows that were asked for; and on many GPUs, an expert each, all
+# would wait for that one.
 #
 # ## Exercise (b): dispatch and combine (35 minutes)
 #
@@ -556,7 +558,7 @@ for n, part in enumerate(experts.split(T)):
 # for. Nor in training, where a GPU sees many sequences at once. It is bad where a step has few sequences: one long prompt
 # in a service of many GPUs runs on those few that hold its experts. So DeepSeek-V3 has a loss by sequence as well, with
 # a very small weight, $\alpha = 0.0001$, against the extremes ([its report](https://arxiv.org/abs/2412.19437), section
-# 2.1.2, equations 17 to 20): (6) of each sequence by itself, and the mean of that.
+# 2.1.2): (6) of each sequence by itself, and the mean of that.
 #
 # ## Exercise (d): the loss by sequence (20 minutes)
 #
@@ -632,7 +634,9 @@ viz.mixture_of_experts.stepper(going_by, moe.router.weight.detach(), moe.router.
 #
 # Last, a mixture that is trained from nothing on this machine, in the library's trainer, in the same four ways, with
 # your code wherever you have written some: the router in each layer, the experts, the bias in the trainer's hook after
-# each step, the loss by sequence. TRAIN_WORDS
+# each step, the loss by sequence. It is 80 steps of 1,024 bytes
+# for each way, a few seconds: far too few for a verdict about losses, and enough to see what becomes of the loads. (In
+# so short a run $\alpha$ and $\gamma$ have to be ten times what they were above to get anywhere.)
 
 
 # %% tags=["engine"]
@@ -725,8 +729,8 @@ for layer in range(2):
 # </details>
 #
 # <details><summary><b>2.</b> The bias has evened the loads of the training batches perfectly. A customer then serves requests in one
-# language that was 2% of the training text. What do the loads look like, which of the means of this lesson helps, and
-# which does not? <!-- source: an assumption --></summary>
+# language that was a fiftieth of the training text. What do the loads look like, which of the means of this lesson helps, and
+# which does not?</summary>
 #
 # They are uneven: the biases balance the mixture of texts that was trained on, and this is another one. The sequence's
 # loss would have helped a little, for it evens each sequence by itself, but its weight is tiny by design. Moving the

@@ -91,7 +91,7 @@ def _history(svg: Svg, frame: Frame) -> None:
     if many > 1:
         svg.path(points, "line-purple")
     svg.circle(*points[-1], 3, "purple")
-    svg.text(LINE + wide, BASE + 16, f"{frame.busiest[-1]:.2f} after {many} batches", "end small")
+    svg.text(LINE + wide, BASE + 16, f"{frame.busiest[-1]:.2f} in batch {many}", "end small")
 
 
 def describe(frame: Frame) -> str:
