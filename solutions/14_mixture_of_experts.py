@@ -318,8 +318,8 @@ print("starts:             ", grouped.starts.tolist(), "  where each expert's ro
 # fill every expert's rows up with zeros to those of the busiest. What does that cost? It depends on how uneven the
 # loads are.
 #
-# With the library comes a small mixture that was trained on Python's sources (the corpus of lesson 00's trainer, in
-# bytes) **without anything that keeps its loads even**: three layers, of which two have 32 experts, and a token goes to 4 of them and to a shared one. Let it read 4,096 bytes of files that it was not
+# With the library comes a small mixture that was trained on SymPy's sources, byte by byte, **without anything that keeps
+# its loads even**: three layers, of which two have 32 experts, and a token goes to 4 of them and to a shared one. Let it read 4,096 bytes of files that it was not
 # trained on.
 
 # %% [markdown]
@@ -494,9 +494,26 @@ balance_loss(one_for_all := Routing(one_for_all.experts, one_for_all.weights, sc
 print("what a step down its gradient does to each score:", [f"{-g:+.2f}" for g in scores.grad[0].tolist()])
 
 # %% [markdown]
-# It works, and has a price. The gradient of $\alpha L$ comes on top of the one that makes the model better, and seldom
-# points the same way: a token whose best expert is busy is talked out of it, in the weights, for good. Too small an
-# $\alpha$ balances nothing, too large a one makes the model worse, and the right one has to be searched for.
+# It works, and has a price. The gradient of $\alpha L$ comes on top of the one that makes the model better, and knows
+# nothing of it. Take both, of the trained mixture's routers, on the text that it has just read:
+
+# %% tags=["claim"]
+learning = load_shipped("none").requires_grad_(True)
+x, routings = learning.routed(tokens)
+own = token_loss(learning.head(x[:, :-1]), tokens[:, 1:])
+for layer, routing in routings.items():
+    matrix = learning.mixtures[layer].router.weight
+    (ours,) = torch.autograd.grad(own, matrix, retain_graph=True)
+    (balancing,) = torch.autograd.grad(balance_loss(routing), matrix, retain_graph=True)
+    cosine = torch.cosine_similarity(ours.flatten(), balancing.flatten(), dim=0)
+    longer = balancing.norm() / ours.norm()
+    print(f"layer {layer}: cosine of the two gradients {cosine:+.1f}; that of L is {longer:.0f} times as long")
+
+# %% [markdown]
+# They stand about at right angles: a step down the one is a step sideways for the other. And $L$'s is by far the longer
+# one here, so $\alpha$ has to be small. A token whose best expert is
+# busy is talked out of it, in the weights, for good. Too small an $\alpha$ balances nothing, too large a one makes the
+# model worse, and the right one has to be searched for.
 #
 # DeepSeek-V3 does without. Its bias is outside of the gradient. After each step of the optimiser, look at the loads of
 # that step, all batches and all GPUs together, and move each expert's bias one step, of one size, against them:
