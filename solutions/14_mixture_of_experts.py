@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 14 · Mixture of experts
 #
-# In a transformer nearly all parameters are in the MLPs, and every token goes through all of them. A model with twice
-# the parameters is a better model, and each token costs twice the operations.
+# In a transformer most parameters are in the MLPs, and every token goes through all of them. With twice the parameters
+# a model becomes better, and each token costs twice the operations.
 #
 # **The idea:** take many small MLPs in place of a large one, the **experts**, and let each token go through a few of
 # them only. A **router**, one small matrix, says which. Then a model can have many times the parameters for the same
@@ -127,15 +127,21 @@ for n in (1, 8, 64, 256, 1024, 8192):
     step_bytes, used = weights_of_step(deepseek, batch=n, dtype="float8")
     print(f"{n:9,} {read:13.1f} {n * K / read:16.1f} {step_bytes / 1e9:10.0f} {2 * used * n / step_bytes:11.1f}")
 h100 = DEVICES["H100 SXM"]
-print(f"an H100 can do {h100.flops['float8'] / h100.bandwidth:.0f} FLOP in the time of a byte")
+ridge = h100.flops["float8"] / h100.bandwidth
+busy = next(
+    n for n in range(1, 10_000) if 2 * used * n >= ridge * weights_of_step(deepseek, batch=n, dtype="float8")[0]
+)
+print(f"an H100 can do {ridge:.0f} FLOP in the time of a byte: DeepSeek-V3 has as many from {busy:,} tokens a step on,")
+print(f"a dense model from {ridge / 2:.0f} on")
 
 # %% tags=["measure"]
 measured("14.touched", E * (1 - (1 - K / E) ** 64), "experts")
 
 # %% [markdown]
-# Sixty-four tokens read nearly all experts, for two tokens each. What a dense model has with a batch of 2, a mixture
-# has with one of 64: it needs $E/K = 32$ times as many tokens in a step, to be worth its bytes. So mixtures are
-# served in large batches, with the experts spread over many GPUs. That is lesson 21. In this one they are all here,
+# Sixty-four tokens read nearly all experts, for two tokens each. What a dense model has with a batch of 2, an expert
+# has with one of 64: it takes $E/K = 32$ times as many tokens in a step until its bytes are worth reading. (For the
+# whole model it is less, for attention and the shared expert see all tokens.) So mixtures are served in large batches,
+# with the experts spread over many GPUs. That is lesson 21. In this one they are all here,
 # and what you write is what each of those GPUs runs.
 #
 # ## The layer
@@ -145,7 +151,8 @@ measured("14.touched", E * (1 - (1 - K / E) ** 64), "experts")
 # $$ y = \sum_{j=1}^{K} w_j \cdot \text{expert}_{e_j}(x) + \text{shared}(x), \qquad \text{expert}_e(x) = D_e\,\big(\operatorname{silu}(G_e x) \circ U_e x\big) \tag{2} $$
 #
 # with $G_e$ and $U_e$ of shape $(I, C)$, $D_e$ of $(C, I)$. The library keeps $G_e$ above $U_e$ in one tensor: `gate_up`
-# is $(E, 2I, C)$, `down` is $(E, C, I)$. The $N$ tokens of a step lie in one matrix $(N, C)$, whatever sequences they
+# is $(E, 2I, C)$, `down` is $(E, C, I)$. (The shared expert has what all tokens need, so that the others need not each
+# learn it: [DeepSeekMoE](https://arxiv.org/abs/2401.06066).) The $N$ tokens of a step lie in one matrix $(N, C)$, whatever sequences they
 # are of.
 #
 # The plain router: a logit for each expert, a softmax, and the best $K$ of it. This is how mixtures began (GShard, the

@@ -28,7 +28,7 @@ def grouped_speed(record) -> Picture:
         figure, (speed, ratio) = plt.subplots(1, 2, figsize=(7.8, 3.5), width_ratios=(1.15, 1))
         _speed(speed, products)
         _ratio(ratio, ratios_of(record))
-        speed.legend(frameon=False, fontsize=8.5, loc="lower right")
+        speed.legend(frameon=False, fontsize=8.5, loc="lower left")
         handles = ratio.get_legend_handles_labels()
         figure.legend(*handles, frameon=False, fontsize=8.5, loc="outside upper right", ncols=len(handles[0]))
     return chart(figure, alt=_in_words(record, products))
