@@ -21,6 +21,7 @@ BENCHMARKS = {
     "paged_decode": "llmsys.bench.paged_decode",
     "paged_prefill": "llmsys.bench.paged_prefill",
     "serving": "llmsys.bench.serving",
+    "moe": "llmsys.bench.moe",
     "moe_training": "llmsys.bench.moe_training",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""

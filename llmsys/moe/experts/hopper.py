@@ -3,13 +3,16 @@
 The copy engine wants addresses and rows that are multiples of 16 bytes, in half precision 8 numbers. What is not so, or
 not on Hopper, is left to `matmul_kernels`.
 
-**Ragged rows.** The engine keeps to the bounds of a tensor, and an expert's rows end inside one. A descriptor of four
-dimensions moves the bound to wherever it is wanted (Triton's `tools/ragged_tma.py`, which explains it at length):
+**Ragged rows.** The engine keeps to the bounds of a tensor, but an expert's rows end inside of one. A descriptor of x
+(R, C), with rows of s numbers, whose bound can be anywhere, has four dimensions (found in Triton's
+`tools/ragged_tma.py`):
 
-    sizes     2³¹ …, 2³¹ …, 2³⁰, C               strides, in rows     2³⁴/stride − 1, 1, 1, (columns)
+    sizes     2³¹, 2³¹, 2³⁰, C
+    strides   2³⁴ − s, s, s, 1
 
-At [2³⁰, stop, 2³⁰ − n, c] the first dimension takes the address around the whole of 64 bits but for −2³⁰ rows; the
-second goes to row `stop`, the third back to `stop − n`: it is n rows before its bound, and so n rows are there.
+To read n rows that end where row `stop` begins, a kernel asks for [2³⁰, stop, 2³⁰ − n, c]. In the first dimension, 2³⁰
+times 2³⁴ numbers are 2⁶⁵ bytes, which in 64 bits are 0, so −2³⁰ rows are left of it; the second adds `stop` rows, the
+third 2³⁰ − n. So the address is that of row stop − n, and it is n rows from the third dimension's bound.
 """
 
 from dataclasses import dataclass
@@ -24,8 +27,10 @@ from llmsys.moe.experts.groups import Groups
 BLOCK_M = 128
 """Rows of a tile: 64 of each of two consumers."""
 FEW = 16
-"""Up to so many rows an expert, on average, the portable kernel's tiles of 16 rows read the matrices as fast."""
+"""Up to so many rows an expert, on average, it is reading the matrices that takes the time, and the portable kernel's
+tiles of 16 rows do that faster."""
 GROUP = 8
+"""Tiles of rows that have the same columns of a matrix, one after another."""
 REGISTERS = 232
 """Of a consumer's thread. The producer's warps keep 24."""
 
@@ -73,10 +78,11 @@ def _is_hopper(device: int | None) -> bool:
 
 
 def _strides_fit(x: Tensor) -> bool:
-    sizes = x.shape[1:]  # the first is of rows, or of experts
-    strides = sorted(x.stride()) if x.dim() == 3 else [x.stride(1), x.stride(0)]
-    good = strides[0] == 1 and all(stride > 0 and stride % 8 == 0 for stride in strides[1:])
-    return good and all(size % 8 == 0 for size in sizes)
+    *others, row, column = x.stride()
+    if x.dim() == 3 and row == 1:
+        row, column = column, row
+    even = all(size % 8 == 0 for size in x.shape[1:])  # the first is the number of rows, or of experts
+    return column == 1 and even and all(stride > 0 and stride % 8 == 0 for stride in (*others, row))
 
 
 def multiply(

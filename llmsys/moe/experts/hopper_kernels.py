@@ -228,6 +228,11 @@ def weight_gradient_hopper_kernel(
 
 
 @gluon.jit
+def rounds(tiles):
+    return (tiles + gl.num_programs(0) - 1) // gl.num_programs(0)
+
+
+@gluon.jit
 def gradient_place(r, starts_ptr, by_load_ptr, m_tiles, columns, E):
     """Of this program's tile in round r: the expert, where its rows begin and end, and the tile of its matrix.
 
@@ -237,14 +242,12 @@ def gradient_place(r, starts_ptr, by_load_ptr, m_tiles, columns, E):
     programs = gl.num_programs(0)
     p = gl.program_id(0)
     t = r * programs + gl.where(r % 2 == 0, p, programs - 1 - p)
-    e = E
-    start = 0
-    stop = 0
-    if t < E * m_tiles * columns:
-        e = gl.load(by_load_ptr + t // (m_tiles * columns))
-        start = gl.load(starts_ptr + e)
-        stop = gl.load(starts_ptr + e + 1)
-    return e, start, stop, t // columns % m_tiles, t % columns
+    tiles = m_tiles * columns  # of an expert's matrix
+    e = gl.load(by_load_ptr + gl.minimum(t // tiles, E - 1))
+    start = gl.load(starts_ptr + e)
+    stop = gl.load(starts_ptr + e + 1)
+    there = t < E * tiles
+    return gl.where(there, e, E), start, gl.where(there, stop, start), t // columns % m_tiles, t % columns
 
 
 @gluon.jit
@@ -253,7 +256,7 @@ def load_columns(slots, dout_desc, x_desc, starts_ptr, by_load_ptr, m_tiles, col
     K: gl.constexpr = x_desc.block_type.shape[2]
     N: gl.constexpr = x_desc.block_type.shape[3]
     i = 0
-    for r in range(gl.cdiv(E * m_tiles * columns, gl.num_programs(0))):
+    for r in range(rounds(E * m_tiles * columns)):
         e, start, stop, m, n = gradient_place(r, starts_ptr, by_load_ptr, m_tiles, columns, E)
         for row in range(start, stop, K):
             slot = slots.begin(i)
@@ -275,7 +278,7 @@ def multiply_columns(J: gl.constexpr, slots, staging, out_desc, starts_ptr, by_l
     N: gl.constexpr = slots.common.shape[4]
     SUM: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, N, 16])
     i = 0
-    for r in range(gl.cdiv(E * m_tiles * columns, gl.num_programs(0))):
+    for r in range(rounds(E * m_tiles * columns)):
         e, start, stop, m, n = gradient_place(r, starts_ptr, by_load_ptr, m_tiles, columns, E)
         total = gl.zeros([ROWS, N], gl.float32, SUM)
         first = i
