@@ -24,8 +24,9 @@ CALLED = {"none": "nothing", "sequence": "loss by sequence", "batch": "loss by b
 
 
 def training_arms(record) -> Picture:
-    """Left: the loss on held-out text, a mark for each seed and a line for their mean. Middle: the busiest expert's
-    load by the mean, over the steps. Right: loads at the end, from the busiest expert to the idlest.
+    """Above: the loss of training, the mean over seeds and from the lowest to the highest of them; and at the end on
+    held-out text, a mark for each seed and a line for their mean. Below: the busiest expert's load by the mean, over
+    the steps; and loads at the end, from the busiest expert to the idlest.
 
     record    a `llmsys.bench.Record` of the moe_training benchmark
 
@@ -35,7 +36,8 @@ def training_arms(record) -> Picture:
 
     arms = runs_of(record)
     with chart_style():
-        figure, (losses, over_time, at_the_end) = plt.subplots(1, 3, figsize=(7.8, 3.3), width_ratios=(1, 1.25, 1.25))
+        figure, ((training, losses), (over_time, at_the_end)) = plt.subplots(2, 2, figsize=(7.8, 5.4))
+        _training(training, arms)
         _losses(losses, arms)
         _over_time(over_time, arms)
         _at_the_end(at_the_end, arms)
@@ -65,6 +67,22 @@ def busiest_over_time(runs: Sequence[Mapping]) -> tuple[list[int], list[float]]:
     busiest = torch.tensor([row["busiest"] for row in runs], dtype=torch.float64).mean((0, 2))  # (points,)
     window = runs[0]["window"]
     return [window * (n + 1) for n in range(len(busiest))], busiest.tolist()
+
+
+def _training(axes, arms) -> None:
+    for arm, runs in arms.items():
+        colour, dashes, _ = LOOKS[arm]
+        losses = list(zip(*(row["losses"] for row in runs), strict=True))
+        steps = [runs[0]["window"] * (n + 1) for n in range(len(losses))]
+        axes.fill_between(steps, *zip(*((min(each), max(each)) for each in losses), strict=True), color=LIGHT[colour],
+                          alpha=0.15, lw=0)  # fmt: skip
+        axes.plot(steps, [statistics.fmean(each) for each in losses], ls=dashes, color=LIGHT[colour], lw=1.6)
+    axes.set(xlabel="step", ylabel="nats a byte", yscale="log")
+    low, high = axes.get_ylim()
+    axes.set_yticks(shown := [each for each in (1, 1.25, 1.5, 2, 3, 4, 5) if low < each < high], map(str, shown))
+    axes.minorticks_off()
+    axes.grid(axis="y")
+    axes.set_title("loss in training")
 
 
 def _losses(axes, arms) -> None:

@@ -10,6 +10,7 @@ from llmsys.viz.mixture_of_experts.training_arms import busiest_over_time, runs_
 def run(name, seed, loss, busiest=((4.0, 2.0), (2.0, 2.0)), loads=((6, 0, 1, 1), (2, 2, 2, 2))):
     return {
         "name": name, "seed": seed, "model": "27M", "steps": 700, "window": 350, "loss": loss,
+        "losses": [4.0 + seed, loss],
         "busiest": [list(each) for each in busiest], "loads": [list(each) for each in loads],
     }  # fmt: skip
 
@@ -22,11 +23,20 @@ def record():
 
 
 def test_each_seed_has_a_mark_and_each_arm_a_mean(record):
-    losses = training_arms(record).figure.axes[0]
+    losses = training_arms(record).figure.axes[1]
     marks = [(round(line.get_xdata()[0]), sorted(line.get_ydata())) for line in losses.get_lines()]
     assert marks == [(n, [pytest.approx(2.0 + n / 10 + seed / 100) for seed in range(3)]) for n in range(4)]
     means = [each.get_segments()[0][0][1] for each in losses.collections]
     assert means == [pytest.approx(2.01 + n / 10) for n in range(4)]
+
+
+def test_curves_are_means_of_seeds_between_the_lowest_and_the_highest(record):
+    training = training_arms(record).figure.axes[0]
+    assert [list(line.get_ydata()) for line in training.get_lines()] == [
+        pytest.approx([5.0, 2.01 + n / 10]) for n in range(4)
+    ]
+    band = training.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (2.0, 6.0)
 
 
 def test_lines_are_means_over_layers_and_seeds():
