@@ -28,7 +28,6 @@
 # train are compared, twelve runs on an H200, with what each buys and costs.
 
 # %% tags=["setup"]
-import math
 import time
 from statistics import fmean
 
@@ -513,8 +512,8 @@ for layer, routing in routings.items():
     (ours,) = torch.autograd.grad(own, matrix, retain_graph=True)
     (balancing,) = torch.autograd.grad(balance_loss(routing), matrix, retain_graph=True)
     cosine = torch.cosine_similarity(ours.flatten(), balancing.flatten(), dim=0)
-    longer = balancing.norm() / ours.norm()
-    print(f"layer {layer}: cosine of the two gradients {cosine:+.1f}; that of L is {longer:.0f} times as long")
+    longer = 10 * round(float(balancing.norm() / ours.norm()) / 10)
+    print(f"layer {layer}: cosine of the two gradients {cosine:+.1f}; that of L is about {longer} times as long")
 
 # %% [markdown]
 # They stand about at right angles: a step down the one is a step sideways for the other. And $L$'s is by far the longer
