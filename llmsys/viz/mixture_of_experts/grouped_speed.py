@@ -24,10 +24,12 @@ def grouped_speed(record) -> Picture:
     import matplotlib.pyplot as plt
 
     products = products_of(record)
+    ratios = ratios_of(record)
+    high = 1.4 + 0.45 * max(len(products), len(ratios))
     with chart_style():
-        figure, (speed, ratio) = plt.subplots(1, 2, figsize=(7.8, 3.5), width_ratios=(1.15, 1))
+        figure, (speed, ratio) = plt.subplots(1, 2, figsize=(7.8, high), width_ratios=(1.15, 1))
         _speed(speed, products)
-        _ratio(ratio, ratios_of(record))
+        _ratio(ratio, ratios)
         speed.legend(frameon=False, fontsize=8.5, loc="lower left")
         handles = ratio.get_legend_handles_labels()
         figure.legend(*handles, frameon=False, fontsize=8.5, loc="outside upper right", ncols=len(handles[0]))
@@ -61,7 +63,8 @@ def _speed(axes, products) -> None:
             axes.plot(*zip(*points, strict=True), marker, color=LIGHT[colour], ms=6.5, label=name,
                       mfc=LIGHT[colour] if name == OURS else "none", mew=1.5)  # fmt: skip
     axes.set_yticks(range(len(products)), [f"{load}\n{_short(shape)}" for shape, load in products], fontsize=8)
-    axes.set(xlim=(0, None), xlabel="TFLOP/s", ylim=(len(products) - 0.5, -0.5))
+    fastest = max(row["tflops"] for here in products.values() for row in here.values())
+    axes.set(xlim=(0, 1.08 * fastest), xlabel="TFLOP/s", ylim=(len(products) - 0.5, -0.5))
     axes.grid(axis="both")
     axes.set_title("rows × their expert's matrix")
 
