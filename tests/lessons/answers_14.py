@@ -11,9 +11,9 @@ from tests.support.verdicts import fresh
 
 
 def token_by_token(logits, k, *, bias=None, groups=1, kept_groups=1, normalise=True, scale=1.0):
-    """A loop over tokens and groups, with the sigmoid written out."""
+    """A loop over tokens and groups, with the sigmoid by its other name."""
     N, E = logits.shape
-    scores = 1 / (1 + torch.exp(-logits.float()))
+    scores = torch.special.expit(logits.float())
     size, experts, weights = E // groups, [], []
     for row in scores:
         choice = (row if bias is None else row + bias).tolist()
@@ -88,6 +88,31 @@ def one_group_for_all_tokens(logits, k, *, bias=None, groups=1, kept_groups=1, *
     best = choice.topk(min(2, choice.shape[1])).values.sum(-1).topk(kept_groups).indices
     mask = torch.full((groups,), -1e30).index_fill(0, best, 0.0).repeat_interleave(choice.shape[1])
     return by_argsort(logits, k, bias=mask if bias is None else bias + mask, **options)
+
+
+def all_that_are_as_good(logits, k, *, bias=None, groups=1, kept_groups=1, **options):
+    """Groups above a threshold: more than kept_groups, where several are equal."""
+    scores = torch.sigmoid(logits.float())
+    choice = (scores if bias is None else scores + bias).unflatten(1, (groups, -1))
+    two = choice.topk(min(2, choice.shape[2])).values.sum(-1)
+    kept = two >= two.topk(kept_groups).values[:, -1:]
+    experts = choice.masked_fill(~kept[..., None], -torch.inf).flatten(1).topk(k).indices
+    if options.pop("normalise", True):
+        weights = F.normalize(scores.gather(1, experts), p=1, eps=1e-20)
+    else:
+        weights = scores.gather(1, experts)
+    return Routing(experts, options.get("scale", 1.0) * weights, scores)
+
+
+def sigmoid_written_out(logits, k, **options):
+    """Whose gradient is NaN where its exponential overflows."""
+    x = logits.float()
+    own = 1 / (1 + torch.exp(-x))
+    found = by_argsort(logits, k, **options)
+    weights = own.gather(1, found.experts)
+    if options.get("normalise", True):
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return Routing(found.experts, options.get("scale", 1.0) * weights, own)
 
 
 def experts_in_int32(logits, k, **options):
@@ -320,7 +345,8 @@ RIGHT = {
 }
 WRONG = {
     "14.router": (
-        bias_on_the_logits, mask_that_is_not_low_enough, one_group_for_all_tokens, experts_in_int32, a_tuple, in_half,
+        bias_on_the_logits, mask_that_is_not_low_enough, one_group_for_all_tokens, experts_in_int32,
+        all_that_are_as_good, sigmoid_written_out, a_tuple, in_half,
     ),
     "14.dispatch": (
         drops_what_is_too_much, through_both_products_at_once, matrices_for_each_assignment, marks_in_the_argument,

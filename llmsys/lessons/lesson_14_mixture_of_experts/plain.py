@@ -3,9 +3,9 @@
 What an answer takes or returns beside tensors is a `Routing`, and what a check asks of it beside its value are
 gradients and the operations of its products. `told` says which:
 
-    told=""              what the function returns
-    told="gradient"      what one of its arguments gets, if `along` is the gradient of its result
-    told="products"      operations of matrix products, a multiply-add counting as two
+    told=""                              what the function returns
+    told="gradient of …"                 what that argument gets, if its result gets `grad_output`
+    told="operations of its products"    a multiply-add counts as two
 """
 
 import warnings
@@ -21,38 +21,38 @@ from llmsys.moe.router import Routing
 def plain_route(route: Callable) -> Callable:
     """A router: logits and options -> (experts, weights, scores), a token's experts in the order of their numbers.
 
-    told="gradient" has what the logits get from the weights, or with of="scores" from the scores; `along` belongs to
-    that result, the weights' to experts in the order of their numbers.
+    told="gradient of logits, through weights" or "… through scores" has what they get from that part of the result, to
+    which `grad_output` belongs; for weights it is in the order of the experts' numbers.
     """
 
-    def routed(logits, k, *, told="", of="weights", along=None, **options):
-        logits = logits.requires_grad_(told == "gradient")
+    def routed(logits, k, *, told="", grad_output=None, **options):
+        logits = logits.requires_grad_(bool(told))
         experts, weights, scores = _parts(route(logits, k, **options))
         if experts.shape == weights.shape and experts.dim() == 2 and experts.dtype == torch.int64:
             experts, order = experts.sort(dim=-1)
             weights = weights.gather(1, order)
-        if told == "gradient":
-            return _gradient(weights if of == "weights" else scores, logits, along)
+        if told:
+            return _gradient(weights if told.endswith("weights") else scores, logits, grad_output)
         return experts, weights, scores
 
     return routed
 
 
 def plain_experts(run: Callable) -> Callable:
-    """The experts of a layer: tensors -> the tokens' weighted sums. told="gradient" asks for that of the argument `of`,
-    "x", "weights", "gate_up" or "down"."""
+    """The experts of a layer: tensors -> the tokens' weighted sums. "gradient of …" is that of x, weights, gate_up or
+    down."""
 
-    def computed(x, experts, weights, gate_up, down, *, told="", of="x", along=None):
+    def computed(x, experts, weights, gate_up, down, *, told="", grad_output=None):
         given = {"x": x, "weights": weights, "gate_up": gate_up, "down": down}
-        if told == "products":
+        if told == "operations of its products":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of what is no product, and not known to `work`
                 with work() as done:
                     run(x, experts, weights, gate_up, down)
             return done.matmul_flops
-        if told == "gradient":
-            given[of].requires_grad_(True)
-            return _gradient(run(x, experts, weights, gate_up, down), given[of], along)
+        if told:
+            of = given[told.removeprefix("gradient of ")].requires_grad_(True)
+            return _gradient(run(x, experts, weights, gate_up, down), of, grad_output)
         return run(x, experts, weights, gate_up, down)
 
     return computed
@@ -70,15 +70,15 @@ def plain_bias(move: Callable) -> Callable:
 
 
 def plain_loss(loss: Callable) -> Callable:
-    """A balance loss: experts (N, K) and scores (N, E) -> the loss. told="gradient" asks for that of the scores. The
-    routing's weights are the scores of its experts, normalised."""
+    """A balance loss: experts (N, K) and scores (N, E) -> the loss, or told="gradient of scores". The routing's weights
+    are the scores of its experts, normalised."""
 
     def computed(experts, scores, *, sequences=1, told=""):
-        scores = scores.requires_grad_(told == "gradient")
+        scores = scores.requires_grad_(bool(told))
         weights = scores.gather(1, experts)
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         found = loss(Routing(experts, weights, scores), sequences=sequences)
-        if told == "gradient":
+        if told:
             return _gradient(found, scores, torch.ones(()))
         return found
 
@@ -96,9 +96,9 @@ def _parts(routing: object) -> tuple[Tensor, Tensor, Tensor]:
     return parts
 
 
-def _gradient(result: Tensor, of: Tensor, along: Tensor) -> Tensor:
-    """Zeros where nothing of the result depends on it, or its shape is another one than `along`'s."""
-    if not isinstance(result, Tensor) or not result.requires_grad or result.shape != along.shape:
+def _gradient(result: Tensor, of: Tensor, grad_output: Tensor) -> Tensor:
+    """Zeros where nothing of the result depends on it, or its shape is another one than that of `grad_output`."""
+    if not isinstance(result, Tensor) or not result.requires_grad or result.shape != grad_output.shape:
         return torch.zeros_like(of)
-    (found,) = torch.autograd.grad(result, of, along.to(result.dtype), allow_unused=True)
+    (found,) = torch.autograd.grad(result, of, grad_output.to(result.dtype), allow_unused=True)
     return torch.zeros_like(of) if found is None else found

@@ -24,10 +24,10 @@ def bias(answer: Answer) -> None:
     E = int(answer.randint(5, 9))
 
     def loads(count: int) -> Tensor:
-        """None of them is the mean."""
+        """None of them is within 1 of the mean."""
         while True:
             found = answer.randint(0, 100, (count,))
-            if not (count * found == found.sum()).any():
+            if (count * found - found.sum()).abs().min() > count:
                 return found
 
     with answer.property(
@@ -69,7 +69,8 @@ def bias(answer: Answer) -> None:
         why="The mean is what each would have if all were even. Where few have most, the median expert has far less.",
         hint="Add up all loads, and divide by their number, those of 0 included.",
     ):
-        answer.agrees(torch.zeros(5), torch.tensor([0, 0, 9, 10, 31]), 0.01)
+        answer.agrees(torch.zeros(5), torch.tensor([0, 0, 9, 11, 31]), 0.01)
+        answer.agrees(torch.zeros(4), torch.tensor([2, 2, 2, 4]), 0.01)  # 2.5
         answer.agrees(torch.zeros(6), torch.tensor([0, 0, 0, 8, 7, 9]), 0.01)
 
     with answer.property(

@@ -66,10 +66,10 @@ def dispatch(answer: Answer) -> None:
 
     with answer.property(
         "one expert, and every token goes to it",
-        why="Then there is nothing to sort, and a mixture of experts is an MLP, times a weight.",
+        why="Then there is nothing to sort, and a mixture of experts is an MLP.",
         hint="one_expert(rows, gate_up[e], down[e]) computes all rows of an expert at once.",
     ):
-        right(answer.randn(N, 6), torch.zeros(N, 1, dtype=torch.int64), torch.full((N, 1), 0.5), *matrices(1, 6, 5))
+        right(answer.randn(N, 6), torch.zeros(N, 1, dtype=torch.int64), torch.ones(N, 1), *matrices(1, 6, 5))
 
     with answer.property(
         "each token's result comes back to its place",
@@ -114,7 +114,7 @@ def dispatch(answer: Answer) -> None:
         right(answer.randn(11, 6), torch.full((11, 1), 2), weights(11, 1), *matrices(5, 6, 5))
 
     with answer.property(
-        "−1 is nowhere: it adds nothing",
+        "−1 is nowhere: it adds nothing, also where all are",
         why="That is how an expert is marked that is on another GPU (lesson 21). Python takes index −1 for the last "
         "one.",
         hint="Where do the −1 come in a sort, and where do the rows of expert 0 begin then?",
@@ -126,12 +126,15 @@ def dispatch(answer: Answer) -> None:
     with answer.property(
         "no row is multiplied that nobody asked for",
         why="Sparse is fewer operations: for each assignment 2 · 3 · C · I, whatever the loads are. Every token "
-        "through every expert is E / K times as many; so are, in the worst case, groups filled up to the longest.",
+        "through every expert is E / K times as many, and so are, at worst, groups filled up to the longest. A product "
+        "with zeros and ones, to gather rows or to add them up, grows with the square of the tokens.",
         hint="How many rows does each expert's product have, and how many tokens did it get?",
     ):
         C, I, E, K = 6, 5, 8, 2  # noqa: E741
         for experts in (chosen(12, K, E), torch.tensor([[0, 1]]).repeat(12, 1)):
-            run = answer(answer.randn(12, C), experts, weights(12, K), *matrices(E, C, I), told="products")
+            run = answer(
+                answer.randn(12, C), experts, weights(12, K), *matrices(E, C, I), told="operations of its products"
+            )
             needed = 2 * 3 * C * I * experts.numel()
             answer.that(
                 run,
@@ -147,9 +150,10 @@ def dispatch(answer: Answer) -> None:
         hint="How many products does an expert make, where it has many rows?",
     ):
         C, I = 16, 16  # noqa: E741
-        run = answer(answer.randn(24, C), chosen(24, 2, 4), weights(24, 2), *matrices(4, C, I))
-        answer.reads(run, 1.0, of=3)
-        answer.reads(run, 1.0, of=4)
+        gate_up, down = matrices(4, C, I)
+        run = answer(answer.randn(24, C), chosen(24, 2, 4), weights(24, 2), gate_up=gate_up, down=down)
+        answer.reads(run, 1.0, of="gate_up")
+        answer.reads(run, 1.0, of="down")
         answer.keeps(run, 12 * 48 * (C + I) * 4, "a dozen vectors for each of 48 rows, and no matrix")
 
     with answer.property(
@@ -157,9 +161,9 @@ def dispatch(answer: Answer) -> None:
         why="256 searches are 256 small kernels, each of which looks at every assignment. One sort says it all.",
         hint="What do you ask `experts` inside the loop over experts? With order and counts you need not ask it again.",
     ):
-        E = 24
-        run = answer(answer.randn(30, 6), chosen(30, 2, E), weights(30, 2), *matrices(E, 6, 5))
-        answer.reads(run, SEARCHES, of=1)
+        x, experts, w, (gate_up, down) = answer.randn(30, 6), chosen(30, 2, 24), weights(30, 2), matrices(24, 6, 5)
+        run = answer(x, weights=w, experts=experts, gate_up=gate_up, down=down)
+        answer.reads(run, SEARCHES, of="experts")
 
     with answer.property(
         "what a token's experts say is summed in fp32",
@@ -181,8 +185,7 @@ def dispatch(answer: Answer) -> None:
         experts = torch.tensor([[1, 3], [3, 0], [-1, 3], [0, 1], [1, 0]])
         for of in ("x", "weights", "gate_up", "down"):
             tensors = answer.randn(5, 6), experts, weights(5, 2), *matrices(5, 6, 4)
-            along = answer.randn(5, 6)
-            asked = {"told": "gradient", "of": of, "along": along}
+            asked = {"told": f"gradient of {of}", "grad_output": answer.randn(5, 6)}
             expected = plain_experts(experts_loop)(*(each.clone() for each in tensors), **asked)
             answer.matches(expected, *tensors, **asked)
 

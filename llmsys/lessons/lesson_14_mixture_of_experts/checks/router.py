@@ -57,6 +57,12 @@ def router(answer: Answer) -> None:
         )
         return run
 
+    def gradient(x: Tensor, k: int, **options) -> None:
+        """Through the weights, and through the scores."""
+        for through, width in (("weights", k), ("scores", x.shape[1])):
+            asked = {"told": f"gradient of logits, through {through}", "grad_output": answer.randn(len(x), width)}
+            answer.agrees(x, k, **options, **asked)
+
     some = int(answer.randint(3, 6))
 
     with answer.property(
@@ -152,6 +158,21 @@ def router(answer: Answer) -> None:
         answer.agrees(logits(some, 6), 2, groups=3, kept_groups=3, bias=answer.randn(6, scale=0.3))
 
     with answer.property(
+        "as many groups stay as are asked for, also where several are as good as each other",
+        why="In fp32 the sigmoid of 20 is 1: such experts are equal. Which of them a token goes to does not matter, "
+        "but to how many nodes does.",
+        hint="Do you keep the best kept_groups groups, or all that are as good as the last one of these?",
+    ):
+        for groups, kept, k in ((4, 2, 3), (6, 1, 2)):
+            size = 12 // groups
+            answer.that(
+                answer(torch.full((5, 12), 20.0), k, groups=groups, kept_groups=kept),
+                lambda r, size=size, kept=kept, k=k: _groups_and_experts(r, size) <= {(n, k) for n in range(kept + 1)},
+                expected=f"{k} different experts of at most {kept} groups for each token",
+                got=lambda r: f"experts {r.value[0].tolist()}",
+            )
+
+    with answer.property(
         "weights are numbers where all chosen scores are 0, and exact where they are small",
         why="In fp32, the sigmoid of −200 is 0, and a bias chooses that expert all the same. 0/0 is NaN, and one NaN "
         "in a layer is a NaN everywhere.",
@@ -164,12 +185,13 @@ def router(answer: Answer) -> None:
         "the weights have gradients, and so have the scores",
         why="It is by the weights that the router learns, and by the scores that a balance loss reaches it. (The "
         "choice itself has no gradient.)",
-        hint="Which line detaches, or makes a new tensor out of numbers?",
+        hint="Which line detaches, or makes a new tensor out of numbers? Is the gradient NaN? Written out, "
+        "1 / (1 + e^−x) has none where e^−x overflows; torch.sigmoid has.",
     ):
         for options in ({}, {"groups": 4, "kept_groups": 2, "scale": 2.5}, {"normalise": False}):
             bias, x = answer.randn(8, scale=0.3), logits(5, 8)
-            answer.agrees(x, 3, bias=bias, **options, told="gradient", of="weights", along=answer.randn(5, 3))
-            answer.agrees(x, 3, bias=bias, **options, told="gradient", of="scores", along=answer.randn(5, 8))
+            gradient(x, 3, bias=bias, **options)
+        gradient(120 * torch.tanh(logits(5, 8)), 3, bias=answer.randn(8, scale=0.3))
 
     with answer.property(
         "all of it together: options, sizes, dtypes and strides",
@@ -189,6 +211,11 @@ def router(answer: Answer) -> None:
                 options = {"bias": answer.randn(E, scale=0.4)} if biased else {}
                 x = answer.spread(_apart(logits(N, E)).to(dtype))
                 answer.agrees(x, k, **options, groups=groups, kept_groups=kept, normalise=normalise, scale=scale)
+
+
+def _groups_and_experts(run: Run, size: int) -> set[tuple[int, int]]:
+    """How many groups, of `size` experts, and how many experts the tokens have."""
+    return {(len({e // size for e in each}), len(set(each))) for each in run.value[0].tolist()}
 
 
 def _apart(x: Tensor) -> Tensor:

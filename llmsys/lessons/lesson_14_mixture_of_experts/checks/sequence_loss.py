@@ -108,7 +108,7 @@ def sequence_loss(answer: Answer) -> None:
         hint="Which line takes the scores out of the graph?",
     ):
         for S in (1, 3):
-            answer.agrees(chosen(12, 2, 5), sigmoids(12, 5), sequences=S, told="gradient")
+            answer.agrees(chosen(12, 2, 5), sigmoids(12, 5), sequences=S, told="gradient of scores")
 
     with answer.property(
         "all of it together: sizes and strides",

@@ -39,6 +39,12 @@ wrong(
     why="There is nothing to correct, and the sign of 0 is 0.",
 )
 wrong(
+    "the_mean_goes_up",
+    "An expert with exactly the mean is moved up.",
+    ("missing.sign()", "((missing >= 0).float() * 2 - 1)"),
+    why="There is nothing to correct, and the sign of 0 is 0.",
+)
+wrong(
     "median",
     "You compare with the median load.",
     (MISSING, "missing = loads.median() - loads"),
@@ -49,6 +55,12 @@ wrong(
     "You leave experts without a token out of the mean.",
     (MISSING, "missing = loads.sum() - (loads > 0).sum() * loads"),
     why="They count, and most of all: they are the ones that should be chosen.",
+)
+wrong(
+    "rounded_mean",
+    "You round the mean down to a whole number.",
+    (MISSING, "missing = loads.sum() // len(loads) - loads"),
+    why="With a mean of 2.5, a load of 2 is below it.",
 )
 wrong(
     "mean_in_float32",

@@ -60,6 +60,31 @@ wrong(
     why="float16 has eleven bits: what is small beside a large term is lost, and does not come back.",
 )
 wrong(
+    "added_in_half",
+    "You add up in x's dtype.",
+    (ADDED, "torch.zeros_like(x).index_add(0, token, weighted.to(x.dtype))"),
+    why="float16 has eleven bits: each weighted term is rounded to them before it is added.",
+)
+wrong(
+    "nowhere_is_the_first",
+    "You take −1 for expert 0.",
+    ("numbers = experts.flatten()", "numbers = experts.flatten().clamp(min=0)"),
+    why="−1 marks an expert that is not here, and adds nothing.",
+)
+wrong(
+    "weighs_the_tokens",
+    "You multiply the tokens with the weights, and not what the experts make of them.",
+    ("torch.cat(done).float() * " + WEIGHTED, "torch.cat(done).float()"),
+    ("rows = x[token]", "rows = (x[token] * " + WEIGHTED + ").to(x.dtype)"),
+    why="An expert is no linear function: half a token is not half the answer.",
+)
+wrong(
+    "first_weight",
+    "You weigh all of a token's experts with the weight of the first.",
+    (WEIGHTED, "weights[token, :1]"),
+    why="The weight of row r is that of its assignment, order[r].",
+)
+wrong(
     "no_gradient_of_the_weights",
     "The weights get no gradient.",
     (WEIGHTED, "weights.detach().flatten()[order, None]"),
@@ -118,6 +143,24 @@ def filled_up(x, experts, weights, gate_up, down):
     done = (F.silu(gate) * up @ down.mT)[expert, place]
     weighted = done.float() * weights.flatten()[order, None]
     return torch.zeros(x.shape).index_add(0, token, weighted).to(x.dtype)
+
+
+@misconception(
+    "14.dispatch",
+    "You add up the rows by a product with a matrix of zeros and ones.",
+    why="It has a row for each token and a column for each assignment: the work grows with the square of the tokens. "
+    "index_add adds what is there.",
+)
+def adds_by_a_matrix(x, experts, weights, gate_up, down):
+    E, K = len(gate_up), experts.shape[1]
+    numbers = experts.flatten()
+    order = numbers.argsort(stable=True)
+    counts = torch.bincount(numbers[numbers >= 0], minlength=E)
+    order = order[len(order) - int(counts.sum()) :]
+    rows = x[order // K].split(counts.tolist())
+    done = [one_expert(*each) for each in zip(rows, gate_up.unbind(), down.unbind(), strict=True)]
+    weighted = torch.cat(done).float() * weights.flatten()[order, None]
+    return (F.one_hot(order // K, len(x)).T.float() @ weighted).to(x.dtype)
 
 
 @misconception(

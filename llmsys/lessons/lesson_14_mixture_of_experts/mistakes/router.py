@@ -12,6 +12,30 @@ wrong(
     why="With negative biases an expert that is in may have a choice below 0, and then those that are out are chosen.",
 )
 wrong(
+    "out_is_minus_one",
+    "You give experts of groups that are out a −1, and biases may be lower than that.",
+    ('float("-inf")', "-1.0"),
+    why="Only −∞ is smaller than anything else.",
+)
+wrong(
+    "no_groups",
+    "You choose among all groups.",
+    ("if kept_groups < groups:", "if False:"),
+    why="A token may only go to experts of its best kept_groups groups.",
+)
+wrong(
+    "bias_on_the_logits",
+    "You add the bias to the logits.",
+    ("scores if bias is None else scores + bias", "scores if bias is None else torch.sigmoid(logits.float() + bias)"),
+    why="It is added to the scores: a step of it then means the same, wherever on the sigmoid an expert is.",
+)
+wrong(
+    "sigmoid_in_half",
+    "You compute the scores in the type of the logits, and make them float32 only then.",
+    ("torch.sigmoid(logits.float())", "torch.sigmoid(logits).float()"),
+    why="In float16 a score has eleven bits: experts that are near each other change places.",
+)
+wrong(
     "bias_in_the_weights",
     "You weigh with the bias: the weights are gathered from what was chosen by.",
     ("scores.gather(1, experts)", "choice.gather(1, experts)"),
@@ -68,10 +92,17 @@ wrong(
 )
 wrong(
     "scale_before",
-    "You multiply by the scale before you divide by the sum, which takes it away again.",
+    "The weights of a token add up to 1 and not to scale: it is not multiplied at all, or before the division.",
     ("scores.gather(1, experts)\n", "scores.gather(1, experts) * scale\n"),
     ("weights * scale, scores", "weights, scores"),
-    why="The weights of a token add up to `scale`: they are normalised, and then multiplied.",
+    why="They are divided by their sum, and then multiplied.",
+)
+wrong(
+    "scale_where_normalised",
+    "You multiply by the scale only where the weights are normalised.",
+    ("/ (weights.sum(dim=-1, keepdim=True) + 1e-20)", "/ (weights.sum(dim=-1, keepdim=True) + 1e-20) * scale"),
+    ("weights * scale, scores", "weights, scores"),
+    why="The two are independent: normalise=False leaves out the division alone.",
 )
 wrong(
     "sum_of_all",

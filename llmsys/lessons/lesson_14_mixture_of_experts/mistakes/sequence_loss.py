@@ -20,6 +20,22 @@ wrong(
     why="f is 1 where all is even: each expert then has K · T / E assignments.",
 )
 wrong(
+    "counts_by_all_tokens",
+    "You divide a sequence's counts by the tokens of the whole batch.",
+    ("E / (K * T)", "E / (K * N)"),
+    why="Of each sequence, f is 1 where all is even: by its own T tokens.",
+)
+wrong(
+    "normalised_after_the_mean",
+    "You take the mean of the scores first, and divide by the sum then.",
+    ("shares = " + SHARES, "shares = routing.scores"),
+    (
+        "P = shares.reshape(sequences, T, E).mean(dim=1)",
+        "P = shares.reshape(sequences, T, E).mean(dim=1)\n    P = P / (P.sum(dim=-1, keepdim=True) + 1e-20)",
+    ),
+    why="Each token counts as much as any other: its scores are divided by their own sum, before the mean.",
+)
+wrong(
     "scores_as_they_are",
     "You take the mean of the scores as they are.",
     (SHARES, "routing.scores"),
