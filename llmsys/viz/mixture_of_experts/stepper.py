@@ -52,7 +52,7 @@ def stepper(
 def draw(frame: Frame) -> Svg:
     svg = Svg(760, 262, alt=describe(frame))
     svg.text(0, 18, [("reads ", "muted"), (frame.text, "mono small")])
-    whose = [(" · in the batch", "blue"), (" · in its first sequence", "orange")]
+    whose = [(" · in the batch", "blue"), (" · in its first sequence", "orange"), (" · over 2×", "purple")]
     svg.text(0, 44, [("load of each expert", "bold"), *whose])
     E = len(frame.loads)
     step = WIDE / E
@@ -77,7 +77,8 @@ def _bias(svg: Svg, frame: Frame, step: float) -> None:
     for e, each in enumerate(frame.bias):
         high = 20 * abs(each) / largest
         svg.rect(28 + step * e, middle - high if each > 0 else middle, step - 3, high, "green", rx=0)
-    svg.text(32 + WIDE, middle - 14, f"±{largest:.2g}", "small muted")
+    if any(frame.bias):
+        svg.text(32 + WIDE, middle - 14, f"±{largest:.2g}", "small muted")
 
 
 def _history(svg: Svg, frame: Frame) -> None:

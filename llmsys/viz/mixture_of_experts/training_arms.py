@@ -14,7 +14,7 @@ from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import LIGHT, chart_style
 
 LOOKS = {
-    "none": ("purple", "-", "o"),
+    "none": ("purple", (0, (7, 2, 1.5, 2)), "o"),
     "sequence": ("green", (0, (5, 2)), "s"),
     "batch": ("orange", (0, (2, 1.5)), "^"),
     "bias": ("blue", "-", "D"),
