@@ -47,12 +47,12 @@ def balance_loss(routing: Routing, *, sequences: int = 1) -> Float[Tensor, ""]:
     if N == 0:
         return routing.scores.sum()  # 0, with a gradient
     T = N // sequences
-    chosen = routing.experts.view(sequences, T * K)
+    chosen = routing.experts.reshape(sequences, T * K)
     count = torch.zeros(sequences, E, device=chosen.device)
     count.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=count.dtype))
     scores = routing.scores / (routing.scores.sum(dim=-1, keepdim=True) + TINY)
     f = count * (E / (K * T))  # (S, E)
-    P = scores.view(sequences, T, E).mean(dim=1)  # (S, E)
+    P = scores.reshape(sequences, T, E).mean(dim=1)  # (S, E)
     return (f * P).sum(dim=-1).mean()
 
 

@@ -41,12 +41,13 @@ class Metered:
 
         if wrong(run):
             found = f"{passes(run):.3g} pass{'es' * (abs(passes(run) - 1) > 1e-6)}"
+            its = f"its argument {of}" if str(of).isidentifier() else "its argument"
             if passes(run) > at_most:
-                message = f"it read its argument {passes(run):.3g} times over, where {at_most:.3g} passes are enough"
+                message = f"it read {its} {passes(run):.3g} times over, where {at_most:.3g} passes are enough"
             elif passes(run) == 0:
                 message = "no operation was seen that reads its argument: use torch, on what the function was given"
             else:
-                message = f"it read its argument {passes(run):.3g} times over, which cannot be: {otherwise}"
+                message = f"it read {its} {passes(run):.3g} times over, which cannot be: {otherwise}"
             bounds = f"at most {at_most:.3g}" if at_least == 0 else f"{at_least:.3g} to {at_most:.3g}"
             self._reject(
                 "reads", message, run, got=found, expected=f"{bounds} passes", wrong=wrong, same=same_memory
