@@ -39,7 +39,7 @@ tokens are waited for; they are taken in, and become text. All of it is the host
 the device computes one meanwhile, and there is less to wait for."""
 
 
-@dataclass
+@dataclass(slots=True)
 class RequestMetrics:
     """One answer. Times are on the engine's clock; what has not happened yet is None."""
 
@@ -49,6 +49,7 @@ class RequestMetrics:
     first_token: float | None = None
     last_token: float | None = None
     ended: float | None = None
+    finished: bool = False  #  answered to its end, and neither failed nor aborted
     output_tokens: int = 0  #  the one that ended it included
     hit_tokens: int = 0  #  of the prompt, that were in the cache when it was first admitted
     preemptions: int = 0
@@ -203,7 +204,7 @@ class Metrics:
             totals.lost_tokens += event.lost
             self._of_steps[event.step]["preempted"] += 1
         elif isinstance(event, Finished | Failed | Aborted):
-            request.ended = event.time
+            request.ended, request.finished = event.time, isinstance(event, Finished)
             kind = {Finished: "finished", Failed: "failed", Aborted: "aborted"}[type(event)]
             setattr(totals, kind, getattr(totals, kind) + 1)
 
