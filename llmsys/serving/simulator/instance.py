@@ -21,6 +21,7 @@ import math
 from collections import deque
 
 from llmsys.cache.block_pool import BlockPool
+from llmsys.serving.admission import token_limit
 from llmsys.serving.events import EventLog
 from llmsys.serving.plan import Output, StepPlan, StepResult
 from llmsys.serving.policies import Policy
@@ -111,6 +112,7 @@ class Instance:
         if tick < self.now:
             raise ValueError(f"at must be at least {self.now / TICKS:g} s, for so far it is done, got {at:g}")
         if self.busy and self.ahead:
+            token_limit(request, self.scheduler.pool, self.scheduler.max_model_len)  # refused now, if it is
             self._coming.append((tick, request))
         else:
             if not self.busy:
