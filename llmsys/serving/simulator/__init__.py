@@ -19,9 +19,9 @@ from llmsys.serving.simulator.instance import Instance
 from llmsys.serving.simulator.leaderboard import Score, leaderboard
 from llmsys.serving.simulator.load import StepLoad, StepRecorder, TimedStep
 from llmsys.serving.simulator.simulate import Result, capacity, simulate
-from llmsys.serving.simulator.step_times import StepTimes, fit, relative_errors
+from llmsys.serving.simulator.step_times import Prices, StepTimes, fit, relative_errors
 
 __all__ = [
-    "Instance", "Result", "Score", "StepLoad", "StepRecorder", "StepTimes", "TimedStep", "capacity", "fit",
+    "Instance", "Prices", "Result", "Score", "StepLoad", "StepRecorder", "StepTimes", "TimedStep", "capacity", "fit",
     "leaderboard", "relative_errors", "simulate",
 ]  # fmt: skip

@@ -55,7 +55,10 @@ class TimedStep(NamedTuple):
 
 
 class StepRecorder:
-    """Listens to an engine's events, and keeps every step with its time.
+    """Listens to an engine's events, and keeps steps with their times.
+
+    Of a step from which no token comes (a piece of a prompt, and nothing beside it) nobody waits for anything, so the
+    host does not know when it ended: it is left out, and so is the one after it, which seems to take as long as both.
 
     Attributes
     ----------
@@ -65,11 +68,19 @@ class StepRecorder:
     def __init__(self, events: EventLog):
         self.steps: list[TimedStep] = []
         self._work: dict[int, list[tuple[int, int]]] = {}  # of steps that are not done
+        self._said: set[int] = set()  # steps from which a token came
+        self._after_silence = False
         events.listen(self._on, progress=self._on_progress)
 
     def _on_progress(self, progress: Progress) -> None:
+        if any(row[4] for row in progress.rows):
+            self._said.add(progress.step)
         self._work.setdefault(progress.step, []).extend((start, tokens) for _, start, tokens, _, _ in progress.rows)
 
     def _on(self, event: Event) -> None:
         if isinstance(event, StepDone) and (work := self._work.pop(event.step, None)):
-            self.steps.append(TimedStep(StepLoad.of(work), event.seconds))
+            silent = event.step not in self._said
+            if not silent and not self._after_silence:
+                self.steps.append(TimedStep(StepLoad.of(work), event.seconds))
+            self._after_silence = silent
+            self._said.discard(event.step)

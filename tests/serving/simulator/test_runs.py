@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from llmsys.serving import POLICIES, Request, SamplingParams
 from llmsys.serving.events import Preempted
 from llmsys.serving.policies import Turn
-from llmsys.serving.simulator import Instance, StepTimes
+from llmsys.serving.simulator import Instance, Prices, StepTimes
 from llmsys.serving.simulator.runs import Run, SkippedSteps, begin_run, steps_with_room
 
-TIMES = StepTimes(4e-3, 2e-6, 5e-6, 30e-6, 0.7e-6, 23e-6, 5)
+TIMES = StepTimes(Prices(4e-3, 2e-6, 5e-6, 30e-6, 0.7e-6), Prices(5e-3, 2e-4, 5e-6, 60e-6), (8, 16))
 
 
 def drawn(count, *, seed, prompt=30, output=40, pause=0.05, alike=0.0):
@@ -56,7 +56,7 @@ def same(requests, *, stops=(), **engine):
 
 @given(
     st.integers(0, 10**6), st.sampled_from(list(POLICIES)), st.sampled_from([26, 40, 200]), st.sampled_from([2, 5, 16]),
-    st.sampled_from([16, 64]), st.booleans(), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.1]),
+    st.sampled_from([16, 17, 64]), st.booleans(), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.1]),
 )  # fmt: skip
 @settings(max_examples=40)
 def test_the_events_are_the_same(seed, policy, num_blocks, max_sequences, budget, ahead, alike, watermark):
@@ -123,7 +123,7 @@ def test_until_when_how_many_steps_end():
         end = run.now + run.ticks(n)
         assert run.until(end) == n and run.until(end - 1) == max(n - 1, 0)
     assert run.until(run.now + 10**18) == run.steps
-    flat = Run(instance.scheduler, StepTimes(fixed=1e-3), run.requests, 0, 7)
+    flat = Run(instance.scheduler, StepTimes(Prices(1e-3)), run.requests, 0, 7)
     assert [flat.until(int(tick * 1e12)) for tick in (0.5, 1, 1.5, 6.9, 7, 100)] == [0, 1, 1, 6, 7, 7]
 
 

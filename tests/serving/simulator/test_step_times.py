@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from llmsys.cache import BlockPool
 from llmsys.serving import EventLog, Output, Request, SamplingParams, Scheduler, StepResult
-from llmsys.serving.simulator import StepLoad, StepRecorder, StepTimes, TimedStep, fit, relative_errors
-from llmsys.serving.simulator.step_times import KNEES, TICKS, non_negative
+from llmsys.serving.events import Progress, StepDone
+from llmsys.serving.simulator import Prices, StepLoad, StepRecorder, StepTimes, TimedStep, fit, relative_errors
+from llmsys.serving.simulator.step_times import TICKS, filled_up, non_negative
 
 
 def test_a_load_counts_every_query_and_every_key_that_it_sees():
@@ -43,6 +44,16 @@ def test_the_recorder_has_each_step_once_with_its_time():
     assert [each.seconds for each in recorder.steps] == list(range(1, len(loads) + 1))
 
 
+def test_a_step_whose_end_nobody_saw_is_left_out_with_the_one_after_it():
+    """The first pieces of a prompt say nothing, and take no time on the host's clock: the last piece takes all of it."""
+    log = EventLog()
+    recorder = StepRecorder(log)
+    for step, (tokens, said, seconds) in enumerate([(4, (), 1e-4), (4, (), 1e-4), (2, (7,), 0.9), (1, (7,), 0.1)]):
+        log.add_progress(Progress(step, 0.0, [("a", 4 * step, tokens, 0, said)]))
+        log.add(StepDone(step, 0.0, seconds, "prefill", tokens, 1, 1, 0, 1, 9))
+    assert [each.seconds for each in recorder.steps] == [0.1]
+
+
 def drawn_loads(count, seed=0):
     draw, found = random.Random(seed), []
     for _ in range(count):
@@ -52,25 +63,28 @@ def drawn_loads(count, seed=0):
     return found
 
 
+DECODE, MIXED = Prices(4e-3, 0.0, 5e-6, 30e-9), Prices(5e-3, 2e-5, 2e-5, 60e-9, 4e-9)
+
+
 @pytest.mark.parametrize(
     "true",
     [
-        StepTimes(4e-3, 2e-6, 5e-6, 30e-9, 0.7e-9, 23e-6, KNEES[3]),
-        StepTimes(4e-3, per_attended=30e-9),
-        StepTimes(per_token=1e-5),
-        StepTimes(per_sequence=1e-4, per_pair=1e-9),
+        StepTimes(DECODE, MIXED, (64, 256, 1024, 2048)),
+        StepTimes(DECODE, MIXED),
+        StepTimes(Prices(4e-3, per_attended=30e-9)),
+        StepTimes(Prices(per_token=1e-5)),
     ],
 )
 def test_prices_that_were_paid_are_found(true):
     steps = [TimedStep(load, true.seconds(load)) for load in drawn_loads(300)]
-    found = fit(steps)
+    found = fit(steps, sizes=true.sizes)
     assert max(map(abs, relative_errors(found, steps))) < 1e-5
     others = [TimedStep(load, true.seconds(load)) for load in drawn_loads(100, seed=1)]
     assert max(map(abs, relative_errors(found, others))) < 1e-4
 
 
 def test_a_fit_is_not_led_astray_by_noise():
-    true, draw = StepTimes(4e-3, 2e-6, 5e-6, 30e-9, 0.7e-9, 23e-6, 128), random.Random(0)
+    true, draw = StepTimes(DECODE, MIXED), random.Random(0)
     steps = [TimedStep(load, true.seconds(load) * draw.uniform(0.95, 1.05)) for load in drawn_loads(500)]
     clean = [TimedStep(load, true.seconds(load)) for load in drawn_loads(200, seed=1)]
     assert max(map(abs, relative_errors(fit(steps), clean))) < 0.03
@@ -80,6 +94,13 @@ def test_steps_with_more_weight_are_fitted_better():
     steps = [TimedStep(StepLoad(1, 1, 1, 1), 1.0), TimedStep(StepLoad(1, 1, 1, 1), 3.0)]
     assert fit(steps, weights=[1000, 1]).seconds(steps[0].load) == pytest.approx(1.0, rel=0.01)
     assert fit(steps, weights=[1, 1000]).seconds(steps[0].load) == pytest.approx(3.0, rel=0.01)
+
+
+def test_a_step_with_prompts_is_filled_up_and_one_that_decodes_is_not():
+    assert [filled_up(n, (16, 32)) for n in (1, 16, 17, 32, 33)] == [16, 16, 32, 32, 33]
+    times = StepTimes(Prices(per_token=1.0), Prices(per_token=2.0), (16, 32))
+    assert times.seconds(StepLoad(17, 1, 17, 9)) == 64 and times.seconds(StepLoad(33, 1, 33, 9)) == 66
+    assert times.seconds(StepLoad(17, 17, 17, 17)) == 17
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(3, 30))
@@ -95,7 +116,7 @@ def test_non_negative_least_squares_are_optimal(seed, columns, rows):
 
 @given(st.integers(1, 300), st.integers(1, 10**6), st.integers(0, 1000))
 def test_the_time_of_decoding_grows_by_the_same_each_step(sequences, attended, steps):
-    times = StepTimes(4.1e-3, 2e-6, 5e-6, 30e-9, 0.7e-9, 23e-6, 128)
+    times = StepTimes(Prices(4.1e-3, 2e-6, 5e-6, 30e-9, 0.7e-9), Prices(1.0))
     first = StepLoad(sequences, sequences, attended, attended)
     assert times.ticks(first.after(steps)) == times.ticks(first) + steps * times.growth(sequences)
     assert times.seconds(first) == times.ticks(first) / TICKS
@@ -103,11 +124,15 @@ def test_the_time_of_decoding_grows_by_the_same_each_step(sequences, attended, s
 
 def test_what_cannot_be_is_refused():
     for bad in (-1.0, math.nan, math.inf, "1"):
-        with pytest.raises(ValueError, match="per_token must be a number from 0 on"):
-            StepTimes(1.0, per_token=bad)
+        with pytest.raises(ValueError, match="per_token must be seconds from 0 on"):
+            Prices(1.0, per_token=bad)
     with pytest.raises(ValueError, match="a step must take time"):
-        StepTimes(per_pair=1.0)
-    with pytest.raises(ValueError, match="at least two"):
-        fit([])
+        Prices(per_pair=1.0)
+    with pytest.raises(ValueError, match="decode must be Prices"):
+        StepTimes(1.0)
+    with pytest.raises(ValueError, match="sizes must be in order"):
+        StepTimes(DECODE, sizes=(2, 1))
+    with pytest.raises(ValueError, match="at least two that decode"):
+        fit([TimedStep(StepLoad(5, 1, 5, 15), 1.0)] * 3)
     with pytest.raises(ValueError, match="times above 0"):
         fit([TimedStep(StepLoad(1, 1, 1, 1), 0.0)] * 3)
