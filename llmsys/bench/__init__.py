@@ -21,7 +21,7 @@ BENCHMARKS = {
     "paged_decode": "llmsys.bench.paged_decode",
     "paged_prefill": "llmsys.bench.paged_prefill",
     "serving": "llmsys.bench.serving",
-    "step_times": "llmsys.bench.step_times",
+    "goodput": "llmsys.bench.goodput",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 
