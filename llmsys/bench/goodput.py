@@ -1,9 +1,10 @@
 """Goodput: four policies on conversations that come faster and faster, and what the simulator is fitted to.
 
-A model of Mistral-7B's shape with random weights serves, in bf16, first requests of equal lengths that are there at once,
-in steps of several sizes; then conversations (`synthetic`, as long as those of azure-conversation, Poisson arrivals,
-forced output lengths) under each policy at some rates. Every step is written down with its load and its time
-(`llmsys.serving.simulator.StepRecorder`). The conversations are drawn from a seed, so a simulator can be asked the same.
+A model of Mistral-7B's shape with random weights serves, in bf16, first requests of equal lengths that are there at
+once, in steps of several sizes; then conversations (`synthetic`, as long as those of azure-conversation, Poisson
+arrivals, forced output lengths) under each policy at some rates. Every step is written down with its load and its time
+(`llmsys.serving.simulator.StepRecorder`). The conversations are drawn from a seed, so a simulator can be asked the
+same.
 
 Rows, by `sweep`:
 
@@ -113,7 +114,8 @@ def measure(quick: bool = False) -> Record:
         jobs.append(({"rate": rate, "requests": len(asked)}, policy, most, asked))
     rows, missing = [], {}
     for what, policy, most, asked in jobs:
-        name = f"{policy}, steps of {most}, {what}, prompts of {len(asked[0].prompt)} and others"
+        how = ", ".join(f"{key} {value:g}" for key, value in what.items())
+        name = f"{policy}, steps of {most}, {how}, the first prompt of {len(asked[0].prompt)}"
         if time.perf_counter() - start > size.seconds:
             missing[name] = f"not begun: {size.seconds:.0f} s were over"
             continue
@@ -140,8 +142,8 @@ def conversations(rate: float, window: float, *, vocab: int, shorter: int = 1) -
 
 
 def condensed(steps: list[TimedStep], padded: tuple[int, ...]) -> list[dict]:
-    """A row for steps whose loads are alike: of one padded size, and the other numbers within a factor of 2^(1/4) of the
-    middle of a class."""
+    """A row for steps whose loads are alike: of one padded size, and the other numbers within a factor of 2^(1/4) of
+    the middle of a class."""
     classes: dict[tuple, list[TimedStep]] = defaultdict(list)
     for step in steps:
         tokens, *others = step.load

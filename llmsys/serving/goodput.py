@@ -136,7 +136,7 @@ def highest_rate(
     if attained(high) >= share:
         return high
     if (reached := attained(low)) < share:
-        raise ValueError(f"low must be a rate at which {share:.0%} is attained: at {low:g} it is {reached:.0%}. Lower it")
+        raise ValueError(f"low must be a rate at which {share:.0%} is attained: at {low:g}, {reached:.0%} is. Lower it")
     while high / low > 1 + within:
         middle = math.sqrt(low * high)
         if attained(middle) >= share:

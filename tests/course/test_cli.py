@@ -109,7 +109,7 @@ def test_the_commands_are_these():
     names = {" ".join(words) for words, _ in commands()}
     learner = {"doctor", "start", "update", "status", "check", "hint", "reset"}
     author = {"new", "build", "lint"}
-    assert names == learner | author | {"grade", "export nbgrader", "bench", "generate", "train"}
+    assert names == learner | author | {"grade", "export nbgrader", "bench", "data", "generate", "train"}
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)

@@ -1,4 +1,4 @@
-"""Where published traces lie, for tests that read them: beside the checkout, in ../shared/data, where they are at all."""
+"""Where published traces lie, for tests that read them: beside the checkout, in ../shared/data, if anywhere."""
 
 from pathlib import Path
 

@@ -5,16 +5,17 @@
     instance.advance(2.0)              what happens until then, in instance.events
     instance.advance()                 until all is done
 
-The scheduler is `llmsys.serving.Scheduler`, the same object that an engine has. It plans a step; the step's time is what
-the model of a device says of its load (`step_times`); at its end the scheduler takes in that each request that was due a
-token has got one. A request ends when it has as many as it may have (`max_tokens`), for there is no text here to stop at.
+The scheduler is `llmsys.serving.Scheduler`, the same object that an engine has. It plans a step; the step's time is
+what the model of a device says of its load (`step_times`); at its end the scheduler takes in that each request that was
+due a token has got one. A request ends when it has as many as it may have (`max_tokens`), for there is no text here to
+stop at.
 
 Time stands still while the host plans, for a step's time has that in it: it was measured from one result to the next.
 
-**ahead**: an engine on a GPU plans a step while the one before runs. So who comes while step j runs is not in step j + 1,
-which is planned, but at the earliest in step j + 2; with `ahead` a request is handed to the scheduler when step j + 1
-has begun. (What else planning ahead changes is left out: blocks that become free at the end of step j can be given away
-in step j + 1 here, in an engine only in step j + 2.)
+**ahead**: an engine on a GPU plans a step while the one before runs. So who comes while a step runs is not in the next
+one, which is planned, but at the earliest in the one after that: with `ahead` a request is handed to the scheduler when
+the next step has begun. (What else planning ahead changes is left out: blocks that become free at the end of a step can
+be given away in the next one here, in an engine only in the one after that.)
 """
 
 import math

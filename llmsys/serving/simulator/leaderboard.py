@@ -45,6 +45,7 @@ def leaderboard(
     low: float = 0.25,
     high: float = 64.0,
     share: float = 0.9,
+    within: float = 0.02,
     **settings,
 ) -> list[Score]:
     """The policies' scores, the best one first.
@@ -55,8 +56,9 @@ def leaderboard(
         By name; each what makes one (its class), or the name of one in POLICIES.
     trace, count, seed, cv
         The workload's: see `synthetic`.
-    low, high, share
-        Between which rates the highest one is looked for, and which share of the requests must meet the limits.
+    low, high, share, within
+        Between which rates the highest one is looked for, which share of the requests must meet the limits, and how
+        near the answer is (`highest_rate`).
     settings
         The engine's: see `Instance`.
 
@@ -75,7 +77,8 @@ def leaderboard(
             if lowest.attainment(limits) < share:
                 scores.append(Score(name, 0.0, lowest.ttft(90), lowest.tpot(90)))
                 continue
-            rate = capacity(workload, limits, low=low, high=high, share=share, policy=policy, **engine)
+            search = dict(low=low, high=high, share=share, within=within)
+            rate = capacity(workload, limits, policy=policy, **search, **engine)
             there = simulate(workload(rate), policy=new_policy(policy), **engine)
             scores.append(Score(name, rate, there.ttft(90), there.tpot(90)))
         except Exception as error:  # of a policy of one's own

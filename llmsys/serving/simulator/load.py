@@ -2,10 +2,10 @@
 
     recorder = StepRecorder(engine.events)
     engine.generate(prompts)
-    recorder.steps[-1]          TimedStep(load=StepLoad(tokens=3, sequences=3, attended=1210, pairs=1210), seconds=0.0062)
+    recorder.steps[-1]     TimedStep(load=StepLoad(tokens=3, sequences=3, attended=1210, pairs=1210), seconds=0.0047)
 
-A step computes n new tokens of a sequence of which s are in the cache. Every matrix multiplies the **tokens**, Σ n; each
-of the **sequences** has one row of logits and one draw. Attention reads the keys and values of s + n tokens, those
+A step computes n new tokens of a sequence of which s are in the cache. Every matrix multiplies the **tokens**, Σ n;
+each of the **sequences** has one row of logits and one draw. Attention reads the keys and values of s + n tokens, those
 **attended** to: what bounds decoding. And it multiplies each query with the keys before it, n·s + n(n + 1)/2 **pairs**:
 what bounds a long prompt. In a step that decodes n is 1, and both are s + 1.
 """

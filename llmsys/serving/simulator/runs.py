@@ -1,8 +1,8 @@
 """Runs of equal steps, which are skipped: the closed form of decoding.
 
-Between two arrivals, until somebody has all tokens or blocks are short, every step is like the one before: each of the B
-sequences that run gets one token. To plan such a step, to make its result and to take it in is work that grows with B,
-a few µs each, and changes no decision. So it is not done: after n steps every sequence has n tokens more, and
+Between two arrivals, until somebody has all tokens or blocks are short, every step is like the one before: each of the
+B sequences that run gets one token. To plan such a step, to make its result and to take it in is work that grows with
+B, a few µs each, and changes no decision. So it is not done: after n steps every sequence has n tokens more, and
 
     T(n) = n t + d n (n − 1) / 2
 

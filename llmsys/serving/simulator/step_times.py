@@ -9,16 +9,16 @@ The time is a sum of what there is to do, each with a price of its own (`StepLoa
 
 *fixed* is what every step costs: to read the weights, to launch. *per_token* is the arithmetic of the matrices,
 *per_attended* the reading of a token's keys and values, *per_pair* the arithmetic of attention in a long prompt. Steps
-that decode and nothing else are done by other kernels than those with a prompt in them, so each kind has its own prices:
-while the weights are read, another decoding sequence costs next to nothing, and a prompt's tokens are paid for.
+that decode and nothing else are done by other kernels than those with a prompt in them, so each kind has its own
+prices: while the weights are read, another decoding sequence costs next to nothing, and a prompt's tokens are paid for.
 
-**Filled up**: an engine that captures steps as graphs has graphs of some sizes, and a step with prompts takes as long as
-the size that it is filled up to. With `sizes` that is what is counted as tokens.
+**Filled up**: an engine that captures steps as graphs has graphs of some sizes, and a step with prompts takes as long
+as the size that it is filled up to. With `sizes` that is what is counted as tokens.
 
-**Fitted** are the prices, none below zero: of all subsets of the terms the one is taken whose least-squares solution has
-no negative price and the smallest error. There are 32 subsets, so nothing cleverer is needed. (That is the non-negative
-least-squares solution: the terms that are zero in it are left out of one of these subsets.) Errors count relative to the
-time, or the longest steps alone would decide.
+**Fitted** are the prices, none below zero: of all subsets of the terms the one is taken whose least-squares solution
+has no negative price and the smallest error. There are 32 subsets, so nothing cleverer is needed. (That is the
+non-negative least-squares solution: the terms that are zero in it are left out of one of these subsets.) Errors count
+relative to the time, or the longest steps alone would decide.
 
 **Counted in whole femtoseconds**, so that the time of a thousand steps is the same to the last bit whether they are
 added one by one or as an arithmetic series (`runs`).
@@ -157,7 +157,7 @@ def non_negative(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
             x, *_ = np.linalg.lstsq(a[:, chosen], b, rcond=None)
             if (x < 0).any():
                 continue
-            error = float(((rest := a[:, chosen] @ x - b) @ rest))
+            error = float((rest := a[:, chosen] @ x - b) @ rest)
             if error < least:
                 best, least = np.zeros(columns), error
                 best[chosen] = x / size[chosen]

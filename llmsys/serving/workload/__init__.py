@@ -10,10 +10,11 @@ The chapter, in the order in which to read it:
 
 from llmsys.serving.workload.arrivals import BLOCK, Arrival, at_rate, prompt_tokens, shared_share, synthetic
 from llmsys.serving.workload.lengths import LENGTHS, RANKS, Lengths, RequestLength, at_rank, draw_lengths
+from llmsys.serving.workload.replay import Client, EngineClient, Replayed, replay
 from llmsys.serving.workload.traces import TRACES, Trace, fetch_trace, load_trace, read_azure, read_mooncake
 
 __all__ = [
-    "BLOCK", "LENGTHS", "RANKS", "TRACES", "Arrival", "Lengths", "RequestLength", "Trace", "at_rank", "at_rate",
-    "draw_lengths", "fetch_trace", "load_trace", "prompt_tokens", "read_azure", "read_mooncake", "shared_share",
-    "synthetic",
+    "BLOCK", "LENGTHS", "RANKS", "TRACES", "Arrival", "Client", "EngineClient", "Lengths", "Replayed", "RequestLength",
+    "Trace", "at_rank", "at_rate", "draw_lengths", "fetch_trace", "load_trace", "prompt_tokens", "read_azure",
+    "read_mooncake", "replay", "shared_share", "synthetic",
 ]  # fmt: skip

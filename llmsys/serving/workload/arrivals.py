@@ -14,8 +14,8 @@ distribution, so a Poisson process: everybody comes independently of everybody e
 and below 1 more evenly, up to one each 1/rate seconds at 0. (AlpaServe, section 6, https://arxiv.org/abs/2302.11665,
 measures services on such a process; `vllm bench serve` calls the shape 1/cv² its burstiness.)
 
-One seed draws one workload whatever the rate is: at twice the rate the same requests come, in the same order, after half
-the pauses. So what changes with the rate is due to the rate.
+One seed draws one workload whatever the rate is: at twice the rate the same requests come, in the same order, after
+half the pauses. So what changes with the rate is due to the rate.
 """
 
 import math

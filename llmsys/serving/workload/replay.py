@@ -4,9 +4,9 @@
         replayed = await replay(workload, EngineClient(served), vocab=32_000, speed=2.0)
     goodput(replayed.requests, Limits(ttft=1.0, tpot=0.05))
 
-Who serves is a `Client`: an engine in this process, or a server somewhere, which is asked over the network and says when
-each token came. Times are the client's: from when a request was **due**, so a client that is late in sending does not
-make the service look faster, to when a token was there to be read.
+Who serves is a `Client`: an engine in this process, or a server somewhere, which is asked over the network and says
+when each token came. Times are the client's: from when a request was **due**, so a client that is late in sending does
+not make the service look faster, to when a token was there to be read.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ class Client(Protocol):
     """Asks a service."""
 
     async def submit(self, prompt: Sequence[int], *, max_tokens: int) -> list[float]:
-        """Asks for an answer of just so many tokens (end tokens are not heeded). When each token came, in order: seconds
-        on the event loop's clock, `asyncio.get_running_loop().time()`. Raises whatever went wrong."""
+        """Asks for an answer of just so many tokens (end tokens are not heeded). When each token came, in order:
+        seconds on the event loop's clock, `asyncio.get_running_loop().time()`. Raises whatever went wrong."""
         ...
 
 

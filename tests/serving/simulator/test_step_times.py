@@ -45,7 +45,7 @@ def test_the_recorder_has_each_step_once_with_its_time():
 
 
 def test_a_step_whose_end_nobody_saw_is_left_out_with_the_one_after_it():
-    """The first pieces of a prompt say nothing, and take no time on the host's clock: the last piece takes all of it."""
+    """The first pieces of a prompt say nothing, and take no time on the host's clock: the last one takes all of it."""
     log = EventLog()
     recorder = StepRecorder(log)
     for step, (tokens, said, seconds) in enumerate([(4, (), 1e-4), (4, (), 1e-4), (2, (7,), 0.9), (1, (7,), 0.1)]):

@@ -1,4 +1,4 @@
-"""Traces' files: read as they are written, refused with the line where they are not, fetched only if they are the same."""
+"""Traces' files: read as they are written, refused with the line where they are not, fetched if they are the same."""
 
 import hashlib
 import json
