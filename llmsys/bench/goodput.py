@@ -35,7 +35,7 @@ from llmsys.models.shapes import ModelShape
 from llmsys.serving import Engine, Execution
 from llmsys.serving.goodput import percentile
 from llmsys.serving.policies import as_policy
-from llmsys.serving.simulator import StepLoad, StepRecorder, StepTimes, TimedStep, fit
+from llmsys.serving.simulator import Result, StepLoad, StepRecorder, StepTimes, TimedStep, fit, simulate
 from llmsys.serving.simulator.step_times import filled_up
 from llmsys.serving.workload import prompt_tokens, synthetic
 
@@ -127,7 +127,8 @@ def measure(quick: bool = False) -> Record:
             continue
         if "rate" in what:
             row = {"sweep": "served", "name": policy, **what, "max_tokens_per_step": most, "trace": TRACE, "seed": SEED}
-            rows.append(row | {"model": size.shape.name, "blocks": engine.pool.num_blocks} | _times(found))
+            row |= {"model": size.shape.name, "blocks": engine.pool.num_blocks, "max_sequences": size.max_sequences}
+            rows.append(row | _times(found))
     padded = engine.runner.graphs.token_buckets if engine.runner.graphs else ()
     rows.append({"sweep": "sizes", "name": "tokens of a step", "sizes": list(padded)})
     return new_record("goodput", rows + condensed(recorder.steps, padded), missing)
@@ -169,6 +170,13 @@ def recorded_times(device: str = "H200") -> StepTimes:
     """The prices of a device whose record is committed, for a model of Mistral-7B's shape. LookupError if none is."""
     steps, _, filled = recorded_steps(recorded("goodput", device))
     return fit(steps, sizes=filled)
+
+
+def simulated(row: dict, times: StepTimes) -> Result:
+    """What the simulator says of a row of `served`: the same requests, the same engine, a device with these prices."""
+    workload = synthetic(row["trace"], row["requests"], rate=row["rate"], seed=row["seed"])
+    engine = {key: row[key] for key in ("max_tokens_per_step", "max_sequences")}
+    return simulate(workload, times=times, num_blocks=row["blocks"], policy=row["name"], ahead=True, **engine)
 
 
 def table(record: Record):

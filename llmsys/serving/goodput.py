@@ -10,12 +10,11 @@ time on average (TPOT; `RequestMetrics` says what is counted). An answer of one 
 are made of that, and papers call more than one of them goodput:
 
     attainment      the share of requests that met the limits
-    goodput         how many did in a second: of a run at one rate (`vllm bench serve --goodput`; surveyed by Wang et
-                    al., https://arxiv.org/abs/2410.14257, section 2)
-    highest_rate    the highest rate at which attainment is at least a `share`, say 90%: DistServe's goodput, section 2
-                    of https://arxiv.org/abs/2401.09670 (there by GPU); with limits of its own Sarathi-Serve's capacity,
-                    section 5 of https://arxiv.org/abs/2403.02310 (the P99 of the time between two tokens, and a median
-                    wait of at most 2 s before a request is scheduled)
+    goodput         how many did in a second, of a run at one rate: what `vllm bench serve --goodput` prints; what is
+                    wrong with it (who is late may as well be dropped): https://arxiv.org/abs/2410.14257
+    highest_rate    the highest rate at which attainment is at least a `share`, say 90%: DistServe's goodput, there by
+                    GPU, https://arxiv.org/abs/2401.09670. With other limits it is Sarathi-Serve's capacity: the P99 of
+                    the time between two tokens, and the median wait for the first step, https://arxiv.org/abs/2403.02310
 
 The mean hides a stall: 200 tokens at 20 ms and one pause of a second are 25 ms each. `longest_gaps` finds it in a log.
 """

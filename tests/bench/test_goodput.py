@@ -11,11 +11,12 @@ from llmsys.bench.goodput import (
     measure,
     recorded_steps,
     recorded_times,
+    simulated,
     sizes,
     table,
 )
 from llmsys.bench.record import Record, all_recorded, load
-from llmsys.serving.simulator import Prices, StepLoad, StepTimes, TimedStep, fit, relative_errors, simulate
+from llmsys.serving.simulator import Prices, StepLoad, StepTimes, TimedStep, fit, relative_errors
 from llmsys.serving.workload import synthetic
 
 
@@ -80,18 +81,12 @@ def test_a_recorded_device_has_prices_that_say_its_times():
         steps, counts, filled = recorded_steps(record)
         times = recorded_times(record.device)
         errors = sorted(
-            abs(error)
-            for error, count in zip(relative_errors(times, steps), counts, strict=True)
-            for _ in range(count)
+            abs(error) for error, count in zip(relative_errors(times, steps), counts, strict=True) for _ in range(count)
         )
         assert errors[len(errors) // 2] < 0.05 and errors[len(errors) * 9 // 10] < 0.15
         for row in record.rows:
             if row["sweep"] == "served" and row["name"] != "static" and row["rate"] < 17:
-                workload = synthetic(row["trace"], row["requests"], rate=row["rate"], seed=row["seed"])
-                found = simulate(workload, times=times, num_blocks=row["blocks"], policy=row["name"], ahead=True,
-                                 max_tokens_per_step=row["max_tokens_per_step"])  # fmt: skip
+                found = simulated(row, times)
                 assert found.seconds == pytest.approx(row["seconds"], rel=0.1)
                 for share in (50, 90):
                     assert found.tpot(share) == pytest.approx(row[f"tpot_p{share}_ms"] / 1e3, rel=0.15)
-
-

@@ -1,6 +1,6 @@
 """A simulator of serving: the scheduler that an engine has, and a model of the device's time in place of the device.
 
-    times = fit(recorder.steps)                                    or `recorded_times()`, of an H200
+    times = fit(recorder.steps)                                  or llmsys.bench.goodput.recorded_times(), of an H200
     workload = synthetic("azure-conversation", 1000, rate=8.0, seed=0)
     simulate(workload, times=times, num_blocks=40_000).goodput(Limits(ttft=1.0, tpot=0.05))
 

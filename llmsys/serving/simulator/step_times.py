@@ -23,8 +23,8 @@ relative to the time, or the longest steps alone would decide.
 **Counted in whole femtoseconds**, so that the time of a thousand steps is the same to the last bit whether they are
 added one by one or as an arithmetic series (`runs`).
 
-Vidur fits such a model for each operator, https://arxiv.org/abs/2405.05465, section 4; DistServe one of a whole step,
-appendix A of https://arxiv.org/abs/2401.09670.
+Vidur fits a model for each operator, https://arxiv.org/abs/2405.05465; DistServe one of a whole step, in the appendix
+of https://arxiv.org/abs/2401.09670.
 """
 
 import itertools
@@ -111,9 +111,7 @@ def filled_up(tokens: int, sizes: Sequence[int]) -> int:
     return sizes[i] if i < len(sizes) else tokens
 
 
-def fit(
-    steps: Iterable[TimedStep], *, weights: Sequence[float] | None = None, sizes: Sequence[int] = ()
-) -> StepTimes:
+def fit(steps: Iterable[TimedStep], *, weights: Sequence[float] | None = None, sizes: Sequence[int] = ()) -> StepTimes:
     """The prices of the device that did these steps.
 
     weights      how much each step counts; None: all alike

@@ -11,8 +11,8 @@ matters to a cache alone, which must find equal prefixes where there are some, a
 **Pauses** between two arrivals are drawn from a Gamma distribution with the mean 1 / rate and the coefficient of
 variation `cv` = standard deviation / mean. Its shape is 1/cv², its scale cv²/rate. cv = 1 is the exponential
 distribution, so a Poisson process: everybody comes independently of everybody else. Above 1 arrivals come in bursts,
-and below 1 more evenly, up to one each 1/rate seconds at 0. (AlpaServe, section 6, https://arxiv.org/abs/2302.11665,
-measures services on such a process; `vllm bench serve` calls the shape 1/cv² its burstiness.)
+and below 1 more evenly, up to one each 1/rate seconds at 0. (AlpaServe, https://arxiv.org/abs/2302.11665, is
+measured on such a process; `vllm bench serve` calls the shape 1/cv² its burstiness.)
 
 One seed draws one workload whatever the rate is: at twice the rate the same requests come, in the same order, after
 half the pauses. So what changes with the rate is due to the rate.

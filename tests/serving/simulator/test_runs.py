@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsys.serving import POLICIES, Request, SamplingParams
+from llmsys.serving import POLICIES, EventLog, Metrics, Request, SamplingParams
 from llmsys.serving.events import Preempted
 from llmsys.serving.policies import Turn
 from llmsys.serving.simulator import Instance, Prices, StepTimes
@@ -149,3 +149,18 @@ def test_a_run_in_the_log_is_one_entry_until_somebody_reads_it():
     assert [event.step for event in steps] == [5, 6, 7]
     assert [event.blocks_used for event in steps] == [2 + 3 + 1, 2 + 3 + 2, 2 + 3 + 2]
     assert [round(event.time, 6) for event in steps] == [0.001, 0.002001, 0.003003]
+
+
+def test_who_listens_is_told_of_skipped_steps_and_a_short_log_has_the_last_events():
+    heard: dict[bool, list] = {True: [], False: []}
+    metrics, kept = {}, {}
+    for skip in (True, False):
+        log = EventLog(keep=50)
+        metrics[skip] = Metrics()
+        log.listen(heard[skip].append)
+        log.listen(metrics[skip].on, progress=metrics[skip].on_progress)
+        served(drawn(8, seed=2), skip=skip, num_blocks=60, block_size=4, max_sequences=4, events=log)
+        kept[skip] = list(log)
+        assert len(log) == 50
+    assert heard[True] == heard[False] and kept[True] == kept[False] == heard[True][-50:]
+    assert metrics[True].requests == metrics[False].requests and metrics[True].totals == metrics[False].totals
