@@ -105,13 +105,14 @@ class Instance:
         return self._plan is not None or self._run is not None
 
     def add(self, request: Request, at: float) -> None:
-        """A request comes, at a time (in seconds) to which everything has been advanced.
+        """A request comes, at a time in seconds; what happens until then is done first.
 
         ValueError for a time before the last step's end, or a request that the scheduler refuses.
         """
         tick = round(at * TICKS)
         if tick < self.now:
             raise ValueError(f"at must be at least {self.now / TICKS:g} s, for so far it is done, got {at:g}")
+        self.advance(at)
         if self.busy and self.ahead:
             token_limit(request, self.scheduler.pool, self.scheduler.max_model_len)  # refused now, if it is
             self._coming.append((tick, request))
@@ -121,13 +122,14 @@ class Instance:
             self._hand_over(tick, request)
 
     def advance(self, until: float = math.inf) -> None:
-        """Do every step that ends by then; the one after them runs. Without a time: until all requests have ended.
+        """Do every step that ends by then; one that begins before then runs. (One that would begin just then does not,
+        for who comes at that time may be in it.) Without a time: until all requests have ended.
 
         RuntimeError where the policy, one of your own, lets nobody compute.
         """
-        tick = None if until == math.inf else round(until * TICKS)
-        while self.busy or self._begin():
-            if tick is not None and self._end > tick:
+        tick = math.inf if until == math.inf else round(until * TICKS)
+        while self.busy or (self.now < tick and self._begin()):
+            if self._end > tick:
                 return
             if self._plan is not None:
                 self._land()
@@ -175,11 +177,11 @@ class Instance:
         self.computed += self._load.tokens
         self._plan = None
 
-    def _land_run(self, tick: int | None) -> None:
+    def _land_run(self, tick: float) -> None:
         """As many steps of the run as end by then: one, if somebody has come since it began."""
         run, scheduler = self._run, self.scheduler
         cut = self._came or bool(self._coming)
-        n = 1 if cut else run.steps if tick is None else run.until(tick)
+        n = 1 if cut else run.steps if tick == math.inf else run.until(tick)
         self.steps += n
         self.computed += n * len(run.requests)
         began = run.now + run.ticks(n - 1)
@@ -190,7 +192,7 @@ class Instance:
         if ends:
             last_step(run, began)
             scheduler.steps_done += 1
-        if cut or run.steps == 0:
+        if cut or run.steps == 0 or self.now == tick:
             self._run = None
         else:
             self._end = self.now + run.first

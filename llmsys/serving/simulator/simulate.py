@@ -107,7 +107,6 @@ def simulate(
             if not (before <= each.at < math.inf and each.at >= 0):
                 raise ValueError(f"workload must be in the order of time, from 0 on: request {number} is at {each.at}")
             before = each.at
-            instance.advance(each.at)
             instance.add(Request(str(number), prompt_tokens(each, number), _params(each.output)), each.at)
         instance.advance()
     requests = list(tally.requests.values())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.serving import POLICIES, EventLog, Metrics, Request, SamplingParams
-from llmsys.serving.events import Preempted
+from llmsys.serving.events import Admitted, Preempted
 from llmsys.serving.policies import Turn
 from llmsys.serving.simulator import Instance, Prices, StepTimes
 from llmsys.serving.simulator.runs import Run, SkippedSteps, begin_run, steps_with_room
@@ -15,25 +15,30 @@ from llmsys.serving.simulator.runs import Run, SkippedSteps, begin_run, steps_wi
 TIMES = StepTimes(Prices(4e-3, 2e-6, 5e-6, 30e-6, 0.7e-6), Prices(5e-3, 2e-4, 5e-6, 60e-6), (8, 16))
 
 
-def drawn(count, *, seed, prompt=30, output=40, pause=0.05, alike=0.0):
-    """(at, prompt, output) each; with the probability `alike` a prompt begins as all of these do."""
+EVEN = StepTimes(Prices(0.01), Prices(0.02))  # steps end at whole hundredths of a second
+
+
+def drawn(count, *, seed, prompt=30, output=40, pause=0.05, alike=0.0, even=False):
+    """(at, prompt, output) each; with the probability `alike` a prompt begins as all of these do. `even`: at whole
+    hundredths of a second."""
     draw, at, found = random.Random(seed), 0.0, []
     for n in range(count):
         at += draw.expovariate(1 / pause) if draw.random() < 0.8 else 0.0
         tokens = [1000 * (n + 1) + i for i in range(draw.randint(1, prompt))]
         if draw.random() < alike:
             tokens = [*range(draw.choice((8, 17, 24))), *tokens]
-        found.append((at, tokens, draw.randint(1, output)))
+        found.append((round(at, 2) if even else at, tokens, draw.randint(1, output)))
     return found
 
 
-def served(requests, *, skip, stops=(), **engine):
+def served(requests, *, skip, stops=(), times=TIMES, **engine):
     """The instance, when all have ended. `stops`: times to which it is advanced on the way."""
-    instance = Instance(TIMES, skip=skip, **engine)
+    instance = Instance(times, skip=skip, **engine)
     coming = sorted([(at, 0, n) for n, (at, _, _) in enumerate(requests)] + [(at, 1, -1) for at in stops])
     for at, is_stop, n in coming:
-        instance.advance(at)
-        if not is_stop:
+        if is_stop:
+            instance.advance(at)
+        else:
             _, prompt, output = requests[n]
             instance.add(Request(str(n), prompt, SamplingParams(max_tokens=output)), at)
     instance.advance()
@@ -57,13 +62,21 @@ def same(requests, *, stops=(), **engine):
 @given(
     st.integers(0, 10**6), st.sampled_from(list(POLICIES)), st.sampled_from([26, 40, 200]), st.sampled_from([2, 5, 16]),
     st.sampled_from([16, 17, 64]), st.booleans(), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.1]),
+    st.booleans(),
 )  # fmt: skip
 @settings(max_examples=40)
-def test_the_events_are_the_same(seed, policy, num_blocks, max_sequences, budget, ahead, alike, watermark):
-    requests = drawn(12, seed=seed, alike=alike)
+def test_the_events_are_the_same(seed, policy, num_blocks, max_sequences, budget, ahead, alike, watermark, even):
+    requests = drawn(12, seed=seed, alike=alike, even=even)
     stops = sorted(random.Random(seed).uniform(0, 2) for _ in range(seed % 4))
     same(requests, stops=stops, policy=policy, num_blocks=num_blocks, block_size=4, max_sequences=max_sequences,
-         max_tokens_per_step=budget, ahead=ahead, watermark=watermark)  # fmt: skip
+         max_tokens_per_step=budget, ahead=ahead, watermark=watermark, times=EVEN if even else TIMES)  # fmt: skip
+
+
+def test_who_comes_at_one_time_is_in_one_step_and_who_comes_at_a_step_s_end_in_the_next():
+    requests = [(0.0, [1] * 5, 9), (0.0, [2] * 5, 9), (0.05, [3] * 5, 2), (0.07, [4] * 5, 2), (0.07, [5] * 5, 2)]
+    done = same(requests, num_blocks=60, block_size=4, times=EVEN)
+    steps = {event.request: event.step for event in done.events if isinstance(event, Admitted)}
+    assert steps == {"0": 0, "1": 0, "2": 4, "3": 5, "4": 5}  # ends: 0.02, 0.03, 0.04, 0.05, 0.07, …
 
 
 @pytest.mark.parametrize("policy", POLICIES)

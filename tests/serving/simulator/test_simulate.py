@@ -225,7 +225,6 @@ def test_where_all_is_done_nothing_happens():
     draw = random.Random(0)
     for n in range(5):
         at = n + draw.random()
-        instance.advance(at)
         instance.add(Request(str(n), [n + 1] * 20, SamplingParams(max_tokens=9)), at)
         assert instance.now <= round(at * TICKS)
     instance.advance()
