@@ -84,8 +84,9 @@ def test_a_recorded_device_has_prices_that_say_its_times():
         )
         assert errors[len(errors) // 2] < 0.05 and errors[len(errors) * 9 // 10] < 0.15
         for row in record.rows:
-            if row["sweep"] == "served" and row["name"] != "static" and row["rate"] < 17:
+            if row["sweep"] == "served" and row["rate"] <= 20:  # beyond, queues make much of a small error
                 found = simulated(row, times)
                 assert found.seconds == pytest.approx(row["seconds"], rel=0.1)
                 for share in (50, 90):
-                    assert found.tpot(share) == pytest.approx(row[f"tpot_p{share}_ms"] / 1e3, rel=0.15)
+                    assert found.ttft(share) == pytest.approx(row[f"ttft_p{share}_ms"] / 1e3, rel=0.11)
+                    assert found.tpot(share) == pytest.approx(row[f"tpot_p{share}_ms"] / 1e3, rel=0.11)

@@ -107,8 +107,11 @@ class Instance:
     def add(self, request: Request, at: float) -> None:
         """A request comes, at a time in seconds; what happens until then is done first.
 
-        ValueError for a time before the last step's end, or a request that the scheduler refuses.
+        ValueError for a time before the last step's end, several answers to one prompt, or a request that the scheduler
+        refuses.
         """
+        if request.sampling.n > 1:
+            raise ValueError(f"sampling.n must be 1 here, got {request.sampling.n}: let each answer be a request")
         tick = round(at * TICKS)
         if tick < self.now:
             raise ValueError(f"at must be at least {self.now / TICKS:g} s, for so far it is done, got {at:g}")

@@ -77,9 +77,13 @@ class Run:
             slots = len(each.tokens) + n - 1  # all but the newest token are computed
             each.tokens += [SAID + each.order] * n
             each.computed = slots
-            pool.extend(each.table, slots)
-            if slots // size > len(each.table.prefixes):
-                pool.register(each.table, each.tokens, slots)
+            table = each.table
+            if slots <= len(table.blocks) * size:  # as `extend` would, for nobody shares the last block
+                table.length = slots
+            else:
+                pool.extend(table, slots)
+            if slots // size > len(table.prefixes):
+                pool.register(table, each.tokens, slots)
         self.now += self.ticks(n)
         self.steps -= n
         self.first += n * self.growth

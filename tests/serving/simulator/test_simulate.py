@@ -210,6 +210,8 @@ def test_what_cannot_be_is_refused():
     instance.advance()
     with pytest.raises(ValueError, match="at must be at least 1.0"):
         instance.add(Request("b", [1], SamplingParams(max_tokens=3)), 1.0)
+    with pytest.raises(ValueError, match="sampling.n must be 1 here, got 2"):
+        instance.add(Request("b", [1], SamplingParams(max_tokens=3, n=2)), 9.0)
     ahead = Instance(TIMES, num_blocks=10, ahead=True)
     ahead.add(Request("a", [1], SamplingParams(max_tokens=3)), 1.0)
     ahead.advance(1.0)
