@@ -16,14 +16,15 @@ are made of that, and papers call more than one of them goodput:
                     GPU, https://arxiv.org/abs/2401.09670. With other limits it is Sarathi-Serve's capacity: the P99 of
                     the time between two tokens, and the median wait for the first step, https://arxiv.org/abs/2403.02310
 
-The mean hides a stall: 200 tokens at 20 ms and one pause of a second are 25 ms each. `longest_gaps` finds it in a log.
+The mean hides a stall: 200 tokens at 20 ms and one pause of a second are 25 ms each. A limit to the longest `gap` does
+not: it is Sarathi-Serve's time between tokens, of each request the worst.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from llmsys.serving.events import Event, Token
+from llmsys.serving.events import Event
 from llmsys.serving.metrics import Metrics, RequestMetrics
 
 
@@ -35,9 +36,11 @@ class Limits:
     """To the first token, from when the request came."""
     tpot: float = math.inf
     """From a token to the next one, on average."""
+    gap: float = math.inf
+    """From a token to the next one, the longest."""
 
     def __post_init__(self):
-        for name in ("ttft", "tpot"):
+        for name in ("ttft", "tpot", "gap"):
             if not (isinstance(value := getattr(self, name), int | float) and value > 0):
                 raise ValueError(f"{name} must be seconds above 0, or infinity for no limit, got {value!r}")
 
@@ -45,8 +48,12 @@ class Limits:
         """Whether a request got what it wants. One that failed, was aborted or goes on did not."""
         if not request.finished or request.first_token is None:
             return False
-        per_token = request.time_per_output_token
-        return request.time_to_first_token <= self.ttft and (per_token is None or per_token <= self.tpot)
+        per_token, gap = request.time_per_output_token, request.longest_gap
+        if request.time_to_first_token > self.ttft or (per_token is not None and per_token > self.tpot):
+            return False
+        if gap is None and per_token is not None and self.gap < math.inf:
+            raise ValueError("limits.gap cannot be told: nobody wrote down the longest gap of this request")
+        return gap is None or gap <= self.gap
 
 
 def attainment(requests: Iterable[RequestMetrics], limits: Limits) -> float:
@@ -81,20 +88,6 @@ def request_metrics(events: Iterable[Event]) -> dict[str, RequestMetrics]:
     for event in events:
         metrics.on(event)
     return metrics.requests
-
-
-def longest_gaps(events: Iterable[Event]) -> dict[str, float]:
-    """The longest wait from a token to the next one of the same request, in seconds, by the requests' ids. Those with
-    fewer than two tokens are left out."""
-    last: dict[str, float] = {}
-    longest: dict[str, float] = {}
-    for event in events:
-        if isinstance(event, Token):
-            if event.request in last:
-                gap = event.time - last[event.request]
-                longest[event.request] = max(gap, longest.get(event.request, 0.0))
-            last[event.request] = event.time
-    return longest
 
 
 def percentile(values: Iterable[float], share: float) -> float:

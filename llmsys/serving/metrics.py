@@ -54,6 +54,7 @@ class RequestMetrics:
     hit_tokens: int = 0  #  of the prompt, that were in the cache when it was first admitted
     preemptions: int = 0
     lost_tokens: int = 0  #  computed, and lost by preemption
+    longest_gap: float | None = None  #  seconds from a token to the next, the longest; None before the second token
 
     @property
     def queue_seconds(self) -> float | None:
@@ -159,8 +160,11 @@ class Metrics:
                 continue
             computed += tokens
             if new:
-                if request.first_token is None:
+                last = request.last_token
+                if last is None:
                     request.first_token = time
+                elif request.longest_gap is None or time - last > request.longest_gap:
+                    request.longest_gap = time - last
                 request.last_token = time
                 request.output_tokens += len(new)
                 said += len(new)

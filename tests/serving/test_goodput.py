@@ -13,7 +13,6 @@ from llmsys.serving.goodput import (
     attainment,
     goodput,
     highest_rate,
-    longest_gaps,
     percentile,
     request_metrics,
 )
@@ -52,8 +51,8 @@ def test_a_log_says_of_each_request_when_what_happened():
     assert (b.time_to_first_token, b.time_per_output_token, b.end_to_end) == (3.75, None, 3.75)
     assert [each.finished for each in (a, b, c, d, e)] == [True, True, False, False, False]
     assert c.first_token is None and d.first_token == 7.5 and e.ended is None
-    assert longest_gaps(LOG) == {"a": 2.0}
-    assert request_metrics([]) == {} and longest_gaps([]) == {}
+    assert [each.longest_gap for each in (a, b, c, d, e)] == [2.0, None, None, None, None]
+    assert request_metrics([]) == {}
 
 
 def test_who_met_the_limits():
@@ -61,6 +60,7 @@ def test_who_met_the_limits():
     assert [Limits(2.0, 2.0).met(found[name]) for name in "abcde"] == [True, False, False, False, False]
     assert Limits(4.0, 0.1).met(found["b"]), "one token has nothing to wait for after it"
     assert not Limits(4.0, 1.1).met(found["a"]) and Limits(2.0, 3.5 / 3).met(found["a"]), "at the limit is within"
+    assert Limits(gap=2.0).met(found["a"]) and not Limits(gap=1.9).met(found["a"]) and Limits(gap=0.1).met(found["b"])
     assert attainment(found.values(), Limits()) == 2 / 5
     assert goodput(found.values(), Limits()) == 2 / 8 and goodput(found.values(), Limits(), seconds=4) == 0.5
 
@@ -99,7 +99,7 @@ def test_the_highest_rate_is_found_as_nearly_as_was_asked(knee, share, within):
 
 
 def test_what_cannot_be_is_refused():
-    for bad in (dict(ttft=0), dict(tpot=-1.0), dict(ttft=math.nan), dict(tpot="1")):
+    for bad in (dict(ttft=0), dict(tpot=-1.0), dict(ttft=math.nan), dict(gap="1")):
         with pytest.raises(ValueError, match="must be seconds above 0, or infinity"):
             Limits(**bad)
     for none in (attainment, goodput):
@@ -107,6 +107,8 @@ def test_what_cannot_be_is_refused():
             none([], Limits())
     with pytest.raises(ValueError, match="seconds must be above 0"):
         goodput([RequestMetrics(5, 1.0)], Limits())
+    with pytest.raises(ValueError, match="limits.gap cannot be told"):
+        Limits(gap=1.0).met(request(0.0, 1.0, 2.0, 3))
     with pytest.raises(ValueError, match="values must be at least one"):
         percentile([], 50)
     with pytest.raises(ValueError, match="share must be from 0 to 100"):

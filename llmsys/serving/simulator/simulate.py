@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from llmsys.serving.events import Admitted, Arrived, Event, EventLog, Finished, Preempted, Progress
 from llmsys.serving.goodput import Limits, attainment, goodput, highest_rate, percentile
-from llmsys.serving.metrics import RequestMetrics
+from llmsys.serving.metrics import Metrics, RequestMetrics
 from llmsys.serving.request import Request
 from llmsys.serving.sampling_params import SamplingParams
 from llmsys.serving.simulator.instance import Instance
@@ -74,6 +74,7 @@ def simulate(
     times: StepTimes,
     num_blocks: int,
     prefixes: bool | None = None,
+    gaps: bool = False,
     events: EventLog | None = None,
     **settings,
 ) -> Result:
@@ -88,6 +89,9 @@ def simulate(
     prefixes
         Whether cached prefixes are found. None: if some request says what its prompt begins with. (Without, a preempted
         request computes all its tokens again, too.)
+    gaps
+        Whether the longest gap of each request is found, for limits to it: then every token is looked at, and a long
+        simulation takes several times as long.
     events
         Where to write down what happens; nothing is kept where it is left out.
 
@@ -98,8 +102,8 @@ def simulate(
     if prefixes is None:
         prefixes = any(each.blocks for each in workload)
     events = EventLog(keep=0) if events is None else events
-    tally = Tally()
-    events.listen(tally.on, progress=tally.on_progress, several=False)
+    tally = Metrics(keep=0) if gaps else Tally()
+    events.listen(tally.on, progress=tally.on_progress, several=gaps)
     instance = Instance(times, num_blocks=num_blocks, prefixes=prefixes, events=events, **settings)
     with _collector_off():
         before = -math.inf
@@ -137,8 +141,10 @@ def capacity(
         As for `simulate`.
     """
 
+    gaps = limits.gap < math.inf
+
     def attained(rate: float) -> float:
-        return simulate(workload(rate), policy=new_policy(policy), **settings).attainment(limits)
+        return simulate(workload(rate), policy=new_policy(policy), gaps=gaps, **settings).attainment(limits)
 
     return highest_rate(attained, low=low, high=high, share=share, within=within)
 
@@ -157,8 +163,8 @@ def new_policy(policy: object) -> object:
 class Tally:
     """Listens to a simulated engine, and remembers when what happened to each request.
 
-    It is `llmsys.serving.Metrics` for those that need not be told of every token: of an answer it takes the first one
-    and the end, with which the last one comes.
+    It is `llmsys.serving.Metrics` for who need not be told of every token: of an answer it takes the first one and the
+    end, with which the last one comes. So it cannot say what the longest gap is.
     """
 
     def __init__(self):

@@ -95,6 +95,7 @@ async def replay(workload: Sequence[Arrival], client: Client, *, vocab: int, spe
         if times:
             request.first_token, request.last_token = times[0] - start, times[-1] - start
             request.output_tokens = len(times)
+            request.longest_gap = max((b - a for a, b in zip(times, times[1:], strict=False)), default=None)
         request.finished = len(times) == output
         if not request.finished:
             errors.setdefault(number, f"the answer has {len(times)} tokens, and {output} were asked for")

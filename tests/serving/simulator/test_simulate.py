@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from statistics import mean
 
 import pytest
@@ -12,7 +13,7 @@ from llmsys.serving import POLICIES, EventLog, Lengths, Request, SamplingParams
 from llmsys.serving.events import Admitted, Arrived, Computed, Finished, Preempted, Token
 from llmsys.serving.goodput import Limits, request_metrics
 from llmsys.serving.policies import StallFree
-from llmsys.serving.simulator import Instance, Prices, Score, StepTimes, capacity, leaderboard, simulate
+from llmsys.serving.simulator import Instance, Prices, Score, StepLoad, StepTimes, capacity, leaderboard, simulate
 from llmsys.serving.simulator.step_times import TICKS
 from llmsys.serving.workload import Arrival, read_mooncake, shared_share, synthetic
 from tests.support.traces import trace_path
@@ -41,7 +42,11 @@ def test_every_token_is_computed_and_said_and_no_other(seed, policy, ahead, num_
     assert sum(isinstance(event, Finished) for event in events) == 15
     times = [event.time for event in events if not (ahead and isinstance(event, Arrived))]
     assert times == sorted(times)
-    assert result.requests == list(request_metrics(events).values()), "what the tally kept is what the log says"
+    logged = list(request_metrics(events).values())
+    assert simulate(workload, times=TIMES, num_blocks=num_blocks, policy=policy, ahead=ahead, gaps=True,
+                    max_sequences=8, prefixes=seed % 2 > 0).requests == logged  # fmt: skip
+    without = [replace(each, longest_gap=None) for each in logged]
+    assert result.requests == without, "what the tally kept is what the log says"
     assert [each.arrival for each in result.requests] == pytest.approx([each.at for each in workload], abs=1e-15)
 
 
@@ -145,6 +150,17 @@ def test_the_highest_rate_within_limits_is_found_from_both_sides():
         assert (result.attainment(limits) >= 0.9) == enough
     stricter = Limits(ttft=0.2, tpot=0.03)
     assert capacity(workload, stricter, times=TIMES, num_blocks=4000, low=2.0, high=60.0, within=0.2) < rate
+
+
+def test_whole_prompts_beside_what_decodes_stall_it_and_a_limit_to_gaps_sees_that():
+    workload = synthetic("azure-code", 60, rate=6.0, seed=0)
+    settings = dict(times=TIMES, num_blocks=4000, gaps=True)
+    orca = simulate(workload, policy="orca", max_tokens_per_step=8192, **settings)
+    chunks = simulate(workload, policy="stall-free", max_tokens_per_step=512, **settings)
+    limits = Limits(tpot=0.1, gap=0.025)
+    assert chunks.attainment(limits) > orca.attainment(limits) + 0.2
+    step = TIMES.seconds(StepLoad(512, 64, 512 + 64 * 7500, 512 * 7500))  # no step of 512 tokens takes longer
+    assert max(each.longest_gap or 0 for each in chunks.requests) < step
 
 
 class Nobody:

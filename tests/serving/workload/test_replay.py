@@ -65,6 +65,8 @@ def test_each_is_sent_when_it_is_due_whatever_the_others_do(speed):
     assert [each.time_to_first_token for each in found.requests] == pytest.approx([0.1] * 4)
     assert [each.time_per_output_token for each in found.requests] == [pytest.approx(0.1), None, pytest.approx(0.1),
                                                                       pytest.approx(0.1)]  # fmt: skip
+    assert [each.longest_gap for each in found.requests] == [pytest.approx(0.1), None, pytest.approx(0.1),
+                                                             pytest.approx(0.1)]  # fmt: skip
     assert all(each.finished for each in found.requests) and not found.errors and found.latest < 1e-9
     assert found.seconds == pytest.approx(max(each.at / speed + 0.1 * each.output for each in WORKLOAD))
 
