@@ -157,7 +157,8 @@ class EventLog:
         self._entries: deque[tuple[int, Event | Progress | Several]] = deque()  # with the numbers of their events
         self._held = 0  # events in these: what is kept, and perhaps some of the same step
         self._listeners: list[tuple[Callable[[Event], object], Callable[[Progress], object] | None]] = []
-        self._of_several: list[Callable[[Event], object]] = []  # listeners that want each event of these
+        # Who is told of these: whole, or of each event.
+        self._of_several: list[tuple[Callable[[Event], object], Callable[[Several], object] | None]] = []
 
     def __iter__(self) -> Iterator[Event]:
         events: list[Event] = []
@@ -176,15 +177,15 @@ class EventLog:
         listener: Callable[[Event], object],
         *,
         progress: Callable[[Progress], object] | None = None,
-        several: bool = True,
+        several: Callable[[Several], object] | bool = True,
     ) -> None:
         """Calls `listener` with every event; where there is a `progress`, that one with those that it stands for.
 
-        several      whether it is called with the events of steps that were skipped, one by one
+        several      called with steps that were skipped; True: `listener` is, with each of their events; False: nobody is
         """
         self._listeners.append((listener, progress))
         if several:
-            self._of_several.append(listener)
+            self._of_several.append((listener, None if several is True else several))
 
     @property
     def wants_several(self) -> bool:
@@ -209,9 +210,12 @@ class EventLog:
     def add_several(self, several: Several) -> None:
         """What a run of steps brought, one after the other."""
         self._add(several.size, several)
-        for listener in self._of_several:
-            for event in several.events():
-                _call(listener, event)
+        for listener, takes_several in self._of_several:
+            if takes_several is not None:
+                _call(takes_several, several)
+            else:
+                for event in several.events():
+                    _call(listener, event)
 
     def _add(self, size: int, entry: Event | Progress | Several) -> None:
         entries = self._entries
@@ -225,7 +229,7 @@ class EventLog:
         return [{"event": type(each).__name__, **asdict(each)} for each in self]
 
 
-def _call(listener: Callable, what: Event | Progress) -> None:
+def _call(listener: Callable, what: Event | Progress | Several) -> None:
     try:
         listener(what)
     except Exception:

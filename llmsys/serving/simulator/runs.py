@@ -120,6 +120,11 @@ class SkippedSteps:
     blocks: int
 
     @property
+    def end(self) -> int:
+        """The tick at which the last one was done."""
+        return self.now + self.n * self.first + self.growth * (self.n * (self.n - 1) // 2)
+
+    @property
     def size(self) -> int:
         return self.n * (2 * len(self.rows) + 1)
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 
 from llmsys.serving.events import Admitted, Arrived, Event, EventLog, Finished, Preempted, Progress
 from llmsys.serving.goodput import Limits, attainment, goodput, highest_rate, percentile
-from llmsys.serving.metrics import Metrics, RequestMetrics
+from llmsys.serving.metrics import RequestMetrics
 from llmsys.serving.request import Request
 from llmsys.serving.sampling_params import SamplingParams
 from llmsys.serving.simulator.instance import Instance
+from llmsys.serving.simulator.runs import SkippedSteps
 from llmsys.serving.simulator.step_times import TICKS, StepTimes
 from llmsys.serving.workload.arrivals import Arrival, prompt_tokens
 
@@ -90,8 +91,7 @@ def simulate(
         Whether cached prefixes are found. None: if some request says what its prompt begins with. (Without, a preempted
         request computes all its tokens again, too.)
     gaps
-        Whether the longest gap of each request is found, for limits to it: then every token is looked at, and a long
-        simulation takes several times as long.
+        Whether the longest gap of each request is found, for limits to it, which takes some more time.
     events
         Where to write down what happens; nothing is kept where it is left out.
 
@@ -102,8 +102,11 @@ def simulate(
     if prefixes is None:
         prefixes = any(each.blocks for each in workload)
     events = EventLog(keep=0) if events is None else events
-    tally = Metrics(keep=0) if gaps else Tally()
-    events.listen(tally.on, progress=tally.on_progress, several=gaps)
+    tally = Tally()
+    if gaps:
+        events.listen(tally.on, progress=tally.on_progress_with_gaps, several=tally.on_skipped)
+    else:
+        events.listen(tally.on, progress=tally.on_progress, several=False)
     instance = Instance(times, num_blocks=num_blocks, prefixes=prefixes, events=events, **settings)
     with _collector_off():
         before = -math.inf
@@ -164,7 +167,8 @@ class Tally:
     """Listens to a simulated engine, and remembers when what happened to each request.
 
     It is `llmsys.serving.Metrics` for who need not be told of every token: of an answer it takes the first one and the
-    end, with which the last one comes. So it cannot say what the longest gap is.
+    end, with which the last one comes. For the longest gap it wants to know of the others, too; of skipped steps that
+    is the first one, which may have begun long after a request's last token, or the last one, which takes longest.
     """
 
     def __init__(self):
@@ -196,6 +200,30 @@ class Tally:
                 if said and name in unsaid:
                     self.requests[name].first_token = progress.time
                     unsaid.remove(name)
+
+    def on_progress_with_gaps(self, progress: Progress) -> None:
+        time = progress.time
+        for name, _, _, _, said in progress.rows:
+            if said:
+                one = self.requests[name]
+                if one.last_token is None:
+                    one.first_token = time
+                else:
+                    _note_gap(one, time - one.last_token)
+                one.last_token = time
+
+    def on_skipped(self, steps: SkippedSteps) -> None:
+        first, end = (steps.now + steps.first) / TICKS, steps.end / TICKS
+        last = (steps.first + (steps.n - 1) * steps.growth) / TICKS if steps.n > 1 else 0.0
+        for name, _, _ in steps.rows:
+            one = self.requests[name]
+            _note_gap(one, max(first - one.last_token, last))
+            one.last_token = end
+
+
+def _note_gap(request: RequestMetrics, gap: float) -> None:
+    if request.longest_gap is None or gap > request.longest_gap:
+        request.longest_gap = gap
 
 
 @functools.lru_cache(maxsize=4096)
