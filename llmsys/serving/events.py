@@ -181,7 +181,7 @@ class EventLog:
     ) -> None:
         """Calls `listener` with every event; where there is a `progress`, that one with those that it stands for.
 
-        several      called with steps that were skipped; True: `listener` is, with each of their events; False: nobody is
+        several      called with steps that were skipped; True: `listener` is, with their events; False: nobody is
         """
         self._listeners.append((listener, progress))
         if several:
