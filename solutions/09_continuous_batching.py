@@ -758,10 +758,45 @@ print(f"{on[1] / off[1]:.1f} times with one")
 # %% [markdown]
 # "Of reading alone" is the share of a time that nobody can beat: that of the weights once a step, and of everybody's
 # keys and values, at the copy's speed. The smaller the model, the smaller the share: its bytes are read in no time, but
-# it has no fewer kernels, and the host no less to do. In SmolLM2's steps of 256 requests the GPU has done its part long
-# before the host has, and by (3) it is then the host that counts. Whole answers have their prompts in them, which are
+# it has no fewer kernels, and the host no less to do. In SmolLM2's steps of 256 requests the GPU has done its part before
+# the host has, and by (3) it is then the host that counts. Whole answers have their prompts in them, which are
 # computed and not only read, and steps in which few are left; so their shares are below those of a step of the full
 # batch. (With all off, and without graphs, the answers are a quarter as long: whole ones would take minutes.)
+
+# %% [markdown]
+# ## The four policies on a GPU
+#
+# Back to the policies, and to a service that people come to: 128 conversations, as long as those of
+# `azure-conversation`, which come to the same Qwen3-0.6B at random moments, 32 a second. There are 64 places. Steps are
+# now measured, and not computed by (2). **How long does half of them wait for their first token, at least, with a static
+# batch? And with `stall-free`? Predict how many times as long.**
+
+# %% tags=["predict"]
+predict("09.first_token", None, "×")
+
+# %% tags=["measure"]
+policy_rows = {row["name"]: row for row in record.rows if row["sweep"] == "policies"}
+medians = {name: row["ttft_median_ms"] for name, row in policy_rows.items()}
+measured("09.first_token", medians["static"] / medians["stall-free"], "×")
+
+# %%
+viz.continuous_batching.measured_policies(record)
+
+# %% tags=["claim"]
+print(f"{'':12}{'steps':>6} {'tokens/s':>9}   first token, ms: median, p99   token to token, ms: median, p99, max")
+for name, row in policy_rows.items():
+    first = "".join(f"{row[f'ttft_{which}_ms']:14,.0f}" for which in ("median", "p99"))
+    between = "".join(f"{row[f'wait_{which}_ms']:12.1f}" for which in ("median", "p99", "longest"))
+    print(f"{name:12}{row['steps']:6,} {row['tokens_per_s']:9,.0f}   {first}   {between}")
+
+# %% [markdown]
+# The tokens a second hardly tell the policies apart: 32 requests a second are less than this GPU can serve, so what
+# three of them say is how fast the requests came. The users would tell them apart. In a static batch half of them wait
+# half a second or more before anything happens, for a batch that runs lets nobody in. With Orca's policy they wait for
+# a step or two; but the longest wait *within* an answer is three times that of the other policies, 58.7 ms against
+# 20.6: some prompt was read in one step, and all who were answering stood still. Cut into pieces of at most 2,048 tokens
+# a step, the same prompts hold nobody up for longer than a piece takes. What is paid for it is in the second column of
+# first tokens: of the long prompts themselves, which are read in several steps now. <!-- source: the table above -->
 
 # %% [markdown]
 # ## Your scheduler and your kernel in the engine

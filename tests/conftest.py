@@ -32,6 +32,7 @@ install_import_hook(
         *(f"llmsys.models.{path.stem}" for path in (Path(__file__).parents[1] / "llmsys/models").glob("*.py")),
         "llmsys.models.fused.forward",
         "llmsys.models.few_kernels.forward",
+        "llmsys.models.mixture.model",
         *(f"llmsys.moe.{stage}" for stage in "router losses balance layer".split()),
         *(f"llmsys.moe.experts.{stage}" for stage in "reference groups rows matmul".split()),
         "llmsys.serving.sampler",

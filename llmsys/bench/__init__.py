@@ -22,6 +22,8 @@ BENCHMARKS = {
     "paged_prefill": "llmsys.bench.paged_prefill",
     "serving": "llmsys.bench.serving",
     "goodput": "llmsys.bench.goodput",
+    "moe": "llmsys.bench.moe",
+    "moe_training": "llmsys.bench.moe_training",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 

@@ -13,6 +13,7 @@ from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
 from llmsys.models.generate import Generation, generate, stream_generate
 from llmsys.models.generate_batch import generate_batch
 from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.mixture import Balance, MixtureConfig, MixtureLlama
 from llmsys.models.modules import Linear, LinearFactory
 from llmsys.models.sampling import greedy, sampler
 from llmsys.models.save import save_model
@@ -24,6 +25,7 @@ from llmsys.models.weights import find_smollm2, load_model
 __path__.append(str(Path(__file__).parents[1] / "moved" / "models"))  # names from before: llmsys.moved
 __all__ = [
     "Backend",
+    "Balance",
     "Batch",
     "ContiguousCache",
     "Generation",
@@ -31,6 +33,8 @@ __all__ = [
     "LinearFactory",
     "Llama",
     "LlamaConfig",
+    "MixtureConfig",
+    "MixtureLlama",
     "NoCache",
     "TextStream",
     "Tokenizer",

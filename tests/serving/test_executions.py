@@ -14,13 +14,15 @@ from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
 from tests.serving import test_engine
 from tests.serving.test_schedules import asked, sizes, what_happened
-from tests.support.size import sized
+from tests.support.size import FULL, sized
 
 VARIANTS = {
     "graphs": Execution(graphs=True),
     "graphs, ahead": Execution(graphs=True, ahead=True),
     "fused, graphs, ahead": Execution(fused=True, graphs=True, ahead=True),
+    "few kernels, fused, graphs, ahead": Execution(few_kernels=True, fused=True, graphs=True, ahead=True),
 }
+FUSED, FEW = list(VARIANTS)[2:]
 AGAIN = """
 test_max_tokens_is_how_many_come
 test_stop_tokens_of_a_request_are_its_own
@@ -46,16 +48,22 @@ test_several_streams_and_a_call_of_generate_serve_each_other
 test_preempted_requests_hit_their_own_blocks_and_go_on_where_they_were
 test_logprobs_are_the_models
 """
+FEW_TOO = "test_logprobs_are_the_models"
+OWN = "test_attention_and_scheduler_may_be_ones_own"
 ONCE = "test_in_any_schedule_each_request_gets_its_tokens"
 
 
 def pytest_generate_tests(metafunc):
-    """Which tests are run with what: fused kernels take their time in Triton's interpreter, and schedules anyhow."""
+    """Which tests are run with what. Kernels take their time in Triton's interpreter, and schedules anyhow: in the full
+    form each test is run with everything. (But few kernels take no model in fp64, which the one of Qwen3 is, and no
+    attention of the caller's own.)"""
     name, variants = metafunc.function.__name__, ["graphs", "graphs, ahead"]
     if name == ONCE:
         variants = variants[1:]
-    if name in FUSED_TOO.split() and triton_installed():
-        variants.append("fused, graphs, ahead")
+    elif triton_installed():
+        variants += [FUSED] if FULL or name in FUSED_TOO.split() else []
+        takes = "llama" in metafunc.fixturenames and name != OWN
+        variants += [FEW] if takes and (FULL or name == FEW_TOO) else []
     metafunc.parametrize("executed", variants, indirect=True)
 
 

@@ -8,7 +8,7 @@ from llmsys.serving.memory import available_memory, blocks_that_fit
 from llmsys.serving.sampling_params import SamplingParams
 
 SIZES = dict(block_size=4, max_tokens_per_step=64, max_sequences=8, max_model_len=100)
-EACH = 4 * 2 * 2 * (8 + 8) * 4  # bytes of a block: 4 tokens, 2 layers, 2 heads of keys and values of 8 floats
+EACH = 4 * 2 * 2 * (16 + 16) * 4  # bytes of a block: 4 tokens, 2 layers, 2 heads of keys and values of 16 floats
 
 
 def test_as_many_blocks_as_fit_into_what_is_given(llama):
@@ -26,7 +26,7 @@ def test_half_of_what_is_available_on_a_cpu(llama, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 101 * EACH)
     assert blocks_that_fit(llama.ours, **SIZES) == 50
     monkeypatch.setattr(memory, "available_memory", lambda: 3 * EACH)
-    with pytest.raises(ValueError, match="2 blocks of 4 tokens, 2,048 bytes, and only 1,536 bytes are free here"):
+    with pytest.raises(ValueError, match="2 blocks of 4 tokens, 4,096 bytes, and only 3,072 bytes are free here"):
         blocks_that_fit(llama.ours, **SIZES)
 
 

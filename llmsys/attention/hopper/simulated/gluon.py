@@ -159,7 +159,10 @@ def fence_async_shared():
 
 
 class _Product:
-    """a · b + c in fp32, which may not have been made yet; until it was waited for, using it raises Race."""
+    """a · b + c in fp32, which may not have been made yet; until it was waited for, using it raises Race.
+
+    Only the next product may add to it: the tensor cores make them in the order in which they were started.
+    """
 
     def __init__(self, a, b, c, use_acc):
         self.reads = [x for x in (a, b) if isinstance(x, Shared)]
@@ -178,8 +181,12 @@ class _Product:
         if self.result is None:
             a, b = (x.data if isinstance(x, Shared) else x for x in self._operands[:2])
             self.result = _value(a.float() @ b.float())
-            if self._operands[2] is not None:
-                self.result += self._operands[2]
+            c = self._operands[2]
+            if isinstance(c, _Product):
+                c.make()
+                c = c.result
+            if c is not None:
+                self.result += c
 
 
 def warpgroup_mma(a, b, acc, use_acc=True, is_async=False):
@@ -199,9 +206,8 @@ def warpgroup_mma_wait(pending, deps):
     products = here.warp.products
     while len(products) > pending:
         products.pop(0).make()
-    if any(each in products for each in deps):
-        raise Race(f"{here.warp.name}: a product is used that may still be under way")
-    results = [each.result if isinstance(each, _Product) else each for each in deps]
+    # What is still under way can be added to by another product, and any other use of it raises Race.
+    results = [each.result if isinstance(each, _Product) and each not in products else each for each in deps]
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -212,6 +218,10 @@ class _Value(Tensor):
     """A tensor in registers. Kernels ask for its layout; here that is None."""
 
     type = SimpleNamespace(layout=None)
+
+    def split(self):
+        """The two halves of a tensor whose last dimension is 2."""
+        return self.unbind(-1)
 
 
 def _value(x: Tensor) -> Tensor:
@@ -273,7 +283,7 @@ class gl:
 
     @staticmethod
     def where(condition, a, b):
-        return _value(torch.where(condition, a, b))
+        return _value(torch.where(*map(torch.as_tensor, (condition, a, b))))
 
     @staticmethod
     def max(x, axis):
