@@ -1,6 +1,6 @@
 """A workload on a simulated engine, and what came of it.
 
-    result = simulate(synthetic("azure-conversation", 1000, rate=8.0, seed=0), times=H200_MISTRAL_7B, num_blocks=40_000)
+    result = simulate(synthetic("azure-conversation", 1000, rate=8.0, seed=0), times=times, num_blocks=40_000)
     result.ttft(90), result.tpot(90)                      seconds that 90% of the requests do not exceed
     result.goodput(Limits(ttft=1.0, tpot=0.05))           requests a second that met both
 
@@ -143,7 +143,6 @@ def capacity(
     settings
         As for `simulate`.
     """
-
     gaps = limits.gap < math.inf
 
     def attained(rate: float) -> float:
