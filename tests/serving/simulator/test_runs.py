@@ -118,6 +118,13 @@ def test_with_a_policy_of_ones_own(policy):
     assert (skipping.planned < skipping.steps) == (policy is SteadyLastComeFirst), "what is not known is not skipped"
 
 
+def test_a_plain_pool_has_as_many_blocks_as_before_when_all_have_ended():
+    done = served(drawn(25, seed=9), skip=True, prefixes=False, num_blocks=40, block_size=4, max_sequences=6)
+    pool = done.scheduler.pool
+    assert sorted(pool.reuse_order()) == list(range(1, 40)) and pool.stats.used == 0
+    assert any(isinstance(event, Preempted) for event in done.events)
+
+
 def test_without_prefixes_the_same_happens_unless_somebody_is_preempted():
     requests = drawn(12, seed=5)
     engine = dict(num_blocks=400, block_size=4, max_sequences=8, max_tokens_per_step=32)
