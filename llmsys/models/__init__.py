@@ -10,6 +10,7 @@
 from pathlib import Path
 
 from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
+from llmsys.models.deepseek import DeepSeek, DeepSeekConfig
 from llmsys.models.generate import Generation, generate, stream_generate
 from llmsys.models.generate_batch import generate_batch
 from llmsys.models.llama import Llama, LlamaConfig
@@ -28,6 +29,8 @@ __all__ = [
     "Balance",
     "Batch",
     "ContiguousCache",
+    "DeepSeek",
+    "DeepSeekConfig",
     "Generation",
     "Linear",
     "LinearFactory",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llmsys.models.deepseek import layouts as deepseek
 from llmsys.models.llama import LlamaConfig
 from llmsys.models.mixture import layouts
 from llmsys.models.rope_scaling import from_config
@@ -36,7 +37,7 @@ KEYS = {
     "head_size": "head_dim",
     "mlp_size": "intermediate_size",
 }
-FAMILIES = {"llama": "Llama", "qwen3": "Qwen3"} | layouts.FAMILIES
+FAMILIES = {"llama": "Llama", "qwen3": "Qwen3"} | layouts.FAMILIES | deepseek.FAMILIES
 """By transformers' model_type, how the names of its classes begin."""
 ARCHITECTURES = tuple(f"{name}ForCausalLM" for name in FAMILIES.values())
 _FAMILIES = {f"{name}{ending}": family for family, name in FAMILIES.items() for ending in ("ForCausalLM", "Model")}
@@ -61,6 +62,7 @@ class HuggingFaceCheckpoint:
             )
         settings = read_settings(path / "config.json")
         self.family = family = family_of(settings)
+        self._settings = settings
         self._files = TensorFiles(path)
         embedding, head = NAMES["embedding"], NAMES["head"]
         tied = settings.flag("tie_word_embeddings", False)
@@ -80,7 +82,7 @@ class HuggingFaceCheckpoint:
         return self._embedding if part == "embedding" else name_of(part, layer, expert, self.family)
 
     def key(self, field: str) -> str:
-        return f"{(KEYS | layouts.KEYS.get(self.family, {}))[field]} in config.json"
+        return f"{(KEYS | (layouts.KEYS | deepseek.KEYS).get(self.family, {}))[field]} in config.json"
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return self._files.shape(name)
@@ -91,12 +93,15 @@ class HuggingFaceCheckpoint:
     def unknown(self, names: set[str]) -> list[str]:
         known = names | ({NAMES["head"]} if self.config.tied_embeddings else set())  # some save a tied head once more
         found = sorted(name for name in self._files.names() - known if not name.endswith("rotary_emb.inv_freq"))
+        if self.family in deepseek.FAMILIES:
+            layers = self.config.layers
+            found = [name for name in found if not deepseek.predicts_further_tokens(name, self._settings, layers)]
         return [self._files.described(name) for name in found]
 
 
 def name_of(part: str, layer: int | None, expert: int | None, family: str) -> str:
     """What transformers calls the tensor of a part, one of `llmsys.models.weights.PARTS`, in a model of that family."""
-    return (NAMES | layouts.NAMES.get(family, {}))[part].format(layer, expert)
+    return (NAMES | (layouts.NAMES | deepseek.NAMES).get(family, {}))[part].format(layer, expert)
 
 
 def ends_of_turn(settings: Settings, path: Path) -> list[int]:
@@ -123,6 +128,8 @@ def family_of(settings: Settings) -> str:
 
 def read_config(settings: Settings, family: str, name: str, tied_embeddings: bool) -> LlamaConfig:
     """The settings in config.json as ours; what this model cannot do is refused by name."""
+    if family in deepseek.FAMILIES:
+        return deepseek.read_config(settings, family, name, tied_embeddings)
     settings.none_of(("attention_bias", "mlp_bias", "use_sliding_window"), "and this model has no such thing")
     if (activation := settings.text("hidden_act", "silu")) not in ("silu", "swish"):
         raise ValueError(f"{settings.where}: hidden_act is {shown(activation)}; load_model knows 'silu'")

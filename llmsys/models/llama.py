@@ -245,11 +245,14 @@ class Llama(nn.Module):
                 check_batch(backend, batch)
         batch = backend.begin(tokens) if batch is None else batch
         x = tokens if self.embedding is None else self.embedding(tokens)  # (B, T, C)
+        return x, self.turn(batch.positions, x.dtype), backend, batch  # the same in all layers
+
+    def turn(self, positions: Int[Tensor, "*B T"], dtype: torch.dtype) -> Rotation:
+        """What gives q and k of tokens at these positions theirs."""
         config = self.config
-        turn = rotation(  # the same in all layers
-            batch.positions, config.head_size, base=config.rope_base, divisors=config.rope_divisors, dtype=x.dtype
+        return rotation(
+            positions, config.head_size, base=config.rope_base, divisors=config.rope_divisors, dtype=dtype
         )
-        return x, turn, backend, batch
 
     @property
     def device(self) -> torch.device:
@@ -302,19 +305,23 @@ class Layer(nn.Module):
 
     def __init__(self, config: LlamaConfig, index: int, linear: LinearFactory):
         super().__init__()
-        C, D, Hq, Hkv = config.hidden_size, config.head_size, config.heads, config.kv_heads
         name = f"layers.{index}"
-        heads = (Hq * D, Hkv * D, Hkv * D)
         self.index = index
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.add_attention(config, linear, name)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.add_mlp(config, linear, name)
+
+    def add_attention(self, config: LlamaConfig, linear: LinearFactory, name: str) -> None:
+        """Make what `attention` computes with; `name` is the layer's."""
+        C, D, Hq, Hkv = config.hidden_size, config.head_size, config.heads, config.kv_heads
+        heads = (Hq * D, Hkv * D, Hkv * D)
         self.head_size = D
-        self.attention_norm = RMSNorm(C, config.norm_eps)
         self.qkv = linear(C, sum(heads), heads, name=f"{name}.qkv")
         self.heads_of_qkv = _whole_heads(getattr(self.qkv, "sections", heads), D)
         self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else None
         self.output = linear(Hq * D, C, name=f"{name}.output")
-        self.mlp_norm = RMSNorm(C, config.norm_eps)
-        self.add_mlp(config, linear, name)
 
     def add_mlp(self, config: LlamaConfig, linear: LinearFactory, name: str) -> None:
         """Make what `mlp` computes with; `name` is the layer's."""

@@ -19,6 +19,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from llmsys.models.deepseek import DeepSeekConfig
+from llmsys.models.deepseek import layouts as deepseek
 from llmsys.models.huggingface import FAMILIES, name_of
 from llmsys.models.llama import LlamaConfig
 from llmsys.models.mixture import layouts
@@ -69,13 +71,15 @@ def save_model(model: nn.Module, directory: Path, *, weights: Mapping[str, Tenso
 
 def config_of(config: LlamaConfig) -> dict[str, Any]:
     """What transformers calls these settings. ValueError where it has no model of such."""
-    if mixed := isinstance(config, MixtureConfig):
+    if isinstance(config, DeepSeekConfig):
+        own = deepseek.config_of(config)
+    elif isinstance(config, MixtureConfig):
         family = layouts.family_of(config)
+        own = {"architectures": [f"{FAMILIES[family]}ForCausalLM"], "model_type": family} | layouts.words_for(config)
     else:
         family = "qwen3" if config.qk_norm else "llama"
+        own = {"architectures": [f"{FAMILIES[family]}ForCausalLM"], "model_type": family}
     return {
-        "architectures": [f"{FAMILIES[family]}ForCausalLM"],
-        "model_type": family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.layers,
@@ -90,7 +94,7 @@ def config_of(config: LlamaConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-    } | (layouts.words_for(config) if mixed else {})
+    } | own
 
 
 def _rope(divisors: tuple[float, ...] | None) -> dict[str, Any]:

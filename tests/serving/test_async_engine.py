@@ -208,6 +208,41 @@ def test_closing_ends_what_is_under_way(llama):
     in_time(go())
 
 
+def test_several_prompts_can_be_read_from_one_queue(llama):
+    async def go():
+        async with served(llama) as engine:
+            updates, tokens = asyncio.Queue(), {}
+            async with (
+                engine.reading(PROMPT, params(4), id="a", updates=updates) as first,
+                engine.reading(PROMPT[:3], params(6), id="b", updates=updates) as second,
+            ):
+                left = 2
+                while left:
+                    update = await updates.get()
+                    tokens.setdefault(update.id, []).extend(update.tokens)
+                    left -= update.reason is not None
+                assert first.response.tokens == tokens["a"] and second.response.tokens == tokens["b"]
+            assert nothing_left(engine.engine)
+            return tokens
+
+    assert in_time(go()) == {"a": llama.greedy(PROMPT)[0][:4], "b": llama.greedy(PROMPT[:3])[0][:6]}
+
+
+def test_a_reader_that_leaves_without_a_word_is_aborted(llama):
+    async def go():
+        async with served(llama) as engine:
+            async with engine.reading(PROMPT, params(100)) as reader:
+                assert not reader.response.finished and not engine.closed
+            with pytest.raises(ZeroDivisionError):
+                async with engine.reading(PROMPT[:2], params(100)):
+                    1 / 0  # noqa: B018
+            await engine.generate(PROMPT[:3], params(1))
+            assert engine.engine.metrics.totals.aborted == 2 and nothing_left(engine.engine)
+        assert engine.closed
+
+    in_time(go())
+
+
 def test_an_engine_that_is_broken_ends_its_readers_and_says_so(llama):
     class Idle:
         def turns(self, running, head, budget):

@@ -66,23 +66,23 @@ def generate(
 
         if dtype not in (dtypes := ("float32", "bfloat16", "float16")):
             raise typer.BadParameter(f"must be {' or '.join(dtypes)}, got {dtype!r}", param_hint="--dtype")
-        with _refusals():  # all of these name what is wrong with a file or an option
+        with refusals():  # all of these name what is wrong with a file or an option
             as_backend(attention, capacity=1)  # is there such a one? Asked before the model is read
-            loaded = load_model(model, device=_device(device), dtype=getattr(torch, dtype))
+            loaded = load_model(model, device=device_of(device), dtype=getattr(torch, dtype))
             pieces = stream_generate(
                 loaded, prompt, attention=attention, max_new_tokens=max_new_tokens,
                 temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
             )  # fmt: skip
     if attention == "auto":
         _say_which(loaded)
-    with _refusals():  # a stage says what it does not take
+    with refusals():  # a stage says what it does not take
         for piece in pieces:
             print(piece, end="", flush=True)
     print()
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """What the library refuses, in one line. Of torch's errors that is the first: the rest is about debugging."""
     try:
         yield
@@ -94,7 +94,7 @@ def _refusals() -> Iterator[None]:
         raise Refused((str(error) or "the memory does not suffice").splitlines()[0]) from None
 
 
-def _device(name: str | None) -> str:
+def device_of(name: str | None) -> str:
     """The device of that name, the GPU or the CPU where it is None. Refused where torch has none, in whichever of its
     many ways torch says so."""
     import torch

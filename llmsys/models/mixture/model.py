@@ -119,6 +119,8 @@ class MixtureLlama(Llama):
         As `Llama` and `MixtureOfExperts`.
     """
 
+    dense_layer, mixture_layer = Layer, MixtureLayer  # what the layers are, without and with experts
+
     def __init__(
         self,
         config: MixtureConfig,
@@ -135,8 +137,8 @@ class MixtureLlama(Llama):
     ):
         def layer(config: MixtureConfig, index: int, linear: LinearFactory) -> Layer:
             if config.has_experts(index):
-                return MixtureLayer(config, index, linear, dispatch=dispatch, local=local, form=form)
-            return Layer(config, index, linear)
+                return self.mixture_layer(config, index, linear, dispatch=dispatch, local=local, form=form)
+            return self.dense_layer(config, index, linear)
 
         super().__init__(
             config, tokenizer, layers=layers, embedding=embedding, head=head, linear=linear, layer=layer

@@ -258,7 +258,7 @@ class gl:
     static_range = range
     exp2, log2 = torch.exp2, torch.log2
     NVMMADistributedLayout = NVMMASharedLayout = DotOperandLayout = SliceLayout = staticmethod(lambda *a, **k: None)
-    BlockedLayout = NVMMASharedLayout
+    BlockedLayout = SwizzledSharedLayout = NVMMASharedLayout
     to_tensor = staticmethod(torch.as_tensor)
 
     @staticmethod

@@ -1,0 +1,183 @@
+"""The server, and a terminal that talks to it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmsys.course.cli.errors import Refused
+from llmsys.course.cli.use import device_of, refusals
+
+CPU_SEQUENCES, CPU_CACHE = 16, 2.0  # answers side by side, GiB: a laptop is used for other things, too
+GIB = 1 << 30
+SMOLLM2 = "SmolLM2-135M-Instruct"
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="A .gguf file or a Hugging Face directory; SmolLM2 where it is left out.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call it.", show_default="as its file or directory is called")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LLMSYS_API_KEY", help="Who asks must have it. Better in the environment.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs, like cpu.", show_default="the GPU, where there is one")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16.", show_default="bfloat16 on a GPU, or float32"),
+    ] = None,
+    max_sequences: Annotated[
+        int | None,
+        typer.Option(min=1, help="Answers that are computed side by side.", show_default="256 on a GPU, or 16"),
+    ] = None,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Answers that may wait; then clients get 429.")] = 1024,
+    max_answers: Annotated[int, typer.Option(min=1, help="Answers to one request: its prompts times n.")] = 16,
+    max_prompt: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt.", show_default="what there is room for")
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a prompt and its answer.", show_default="the model's context")
+    ] = None,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 1 << 20,
+    cache: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="GiB for keys and values.", show_default="what a GPU has free; on a CPU at most 2"),
+    ] = None,
+    policy: Annotated[str, typer.Option(help="How a step is filled: static, orca, alternating, stall-free.")] = (
+        "stall-free"
+    ),
+    drain: Annotated[int, typer.Option(min=1, help="Seconds for answers under way when it is told to stop.")] = 30,
+    access_log: Annotated[bool, typer.Option("--access-log", help="A line for each request.")] = False,
+) -> None:
+    """Serve a model as OpenAI's API does, with a page to talk to it and to watch it.
+
+    SIGTERM or Ctrl-C lets the answers under way end; a second one does not wait.
+    """
+    from rich.console import Console
+
+    with _needs_serving():
+        from llmsys.serving.server.app import create_app
+        from llmsys.serving.server.drain import LOOPBACK, Server, is_loopback, listening, url
+        from llmsys.serving.server.limits import Limits
+    try:
+        bound = listening(host, port)
+    except OSError as error:
+        raise Refused(f"--host {host} --port {port}: {error.strerror or error}. --port 0 takes a free one") from None
+    with bound:
+        with Console(stderr=True).status("loading the model"), refusals():
+            engine = _engine(model, device, dtype, max_sequences, max_model_len, cache, policy)
+            limits = Limits(
+                body_bytes=max_body, prompt_tokens=max_prompt, answers=max_answers, drain_seconds=drain,
+                running=engine.scheduler.max_sequences, waiting=max_waiting,
+            )  # fmt: skip
+            hosts = LOOPBACK if is_loopback(bound) else None
+            called = name or (SMOLLM2 if model is None else Path(model).resolve().name.removesuffix(".gguf"))
+            app = create_app(engine, name=called, limits=limits, api_key=api_key, hosts=hosts)
+        _say(app.state.service, url(bound), open_to_all=hosts is None and api_key is None)
+        Server(app, access_log=access_log).run(sockets=[bound])
+
+
+def _engine(model, device, dtype, max_sequences, max_model_len, cache, policy):
+    import torch
+
+    from llmsys.models import load_model
+    from llmsys.serving import Engine
+    from llmsys.serving.memory import USED_ON_CPU, available_memory
+
+    where = device_of(device)
+    on_cpu = torch.device(where).type == "cpu"
+    dtype = dtype or ("float32" if on_cpu else "bfloat16")
+    if dtype not in (dtypes := ("float32", "bfloat16", "float16")):
+        raise typer.BadParameter(f"must be {' or '.join(dtypes)}, got {dtype!r}", param_hint="--dtype")
+    memory = None if cache is None else int(cache * GIB)
+    if memory is None and on_cpu:
+        memory = int(min(CPU_CACHE * GIB, USED_ON_CPU * available_memory()))
+    sequences = max_sequences or (CPU_SEQUENCES if on_cpu else 256)
+    loaded = load_model(model, device=where, dtype=getattr(torch, dtype))
+    return Engine(
+        loaded, memory=memory, max_sequences=sequences, max_tokens_per_step=max(2048, sequences),
+        max_model_len=max_model_len, policy=policy,
+    )  # fmt: skip
+
+
+def _say(service, where: str, *, open_to_all: bool) -> None:
+    engine = service.engine
+    room = (engine.pool.num_blocks - 1) * engine.pool.block_size
+    print(
+        f"{service.name} on {engine.model.device}: {service.limits.running} answers at a time, room for {room:,} tokens"
+    )
+    print(f"{where}        a chat, and the engine at work")
+    print(f"{where}/v1     OpenAI's API; in another terminal: llmsys chat --url {where}", flush=True)
+    if open_to_all:
+        typer.echo("whoever reaches this machine may use it: an API key, in LLMSYS_API_KEY, keeps others out", err=True)
+
+
+def chat(
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token.")] = 0.7,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of an answer.", show_default="as many as there is room for")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="LLMSYS_API_KEY", help="If the server wants one.")] = None,
+) -> None:
+    """Talk to a server of `llmsys serve` in this terminal.
+
+    Ctrl-C ends an answer, Ctrl-D the conversation; /new begins another one.
+    """
+    from rich.console import Console
+
+    from llmsys.serving.server.terminal import ChatError, Conversation
+
+    console = Console(highlight=False)
+    talk = Conversation(url, api_key=api_key, system=system, temperature=temperature, max_tokens=max_tokens)
+    try:
+        console.print(f"{talk.model()}. Ctrl-C ends an answer, Ctrl-D the conversation; /new begins another one.")
+    except ChatError as error:
+        raise Refused(str(error)) from None
+    while True:
+        try:
+            text = console.input("[bold]> [/bold]").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if text == "/new":
+            talk.forget()
+        elif text:
+            _answer(console, talk, text)
+
+
+def _answer(console, talk, text: str) -> None:
+    from llmsys.serving.server.terminal import ChatError
+
+    pieces = talk.say(text)
+    try:
+        for piece in pieces:
+            console.out(piece, end="", highlight=False)
+        console.print()
+    except KeyboardInterrupt:
+        console.print(" …")
+    except ChatError as error:
+        console.print(f"\n{error}", style="red", markup=False)
+    finally:
+        pieces.close()  # hangs up, if it has not ended
+
+
+@contextlib.contextmanager
+def _needs_serving() -> Iterator[None]:
+    """Around imports of the serving extra: where a package is missing, one line says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "llmsys").startswith("llmsys"):
+            raise
+        what = f'this command needs {error.name}, which is missing: pip install "llmsys[serving]"'
+        raise Refused(what) from None
