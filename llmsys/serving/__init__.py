@@ -19,6 +19,10 @@
 `Metrics`         how long requests waited for what, and what each step did
 `LENGTHS`         how long prompts and outputs are in real services, as quantiles (`workload`)
 `draw_lengths`    requests of such lengths
+
+Three chapters are imported by their own names: `serving.workload`, what is asked of a service, drawn or read from
+traces, and replayed; `serving.goodput`, who was served as they want to be; `serving.simulator`, the same scheduler on a
+device that is a model of its time.
 """
 
 from llmsys.serving.async_engine import AsyncEngine

@@ -18,7 +18,8 @@ that one's events go on after this.
 
 **Most events are of one kind**: a step computed a token of a request, and said its next. With hundreds of requests and
 hundreds of steps a second, to make two objects of each of these would cost more than all else that the host does. So
-what a step brought is kept as one `Progress`, and becomes `Computed`s and `Token`s when somebody reads the log.
+what a step brought is kept as one `Progress`, and becomes `Computed`s and `Token`s when somebody reads the log. A
+simulator skips whole runs of steps, and keeps each as one `Several`.
 """
 
 import logging
@@ -26,7 +27,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from llmsys.models.sampling import whole_number
 
@@ -131,6 +132,17 @@ class Progress(NamedTuple):
                 yield Token(self.step, self.time, request, token)
 
 
+class Several(Protocol):
+    """What several steps brought, kept as one, as `Progress` is for one step."""
+
+    @property
+    def size(self) -> int:
+        """How many events these are."""
+        ...
+
+    def events(self) -> Iterator[Event]: ...
+
+
 class EventLog:
     """Events in the order in which they happened, the last `keep` of them (None: all).
 
@@ -142,27 +154,43 @@ class EventLog:
         if keep is not None:
             whole_number("keep", keep, at_least=0)
         self._keep = math.inf if keep is None else keep
-        self._entries: deque[tuple[int, Event | Progress]] = deque()  # with the numbers of their events
+        self._entries: deque[tuple[int, Event | Progress | Several]] = deque()  # with the numbers of their events
         self._held = 0  # events in these: what is kept, and perhaps some of the same step
         self._listeners: list[tuple[Callable[[Event], object], Callable[[Progress], object] | None]] = []
+        # Who is told of these: whole, or of each event.
+        self._of_several: list[tuple[Callable[[Event], object], Callable[[Several], object] | None]] = []
 
     def __iter__(self) -> Iterator[Event]:
         events: list[Event] = []
         for _, entry in self._entries:
-            if isinstance(entry, Progress):
-                events += entry.events()
-            else:
+            if isinstance(entry, Event):
                 events.append(entry)
+            else:
+                events += entry.events()
         return iter(events[len(events) - len(self) :])
 
     def __len__(self) -> int:
         return min(self._held, self._keep)
 
     def listen(
-        self, listener: Callable[[Event], object], *, progress: Callable[[Progress], object] | None = None
+        self,
+        listener: Callable[[Event], object],
+        *,
+        progress: Callable[[Progress], object] | None = None,
+        several: Callable[[Several], object] | bool = True,
     ) -> None:
-        """Calls `listener` with every event; where there is a `progress`, that one with those that it stands for."""
+        """Calls `listener` with every event; where there is a `progress`, that one with those that it stands for.
+
+        several      called with steps that were skipped; True: `listener` is, with their events; False: nobody is
+        """
         self._listeners.append((listener, progress))
+        if several:
+            self._of_several.append((listener, None if several is True else several))
+
+    @property
+    def wants_several(self) -> bool:
+        """Whether anybody reads what is added with `add_several`: a listener, or whoever reads the log later."""
+        return bool(self._keep or self._of_several)
 
     def add(self, event: Event) -> None:
         self._add(1, event)
@@ -179,7 +207,17 @@ class EventLog:
                 for event in progress.events():
                     _call(listener, event)
 
-    def _add(self, size: int, entry: Event | Progress) -> None:
+    def add_several(self, several: Several) -> None:
+        """What a run of steps brought, one after the other."""
+        self._add(several.size, several)
+        for listener, takes_several in self._of_several:
+            if takes_several is not None:
+                _call(takes_several, several)
+            else:
+                for event in several.events():
+                    _call(listener, event)
+
+    def _add(self, size: int, entry: Event | Progress | Several) -> None:
         entries = self._entries
         entries.append((size, entry))
         self._held += size
@@ -191,7 +229,7 @@ class EventLog:
         return [{"event": type(each).__name__, **asdict(each)} for each in self]
 
 
-def _call(listener: Callable, what: Event | Progress) -> None:
+def _call(listener: Callable, what: Event | Progress | Several) -> None:
     try:
         listener(what)
     except Exception:

@@ -39,7 +39,7 @@ tokens are waited for; they are taken in, and become text. All of it is the host
 the device computes one meanwhile, and there is less to wait for."""
 
 
-@dataclass
+@dataclass(slots=True)
 class RequestMetrics:
     """One answer. Times are on the engine's clock; what has not happened yet is None."""
 
@@ -49,10 +49,12 @@ class RequestMetrics:
     first_token: float | None = None
     last_token: float | None = None
     ended: float | None = None
+    finished: bool = False  #  answered to its end, and neither failed nor aborted
     output_tokens: int = 0  #  the one that ended it included
     hit_tokens: int = 0  #  of the prompt, that were in the cache when it was first admitted
     preemptions: int = 0
     lost_tokens: int = 0  #  computed, and lost by preemption
+    longest_gap: float | None = None  #  seconds from a token to the next, the longest; None before the second token
 
     @property
     def queue_seconds(self) -> float | None:
@@ -158,8 +160,11 @@ class Metrics:
                 continue
             computed += tokens
             if new:
-                if request.first_token is None:
+                last = request.last_token
+                if last is None:
                     request.first_token = time
+                elif request.longest_gap is None or time - last > request.longest_gap:
+                    request.longest_gap = time - last
                 request.last_token = time
                 request.output_tokens += len(new)
                 said += len(new)
@@ -203,7 +208,7 @@ class Metrics:
             totals.lost_tokens += event.lost
             self._of_steps[event.step]["preempted"] += 1
         elif isinstance(event, Finished | Failed | Aborted):
-            request.ended = event.time
+            request.ended, request.finished = event.time, isinstance(event, Finished)
             kind = {Finished: "finished", Failed: "failed", Aborted: "aborted"}[type(event)]
             setattr(totals, kind, getattr(totals, kind) + 1)
 

@@ -52,7 +52,13 @@ class Turn:
 
 
 class Policy(Protocol):
-    """One for each scheduler, for it may remember what it did."""
+    """One for each scheduler, for it may remember what it did.
+
+    Two attributes, which may be absent, let a simulator skip steps (`llmsys.serving.simulator.runs`). `steady = True`:
+    where everything that runs decodes, and nobody can be admitted, a step computes all of it; and to have been asked
+    for these turns once is as to have been asked many times. `joins = False`: nobody is admitted beside what decodes,
+    though there be room.
+    """
 
     def turns(self, running: Sequence[Request], head: Request | None, budget: int) -> Iterator[Turn]:
         """What the next step may do; each turn is asked for only if there was nothing to do in those before it.
@@ -68,6 +74,8 @@ class Policy(Protocol):
 class Static:
     """A batch is as many requests as fit into one step, and the next one begins when all of it have ended."""
 
+    steady, joins = True, False
+
     def turns(self, running: Sequence[Request], head: Request | None, budget: int) -> Iterator[Turn]:
         if not running:
             yield Turn([], admit=True, cut=False)
@@ -82,6 +90,8 @@ class Orca:
     What decodes waits as long as such prompts come one after the other: nothing bounds that.
     """
 
+    steady = True
+
     def turns(self, running: Sequence[Request], head: Request | None, budget: int) -> Iterator[Turn]:
         if unfinished := [each for each in running if each.remaining > 1]:
             yield Turn(unfinished, admit=False)  # the rest of a prompt that is longer than a step
@@ -92,6 +102,8 @@ class Orca:
 
 class Alternating:
     """A step of prompts, a step of what decodes, and so on in turn; if there is only one kind, that kind."""
+
+    steady = True
 
     def __init__(self):
         self._prompts_are_next = True
@@ -107,6 +119,8 @@ class Alternating:
 
 class StallFree:
     """What decodes, then pieces of prompts as far as the step's tokens go."""
+
+    steady = True
 
     def turns(self, running: Sequence[Request], head: Request | None, budget: int) -> Iterator[Turn]:
         decodes, prompts = [], []

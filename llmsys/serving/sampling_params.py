@@ -61,6 +61,8 @@ class SamplingParams:
 
     def of_answer(self, i: int) -> "SamplingParams":
         """The settings of the i-th of `n` answers: one answer, and where there is a seed, one of its own."""
+        if self.n == 1 and i == 0:
+            return self
         seed = None if self.seed is None else (self.seed + i) % 2**64 if i else self.seed
         return replace(self, n=1, seed=seed)
 

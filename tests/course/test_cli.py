@@ -109,7 +109,8 @@ def test_the_commands_are_these():
     names = {" ".join(words) for words, _ in commands()}
     learner = {"doctor", "start", "update", "status", "check", "hint", "reset"}
     author = {"new", "build", "lint"}
-    assert names == learner | author | {"grade", "export nbgrader", "bench", "generate", "train", "serve", "chat"}
+    others = {"grade", "export nbgrader", "bench", "data", "generate", "train", "serve", "chat"}
+    assert names == learner | author | others
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)

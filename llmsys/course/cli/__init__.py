@@ -1,15 +1,15 @@
 """The command line, `llmsys`: one function a command, in files by who uses it.
 
-`learn` is for learners, `teach` for instructors and authors, `use` and `serve` for whoever came for the library. Here
-is the table of commands, and what is done with errors: those that are the user's to mend become one line that says what
-and how (exit status 2); everything else is a bug, and keeps its traceback. A command imports what it needs when it
-runs, so that `llmsys start`, `status` and `doctor` answer at once and need typer and rich alone.
+`learn` is for learners, `teach` for instructors and authors, `use`, `serve` and `data` for whoever came for the
+library. Here is the table of commands, and what is done with errors: those that are the user's to mend become one line
+that says what and how (exit status 2); everything else is a bug, and keeps its traceback. A command imports what it
+needs when it runs, so that `llmsys start`, `status` and `doctor` answer at once and need typer and rich alone.
 """
 
 import typer
 from typer.core import TyperGroup
 
-from llmsys.course.cli import learn, serve, teach, use
+from llmsys.course.cli import data, learn, serve, teach, use
 from llmsys.course.cli.errors import for_people
 
 __all__ = ["app", "main"]
@@ -54,6 +54,7 @@ for panel, function, example in (
     ("Use", use.train, "llmsys train my_run --steps 100 --attention tiled"),
     ("Use", serve.serve, "llmsys serve --port 8001"),
     ("Use", serve.chat, "llmsys chat --url http://127.0.0.1:8001"),
+    ("Use", data.data, "llmsys data azure-conversation"),
     ("Use", use.bench, "llmsys bench softmax"),
     ("Teach", teach.grade, "llmsys grade work --json grade.json --junit grade.xml"),
     ("Teach", teach.new, "llmsys new 13 sparse_attention"),

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,20 +10,12 @@ from hypothesis import strategies as st
 
 from llmsys.serving import LENGTHS, Lengths, draw_lengths
 from llmsys.serving.workload import RANKS, at_rank
-
-TRACES = {
-    "azure-code": "AzureLLMInferenceTrace_code.csv",
-    "azure-conversation": "AzureLLMInferenceTrace_conv.csv",
-    "mooncake-conversation": "mooncake_conversation_trace.jsonl",
-}
+from tests.support.traces import trace_path
 
 
 def trace(name: str) -> tuple[list[int], list[int]]:
-    """Prompts' and outputs' lengths, sorted. The traces lie beside the checkout where they are there at all."""
-    folders = [folder / "shared/data" for folder in Path(__file__).resolve().parents[2].parents]
-    path = next((folder / TRACES[name] for folder in folders if (folder / TRACES[name]).is_file()), None)
-    if path is None:
-        pytest.skip(f"the trace {TRACES[name]} is not beside the checkout, in ../shared/data")
+    """Prompts' and outputs' lengths, sorted."""
+    path = trace_path(name)
     with path.open() as file:
         if path.suffix == ".csv":
             pairs = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in csv.DictReader(file)]

@@ -1,0 +1,27 @@
+"""A simulator of serving: the scheduler that an engine has, and a model of the device's time in place of the device.
+
+    times = fit(recorder.steps)                                  or llmsys.bench.goodput.recorded_times(), of an H200
+    workload = synthetic("azure-conversation", 1000, rate=8.0, seed=0)
+    simulate(workload, times=times, num_blocks=40_000).goodput(Limits(ttft=1.0, tpot=0.05))
+
+The chapter, in the order in which to read it:
+
+    load            what a step has to do, in four numbers; steps of an engine, written down
+    step_times      how long it takes: a price for each of these, fitted to what was written down
+    instance        an engine: a scheduler, and a clock
+    runs            runs of equal steps, skipped in closed form
+    pool            a block pool that looks for no prefixes
+    simulate        a workload, and what came of it; the highest rate within limits
+    leaderboard     policies compared
+"""
+
+from llmsys.serving.simulator.instance import Instance
+from llmsys.serving.simulator.leaderboard import Score, leaderboard
+from llmsys.serving.simulator.load import StepLoad, StepRecorder, TimedStep
+from llmsys.serving.simulator.simulate import Result, capacity, simulate
+from llmsys.serving.simulator.step_times import Prices, StepTimes, fit, relative_errors
+
+__all__ = [
+    "Instance", "Prices", "Result", "Score", "StepLoad", "StepRecorder", "StepTimes", "TimedStep", "capacity", "fit",
+    "leaderboard", "relative_errors", "simulate",
+]  # fmt: skip

@@ -1,0 +1,167 @@
+"""How long a step takes, by its load: a model of a device, fitted to steps that it did.
+
+    times = fit(recorder.steps)
+    times.seconds(StepLoad(tokens=64, sequences=64, attended=80_000, pairs=80_000))        0.0078
+
+The time is a sum of what there is to do, each with a price of its own (`StepLoad` says what is counted):
+
+    t = fixed + per_token · tokens + per_sequence · sequences + per_attended · attended + per_pair · pairs
+
+*fixed* is what every step costs: to read the weights, to launch. *per_token* is the arithmetic of the matrices,
+*per_attended* the reading of a token's keys and values, *per_pair* the arithmetic of attention in a long prompt. Steps
+that decode and nothing else are done by other kernels than those with a prompt in them, so each kind has its own
+prices: while the weights are read, another decoding sequence costs next to nothing, and a prompt's tokens are paid for.
+
+**Filled up**: an engine that captures steps as graphs has graphs of some sizes, and a step with prompts takes as long
+as the size that it is filled up to. With `sizes` that is what is counted as tokens.
+
+**Fitted** are the prices, none below zero: of all subsets of the terms the one is taken whose least-squares solution
+has no negative price and the smallest error. There are 32 subsets, so nothing cleverer is needed. (That is the
+non-negative least-squares solution: the terms that are zero in it are left out of one of these subsets.) Errors count
+relative to the time, or the longest steps alone would decide.
+
+**Counted in whole femtoseconds**, so that the time of a thousand steps is the same to the last bit whether they are
+added one by one or as an arithmetic series (`runs`).
+
+Vidur fits a model for each operator, https://arxiv.org/abs/2405.05465; DistServe one of a whole step, in the appendix
+of https://arxiv.org/abs/2401.09670.
+"""
+
+import itertools
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from llmsys.serving.simulator.load import StepLoad, TimedStep
+
+TICKS = 10**15
+"""Of the simulator's clock, in a second."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What things cost, in seconds. ValueError where one is negative, or a step might take no time."""
+
+    fixed: float = 0.0
+    per_token: float = 0.0
+    per_sequence: float = 0.0
+    per_attended: float = 0.0
+    per_pair: float = 0.0
+
+    def __post_init__(self):
+        for field in fields(self):
+            if not (isinstance(value := getattr(self, field.name), int | float) and 0 <= value < math.inf):
+                raise ValueError(f"{field.name} must be seconds from 0 on, got {value!r}")
+        in_ticks = tuple(round(getattr(self, field.name) * TICKS) for field in fields(self))
+        if not any(in_ticks[:3]):
+            raise ValueError("a step must take time: give fixed, per_token or per_sequence a price")
+        object.__setattr__(self, "in_ticks", in_ticks)
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """A device's prices.
+
+    Attributes
+    ----------
+    decode
+        Of steps in which each sequence has one token.
+    mixed
+        Of the others. None: the same.
+    sizes
+        To how many tokens these others are filled up, in order; a longer step is not filled up. (): none is.
+    """
+
+    decode: Prices
+    mixed: Prices | None = None
+    sizes: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in ("decode", "mixed"):
+            if not isinstance(getattr(self, name), Prices) and (name == "decode" or self.mixed is not None):
+                raise ValueError(f"{name} must be Prices, got {getattr(self, name)!r}")
+        if list(self.sizes) != sorted(self.sizes):
+            raise ValueError(f"sizes must be in order, got {self.sizes}")
+        object.__setattr__(self, "sizes", tuple(self.sizes))
+
+    def ticks(self, load: StepLoad) -> int:
+        """How long a step takes, in whole ticks: TICKS are a second."""
+        tokens, sequences, attended, pairs = load
+        prices = self.decode
+        if tokens > sequences:
+            prices = self.mixed or prices
+            tokens = filled_up(tokens, self.sizes)
+        fixed, per_token, per_sequence, per_attended, per_pair = prices.in_ticks
+        return fixed + per_token * tokens + per_sequence * sequences + per_attended * attended + per_pair * pairs
+
+    def growth(self, sequences: int) -> int:
+        """How many ticks more the next step takes, if so many sequences decode: each attends to one token more."""
+        return sum(self.decode.in_ticks[3:]) * sequences
+
+    def seconds(self, load: StepLoad) -> float:
+        return self.ticks(load) / TICKS
+
+
+def filled_up(tokens: int, sizes: Sequence[int]) -> int:
+    """The smallest of the sizes that has room for so many; where none has, as many."""
+    i = bisect_left(sizes, tokens)
+    return sizes[i] if i < len(sizes) else tokens
+
+
+def fit(steps: Iterable[TimedStep], *, weights: Sequence[float] | None = None, sizes: Sequence[int] = ()) -> StepTimes:
+    """The prices of the device that did these steps.
+
+    weights      how much each step counts; None: all alike
+    sizes        see `StepTimes`
+
+    ValueError for fewer than two steps that decode, or a time that is not above 0. Where fewer than two steps have
+    prompts in them, these cost what the others do.
+    """
+    steps = list(steps)
+    weights = [1.0] * len(steps) if weights is None else list(weights)
+    if any(not 0 < step.seconds < math.inf for step in steps):
+        raise ValueError("steps must have times above 0")
+    kinds: dict[bool, list[tuple[TimedStep, float]]] = {False: [], True: []}
+    for step, weight in zip(steps, weights, strict=True):
+        load = step.load
+        is_mixed = load.tokens > load.sequences
+        if is_mixed:
+            step = step._replace(load=load._replace(tokens=filled_up(load.tokens, sizes)))
+        kinds[is_mixed].append((step, weight))
+    if len(kinds[False]) < 2:
+        raise ValueError(f"steps must have at least two that decode and do nothing else, got {len(kinds[False])}")
+    return StepTimes(_prices(kinds[False]), _prices(kinds[True]) if len(kinds[True]) > 1 else None, tuple(sizes))
+
+
+def _prices(steps: list[tuple[TimedStep, float]]) -> Prices:
+    seconds = np.array([step.seconds for step, _ in steps])  # (N,)
+    scale = np.sqrt([weight for _, weight in steps])
+    loads = np.array([[1, *step.load] for step, _ in steps], dtype=float)  # (N, 5)
+    prices, _ = non_negative(loads / seconds[:, None] * scale[:, None], scale)
+    return Prices(*map(float, prices))
+
+
+def non_negative(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
+    """The x ≥ 0 for which |a x − b|² is smallest, and that: a (N, K), b (N,), x (K,). Time grows as 2^K."""
+    size = np.linalg.norm(a, axis=0)
+    size[size == 0] = 1.0
+    a, columns = a / size, a.shape[1]  # columns of one size are solved for more exactly
+    best, least = np.zeros(columns), float(b @ b)
+    for count in range(1, columns + 1):
+        for chosen in map(list, itertools.combinations(range(columns), count)):
+            x, *_ = np.linalg.lstsq(a[:, chosen], b, rcond=None)
+            if (x < 0).any():
+                continue
+            error = float((rest := a[:, chosen] @ x - b) @ rest)
+            if error < least:
+                best, least = np.zeros(columns), error
+                best[chosen] = x / size[chosen]
+    return best, least
+
+
+def relative_errors(times: StepTimes, steps: Iterable[TimedStep]) -> list[float]:
+    """By how much the model's time of each step is longer than the real one, as a share of the real one."""
+    return [times.seconds(step.load) / step.seconds - 1 for step in steps]
