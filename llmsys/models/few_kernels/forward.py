@@ -29,12 +29,9 @@ from torch import Tensor
 from llmsys.attention.flash.tiles import LOG2_E
 from llmsys.attention.rotary import frequencies
 from llmsys.cache import Backend, Batch
-from llmsys.models.few_kernels.plans import Plan, Tile, piece_of, plan_for, power_from
+from llmsys.models.few_kernels.plans import Plan, Tile, most_sequences, piece_of, plan_for, power_from
 from llmsys.models.few_kernels.refusals import refusal, refused_cache
 from llmsys.models.llama import Llama
-
-MOST = 4
-"""Sequences up to which this is sooner done than a product of the library and fused kernels: measured, in `plans`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,8 @@ class FewKernelForward:
     Parameters
     ----------
     most
-        Sequences in a step, by which buffers are sized.
+        Sequences in a step, by which buffers are sized; None for `most_sequences(model.config)`, as many as this is
+        good for.
     plan
         How the work is cut up; None for `plan_for(model.config, S)`.
     kernels
@@ -81,12 +79,12 @@ class FewKernelForward:
         self,
         model: Llama,
         *,
-        most: int = MOST,
+        most: int | None = None,
         plan: Plan | None = None,
         kernels: Kernels | None = None,
         dependent: bool | None = None,
     ):
-        if most < 1:
+        if most is not None and most < 1:
             raise ValueError(f"most must be at least 1, got {most}")
         if kernels is None:
             if (why := refusal(model)) is not None:
@@ -94,6 +92,7 @@ class FewKernelForward:
             kernels = library_kernels()
             can = model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (9, 0)
             dependent = can if dependent is None else dependent and can
+        most = most_sequences(model.config) if most is None else most
         self.model, self.most, self.kernels, self.dependent = model, most, kernels, bool(dependent)
         self._sms = _sms(model.device)
         self._given_plan = plan

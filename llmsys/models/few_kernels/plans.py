@@ -11,15 +11,19 @@ sequence, bf16, of the shapes of Qwen3-0.6B and SmolLM2-135M:
              second form         410    469    678   1077   1712
              FusedForward       1036   1119   1113   1113   1139
 
-So up to four sequences these kernels are sooner done, and from eight on the library's products are: `MOST` is 4. Both
-forms are steps on the way to what is here. In the first, every program of the output's kernel put together the parts of
-all sequences, and attention had four warps; in the second attention was sums in programs of one warp, which took longer
-by itself (3.8 and 4.1 of a layer's microseconds), and with several sequences `merge_kernel` put the parts together.
-What is here is the attention of the first and the merge of the second, with the cuts that were better in the first when
-each was changed alone (Qwen3, S = 1, of 586: attention with eight warps 543, two rows of qkv 573, 16 rows of output
-576; SmolLM2, of 389: tiles of 64 keys 362, 16 rows of output 363).
+So up to four sequences these kernels are sooner done, and from eight on the library's products are. For a wide model
+that holds for one sequence alone: a decode step of the engine, of Mistral-7B's shape (4,096 wide), took 3.9 ms with
+these kernels and one sequence, 8.7 with two, 23 with three or four; and 4.7 without them and with five.
+`most_sequences` says so. Both forms are steps on the way to what is here. In the first, every program of the output's
+kernel put together the parts of all sequences, and attention had four warps; in the second attention was sums in
+programs of one warp, which took longer by itself (3.8 and 4.1 of a layer's microseconds), and with several sequences
+`merge_kernel` put the parts together. What is here is the attention of the first and the merge of the second, with the
+cuts that were better in the first when each was changed alone (Qwen3, S = 1, of 586: attention with eight warps 543,
+two rows of qkv 573, 16 rows of output 576; SmolLM2, of 389: tiles of 64 keys 362, 16 rows of output 363).
 
-Without dependent launches the first form took 787 and 524 at S = 1. With 4000 keys, 1144 and 714.
+In the engine a step of what is here takes 548 and 363 at S = 1 and 404 keys
+(`bench/recorded/serving-nvidia-h200.json`). Without dependent launches the first form took 787 and 524 at S = 1. With
+4000 keys, 1144 and 714.
 """
 
 from dataclasses import dataclass, replace
@@ -54,6 +58,12 @@ class Plan:
 
     def but(self, **changes) -> "Plan":
         return replace(self, **changes)
+
+
+def most_sequences(config: LlamaConfig) -> int:
+    """Sequences up to which a step in few kernels is sooner done than one of the library's products and fused kernels:
+    as measured for models up to 1,024 wide; for wider ones, as for one of 4,096."""
+    return 4 if config.hidden_size <= 1024 else 1
 
 
 def plan_for(config: LlamaConfig, S: int = 1, itemsize: int = 2, sms: int = SMS) -> Plan:

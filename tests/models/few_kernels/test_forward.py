@@ -85,3 +85,9 @@ def test_steps_that_are_not_of_one_token_a_sequence_are_refused():
         forward(prompt.tokens, cache, prompt)
     with pytest.raises(ValueError, match="cache must be one"):
         forward(step.tokens, ContiguousCache(capacity=4), step)
+
+
+@pytest.mark.parametrize("wide, most", [(64, 4), (2080, 1)])
+def test_a_wide_model_is_taken_for_one_sequence_alone_where_nobody_says_otherwise(wide, most):
+    model = random_model(dict(QWEN3, hidden_size=wide), layers=1)
+    assert FewKernelForward(model).most == most and FewKernelForward(model, most=3).most == 3
