@@ -28,10 +28,13 @@ settings.load_profile("llmsys")
 install_import_hook(
     [
         *(f"llmsys.attention.{stage}" for stage in "naive online tiled sdpa auto backward rotary".split()),
+        *(f"llmsys.attention.latent.{part}" for part in ("forms", "paged")),
         "llmsys.cache",
         *(f"llmsys.models.{path.stem}" for path in (Path(__file__).parents[1] / "llmsys/models").glob("*.py")),
+        *(f"llmsys.models.deepseek.{part}" for part in ("model", "sizes")),
         "llmsys.models.fused.forward",
         "llmsys.models.few_kernels.forward",
+        "llmsys.models.mixture.model",
         *(f"llmsys.moe.{stage}" for stage in "router losses balance layer".split()),
         *(f"llmsys.moe.experts.{stage}" for stage in "reference groups rows matmul".split()),
         "llmsys.serving.sampler",

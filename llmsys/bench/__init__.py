@@ -20,7 +20,10 @@ BENCHMARKS = {
     "decode": "llmsys.bench.decode",
     "paged_decode": "llmsys.bench.paged_decode",
     "paged_prefill": "llmsys.bench.paged_prefill",
+    "mla_decode": "llmsys.bench.mla_decode",
+    "mla_training": "llmsys.bench.mla_training",
     "serving": "llmsys.bench.serving",
+    "moe_training": "llmsys.bench.moe_training",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 

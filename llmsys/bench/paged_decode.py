@@ -130,10 +130,10 @@ def _compare(shape: Shape, kernels: dict[str, PagedAttention], missing: dict[str
             missing[f"{name}, {shape.name}, page {shape.page}"] = str(error).splitlines()[0][:160]
             continue
         calls[name] = [lambda i=i, kernel=kernel: cache.decode(kernel, i) for i in range(variants)]
-    calls |= _copies(used // 2 // itemsize, variants, cache.q[0])
+    calls |= copies(used // 2 // itemsize, variants, cache.q[0])
     if shape.equal:
         calls[DENSE] = _dense(shape, variants, cache.q)
-    runs = {name: _together(some) for name, some in calls.items()}
+    runs = {name: together(some) for name, some in calls.items()}
     timings = interleaved(runs, [(cache.q[0],)], repeats=repeats, warmup=2)
     seconds = {name: timing.median / variants for name, timing in timings.items()}
     spreads = {name: timing.spread for name, timing in timings.items()}
@@ -210,7 +210,7 @@ class Cache:
                 raise RuntimeError(f"{name} is off by {error:.2e}, eager code by {eager:.2e}, in sequence {i}")
 
 
-def _copies(elements: int, variants: int, like: Tensor) -> dict[str, list[Callable[[], object]]]:
+def copies(elements: int, variants: int, like: Tensor) -> dict[str, list[Callable[[], object]]]:
     """Reading and writing so many elements each, by the copy engine's way and by a kernel's."""
     sources = [like.new_empty(elements).normal_() for _ in range(variants)]
     targets = [torch.empty_like(x) for x in sources]
@@ -236,7 +236,7 @@ def _dense(shape: Shape, variants: int, q: list[Tensor]) -> list[Callable[[], ob
     return [lambda i=i: call(i) for i in range(variants)]
 
 
-def _together(calls: list[Callable[[], object]]) -> Callable[[Tensor], None]:
+def together(calls: list[Callable[[], object]]) -> Callable[[Tensor], None]:
     """All calls, one after the other: on a GPU as the replay of one graph."""
 
     def run(_: Tensor | None = None) -> None:

@@ -28,7 +28,12 @@ class Layers:
         said = self._said.get(layer)
         if said is None and self._spec is not None:
             raise ValueError(f"layer {layer} is not in the spec that the cache was made from")
-        Dv = value_size(k, turn, said and said.Dv) if v is None else v.shape[3]
+        if v is not None:
+            Dv = v.shape[3]
+        elif said is not None and k.shape[3] != said.Dk:  # refused below, with the keys' sizes
+            Dv = min(said.Dv, k.shape[3])
+        else:
+            Dv = value_size(k, turn, said and said.Dv)
         if said is None:
             self._said[layer] = LayerCache(layer, k.shape[1], k.shape[3], Dv, k.dtype, v is None)
         elif (k.shape[1], k.shape[3], Dv, k.dtype, v is None) != (

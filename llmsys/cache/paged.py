@@ -25,6 +25,7 @@ from torch import Tensor
 
 from llmsys.attention import Attention
 from llmsys.attention.head_norms import HeadNorms, normalise
+from llmsys.attention.latent import LARGEST_LATENT, LARGEST_ROPE, paged_latent_attention
 from llmsys.attention.paged import (
     PagedAttention,
     paged_attention,
@@ -59,7 +60,7 @@ class PagedCache:
     kernel
         Who attends, with the contract of `llmsys.attention.paged.arguments`: a function, "triton" for the library's
         kernels, or "torch" for the form in plain PyTorch, which on a GPU waits. None: Triton's on a GPU where they can
-        (heads of at most 256, 16 or 32 bits), else torch's.
+        (heads of at most 256, or latents of at most 512 + 128 with a `scale`; 16 or 32 bits), else torch's.
     stage
         In place of a kernel: any stage, which attends to a copy of each sequence's pages.
     num_blocks
@@ -198,7 +199,8 @@ class PagedCache:
             if v is not None:
                 self._values[layer] = v.new_empty(*memory, Dv)
         keys, values = self._keys[layer], self._values.get(layer)
-        compiled = self.kernel == "triton" or (self.kernel != "torch" and _triton_can(q, keys, Dv))
+        latent = values is None and keys.shape[2] == 1 and Dv < keys.shape[3] and scale is not None
+        compiled = self.kernel == "triton" or (self.kernel != "torch" and _triton_can(q, keys, Dv, latent))
         B = q.shape[0]
         if compiled:
             q, k, v = (x if x is None else tokens_first(x) for x in (q, k, v))
@@ -209,7 +211,8 @@ class PagedCache:
                 q, k = normalise(q, norms.q, norms.eps), normalise(k, norms.k, norms.eps)
             q, k, v = (x if x is None else tokens_first(x) for x in (rotate(q, turn), rotate(k, turn), v))
             write_pages_reference(k, v, keys, values, batch.slot_mapping)
-        attention = self.kernel if callable(self.kernel) else _FORMS["triton" if compiled else "torch"]
+        form = "torch" if not compiled else "latent" if latent else "triton"
+        attention = self.kernel if callable(self.kernel) else _FORMS[form]
         o = attention(
             q, keys, keys[..., :Dv] if values is None else values,
             query_start_loc=batch.query_start_loc, seq_lens=batch.seq_lens, block_table=batch.block_table,
@@ -301,10 +304,12 @@ def _numbers_of(pool: object, num_blocks: int | None, block_size: int | None) ->
     return pool.num_blocks, pool.block_size
 
 
-_FORMS = {"torch": paged_attention_reference, "triton": paged_attention}
+_FORMS = {"torch": paged_attention_reference, "triton": paged_attention, "latent": paged_latent_attention}
 
 
-def _triton_can(q: Tensor, keys: Tensor, Dv: int) -> bool:
+def _triton_can(q: Tensor, keys: Tensor, Dv: int, latent: bool) -> bool:
     if not q.is_cuda or not triton_installed() or interpreting():
         return False
-    return max(keys.shape[3], Dv) <= LARGEST_HEAD and q.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    Dk = keys.shape[3]
+    fits = Dv <= LARGEST_LATENT and 0 < Dk - Dv <= LARGEST_ROPE if latent else max(Dk, Dv) <= LARGEST_HEAD
+    return fits and q.dtype in (torch.float32, torch.float16, torch.bfloat16)

@@ -10,9 +10,11 @@
 from pathlib import Path
 
 from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
+from llmsys.models.deepseek import DeepSeek, DeepSeekConfig
 from llmsys.models.generate import Generation, generate, stream_generate
 from llmsys.models.generate_batch import generate_batch
 from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.models.mixture import Balance, MixtureConfig, MixtureLlama
 from llmsys.models.modules import Linear, LinearFactory
 from llmsys.models.sampling import greedy, sampler
 from llmsys.models.save import save_model
@@ -24,13 +26,18 @@ from llmsys.models.weights import find_smollm2, load_model
 __path__.append(str(Path(__file__).parents[1] / "moved" / "models"))  # names from before: llmsys.moved
 __all__ = [
     "Backend",
+    "Balance",
     "Batch",
     "ContiguousCache",
+    "DeepSeek",
+    "DeepSeekConfig",
     "Generation",
     "Linear",
     "LinearFactory",
     "Llama",
     "LlamaConfig",
+    "MixtureConfig",
+    "MixtureLlama",
     "NoCache",
     "TextStream",
     "Tokenizer",

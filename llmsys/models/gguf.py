@@ -66,7 +66,7 @@ class GGUFCheckpoint:
         self.config = self._config()
         self.tokenizer = Tokenizer.from_gguf(values, path)
 
-    def name(self, part: str, layer: int | None) -> str:
+    def name(self, part: str, layer: int | None, expert: int | None = None) -> str:
         return NAMES[part].format(layer)
 
     def key(self, field: str) -> str:
@@ -75,7 +75,7 @@ class GGUFCheckpoint:
     def shape(self, name: str) -> tuple[int, ...] | None:
         return self.tensors[name].shape if name in self.tensors else None
 
-    def read(self, part: str, layer: int | None) -> Tensor:
+    def read(self, part: str, layer: int | None, expert: int | None = None) -> Tensor:
         x = self._dequantised(self.name(part, layer))
         if self.architecture == "llama" and part in ("q", "k"):
             # llama.cpp turns neighbours, this model element i with i + D/2: the file's rows are in pairs

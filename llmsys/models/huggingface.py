@@ -4,7 +4,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llmsys.models.deepseek import layouts as deepseek
 from llmsys.models.llama import LlamaConfig
+from llmsys.models.mixture import layouts
 from llmsys.models.rope_scaling import from_config
 from llmsys.models.safetensors_files import TensorFiles
 from llmsys.models.settings import Settings, read_settings, shown
@@ -35,8 +37,12 @@ KEYS = {
     "head_size": "head_dim",
     "mlp_size": "intermediate_size",
 }
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM")
-_FAMILIES = dict(zip(ARCHITECTURES, ("llama", "qwen3"), strict=True)) | {"LlamaModel": "llama", "Qwen3Model": "qwen3"}
+FAMILIES = {"llama": "Llama", "qwen3": "Qwen3"} | layouts.FAMILIES | deepseek.FAMILIES
+"""By transformers' model_type, how the names of its classes begin."""
+ARCHITECTURES = tuple(f"{name}ForCausalLM" for name in FAMILIES.values())
+_FAMILIES = {f"{name}{ending}": family for family, name in FAMILIES.items() for ending in ("ForCausalLM", "Model")}
+DEFAULT_KV_HEADS = {"qwen3": 32, "qwen3_moe": 4, "mixtral": 8}
+"""transformers' defaults for these families; of others as many as query heads."""
 _LLAMAS_END = 2  # Llama 2's </s>, which transformers takes where no file of a Llama says where a turn ends
 
 
@@ -55,7 +61,8 @@ class HuggingFaceCheckpoint:
                 "*.safetensors, tokenizer.json) or the path of a .gguf file"
             )
         settings = read_settings(path / "config.json")
-        family = family_of(settings)
+        self.family = family = family_of(settings)
+        self._settings = settings
         self._files = TensorFiles(path)
         embedding, head = NAMES["embedding"], NAMES["head"]
         tied = settings.flag("tie_word_embeddings", False)
@@ -71,22 +78,30 @@ class HuggingFaceCheckpoint:
             if silent and family == "llama" and not self.tokenizer.eos_ids:
                 self.tokenizer.eos_ids = frozenset([_LLAMAS_END])
 
-    def name(self, part: str, layer: int | None) -> str:
-        return self._embedding if part == "embedding" else NAMES[part].format(layer)
+    def name(self, part: str, layer: int | None, expert: int | None = None) -> str:
+        return self._embedding if part == "embedding" else name_of(part, layer, expert, self.family)
 
     def key(self, field: str) -> str:
-        return f"{KEYS[field]} in config.json"
+        return f"{(KEYS | (layouts.KEYS | deepseek.KEYS).get(self.family, {}))[field]} in config.json"
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return self._files.shape(name)
 
-    def read(self, part: str, layer: int | None) -> Tensor:
-        return self._files.read(self.name(part, layer))
+    def read(self, part: str, layer: int | None, expert: int | None = None) -> Tensor:
+        return self._files.read(self.name(part, layer, expert))
 
     def unknown(self, names: set[str]) -> list[str]:
         known = names | ({NAMES["head"]} if self.config.tied_embeddings else set())  # some save a tied head once more
         found = sorted(name for name in self._files.names() - known if not name.endswith("rotary_emb.inv_freq"))
+        if self.family in deepseek.FAMILIES:
+            layers = self.config.layers
+            found = [name for name in found if not deepseek.predicts_further_tokens(name, self._settings, layers)]
         return [self._files.described(name) for name in found]
+
+
+def name_of(part: str, layer: int | None, expert: int | None, family: str) -> str:
+    """What transformers calls the tensor of a part, one of `llmsys.models.weights.PARTS`, in a model of that family."""
+    return (NAMES | (layouts.NAMES | deepseek.NAMES).get(family, {}))[part].format(layer, expert)
 
 
 def ends_of_turn(settings: Settings, path: Path) -> list[int]:
@@ -97,14 +112,14 @@ def ends_of_turn(settings: Settings, path: Path) -> list[int]:
 
 
 def family_of(settings: Settings) -> str:
-    """Which of the two architectures config.json names, "llama" or "qwen3"; another one is refused by name."""
+    """Which architecture config.json names, one of `FAMILIES`; another one is refused by name."""
     names = settings.texts("architectures", [])
     kind = settings.text("model_type", None)
     family = _FAMILIES.get(names[0]) if names else kind
     if family not in _FAMILIES.values():
         raise ValueError(
             f"{settings.where}: the architecture is {names[0] if names else kind or 'none'}, by "
-            f"{'architectures' if names else 'model_type'}; load_model knows {' and '.join(ARCHITECTURES)}"
+            f"{'architectures' if names else 'model_type'}; load_model knows {', '.join(ARCHITECTURES)}"
         )
     if kind not in (None, family):
         raise ValueError(f"{settings.where}: model_type is {shown(kind)}, and architectures says {names[0]}")
@@ -113,6 +128,8 @@ def family_of(settings: Settings) -> str:
 
 def read_config(settings: Settings, family: str, name: str, tied_embeddings: bool) -> LlamaConfig:
     """The settings in config.json as ours; what this model cannot do is refused by name."""
+    if family in deepseek.FAMILIES:
+        return deepseek.read_config(settings, family, name, tied_embeddings)
     settings.none_of(("attention_bias", "mlp_bias", "use_sliding_window"), "and this model has no such thing")
     if (activation := settings.text("hidden_act", "silu")) not in ("silu", "swish"):
         raise ValueError(f"{settings.where}: hidden_act is {shown(activation)}; load_model knows 'silu'")
@@ -124,8 +141,8 @@ def read_config(settings: Settings, family: str, name: str, tied_embeddings: boo
         raise settings.wrong("layer_types", f"'full_attention' for each of the {layers} layers of num_hidden_layers")
     hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     kv_heads = settings.size("num_key_value_heads", heads)
-    if family == "qwen3" and "num_key_value_heads" not in settings.values:
-        kv_heads = 32  # transformers' defaults for this family
+    if family in DEFAULT_KV_HEADS and "num_key_value_heads" not in settings.values:
+        kv_heads = DEFAULT_KV_HEADS[family]
     head_size = settings.size("head_dim", 128 if family == "qwen3" else None)
     if head_size is None:
         if hidden % heads:
@@ -136,7 +153,7 @@ def read_config(settings: Settings, family: str, name: str, tied_embeddings: boo
     if head_size % 2:
         raise ValueError(f"{settings.where}: head_dim must be even (rotary positions turn pairs), got {head_size}")
     rope_base, rope_divisors = from_config(settings, head_size)
-    return LlamaConfig(
+    config = LlamaConfig(
         name=name,
         vocab_size=settings.size("vocab_size"),
         hidden_size=hidden,
@@ -149,6 +166,7 @@ def read_config(settings: Settings, family: str, name: str, tied_embeddings: boo
         rope_base=rope_base,
         rope_divisors=rope_divisors,
         norm_eps=settings.number("rms_norm_eps", 1e-6, or_equal=True),
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "qwen3_moe", "dots1"),
         tied_embeddings=tied_embeddings,
     )
+    return layouts.read_mixture(settings, family, config) if family in layouts.FAMILIES else config

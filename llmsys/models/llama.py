@@ -19,7 +19,7 @@ read in fewer, longer products.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,10 @@ class LlamaConfig:
     qk_norm: bool = False  #         Qwen3: each head of q and k has an RMSNorm
     tied_embeddings: bool = True  #  the head is the embedding's matrix
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer of that number has a mixture of experts: in this family none has."""
+        return False
+
     def __post_init__(self):
         sizes = "vocab_size hidden_size layers heads kv_heads head_size mlp_size context_length".split()
         for size in sizes:
@@ -90,6 +94,8 @@ class Llama(nn.Module):
         copy, `head.weight`; who trains both parts adds the gradient of one to the other's (`tied_copy`).
     linear
         Makes the matrices, the head's, too.
+    layer
+        Makes each layer of the whole model's config, the layer's number and `linear`; by default a `Layer`.
 
     Attributes
     ----------
@@ -116,12 +122,14 @@ class Llama(nn.Module):
         embedding: bool | None = None,
         head: bool | None = None,
         linear: "LinearFactory | None" = None,
+        layer: "Callable[[LlamaConfig, int, LinearFactory], Layer] | None" = None,
     ):
         super().__init__()
         layers = range(config.layers) if layers is None else layers
         if layers.step != 1 or not 0 <= layers.start <= layers.stop <= config.layers:
             raise ValueError(f"layers must be consecutive ones of range(0, {config.layers}), got {layers}")
         linear = Linear if linear is None else linear
+        layer = Layer if layer is None else layer
         self.config = config
         self.tokenizer = tokenizer
         self.layer_range = layers
@@ -130,7 +138,7 @@ class Llama(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.hidden_size) if has_embedding else None
         self.layers = Layers()
         for i in layers:
-            self.layers.add_module(str(i), Layer(config, i, linear))
+            self.layers.add_module(str(i), layer(config, i, linear))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps) if has_head else None
         self.head = None
         if has_head:
@@ -216,6 +224,20 @@ class Llama(nn.Module):
             `check_token_ids`).
         """
         self.check_arguments(tokens, batch, taps)
+        x, *around = self.begin(tokens, backend, batch)
+        tapped = {}
+        for layer in self.layers:
+            if layer.index in taps:
+                tapped[layer.index] = x
+            x = layer(x, *around)
+        tapped[self.layer_range.stop] = x
+        x = x if self.norm is None else self.norm(x)
+        return (x, tuple(tapped[tap] for tap in taps)) if taps else x
+
+    def begin(
+        self, tokens: Tensor, backend: Backend | None, batch: Batch | None
+    ) -> tuple[Float[Tensor, "B T C"], Rotation, Backend, Batch]:
+        """What the first layer is called with, of `hidden`'s arguments."""
         backend = NoCache() if backend is None else backend
         if not torch.compiler.is_compiling():
             check_backend(backend)
@@ -223,18 +245,14 @@ class Llama(nn.Module):
                 check_batch(backend, batch)
         batch = backend.begin(tokens) if batch is None else batch
         x = tokens if self.embedding is None else self.embedding(tokens)  # (B, T, C)
+        return x, self.turn(batch.positions, x.dtype), backend, batch  # the same in all layers
+
+    def turn(self, positions: Int[Tensor, "*B T"], dtype: torch.dtype) -> Rotation:
+        """What gives q and k of tokens at these positions theirs."""
         config = self.config
-        turn = rotation(  # the same in all layers
-            batch.positions, config.head_size, base=config.rope_base, divisors=config.rope_divisors, dtype=x.dtype
+        return rotation(
+            positions, config.head_size, base=config.rope_base, divisors=config.rope_divisors, dtype=dtype
         )
-        tapped = {}
-        for layer in self.layers:
-            if layer.index in taps:
-                tapped[layer.index] = x
-            x = layer(x, turn, backend, batch)
-        tapped[self.layer_range.stop] = x
-        x = x if self.norm is None else self.norm(x)
-        return (x, tuple(tapped[tap] for tap in taps)) if taps else x
 
     @property
     def device(self) -> torch.device:
@@ -287,18 +305,27 @@ class Layer(nn.Module):
 
     def __init__(self, config: LlamaConfig, index: int, linear: LinearFactory):
         super().__init__()
-        C, D, Hq, Hkv = config.hidden_size, config.head_size, config.heads, config.kv_heads
         name = f"layers.{index}"
-        heads, widths = (Hq * D, Hkv * D, Hkv * D), (config.mlp_size, config.mlp_size)
         self.index = index
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.add_attention(config, linear, name)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.add_mlp(config, linear, name)
+
+    def add_attention(self, config: LlamaConfig, linear: LinearFactory, name: str) -> None:
+        """Make what `attention` computes with; `name` is the layer's."""
+        C, D, Hq, Hkv = config.hidden_size, config.head_size, config.heads, config.kv_heads
+        heads = (Hq * D, Hkv * D, Hkv * D)
         self.head_size = D
-        self.attention_norm = RMSNorm(C, config.norm_eps)
         self.qkv = linear(C, sum(heads), heads, name=f"{name}.qkv")
         self.heads_of_qkv = _whole_heads(getattr(self.qkv, "sections", heads), D)
         self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else None
         self.output = linear(Hq * D, C, name=f"{name}.output")
-        self.mlp_norm = RMSNorm(C, config.norm_eps)
+
+    def add_mlp(self, config: LlamaConfig, linear: LinearFactory, name: str) -> None:
+        """Make what `mlp` computes with; `name` is the layer's."""
+        C, widths = config.hidden_size, (config.mlp_size, config.mlp_size)
         self.gate_up = linear(C, sum(widths), widths, name=f"{name}.gate_up")
         self.widths_of_gate_up = tuple(getattr(self.gate_up, "sections", widths))
         self.down = linear(config.mlp_size, C, name=f"{name}.down")

@@ -19,12 +19,16 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llmsys.models.huggingface import NAMES
+from llmsys.models.deepseek import DeepSeekConfig
+from llmsys.models.deepseek import layouts as deepseek
+from llmsys.models.huggingface import FAMILIES, name_of
 from llmsys.models.llama import LlamaConfig
+from llmsys.models.mixture import layouts
+from llmsys.models.mixture.model import MixtureConfig
 from llmsys.models.modules import plain_name, unwrapped
 from llmsys.models.safetensors_files import INDEX, WHOLE
 from llmsys.models.tokenizer import Tokenizer
-from llmsys.models.weights import parts_of
+from llmsys.models.weights import EACH_EXPERTS, own_weights, parts_of, rows_of
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _OLDER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -38,38 +42,44 @@ def save_model(model: nn.Module, directory: Path, *, weights: Mapping[str, Tenso
     believe, an index with its files or a chat template, is removed; the tokenizer's files stay where `model` has no
     tokenizer. `model` may be compiled. `weights`, by the names of `model.named_parameters()`, are written in place of
     the model's own; those are its masters, where it is trained in fewer bits. ValueError where `model` is a part of
-    one: the directory would say that it holds all layers.
+    one: the directory would say that it holds all layers; or where transformers has no words for its settings.
     """
     model = unwrapped(model)
     if not model.is_whole:
         raise ValueError("model must be a whole one to be saved, and this is a part, without some layers or an end")
+    settings = config_of(model.config)  # before anything is written: there may be no words for them
     directory.mkdir(parents=True, exist_ok=True)
-    own = {plain_name(name): weight for name, weight in model.named_parameters()}  # a tied head is not named twice
-    if weights is not None:
-        weights = {plain_name(name): weight for name, weight in weights.items()}
+    own = {plain_name(name): weight for name, weight in own_weights(model)}
+    own |= {plain_name(name): weight for name, weight in (weights or {}).items()}
     tensors = {}
     for name, weight in own.items():
-        weight = (weight if weights is None else weights[name]).detach()
         layer, parts = parts_of(name, model.config)
-        rows = [count or weight.shape[0] for _, count in parts]
-        for (part, _), piece in zip(parts, weight.split(rows), strict=True):
-            tensors[NAMES[part].format(layer)] = piece.contiguous()
+        dim = rows_of(weight)
+        pieces = weight.detach().split([count or weight.shape[dim] for _, count in parts], dim)
+        for (part, _), piece in zip(parts, pieces, strict=True):
+            for expert, each in enumerate(piece) if part in EACH_EXPERTS else [(None, piece)]:
+                tensors[name_of(part, layer, expert, settings["model_type"])] = each.contiguous()
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     tokenizer = model.tokenizer
     ends = [] if tokenizer is None else sorted(tokenizer.eos_ids)  # no key would say that it is token 2, Llama 2's
     ids = {"bos_token_id": None if tokenizer is None else tokenizer.bos_id, "eos_token_id": ends or None}
-    _write(directory / "config.json", config_of(model.config) | ids | {"dtype": dtype})
+    _write(directory / "config.json", settings | ids | {"dtype": dtype})
     _save_weights(tensors, directory)
     if tokenizer is not None:
         _save_tokenizer(tokenizer, directory)
 
 
 def config_of(config: LlamaConfig) -> dict[str, Any]:
-    """What transformers calls these settings."""
-    family = "Qwen3" if config.qk_norm else "Llama"
+    """What transformers calls these settings. ValueError where it has no model of such."""
+    if isinstance(config, DeepSeekConfig):
+        own = deepseek.config_of(config)
+    elif isinstance(config, MixtureConfig):
+        family = layouts.family_of(config)
+        own = {"architectures": [f"{FAMILIES[family]}ForCausalLM"], "model_type": family} | layouts.words_for(config)
+    else:
+        family = "qwen3" if config.qk_norm else "llama"
+        own = {"architectures": [f"{FAMILIES[family]}ForCausalLM"], "model_type": family}
     return {
-        "architectures": [f"{family}ForCausalLM"],
-        "model_type": family.lower(),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.layers,
@@ -84,7 +94,7 @@ def config_of(config: LlamaConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-    }
+    } | own
 
 
 def _rope(divisors: tuple[float, ...] | None) -> dict[str, Any]:

@@ -12,7 +12,16 @@ from llmsys.moe.balance import LoadStatistics, Placement, load_statistics, place
 from llmsys.moe.experts import run_experts
 from llmsys.moe.layer import Dispatch, Experts, MixtureOfExperts
 from llmsys.moe.losses import balance_loss, move_bias
-from llmsys.moe.router import DEEPSEEK_V3, Router, RouterConfig, Routing, check_logits, route_sigmoid, route_softmax
+from llmsys.moe.router import (
+    DEEPSEEK_V3,
+    Router,
+    RouterConfig,
+    Routing,
+    check_logits,
+    route_sigmoid,
+    route_softmax,
+    route_softmax_in_groups,
+)
 
 __all__ = [
     "DEEPSEEK_V3",
@@ -31,5 +40,6 @@ __all__ = [
     "place_experts",
     "route_sigmoid",
     "route_softmax",
+    "route_softmax_in_groups",
     "run_experts",
 ]

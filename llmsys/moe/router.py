@@ -5,7 +5,7 @@
     experts = the k best                  (N, K)
     weights = their scores, normalised    (N, K)
 
-Two routers, and most models have one of them:
+Two routers, and most models have one of them (DeepSeek-V2's is the first with the second's groups):
 
 - *softmax, then the best k* (`route_softmax`): Switch with k = 1, GShard with 2, Mixtral and Qwen3-MoE. What keeps the
   loads even is a loss term (`llmsys.moe.losses.balance_loss`).
@@ -67,15 +67,15 @@ class RouterConfig:
     normalise: bool = True  #                      weights of a token are divided by their sum
     scale: float = 1.0  #                          and multiplied by this
     bias: bool = False  #                          sigmoid alone: a bias that steers the choice
-    groups: int = 1  #                             sigmoid alone: experts lie in so many groups,
+    groups: int = 1  #                             experts lie in so many groups,
     kept_groups: int = 1  #                        of which a token's experts are in the best few
 
     def __post_init__(self):
         check_choice(self.experts, self.k, self.groups, self.kept_groups)
         if self.scoring not in ("softmax", "sigmoid"):
             raise ValueError(f'scoring must be "softmax" or "sigmoid", got {self.scoring!r}')
-        if self.scoring == "softmax" and (self.bias or self.groups != 1 or self.scale != 1):
-            raise ValueError('scoring must be "sigmoid" for a router that has a bias, groups or a scale')
+        if self.scoring == "softmax" and self.bias:
+            raise ValueError('scoring must be "sigmoid" for a router that has a bias')
 
 
 def route_softmax(logits: Float[Tensor, "N E"], k: int, *, normalise: bool = True) -> Routing:
@@ -98,6 +98,34 @@ def route_softmax(logits: Float[Tensor, "N E"], k: int, *, normalise: bool = Tru
     if normalise:  # the largest of E probabilities is 1/E at least: no 0/0
         weights = weights / weights.sum(dim=-1, keepdim=True)
     return Routing(experts, weights, scores)
+
+
+def route_softmax_in_groups(
+    logits: Float[Tensor, "N E"],
+    k: int,
+    *,
+    groups: int = 1,
+    kept_groups: int = 1,
+    normalise: bool = True,
+    scale: float = 1.0,
+) -> Routing:
+    """DeepSeek-V2's router: `route_softmax`, but only experts of the best groups; weights are multiplied by `scale`.
+
+    Experts e to e + E/groups − 1 are a group, and it counts as much as its best expert
+    (https://arxiv.org/abs/2405.04434, section 2.2.2). Arguments and errors as those of `route_sigmoid`.
+    """
+    N, E = logits.shape
+    check_choice(E, k, groups, kept_groups)
+    check_logits(logits, wait=False)
+    scores = torch.softmax(logits.float(), dim=-1)
+    grouped = scores.detach().view(N, groups, E // groups)
+    out = torch.ones(N, groups, dtype=torch.bool, device=logits.device)
+    out.scatter_(1, grouped.amax(dim=-1).topk(kept_groups, dim=-1).indices, False)
+    experts = grouped.masked_fill(out[:, :, None], float("-inf")).view(N, E).topk(k, dim=-1).indices
+    weights = scores.gather(1, experts)
+    if normalise:
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + TINY)
+    return Routing(experts, weights * scale, scores)
 
 
 def route_sigmoid(
@@ -155,8 +183,8 @@ def route_sigmoid(
 class Router(nn.Module):
     """A router with its weights: a matrix, and a bias where `config` has one.
 
-    `route` is what chooses: `route_softmax` or `route_sigmoid`, as `config` says, or another function with the same
-    arguments.
+    `route` is what chooses: `route_softmax`, `route_softmax_in_groups` or `route_sigmoid`, as `config` says, or another
+    function with the same arguments.
 
     The logits are computed in fp32, whatever the model's dtype: two experts whose scores are near each other should not
     change places by rounding. So the matrix is no product that a precision policy may replace, and every rank has all
@@ -173,7 +201,9 @@ class Router(nn.Module):
     def __init__(self, hidden_size: int, config: RouterConfig, *, route: Callable[..., Routing] | None = None):
         super().__init__()
         self.config = config
-        self.route = route or (route_softmax if config.scoring == "softmax" else route_sigmoid)
+        self.plain = config.scoring == "softmax" and config.groups == config.scale == 1
+        own = route_softmax if self.plain else route_softmax_in_groups if config.scoring == "softmax" else route_sigmoid
+        self.route = route or own
         self.weight = nn.Parameter(torch.empty(config.experts, hidden_size))
         if not self.weight.is_meta:  # nothing to draw there
             nn.init.normal_(self.weight, std=0.02)
@@ -183,10 +213,11 @@ class Router(nn.Module):
         """Route each token; the rows count as N = all of them, in order. Errors as `route_softmax`, `route_sigmoid`."""
         logits = F.linear(x.reshape(-1, x.shape[-1]).float(), self.weight.float())  # (N, E)
         config = self.config
-        if config.scoring == "softmax":
+        if self.plain:
             return self.route(logits, config.k, normalise=config.normalise)
+        bias = {} if config.scoring == "softmax" else {"bias": self.bias}
         return self.route(
-            logits, config.k, bias=self.bias, groups=config.groups, kept_groups=config.kept_groups,
+            logits, config.k, **bias, groups=config.groups, kept_groups=config.kept_groups,
             normalise=config.normalise, scale=config.scale,
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from llmsys.moe.router import (
     check_logits,
     route_sigmoid,
     route_softmax,
+    route_softmax_in_groups,
 )
 from tests.support.waiting import nothing_waits
 
@@ -238,6 +239,30 @@ def test_a_group_of_one_expert_counts_as_that_expert():
 def test_masked_experts_are_never_chosen_as_long_as_there_are_others():
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 1.0]])
     assert route_softmax(logits, 2).experts.tolist() == [[3, 1]]
+
+
+def test_softmax_in_groups_is_the_definition_and_without_groups_the_plain_router():
+    logits = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    found = route_softmax_in_groups(logits, 3, groups=4, kept_groups=2, normalise=False, scale=4.0)
+    for row, p in enumerate(torch.softmax(logits, -1)):
+        best = sorted(range(4), key=lambda group: -p[3 * group : 3 * group + 3].max())[:2]
+        inside = [e for e in range(12) if e // 3 in best]
+        expected = sorted(inside, key=lambda e: -p[e])[:3]
+        assert found.experts[row].tolist() == expected
+        torch.testing.assert_close(found.weights[row], 4.0 * p[expected])
+    plain, limited = route_softmax(logits, 3), route_softmax_in_groups(logits, 3)
+    assert torch.equal(plain.experts, limited.experts)
+    torch.testing.assert_close(plain.weights, limited.weights)
+
+
+def test_a_router_of_softmax_in_groups_routes_so():
+    config = RouterConfig(12, 3, normalise=False, scale=4.0, groups=4, kept_groups=2)
+    router, x = Router(8, config), torch.randn(20, 8)
+    expected = route_softmax_in_groups(
+        x @ router.weight.T, 3, groups=4, kept_groups=2, normalise=False, scale=4.0
+    )  # fmt: skip
+    assert torch.equal(router(x).experts, expected.experts)
+    torch.testing.assert_close(router(x).weights, expected.weights)
 
 
 # Refusals

@@ -36,13 +36,13 @@ def split_kernel(
     else's. The other arguments are `ragged_kernel`'s.
     """
     program = tl.program_id(0)
-    ends = _ends(starts_ptr, lengths_ptr, S, Hkv, G, FEW, BLOCK_S, BLOCK_M, BLOCK_N)
+    ends = line_ends(starts_ptr, lengths_ptr, S, Hkv, G, FEW, BLOCK_S, BLOCK_M, BLOCK_N)
     total = tl.max(ends, 0)
     each = tl.cdiv(total, tl.num_programs(0))
     at = tl.minimum(program * each, total)
     stop = tl.minimum(at + each, total)
     while at < stop:
-        s, start, Tq, length, n, unit, tile = _place(at, ends, starts_ptr, lengths_ptr, BLOCK_N)
+        s, start, Tq, length, n, unit, tile = line_place(at, ends, starts_ptr, lengths_ptr, BLOCK_N)
         h = (unit % Hkv).to(tl.int64)
         first_row = unit // Hkv * BLOCK_M
         take = tl.minimum(n - tile, stop - at)
@@ -83,12 +83,12 @@ def merge_kernel(
     """
     program = tl.program_id(0)
     dv = tl.arange(0, BLOCK_DV)
-    ends = _ends(starts_ptr, lengths_ptr, S, Hkv, G, FEW, BLOCK_S, BLOCK_M, BLOCK_N)
+    ends = line_ends(starts_ptr, lengths_ptr, S, Hkv, G, FEW, BLOCK_S, BLOCK_M, BLOCK_N)
     total = tl.max(ends, 0)
     each = tl.cdiv(total, tl.num_programs(0))
     last = program * each + each - 1  # of this run
     if last < total - 1:
-        s, start, Tq, length, n, unit, tile = _place(last, ends, starts_ptr, lengths_ptr, BLOCK_N)
+        s, start, Tq, length, n, unit, tile = line_place(last, ends, starts_ptr, lengths_ptr, BLOCK_N)
         if (tile < each) & (tile < n - 1):
             rows = unit // Hkv * BLOCK_M + tl.arange(0, BLOCK_M)
             there = rows < G * Tq
@@ -117,7 +117,7 @@ def merge_kernel(
 
 
 @triton.jit
-def _ends(
+def line_ends(
     starts_ptr, lengths_ptr, S, Hkv, G: tl.constexpr, FEW: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -132,7 +132,7 @@ def _ends(
 
 
 @triton.jit
-def _place(at, ends, starts_ptr, lengths_ptr, BLOCK_N: tl.constexpr):
+def line_place(at, ends, starts_ptr, lengths_ptr, BLOCK_N: tl.constexpr):
     """What tile `at` of the line belongs to: the sequence s, its first token, its tokens and keys; how many tiles a
     unit of it has; the number of the unit among its own, and the tile's in the unit."""
     before = ends <= at

@@ -13,7 +13,8 @@ always a norm; so the sum is left to whoever normalises:
 
 The matrices are the model's own modules, whatever factory they are from: those of a rank, or in FP8. Norms of q's and
 k's heads go to the cache where it takes them (`takes_norms`), which then does all that lies between qkv and attention
-in one kernel. So a layer is four products, four small kernels, and attention.
+in one kernel. So a layer is four products, four small kernels, and attention. A mixture of experts has kernels of its
+own.
 
 Kernels are compiled, and the frequencies made, in the first call: a CUDA graph is captured after one.
 """
@@ -29,6 +30,7 @@ from llmsys.cache import Backend, Batch, NoCache, check_backend, check_batch
 from llmsys.cache.backend import takes_norms
 from llmsys.models.fused.operations import add_norm, step_rotation, swiglu
 from llmsys.models.llama import Layer, Llama
+from llmsys.models.mixture.model import MixtureLayer
 from llmsys.models.modules import RMSNorm, unwrapped
 
 
@@ -52,9 +54,9 @@ class FusedForward:
         for layer in getattr(bare, "layers", ()):
             some = (getattr(layer, name, None) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm"))
             norms += [norm for norm in some if norm is not None]
-        if not isinstance(bare, Llama) or not all(type(layer) is Layer for layer in bare.layers):
+        if not isinstance(bare, Llama) or not all(type(layer) in (Layer, MixtureLayer) for layer in bare.layers):
             raise ValueError(
-                "model must be a Llama, its layers those of llmsys.models.llama, for this form of the forward; call "
+                "model must be a Llama, its layers those of llmsys.models, for this form of the forward; call "
                 f"the model itself, which is a {type(bare).__name__}"
             )
         if others := {type(norm).__name__ for norm in norms if type(norm) is not RMSNorm}:
@@ -110,7 +112,7 @@ class FusedForward:
                 tapped[layer.index] = x.clone()
             y = _attention(layer, h, turn, backend, batch)
             h = add_norm(x, y, layer.mlp_norm.weight, layer.mlp_norm.eps)
-            y = layer.down(swiglu(layer.gate_up(h)))
+            y = layer.down(swiglu(layer.gate_up(h))) if type(layer) is Layer else layer.mlp(h)
         if model.norm is None:
             x = out = x if y is None else x.add_(y)
         else:

@@ -7,7 +7,8 @@ import torch
 
 from llmsys.cache import Chunk, ContiguousCache, Layout, NoCache, PagedCache, batch_of
 from llmsys.hardware.tier import interpreting, load_triton, triton_device, triton_installed
-from llmsys.models import Llama, LlamaConfig
+from llmsys.models import Llama, LlamaConfig, MixtureConfig, MixtureLlama
+from llmsys.moe import RouterConfig
 
 if not triton_installed():
     pytest.skip("needs Triton", allow_module_level=True)
@@ -29,13 +30,16 @@ CONFIGS = {
     "plain": SMALL,
     "heads with norms, tied": replace(SMALL, qk_norm=True, tied_embeddings=True, norm_eps=1e-6),
     "a stretched context": replace(SMALL, rope_divisors=(1.0, 1.0, 2.0, 8.0), rope_base=500_000.0),
+    "mixtures of experts": MixtureConfig(
+        **vars(replace(SMALL, layers=3)), router=RouterConfig(5, 2), expert_size=8, dense_layers=(1,)
+    ),
     "odd sizes": replace(SMALL, hidden_size=13, heads=3, kv_heads=1, head_size=10, mlp_size=7, qk_norm=True),
 }
 
 
 def model_of(config, dtype=torch.float32, **options) -> Llama:
     torch.manual_seed(3)
-    model = Llama(config, **options)
+    model = (MixtureLlama if isinstance(config, MixtureConfig) else Llama)(config, **options)
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight) * (0.3 if weight.dim() == 2 else 1))

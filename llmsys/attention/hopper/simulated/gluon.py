@@ -159,7 +159,10 @@ def fence_async_shared():
 
 
 class _Product:
-    """a · b + c in fp32, which may not have been made yet; until it was waited for, using it raises Race."""
+    """a · b + c in fp32, which may not have been made yet; until it was waited for, using it raises Race.
+
+    Only the next product may add to it: the tensor cores make them in the order in which they were started.
+    """
 
     def __init__(self, a, b, c, use_acc):
         self.reads = [x for x in (a, b) if isinstance(x, Shared)]
@@ -178,8 +181,12 @@ class _Product:
         if self.result is None:
             a, b = (x.data if isinstance(x, Shared) else x for x in self._operands[:2])
             self.result = _value(a.float() @ b.float())
-            if self._operands[2] is not None:
-                self.result += self._operands[2]
+            c = self._operands[2]
+            if isinstance(c, _Product):
+                c.make()
+                c = c.result
+            if c is not None:
+                self.result += c
 
 
 def warpgroup_mma(a, b, acc, use_acc=True, is_async=False):
@@ -248,7 +255,7 @@ class gl:
     static_range = range
     exp2, log2 = torch.exp2, torch.log2
     NVMMADistributedLayout = NVMMASharedLayout = DotOperandLayout = SliceLayout = staticmethod(lambda *a, **k: None)
-    BlockedLayout = NVMMASharedLayout
+    BlockedLayout = SwizzledSharedLayout = NVMMASharedLayout
     to_tensor = staticmethod(torch.as_tensor)
 
     @staticmethod

@@ -129,8 +129,8 @@ def new_line(
     each = gl.where(whole - each <= SPARED // UNIT, whole, each)
     first = gl.minimum(gl.program_id(0) * each, total)
     stop = gl.minimum(first + each, total)
-    first_s, first_along = _place(ends, first, S)
-    cut_s, stop_along = _place(ends, stop, S)
+    first_s, first_along = place(ends, first, S)
+    cut_s, stop_along = place(ends, stop, S)
     n = units_of(gl.load(lengths_ptr + cut_s), TOGETHER, UNIT)
     # What of the entry at `stop` comes before it. Nothing comes at the end of the line.
     begun = gl.where(stop < total, gl.minimum(stop_along % n, stop - first), 0)
@@ -141,7 +141,7 @@ def new_line(
 
 
 @gluon.jit
-def _place(ends, at, S):
+def place(ends, at, S):
     """The sequence that unit `at` of the line belongs to, and how many of its units come before that one."""
     before = ends <= at
     s = gl.minimum(gl.sum(before.to(gl.int32), 0), S - 1)

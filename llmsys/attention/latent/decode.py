@@ -1,0 +1,194 @@
+"""Attention of few query tokens to latent pages, the absorbed form: `latent_decode`.
+
+    o_i = softmax(scale · q_i · [c, r]ᵀ) c        for each query token and head i: its own q, the same [c, r]
+
+Each slot of the cache has a latent vector c and a rotated key r, side by side. Queries come absorbed, [q_c, q_r], and
+what comes out is still latent (`llmsys.attention.latent`). Every key is read for 64 rows at a time, a row being a query
+token with one head. That is the right shape for decoding, and for the few tokens of a draft; the chunks of a prompt are
+cheaper in the form that expands keys and values.
+
+Two kernels for one contract: portable Triton (`decode_kernels`), and Gluon on Hopper (`hopper`). Each cuts the keys of
+all sequences into equal runs; one merge adds up what was cut. What is launched depends on sizes of tensors and on
+`max_query_len`, and on no length: so nothing waits for the GPU, and a CUDA graph of it serves any lengths.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmsys.attention.flash.tiles import LOG2_E, TileConfig, target_of
+from llmsys.attention.latent.hopper import hopper_latent_decode, hopper_takes
+from llmsys.attention.latent.hopper.decode import ROWS, members_for
+from llmsys.attention.paged.arguments import check_step
+from llmsys.attention.paged.plans import LARGE_SMS
+from llmsys.attention.paged.write import check_device
+
+LARGEST_LATENT, LARGEST_ROPE = 512, 128
+MERGE_ROWS, MERGE_PARTS = 4, 8
+"""Rows that a program of the merge has, and parts that it reads at a time."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The Triton kernels that are launched, or others with their arguments in their place."""
+
+    split: object
+    merge: object
+
+
+def latent_decode(
+    q: Float[Tensor, "N Hq Dk"],
+    pages: Float[Tensor, "blocks P Dk"],
+    *,
+    latent: int,
+    query_start_loc: Int[Tensor, " S1"],
+    seq_lens: Int[Tensor, " S"],
+    block_table: Int[Tensor, "S M"],
+    max_query_len: int = 1,
+    scale: float,
+    return_lse: bool = False,
+    language: Literal["auto", "triton", "gluon"] = "auto",
+    kernels: Kernels | None = None,
+) -> Float[Tensor, "N Hq latent"] | tuple[Float[Tensor, "N Hq latent"], Float[Tensor, "N Hq"]]:
+    """Attention of ragged sequences to latent pages, by kernels: on a GPU, or in Triton's interpreter.
+
+    Parameters
+    ----------
+    q
+        Absorbed queries of all new tokens, side by side: the first `latent` columns against c, the rest rotated.
+        Dk is 512 + 64 in DeepSeek's models; up to 512 + 128 here. In float32, float16 or bfloat16.
+    pages
+        A slot is c, `latent` numbers, then the rotated key. q's dtype; the last stride is 1.
+    query_start_loc, seq_lens, block_table
+        The step, int32, as in `llmsys.attention.paged.arguments`: attention is causal, aligned bottom-right; slots that
+        no length reaches may hold NaN; entries of the table beyond those needed may be anything.
+    max_query_len
+        The most tokens that a sequence brings. Advice: what comes out does not depend on it.
+    scale
+        1/√(size of an *expanded* key), 1/√192 for DeepSeek-V3, times mscale² under YaRN. Never 1/√Dk.
+    language
+        "gluon" is for Hopper, in half precision, 512 + 64, at most 128 heads and pages of 16 to 256 (a power of two);
+        "auto" goes there by itself.
+
+    Returns o (N, Hq, latent) in q's dtype and, if asked for, lse (N, Hq) in fp32: 0 and −∞ for a token that sees no key
+    or belongs to no sequence. The same arguments give the same bits.
+
+    Raises ValueError for shapes, dtypes, devices and options that do not fit, before anything runs.
+
+    (DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.1 and appendix C.)
+    """
+    _check(q, pages, latent, scale, language)
+    check_step(q, query_start_loc, seq_lens, block_table, None)
+    N, Hq, Dk = q.shape
+    S = seq_lens.shape[0]
+    o = torch.empty(N, Hq, latent, dtype=q.dtype, device=q.device)
+    lse = torch.empty(N, Hq, dtype=torch.float32, device=q.device)
+    if o.numel() == 0 or S == 0:
+        o.zero_(), lse.fill_(float("-inf"))
+        return (o, lse) if return_lse else o
+    gluon = language != "triton" and kernels is None and hopper_takes(q, pages, latent, block_table)
+    if language == "gluon" and not gluon:
+        raise ValueError(
+            'language must be "auto" or "triton" for this step: "gluon" is for Hopper GPUs, in half precision, latents '
+            "of 512 and rotated keys of 64, at most 128 heads, and pages of 16, 32, 64, 128 or 256 that lie in a row"
+        )
+    if kernels is None:
+        check_device(q)
+        kernels = _kernels()
+    SMs = _multiprocessors(q.device)
+    members = members_for(Hq, max_query_len) if gluon else 1
+    tiles, an_sm = tiles_for(Hq * max(max_query_len, 1), q.element_size(), target_of(q.device))
+    rows = ROWS if gluon else tiles.block_m
+    programs = SMs // members * members if gluon else SMs * an_sm
+    part = torch.empty(2 * programs, rows, latent, dtype=torch.float32, device=q.device)
+    part_lse = torch.empty(2 * programs, rows, dtype=torch.float32, device=q.device)
+    cuts = torch.empty(programs, 3, dtype=torch.int32, device=q.device)
+    results, step = (o, lse, part, part_lse, cuts), (query_start_loc, seq_lens, block_table)
+    with torch.cuda.device_of(q):
+        if gluon:
+            hopper_latent_decode(q, pages, *results, *step, scale, members)
+        else:
+            q = q if q.stride(2) == 1 else q.contiguous()
+            kernels.split[(programs,)](
+                q, pages, *results, *step, *q.stride()[:2], *pages.stride()[:2], block_table.stride(0), S,
+                scale * LOG2_E, HEADS=Hq, LATENT=latent, ROPE=Dk - latent, PAGE=pages.shape[1], BLOCK_S=_up(S, 64),
+                BLOCK_M=rows, BLOCK_N=tiles.block_n, BLOCK_L=_up(latent, 16), BLOCK_R=_up(Dk - latent, 16),
+                PRECISION="ieee", num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            )  # fmt: skip
+        launch_merge(*results, query_start_loc, members, kernels.merge)
+    return (o, lse) if return_lse else o
+
+
+def launch_merge(
+    o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor, query_start_loc: Tensor, members: int,
+    kernel: object = None,
+) -> None:  # fmt: skip
+    """Add up the parts that the programs of a split kernel, in teams of so many, have left; clear rows of nobody."""
+    (N, Hq, latent), (programs, rows) = o.shape, (len(cuts), part.shape[1])
+    (kernel or _kernels().merge)[(programs, rows // MERGE_ROWS)](
+        o, lse, part, part_lse, cuts, query_start_loc, len(query_start_loc) - 1, N,
+        HEADS=Hq, LATENT=latent, MEMBERS=members, ROWS=rows, BLOCK_M=MERGE_ROWS, BLOCK_L=_up(latent, 16),
+        PARTS=MERGE_PARTS, num_warps=8,
+    )  # fmt: skip
+
+
+def tiles_for(rows: int, itemsize: int, target: str) -> tuple[TileConfig, int]:
+    """The Triton kernel's tiles for so many rows a sequence, and how many of its programs an SM is given."""
+    block_m = min(64, _up(rows, 16))
+    if itemsize == 4:
+        return TileConfig(16, 16, 4, 1), 1
+    if target not in LARGE_SMS:
+        return TileConfig(16, 16, 4, 2), 1
+    if block_m == 16:
+        return TileConfig(16, 32, 4, 2), 2
+    return TileConfig(block_m, 32, 8, 2) if block_m == 32 else TileConfig(64, 64, 8, 1), 1
+
+
+def _check(q: Tensor, pages: Tensor, latent: int, scale: float, language: str) -> None:
+    if language not in ("auto", "triton", "gluon"):
+        raise ValueError(f'language must be "auto", "triton" or "gluon", got {language!r}')
+    for name, x, shape in (("q", q, "(N, Hq, Dk)"), ("pages", pages, "(num_blocks, block_size, Dk)")):
+        if not isinstance(x, Tensor) or x.dim() != 3:
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name} must be a torch.Tensor {shape}, got {got}")
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"q must be float32, float16 or bfloat16 for the kernels, got {q.dtype}")
+    if pages.dtype != q.dtype or pages.device != q.device:
+        raise ValueError(f"pages must be {q.dtype} on {q.device} as q, got {pages.dtype} on {pages.device}")
+    Dk = q.shape[2]
+    if pages.shape[2] != Dk:
+        raise ValueError(f"pages must have slots of q's {Dk} columns, latent and rotated key, got {pages.shape[2]}")
+    if 0 in pages.shape or pages.stride(2) != 1:
+        raise ValueError(
+            f"pages must have a block and a slot at least, whose numbers lie side by side; got {tuple(pages.shape)} "
+            f"with strides {pages.stride()}"
+        )
+    if not 1 <= latent <= LARGEST_LATENT or not 1 <= Dk - latent <= LARGEST_ROPE:
+        raise ValueError(
+            f"latent must be 1 to {LARGEST_LATENT} of q's {Dk} columns, and leave 1 to {LARGEST_ROPE} for the rotated "
+            f"key, got {latent}"
+        )
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be a positive number, 1/√(size of an expanded key), got {scale}")
+
+
+def _up(n: int, least: int) -> int:
+    """The next power of two, `least` at least."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+@lru_cache
+def _kernels() -> Kernels:
+    from llmsys.attention.latent.decode_kernels import merge_kernel, split_kernel  # Triton: not before now
+
+    return Kernels(split_kernel, merge_kernel)
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    """In the interpreter three: programs run one after the other there, and a line that is cut is the usual case."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3

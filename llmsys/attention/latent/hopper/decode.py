@@ -1,0 +1,98 @@
+"""What surrounds the MLA decode kernel for Hopper: what it takes, descriptors, the launch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from llmsys.attention.flash.tiles import LOG2_E
+from llmsys.attention.hopper.descriptors import ALIGNED, tiles_descriptor
+from llmsys.hardware.tier import interpreting
+
+LATENT, ROPE = 512, 64
+ROWS = TILE = 64
+"""Rows of queries a program has, and keys of a tile."""
+MOST_HEADS = 128
+MOST_MEMBERS = 4
+MOST_SEQUENCES = 4096
+PAGES = (16, 32, 64, 128, 256)
+
+
+def hopper_takes(q: Tensor, pages: Tensor, latent: int, block_table: Tensor) -> bool:
+    """Whether the kernel is for this step: on a Hopper GPU, in half precision, DeepSeek's sizes, pages in a row.
+
+    What comes out is right for any number of tokens a sequence.
+    """
+    num_blocks, page, width = pages.shape
+    S, M = block_table.shape
+    N, Hq = q.shape[:2]
+    return (
+        q.is_cuda and not interpreting() and torch.cuda.get_device_capability(q.device) == (9, 0)
+        and q.dtype in (torch.float16, torch.bfloat16) and (latent, width) == (LATENT, LATENT + ROPE)
+        and Hq <= MOST_HEADS and S <= MOST_SEQUENCES and page in PAGES and num_blocks * page <= 2**30
+        and N * Hq < 2**31 and (N * Hq // ROWS + S) * max(M * page // TILE, 1) < 2**31 and _one_after_another(pages)
+    )  # fmt: skip
+
+
+def members_for(Hq: int, max_query_len: int) -> int:
+    """Programs that read the same pages at the same time: enough for a sequence's rows, as far as four go."""
+    return min(-(-Hq * max(max_query_len, 1) // ROWS), MOST_MEMBERS)
+
+
+def hopper_latent_decode(
+    q: Tensor, pages: Tensor, o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor,
+    query_start_loc: Tensor, seq_lens: Tensor, block_table: Tensor, scale: float, members: int,
+    kernel: Callable | None = None,
+) -> None:  # fmt: skip
+    """Compute o (N, Hq, 512) and lse (N, Hq), both contiguous, but for what `merge_kernel` does: rows in `cuts`, whose
+    parts are left, and rows of no sequence.
+
+    Arguments have been checked, and `hopper_takes` them. As many programs run as `cuts` has rows for, a multiple of
+    `members`. `kernel`: one with this kernel's arguments, in its place.
+    """
+    if kernel is None:
+        from llmsys.attention.latent.hopper.kernel import latent_decode_kernel as kernel  # Triton: not before now
+
+    positional, named = decode_arguments(
+        q, pages, o, lse, part, part_lse, cuts, query_start_loc, seq_lens, block_table, scale, members
+    )
+    kernel[(len(cuts),)](*positional, **named, num_warps=4)
+
+
+def decode_arguments(
+    q: Tensor, pages: Tensor, o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor,
+    query_start_loc: Tensor, seq_lens: Tensor, block_table: Tensor, scale: float, members: int,
+    describe: Callable = tiles_descriptor,
+) -> tuple[list, dict[str, int]]:  # fmt: skip
+    """The kernel's arguments: those that are given by their place, and its constants by name."""
+    N, Hq, width = q.shape
+    num_blocks, page, _ = pages.shape
+    S = seq_lens.shape[0]
+    if not q.is_contiguous() or q.data_ptr() % ALIGNED:
+        q = q.clone(memory_format=torch.contiguous_format)
+    queries = describe(q, [N * Hq, width], [width, 1], [ROWS, 64])
+    rows = num_blocks * page
+    described = describe(pages, [rows, width], [pages.stride(1), 1], [min(page, TILE), 64])
+    positional = [
+        queries, described, o, lse, part, part_lse, cuts, query_start_loc, seq_lens, block_table,
+        block_table.stride(0), S, scale * LOG2_E,
+    ]  # fmt: skip
+    return positional, kernel_constants(Hq, members, page, S)
+
+
+def kernel_constants(heads: int, members: int, page: int, S: int) -> dict[str, int]:
+    """The kernel's constants, for steps of at most so many sequences, or a power of two more."""
+    return dict(
+        HEADS=heads, MEMBERS=members, PAGE=page, BLOCK_S=max(128, 1 << (S - 1).bit_length()), ACCUMULATE_REGISTERS=168,
+        COPY_REGISTERS=40 if page >= TILE else 56,
+    )  # fmt: skip
+
+
+def _one_after_another(pages: Tensor) -> bool:
+    """Whether the copy engine sees the pages as rows of slots."""
+    _, page, width = pages.shape
+    slot = pages.stride(1)
+    return (
+        pages.stride(2) == 1 and slot >= width and slot * pages.element_size() % ALIGNED == 0
+        and pages.stride(0) == page * slot and pages.data_ptr() % ALIGNED == 0
+    )  # fmt: skip
