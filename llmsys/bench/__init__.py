@@ -23,6 +23,7 @@ BENCHMARKS = {
     "mla_decode": "llmsys.bench.mla_decode",
     "mla_training": "llmsys.bench.mla_training",
     "serving": "llmsys.bench.serving",
+    "moe": "llmsys.bench.moe",
     "moe_training": "llmsys.bench.moe_training",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""

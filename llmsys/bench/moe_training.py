@@ -10,9 +10,9 @@ three that do not move the biases have them, too, at 0. A run is `llmsys.trainin
 looked at is the loss on held-out files, the loads of each expert there, and the busiest expert's load over time. The
 seed is that of the weights and of the batches' order; every arm has the same seeds, so the same first weights.
 
-α is 0.001, with which that paper compares its bias (DeepSeek-V3 has 0.0001, beside the bias); γ is 0.001 as in both,
-and 0 for the last 3% of the steps. The lesson's run is so short that a bias would get nowhere at that rate: there both
-are ten times as large.
+α is 0.01, Switch's (https://arxiv.org/abs/2101.03961): at 0.001 a run of this length ends with the busiest expert at
+two to four times the mean. (DeepSeek-V3's is 0.0001, and there it only helps the bias.) γ is DeepSeek-V3's 0.001, and 0
+for the last 3% of the steps. The lesson's run is so short that a bias would get nowhere at that rate: there it is 0.01.
 
     python -m llmsys.bench moe_training --out DIR          the record: twelve runs
     python -m llmsys.bench.moe_training DIR                the small models that come with the package, two runs
@@ -73,16 +73,16 @@ def _model(name: str, C: int, layers: int, experts: int, k: int, I: int, context
 FULL = Size(
     _model("27M, 32 experts", 256, 6, 32, 4, 192, 256, heads=4, kv_heads=4, head_size=64),
     TrainConfig(
-        steps=700, batch=128, context=256, learning_rate=2e-3, warmup=70, dtype="bfloat16", evaluate_every=100,
+        steps=600, batch=96, context=256, learning_rate=2e-3, warmup=60, dtype="bfloat16", evaluate_every=100,
         evaluate_batches=4,
     ),
-    alpha=1e-3,
+    alpha=1e-2,
     rate=1e-3,
 )  # fmt: skip
 SHIPPED = replace(
     FULL,
     model=_model("0.8M, 32 experts", 96, 3, 32, 4, 32, 256),
-    training=replace(FULL.training, steps=1500, learning_rate=4e-3),
+    training=replace(FULL.training, steps=1000, learning_rate=4e-3),
 )
 LESSON = Size(
     _model("0.2M, 16 experts", 64, 2, 16, 2, 32, 128, dense_layers=()),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from llmsys.models.llama import LlamaConfig
+from llmsys.models.mixture.model import MixtureConfig
 
 DTYPES = {
     "float32": torch.float32,
@@ -35,6 +36,8 @@ class Experts:
     """Inside each expert, as `ModelShape.ffn` is inside a dense layer's MLP."""
     dense_layers: int
     """Layers at the bottom that have one MLP instead."""
+    router_bias: bool = True
+    """Whether the router has a bias for each routed expert."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,12 @@ class ModelShape:
         return down + norms + up + H * D * C
 
     def _mlp_weights(self) -> int:
-        """Of all layers; with each layer of experts the router, which has a row and a bias for each routed one."""
+        """Of all layers; with each layer of experts the router, which has a row for each routed one."""
         matrix, experts = self.mlp_matrices * self.width, self.experts
         if experts is None:
             return self.layers * matrix * self.ffn
-        of_one = (experts.routed + experts.shared) * matrix * experts.width + experts.routed * (self.width + 1)
+        router = experts.routed * (self.width + experts.router_bias)
+        of_one = (experts.routed + experts.shared) * matrix * experts.width + router
         return experts.dense_layers * matrix * self.ffn + (self.layers - experts.dense_layers) * of_one
 
 
@@ -214,7 +218,11 @@ SHAPES: dict[str, ModelShape] = {shape.name: shape for shape in _SHAPES}
 
 
 def shape_of(config: LlamaConfig) -> ModelShape:
-    """The shape of a model that `load_model` loads: `shape_of(model.config)`."""
+    """The shape of a model that `load_model` loads: `shape_of(model.config)`.
+
+    Raises ValueError for a mixture of experts that this has no words for: dense layers that are not at the bottom, or
+    something shared that is not as wide as so many experts.
+    """
     return ModelShape(
         name=config.name,
         layers=config.layers,
@@ -227,7 +235,19 @@ def shape_of(config: LlamaConfig) -> ModelShape:
         tied=config.tied_embeddings,
         source="the checkpoint's configuration",
         qk_norm=config.qk_norm,
+        experts=_experts_of(config) if isinstance(config, MixtureConfig) else None,
     )
+
+
+def _experts_of(config: MixtureConfig) -> Experts:
+    shared, rest = divmod(config.shared_size, config.expert_size)
+    dense = len(config.dense_layers)
+    if rest or config.dense_layers != tuple(range(dense)):
+        raise ValueError(
+            "config must have its dense layers at the bottom, and a shared_size that is a multiple of expert_size, got "
+            f"layers {config.dense_layers} and {config.shared_size} of {config.expert_size}"
+        )
+    return Experts(config.experts, config.router.k, shared, config.expert_size, dense, config.router.bias)
 
 
 def config_of(shape: ModelShape, *, context_length: int) -> LlamaConfig:

@@ -106,10 +106,10 @@ def test_compiled_for_hopper_products_use_the_tensor_cores_of_four_warps_and_spi
         assert "cp.async" in kernel.ptx and kernel.occupancy().programs >= 2, str(kernel)
 
 
-def test_few_rows_use_tensor_cores_and_spill_nothing_and_leave_room_for_other_programs(compiled):
+def test_few_rows_use_tensor_cores_and_spill_nothing_and_leave_room_for_another_program(compiled):
     for kernel in compiled["few"]:
         assert "mma.sync" in kernel.ptx and kernel.spill_bytes == 0 and not kernel.warnings, str(kernel)
-        assert kernel.occupancy().programs >= 3, str(kernel)
+        assert kernel.occupancy().programs >= 2, str(kernel)
 
 
 def test_rows_are_moved_sixteen_bytes_a_thread_and_nothing_is_spilled(compiled):

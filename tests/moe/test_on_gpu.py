@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from llmsys.moe import DEEPSEEK_V3, MixtureOfExperts, RouterConfig, balance_loss
-from llmsys.moe.experts import experts_torch, run_experts
+from llmsys.moe.experts import experts_torch, group_by_expert, hopper, run_experts
 
 pytestmark = pytest.mark.gpu
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -59,7 +60,8 @@ def triton(*arguments):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["even", "skewed", "empty", "elsewhere", "one"])
 @pytest.mark.parametrize(
-    ("N", "K", "E", "C", "I"), [(700, 4, 16, 256, 384), (33, 2, 64, 200, 72), (1, 8, 32, 512, 128)]
+    ("N", "K", "E", "C", "I"),
+    [(700, 4, 16, 256, 384), (33, 2, 64, 200, 72), (1, 8, 32, 512, 128), (601, 3, 5, 520, 136), (300, 2, 3, 37, 65)],
 )
 def test_output_and_gradients_err_at_most_twice_as_much_as_torchs_products(dtype, kind, N, K, E, C, I):  # noqa: E741
     experts, names = loads(kind, N, K, E), ("out", "x", "weights", "gate_up", "down")
@@ -79,8 +81,33 @@ def test_output_and_gradients_err_at_most_twice_as_much_as_torchs_products(dtype
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))  # nothing is added up in a race
 
 
+@pytest.mark.skipif(not HOPPER, reason="needs a GPU of compute capability 9.0")
+@pytest.mark.parametrize("tiles", [hopper.WIDE, hopper.NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("counts", [[300, 0, 1, 700, 129, 64, 0], [128] * 4, [0, 0, 5], [0, 63, 65, 127, 128, 129, 0]])
+def test_hoppers_products_read_and_write_nothing_of_other_experts(counts, tiles):
+    """What lies beyond an expert's rows is another's, or nobody's and NaN."""
+    E, IN, OUT, R = len(counts), 200, 328, sum(counts) + 70
+    experts = torch.repeat_interleave(torch.arange(E), torch.tensor(counts))
+    experts = torch.cat([experts, torch.full((70,), -1)])[:, None].cuda()
+    groups = group_by_expert(experts, E, block_m=hopper.BLOCK_M)
+    there = torch.arange(R, device="cuda")[:, None] < sum(counts)
+    x, y = (torch.randn(R, n, device="cuda").where(there, float("nan")).bfloat16() for n in (IN, OUT))
+    weight = torch.randn(E, OUT, IN, device="cuda").div(14).bfloat16()
+    ends = groups.starts.tolist()
+    for given, matrices in ((x, weight), (y, weight.transpose(1, 2))):
+        out = hopper.multiply(given, matrices, groups, tiles=tiles)
+        for e, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
+            right = given[a:b].float() @ matrices[e].float().t()
+            torch.testing.assert_close(out[a:b].float(), right, atol=2e-2, rtol=1e-2)
+    found = hopper.weight_gradient(y, x, groups, tiles=tiles)
+    for e, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
+        torch.testing.assert_close(found[e].float(), y[a:b].float().t() @ x[a:b].float(), atol=0.3, rtol=1e-2)
+    poisoned = torch.full((R, OUT), float("nan"), device="cuda", dtype=torch.bfloat16)
+    assert hopper.multiply(x, weight, groups, tiles=tiles, out=poisoned)[sum(counts) :].isnan().all()
+
+
 def test_one_graph_of_forward_and_backward_serves_any_loads_and_nothing_is_waited_for():
-    N, K, E, C, I = 256, 4, 24, 128, 192  # noqa: E741
+    N, K, E, C, I = 256, 4, 24, 128, 192  # noqa: E741  # more than 16 rows an expert: on Hopper its own kernels
     given = tensors(torch.bfloat16, N, K, E, C, I)
     dout = torch.randn(N, C, device="cuda").bfloat16()
     experts = loads("even", N, K, E)

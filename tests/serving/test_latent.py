@@ -1,17 +1,20 @@
 """A model with latent attention and experts in the engine: however it is served, it says what transformers says."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from llmsys.cache import PagedCache
 from llmsys.models import load_model
+from llmsys.models.deepseek import SMALL, DeepSeek
 from llmsys.serving import Engine, SamplingParams
 from llmsys.serving.execution import Execution
 from tests.models.deepseek.conftest import V3, VARIANTS, theirs
 from tests.serving.conftest import LONGEST, Pair
 
+WIDE = replace(SMALL, layers=3, latent_size=512, head_size=64, nope_size=128, value_size=128)
 ANSWER = SamplingParams(max_tokens=LONGEST, ignore_eos=True)
 
 
@@ -66,19 +69,16 @@ def test_another_models_cache_is_refused_in_words(latent):
 
 def load_wider(model):
     """One like it whose latents are longer by one."""
-    from dataclasses import replace
-
     with torch.device("meta"):
         return type(model)(replace(model.config, latent_size=17)).double()
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("config", [SMALL, WIDE], ids=["small", "with the published latents"])
 @torch.inference_mode()
-def test_on_a_gpu_its_tokens_are_among_the_best_by_eager_codes_logits():
-    from llmsys.models.deepseek import SMALL, DeepSeek
-
+def test_on_a_gpu_its_tokens_are_among_the_best_by_eager_codes_logits(config):
     torch.manual_seed(0)
-    model = DeepSeek(SMALL).requires_grad_(False).to("cuda", torch.bfloat16)
+    model = DeepSeek(config).requires_grad_(False).to("cuda", torch.bfloat16)
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
             weight.copy_(torch.randn_like(weight) * (0.1 if "experts" in name else 0.05))
@@ -88,7 +88,7 @@ def test_on_a_gpu_its_tokens_are_among_the_best_by_eager_codes_logits():
     asked = [[*base[: gen.randint(0, 300)], *(gen.randrange(997) for _ in range(gen.randint(1, 9)))] for _ in range(24)]
     responses = engine.generate(asked, SamplingParams(max_tokens=40, ignore_eos=True))
     assert engine.metrics.totals.hit_tokens and engine.runner.graphs.captured
-    exact = type(model)(SMALL).requires_grad_(False).to("cuda")
+    exact = DeepSeek(config).requires_grad_(False).to("cuda")
     exact.load_state_dict({name: x.float() for name, x in model.state_dict().items()})
     for response in responses:
         whole = torch.tensor([[*response.prompt_tokens, *response.tokens]], device="cuda")

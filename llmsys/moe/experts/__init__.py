@@ -6,6 +6,8 @@ rows             to the experts and back, and the gated SiLU: launches and gradi
 row_kernels      the kernels for that
 matmul           each row times the matrix of its expert: launches and gradients
 matmul_kernels   the two grouped products
+hopper           the same products on Hopper: tiles, descriptors, launches
+hopper_kernels   the kernels for that, in Gluon
 forward          `run_experts`: all of it together
 """
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from llmsys.hardware.tier import triton_installed
 from llmsys.moe.experts.groups import Groups, group_by_expert
+from llmsys.moe.experts.hopper import tile_rows
 from llmsys.moe.experts.matmul import grouped_matmul
 from llmsys.moe.experts.reference import check_experts, experts_loop, experts_torch
 from llmsys.moe.experts.rows import gated_silu, permute, unpermute
@@ -45,7 +46,9 @@ def run_experts(
         form = "triton" if x.is_cuda and triton_installed() else "torch"
     if form != "triton":
         return (experts_loop if form == "loop" else experts_torch)(x, experts, weights, gate_up, down)
-    groups = group_by_expert(experts, len(gate_up)) if groups is None else groups
+    if groups is None:
+        block_m = tile_rows(x, experts.numel(), len(gate_up))
+        groups = group_by_expert(experts, len(gate_up), block_m=block_m)
     rows = permute(x, groups)  # (R, C)
     inner = gated_silu(grouped_matmul(rows, gate_up, groups), groups)  # (R, I)
     return unpermute(grouped_matmul(inner, down, groups), weights, groups)  # (N, C)

@@ -15,6 +15,7 @@ never asks how many tokens an expert got: nothing waits for the GPU, and a CUDA 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Int
@@ -50,6 +51,16 @@ class Groups:
     def top(self) -> int:
         """K, the experts of a token."""
         return self.rows.shape[1]
+
+    @cached_property
+    def tiles(self) -> Int[Tensor, "1"]:
+        """How many tiles there are."""
+        return (self.tile_expert < self.experts).sum(dtype=torch.int32).view(1)
+
+    @cached_property
+    def by_load(self) -> Int[Tensor, " E"]:
+        """The experts, those with most rows first."""
+        return self.starts.diff().argsort(descending=True).int()
 
 
 def group_by_expert(experts: Int[Tensor, "N K"], count: int, *, block_m: int | None = None) -> Groups:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmsys.attention.paged.write import check_device
+from llmsys.moe.experts import hopper
 from llmsys.moe.experts.groups import Groups
 
 GROUP = 8
@@ -33,7 +34,7 @@ class Tiles:
 
 
 TILES = {
-    2: {16: Tiles(128, 64, 4, 4), 32: Tiles(128, 64, 4, 4), 64: Tiles(128, 64, 4, 4), 128: Tiles(128, 64, 8, 3)},
+    2: {16: Tiles(128, 128, 4, 3), 32: Tiles(128, 128, 4, 3), 64: Tiles(128, 64, 4, 4), 128: Tiles(128, 64, 8, 3)},
     4: {16: Tiles(64, 32, 4, 2), 32: Tiles(64, 32, 4, 2), 64: Tiles(64, 32, 4, 2), 128: Tiles(64, 32, 8, 2)},
 }
 """By an element's bytes and a tile's rows. In half precision 64 rows and more use Hopper's products of four warps."""
@@ -98,11 +99,14 @@ class _GroupedMatmul(torch.autograd.Function):
 
 
 def _multiply(x: Tensor, weight: Tensor, groups: Groups, tiles: Tiles | None = None, kernel=None) -> Tensor:
+    on_hopper = kernel is None and tiles is None
     if kernel is None:
         check_device(x)
         from llmsys.moe.experts.matmul_kernels import grouped_matmul_kernel as kernel  # Triton: not before now
     E, OUT, IN = weight.shape
     x = x.contiguous()
+    if on_hopper and len(x) and hopper.takes(x, weight, groups=groups):
+        return hopper.multiply(x, weight, groups)
     out = x.new_empty(len(x), OUT)
     count = len(groups.tile_expert)
     if out.numel():
@@ -121,10 +125,12 @@ def weight_gradient(
     dout: Float[Tensor, "R OUT"], x: Float[Tensor, "R IN"], groups: Groups, *, kernel=None
 ) -> Float[Tensor, "E OUT IN"]:
     """What `grouped_matmul`'s matrices get: Σ dout[r]ᵀ x[r] over each expert's rows."""
+    dout, x = dout.contiguous(), x.contiguous()
     if kernel is None:
         check_device(x)
+        if len(x) and hopper.takes(dout, x):
+            return hopper.weight_gradient(dout, x, groups)
         from llmsys.moe.experts.matmul_kernels import weight_gradient_kernel as kernel  # Triton: not before now
-    dout, x = dout.contiguous(), x.contiguous()
     OUT, IN = dout.shape[1], x.shape[1]
     found = x.new_empty(groups.experts, OUT, IN)
     block_n, tiles = GRADIENT[x.element_size()]

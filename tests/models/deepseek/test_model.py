@@ -9,8 +9,10 @@ import torch
 from llmsys.cache import NoCache
 from llmsys.models import Balance, DeepSeek, load_model, save_model
 from llmsys.models.deepseek import DEEPSEEK_V2_LITE, DEEPSEEK_V3, SMALL, DeepSeekConfig, Yarn, count_parameters
+from llmsys.models.deepseek.layouts import read_config
 from llmsys.models.modules import Linear
 from llmsys.models.save import config_of
+from llmsys.models.settings import Settings
 from llmsys.moe import RouterConfig
 from llmsys.training import Corpus, TrainConfig, load_checkpoint, train
 from tests.models.deepseek.conftest import theirs
@@ -47,6 +49,47 @@ class TestPublishedSizes:
         with torch.device("meta"):
             other = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**settings))
         assert count_parameters(config).total == sum(weight.numel() for weight in other.parameters())
+
+    @pytest.mark.parametrize(
+        ("config", "family", "own"),
+        [
+            (
+                DEEPSEEK_V3,
+                "deepseek_v3",
+                dict(
+                    vocab_size=129280, hidden_size=7168, intermediate_size=18432, moe_intermediate_size=2048,
+                    num_hidden_layers=61, num_attention_heads=128, num_key_value_heads=128, n_shared_experts=1,
+                    n_routed_experts=256, num_experts_per_tok=8, routed_scaling_factor=2.5, q_lora_rank=1536,
+                    topk_method="noaux_tc", n_group=8, topk_group=4, norm_topk_prob=True, scoring_func="sigmoid",
+                    first_k_dense_replace=3, num_nextn_predict_layers=1, mscale=1.0,
+                ),
+            ),
+            (
+                DEEPSEEK_V2_LITE,
+                "deepseek_v2",
+                dict(
+                    vocab_size=102400, hidden_size=2048, intermediate_size=10944, moe_intermediate_size=1408,
+                    num_hidden_layers=27, num_attention_heads=16, num_key_value_heads=16, n_shared_experts=2,
+                    n_routed_experts=64, num_experts_per_tok=6, routed_scaling_factor=1.0, q_lora_rank=None,
+                    topk_method="greedy", n_group=1, topk_group=1, norm_topk_prob=False, scoring_func="softmax",
+                    first_k_dense_replace=1, mscale=0.707,
+                ),
+            ),
+        ],
+        ids=["V3", "V2-Lite"],
+    )  # fmt: skip
+    def test_a_constant_is_what_its_published_settings_say(self, config, family, own):
+        mscale = own.pop("mscale")
+        settings = own | dict(
+            kv_lora_rank=512, qk_rope_head_dim=64, v_head_dim=128, qk_nope_head_dim=128, moe_layer_freq=1, ep_size=1,
+            hidden_act="silu", max_position_embeddings=163840, rms_norm_eps=1e-6, rope_theta=10000,
+            attention_bias=False, aux_loss_alpha=0.001, seq_aux=True, tie_word_embeddings=False,
+            rope_scaling=dict(
+                type="yarn", factor=40, original_max_position_embeddings=4096, beta_fast=32, beta_slow=1,
+                mscale=mscale, mscale_all_dim=mscale,
+            ),
+        )  # fmt: skip
+        assert read_config(Settings(settings, "config.json"), family, config.name, False) == config
 
     def test_the_small_one_has_tens_of_millions(self):
         assert 10**7 < count_parameters(SMALL).total < 10**8

@@ -8,6 +8,7 @@ import torch
 
 from llmsys.cache import ContiguousCache, NoCache
 from llmsys.models import Balance, MixtureConfig, MixtureLlama, load_model
+from llmsys.models.shapes import Experts, shape_of
 from llmsys.moe import RouterConfig, balance_loss
 from llmsys.training import Corpus, TrainConfig, load_checkpoint, train
 from tests.training.conftest import make_texts, make_tokenizer
@@ -133,6 +134,24 @@ def test_the_shared_experts_matrices_come_from_the_factory_and_have_names():
     MixtureLlama(CONFIG, linear=linear)
     assert {"layers.0.gate_up", "layers.2.moe.shared.gate_up", "layers.2.moe.shared.down"} <= set(named)
     assert "layers.1.gate_up" not in named
+
+
+@pytest.mark.parametrize("router", [RouterConfig(8, 2, "sigmoid", bias=True), RouterConfig(5, 2)])
+def test_its_shape_has_its_parameters_and_biases(router):
+    config = replace(CONFIG, router=router)
+    with torch.device("meta"):
+        model = MixtureLlama(config)
+    shape = shape_of(config)
+    assert shape.parameters == sum(x.numel() for x in (*model.parameters(), *model.buffers()))
+    assert shape.experts == Experts(
+        router.experts, active=2, shared=1, width=16, dense_layers=1, router_bias=router.bias
+    )
+
+
+def test_a_shape_that_there_are_no_words_for_is_refused():
+    for changes in ({"dense_layers": (1,)}, {"shared_size": 17}):
+        with pytest.raises(ValueError, match="config must have its dense layers at the bottom"):
+            shape_of(replace(CONFIG, **changes))
 
 
 @pytest.mark.parametrize(
