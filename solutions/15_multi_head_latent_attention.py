@@ -10,11 +10,122 @@
 #     name: llmsys
 # ---
 
+# %% [markdown]
+# # 15 · Multi-head latent attention
+#
+# In decoding it is the cache that fills the memory and that each step has to read (lesson 07). Sharing keys and values
+# among heads makes it smaller, and the model a little worse: heads that share a key look for the same thing.
+#
+# **The idea:** of each token keep one vector of 512 numbers, the **latent**, from which *every* head makes a key and a
+# value of its own. And then do not make them: the matrices that would can be moved to the query and to the output.
+#
+# This is how DeepSeek-V2 and V3 attend, and models that follow them. You will write attention that expands latents into
+# keys and values; the same attention without a single key or value; and what is kept of a token, where positions are the
+# difficulty. In the end a small DeepSeek model answers with your functions in all of its layers.
+
 # %% tags=["setup"]
-from llmsys.course import check
+import time
+
+import torch
+
+from llmsys import viz
+from llmsys.attention.latent import absorb_queries, absorbed_latent_attention, naive_latent_attention
+from llmsys.attention.rotary import rotate, rotation
+from llmsys.cache import Batch
+from llmsys.course import check, hint, measured, mine, predict
+from llmsys.hardware.devices import DEVICES
+from llmsys.hardware.meters import work
+from llmsys.lessons.lesson_15_multi_head_latent_attention.plain import kept
+from llmsys.models import DeepSeek, generate
+from llmsys.models.byte_tokenizer import byte_tokenizer
+from llmsys.models.decode_cost import bytes_per_token, cache_spec_of, with_kv_heads
+from llmsys.models.deepseek import DEEPSEEK_V3, count_parameters
+from llmsys.models.deepseek.model import LatentLayer, LatentMixtureLayer
+from llmsys.models.shapes import SHAPES
+
+# %%
+viz.multi_head_latent_attention.overview()
 
 # %% [markdown]
+# ## Predict: a cache of how many heads?
+#
+# DeepSeek-V3 has 128 heads in each layer, and its cache has 576 numbers of a token there: the 512 of the latent, and 64
+# more. <!-- source: DEEPSEEK_V3 in llmsys/models/deepseek/config.py --> Grouped-query attention has a key and a value of
+# 128 numbers for each of its KV heads. **With how many KV heads would it have a cache of the same size?**
+
+# %% tags=["predict"]
+predict("15.heads", None, "heads")
+
+# %% [markdown]
+# ## From heads to groups to a latent
+#
+# Each model of the library says what its cache keeps, `cache_spec()`. For DeepSeek-V3, made without its numbers, that
+# is:
+
+# %% tags=["claim"]
+with torch.device("meta"):  # weights with shapes and without memory
+    v3 = DeepSeek(DEEPSEEK_V3).to(torch.bfloat16)
+layer = v3.cache_spec().layers[0]
+print(
+    f"a layer keeps {layer.heads} × {layer.Dk} numbers; a value is the first {layer.Dv} of them: {layer.values_in_keys}"
+)
+print(f"DeepSeek-V3: {v3.cache_spec().bytes_per_token:,} bytes a token, in {len(v3.cache_spec().layers)} layers")
+for name in ("Qwen2.5-72B", "Llama-3.1-405B"):
+    print(f"{name}: {cache_spec_of(SHAPES[name]).bytes_per_token:,} bytes a token")
+alike = with_kv_heads(SHAPES["DeepSeek-V3"], SHAPES["DeepSeek-V3"].heads)
+print(f"heads of DeepSeek-V3's sizes with keys and values of their own: {bytes_per_token(alike):,}")
+
+# %% tags=["measure"]
+measured("15.heads", layer.Dk / (2 * 128), "heads")
+
+# %% [markdown]
+# Two and a quarter heads, and each of 128 heads has its own keys. On one axis:
+
+# %%
+viz.kv_cache.bytes_per_token(["Llama-2-7B", alike, "Qwen2.5-72B", "Llama-3.1-405B", "DeepSeek-V3"])
+
+# %% [markdown]
+# What a smaller cache costs the model cannot be counted, it has to be trained. In
+# [DeepSeek-V2's paper](https://arxiv.org/abs/2405.04434), appendix D, grouped and multi-query attention are worse than
+# multi-head attention on hard benchmarks, and latent attention, at two sizes of models, is better than it on most.
+#
+# ## Compress, and expand
+#
+# Of what comes into a layer at token $t$, $x_t$ with $C$ numbers, two vectors are made, and kept:
+#
+# $$ c_t = \operatorname{norm}(W_c\, x_t) \qquad r_t = W_r\, x_t, \text{ turned by the position } t \tag{1} $$
+#
+# with $L = 512$ and $R = 64$ numbers. Leave $r_t$ aside for the moment: it has to do with positions, and exercise (c) is
+# about it. Of the latent, head $h$ makes its key and its value by two matrices of its own, $U_h$ of shape $(D_n, L)$ and
+# $V_h$ of $(D_v, L)$, and $r_t$ is the end of every head's key:
+#
+# $$ k_{t,h} = \begin{bmatrix} U_h\, c_t \\ r_t \end{bmatrix} \qquad v_{t,h} = V_h\, c_t \tag{2} $$
+#
+# In DeepSeek-V3 $D_n = D_v = 128$, so a key has 192 numbers and a value 128. The query has the parts of the key,
+# $[q^{\text{nope}} ; q^{\text{rope}}]$, with no position and with one.
+#
+# What is given up by it? Write the keys of all heads of a token one below the other: $H \cdot D_n$ numbers, which are a
+# matrix times $c_t$. So whatever text comes, they lie in a space of $L$ dimensions. In plain multi-head attention it
+# would be up to $C$:
+
+# %% tags=["claim"]
+torch.manual_seed(0)
+T, H, Dn, L, C = 200, 8, 16, 24, 96
+x = torch.randn(T, C, dtype=torch.float64)
+plain = x @ torch.randn(C, H * Dn, dtype=torch.float64)  # (T, H · Dn), the keys of multi-head attention
+latent_keys = x @ torch.randn(C, L, dtype=torch.float64) @ torch.randn(L, H * Dn, dtype=torch.float64)
+print(f"keys of {T} tokens, {H} heads of {Dn} each, of x with {C} numbers")
+print("rank with a matrix for each head:   ", int(torch.linalg.matrix_rank(plain)))
+print(f"rank by way of a latent of {L} numbers:", int(torch.linalg.matrix_rank(latent_keys)))
+
+# %% [markdown]
+# Two KV heads of 16 would span 32 dimensions, more than these 24. But each query head would see only the 16 of its group,
+# as they are. With a latent each head makes its own 16 numbers of all 24, and no two heads need to look for the same.
+#
 # ## Exercise (a): expand (20 minutes)
+#
+# Write attention with a cache of latents in the straightforward way: make the keys and values of all heads by (2), and
+# attend to them as ever. That is the **naive form**. On paper first: which number is under the root of the scale?
 
 # %% tags=["exercise"] exercise="15.expand"
 import torch
@@ -48,8 +159,66 @@ def attend_expanded(q, latent, key_up, value_up, *, causal=False, scale=None):
 # %% tags=["check"] exercise="15.expand"
 check("15.expand", attend_expanded)
 
+
+# %% [markdown]
+# (For the paper: a score is a product of a query and a key, of $D_n + R = 192$ numbers, so the scale is $1/\sqrt{192}$.)
+#
+# It is right, and saves memory. But look at what it computes for a single new token:
+
+
+# %% tags=["claim"]
+def naive_flops(H, Tk, Tq=1, L=512, R=64, Dn=128, Dv=128):
+    """Operations of the naive form, a layer and sequence: to expand, and to attend."""
+    return 2 * H * Tk * L * (Dn + Dv), 2 * H * Tq * Tk * (Dn + R + Dv)
+
+
+def drawn(H, Tk, Tq=1, L=512, R=64, Dn=128, Dv=128):
+    """q, latent, key_up, value_up at random; by default with DeepSeek-V3's sizes."""
+    ups = torch.randn(H, Dn, L) * L**-0.5, torch.randn(H, Dv, L) * L**-0.5
+    return torch.randn(1, H, Tq, Dn + R), torch.randn(1, 1, Tk, L + R), *ups
+
+
+own_expanded = mine("attend_expanded", default=naive_latent_attention)
+with work() as done:
+    own_expanded(*drawn(H=4, Tk=100))
+print("as the meter counts it:", done.matmul_flops == sum(naive_flops(H=4, Tk=100)))
+expanding, attending = naive_flops(H=128, Tk=8192)
+print(f"a token of DeepSeek-V3 after 8,192 others, in one layer: {(expanding + attending) / 1e9:.1f} GFLOP,")
+print(f"of which attention is {attending / (expanding + attending):.2%}")
+
+# %% [markdown]
+# Nearly all of the work is to make keys and values that the last step has made, too, and thrown away. Keeping them
+# would be the large cache again.
+#
+# ## Absorb
+#
+# Look at a score. Without $r$ it is $q \cdot (U_h c_t)$: a number made of a vector, a matrix and a vector, and such a
+# product can be taken from either side.
+#
+# $$ s_{t,h} = q^{\text{nope}}_h \cdot (U_h c_t) + q^{\text{rope}}_h \cdot r_t = (U_h^\top q^{\text{nope}}_h) \cdot c_t + q^{\text{rope}}_h \cdot r_t = \begin{bmatrix} U_h^\top q^{\text{nope}}_h \\ q^{\text{rope}}_h \end{bmatrix} \cdot \begin{bmatrix} c_t \\ r_t \end{bmatrix} \tag{3} $$
+#
+# On the left $U_h$ is multiplied with every token's latent. On the right it is multiplied once, with the query, which has
+# $L + R = 576$ numbers then and meets what is kept as it is. The values are as easy: with the weights $p_t$ of the
+# softmax,
+#
+# $$ o_h = \sum_t p_t V_h c_t = V_h \Big( \sum_t p_t c_t \Big) \tag{4} $$
+#
+# So sum the latents first and multiply once. $U_h$ and $V_h$ are **absorbed** by the query and by the output. What
+# is left between them is attention of 128 query heads to *one* key head, whose values are the beginning of its keys.
+#
+# ## Predict: how many times less?
+#
+# Now a score costs 576 multiplications in place of 192, and its part of the output 512 in place of 128; but nothing is
+# expanded. **For one token after 8,192 others: how many times fewer operations are that?**
+
+# %% tags=["predict"]
+predict("15.times", None, "times")
+
 # %% [markdown]
 # ## Exercise (b): absorb (25 minutes)
+#
+# Write (3) and (4), and prove to yourself that it is the same attention. Before you run the check: what is the scale
+# now?
 
 # %% tags=["exercise"] exercise="15.absorb"
 import math
@@ -85,15 +254,174 @@ def attend_absorbed(q, latent, key_up, value_up, *, causal=False, scale=None):
 # %% tags=["check"] exercise="15.absorb"
 check("15.absorb", attend_absorbed)
 
+
 # %% [markdown]
+# (The scale: (3) says that the *scores are the same numbers*. So it is what it was, $1/\sqrt{192}$, though the vectors
+# are of 576. It is an easy mistake: functions for attention take one over the root of the size that they see.)
+#
+# The proof, in float64, over some sizes: your two functions against each other.
+
+# %% tags=["claim"]
+own_absorbed = mine("attend_absorbed", default=absorbed_latent_attention)
+for sizes in (
+    {"H": 3, "Tk": 50, "Tq": 1, "L": 32, "R": 8, "Dn": 16, "Dv": 12},
+    {"H": 2, "Tk": 17, "Tq": 5, "L": 9, "R": 2, "Dn": 20, "Dv": 7},
+    {"H": 16, "Tk": 64, "Tq": 2},
+):
+    tensors = [each.double() for each in drawn(**sizes)]
+    expanded, absorbed = (attend(*tensors, causal=True) for attend in (own_expanded, own_absorbed))
+    same = torch.allclose(expanded, absorbed, rtol=1e-10, atol=1e-12)
+    other = own_absorbed(*tensors, causal=True, scale=tensors[1].shape[-1] ** -0.5)
+    print(f"{sizes}: equal {same}; with 1/√(L + R) equal {torch.allclose(expanded, other, rtol=1e-3)}")
+
+
+# %% tags=["claim"]
+def absorbed_flops(H, Tk, Tq=1, L=512, R=64, Dn=128, Dv=128):
+    """Operations of the absorbed form, a layer and sequence: of U and V, and to attend."""
+    return 2 * H * Tq * L * (Dn + Dv), 2 * H * Tq * Tk * (L + R + L)
+
+
+with work() as done:
+    own_absorbed(*drawn(H=4, Tk=100))
+print("as the meter counts it:", done.matmul_flops == sum(absorbed_flops(H=4, Tk=100)))
+print(" new tokens    naive   absorbed, GFLOP     (128 heads, 8,192 tokens in all)")
+for Tq in (1, 2, 16, 128, 256, 8192):
+    naive, absorbed = sum(naive_flops(128, 8192, Tq)), sum(absorbed_flops(128, 8192, Tq))
+    print(f"{Tq:11,} {naive / 1e9:8,.0f} {absorbed / 1e9:10,.1f}")
+even = next(Tq for Tq in range(1, 8192) if sum(naive_flops(128, 8192, Tq)) < sum(absorbed_flops(128, 8192, Tq)))
+print(f"from {even} new tokens on, expanding is less work")
+print(
+    f"one new token, 16 heads, 2,048 tokens: {sum(naive_flops(16, 2048)) / sum(absorbed_flops(16, 2048)):.0f} times less"
+)
+
+# %% tags=["measure"]
+measured("15.times", sum(naive_flops(128, 8192)) / sum(absorbed_flops(128, 8192)), "times")
+
+# %% [markdown]
+# So both forms are needed. In decoding few queries see many keys, and expanding these is waste. In training, and for the
+# chunks of a prompt, many queries see each key, and then it pays to make the key once, because each of its products is
+# cheaper: 320 multiplications for a query, a key and a value, in place of 1,088. <!-- source: 192 + 128, and 576 + 512 --> The library's model decides by that: `latent="auto"` expands
+# where there is no cache, and absorbs where there is one.
+#
+# (Equal in exact arithmetic is not equal bit by bit. In half precision, the rounding is at other places: an absorbed
+# query is rounded, an expanded key is not made. Neither is better in principle.)
+#
+# ## Predict: what does a step wait for?
+#
+# Lesson 07 had attention in decoding wait for memory, for any batch: a key is read, and takes part in a product with the
+# few query heads that share it. Now a latent is read once, and meets all 128 heads, as a key and as a value. **How many
+# operations is that for each byte, in bf16?**
+
+# %% tags=["predict"]
+predict("15.intensity", None, "FLOP/byte")
+
+# %% [markdown]
+# ## At the ridge
+#
+# A latent has $L + R$ numbers of two bytes. With each of $H$ heads and of $n$ new tokens it takes $L + R$ multiply-adds
+# in the score and $L$ in the sum:
+#
+# $$ I = \frac{2\,n H\,(2L + R)}{2\,(L + R)} \approx 2\,n H \tag{5} $$
+
+
+# %% tags=["claim"]
+def intensity(H, n=1, L=512, R=64):
+    """FLOP for each byte of latents."""
+    return 2 * n * H * (2 * L + R) / (2 * (L + R))
+
+
+h100 = DEVICES["H100 SXM"]
+reached = 746e12 / 3.02e12  # what this project measured: products of large matrices, and copies
+print(
+    f"the ridge of an H100: {h100.flops['bfloat16'] / h100.bandwidth:.0f} FLOP/byte by its data sheet, {reached:.0f} as measured"
+)
+for name in ("Llama-2-7B", "Qwen2.5-72B", "Llama-3.1-405B"):
+    shape = SHAPES[name]
+    print(
+        f"{name:28} {shape.heads / shape.kv_heads:6.0f}"
+    )  # a key's number: 2 FLOP with each head that shares it, 2 bytes
+for H, n in ((16, 1), (32, 1), (128, 1), (128, 2)):
+    print(f"latents, {H:3} heads, {n} new token{'s' * (n > 1):1}  {intensity(H, n):8.0f}")
+
+# %% tags=["measure"]
+measured("15.intensity", intensity(128), "FLOP/byte")
+
+# %% [markdown]
+# With 128 heads the decode step sits at the ridge of an H100: memory and tensor cores are busy at the same time, and
+# neither waits for long. <!-- source: 746 TFLOP/s and 3.02 TB/s are the measured rates of the project's H100, as llmsys/hardware/devices.py says -->
+# That is a design for this kind of machine. With fewer heads it waits for memory, and with two tokens a step, as
+# speculative decoding brings them (lessons 12 and 16), for the tensor cores: there the second token is no longer free.
+#
+# ## Where would a position go?
+#
+# So far keys had no positions. Rotary positions turn queries and keys by an angle that grows with the position, $R_m$ for
+# position $m$, so that a score depends on the distance of the two. Apply that to a key which is expanded, at position $n$,
+# and to a query at $m$:
+#
+# $$ (R_m\, q) \cdot (R_n\, U_h\, c_n) = q \cdot (R_m^\top R_n\, U_h\, c_n) = (U_h^\top R_{m-n}\, q) \cdot c_n \tag{6} $$
+#
+# The rotation has come to stand between $q$ and $U_h$. What would have to be absorbed is another matrix for every
+# distance $m - n$, so another query for every key. Here is one query, absorbed for keys at some distances; how alike
+# are they?
+
+# %% tags=["claim"]
+torch.manual_seed(0)
+q, up = torch.randn(1, 1, 1, 16), torch.randn(1, 16, 32)
+
+
+def absorbed_for(distance):
+    """U^T R q: (32,)"""
+    turned = rotate(q, rotation(torch.tensor([distance]), 16, interleaved=True))
+    return absorb_queries(turned, up)[0, 0, 0]
+
+
+for distance in (0, 1, 10, 1000):
+    cosine = torch.cosine_similarity(absorbed_for(0), absorbed_for(distance), dim=0)
+    print(f"distance {distance:5}: cosine with the one for distance 0 is {cosine:5.2f}")
+
+# %% [markdown]
+# There is no query that fits all keys. And to turn the *latent* in place of the key does not help either: the matrix
+# $U_h$ comes after that, and $q \cdot U_h R_n c$ is a function of $n$ and not of a distance. Move a query and a key by
+# five tokens, and see whether their score stays:
+
+
+# %% tags=["claim"]
+def score(m, n, turned):
+    """Of a query at position m and a latent at n, with what is turned: "key" (6), "latent", or "r" as in (1)."""
+    at_m, at_n = (rotation(torch.tensor([each]), 16, interleaved=True) for each in (m, n))
+    if turned == "key":  # expanded first
+        return float((rotate(q, at_m) * rotate((up[0] @ c)[None, None, None], at_n)).sum())
+    if turned == "latent":  # its first 16 numbers, say
+        latent = torch.cat((rotate(c[None, None, None, :16], at_n), c[None, None, None, 16:]), dim=-1)
+        return float((absorb_queries(rotate(q, at_m), up) * latent).sum())
+    return float((absorb_queries(q, up) * c).sum() + (rotate(q_rope, at_m) * rotate(r, at_n)).sum())
+
+
+c, q_rope, r = torch.randn(32), torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+for turned in ("key", "latent", "r"):
+    here, there = score(9, 4, turned), score(14, 9, turned)
+    print(f"{turned:7} is turned: {here:7.3f} at 9 and 4, {there:7.3f} at 14 and 9: {abs(here - there) < 1e-3}")
+
+# %% [markdown]
+# Turned keys know the distance, and cannot be absorbed. Turned latents can be absorbed, and know no distance. Therefore
+# positions are **decoupled**: the latent has none, and beside it there is $r_t$, a key of 64 numbers that has nothing to
+# be expanded by. It is turned once, when it is kept, and all heads share it.
+#
 # ## Exercise (c): what is kept (20 minutes)
+#
+# Write (1). RMSNorm is $c / \sqrt{\operatorname{mean}(c^2) + \epsilon}$ times a weight, and $r$ has no norm. Columns $2i$
+# and $2i + 1$ of $r$ are a pair $(a, b)$ that is turned by $\theta = t \cdot \text{base}^{-2i/R}$:
+#
+# $$ (a, b) \;\to\; (a \cos\theta - b \sin\theta,\; a \sin\theta + b \cos\theta) \tag{7} $$
+#
+# In Llama's checkpoints, column $i$ is paired with column $i + R/2$. Nobody's shapes will tell you which it is.
 
 # %% tags=["exercise"] exercise="15.keep"
 import torch
 
 
 def keep(x, down, weight, positions, *, base=10_000.0, eps=1e-6):
-    """What is kept of each token: [c ; r], c normalised (1) and without a position, r turned (5).
+    """What is kept of each token: [c ; r], c normalised (1) and without a position, r turned (7).
 
     x          (B, T, C)   float32, what comes into the layer
     down       (L + R, C)  W_c above W_r
@@ -118,3 +446,217 @@ def keep(x, down, weight, positions, *, base=10_000.0, eps=1e-6):
 
 # %% tags=["check"] exercise="15.keep"
 check("15.keep", keep)
+
+
+# %% [markdown]
+# ## Watch it
+#
+# Step through the products of one layer's attention in a decode step, with their shapes, what they read, and what they
+# compute, and watch where they come to stand on an H100's roofline. Three things to look for:
+#
+# - DeepSeek-V3, absorbed and naive: which product has the time, and what is written for it?
+# - The same heads with a cache of their own keys and values (MHA): do 32 sequences of 8k fit beside the weights? Does one of 32k?
+# - Absorbed, with 1, 2 and 4 new tokens: from where on does another token cost more time?
+
+# %% tags=["widget"]
+viz.multi_head_latent_attention.stepper()
+
+# %% [markdown]
+# ## Measure
+#
+# On this machine: one decode step of one layer, 16 heads of DeepSeek's size, as DeepSeek-V2-Lite has them, after 2,048
+# tokens. The operations differ by a factor of 114.
+# **How many times faster is the absorbed form?** (It reads far less, too. But U and V are read by both, and small
+# products are never as fast as large ones.)
+
+# %% tags=["predict"]
+predict("15.faster", None, "times")
+
+
+# %% tags=["measure"]
+def seconds(attend, tensors, calls):
+    """Of a call: the fastest of some, after one that does not count."""
+    attend(*tensors)
+    found = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        attend(*tensors)
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+with torch.inference_mode():
+    tensors = drawn(H=16, Tk=2048)
+    in_turn = [(seconds(own_expanded, tensors, 3), seconds(own_absorbed, tensors, 10)) for _ in range(2)]
+slow, fast = (min(each) for each in zip(*in_turn, strict=True))
+flops = sum(naive_flops(16, 2048)), sum(absorbed_flops(16, 2048))
+print(f"naive    {1e3 * slow:8.2f} ms, {flops[0] / slow / 1e9:6.1f} GFLOP/s")
+print(f"absorbed {1e3 * fast:8.2f} ms, {flops[1] / fast / 1e9:6.1f} GFLOP/s")
+measured("15.faster", slow / fast, "times")
+
+
+# %% [markdown]
+# ## Your functions in a real model
+#
+# A small model of DeepSeek's kind: latent attention and a mixture of experts in each layer, with random weights, for all that counts here is whether two ways to compute it agree. Its layers are
+# made with your functions here: `keep` makes what goes into the cache, and one of your two forms attends to it.
+
+
+# %% tags=["engine"]
+own_keep = mine("keep", default=kept)
+
+
+class Latents:
+    """A backend with a cache of latents, and with one of the two forms to attend to them."""
+
+    def __init__(self, form):
+        self.form, self.latents, self.length = form, {}, 0
+
+    def begin(self, tokens):
+        start, self.length = self.length, self.length + tokens.shape[1]
+        return Batch(torch.arange(start, self.length))
+
+    def attend(self, layer, q, new, v, batch, *, turn, scale, key_up, value_up):
+        """q (B, H, T, Dn + R), still to be turned; new (B, 1, T, L + R), to be kept. Returns (B, H, T, Dv)."""
+        latent = torch.cat((self.latents[layer], new), dim=2) if layer in self.latents else new
+        self.latents[layer] = latent
+        return self.form(rotate(q, turn), latent, key_up, value_up, causal=True, scale=scale)
+
+
+class OwnAttention:
+    """Attention of a layer that lets `keep` make what is kept, and hands its matrices to the backend."""
+
+    def attention(self, x, turn, backend, batch):
+        config, (B, T, _) = self.config, x.shape
+        q = self.query_up(self.query_norm(self.query_down(x))).view(B, T, -1, config.query_size).transpose(1, 2)
+        new = own_keep(x, self.latent_down.weight, self.latent_norm.weight, batch.positions, base=config.rope_base)
+        up = self.latent_up.weight.view(-1, config.expanded_size, config.latent_size)
+        key_up, value_up = up.split((config.nope_size, config.value_size), dim=1)
+        weights = {"key_up": key_up, "value_up": value_up}
+        o = backend.attend(self.index, q, new, None, batch, turn=turn, scale=config.scale, **weights)
+        return self.output(o.transpose(1, 2).reshape(B, T, -1))
+
+
+class OwnLayer(OwnAttention, LatentLayer): ...
+
+
+class OwnMixtureLayer(OwnAttention, LatentMixtureLayer): ...
+
+
+class OwnDeepSeek(DeepSeek):
+    dense_layer, mixture_layer = OwnLayer, OwnMixtureLayer
+
+
+# %% tags=["engine", "claim"]
+from llmsys.models.deepseek import DeepSeekConfig
+from llmsys.moe import RouterConfig
+
+config = DeepSeekConfig(
+    "small",
+    257,
+    96,
+    3,
+    heads=4,
+    head_size=12,
+    mlp_size=288,
+    context_length=256,
+    expert_size=24,
+    shared_size=24,
+    dense_layers=(0,),
+    router=RouterConfig(16, 4, "sigmoid", scale=2.5, bias=True, groups=4, kept_groups=2),
+    latent_size=32,
+    nope_size=24,
+    value_size=24,
+    query_latent_size=48,
+)
+torch.manual_seed(0)
+model = DeepSeek(config, byte_tokenizer()).eval()
+for weight in model.parameters():
+    weight.data *= 5 if weight.dim() > 1 else 1
+prompt, new = "def mean(", 32
+expected = generate(model, prompt, attention="contiguous", max_new_tokens=new)
+whole = generate(model, prompt, attention="sdpa", cache=False, max_new_tokens=new)
+print("the library's model, with a cache of latents and without a cache:", whole.tokens == expected.tokens)
+own = OwnDeepSeek(model.config, model.tokenizer).eval()
+own.load_state_dict(model.state_dict())
+for name, form in (("expanded", own_expanded), ("absorbed", own_absorbed)):
+    cache = Latents(form)
+    said = generate(own, prompt, attention=cache, max_new_tokens=new)
+    print(f"yours, {name}: the same {len(said.tokens)} tokens: {said.tokens == expected.tokens}")
+kept_numbers = sum(each.shape[-1] for each in cache.latents.values())
+print(f"kept of a token: {kept_numbers} numbers in {len(cache.latents)} layers, for {model.config.heads} heads in each")
+
+# %% [markdown]
+#  In the engine of lesson 09 the same latents lie in pages: `PagedCache` sees one key head of $L + R$
+# numbers whose values are in its keys, and everything works with it that worked with heads, blocks that are shared,
+# chunks and preemption.
+#
+# ## On many GPUs
+#
+# Tensor parallelism (lesson 19) gives each GPU some of the heads, with their keys and values. Eight KV heads on eight
+# GPUs: each has an eighth of the cache. A latent belongs to all heads, and so each GPU needs the whole of it:
+
+# %% tags=["claim"]
+gpus = 8
+llama, mla = bytes_per_token(SHAPES["Llama-3.1-405B"]), v3.cache_spec().bytes_per_token
+print(f"bytes a token on {gpus} GPUs together, by tensor parallelism:")
+print(f"    Llama-3.1-405B {llama:9,}: {llama // gpus:,} on each")
+print(
+    f"    DeepSeek-V3    {gpus * mla:9,}: {mla:,} on each, with {128 // gpus} heads and {intensity(128 // gpus):.0f} FLOP/byte"
+)
+print(f"DeepSeek-V3, each with its own sequences: {mla:,}, with 128 heads and {intensity(128):.0f} FLOP/byte")
+
+# %% [markdown]
+# Both halves of the gain would be lost: eight copies of the cache, and each GPU reads all latents for a few heads. So
+# DeepSeek-V3 is served with **data-parallel attention**: each GPU has all heads, and sequences of its own. Attention's
+# weights are replicated for that, which costs little; the experts, nearly all of the model, stay spread over all
+# GPUs, and between the two the tokens are sent around (lesson 21).
+#
+# ## What production does differently
+#
+# - **FlashMLA**, [DeepSeek's kernels](https://github.com/deepseek-ai/FlashMLA): `flash_mla_with_kvcache` is the
+#   absorbed form over pages of 64 tokens. For an H800 it claims up to 3,000 GB/s where memory limits, and since April
+#   2025 up to 660 TFLOP/s where the tensor cores do. Its `softmax_scale` is $1/\sqrt{576}$ if nothing is said, so callers
+#   say it. <!-- source: README of FlashMLA, its release of 2025-04-22 -->
+# - **vLLM**: `vllm/v1/attention/backends/mla/common.py` calls the two forms "compute friendly" and "data-movement
+#   friendly", and takes the first for prompts and the second for decoding. It keeps $U$ and $V$ as `W_UK_T` and
+#   `W_UV`.
+# - **SGLang**: `--enable-dp-attention` is the data-parallel attention from above
+#   ([its guide](https://docs.sglang.io/docs/advanced_features/dp_dpa_smg_guide.md)).
+# - **FlashInfer**: `BatchMLAPagedAttentionWrapper` takes `c` and `r` as two caches.
+# - **DeepSeek-V3.2** adds sparse attention to it: a small indexer chooses 2,048 tokens, and the absorbed form attends to
+#   those (lesson 13). Its indexer's rotation pairs half and half, while latent attention's pairs neighbours; engines have
+#   mixed them up, and nothing failed but the answers' quality
+#   ([sglang#13495](https://github.com/sgl-project/sglang/issues/13495)).
+# - Papers: [multi-query attention](https://arxiv.org/abs/1911.02150), [grouped queries](https://arxiv.org/abs/2305.13245),
+#   [DeepSeek-V2](https://arxiv.org/abs/2405.04434) (section 2.1, appendix C), [DeepSeek-V3](https://arxiv.org/abs/2412.19437),
+#   [YaRN](https://arxiv.org/abs/2309.00071), by which V3's scale is a little more than $1/\sqrt{192}$.
+#
+# ## Do you have it?
+#
+# <details><summary><b>1.</b> A colleague multiplies $U_h$ into the matrix that makes the queries, once, when the model is loaded: "then even
+# absorbing is free". Is it right? Would you do it for DeepSeek-V3? <!-- source: an assumption --></summary>
+#
+# It is right: $U_h^\top W_q$ is one matrix, for the part without a position. But $W_q$ of a head has 128 rows, the
+# product 512: four times as much to keep and to read in each step, for every head, to save a small product. With
+# queries of their own latent (1,536 numbers) that is 1,536 · 512 numbers a head in place of 1,536 · 128 + 128 · 512.
+# Decoding waits for bytes. One would not.
+# </details>
+#
+# <details><summary><b>2.</b> Somebody serves a model with 16 heads of latent attention, and complains that speculative decoding with two tokens a
+# step costs no more time than one. A friend with DeepSeek-V3 says that it costs nearly double. Who is wrong? <!-- source: an assumption --></summary>
+#
+# Nobody, if it is attention's time that they mean. By (5), 16 heads have 30 FLOP a byte, 60 with two tokens, both far below
+# the ridge: memory decides, and it reads the same latents. 128 heads are at the ridge with one token already, and above
+# it everything costs what it computes.
+# </details>
+#
+# <details><summary><b>3.</b> To save 64 numbers a token, you leave out $r$, and add positions to $x$ before the first layer instead, as the first
+# transformers did. Does absorbing still work? What is lost?</summary>
+#
+# It works: nothing stands between $q$ and $U_h$. What is lost is that scores depend on distances by construction: the
+# model has to learn to take positions out of $x$, through 512 numbers of latent, and it has never seen positions beyond
+# those it was trained on. Rotations can be stretched (YaRN); learnt positions cannot.
+# </details>
+#
+# **Next:** lesson 16, Multi-token prediction, which is not built yet.

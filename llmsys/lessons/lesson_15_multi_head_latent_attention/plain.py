@@ -1,4 +1,4 @@
-"""The exercises' functions as functions of plain data, and what the library's model keeps of a token, as one function."""
+"""The exercises' functions as functions of plain data, and what the library's model keeps of a token."""
 
 import warnings
 from collections.abc import Callable

@@ -20,8 +20,8 @@ from llmsys.lessons.lesson_15_multi_head_latent_attention.plain import plain_att
     },
     hints=(
         "U_h stands between a query and c. Move it to the query, which is there once, and not once for each token.",
-        "The scores of head h are those of [U_hᵀ q_nope ; q_rope] with [c ; r], at the old scale. What they weigh is c; "
-        "V_h comes last, once for each query.",
+        "The scores of head h are those of [U_hᵀ q_nope ; q_rope] with [c ; r], at the old scale. What they weigh is "
+        "c; V_h comes last, once for each query.",
         "nope, rope = q split at Dn;   absorbed = [nope times key_up ; rope]     (B, H, Tq, L + R)\n"
         "o = attention of absorbed to keys latent and values latent[..., :L], scale 1/√(Dn + R)     (B, H, Tq, L)\n"
         "return o times value_up, transposed     (B, H, Tq, Dv)",
@@ -39,7 +39,7 @@ def absorb(answer: Answer) -> None:
     with answer.property(
         "where the matrices change nothing, it is multi-query attention to what is kept",
         why="Keys are [c ; r] for all heads, and values c.",
-        hint="Attention of H query heads to one key head: the library's naive_attention takes k of shape (B, 1, Tk, …).",
+        hint="Attention of H query heads to one key head: naive_attention takes a k of (B, 1, Tk, …).",
     ):
         for H, Tk in ((1, 4), (3, 6)):
             q, latent, _, _ = step(answer, Sizes(H=H, Tk=Tk, L=6, Dn=6, Dv=6))
@@ -65,8 +65,8 @@ def absorb(answer: Answer) -> None:
 
     with answer.property(
         "the scale stays 1/√(Dn + R)",
-        why="The scores are the same numbers as in the other form, although the vectors are longer now. With 1/√(L + R) "
-        "(1/√576 in place of DeepSeek-V3's 1/√192) it would be another model.",
+        why="The scores are the same numbers as in the other form, although the vectors are longer now. With 1/√(L + "
+        "R) (1/√576 in place of DeepSeek-V3's 1/√192) it would be another model.",
         hint="What was the scale of exercise (a)? Has a score changed?",
     ):
         for sizes in (Sizes(L=30, R=2), Sizes(R=12, Dn=3)):

@@ -89,7 +89,7 @@ def keep(answer: Answer) -> None:
         why="With R = 2 there is one pair, whose frequency is base⁰ = 1.",
         hint="(a, b) turned by θ is (a cos θ − b sin θ, a sin θ + b cos θ).",
     ):
-        x, down, weight = tensors(2, 4, 5, 2)
+        x, down, weight = tensors(2, 4, 6, 2)
         answer.agrees(x, down, weight, torch.arange(4), rtol=1e-4, atol=1e-4)
 
     with answer.property(
@@ -99,7 +99,7 @@ def keep(answer: Answer) -> None:
         hint="x[..., 0::2] and x[..., 1::2] are the first and the second of each pair. Put them back in turn.",
     ):
         for R in (4, 10):
-            answer.agrees(*tensors(1, 5, 3, R), torch.arange(5), rtol=1e-4, atol=1e-4)
+            answer.agrees(*tensors(1, 5, 4, R), torch.arange(5), rtol=1e-4, atol=1e-4)
 
     with answer.property(
         "positions are those that were given, and base is, too",
@@ -112,13 +112,13 @@ def keep(answer: Answer) -> None:
     with answer.property(
         "all of it together: options, sizes and strides",
         why="A model's tensors are views of others, of several sequences.",
-        hint="Which line assumes something that need not be so: B is 1, T is 1, L is even?",
+        hint="Which line assumes something that need not be so: B is 1, or T is 1?",
     ):
-        for B, T, L, R, base, eps in (
-            (1, 1, 1, 2, 10_000.0, 1e-6),
-            (3, 2, 7, 8, 500.0, 1e-2),
+        for B, T, L, R, base, eps in (  # L even, as view_as_complex wants it
+            (1, 1, 2, 2, 10_000.0, 1e-6),
+            (3, 2, 6, 8, 500.0, 1e-2),
             (2, 6, 4, 4, 10_000.0, 1e-2),
-            (2, 5, 9, 2, 50.0, 1e-6),
+            (2, 5, 10, 2, 50.0, 1e-6),
         ):
             for _ in range(2):  # of the same shape, and other numbers: nothing may be remembered of the first
                 given = (answer.spread(each) for each in tensors(B, T, L, R, C=5))
