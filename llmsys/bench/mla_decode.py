@@ -38,7 +38,7 @@ KEY, VALUE = 192, 128
 SCALE = KEY**-0.5
 EXPANDED, NAIVE = "expanded", "naive"
 KERNELS: dict[str, Callable] = {
-    language: partial(latent_decode, latent=LATENT, scale=SCALE, language=language) for language in ("gluon", "triton")
+    language: partial(latent_decode, latent=LATENT, scale=SCALE, language=language) for language in ("triton", "gluon")
 }
 """Who is measured on a GPU, by name."""
 MOST_EXPANDED = 48 * 10**9

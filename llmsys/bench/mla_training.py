@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from llmsys.bench.moe_training import FULL as MIXTURES
 from llmsys.bench.moe_training import LAST, active_parameters, held_out_loads
 from llmsys.bench.record import Record, new_record
 from llmsys.models import Balance, DeepSeek, DeepSeekConfig, MixtureConfig, MixtureLlama, save_model
@@ -62,9 +61,12 @@ def kinds(
 
 
 FULL = kinds(256, 6, 8, 32, 96, 32, 4, 192)
-TRAINING = replace(MIXTURES.training, steps=500, warmup=50)
+TRAINING = TrainConfig(
+    steps=250, batch=96, context=256, learning_rate=2e-3, warmup=25, dtype="bfloat16", evaluate_every=50,
+    evaluate_batches=4,
+)  # fmt: skip
 SHIPPED = kinds(96, 3, 4, 24, 32, 16, 4, 24)[MLA]
-SHIPPED_TRAINING = replace(TRAINING, steps=1200, learning_rate=4e-3)
+SHIPPED_TRAINING = replace(TRAINING, steps=700, warmup=50, learning_rate=4e-3)
 TINY = kinds(32, 2, 4, 8, 12, 8, 2, 16)
 TINY_TRAINING = TrainConfig(
     steps=6, batch=2, context=32, learning_rate=5e-3, evaluate_every=6, evaluate_batches=1

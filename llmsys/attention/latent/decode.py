@@ -8,7 +8,7 @@ token with one head. That is the right shape for decoding, and for the few token
 cheaper in the form that expands keys and values.
 
 Two kernels for one contract: portable Triton (`decode_kernels`), and Gluon on Hopper (`hopper`). Each cuts the keys of
-all sequences into equal runs; one merge adds up what was cut. What is launched depends on sizes of tensors and on
+all sequences into equal runs, and adds up what was cut. What is launched depends on sizes of tensors and on
 `max_query_len`, and on no length: so nothing waits for the GPU, and a CUDA graph of it serves any lengths.
 """
 
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from llmsys.attention.flash.tiles import LOG2_E, TileConfig, target_of
 from llmsys.attention.latent.hopper import hopper_latent_decode, hopper_takes
-from llmsys.attention.latent.hopper.decode import ROWS, members_for
+from llmsys.attention.latent.hopper.decode import ROWS, members_for, merges_here
 from llmsys.attention.paged.arguments import check_step
 from llmsys.attention.paged.plans import LARGE_SMS
 from llmsys.attention.paged.write import check_device
 
 LARGEST_LATENT, LARGEST_ROPE = 512, 128
-MERGE_ROWS, MERGE_PARTS = 4, 8
-"""Rows that a program of the merge has, and parts that it reads at a time."""
+MERGE_PARTS = 8
+"""Parts that a program of the merge reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -99,40 +99,46 @@ def latent_decode(
     if kernels is None:
         check_device(q)
         kernels = _kernels()
-    SMs = _multiprocessors(q.device)
-    members = members_for(Hq, max_query_len) if gluon else 1
-    tiles, an_sm = tiles_for(Hq * max(max_query_len, 1), q.element_size(), target_of(q.device))
-    rows = ROWS if gluon else tiles.block_m
-    programs = SMs // members * members if gluon else SMs * an_sm
-    part = torch.empty(2 * programs, rows, latent, dtype=torch.float32, device=q.device)
-    part_lse = torch.empty(2 * programs, rows, dtype=torch.float32, device=q.device)
-    cuts = torch.empty(programs, 3, dtype=torch.int32, device=q.device)
-    results, step = (o, lse, part, part_lse, cuts), (query_start_loc, seq_lens, block_table)
+    results, step = (o, lse), (query_start_loc, seq_lens, block_table)
     with torch.cuda.device_of(q):
         if gluon:
-            hopper_latent_decode(q, pages, *results, *step, scale, members)
+            members = members_for(Hq, max_query_len)
+            programs = _multiprocessors(q.device) // members * members
+            scratch = scratch_for(q, programs, ROWS, latent)
+            here = merges_here(S, Hq * max(max_query_len, 1), programs // members)
+            hopper_latent_decode(q, pages, *results, *scratch, *step, scale, members, here)
+            if not here:
+                launch_merge(*results, *scratch, members, kernels.merge)
         else:
+            tiles, an_sm = tiles_for(Hq * max(max_query_len, 1), q.element_size(), target_of(q.device))
+            scratch = scratch_for(q, _multiprocessors(q.device) * an_sm, tiles.block_m, latent)
             q = q if q.stride(2) == 1 else q.contiguous()
-            kernels.split[(programs,)](
-                q, pages, *results, *step, *q.stride()[:2], *pages.stride()[:2], block_table.stride(0), S,
+            kernels.split[(len(scratch[0]) // 2,)](
+                q, pages, *results, *scratch, *step, *q.stride()[:2], *pages.stride()[:2], block_table.stride(0), S, N,
                 scale * LOG2_E, HEADS=Hq, LATENT=latent, ROPE=Dk - latent, PAGE=pages.shape[1], BLOCK_S=_up(S, 64),
-                BLOCK_M=rows, BLOCK_N=tiles.block_n, BLOCK_L=_up(latent, 16), BLOCK_R=_up(Dk - latent, 16),
+                BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_L=_up(latent, 16), BLOCK_R=_up(Dk - latent, 16),
                 PRECISION="ieee", num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             )  # fmt: skip
-        launch_merge(*results, query_start_loc, members, kernels.merge)
+            launch_merge(*results, *scratch, 1, kernels.merge)
     return (o, lse) if return_lse else o
 
 
+def scratch_for(q: Tensor, programs: int, rows: int, latent: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What programs leave for each other, of `rows` rows at a time: part, part_lse, cuts (`decode_kernels`)."""
+    part = torch.empty(2 * programs, rows, latent, dtype=torch.float32, device=q.device)
+    part_lse = torch.empty(2 * programs, rows, dtype=torch.float32, device=q.device)
+    return part, part_lse, torch.empty(3, programs, dtype=torch.int32, device=q.device)
+
+
 def launch_merge(
-    o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor, query_start_loc: Tensor, members: int,
-    kernel: object = None,
-) -> None:  # fmt: skip
-    """Add up the parts that the programs of a split kernel, in teams of so many, have left; clear rows of nobody."""
-    (N, Hq, latent), (programs, rows) = o.shape, (len(cuts), part.shape[1])
-    (kernel or _kernels().merge)[(programs, rows // MERGE_ROWS)](
-        o, lse, part, part_lse, cuts, query_start_loc, len(query_start_loc) - 1, N,
-        HEADS=Hq, LATENT=latent, MEMBERS=members, ROWS=rows, BLOCK_M=MERGE_ROWS, BLOCK_L=_up(latent, 16),
-        PARTS=MERGE_PARTS, num_warps=8,
+    o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor, members: int, kernel: object = None
+) -> None:
+    """Add up the parts that the programs of a split kernel, in teams of so many, have left."""
+    (N, Hq, latent), programs = o.shape, cuts.shape[1]
+    (kernel or _kernels().merge)[(N * Hq,)](
+        o, lse, part, part_lse, cuts, programs,
+        LATENT=latent, MEMBERS=members, ROWS=part.shape[1], BLOCK_P=_up(programs, 16), BLOCK_L=_up(latent, 16),
+        PARTS=MERGE_PARTS, num_warps=4,
     )  # fmt: skip
 
 
@@ -145,7 +151,7 @@ def tiles_for(rows: int, itemsize: int, target: str) -> tuple[TileConfig, int]:
         return TileConfig(16, 16, 4, 2), 1
     if block_m == 16:
         return TileConfig(16, 32, 4, 2), 2
-    return TileConfig(block_m, 32, 8, 2) if block_m == 32 else TileConfig(64, 64, 8, 1), 1
+    return TileConfig(block_m, 32, 8, 2) if block_m == 32 else TileConfig(64, 64, 8, 2), 1
 
 
 def _check(q: Tensor, pages: Tensor, latent: int, scale: float, language: str) -> None:

@@ -19,21 +19,21 @@ from llmsys.hardware.tier import load_triton
 triton, tl = load_triton()
 
 
-@triton.jit(do_not_specialize=["S", "table_stride"])
+@triton.jit(do_not_specialize=["S", "N", "table_stride"])
 def split_kernel(
     q_ptr, pages_ptr, o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, lengths_ptr, table_ptr,
-    q_stride_n, q_stride_h, page_stride, slot_stride, table_stride, S, scale_log2,
+    q_stride_n, q_stride_h, page_stride, slot_stride, table_stride, S, N, scale_log2,
     HEADS: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, PAGE: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One run of tiles: o (N, HEADS, LATENT) and lse (N, HEADS) of the entries that lie in it, and parts of the at most
-    two that do not. What is nobody's is left alone.
+    two that do not; then zeros for tokens that belong to no sequence.
 
     Grid: (P,). Part 2p is of an entry that began before program p's run, part 2p + 1 of one that goes on after it: part
-    (2P, BLOCK_M, LATENT) and part_lse (2P, BLOCK_M), base two, fp32. cuts (P, 3) int32: of the entry that begins in
-    program p's run and goes on, the first row of o, the last program that has a part, and how many rows it has; 0 where
-    there is none. LATENT and ROPE are filled up with zeros to BLOCK_L and BLOCK_R.
+    (2P, BLOCK_M, LATENT) and part_lse (2P, BLOCK_M), base two, fp32. cuts (3, P) int32: of the entry that begins in
+    program p's run and goes on, the first row of o, how many rows, none where there is no such entry, and the last
+    program that has a part. LATENT and ROPE are filled up with zeros to BLOCK_L and BLOCK_R.
     """
     program = tl.program_id(0)
     row = tl.arange(0, BLOCK_M)
@@ -64,10 +64,15 @@ def split_kernel(
             _store(part_ptr, part_lse_ptr, o, lse, part * BLOCK_M, row < rows, LATENT, BLOCK_M, BLOCK_L)
             if tile == 0:
                 cut_rows = rows
-                tl.store(cuts_ptr + 3 * program, first)
-                tl.store(cuts_ptr + 3 * program + 1, (at + n - 1) // each)
+                tl.store(cuts_ptr + program, first)
+                tl.store(cuts_ptr + 2 * tl.num_programs(0) + program, (at + n - 1) // each)
         at += take
-    tl.store(cuts_ptr + 3 * program + 2, cut_rows)
+    tl.store(cuts_ptr + tl.num_programs(0) + program, cut_rows)
+    nothing = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
+    never = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    begin = tl.load(starts_ptr + S) * HEADS + program * BLOCK_M
+    for first in range(begin, N * HEADS, tl.num_programs(0) * BLOCK_M):
+        _store(o_ptr, lse_ptr, nothing, never, first, first + row < N * HEADS, LATENT, BLOCK_M, BLOCK_L)
 
 
 @triton.jit
@@ -117,53 +122,44 @@ def _store(
     tl.store(lse_ptr + at, lse, mask=there)
 
 
-@triton.jit(do_not_specialize=["S", "N"])
+@triton.jit(do_not_specialize=["P"])
 def merge_kernel(
-    o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, S, N,
-    HEADS: tl.constexpr, LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_L: tl.constexpr, PARTS: tl.constexpr,
+    o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, P,
+    LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M rows of the sum of the parts of an entry: the one that begins in a program's run and goes on after it, if
-    there is one. Beside that, zeros for tokens that belong to no sequence.
+    """A row of o (…, LATENT) and lse, if it was cut: the sum of its parts, in the order of the runs.
 
-    Grid: (P, ROWS / BLOCK_M). Programs come in teams of MEMBERS, which share a run, with other rows; the programs in
-    `cuts` are counted in teams. Parts are of ROWS rows, and PARTS of them are read at a time. The sum is made in the
-    order of the runs, so its bits are always the same.
+    Grid: a program for each row. The P programs that left the parts came in teams of MEMBERS, which share a run, with
+    other rows of queries. Parts have ROWS rows, and PARTS of them are read at a time.
     """
-    cut = cuts_ptr + 3 * tl.program_id(0)
-    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows = tl.load(cut + 2)
-    if tl.program_id(1) * BLOCK_M < rows:
-        team = tl.program_id(0) // MEMBERS
-        member = tl.program_id(0) % MEMBERS
-        last = tl.load(cut + 1)
+    row = tl.program_id(0)
+    each = tl.arange(0, BLOCK_P)
+    first = tl.load(cuts_ptr + each, mask=each < P, other=0)
+    rows = tl.load(cuts_ptr + P + each, mask=each < P, other=0)
+    begun_by = tl.max(tl.where((first <= row) & (row < first + rows), each, -1), 0)  # the program where the row begins
+    if begun_by >= 0:
+        row_of_part = row - tl.load(cuts_ptr + begun_by)
+        last = tl.load(cuts_ptr + 2 * P + begun_by)
         latent = tl.arange(0, BLOCK_L)
-        m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-        l = tl.zeros((BLOCK_M,), tl.float32)
-        o = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
-        for first in range(team, last + 1, PARTS):
-            run = first + tl.arange(0, PARTS)
-            part = 2 * (run * MEMBERS + member) + (run == team)
-            number = part[:, None] * ROWS + row[None, :]  # (PARTS, BLOCK_M)
-            there = (run <= last)[:, None] & (row < rows)[None, :]
-            lse = tl.load(part_lse_ptr + number, mask=there, other=float("-inf"))
-            inside = there[:, :, None] & (latent < LATENT)[None, None, :]
-            its_o = tl.load(part_ptr + number[:, :, None] * LATENT + latent[None, None, :], mask=inside, other=0.0)
+        m = float("-inf")
+        l = 0.0
+        o = tl.zeros((BLOCK_L,), tl.float32)
+        for some in range(begun_by // MEMBERS, last + 1, PARTS):
+            team = some + tl.arange(0, PARTS)
+            part = 2 * (team * MEMBERS + begun_by % MEMBERS) + (team == begun_by // MEMBERS)
+            at = part * ROWS + row_of_part
+            lse = tl.load(part_lse_ptr + at, mask=team <= last, other=float("-inf"))
+            inside = (team <= last)[:, None] & (latent < LATENT)[None, :]
+            parts = tl.load(part_ptr + at[:, None] * LATENT + latent[None, :], mask=inside, other=0.0)
             m_new = tl.maximum(m, tl.max(lse, 0))
             shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-            weight = tl.exp2(lse - shift[None, :])
+            weights = tl.exp2(lse - shift)
             shrink = tl.exp2(m - shift)
-            l = l * shrink + tl.sum(weight, 0)
-            o = o * shrink[:, None] + tl.sum(its_o * weight[:, :, None], 0)
+            l = l * shrink + tl.sum(weights, 0)
+            o = o * shrink + tl.sum(parts * weights[:, None], 0)
             m = m_new
-        some = tl.where(l > 0, l, 1.0)
-        lse = (m + tl.log2(some)) * 0.6931471805599453  # ln 2: to natural logarithms
-        first = tl.load(cut) + tl.program_id(1) * BLOCK_M
-        _store(o_ptr, lse_ptr, o / some[:, None], lse, first, row < rows, LATENT, BLOCK_M, BLOCK_L)
-    nothing = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
-    never = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    programs = tl.num_programs(0) * tl.num_programs(1)
-    for first in range(tl.load(starts_ptr + S) * HEADS + program * BLOCK_M, N * HEADS, programs * BLOCK_M):
-        there = first + tl.arange(0, BLOCK_M) < N * HEADS
-        _store(o_ptr, lse_ptr, nothing, never, first, there, LATENT, BLOCK_M, BLOCK_L)
+        l = tl.where(l > 0, l, 1.0)
+        o_at = o_ptr + tl.cast(row, tl.int64) * LATENT + latent
+        tl.store(o_at, (o / l).to(o_ptr.dtype.element_ty), mask=latent < LATENT)
+        tl.store(lse_ptr + row, (m + tl.log2(l)) * 0.6931471805599453)

@@ -39,7 +39,7 @@ from llmsys.attention.naive import naive_attention
 
 
 def expand_latent(
-    latent: Float[Tensor, "B one T LR"], key_up: Float[Tensor, "H Dn L"], value_up: Float[Tensor, "H Dv L"]
+    latent: Float[Tensor, "B 1 T LR"], key_up: Float[Tensor, "H Dn L"], value_up: Float[Tensor, "H Dv L"]
 ) -> tuple[Float[Tensor, "B H T DnR"], Float[Tensor, "B H T Dv"]]:
     """Keys (B, H, T, Dn + R) and values (B, H, T, Dv) of all heads, of latents [c ; r] (B, 1, T, L + R).
 
@@ -65,7 +65,7 @@ def expand_outputs(o: Float[Tensor, "B H T L"], value_up: Float[Tensor, "H Dv L"
 
 def naive_latent_attention(
     q: Float[Tensor, "B H Tq DnR"],
-    latent: Float[Tensor, "B one Tk LR"],
+    latent: Float[Tensor, "B 1 Tk LR"],
     key_up: Float[Tensor, "H Dn L"],
     value_up: Float[Tensor, "H Dv L"],
     *,
@@ -101,7 +101,7 @@ def naive_latent_attention(
 
 def absorbed_latent_attention(
     q: Float[Tensor, "B H Tq DnR"],
-    latent: Float[Tensor, "B one Tk LR"],
+    latent: Float[Tensor, "B 1 Tk LR"],
     key_up: Float[Tensor, "H Dn L"],
     value_up: Float[Tensor, "H Dv L"],
     *,

@@ -26,8 +26,8 @@ from llmsys.attention.paged.write import check_device
 
 def paged_latent_attention(
     q: Float[Tensor, "N Hq LR"],
-    key_pages: Float[Tensor, "blocks P one LR"],
-    value_pages: Float[Tensor, "blocks P one L"],
+    key_pages: Float[Tensor, "blocks P 1 LR"],
+    value_pages: Float[Tensor, "blocks P 1 L"],
     *,
     query_start_loc: Int[Tensor, " S1"],
     seq_lens: Int[Tensor, " S"],

@@ -198,7 +198,7 @@ def _rope(settings: Settings, size: int) -> tuple[float, tuple[float, ...] | Non
 
 
 def config_of(config: DeepSeekConfig) -> dict[str, Any]:
-    """What transformers calls these settings, but for the rotary positions' stretch by divisors, and all models' own.
+    """The settings that only these families have, in transformers' words; `llmsys.models.save.config_of` has the rest.
 
     ValueError where it has no model of such.
     """

@@ -11,19 +11,18 @@ that a row does not see.
 
 from llmsys.attention.hopper.gluon import gl, gluon, warpgroup_mma, warpgroup_mma_wait
 from llmsys.attention.latent.hopper.line import ROWS, TILE
+from llmsys.attention.latent.hopper.parts import LN_2, clear, last_to_come, merge, store
 from llmsys.attention.latent.hopper.ring import HALF
-
-LN_2 = gl.constexpr(0.6931471805599453)
 
 
 @gluon.jit
-def score(line, queries, ring, scale_log2):
-    """Scores and weights of all entries of the run."""
-    S: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, TILE, 16])
-    ROW: gl.constexpr = gl.SliceLayout(1, S)
+def score(line, queries, ring, o_ptr, lse_ptr, S, N, scale_log2):
+    """Scores and weights of all entries of the run; then zeros for tokens that belong to no sequence."""
+    T: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, TILE, 16])
+    ROW: gl.constexpr = gl.SliceLayout(1, T)
     row = gl.arange(0, ROWS, ROW)
-    keys = gl.arange(0, TILE, gl.SliceLayout(0, S))
-    nothing = gl.zeros([ROWS, TILE], gl.float32, S)
+    keys = gl.arange(0, TILE, gl.SliceLayout(0, T))
+    nothing = gl.zeros([ROWS, TILE], gl.float32, T)
     number = 0
     i = 0  # tiles so far, over all entries: their number in the ring
     for walk in range(2):
@@ -34,7 +33,7 @@ def score(line, queries, ring, scale_log2):
                 # The keys that a row sees: the sequence's last token sees all.
                 seen = entry.length - entry.tokens + (entry.query + row) // line.HEADS + 1
                 seen = gl.minimum(gl.maximum(seen, 0), entry.length)
-                clear = entry.length - entry.tokens + entry.query // line.HEADS + 1  # those that all rows see
+                all_see = entry.length - entry.tokens + entry.query // line.HEADS + 1
                 m = gl.full([ROWS], float("-inf"), gl.float32, ROW)
                 l = gl.zeros([ROWS], gl.float32, ROW)
                 q_rope, q_low, q_high = queries.take(number)
@@ -45,19 +44,19 @@ def score(line, queries, ring, scale_log2):
                     p = warpgroup_mma(q_low, low.permute((1, 0)), p, is_async=True)
                     high = ring.keys_high(i)
                     p = warpgroup_mma(q_high, high.permute((1, 0)), p, is_async=True)
-                    p = warpgroup_mma_wait(0, [p]) * scale_log2
+                    p = warpgroup_mma_wait(0, [p])
                     if tile == last:
                         queries.give_back()
-                    if (tile + 1) * TILE > clear:
+                    if (tile + 1) * TILE > all_see:
                         p = gl.where((tile * TILE + keys)[None, :] < seen[:, None], p, float("-inf"))
                     if (tile + 1) * TILE > entry.length:
                         ring.clear(i, entry.length - tile * TILE)
-                    m_new = gl.maximum(m, gl.max(p, 1))
+                    m_new = gl.maximum(m, gl.max(p, 1) * scale_log2)
                     shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # nothing seen yet, and −∞ − (−∞) is NaN
                     shrink = gl.exp2(m - shift)
                     m = m_new
                     ring.note_shrink(i, shrink)
-                    p = gl.exp2(p - shift[:, None])
+                    p = gl.exp2(p * scale_log2 - shift[:, None])
                     l = l * shrink + gl.sum(p, 1)
                     if tile == last:
                         ring.note_state(i, m, l)
@@ -67,11 +66,14 @@ def score(line, queries, ring, scale_log2):
             s = entry.s
             along = entry.along + entry.take
             left = left - entry.take
+    clear(line, o_ptr, lse_ptr, S, N)
 
 
 @gluon.jit
-def accumulate(half: gl.constexpr, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr):
-    """256 columns of O, of all entries of the run. An entry that other teams share leaves its part."""
+def accumulate(
+    half: gl.constexpr, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, MERGE: gl.constexpr
+):  # fmt: skip
+    """256 columns of O, of all entries of the run. An entry that other teams share leaves its part (`parts`)."""
     O: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, HALF // 2, 16])
     ROW: gl.constexpr = gl.SliceLayout(1, O)
     row = gl.arange(0, ROWS, ROW)
@@ -99,20 +101,15 @@ def accumulate(half: gl.constexpr, line, ring, o_ptr, lse_ptr, part_ptr, part_ls
                 lse = m + gl.log2(some)
                 there = row < entry.rows
                 if entry.take == entry.n:
-                    store(half, o_ptr, lse_ptr, o, lse * LN_2, entry.row, there, O)
+                    store(o_ptr, lse_ptr, o, lse * LN_2, entry.row, half * HALF, there)
                 else:
                     part = 2 * line.program + gl.where(entry.tile == 0, 1, 0)
-                    store(half, part_ptr, part_lse_ptr, o, lse, part * ROWS, there, O)
+                    store(part_ptr, part_lse_ptr, o, lse, part * ROWS, half * HALF, there)
+                    if MERGE:
+                        first, last_team = line.teams_of(at, entry)
+                        if last_to_come(counters_ptr, half, line, first, last_team):
+                            merge(half, line, o_ptr, lse_ptr, part_ptr, part_lse_ptr, entry, first, last_team)
             s = entry.s
             along = entry.along + entry.take
+            at = at + entry.take
             left = left - entry.take
-
-
-@gluon.jit
-def store(half: gl.constexpr, o_ptr, lse_ptr, o, lse, first, there, O: gl.constexpr):
-    """A half of o (…, 512), and lse with the first one, to rows from `first` on, where `there` (ROWS,) says so."""
-    at = gl.to_tensor(first).to(gl.int64) + gl.arange(0, ROWS, gl.SliceLayout(1, O))
-    column = half * HALF + gl.arange(0, HALF, gl.SliceLayout(0, O))
-    gl.store(o_ptr + (at * (2 * HALF))[:, None] + column[None, :], o.to(o_ptr.dtype.element_ty), mask=there[:, None])
-    if half == 0:
-        gl.store(lse_ptr + at, lse, mask=there)

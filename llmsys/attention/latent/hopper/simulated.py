@@ -3,8 +3,8 @@
     from llmsys.attention.latent.hopper.simulated import simulate_latent_decode
     o, lse = simulate_latent_decode(q, pages, **step, scale=scale, seed=3)
 
-Numbers, deadlocks and races are found as there. Programs are simulated one after another. The merge, which is Triton's,
-runs in its interpreter.
+Numbers, deadlocks and races are found as there. Programs are simulated one after another, so the last of those that
+share an entry is always the one that adds up its parts. `merge_kernel`, which is Triton's, runs in its interpreter.
 """
 
 import math
@@ -18,7 +18,7 @@ from llmsys.attention.hopper.fresh_modules import fresh_modules
 from llmsys.attention.hopper.simulated import gluon
 from llmsys.attention.hopper.simulated.gluon import Descriptor, Pointer, Shared
 from llmsys.attention.hopper.simulated.processor import Processor
-from llmsys.attention.latent.decode import launch_merge
+from llmsys.attention.latent.decode import launch_merge, scratch_for
 from llmsys.attention.latent.hopper.decode import LATENT, ROWS, decode_arguments, members_for
 
 PACKAGE = "llmsys.attention.latent.hopper"
@@ -26,38 +26,44 @@ MODULES = (
     "llmsys.attention.hopper.ring",
     "llmsys.attention.paged.hopper.line",
     "llmsys.attention.paged.hopper.ring",
-    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "consumers", "kernel")),
+    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "parts", "consumers", "kernel")),
 )
 """The modules of the kernel, each after those that it imports."""
 
 
 def simulate_latent_decode(
     q: Tensor, pages: Tensor, *, query_start_loc: Tensor, seq_lens: Tensor, block_table: Tensor, scale: float,
-    max_query_len: int = 1, seed: int = 0, teams: int = 3, kernel: Callable | None = None,
+    max_query_len: int = 1, seed: int = 0, teams: int = 3, here: bool = True, kernel: Callable | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and lse as `latent_decode` computes them on Hopper, here on the CPU, by so many teams of programs.
 
-    The arguments are those of `latent_decode`, in float16; `seed` is that of the draws that decide who is next;
-    `kernel` is what `latent_kernel_here` has returned. Raises Deadlock, Race, or what the kernel raises.
+    The arguments are those of `latent_decode`, in float16; `seed` is that of the draws that decide who is next; `here`
+    says who adds up parts (`hopper.parts`); `kernel` is what `latent_kernel_here` has returned. Raises Deadlock, Race,
+    or what the kernel raises.
     """
     N, Hq, _ = q.shape
     members = members_for(Hq, max_query_len)
     programs = teams * members
-    o, lse = torch.full((N, Hq, LATENT), math.nan, dtype=q.dtype), torch.full((N, Hq), math.nan)
-    part, part_lse = torch.full((2 * programs, ROWS, LATENT), math.nan), torch.full((2 * programs, ROWS), math.nan)
-    cuts = torch.full((programs, 3), -1, dtype=torch.int32)
-    results = (o, lse, part, part_lse, cuts)
+    results = torch.full((N, Hq, LATENT), math.nan, dtype=q.dtype), torch.full((N, Hq), math.nan)
+    scratch = scratch_for(q, programs, ROWS, LATENT)
+    for x in scratch:
+        x.fill_(-1 if x.dtype == torch.int32 else math.nan)
+    counters = torch.zeros(2 * programs, dtype=torch.int32)
     positional, named = decode_arguments(
-        q, pages, *results, query_start_loc, seq_lens, block_table, scale, members, describe=_describe
-    )
+        q, pages, *results, *scratch, counters, query_start_loc, seq_lens, block_table, scale, members, here,
+        describe=_describe,
+    )  # fmt: skip
     positional = [Pointer(x.flatten() if x is block_table else x.view(-1)) if torch.is_tensor(x) else x
                   for x in positional]  # fmt: skip
     kernel = kernel or latent_kernel_here()
     for program in range(programs):
         Processor(program, programs, random.Random(f"{seed} {program}"))
         kernel(*positional, **named)
-    launch_merge(*results, query_start_loc, members)
-    return o, lse
+    if counters.any():
+        raise AssertionError(f"counters must be 0 after a launch, got {counters.tolist()}")
+    if not here:
+        launch_merge(*results, *scratch, members)
+    return results
 
 
 def latent_kernel_here(**changes: Callable) -> Callable:
