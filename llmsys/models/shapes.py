@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llmsys.models.deepseek.config import DeepSeekConfig
 from llmsys.models.llama import LlamaConfig
 from llmsys.models.mixture.model import MixtureConfig
 
@@ -221,22 +222,34 @@ def shape_of(config: LlamaConfig) -> ModelShape:
     """The shape of a model that `load_model` loads: `shape_of(model.config)`.
 
     Raises ValueError for a mixture of experts that this has no words for: dense layers that are not at the bottom, or
-    something shared that is not as wide as so many experts.
+    something shared that is not as wide as so many experts; and for such latent attention: queries without a latent, or
+    values of another size than keys.
     """
+    latent = _latent_of(config) if isinstance(config, DeepSeekConfig) else None
     return ModelShape(
         name=config.name,
         layers=config.layers,
         width=config.hidden_size,
         heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_size,
+        kv_heads=config.heads if latent else config.kv_heads,
+        head_dim=config.nope_size if latent else config.head_size,
         ffn=config.mlp_size,
         vocab=config.vocab_size,
         tied=config.tied_embeddings,
         source="the checkpoint's configuration",
         qk_norm=config.qk_norm,
         experts=_experts_of(config) if isinstance(config, MixtureConfig) else None,
+        latent=latent,
     )
+
+
+def _latent_of(config: DeepSeekConfig) -> Latent:
+    if config.query_latent_size is None or config.nope_size != config.value_size:
+        raise ValueError(
+            "config must have a query_latent_size, and values as large as the part of a key without a position, got "
+            f"{config.query_latent_size}, {config.value_size} and {config.nope_size}"
+        )
+    return Latent(config.query_latent_size, config.latent_size, config.head_size)
 
 
 def _experts_of(config: MixtureConfig) -> Experts:

@@ -13,6 +13,7 @@ from llmsys.models.deepseek.layouts import read_config
 from llmsys.models.modules import Linear
 from llmsys.models.save import config_of
 from llmsys.models.settings import Settings
+from llmsys.models.shapes import SHAPES, shape_of
 from llmsys.moe import RouterConfig
 from llmsys.training import Corpus, TrainConfig, load_checkpoint, train
 from tests.models.deepseek.conftest import theirs
@@ -90,6 +91,13 @@ class TestPublishedSizes:
             ),
         )  # fmt: skip
         assert read_config(Settings(settings, "config.json"), family, config.name, False) == config
+
+    def test_its_shape_is_the_known_one_and_where_there_are_no_words_for_one_it_is_refused(self):
+        shape = shape_of(DEEPSEEK_V3)
+        assert replace(shape, source="") == replace(SHAPES["DeepSeek-V3"], source="")
+        assert shape.parameters == 671_026_404_352 + 14_848
+        with pytest.raises(ValueError, match="query_latent_size"):
+            shape_of(DEEPSEEK_V2_LITE)
 
     def test_the_small_one_has_tens_of_millions(self):
         assert 10**7 < count_parameters(SMALL).total < 10**8
