@@ -25,22 +25,24 @@
 
 # %% tags=["setup"]
 import time
+from dataclasses import replace
 
 import torch
 
 from llmsys import viz
 from llmsys.attention.latent import absorb_queries, absorbed_latent_attention, naive_latent_attention
 from llmsys.attention.rotary import rotate, rotation
+from llmsys.bench import recorded
 from llmsys.cache import Batch
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.hardware.devices import DEVICES
 from llmsys.hardware.meters import work
 from llmsys.lessons.lesson_15_multi_head_latent_attention.plain import kept
 from llmsys.models import DeepSeek, generate
-from llmsys.models.byte_tokenizer import byte_tokenizer
 from llmsys.models.decode_cost import bytes_per_token, cache_spec_of, with_kv_heads
-from llmsys.models.deepseek import DEEPSEEK_V3, count_parameters
+from llmsys.models.deepseek import DEEPSEEK_V3
 from llmsys.models.deepseek.model import LatentLayer, LatentMixtureLayer
+from llmsys.models.deepseek.shipped import load_shipped
 from llmsys.models.shapes import SHAPES
 
 # %%
@@ -66,14 +68,12 @@ predict("15.heads", None, "heads")
 with torch.device("meta"):  # weights with shapes and without memory
     v3 = DeepSeek(DEEPSEEK_V3).to(torch.bfloat16)
 layer = v3.cache_spec().layers[0]
-print(
-    f"a layer keeps {layer.heads} × {layer.Dk} numbers; a value is the first {layer.Dv} of them: {layer.values_in_keys}"
-)
+print(f"a layer keeps {layer.Dk} numbers; values are the first {layer.Dv} of them: {layer.values_in_keys}")
 print(f"DeepSeek-V3: {v3.cache_spec().bytes_per_token:,} bytes a token, in {len(v3.cache_spec().layers)} layers")
 for name in ("Qwen2.5-72B", "Llama-3.1-405B"):
     print(f"{name}: {cache_spec_of(SHAPES[name]).bytes_per_token:,} bytes a token")
-alike = with_kv_heads(SHAPES["DeepSeek-V3"], SHAPES["DeepSeek-V3"].heads)
-print(f"heads of DeepSeek-V3's sizes with keys and values of their own: {bytes_per_token(alike):,}")
+alike = replace(with_kv_heads(SHAPES["DeepSeek-V3"], 128), name="DeepSeek-V3's heads")
+print(f"128 heads of 128 in 61 layers, with keys and values of their own: {bytes_per_token(alike):,}")
 
 # %% tags=["measure"]
 measured("15.heads", layer.Dk / (2 * 128), "heads")
@@ -290,9 +290,8 @@ for Tq in (1, 2, 16, 128, 256, 8192):
     print(f"{Tq:11,} {naive / 1e9:8,.0f} {absorbed / 1e9:10,.1f}")
 even = next(Tq for Tq in range(1, 8192) if sum(naive_flops(128, 8192, Tq)) < sum(absorbed_flops(128, 8192, Tq)))
 print(f"from {even} new tokens on, expanding is less work")
-print(
-    f"one new token, 16 heads, 2,048 tokens: {sum(naive_flops(16, 2048)) / sum(absorbed_flops(16, 2048)):.0f} times less"
-)
+ratio = sum(naive_flops(16, 2048)) / sum(absorbed_flops(16, 2048))
+print(f"one new token, 16 heads, 2,048 tokens: {ratio:.0f} times less, absorbed")
 
 # %% tags=["measure"]
 measured("15.times", sum(naive_flops(128, 8192)) / sum(absorbed_flops(128, 8192)), "times")
@@ -332,14 +331,11 @@ def intensity(H, n=1, L=512, R=64):
 
 h100 = DEVICES["H100 SXM"]
 reached = 746e12 / 3.02e12  # what this project measured: products of large matrices, and copies
-print(
-    f"the ridge of an H100: {h100.flops['bfloat16'] / h100.bandwidth:.0f} FLOP/byte by its data sheet, {reached:.0f} as measured"
-)
+print(f"an H100's ridge: {h100.flops_per_byte('bfloat16'):.0f} FLOP/byte by its data sheet, {reached:.0f} as measured")
 for name in ("Llama-2-7B", "Qwen2.5-72B", "Llama-3.1-405B"):
     shape = SHAPES[name]
-    print(
-        f"{name:28} {shape.heads / shape.kv_heads:6.0f}"
-    )  # a key's number: 2 FLOP with each head that shares it, 2 bytes
+    of_key = 2 * shape.heads / shape.kv_heads / 2  # FLOP with each head that shares it, for two bytes
+    print(f"{name:28} {of_key:6.0f}")
 for H, n in ((16, 1), (32, 1), (128, 1), (128, 2)):
     print(f"latents, {H:3} heads, {n} new token{'s' * (n > 1):1}  {intensity(H, n):8.0f}")
 
@@ -487,19 +483,74 @@ def seconds(attend, tensors, calls):
 
 with torch.inference_mode():
     tensors = drawn(H=16, Tk=2048)
-    in_turn = [(seconds(own_expanded, tensors, 3), seconds(own_absorbed, tensors, 10)) for _ in range(2)]
+    in_turn = [(seconds(own_expanded, tensors, 2), seconds(own_absorbed, tensors, 10)) for _ in range(2)]
 slow, fast = (min(each) for each in zip(*in_turn, strict=True))
 flops = sum(naive_flops(16, 2048)), sum(absorbed_flops(16, 2048))
 print(f"naive    {1e3 * slow:8.2f} ms, {flops[0] / slow / 1e9:6.1f} GFLOP/s")
 print(f"absorbed {1e3 * fast:8.2f} ms, {flops[1] / fast / 1e9:6.1f} GFLOP/s")
 measured("15.faster", slow / fast, "times")
 
+# %% [markdown]
+# ### On a GPU
+#
+# A record of an H200 has the absorbed form by two kernels, `gluon` for Hopper and `triton` for any GPU, over pages of 64
+# latents, in bf16. Beside it are the two ways that do without: **expanded**, cuDNN's attention to a cache that keeps the
+# keys and values of all heads, and **naive**, which makes them of the latents for each step, and then attends in the same
+# way. The formula (5) says what to expect of the number of heads. An H200 has an H100's tensor cores and a faster
+# memory, so its ridge is lower. **128 heads, 128 sequences of 8,192 tokens: how many times as long does a step take with
+# two new tokens of each, as one with one?**
+
+# %% tags=["predict"]
+predict("15.second", None, "times")
+
+# %% tags=["claim"]
+record = recorded("mla_decode", "H200")
+rows = {
+    (row["Hq"], row["tokens"], row["longest"], row["name"]): row
+    for row in record.rows
+    if row["B"] == 128 and row["page"] == 64 and row["shortest"] == row["longest"]
+}
+copy = rows[16, 1, 8192, "copy"]["gbps"]
+print(f"{record.device}: a copy has {copy / 1000:.2f} TB/s, which meet 746 TFLOP/s at {746e3 / copy:.0f} FLOP/byte")
+print("128 sequences of 8,192 tokens           gluon                     triton")
+print("heads × tokens  FLOP/byte     µs   GB/s  TFLOP/s        µs   GB/s  TFLOP/s")
+for H, n in ((16, 1), (32, 1), (128, 1), (128, 2)):
+    print(f"{H:9} × {n} {intensity(H, n):13.0f}", end="")
+    for name in ("gluon", "triton"):
+        row = rows[H, n, 8192, name]
+        print(f" {row['us']:8.0f} {row['gbps']:6,.0f} {row['tflops']:8.0f} ", end="")
+    print()
+few, one, two = (rows[H, n, 8192, "gluon"] for H, n in ((16, 1), (128, 1), (128, 2)))
+print(
+    f"gluon: 16 heads {few['of_copy']:.1f} of the copy's speed, 128 heads {one['tflops'] / 746:.1f} of 746 TFLOP/s;",
+    end=" ",
+)
+print(f"two new tokens take {two['us'] / one['us']:.2f} times as long as one")
+forms = {name: rows[128, 1, 4096, name]["us"] for name in ("gluon", "expanded", "naive")}
+print("128 heads, 4,096 tokens:", ", ".join(f"{name} {us:,.0f} µs" for name, us in forms.items()), end=": ")
+print(f"{forms['expanded'] / forms['gluon']:.0f} and {forms['naive'] / forms['gluon']:.0f} times the first")
+print(f"numbers of a cache of keys and values, for each of one of latents: {128 * (192 + 128) / 576:.0f}")
+
+# %% tags=["measure"]
+measured("15.second", two["us"] / one["us"], "times")
+
+# %%
+viz.multi_head_latent_attention.decode_roofline(record)
+
+# %% [markdown]
+# It is as (5) has it. From 16 to 32 heads there is twice the work in the same time: memory is what both wait for. 128 heads
+# are four times the work of 32, in half as much time again: now it is the tensor cores, and from here on each token costs
+# time. With few heads `gluon` reaches 0.8 of the copy's speed, with 128 it reaches 0.7 of what the project measured for
+# large products of matrices (on an H100, which has the same tensor cores). `triton` is the portable kernel, and from 32
+# heads on less than half as fast; `llmsys/attention/latent/hopper/` says what the other does differently. A cache of keys
+# and values loses by its size, 71 times as much to read. And the naive form has all that to write first.
 
 # %% [markdown]
 # ## Your functions in a real model
 #
-# A small model of DeepSeek's kind: latent attention and a mixture of experts in each layer, with random weights, for all that counts here is whether two ways to compute it agree. Its layers are
-# made with your functions here: `keep` makes what goes into the cache, and one of your two forms attends to it.
+# The library ships a very small model of DeepSeek's kind: three layers with latent attention, of which two have a mixture
+# of experts, trained for half a minute on the bytes of Python sources. Its layers are made with your functions here: `keep`
+# makes what goes into the cache, and one of your two forms attends to it.
 
 
 # %% tags=["engine"]
@@ -547,49 +598,32 @@ class OwnDeepSeek(DeepSeek):
     dense_layer, mixture_layer = OwnLayer, OwnMixtureLayer
 
 
-# %% tags=["engine", "claim"]
-from llmsys.models.deepseek import DeepSeekConfig
-from llmsys.moe import RouterConfig
-
-config = DeepSeekConfig(
-    "small",
-    257,
-    96,
-    3,
-    heads=4,
-    head_size=12,
-    mlp_size=288,
-    context_length=256,
-    expert_size=24,
-    shared_size=24,
-    dense_layers=(0,),
-    router=RouterConfig(16, 4, "sigmoid", scale=2.5, bias=True, groups=4, kept_groups=2),
-    latent_size=32,
-    nope_size=24,
-    value_size=24,
-    query_latent_size=48,
-)
-torch.manual_seed(0)
-model = DeepSeek(config, byte_tokenizer()).eval()
-for weight in model.parameters():
-    weight.data *= 5 if weight.dim() > 1 else 1
-prompt, new = "def mean(", 32
+# %% tags=["engine"]
+model = load_shipped()
+prompt, new = "    return ", 40
 expected = generate(model, prompt, attention="contiguous", max_new_tokens=new)
-whole = generate(model, prompt, attention="sdpa", cache=False, max_new_tokens=new)
-print("the library's model, with a cache of latents and without a cache:", whole.tokens == expected.tokens)
+print(repr(prompt), "→", repr(expected.text))
+
+# %% tags=["engine", "claim"]
+for name, options in (("without a cache, expanded", {"cache": False}), ("latents in pages", {"attention": "paged"})):
+    said = generate(model, prompt, max_new_tokens=new, **options)
+    print(f"the library's, {name}: the same {len(said.tokens)} tokens: {said.tokens == expected.tokens}")
 own = OwnDeepSeek(model.config, model.tokenizer).eval()
 own.load_state_dict(model.state_dict())
 for name, form in (("expanded", own_expanded), ("absorbed", own_absorbed)):
     cache = Latents(form)
     said = generate(own, prompt, attention=cache, max_new_tokens=new)
     print(f"yours, {name}: the same {len(said.tokens)} tokens: {said.tokens == expected.tokens}")
-kept_numbers = sum(each.shape[-1] for each in cache.latents.values())
-print(f"kept of a token: {kept_numbers} numbers in {len(cache.latents)} layers, for {model.config.heads} heads in each")
+config = model.config
+print(
+    f"kept of a token in a layer: {cache.latents[0].shape[-1]} numbers; keys and values of its {config.heads} heads",
+    end="",
+)
+print(f" would be {config.heads * (config.query_size + config.value_size)}")
 
 # %% [markdown]
-#  In the engine of lesson 09 the same latents lie in pages: `PagedCache` sees one key head of $L + R$
-# numbers whose values are in its keys, and everything works with it that worked with heads, blocks that are shared,
-# chunks and preemption.
+# In pages it is the cache of lesson 08: `PagedCache` sees one key head of $L + R$ numbers, whose values are in its keys.
+# Everything works with it that worked with heads: blocks that are shared, chunks of prompts, preemption.
 #
 # ## On many GPUs
 #
@@ -601,9 +635,8 @@ gpus = 8
 llama, mla = bytes_per_token(SHAPES["Llama-3.1-405B"]), v3.cache_spec().bytes_per_token
 print(f"bytes a token on {gpus} GPUs together, by tensor parallelism:")
 print(f"    Llama-3.1-405B {llama:9,}: {llama // gpus:,} on each")
-print(
-    f"    DeepSeek-V3    {gpus * mla:9,}: {mla:,} on each, with {128 // gpus} heads and {intensity(128 // gpus):.0f} FLOP/byte"
-)
+print(f"    DeepSeek-V3    {gpus * mla:9,}: {mla:,} on each,", end=" ")
+print(f"with {128 // gpus} heads and {intensity(128 // gpus):.0f} FLOP/byte")
 print(f"DeepSeek-V3, each with its own sequences: {mla:,}, with 128 heads and {intensity(128):.0f} FLOP/byte")
 
 # %% [markdown]
