@@ -28,7 +28,7 @@ settings.load_profile("llmsys")
 install_import_hook(
     [
         *(f"llmsys.attention.{stage}" for stage in "naive online tiled sdpa auto backward rotary".split()),
-        *(f"llmsys.attention.latent.{part}" for part in ("forms", "paged", "decode")),
+        *(f"llmsys.attention.latent.{part}" for part in ("forms", "paged")),
         "llmsys.cache",
         *(f"llmsys.models.{path.stem}" for path in (Path(__file__).parents[1] / "llmsys/models").glob("*.py")),
         *(f"llmsys.models.deepseek.{part}" for part in ("model", "sizes")),

@@ -262,7 +262,8 @@ def _layers(shape: LayerShape, missing: dict[str, str], *, repeats: int) -> list
 
 def _layer(shape: LayerShape, form: Callable, device: str, dtype: torch.dtype) -> MixtureOfExperts:
     router = RouterConfig(shape.E, shape.K, "sigmoid", bias=True)
-    layer = MixtureOfExperts(shape.C, shape.I, router, shared_size=shape.I, form=form).to(device, dtype)
+    with torch.device(device):  # where weights are drawn in no time
+        layer = MixtureOfExperts(shape.C, shape.I, router, shared_size=shape.I, form=form).to(dtype)
     if shape.load == "skewed":  # experts that are chosen more and more often
         layer.router.bias.copy_(torch.linspace(-0.3, 0.3, shape.E))
     return layer

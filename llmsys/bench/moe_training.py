@@ -73,7 +73,7 @@ def _model(name: str, C: int, layers: int, experts: int, k: int, I: int, context
 FULL = Size(
     _model("27M, 32 experts", 256, 6, 32, 4, 192, 256, heads=4, kv_heads=4, head_size=64),
     TrainConfig(
-        steps=600, batch=96, context=256, learning_rate=2e-3, warmup=60, dtype="bfloat16", evaluate_every=100,
+        steps=250, batch=96, context=256, learning_rate=2e-3, warmup=25, dtype="bfloat16", evaluate_every=50,
         evaluate_batches=4,
     ),
     alpha=1e-2,
@@ -82,7 +82,7 @@ FULL = Size(
 SHIPPED = replace(
     FULL,
     model=_model("0.8M, 32 experts", 96, 3, 32, 4, 32, 256),
-    training=replace(FULL.training, steps=1000, learning_rate=4e-3),
+    training=replace(FULL.training, steps=1000, warmup=60, learning_rate=4e-3),
 )
 LESSON = Size(
     _model("0.2M, 16 experts", 64, 2, 16, 2, 32, 128, dense_layers=()),

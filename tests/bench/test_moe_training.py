@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llmsys.bench import recorded
 from llmsys.bench.moe_training import (
     ARMS,
     BIAS,
@@ -108,3 +109,14 @@ def test_the_record_has_a_row_an_arm_and_a_table():
     record = measure(quick=True)
     assert [row["name"] for row in record.rows][:4] == list(ARMS) and record.rows[0]["name"] == NONE
     assert table(record).row_count == len(ARMS)
+
+
+def test_the_record_is_of_what_the_command_repeats():
+    rows = recorded("moe_training", "H200").rows
+    assert [(row["name"], row["seed"]) for row in rows] == [(arm, seed) for seed in range(3) for arm in ARMS]
+    settings, config = FULL.training, FULL.model
+    for row in rows:
+        assert (row["steps"], row["tokens_a_step"]) == (settings.steps, settings.batch * settings.context)
+        assert (row["alpha"], row["rate"]) == (FULL.arms()[row["name"]].alpha, FULL.arms()[row["name"]].rate)
+        assert (row["experts"], row["k"], row["dtype"]) == (config.experts, config.router.k, settings.dtype)
+        assert 10e6 < row["parameters"] < 100e6 and len(row["loads"]) == len(row["layers"]) == len(row["busiest"][0])

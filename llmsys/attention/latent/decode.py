@@ -108,18 +108,18 @@ def latent_decode(
             here = merges_here(S, Hq * max(max_query_len, 1), programs // members)
             hopper_latent_decode(q, pages, *results, *scratch, *step, scale, members, here)
             if not here:
-                launch_merge(*results, *scratch, members, kernels.merge)
+                launch_merge(*results, *scratch, query_start_loc, members, kernels.merge)
         else:
             tiles, an_sm = tiles_for(Hq * max(max_query_len, 1), q.element_size(), target_of(q.device))
             scratch = scratch_for(q, _multiprocessors(q.device) * an_sm, tiles.block_m, latent)
             q = q if q.stride(2) == 1 else q.contiguous()
             kernels.split[(len(scratch[0]) // 2,)](
-                q, pages, *results, *scratch, *step, *q.stride()[:2], *pages.stride()[:2], block_table.stride(0), S, N,
+                q, pages, *results, *scratch, *step, *q.stride()[:2], *pages.stride()[:2], block_table.stride(0), S,
                 scale * LOG2_E, HEADS=Hq, LATENT=latent, ROPE=Dk - latent, PAGE=pages.shape[1], BLOCK_S=_up(S, 64),
                 BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_L=_up(latent, 16), BLOCK_R=_up(Dk - latent, 16),
                 PRECISION="ieee", num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             )  # fmt: skip
-            launch_merge(*results, *scratch, 1, kernels.merge)
+            launch_merge(*results, *scratch, query_start_loc, 1, kernels.merge)
     return (o, lse) if return_lse else o
 
 
@@ -131,13 +131,14 @@ def scratch_for(q: Tensor, programs: int, rows: int, latent: int) -> tuple[Tenso
 
 
 def launch_merge(
-    o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor, members: int, kernel: object = None
-) -> None:
-    """Add up the parts that the programs of a split kernel, in teams of so many, have left."""
+    o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor, query_start_loc: Tensor, members: int,
+    kernel: object = None,
+) -> None:  # fmt: skip
+    """Add up the parts that the programs of a split kernel, in teams of so many, have left; clear rows of nobody."""
     (N, Hq, latent), programs = o.shape, cuts.shape[1]
     (kernel or _kernels().merge)[(N * Hq,)](
-        o, lse, part, part_lse, cuts, programs,
-        LATENT=latent, MEMBERS=members, ROWS=part.shape[1], BLOCK_P=_up(programs, 16), BLOCK_L=_up(latent, 16),
+        o, lse, part, part_lse, cuts, query_start_loc, programs, len(query_start_loc) - 1, HEADS=Hq, LATENT=latent,
+        MEMBERS=members, ROWS=part.shape[1], BLOCK_P=_up(programs, 16), BLOCK_L=_up(latent, 16),
         PARTS=MERGE_PARTS, num_warps=4,
     )  # fmt: skip
 

@@ -19,16 +19,16 @@ from llmsys.hardware.tier import load_triton
 triton, tl = load_triton()
 
 
-@triton.jit(do_not_specialize=["S", "N", "table_stride"])
+@triton.jit(do_not_specialize=["S", "table_stride"])
 def split_kernel(
     q_ptr, pages_ptr, o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, lengths_ptr, table_ptr,
-    q_stride_n, q_stride_h, page_stride, slot_stride, table_stride, S, N, scale_log2,
+    q_stride_n, q_stride_h, page_stride, slot_stride, table_stride, S, scale_log2,
     HEADS: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, PAGE: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One run of tiles: o (N, HEADS, LATENT) and lse (N, HEADS) of the entries that lie in it, and parts of the at most
-    two that do not; then zeros for tokens that belong to no sequence.
+    two that do not. The rest is `merge_kernel`'s.
 
     Grid: (P,). Part 2p is of an entry that began before program p's run, part 2p + 1 of one that goes on after it: part
     (2P, BLOCK_M, LATENT) and part_lse (2P, BLOCK_M), base two, fp32. cuts (3, P) int32: of the entry that begins in
@@ -68,11 +68,6 @@ def split_kernel(
                 tl.store(cuts_ptr + 2 * tl.num_programs(0) + program, (at + n - 1) // each)
         at += take
     tl.store(cuts_ptr + tl.num_programs(0) + program, cut_rows)
-    nothing = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
-    never = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    begin = tl.load(starts_ptr + S) * HEADS + program * BLOCK_M
-    for first in range(begin, N * HEADS, tl.num_programs(0) * BLOCK_M):
-        _store(o_ptr, lse_ptr, nothing, never, first, first + row < N * HEADS, LATENT, BLOCK_M, BLOCK_L)
 
 
 @triton.jit
@@ -122,13 +117,14 @@ def _store(
     tl.store(lse_ptr + at, lse, mask=there)
 
 
-@triton.jit(do_not_specialize=["P"])
+@triton.jit(do_not_specialize=["P", "S"])
 def merge_kernel(
-    o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, P,
-    LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
-    PARTS: tl.constexpr,
+    o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, P, S,
+    HEADS: tl.constexpr, LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_L: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A row of o (…, LATENT) and lse, if it was cut: the sum of its parts, in the order of the runs.
+    """A row of o (N · HEADS, LATENT) and lse: if it was cut, the sum of its parts, in the order of the runs; if it
+    belongs to no sequence, 0 and −∞.
 
     Grid: a program for each row. The P programs that left the parts came in teams of MEMBERS, which share a run, with
     other rows of queries. Parts have ROWS rows, and PARTS of them are read at a time.
@@ -138,10 +134,11 @@ def merge_kernel(
     first = tl.load(cuts_ptr + each, mask=each < P, other=0)
     rows = tl.load(cuts_ptr + P + each, mask=each < P, other=0)
     begun_by = tl.max(tl.where((first <= row) & (row < first + rows), each, -1), 0)  # the program where the row begins
+    latent = tl.arange(0, BLOCK_L)
+    o_at = o_ptr + tl.cast(row, tl.int64) * LATENT + latent
     if begun_by >= 0:
         row_of_part = row - tl.load(cuts_ptr + begun_by)
         last = tl.load(cuts_ptr + 2 * P + begun_by)
-        latent = tl.arange(0, BLOCK_L)
         m = float("-inf")
         l = 0.0
         o = tl.zeros((BLOCK_L,), tl.float32)
@@ -160,6 +157,8 @@ def merge_kernel(
             o = o * shrink + tl.sum(parts * weights[:, None], 0)
             m = m_new
         l = tl.where(l > 0, l, 1.0)
-        o_at = o_ptr + tl.cast(row, tl.int64) * LATENT + latent
         tl.store(o_at, (o / l).to(o_ptr.dtype.element_ty), mask=latent < LATENT)
-        tl.store(lse_ptr + row, (m + tl.log2(l)) * 0.6931471805599453)
+        tl.store(lse_ptr + row, (m + tl.log2(l)) * 0.6931471805599453)  # ln 2
+    if row >= tl.load(starts_ptr + S) * HEADS:
+        tl.store(o_at, tl.zeros((BLOCK_L,), o_ptr.dtype.element_ty), mask=latent < LATENT)
+        tl.store(lse_ptr + row, float("-inf"))

@@ -167,7 +167,7 @@ def test_compiled_for_hopper_the_kernel_uses_tensor_cores_fits_as_often_as_given
         assert isinstance(split, Compiled) and isinstance(merge, Compiled), what
         assert split.wgmma or "mma.sync" in split.ptx, what
         # With 64 rows, O takes half of all registers; these few bytes were faster than smaller tiles.
-        assert split.spill_bytes <= (160 if heads * tokens > 32 else 0) and merge.spill_bytes == 0, what
+        assert split.spill_bytes <= (256 if heads * tokens > 32 else 0) and merge.spill_bytes == 0, what
         assert not split.warnings, what
         assert split.occupancy().programs >= tiles_for(heads * tokens, 2, "sm_90")[1], what
         assert merge.occupancy().programs >= 4, what

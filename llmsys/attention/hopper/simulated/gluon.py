@@ -206,9 +206,8 @@ def warpgroup_mma_wait(pending, deps):
     products = here.warp.products
     while len(products) > pending:
         products.pop(0).make()
-    if any(each in products for each in deps):
-        raise Race(f"{here.warp.name}: a product is used that may still be under way")
-    results = [each.result if isinstance(each, _Product) else each for each in deps]
+    # What is still under way can be added to by another product, and any other use of it raises Race.
+    results = [each.result if isinstance(each, _Product) and each not in products else each for each in deps]
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -219,6 +218,10 @@ class _Value(Tensor):
     """A tensor in registers. Kernels ask for its layout; here that is None."""
 
     type = SimpleNamespace(layout=None)
+
+    def split(self):
+        """The two halves of a tensor whose last dimension is 2."""
+        return self.unbind(-1)
 
 
 def _value(x: Tensor) -> Tensor:
@@ -280,7 +283,7 @@ class gl:
 
     @staticmethod
     def where(condition, a, b):
-        return _value(torch.where(condition, a, b))
+        return _value(torch.where(*map(torch.as_tensor, (condition, a, b))))
 
     @staticmethod
     def max(x, axis):

@@ -16,8 +16,8 @@ from llmsys.attention.latent.hopper.ring import HALF
 
 
 @gluon.jit
-def score(line, queries, ring, o_ptr, lse_ptr, S, N, scale_log2):
-    """Scores and weights of all entries of the run; then zeros for tokens that belong to no sequence."""
+def score(line, queries, ring, o_ptr, lse_ptr, S, N, scale_log2, MERGE: gl.constexpr):
+    """Scores and weights of all entries of the run; with MERGE, zeros for tokens that belong to no sequence."""
     T: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, TILE, 16])
     ROW: gl.constexpr = gl.SliceLayout(1, T)
     row = gl.arange(0, ROWS, ROW)
@@ -66,7 +66,8 @@ def score(line, queries, ring, o_ptr, lse_ptr, S, N, scale_log2):
             s = entry.s
             along = entry.along + entry.take
             left = left - entry.take
-    clear(line, o_ptr, lse_ptr, S, N)
+    if MERGE:
+        clear(line, o_ptr, lse_ptr, S, N)
 
 
 @gluon.jit

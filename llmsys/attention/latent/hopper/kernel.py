@@ -32,12 +32,13 @@ def latent_decode_kernel(
     HEADS: gl.constexpr, MEMBERS: gl.constexpr, PAGE: gl.constexpr, BLOCK_S: gl.constexpr, MERGE: gl.constexpr,
     ACCUMULATE_REGISTERS: gl.constexpr, COPY_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """o (N · HEADS, 512) and lse (N · HEADS,) of a step, contiguous; what is nobody's is 0 and −∞.
+    """o (N · HEADS, 512) and lse (N · HEADS,) of a step, contiguous.
 
     Grid: (P,), a multiple of MEMBERS, at most one program an SM. Descriptors: of q (N · HEADS, 576) in tiles of
     (64, 64); of the pages (slots, 576) in tiles of (UNIT, 64), where UNIT divides PAGE and 64. part (2P, 64, 512) and
-    part_lse (2P, 64), base two, fp32. With MERGE, counters (2P,) int32 are 0 before and after; without, cuts (3, P)
-    int32 are for `merge_kernel`, which must follow. Four warps are asked for: they score.
+    part_lse (2P, 64), base two, fp32. With MERGE, what is nobody's is 0 and −∞, and counters (2P,) int32 are 0 before
+    and after; without, `merge_kernel` must follow, and cuts (3, P) int32 are for it. Four warps are asked for: they
+    score.
     """
     tokens, length = ask(starts_ptr, lengths_ptr, S, BLOCK_S)  # on the way while the barriers are made
     queries = new_queries(q_desc)
@@ -46,7 +47,7 @@ def latent_decode_kernel(
     line = new_line(starts_ptr, lengths_ptr, tokens, length, S, HEADS, MEMBERS)
     gl.warp_specialize(
         [
-            (score, (line, queries, ring, o_ptr, lse_ptr, S, N, scale_log2)),
+            (score, (line, queries, ring, o_ptr, lse_ptr, S, N, scale_log2, MERGE)),
             (accumulate, (0, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, MERGE)),
             (accumulate, (1, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, MERGE)),
             (copy_latents, (line, ring, pages_desc, table_ptr, table_stride, PAGE)),

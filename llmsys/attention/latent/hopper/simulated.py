@@ -62,7 +62,7 @@ def simulate_latent_decode(
     if counters.any():
         raise AssertionError(f"counters must be 0 after a launch, got {counters.tolist()}")
     if not here:
-        launch_merge(*results, *scratch, members)
+        launch_merge(*results, *scratch, query_start_loc, members)
     return results
 
 
