@@ -8,7 +8,7 @@ token with one head. That is the right shape for decoding, and for the few token
 cheaper in the form that expands keys and values.
 
 Two kernels for one contract: portable Triton (`decode_kernels`), and Gluon on Hopper (`hopper`). Each cuts the keys of
-all sequences into equal runs, and adds up what was cut. What is launched depends on sizes of tensors and on
+all sequences into equal runs; one merge adds up what was cut. What is launched depends on sizes of tensors and on
 `max_query_len`, and on no length: so nothing waits for the GPU, and a CUDA graph of it serves any lengths.
 """
 
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from llmsys.attention.flash.tiles import LOG2_E, TileConfig, target_of
 from llmsys.attention.latent.hopper import hopper_latent_decode, hopper_takes
-from llmsys.attention.latent.hopper.decode import ROWS, members_for, merges_here
+from llmsys.attention.latent.hopper.decode import ROWS, members_for
 from llmsys.attention.paged.arguments import check_step
 from llmsys.attention.paged.plans import LARGE_SMS
 from llmsys.attention.paged.write import check_device
 
 LARGEST_LATENT, LARGEST_ROPE = 512, 128
-MERGE_PARTS = 8
-"""Parts that a program of the merge reads at a time."""
+MANY_ROWS = 1024
+"""Rows of a step from which on a program of the merge has several. Where they are fewer, each has more parts."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,12 @@ def latent_decode(
         check_device(q)
         kernels = _kernels()
     results, step = (o, lse), (query_start_loc, seq_lens, block_table)
+    members = members_for(Hq, max_query_len) if gluon else 1
     with torch.cuda.device_of(q):
         if gluon:
-            members = members_for(Hq, max_query_len)
             programs = _multiprocessors(q.device) // members * members
             scratch = scratch_for(q, programs, ROWS, latent)
-            here = merges_here(S, Hq * max(max_query_len, 1), programs // members)
-            hopper_latent_decode(q, pages, *results, *scratch, *step, scale, members, here)
-            if not here:
-                launch_merge(*results, *scratch, query_start_loc, members, kernels.merge)
+            hopper_latent_decode(q, pages, *results, *scratch, *step, scale, members)
         else:
             tiles, an_sm = tiles_for(Hq * max(max_query_len, 1), q.element_size(), target_of(q.device))
             scratch = scratch_for(q, _multiprocessors(q.device) * an_sm, tiles.block_m, latent)
@@ -119,7 +116,7 @@ def latent_decode(
                 BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_L=_up(latent, 16), BLOCK_R=_up(Dk - latent, 16),
                 PRECISION="ieee", num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             )  # fmt: skip
-            launch_merge(*results, *scratch, query_start_loc, 1, kernels.merge)
+        launch_merge(*results, *scratch, query_start_loc, members, kernels.merge)
     return (o, lse) if return_lse else o
 
 
@@ -136,10 +133,13 @@ def launch_merge(
 ) -> None:  # fmt: skip
     """Add up the parts that the programs of a split kernel, in teams of so many, have left; clear rows of nobody."""
     (N, Hq, latent), programs = o.shape, cuts.shape[1]
-    (kernel or _kernels().merge)[(N * Hq,)](
-        o, lse, part, part_lse, cuts, query_start_loc, programs, len(query_start_loc) - 1, HEADS=Hq, LATENT=latent,
-        MEMBERS=members, ROWS=part.shape[1], BLOCK_P=_up(programs, 16), BLOCK_L=_up(latent, 16),
-        PARTS=MERGE_PARTS, num_warps=4,
+    block_m, parts = (4, 2) if N * Hq >= MANY_ROWS else (1, 8)
+    if o.device.type == "cpu":  # the interpreter takes as long for a row as for many
+        block_m, parts = 64, 4
+    (kernel or _kernels().merge)[(-(-N * Hq // block_m),)](
+        o, lse, part, part_lse, cuts, query_start_loc, programs, len(query_start_loc) - 1, N,
+        HEADS=Hq, LATENT=latent, MEMBERS=members, ROWS=part.shape[1], BLOCK_P=_up(programs, 16), BLOCK_M=block_m,
+        BLOCK_L=_up(latent, 16), PARTS=parts, num_warps=4,
     )  # fmt: skip
 
 

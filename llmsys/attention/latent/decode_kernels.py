@@ -117,48 +117,53 @@ def _store(
     tl.store(lse_ptr + at, lse, mask=there)
 
 
-@triton.jit(do_not_specialize=["P", "S"])
+@triton.jit(do_not_specialize=["P", "S", "N"])
 def merge_kernel(
-    o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, P, S,
+    o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, P, S, N,
     HEADS: tl.constexpr, LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_L: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A row of o (N · HEADS, LATENT) and lse: if it was cut, the sum of its parts, in the order of the runs; if it
-    belongs to no sequence, 0 and −∞.
+    """BLOCK_M rows of o (N · HEADS, LATENT) and lse: of those that were cut, the sum of their parts, in the order of
+    the runs; of those that belong to no sequence, 0 and −∞.
 
-    Grid: a program for each row. The P programs that left the parts came in teams of MEMBERS, which share a run, with
+    Grid: (⌈N · HEADS / BLOCK_M⌉,). The P programs that left the parts came in teams of MEMBERS, which share a run, with
     other rows of queries. Parts have ROWS rows, and PARTS of them are read at a time.
     """
-    row = tl.program_id(0)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    latent = tl.arange(0, BLOCK_L)
     each = tl.arange(0, BLOCK_P)
     first = tl.load(cuts_ptr + each, mask=each < P, other=0)
     rows = tl.load(cuts_ptr + P + each, mask=each < P, other=0)
-    begun_by = tl.max(tl.where((first <= row) & (row < first + rows), each, -1), 0)  # the program where the row begins
-    latent = tl.arange(0, BLOCK_L)
-    o_at = o_ptr + tl.cast(row, tl.int64) * LATENT + latent
-    if begun_by >= 0:
-        row_of_part = row - tl.load(cuts_ptr + begun_by)
-        last = tl.load(cuts_ptr + 2 * P + begun_by)
-        m = float("-inf")
-        l = 0.0
-        o = tl.zeros((BLOCK_L,), tl.float32)
-        for some in range(begun_by // MEMBERS, last + 1, PARTS):
-            team = some + tl.arange(0, PARTS)
-            part = 2 * (team * MEMBERS + begun_by % MEMBERS) + (team == begun_by // MEMBERS)
-            at = part * ROWS + row_of_part
-            lse = tl.load(part_lse_ptr + at, mask=team <= last, other=float("-inf"))
-            inside = (team <= last)[:, None] & (latent < LATENT)[None, :]
-            parts = tl.load(part_ptr + at[:, None] * LATENT + latent[None, :], mask=inside, other=0.0)
+    mine = (first[:, None] <= row[None, :]) & (row[None, :] < (first + rows)[:, None])
+    program = tl.max(tl.where(mine, each[:, None], -1), 0)  # in whose run a row begins and goes on; −1: it is whole
+    if tl.max(program, 0) >= 0:
+        cut = program >= 0
+        row_of_part = row - tl.load(cuts_ptr + program, mask=cut, other=0)
+        last = tl.load(cuts_ptr + 2 * P + program, mask=cut, other=-1)
+        team = program // MEMBERS
+        m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        l = tl.zeros((BLOCK_M,), tl.float32)
+        o = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
+        for some in range(0, tl.max(tl.where(cut, last - team, -1), 0) + 1, PARTS):
+            its_team = team[None, :] + (some + tl.arange(0, PARTS))[:, None]  # (PARTS, BLOCK_M)
+            part = 2 * (its_team * MEMBERS + (program % MEMBERS)[None, :]) + (its_team == team[None, :])
+            at = part * ROWS + row_of_part[None, :]
+            there = cut[None, :] & (its_team <= last[None, :])
+            lse = tl.load(part_lse_ptr + at, mask=there, other=float("-inf"))
+            inside = there[:, :, None] & (latent < LATENT)[None, None, :]
+            its_o = tl.load(part_ptr + at[:, :, None] * LATENT + latent[None, None, :], mask=inside, other=0.0)
             m_new = tl.maximum(m, tl.max(lse, 0))
             shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-            weights = tl.exp2(lse - shift)
+            weight = tl.exp2(lse - shift[None, :])
             shrink = tl.exp2(m - shift)
-            l = l * shrink + tl.sum(weights, 0)
-            o = o * shrink + tl.sum(parts * weights[:, None], 0)
+            l = l * shrink + tl.sum(weight, 0)
+            o = o * shrink[:, None] + tl.sum(its_o * weight[:, :, None], 0)
             m = m_new
         l = tl.where(l > 0, l, 1.0)
-        tl.store(o_at, (o / l).to(o_ptr.dtype.element_ty), mask=latent < LATENT)
-        tl.store(lse_ptr + row, (m + tl.log2(l)) * 0.6931471805599453)  # ln 2
-    if row >= tl.load(starts_ptr + S) * HEADS:
-        tl.store(o_at, tl.zeros((BLOCK_L,), o_ptr.dtype.element_ty), mask=latent < LATENT)
-        tl.store(lse_ptr + row, float("-inf"))
+        lse = (m + tl.log2(l)) * 0.6931471805599453  # ln 2: to natural logarithms
+        _store(o_ptr, lse_ptr, o / l[:, None], lse, tl.program_id(0) * BLOCK_M, cut, LATENT, BLOCK_M, BLOCK_L)
+    nobodys = (row >= tl.load(starts_ptr + S) * HEADS) & (row < N * HEADS)
+    if tl.max(nobodys.to(tl.int32), 0) > 0:
+        nothing = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
+        never = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        _store(o_ptr, lse_ptr, nothing, never, tl.program_id(0) * BLOCK_M, nobodys, LATENT, BLOCK_M, BLOCK_L)

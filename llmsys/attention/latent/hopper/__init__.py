@@ -4,7 +4,6 @@
     line        which keys are whose: a line of all of them, cut into equal runs
     ring        tiles of latents, put together from pages, and what is noted on them
     consumers   the scores' warpgroup, and the two that accumulate
-    parts       entries that several teams share
     decode      which steps are taken; descriptors, and the launch
     simulated   the same kernel on a laptop
 

@@ -11,13 +11,14 @@ that a row does not see.
 
 from llmsys.attention.hopper.gluon import gl, gluon, warpgroup_mma, warpgroup_mma_wait
 from llmsys.attention.latent.hopper.line import ROWS, TILE
-from llmsys.attention.latent.hopper.parts import LN_2, clear, last_to_come, merge, store
 from llmsys.attention.latent.hopper.ring import HALF
+
+LN_2 = gl.constexpr(0.6931471805599453)
 
 
 @gluon.jit
-def score(line, queries, ring, o_ptr, lse_ptr, S, N, scale_log2, MERGE: gl.constexpr):
-    """Scores and weights of all entries of the run; with MERGE, zeros for tokens that belong to no sequence."""
+def score(line, queries, ring, scale_log2):
+    """Scores and weights of all entries of the run."""
     T: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, TILE, 16])
     ROW: gl.constexpr = gl.SliceLayout(1, T)
     row = gl.arange(0, ROWS, ROW)
@@ -66,15 +67,11 @@ def score(line, queries, ring, o_ptr, lse_ptr, S, N, scale_log2, MERGE: gl.const
             s = entry.s
             along = entry.along + entry.take
             left = left - entry.take
-    if MERGE:
-        clear(line, o_ptr, lse_ptr, S, N)
 
 
 @gluon.jit
-def accumulate(
-    half: gl.constexpr, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, MERGE: gl.constexpr
-):  # fmt: skip
-    """256 columns of O, of all entries of the run. An entry that other teams share leaves its part (`parts`)."""
+def accumulate(half: gl.constexpr, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr):
+    """256 columns of O, of all entries of the run. An entry that other teams share leaves its part."""
     O: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, HALF // 2, 16])
     ROW: gl.constexpr = gl.SliceLayout(1, O)
     row = gl.arange(0, ROWS, ROW)
@@ -102,15 +99,20 @@ def accumulate(
                 lse = m + gl.log2(some)
                 there = row < entry.rows
                 if entry.take == entry.n:
-                    store(o_ptr, lse_ptr, o, lse * LN_2, entry.row, half * HALF, there)
+                    store(half, o_ptr, lse_ptr, o, lse * LN_2, entry.row, there)
                 else:
                     part = 2 * line.program + gl.where(entry.tile == 0, 1, 0)
-                    store(part_ptr, part_lse_ptr, o, lse, part * ROWS, half * HALF, there)
-                    if MERGE:
-                        first, last_team = line.teams_of(at, entry)
-                        if last_to_come(counters_ptr, half, line, first, last_team):
-                            merge(half, line, o_ptr, lse_ptr, part_ptr, part_lse_ptr, entry, first, last_team)
+                    store(half, part_ptr, part_lse_ptr, o, lse, part * ROWS, there)
             s = entry.s
             along = entry.along + entry.take
-            at = at + entry.take
             left = left - entry.take
+
+
+@gluon.jit
+def store(half: gl.constexpr, o_ptr, lse_ptr, o, lse, first, there):
+    """Half of the columns of o (…, 512), and with the first one lse, to rows from `first` on, where `there` (ROWS,)."""
+    at = gl.to_tensor(first).to(gl.int64) + gl.arange(0, ROWS, lse.type.layout)
+    column = half * HALF + gl.arange(0, HALF, gl.SliceLayout(0, o.type.layout))
+    gl.store(o_ptr + (at * (2 * HALF))[:, None] + column[None, :], o.to(o_ptr.dtype.element_ty), mask=there[:, None])
+    if half == 0:
+        gl.store(lse_ptr + at, lse, mask=there)

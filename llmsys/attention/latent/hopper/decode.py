@@ -7,7 +7,6 @@ from torch import Tensor
 
 from llmsys.attention.flash.tiles import LOG2_E
 from llmsys.attention.hopper.descriptors import ALIGNED, tiles_descriptor
-from llmsys.attention.paged.hopper.counters import counters_for
 from llmsys.hardware.tier import interpreting
 
 LATENT, ROPE = 512, 64
@@ -15,7 +14,6 @@ ROWS = TILE = 64
 """Rows of queries a program has, and keys of a tile."""
 MOST_HEADS = 128
 MOST_MEMBERS = 4
-FEW_PARTS = 4
 MOST_SEQUENCES = 4096
 PAGES = (16, 32, 64, 128, 256)
 
@@ -41,21 +39,13 @@ def members_for(Hq: int, max_query_len: int) -> int:
     return min(-(-Hq * max(max_query_len, 1) // ROWS), MOST_MEMBERS)
 
 
-def merges_here(S: int, rows: int, teams: int) -> bool:
-    """Whether the kernel adds up parts itself: where S sequences of so many rows have few parts each, on average.
-
-    A part of 64 rows takes an SM 1.2 µs to read, and another launch as long as reading a few. So that is a guess of
-    costs, made without looking at a length; either way comes to the same.
-    """
-    return min(rows, ROWS) * teams <= FEW_PARTS * ROWS * S
-
-
 def hopper_latent_decode(
     q: Tensor, pages: Tensor, o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor,
-    query_start_loc: Tensor, seq_lens: Tensor, block_table: Tensor, scale: float, members: int, here: bool,
+    query_start_loc: Tensor, seq_lens: Tensor, block_table: Tensor, scale: float, members: int,
     kernel: Callable | None = None,
 ) -> None:  # fmt: skip
-    """Compute o (N, Hq, 512) and lse (N, Hq), both contiguous; unless `here`, parts are left for `merge_kernel`.
+    """Compute o (N, Hq, 512) and lse (N, Hq), both contiguous, but for what `merge_kernel` does: rows
+    in `cuts`, whose parts are left, and rows of no sequence.
 
     Arguments have been checked, and `hopper_takes` them. As many programs run as `cuts` has columns, a multiple of
     `members`. `kernel`: one with this kernel's arguments, in its place.
@@ -63,17 +53,15 @@ def hopper_latent_decode(
     if kernel is None:
         from llmsys.attention.latent.hopper.kernel import latent_decode_kernel as kernel  # Triton: not before now
 
-    programs = cuts.shape[1]
-    counters = counters_for(q.device, 2 * programs) if here else cuts  # which nobody then looks at
     positional, named = decode_arguments(
-        q, pages, o, lse, part, part_lse, cuts, counters, query_start_loc, seq_lens, block_table, scale, members, here
+        q, pages, o, lse, part, part_lse, cuts, query_start_loc, seq_lens, block_table, scale, members
     )
-    kernel[(programs,)](*positional, **named, num_warps=4)
+    kernel[(cuts.shape[1],)](*positional, **named, num_warps=4)
 
 
 def decode_arguments(
-    q: Tensor, pages: Tensor, o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor, counters: Tensor,
-    query_start_loc: Tensor, seq_lens: Tensor, block_table: Tensor, scale: float, members: int, here: bool,
+    q: Tensor, pages: Tensor, o: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, cuts: Tensor,
+    query_start_loc: Tensor, seq_lens: Tensor, block_table: Tensor, scale: float, members: int,
     describe: Callable = tiles_descriptor,
 ) -> tuple[list, dict[str, int]]:  # fmt: skip
     """The kernel's arguments: those that are given by their place, and its constants by name."""
@@ -85,17 +73,17 @@ def decode_arguments(
     queries = describe(q, [N * Hq, width], [width, 1], [ROWS, 64])
     described = describe(pages, [num_blocks * page, width], [pages.stride(1), 1], [min(page, TILE), 64])
     positional = [
-        queries, described, o, lse, part, part_lse, cuts, counters, query_start_loc, seq_lens, block_table,
-        block_table.stride(0), S, N, scale * LOG2_E,
+        queries, described, o, lse, part, part_lse, cuts, query_start_loc, seq_lens, block_table,
+        block_table.stride(0), S, scale * LOG2_E,
     ]  # fmt: skip
-    return positional, kernel_constants(Hq, members, page, S, here)
+    return positional, kernel_constants(Hq, members, page, S)
 
 
-def kernel_constants(heads: int, members: int, page: int, S: int, here: bool) -> dict[str, int]:
+def kernel_constants(heads: int, members: int, page: int, S: int) -> dict[str, int]:
     """The kernel's constants, for steps of at most so many sequences, or a power of two more."""
     return dict(
-        HEADS=heads, MEMBERS=members, PAGE=page, BLOCK_S=max(128, 1 << (S - 1).bit_length()), MERGE=here,
-        ACCUMULATE_REGISTERS=168, COPY_REGISTERS=40 if page >= TILE else 56,
+        HEADS=heads, MEMBERS=members, PAGE=page, BLOCK_S=max(128, 1 << (S - 1).bit_length()), ACCUMULATE_REGISTERS=168,
+        COPY_REGISTERS=40 if page >= TILE else 56,
     )  # fmt: skip
 
 

@@ -9,8 +9,10 @@ copies going. One program an SM has five roles:
 - one warp copies *latents*: page after page of the program's run of the line (`line`), across entries and sequences
   without a stop, as far ahead as the ring has room (`ring`);
 - one warp copies *queries*, whenever an entry has been scored;
-- one warpgroup *scores*, and two *accumulate* (`consumers`). What they leave of entries that several teams share is
-  added up by the last of these, or by another kernel (`parts`).
+- one warpgroup *scores*, and two *accumulate* (`consumers`).
+
+Parts of an entry that several teams share are left in memory, and `merge_kernel` adds them up
+(`llmsys.attention.latent.decode_kernels`).
 
 Only one program of this kind fits on an SM, and it must stay so: with more, in earlier trials, the GPU hung.
 """
@@ -25,20 +27,19 @@ NOWHERE = gl.constexpr(2**30)
 """A row that no cache has."""
 
 
-@gluon.jit(do_not_specialize=["table_stride", "S", "N", "scale_log2"])
+@gluon.jit(do_not_specialize=["table_stride", "S", "scale_log2"])
 def latent_decode_kernel(
-    q_desc, pages_desc, o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, counters_ptr, starts_ptr, lengths_ptr,
-    table_ptr, table_stride, S, N, scale_log2,
-    HEADS: gl.constexpr, MEMBERS: gl.constexpr, PAGE: gl.constexpr, BLOCK_S: gl.constexpr, MERGE: gl.constexpr,
+    q_desc, pages_desc, o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, lengths_ptr, table_ptr,
+    table_stride, S, scale_log2,
+    HEADS: gl.constexpr, MEMBERS: gl.constexpr, PAGE: gl.constexpr, BLOCK_S: gl.constexpr,
     ACCUMULATE_REGISTERS: gl.constexpr, COPY_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """o (N · HEADS, 512) and lse (N · HEADS,) of a step, contiguous.
 
     Grid: (P,), a multiple of MEMBERS, at most one program an SM. Descriptors: of q (N · HEADS, 576) in tiles of
     (64, 64); of the pages (slots, 576) in tiles of (UNIT, 64), where UNIT divides PAGE and 64. part (2P, 64, 512) and
-    part_lse (2P, 64), base two, fp32. With MERGE, what is nobody's is 0 and −∞, and counters (2P,) int32 are 0 before
-    and after; without, `merge_kernel` must follow, and cuts (3, P) int32 are for it. Four warps are asked for: they
-    score.
+    part_lse (2P, 64), base two, fp32, and cuts (3, P) int32 are for `merge_kernel`, which must follow. Four warps are
+    asked for: they score.
     """
     tokens, length = ask(starts_ptr, lengths_ptr, S, BLOCK_S)  # on the way while the barriers are made
     queries = new_queries(q_desc)
@@ -47,11 +48,11 @@ def latent_decode_kernel(
     line = new_line(starts_ptr, lengths_ptr, tokens, length, S, HEADS, MEMBERS)
     gl.warp_specialize(
         [
-            (score, (line, queries, ring, o_ptr, lse_ptr, S, N, scale_log2, MERGE)),
-            (accumulate, (0, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, MERGE)),
-            (accumulate, (1, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr, counters_ptr, MERGE)),
+            (score, (line, queries, ring, scale_log2)),
+            (accumulate, (0, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr)),
+            (accumulate, (1, line, ring, o_ptr, lse_ptr, part_ptr, part_lse_ptr)),
             (copy_latents, (line, ring, pages_desc, table_ptr, table_stride, PAGE)),
-            (copy_queries, (line, queries, q_desc, cuts_ptr, MERGE)),
+            (copy_queries, (line, queries, q_desc, cuts_ptr)),
         ],
         [4, 4, 1, 1],
         [ACCUMULATE_REGISTERS, ACCUMULATE_REGISTERS, COPY_REGISTERS, COPY_REGISTERS],
@@ -88,7 +89,7 @@ def copy_latents(line, ring, pages_desc, table_ptr, table_stride, PAGE: gl.const
 
 
 @gluon.jit
-def copy_queries(line, queries, q_desc, cuts_ptr, MERGE: gl.constexpr):
+def copy_queries(line, queries, q_desc, cuts_ptr):
     """Start the copies of all entries' queries; and write down for `merge_kernel` which entry is cut.
 
     Rows of a copy that are not the entry's are somebody else's, and nothing comes of them. Of every run, one entry at
@@ -96,7 +97,7 @@ def copy_queries(line, queries, q_desc, cuts_ptr, MERGE: gl.constexpr):
     """
     cut_row = 0
     cut_rows = 0
-    cut_last = 0
+    cut_last = 0  # the last team that has a part
     number = 0
     for walk in range(2):
         at, s, along, left = line.walk(walk)
@@ -105,16 +106,13 @@ def copy_queries(line, queries, q_desc, cuts_ptr, MERGE: gl.constexpr):
             if entry.rows > 0:
                 queries.fill(number, q_desc, entry.row)
                 number += 1
-                if not MERGE:
-                    if entry.tile == 0 and entry.take < entry.n:
-                        first, last = line.teams_of(at, entry)
-                        cut_row, cut_rows, cut_last = entry.row, entry.rows, last
+                if entry.tile == 0 and entry.take < entry.n:
+                    cut_row, cut_rows, cut_last = entry.row, entry.rows, (at + entry.n - 1) // line.each
             s = entry.s
             along = entry.along + entry.take
             at = at + entry.take
             left = left - entry.take
-    if not MERGE:
-        cut = cuts_ptr + line.program
-        gl.store(cut, cut_row)
-        gl.store(cut + gl.num_programs(0), cut_rows)
-        gl.store(cut + 2 * gl.num_programs(0), cut_last)
+    cut = cuts_ptr + line.program
+    gl.store(cut, cut_row)
+    gl.store(cut + gl.num_programs(0), cut_rows)
+    gl.store(cut + 2 * gl.num_programs(0), cut_last)

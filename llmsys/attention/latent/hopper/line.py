@@ -121,12 +121,6 @@ class Line:
         take = gl.minimum(n - tile, left)
         return Entry(s, along, n, tile, take, start * self.HEADS + query, rows, query, tokens, length)
 
-    @gluon.jit
-    def teams_of(self, at, entry):
-        """The first and the last team that have tiles of an entry; `at` is where in the line this one's begin."""
-        begin = at - entry.tile
-        return begin // self.each, (begin + entry.n - 1) // self.each
-
 
 @gluon.jit
 def entries_of(tokens, HEADS: gl.constexpr, MEMBERS: gl.constexpr):

@@ -3,8 +3,8 @@
     from llmsys.attention.latent.hopper.simulated import simulate_latent_decode
     o, lse = simulate_latent_decode(q, pages, **step, scale=scale, seed=3)
 
-Numbers, deadlocks and races are found as there. Programs are simulated one after another, so the last of those that
-share an entry is always the one that adds up its parts. `merge_kernel`, which is Triton's, runs in its interpreter.
+Numbers, deadlocks and races are found as there. Programs are simulated one after another. `merge_kernel`, which is
+Triton's, runs in its interpreter.
 """
 
 import math
@@ -26,20 +26,19 @@ MODULES = (
     "llmsys.attention.hopper.ring",
     "llmsys.attention.paged.hopper.line",
     "llmsys.attention.paged.hopper.ring",
-    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "parts", "consumers", "kernel")),
+    *(f"{PACKAGE}.{name}" for name in ("line", "ring", "consumers", "kernel")),
 )
 """The modules of the kernel, each after those that it imports."""
 
 
 def simulate_latent_decode(
     q: Tensor, pages: Tensor, *, query_start_loc: Tensor, seq_lens: Tensor, block_table: Tensor, scale: float,
-    max_query_len: int = 1, seed: int = 0, teams: int = 3, here: bool = True, kernel: Callable | None = None,
+    max_query_len: int = 1, seed: int = 0, teams: int = 3, kernel: Callable | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and lse as `latent_decode` computes them on Hopper, here on the CPU, by so many teams of programs.
 
-    The arguments are those of `latent_decode`, in float16; `seed` is that of the draws that decide who is next; `here`
-    says who adds up parts (`hopper.parts`); `kernel` is what `latent_kernel_here` has returned. Raises Deadlock, Race,
-    or what the kernel raises.
+    The arguments are those of `latent_decode`, in float16; `seed` is that of the draws that decide who is next;
+    `kernel` is what `latent_kernel_here` has returned. Raises Deadlock, Race, or what the kernel raises.
     """
     N, Hq, _ = q.shape
     members = members_for(Hq, max_query_len)
@@ -48,9 +47,8 @@ def simulate_latent_decode(
     scratch = scratch_for(q, programs, ROWS, LATENT)
     for x in scratch:
         x.fill_(-1 if x.dtype == torch.int32 else math.nan)
-    counters = torch.zeros(2 * programs, dtype=torch.int32)
     positional, named = decode_arguments(
-        q, pages, *results, *scratch, counters, query_start_loc, seq_lens, block_table, scale, members, here,
+        q, pages, *results, *scratch, query_start_loc, seq_lens, block_table, scale, members,
         describe=_describe,
     )  # fmt: skip
     positional = [Pointer(x.flatten() if x is block_table else x.view(-1)) if torch.is_tensor(x) else x
@@ -59,10 +57,7 @@ def simulate_latent_decode(
     for program in range(programs):
         Processor(program, programs, random.Random(f"{seed} {program}"))
         kernel(*positional, **named)
-    if counters.any():
-        raise AssertionError(f"counters must be 0 after a launch, got {counters.tolist()}")
-    if not here:
-        launch_merge(*results, *scratch, query_start_loc, members)
+    launch_merge(*results, *scratch, query_start_loc, members)
     return results
 
 
