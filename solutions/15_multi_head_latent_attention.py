@@ -181,7 +181,7 @@ def drawn(H, Tk, Tq=1, L=512, R=64, Dn=128, Dv=128):
 own_expanded = mine("attend_expanded", default=naive_latent_attention)
 with work() as done:
     own_expanded(*drawn(H=4, Tk=100))
-print("as the meter counts it:", done.matmul_flops == sum(naive_flops(H=4, Tk=100)))
+print("as the meter counts yours:", done.matmul_flops == sum(naive_flops(H=4, Tk=100)))
 expanding, attending = naive_flops(H=128, Tk=8192)
 print(f"a token of DeepSeek-V3 after 8,192 others, in one layer: {(expanding + attending) / 1e9:.1f} GFLOP,")
 print(f"of which attention is {attending / (expanding + attending):.2%}")
@@ -283,7 +283,7 @@ def absorbed_flops(H, Tk, Tq=1, L=512, R=64, Dn=128, Dv=128):
 
 with work() as done:
     own_absorbed(*drawn(H=4, Tk=100))
-print("as the meter counts it:", done.matmul_flops == sum(absorbed_flops(H=4, Tk=100)))
+print("as the meter counts yours:", done.matmul_flops == sum(absorbed_flops(H=4, Tk=100)))
 print(" new tokens    naive   absorbed, GFLOP     (128 heads, 8,192 tokens in all)")
 for Tq in (1, 2, 16, 128, 256, 8192):
     naive, absorbed = sum(naive_flops(128, 8192, Tq)), sum(absorbed_flops(128, 8192, Tq))
@@ -332,12 +332,13 @@ def intensity(H, n=1, L=512, R=64):
 h100 = DEVICES["H100 SXM"]
 reached = 746e12 / 3.02e12  # what this project measured: products of large matrices, and copies
 print(f"an H100's ridge: {h100.flops_per_byte('bfloat16'):.0f} FLOP/byte by its data sheet, {reached:.0f} as measured")
+print("FLOP for each byte of the cache, in a decode step:")
 for name in ("Llama-2-7B", "Qwen2.5-72B", "Llama-3.1-405B"):
     shape = SHAPES[name]
     of_key = 2 * shape.heads / shape.kv_heads / 2  # FLOP with each head that shares it, for two bytes
-    print(f"{name:28} {of_key:6.0f}")
+    print(f"{name:29} {of_key:7.0f}")
 for H, n in ((16, 1), (32, 1), (128, 1), (128, 2)):
-    print(f"latents, {H:3} heads, {n} new token{'s' * (n > 1):1}  {intensity(H, n):8.0f}")
+    print(f"latents, {H:3} heads, {n} new token{'s' * (n > 1):1}  {intensity(H, n):6.0f}")
 
 # %% tags=["measure"]
 measured("15.intensity", intensity(128), "FLOP/byte")
