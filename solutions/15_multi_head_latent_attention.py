@@ -14,7 +14,7 @@
 # # 15 · Multi-head latent attention
 #
 # In decoding it is the cache that fills the memory and that each step has to read (lesson 07). Sharing keys and values
-# among heads makes it smaller, and the model a little worse: heads that share a key look for the same thing.
+# among heads makes it smaller, and the model a little worse: heads that share a key see the same of each token.
 #
 # **The idea:** of each token keep one vector of 512 numbers, the **latent**, from which *every* head makes a key and a
 # value of its own. And then do not make them: the matrices that would can be moved to the query and to the output.
@@ -120,7 +120,7 @@ print(f"rank by way of a latent of {L} numbers:", int(torch.linalg.matrix_rank(l
 
 # %% [markdown]
 # Two KV heads of 16 would span 32 dimensions, more than these 24. But each query head would see only the 16 of its group,
-# as they are. With a latent each head makes its own 16 numbers of all 24, and no two heads need to look for the same.
+# as they are. With a latent each head makes its own 16 numbers of all 24, and no two heads need to see the same.
 #
 # ## Exercise (a): expand (20 minutes)
 #
@@ -143,7 +143,7 @@ def attend_expanded(q, latent, key_up, value_up, *, causal=False, scale=None):
     causal    the last query sees all keys, the one before it one key less, and so on
     scale     of the scores; None: 1/√(Dn + R)
 
-    Returns (B, H, Tq, Dv), of q's dtype. Attention itself is not asked: naive_attention(q, k, v, causal=…, scale=…) or
+    Returns (B, H, Tq, Dv), of q's dtype. Attention itself is given: naive_attention(q, k, v, causal=…, scale=…) or
     any other will do. Not allowed: the library's latent attention.
     """
     ### BEGIN SOLUTION
@@ -302,8 +302,8 @@ measured("15.times", sum(naive_flops(128, 8192)) / sum(absorbed_flops(128, 8192)
 # cheaper: 320 multiplications for a query, a key and a value, in place of 1,088. <!-- source: 192 + 128, and 576 + 512 --> The library's model decides by that: `latent="auto"` expands
 # where there is no cache, and absorbs where there is one.
 #
-# (Equal in exact arithmetic is not equal bit by bit. In half precision, the rounding is at other places: an absorbed
-# query is rounded, an expanded key is not made. Neither is better in principle.)
+# (Equal in exact arithmetic is not equal bit by bit: in half precision it is the absorbed query that is rounded, and not
+# the expanded key.)
 #
 # ## Predict: what does a step wait for?
 #
