@@ -298,9 +298,9 @@ measured("15.times", sum(naive_flops(128, 8192)) / sum(absorbed_flops(128, 8192)
 
 # %% [markdown]
 # So both forms are needed. In decoding few queries see many keys, and expanding these is waste. In training, and for the
-# chunks of a prompt, many queries see each key, and then it pays to make the key once, because each of its products is
-# cheaper: 320 multiplications for a query, a key and a value, in place of 1,088. <!-- source: 192 + 128, and 576 + 512 --> The library's model decides by that: `latent="auto"` expands
-# where there is no cache, and absorbs where there is one.
+# chunks of a prompt, many queries see each key. Then it pays to make the key once, because each of its products is
+# cheaper: 320 multiplications for a query, a key and a value, in place of 1,088. <!-- source: 192 + 128, 576 + 512 -->
+# The library's model decides by whether there is a cache: `latent="auto"` expands without one, and absorbs with one.
 #
 # (Equal in exact arithmetic is not equal bit by bit: in half precision it is the absorbed query that is rounded, and not
 # the expanded key.)

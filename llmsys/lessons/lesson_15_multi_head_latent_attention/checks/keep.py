@@ -94,9 +94,10 @@ def keep(answer: Answer) -> None:
 
     with answer.property(
         "pairs are neighbours, columns 2i and 2i + 1",
-        why="Llama's checkpoints pair i with i + R/2, DeepSeek's do not. Both look fine, and with the other one's "
-        "weights, the model only talks a little worse.",
-        hint="x[..., 0::2] and x[..., 1::2] are the first and the second of each pair. Put them back in turn.",
+        why="Llama's checkpoints pair i with i + R/2, DeepSeek's do not. With the wrong one "
+        "nothing fails but the quality of the answers.",
+        hint="r[..., 0::2] and r[..., 1::2] are the first and the second of each pair. Pair i turns by base^(−2i / R) "
+        "a token. Put them back in turn.",
     ):
         for R in (4, 10):
             answer.agrees(*tensors(1, 5, 4, R), torch.arange(5), rtol=1e-4, atol=1e-4)

@@ -45,6 +45,27 @@ wrong(
     why="The R columns are all that a score knows of positions.",
 )
 wrong(
+    "scale_of_the_key_without_r",
+    "You scale by 1/√Dn, as if a key had no r.",
+    (SCALE, "math.sqrt(Dn)"),
+    why="The scores are those of exercise (a), of queries with Dn + R numbers.",
+)
+wrong(
+    "matrix_transposed",
+    "You multiply the query with the transposed key_up.",
+    ("nope @ key_up,", "nope @ key_up.mT,"),
+    why="Uᵀ q takes Dn numbers to L: as a row, q times U. Where Dn is L, no shape says so.",
+)
+wrong(
+    "causal_at_the_top_left",
+    "You align the mask with the beginning: query i sees the keys up to i.",
+    (
+        "naive_attention(absorbed, latent, latent[..., :L], causal=causal, ",
+        "torch.nn.functional.scaled_dot_product_attention(absorbed, latent, latent[..., :L], is_causal=causal, ",
+    ),
+    why="The queries are the newest tokens. torch's is_causal is for as many queries as keys (lesson 07).",
+)
+wrong(
     "not_causal",
     "You let queries see the tokens after them.",
     ("causal=causal", "causal=False"),

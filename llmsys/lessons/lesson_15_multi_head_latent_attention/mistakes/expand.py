@@ -50,6 +50,21 @@ wrong(
     why="Each head has its own U_h. With one for all, this would be multi-query attention.",
 )
 wrong(
+    "matrices_transposed",
+    "You multiply c with key_up as it lies, and not transposed.",
+    ("c @ key_up.mT", "c @ key_up"),
+    why="key_up[h] is (Dn, L), and a key is U c: c times the transposed matrix. Where Dn is L, no shape says so.",
+)
+wrong(
+    "causal_at_the_top_left",
+    "You align the mask with the beginning: query i sees the keys up to i.",
+    (
+        "naive_attention(q, k, v, causal=causal, ",
+        "torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, ",
+    ),
+    why="The queries are the newest tokens. torch's is_causal is for as many queries as keys (lesson 07).",
+)
+wrong(
     "not_causal",
     "You let queries see the tokens after them.",
     ("causal=causal", "causal=False"),

@@ -102,6 +102,22 @@ wrong(
     why="The exponent is −2i / R: r is a vector of its own, with all frequencies from 1 to about 1 / base.",
 )
 wrong(
+    "frequencies_half_as_steep",
+    "Your frequencies are base^(−i / R), for i = 0, 1, 2, …: they do not fall fast enough.",
+    ("torch.arange(0, R, 2) / R", "torch.arange(0, R // 2) / R"),
+    why="Pair i turns by base^(−2i / R) a token, so the last one turns about base times as slowly as the first.",
+)
+wrong(
+    "angles_half_and_half",
+    "You turn neighbours with each other, but by angles that are laid out for halves.",
+    (
+        JOINED,
+        "r * torch.cat((cos, cos), dim=-1) + torch.stack((-odd, even), dim=-1).flatten(-2) * "
+        "torch.cat((sin, sin), dim=-1)",
+    ),
+    why="Both columns of a pair turn by the same angle. For neighbours that is angle 0, 0, 1, 1, …: repeat_interleave.",
+)
+wrong(
     "no_position",
     "You turn nothing.",
     ("angle = positions[:, None] * frequency", "angle = 0 * positions[:, None] * frequency"),
