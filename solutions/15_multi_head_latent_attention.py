@@ -14,7 +14,8 @@
 # # 15 · Multi-head latent attention
 #
 # In decoding it is the cache that fills the memory and that each step has to read (lesson 07). Sharing keys and values
-# among heads makes it smaller, and the model a little worse: heads that share a key see the same of each token.
+# among heads makes it smaller, and the model a little worse: heads that share a key can only look at the same 128 numbers
+# of each token. <!-- source: the usual size of a head -->
 #
 # **The idea:** of each token keep one vector of 512 numbers, the **latent**, from which *every* head makes a key and a
 # value of its own. And then do not make them: the matrices that would can be moved to the query and to the output.
@@ -161,7 +162,8 @@ check("15.expand", attend_expanded)
 
 
 # %% [markdown]
-# (For the paper: a score is a product of a query and a key, of $D_n + R = 192$ numbers, so the scale is $1/\sqrt{192}$.)
+# (For the paper: a score is a product of a query and a key, of $D_n + R = 192$ numbers, so the scale is $1/\sqrt{192}$.
+# DeepSeek-V3 itself hands over a larger one: it was stretched to longer contexts by YaRN, which sharpens the softmax.)
 #
 # It is right, and saves memory. But look at what it computes for a single new token:
 
@@ -273,6 +275,7 @@ for sizes in (
     same = torch.allclose(expanded, absorbed, rtol=1e-10, atol=1e-12)
     other = own_absorbed(*tensors, causal=True, scale=tensors[1].shape[-1] ** -0.5)
     print(f"{sizes}: equal {same}; with 1/√(L + R) equal {torch.allclose(expanded, other, rtol=1e-3)}")
+print(f"DeepSeek-V3's scale, with YaRN, in both forms: {DEEPSEEK_V3.scale * 192**0.5:.2f} times 1/√192")
 
 
 # %% tags=["claim"]
@@ -300,7 +303,8 @@ measured("15.times", sum(naive_flops(128, 8192)) / sum(absorbed_flops(128, 8192)
 # So both forms are needed. In decoding few queries see many keys, and expanding these is waste. In training, and for the
 # chunks of a prompt, many queries see each key. Then it pays to make the key once, because each of its products is
 # cheaper: 320 multiplications for a query, a key and a value, in place of 1,088. <!-- source: 192 + 128, 576 + 512 -->
-# The library's model decides by whether there is a cache: `latent="auto"` expands without one, and absorbs with one.
+# The library's model has a simpler rule: `latent="auto"` expands where there is no cache, and absorbs where there is one.
+# So it absorbs for long chunks of prompts, too, where it would be less work to expand.
 #
 # (Equal in exact arithmetic is not equal bit by bit: in half precision it is the absorbed query that is rounded, and not
 # the expanded key.)
@@ -377,32 +381,44 @@ for distance in (0, 1, 10, 1000):
     print(f"distance {distance:5}: cosine with the one for distance 0 is {cosine:5.2f}")
 
 # %% [markdown]
-# There is no query that fits all keys. And to turn the *latent* in place of the key does not help either: the matrix
-# $U_h$ comes after that, and $q \cdot U_h R_n c$ is a function of $n$ and not of a distance. Move a query and a key by
-# five tokens, and see whether their score stays:
+# There is no query that fits all keys. What if it is the *latent* that is turned? Then $U_h$ comes after the rotation, and
+# the score of a query that is turned as ever, $(R_m\, q) \cdot (U_h R_n\, c)$, is no function of a distance any more. Move a
+# query and a key by five tokens, and see whether their score stays. In the last two lines, what is turned is the query
+# *after* it has absorbed $U_h$, or $r$ as in (1).
 
 
 # %% tags=["claim"]
-def score(m, n, turned):
-    """Of a query at position m and a latent at n, with what is turned: "key" (6), "latent", or "r" as in (1)."""
-    at_m, at_n = (rotation(torch.tensor([each]), 16, interleaved=True) for each in (m, n))
-    if turned == "key":  # expanded first
-        return float((rotate(q, at_m) * rotate((up[0] @ c)[None, None, None], at_n)).sum())
-    if turned == "latent":  # its first 16 numbers, say
-        latent = torch.cat((rotate(c[None, None, None, :16], at_n), c[None, None, None, 16:]), dim=-1)
-        return float((absorb_queries(rotate(q, at_m), up) * latent).sum())
-    return float((absorb_queries(q, up) * c).sum() + (rotate(q_rope, at_m) * rotate(r, at_n)).sum())
+def turned(x, position):
+    """A vector, as a token at that position has it."""
+    turn = rotation(torch.tensor([position]), x.shape[-1], interleaved=True)
+    return rotate(x.view(1, 1, 1, -1), turn).flatten()
 
 
-c, q_rope, r = torch.randn(32), torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
-for turned in ("key", "latent", "r"):
-    here, there = score(9, 4, turned), score(14, 9, turned)
-    print(f"{turned:7} is turned: {here:7.3f} at 9 and 4, {there:7.3f} at 14 and 9: {abs(here - there) < 1e-3}")
+def absorbed(q):
+    return q @ up[0]  # Uᵀ q
+
+
+q, c, q_rope, r = q.flatten(), torch.randn(32), torch.randn(16), torch.randn(16)
+scores = {
+    "expanded keys, queries": lambda m, n: turned(q, m) @ turned(up[0] @ c, n),
+    "latents, queries": lambda m, n: absorbed(turned(q, m)) @ turned(c, n),
+    "latents, absorbed queries": lambda m, n: turned(absorbed(q), m) @ turned(c, n),
+    "r, q_rope": lambda m, n: absorbed(q) @ c + turned(q_rope, m) @ turned(r, n),
+}
+for name, score in scores.items():
+    here, there, other = (float(score(*at)) for at in ((9, 4), (14, 9), (14, 4)))
+    print(f"turned: {name:26} {here:8.3f} at 9 and 4, {there:8.3f} at 14 and 9: {abs(here - there) < 1e-3}", end="")
+    print(f"; {other:8.3f} at 14 and 4")
 
 # %% [markdown]
-# Turned keys know the distance, and cannot be absorbed. Turned latents can be absorbed, and know no distance. Therefore
-# positions are **decoupled**: the latent has none, and beside it there is $r_t$, a key of 64 numbers that has nothing to
-# be expanded by. It is turned once, when it is kept, and all heads share it.
+# Turned keys know the distance, and cannot be absorbed. Turned latents alone know no distance.
+#
+# The third line does both, and is a trap. Its key is $U_h R_{n-m}\, c_n$: another key of the same token for every query.
+# So it cannot be expanded, once for all queries, as training and prompts need it. And the values are made of the same
+# latents and have no position: they would have to be turned back in every step, or kept a second time.
+#
+# Therefore positions are **decoupled**: the latent has none, and beside it there is $r_t$, a key of 64 numbers that is not
+# expanded. It is turned once, when it is kept, and all heads share it. Both forms can have it.
 #
 # ## Exercise (c): what is kept (20 minutes)
 #
@@ -463,8 +479,9 @@ viz.multi_head_latent_attention.stepper()
 #
 # On this machine: one decode step of one layer, 16 heads of DeepSeek's size, as DeepSeek-V2-Lite has them, after 2,048
 # tokens. The operations differ by a factor of 114.
-# **How many times faster is the absorbed form?** (It reads far less, too. But U and V are read by both, and small
-# products are never as fast as large ones.)
+# **How many times faster is the absorbed form?** (Beside the operations, the naive form has keys and values of all heads
+# to write and to read again. On the other hand, a large product keeps a processor busy, and what the absorbed form has
+# left is soon done when U, V and the latents have been read.)
 
 # %% tags=["predict"]
 predict("15.faster", None, "times")
@@ -490,6 +507,10 @@ flops = sum(naive_flops(16, 2048)), sum(absorbed_flops(16, 2048))
 print(f"naive    {1e3 * slow:8.2f} ms, {flops[0] / slow / 1e9:6.1f} GFLOP/s")
 print(f"absorbed {1e3 * fast:8.2f} ms, {flops[1] / fast / 1e9:6.1f} GFLOP/s")
 measured("15.faster", slow / fast, "times")
+
+# %% [markdown]
+# While this lesson was written it was between 110 and 220, with one thread. <!-- source: eight runs on two cores --> A
+# millisecond or two is easily disturbed: on a machine that is busy with something else it may be far less.
 
 # %% [markdown]
 # ### On a GPU
@@ -638,13 +659,20 @@ print(f"bytes a token on {gpus} GPUs together, by tensor parallelism:")
 print(f"    Llama-3.1-405B {llama:9,}: {llama // gpus:,} on each")
 print(f"    DeepSeek-V3    {gpus * mla:9,}: {mla:,} on each,", end=" ")
 print(f"with {128 // gpus} heads and {intensity(128 // gpus):.0f} FLOP/byte")
+weights = sum(
+    weight.numel()
+    for name, weight in v3.named_parameters()
+    if name.split(".")[2:3] and name.split(".")[2].startswith(("query", "latent", "output"))
+)
 print(f"DeepSeek-V3, each with its own sequences: {mla:,}, with 128 heads and {intensity(128):.0f} FLOP/byte")
+print(f"attention's weights: {weights / 1e9:.1f} billion, {2 * weights / 1e9:.0f} GB in bf16, as much as", end=" ")
+print(f"{2 * weights / mla / 1000:.0f} thousand tokens of latents")
 
 # %% [markdown]
 # Both halves of the gain would be lost: eight copies of the cache, and each GPU reads all latents for a few heads. So
 # DeepSeek-V3 is served with **data-parallel attention**: each GPU has all heads, and sequences of its own. Attention's
-# weights are replicated for that, which costs little; the experts, nearly all of the model, stay spread over all
-# GPUs, and between the two the tokens are sent around (lesson 21).
+# weights are on each GPU then, which takes room of its own, and pays where many or long sequences are served. The
+# experts, nearly all of the model, stay spread over all GPUs, and between the two the tokens are sent around (lesson 21).
 #
 # ## What production does differently
 #
@@ -664,7 +692,7 @@ print(f"DeepSeek-V3, each with its own sequences: {mla:,}, with 128 heads and {i
 #   ([sglang#13495](https://github.com/sgl-project/sglang/issues/13495)).
 # - Papers: [multi-query attention](https://arxiv.org/abs/1911.02150), [grouped queries](https://arxiv.org/abs/2305.13245),
 #   [DeepSeek-V2](https://arxiv.org/abs/2405.04434) (section 2.1, appendix C), [DeepSeek-V3](https://arxiv.org/abs/2412.19437),
-#   [YaRN](https://arxiv.org/abs/2309.00071), by which V3's scale is a little more than $1/\sqrt{192}$.
+#   [YaRN](https://arxiv.org/abs/2309.00071), by which V3's scale is 1.87 times $1/\sqrt{192}$.
 #
 # ## Do you have it?
 #

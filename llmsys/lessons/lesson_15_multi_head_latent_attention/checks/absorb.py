@@ -66,7 +66,7 @@ def absorb(answer: Answer) -> None:
     with answer.property(
         "the scale stays 1/√(Dn + R)",
         why="The scores are the same numbers as in the other form, although the vectors are longer now. With 1/√(L + "
-        "R) (1/√576 in place of DeepSeek-V3's 1/√192) it would be another model.",
+        "R) (with DeepSeek-V3's sizes, 1/√576 in place of 1/√192) it would be another model.",
         hint="What was the scale of exercise (a)? Has a score changed?",
     ):
         for sizes in (Sizes(L=30, R=2), Sizes(R=12, Dn=3)):

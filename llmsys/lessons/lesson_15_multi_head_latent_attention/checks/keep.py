@@ -69,8 +69,8 @@ def keep(answer: Answer) -> None:
 
     with answer.property(
         "the latent has no position: it is the same at every one",
-        why="A turned latent would put a rotation between a head's query and its key matrix, another one for every "
-        "distance. Nothing could be absorbed then.",
+        why="Keys and values of all heads are made of it. Of a turned latent they would be others at every position, and "
+        "no score would depend on the distance alone.",
         hint="Which columns does your rotation touch? Only the last R may depend on positions.",
     ):
         x, down, weight = tensors(1, 3, 8, 4)

@@ -18,8 +18,8 @@ BOTH = "torch.cat((c, r), dim=-1)[:, None]"
 @misconception(
     "15.keep",
     "You turn the latent, too: all L + R columns have the position.",
-    why="Between a query and c stands U_h. A rotation of c would have to come between the two, another one for each "
-    "token, and U_h could no longer be absorbed into the query. So the position has columns of its own.",
+    why="Keys and values are made of c. Values have no position, and U_h makes keys of a turned c whose products with "
+    "queries do not depend on the distance alone. So the position has columns of its own.",
 )
 def turns_everything(x, down, weight, positions, *, base=10_000.0, eps=1e-6):
     L, both = len(weight), x @ down.mT
@@ -40,7 +40,7 @@ wrong(
         " - c[..., 1::2] * a.sin(), c[..., 0::2] * a.sin() + c[..., 1::2] * a.cos()), dim=-1).flatten(-2), r), "
         "dim=-1)[:, None]",
     ),
-    why="The latent is expanded by every head's matrix, and a rotation before that cannot be undone behind it.",
+    why="Every head's matrix comes after that, and a rotation before it cannot be undone behind it.",
 )
 wrong(
     "turns_half_and_half",
