@@ -88,7 +88,7 @@ def absorb(answer: Answer) -> None:
         "query, and attention.",
         hint="Which of your products has Tk rows and a matrix of a head? Each costs 2 · Tk · L · Dn for every head.",
     ):
-        for sizes in (Sizes(B=2, Tk=64, L=16, Dn=12, Dv=12), Sizes(H=5, Tq=2, Tk=80, L=20, R=2, Dn=16, Dv=9)):
+        for sizes in (Sizes(B=2, Tk=64, L=16, Dn=12, Dv=14), Sizes(H=5, Tq=2, Tk=80, L=20, R=2, Dn=16, Dv=9)):
             s = sizes
             attention = s.Tq * s.Tk * 2 * (s.L + s.R)  # whoever sums r along with c, to throw it away, may
             most = 2 * s.B * s.H * (s.Tq * s.L * (s.Dn + s.Dv) + attention)

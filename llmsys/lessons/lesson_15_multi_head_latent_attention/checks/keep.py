@@ -62,15 +62,21 @@ def keep(answer: Answer) -> None:
         hint="Over which columns is the mean? Is it a mean of squares, without anything subtracted? And eps is inside "
         "the root.",
     ):
-        for L, R in ((6, 4), (12, 2)):
-            answer.agrees(*tensors(2, 1, L, R), at(0))
-        x, down, weight = tensors(1, 3, 6, 2)
-        answer.agrees(1e-3 * x, down, weight, at(0, 0, 0), eps=1e-5)
+        for T, L, R, size, eps in ((1, 6, 4, 1.0, 1e-6), (1, 12, 2, 1.0, 1e-6), (3, 6, 2, 1e-3, 1e-5)):
+            x, down, weight = tensors(2, T, L, R)
+            given = size * x, down, weight, torch.zeros(T, dtype=torch.int64)
+            run, right = answer(*given, eps=eps), answer.reference(*given, eps=eps)[..., :L]
+            answer.that(
+                run,
+                lambda r, L=L, right=right: torch.allclose(r.value[..., :L], right, rtol=1e-4, atol=1e-5),
+                expected=f"the first {L} columns to be {_short(right[0, 0, 0])}",
+                got=lambda r, L=L: _short(r.value[0, 0, 0, :L]),
+            )
 
     with answer.property(
         "the latent has no position: it is the same at every one",
-        why="Keys and values of all heads are made of it. Of a turned latent they would be others at every position, and "
-        "no score would depend on the distance alone.",
+        why="Keys and values of all heads are made of it. Of a turned latent they would be others at every position, "
+        "and no score would depend on the distance alone.",
         hint="Which columns does your rotation touch? Only the last R may depend on positions.",
     ):
         x, down, weight = tensors(1, 3, 8, 4)

@@ -85,3 +85,14 @@ wrong(
     ("return o @ value_up.mT", "return o"),
     why="Σ p V c = V Σ p c: sum the latents first, and multiply once for each query.",
 )
+wrong(
+    "expands_the_keys",
+    "You sum latents, and multiply once with value_up; but you still make the keys of all tokens.",
+    (
+        "naive_attention(absorbed, latent, latent[..., :L], causal",
+        "naive_attention(q, torch.cat((latent[..., :L] @ key_up.mT, latent[..., L:].expand(-1, H, -1, -1)), dim=-1), "
+        "latent[..., :L].expand(-1, H, -1, -1), causal",
+    ),
+    ("absorbed = torch.cat((nope @ key_up, rope), dim=-1)", "del nope, rope"),
+    why="q · (U c) = (Uᵀ q) · c: multiply the query with U, once, and let it meet the latents as they are.",
+)
