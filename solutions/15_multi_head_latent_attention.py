@@ -75,12 +75,15 @@ for name in ("Qwen2.5-72B", "Llama-3.1-405B"):
     print(f"{name}: {cache_spec_of(SHAPES[name]).bytes_per_token:,} bytes a token")
 alike = replace(with_kv_heads(SHAPES["DeepSeek-V3"], 128), name="DeepSeek-V3's heads")
 print(f"128 heads of 128 in 61 layers, with keys and values of their own: {bytes_per_token(alike):,}")
+print(f"DeepSeek-V3's heads, keys of 192 and values of 128: {128 * (192 + 128):,} numbers in a layer,", end=" ")
+print(f"{128 * (192 + 128) / layer.Dk:.0f} times as many")
 
 # %% tags=["measure"]
 measured("15.heads", layer.Dk / (2 * 128), "heads")
 
 # %% [markdown]
-# Two and a quarter heads, and each of 128 heads has its own keys. On one axis:
+# Two and a quarter heads, and each of 128 heads has its own keys. On one axis, with plain heads of 128 numbers for the bar
+# of "DeepSeek-V3's heads":
 
 # %%
 viz.kv_cache.bytes_per_token(["Llama-2-7B", alike, "Qwen2.5-72B", "Llama-3.1-405B", "DeepSeek-V3"])
@@ -120,8 +123,8 @@ print("rank with a matrix for each head:   ", int(torch.linalg.matrix_rank(plain
 print(f"rank by way of a latent of {L} numbers:", int(torch.linalg.matrix_rank(latent_keys)))
 
 # %% [markdown]
-# Two KV heads of 16 would span 32 dimensions, more than these 24. But each query head would see only the 16 of its group,
-# as they are. With a latent each head makes its own 16 numbers of all 24, and no two heads need to see the same.
+# That is a loss. But with a cache of 24 numbers, grouped queries would not even have one KV head: a key and a value of 16
+# are 32 numbers. And all heads would see those 16 as they are, where with a latent each makes its own 16 of all 24.
 #
 # ## Exercise (a): expand (20 minutes)
 #
@@ -142,7 +145,7 @@ def attend_expanded(q, latent, key_up, value_up, *, causal=False, scale=None):
     key_up    (H, Dn, L)          the heads' U: a key is [U c ; r], with the same r in all heads
     value_up  (H, Dv, L)          the heads' V: a value is V c
     causal    the last query sees all keys, the one before it one key less, and so on
-    scale     of the scores; None: 1/√(Dn + R)
+    scale     of the scores; None: one over the root of the size of a key
 
     Returns (B, H, Tq, Dv), of q's dtype. Attention itself is given: naive_attention(q, k, v, causal=…, scale=…) or
     any other will do. Not allowed: the library's latent attention.
@@ -183,7 +186,9 @@ def drawn(H, Tk, Tq=1, L=512, R=64, Dn=128, Dv=128):
 own_expanded = mine("attend_expanded", default=naive_latent_attention)
 with work() as done:
     own_expanded(*drawn(H=4, Tk=100))
-print("as the meter counts yours:", done.matmul_flops == sum(naive_flops(H=4, Tk=100)))
+print(
+    f"the function has {done.matmul_flops / sum(naive_flops(H=4, Tk=100)):.2f} times as many operations as the formula"
+)
 expanding, attending = naive_flops(H=128, Tk=8192)
 print(f"a token of DeepSeek-V3 after 8,192 others, in one layer: {(expanding + attending) / 1e9:.1f} GFLOP,")
 print(f"of which attention is {attending / (expanding + attending):.2%}")
@@ -286,13 +291,15 @@ def absorbed_flops(H, Tk, Tq=1, L=512, R=64, Dn=128, Dv=128):
 
 with work() as done:
     own_absorbed(*drawn(H=4, Tk=100))
-print("as the meter counts yours:", done.matmul_flops == sum(absorbed_flops(H=4, Tk=100)))
+print(
+    f"the function has {done.matmul_flops / sum(absorbed_flops(H=4, Tk=100)):.2f} times as many operations as the formula"
+)
 print(" new tokens    naive   absorbed, GFLOP     (128 heads, 8,192 tokens in all)")
 for Tq in (1, 2, 16, 128, 256, 8192):
     naive, absorbed = sum(naive_flops(128, 8192, Tq)), sum(absorbed_flops(128, 8192, Tq))
     print(f"{Tq:11,} {naive / 1e9:8,.0f} {absorbed / 1e9:10,.1f}")
 even = next(Tq for Tq in range(1, 8192) if sum(naive_flops(128, 8192, Tq)) < sum(absorbed_flops(128, 8192, Tq)))
-print(f"from {even} new tokens on, expanding is less work")
+print(f"from {even} new tokens on, expanding is less work; of very long texts from {512 * 256 / (1088 - 320):.0f} on")
 ratio = sum(naive_flops(16, 2048)) / sum(absorbed_flops(16, 2048))
 print(f"one new token, 16 heads, 2,048 tokens: {ratio:.0f} times less, absorbed")
 
@@ -300,14 +307,14 @@ print(f"one new token, 16 heads, 2,048 tokens: {ratio:.0f} times less, absorbed"
 measured("15.times", sum(naive_flops(128, 8192)) / sum(absorbed_flops(128, 8192)), "times")
 
 # %% [markdown]
+# (The 171 are $L (D_n + D_v)$ over the difference of $2L + R$ and $D_n + R + D_v$, whatever $H$ is. A causal mask, which
+# spares work in both forms, is not counted.)
+#
 # So both forms are needed. In decoding few queries see many keys, and expanding these is waste. In training, and for the
 # chunks of a prompt, many queries see each key. Then it pays to make the key once, because each of its products is
 # cheaper: 320 multiplications for a query, a key and a value, in place of 1,088. <!-- source: 192 + 128, 576 + 512 -->
 # The library's model has a simpler rule: `latent="auto"` expands where there is no cache, and absorbs where there is one.
 # So it absorbs for long chunks of prompts, too, where it would be less work to expand.
-#
-# (Equal in exact arithmetic is not equal bit by bit: in half precision it is the absorbed query that is rounded, and not
-# the expanded key.)
 #
 # ## Predict: what does a step wait for?
 #
@@ -381,7 +388,7 @@ for distance in (0, 1, 10, 1000):
     print(f"distance {distance:5}: cosine with the one for distance 0 is {cosine:5.2f}")
 
 # %% [markdown]
-# There is no query that fits all keys. What if it is the *latent* that is turned? Then $U_h$ comes after the rotation, and
+# There is no query that fits all keys, although half of these columns hardly turn. What if it is the *latent* that is turned? Then $U_h$ comes after the rotation, and
 # the score of a query that is turned as ever, $(R_m\, q) \cdot (U_h R_n\, c)$, is no function of a distance any more. Move a
 # query and a key by five tokens, and see whether their score stays. In the last two lines, what is turned is the query
 # *after* it has absorbed $U_h$, or $r$ as in (1).
@@ -468,7 +475,7 @@ check("15.keep", keep)
 # compute, and watch where they come to stand on an H100's roofline. Three things to look for:
 #
 # - DeepSeek-V3, absorbed and naive: which product has the time, and what is written for it?
-# - The same heads with a cache of their own keys and values (MHA): do 32 sequences of 8k fit beside the weights? Does one of 32k?
+# - The same heads with a cache of their own keys and values (MHA): do 32 sequences of 8k fit into an H100? Does one of 32k?
 # - Absorbed, with 1, 2 and 4 new tokens: from where on does another token cost more time?
 
 # %% tags=["widget"]
@@ -551,7 +558,10 @@ print(f"two new tokens take {two['us'] / one['us']:.2f} times as long as one")
 forms = {name: rows[128, 1, 4096, name]["us"] for name in ("gluon", "expanded", "naive")}
 print("128 heads, 4,096 tokens:", ", ".join(f"{name} {us:,.0f} µs" for name, us in forms.items()), end=": ")
 print(f"{forms['expanded'] / forms['gluon']:.0f} and {forms['naive'] / forms['gluon']:.0f} times the first")
-print(f"numbers of a cache of keys and values, for each of one of latents: {128 * (192 + 128) / 576:.0f}")
+small = {name: rows[16, 1, 4096, name]["us"] for name in ("gluon", "expanded")}
+print(f"16 heads: a cache of keys and values has {16 * (192 + 128) / 576:.1f} times the numbers,", end=" ")
+print(f"and takes {small['expanded'] / small['gluon']:.1f} times as long")
+print(f"to expand the latents, with 128 heads: {128 * naive_flops(128, 4096)[0] / 1e12:.1f} TFLOP")
 
 # %% tags=["measure"]
 measured("15.second", two["us"] / one["us"], "times")
@@ -562,10 +572,14 @@ viz.multi_head_latent_attention.decode_roofline(record)
 # %% [markdown]
 # It is as (5) has it. From 16 to 32 heads there is twice the work in the same time: memory is what both wait for. 128 heads
 # are four times the work of 32, in half as much time again: now it is the tensor cores, and from here on each token costs
-# time. With few heads `gluon` reaches 0.8 of the copy's speed, with 128 it reaches 0.7 of what the project measured for
-# large products of matrices (on an H100, which has the same tensor cores). `triton` is the portable kernel, and from 32
-# heads on less than half as fast; `llmsys/attention/latent/hopper/` says what the other does differently. A cache of keys
-# and values loses by its size, 71 times as much to read. And the naive form has all that to write first.
+# time. (1.82 times and not 2, for the longer product fills them better.) With few heads `gluon` reaches 0.8 of the copy's
+# speed, with 128 it reaches 0.7 of what the project measured for large products of matrices, on an H100, which has the
+# same tensor cores. (The picture's flat roof is the data sheet's.) `triton` is the portable kernel, and from 32 heads on
+# less than half as fast; `llmsys/attention/latent/hopper/` says what the other does differently.
+#
+# A cache of keys and values loses by its size: with 16 heads, where memory decides for both, by its bytes nearly exactly.
+# With 128 heads it has 71 times the bytes and takes 34 times as long, as the latents' kernel no longer waits for memory
+# there. And the naive form has all of that to make first, 17.6 TFLOP in a layer of this step, and to write and read again.
 
 # %% [markdown]
 # ## Your functions in a real model
@@ -590,7 +604,10 @@ class Latents:
         return Batch(torch.arange(start, self.length))
 
     def attend(self, layer, q, new, v, batch, *, turn, scale, key_up, value_up):
-        """q (B, H, T, Dn + R), still to be turned; new (B, 1, T, L + R), to be kept. Returns (B, H, T, Dv)."""
+        """q (B, H, T, Dn + R), whose last R columns are still to be turned; new (B, 1, T, L + R), to be kept.
+
+        Returns (B, H, T, Dv). `rotate` turns as many columns as `turn` is for, the last ones.
+        """
         latent = torch.cat((self.latents[layer], new), dim=2) if layer in self.latents else new
         self.latents[layer] = latent
         return self.form(rotate(q, turn), latent, key_up, value_up, causal=True, scale=scale)
@@ -635,7 +652,7 @@ own.load_state_dict(model.state_dict())
 for name, form in (("expanded", own_expanded), ("absorbed", own_absorbed)):
     cache = Latents(form)
     said = generate(own, prompt, attention=cache, max_new_tokens=new)
-    print(f"yours, {name}: the same {len(said.tokens)} tokens: {said.tokens == expected.tokens}")
+    print(f"layers with these functions, {name}: the same {len(said.tokens)} tokens: {said.tokens == expected.tokens}")
 config = model.config
 print(
     f"kept of a token in a layer: {cache.latents[0].shape[-1]} numbers; keys and values of its {config.heads} heads",
@@ -645,7 +662,7 @@ print(f" would be {config.heads * (config.query_size + config.value_size)}")
 
 # %% [markdown]
 # In pages it is the cache of lesson 08: `PagedCache` sees one key head of $L + R$ numbers, whose values are in its keys.
-# Everything works with it that worked with heads: blocks that are shared, chunks of prompts, preemption.
+# So blocks that are shared, chunks of prompts and preemption are what they were (`tests/serving/test_latent.py`).
 #
 # ## On many GPUs
 #
@@ -680,16 +697,16 @@ print(f"{2 * weights / mla / 1000:.0f} thousand tokens of latents")
 #   absorbed form over pages of 64 tokens. For an H800 it claims up to 3,000 GB/s where memory limits, and since April
 #   2025 up to 660 TFLOP/s where the tensor cores do. Its `softmax_scale` is $1/\sqrt{576}$ if nothing is said, so callers
 #   say it. <!-- source: README of FlashMLA, its release of 2025-04-22 -->
-# - **vLLM**: `vllm/v1/attention/backends/mla/common.py` calls the two forms "compute friendly" and "data-movement
-#   friendly", and takes the first for prompts and the second for decoding. It keeps $U$ and $V$ as `W_UK_T` and
-#   `W_UV`.
+# - **vLLM**: `vllm/model_executor/layers/attention/mla_attention.py` (before: `vllm/v1/attention/backends/mla/common.py`)
+#   calls the two forms "compute friendly" and "data-movement friendly", and takes the first for prompts, in chunks, too,
+#   and the second for decoding. It keeps $U$ and $V$ as `W_UK_T` and `W_UV`.
 # - **SGLang**: `--enable-dp-attention` is the data-parallel attention from above
 #   ([its guide](https://docs.sglang.io/docs/advanced_features/dp_dpa_smg_guide.md)).
 # - **FlashInfer**: `BatchMLAPagedAttentionWrapper` takes `c` and `r` as two caches.
 # - **DeepSeek-V3.2** adds sparse attention to it: a small indexer chooses 2,048 tokens, and the absorbed form attends to
 #   those (lesson 13). Its indexer's rotation pairs half and half, while latent attention's pairs neighbours; engines have
 #   mixed them up, and nothing failed but the answers' quality
-#   ([sglang#13495](https://github.com/sgl-project/sglang/issues/13495)).
+#   ([sglang#13495](https://github.com/sgl-project/sglang/pull/13495)).
 # - Papers: [multi-query attention](https://arxiv.org/abs/1911.02150), [grouped queries](https://arxiv.org/abs/2305.13245),
 #   [DeepSeek-V2](https://arxiv.org/abs/2405.04434) (section 2.1, appendix C), [DeepSeek-V3](https://arxiv.org/abs/2412.19437),
 #   [YaRN](https://arxiv.org/abs/2309.00071), by which V3's scale is 1.87 times $1/\sqrt{192}$.

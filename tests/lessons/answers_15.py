@@ -126,6 +126,16 @@ def expands_by_chunks(q, latent, key_up, value_up, *, causal=False, scale=None):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
+def expands_without_a_product(q, latent, key_up, value_up, *, causal=False, scale=None):
+    """Keys and values by elementwise products and sums, which are no matrix products."""
+    L, H = key_up.shape[2], len(key_up)
+    c = latent[..., None, :L]  # (B, 1, T, 1, L)
+    k, v = ((c * up[:, None]).sum(-1) for up in (key_up, value_up))
+    k = torch.cat((k, latent[..., L:].expand(-1, H, -1, -1)), dim=-1)
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2]) if causal else None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
 def scale_of_the_latent_alone(q, latent, key_up, value_up, *, causal=False, scale=None):
     scale = key_up.shape[2] ** -0.5 if scale is None else scale
     return absorbed_by_einsum(q, latent, key_up, value_up, causal=causal, scale=scale)
@@ -228,7 +238,8 @@ WRONG = {
         causal_at_the_top_left, first_sequence_only, in_float32_out, r_is_expanded_by_nobody, tokens_for_heads,
     ),
     "15.absorb": (
-        expands_by_chunks, scale_of_the_latent_alone, scaled_twice, remembers_the_absorbed_query, by_einsum,
+        expands_by_chunks, expands_without_a_product, scale_of_the_latent_alone, scaled_twice,
+        remembers_the_absorbed_query, by_einsum,
         scales_the_callers_query,
     ),
     "15.keep": (eps_outside, one_dimension_short, r_first, degrees, relative_to_the_first, eps_is_fixed),

@@ -77,7 +77,7 @@ def _roofline(axes, points, copy: float, peak: float) -> None:
         axes.text(intensity, 21, words, fontsize=8.5, ha="center", color=LIGHT["muted"])
     axes.set(xscale="log", yscale="log", xlim=(LEAST, MOST), ylim=(18, 1.6 * peak / 1e12))
     axes.set(xlabel="FLOP for each byte of latents", ylabel="TFLOP/s")
-    axes.set_title("16 to 128 heads, under the roof")
+    axes.set_title("absorbed, by heads (× new tokens)")
     axes.set_xticks([30, 100, 300], ["30", "100", "300"])
     axes.set_yticks([30, 100, 300, 1000], ["30", "100", "300", "1000"])
     axes.minorticks_off()

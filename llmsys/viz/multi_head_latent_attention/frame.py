@@ -127,9 +127,9 @@ def _cache(svg: Svg, frame: Frame) -> None:
 
 
 def describe(frame: Frame) -> str:
-    product, d = frame.products[frame.now], frame.design
+    product, d, B = frame.products[frame.now], frame.design, frame.batch
     said = (
-        f"{d.name}, {frame.batch} sequences of {frame.context:,} tokens, {_new(frame.queries)}. Product "
+        f"{d.name}, {B} sequence{'s' * (B > 1)} of {frame.context:,} tokens, {_new(frame.queries)}. Product "
         f"{frame.now + 1} of {len(frame.products)}, {product.name}: {_flops(product.flops)}, "
         f"{size_in_words(product.read)} read"
     )

@@ -64,7 +64,7 @@ def absorb(answer: Answer) -> None:
             answer.agrees(*step(answer, sizes), scale=0.3)
 
     with answer.property(
-        "the scale stays 1/√(Dn + R)",
+        "the scale: where none is given, and as it is given",
         why="The scores are the same numbers as in the other form, although the vectors are longer now. With 1/√(L + "
         "R) (with DeepSeek-V3's sizes, 1/√576 in place of 1/√192) it would be another model.",
         hint="What was the scale of exercise (a)? Has a score changed?",
@@ -100,6 +100,8 @@ def absorb(answer: Answer) -> None:
                 got=lambda r: f"{r.value:,} operations",
                 by=lambda r: r.value,
             )
+            run = answer(*step(answer, sizes))  # keys need not be made by a product
+            answer.allocates(run, 8 * s.B * s.H * s.Tk * (s.L + s.R), "twice the latents for each head")
 
     with answer.property(
         "all of it together: options, sizes, dtypes and strides",

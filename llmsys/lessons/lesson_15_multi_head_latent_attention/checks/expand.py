@@ -66,7 +66,7 @@ def expand(answer: Answer) -> None:
             answer.agrees(*step(answer, sizes))
 
     with answer.property(
-        "the scale is 1/√(Dn + R), or what was given",
+        "the scale: where none is given, and as it is given",
         why="A score is a product of Dn + R numbers. How many are kept of a token has nothing to do with it.",
         hint="How long are the vectors whose product is a score? Is a scale that was given used as it is?",
     ):
