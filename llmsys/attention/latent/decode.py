@@ -28,6 +28,8 @@ from llmsys.attention.paged.plans import LARGE_SMS
 from llmsys.attention.paged.write import check_device
 
 LARGEST_LATENT, LARGEST_ROPE = 512, 128
+LEAST_TILE = 16
+"""Rows, and keys, of the smallest tiles."""
 MANY_ROWS = 1024
 """Rows of a step from which on a program of the merge has several. Where they are fewer, each has more parts."""
 
@@ -90,6 +92,12 @@ def latent_decode(
     if o.numel() == 0 or S == 0:
         o.zero_(), lse.fill_(float("-inf"))
         return (o, lse) if return_lse else o
+    keys = block_table.shape[1] * pages.shape[1]
+    if (N * Hq // LEAST_TILE + S) * max(keys // LEAST_TILE, 1) >= 2**31:
+        raise ValueError(
+            f"block_table must be for fewer keys: {keys} for each of {S} sequences, with {N} tokens of {Hq} heads, are "
+            "more than 32 bits count in tiles"
+        )
     gluon = language != "triton" and kernels is None and hopper_takes(q, pages, latent, block_table)
     if language == "gluon" and not gluon:
         raise ValueError(

@@ -154,6 +154,7 @@ def test_a_step_without_tokens_gives_nothing_and_one_of_padding_zeros(sequences)
         (dict(pages=None), r"pages must be a torch.Tensor \(num_blocks, block_size, Dk\), got NoneType"),
         (dict(seq_lens=torch.tensor([30, 9])), "seq_lens must be int32"),
         (dict(block_table=torch.zeros(1, 8, dtype=torch.int32)), "block_table must have a row for each"),
+        (dict(block_table=torch.zeros(2, 1, dtype=torch.int32).expand(2, 2**32)), "block_table must be for fewer keys"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(changes, message):

@@ -2,8 +2,8 @@
 
 The accumulator of 64 rows is 64 × 512 numbers in fp32, 128 registers a thread of *two* warpgroups. They have no room
 for scores, too, and both need the same ones. So a third warpgroup computes them: S = Q Kᵀ, m, l and P. Along the ring
-(`ring`) it is a tile ahead: while the two multiply P by the values of tile i, it has begun with the keys of tile i + 1,
-and the tensor cores always have something to do. All products read both operands from shared memory.
+(`ring`) it is a tile ahead: while the two multiply P by the values of tile i, it has begun with the keys of tile i + 1.
+All products read both operands from shared memory.
 
 Rows see keys up to the place of their token, which a row's `seen` counts. Only the last tiles of an entry have keys
 that a row does not see.
