@@ -908,5 +908,4 @@ for layer in range(2):
 # that are returned by the forward pass, and added up by the trainer alone, cannot.
 # </details>
 #
-# **Next:** lesson 15, Multi-head latent attention, the other half of DeepSeek-V3's layer. It is not built yet: `llmsys
-# update` brings it when it is.
+# **Next:** lesson 15, Multi-head latent attention, the other half of DeepSeek-V3's layer.

@@ -1,0 +1,98 @@
+"""Wrong answers to 15.absorb: a right one with an edit, and one by another way."""
+
+from llmsys.course.checking.mistakes import Mistakes
+from llmsys.lessons.lesson_15_multi_head_latent_attention.right import attend_absorbed, attend_expanded
+
+wrong = Mistakes("15.absorb", attend_absorbed)
+
+SCALE = "math.sqrt(q.shape[-1])"
+
+wrong(
+    "scale_of_the_latent",
+    "You scale by 1/√(L + R), because the vectors are that long now (1/√576 in DeepSeek-V3).",
+    (SCALE, "math.sqrt(latent.shape[-1])"),
+    why="The scores are the same numbers as before: (Uᵀ q) · c = q · (U c). So their scale is the same, 1/√(Dn + R), "
+    "1/√192 in DeepSeek-V3.",
+)
+wrong(
+    "scale_is_ignored",
+    "You scale by 1/√(Dn + R), although another scale was given.",
+    (f"1 / {SCALE} if scale is None else scale", f"1 / {SCALE}"),
+    why="Under YaRN the scale is larger, and only the model knows by how much.",
+)
+wrong(
+    "queries_take_the_value_matrix",
+    "You absorb value_up into the queries.",
+    ("nope @ key_up,", "nope @ value_up[:, :Dn],"),
+    why="It is U_h, the matrix of the keys, that stands between a query and c.",
+)
+wrong(
+    "outputs_take_the_key_matrix",
+    "You expand the outputs by key_up.",
+    ("o @ value_up.mT", "o @ key_up.mT"),
+    why="What is summed becomes a value by V_h, which has Dv rows.",
+)
+wrong(
+    "one_matrix_for_all_heads",
+    "You absorb the first head's matrix into the queries of all heads.",
+    ("nope @ key_up,", "nope @ key_up[:1],"),
+    why="Each head has its own U_h. That is the difference from multi-query attention.",
+)
+wrong(
+    "without_r",
+    "You leave r out of the scores.",
+    ("(nope @ key_up, rope)", "(nope @ key_up, 0 * rope)"),
+    why="The R columns are all that a score knows of positions.",
+)
+wrong(
+    "scale_of_the_key_without_r",
+    "You scale by 1/√Dn, as if a key had no r.",
+    (SCALE, "math.sqrt(Dn)"),
+    why="The scores are those of exercise (a), of queries with Dn + R numbers.",
+)
+wrong(
+    "matrix_transposed",
+    "You multiply the query with the transposed key_up.",
+    ("nope @ key_up,", "nope @ key_up.mT,"),
+    why="Uᵀ q takes Dn numbers to L: as a row, q times U. Where Dn is L, no shape says so.",
+)
+wrong(
+    "causal_at_the_top_left",
+    "You align the mask with the beginning: query i sees the keys up to i.",
+    (
+        "naive_attention(absorbed, latent, latent[..., :L], causal=causal, ",
+        "torch.nn.functional.scaled_dot_product_attention(absorbed, latent, latent[..., :L], is_causal=causal, ",
+    ),
+    why="The queries are the newest tokens. torch's is_causal is for as many queries as keys (lesson 07).",
+)
+wrong(
+    "not_causal",
+    "You let queries see the tokens after them.",
+    ("causal=causal", "causal=False"),
+    why="Where causal is set, query i of Tq sees the keys up to Tk − Tq + i.",
+)
+wrong(
+    "expands",
+    "You expand keys and values: that is exercise (a) again.",
+    of=attend_expanded,
+    why="It is right, and it makes the keys and values of all tokens and heads again in every step. Move U_h to the "
+    "query, and V_h behind the sum.",
+)
+wrong(
+    "expands_the_values",
+    "You absorb the keys' matrix, and still make the values of all tokens.",
+    ("latent, latent[..., :L], causal", "latent.expand(-1, H, -1, -1), latent[..., :L] @ value_up.mT, causal"),
+    ("return o @ value_up.mT", "return o"),
+    why="Σ p V c = V Σ p c: sum the latents first, and multiply once for each query.",
+)
+wrong(
+    "expands_the_keys",
+    "You sum latents, and multiply once with value_up; but you still make the keys of all tokens.",
+    (
+        "naive_attention(absorbed, latent, latent[..., :L], causal",
+        "naive_attention(q, torch.cat((latent[..., :L] @ key_up.mT, latent[..., L:].expand(-1, H, -1, -1)), dim=-1), "
+        "latent[..., :L].expand(-1, H, -1, -1), causal",
+    ),
+    ("absorbed = torch.cat((nope @ key_up, rope), dim=-1)", "del nope, rope"),
+    why="q · (U c) = (Uᵀ q) · c: multiply the query with U, once, and let it meet the latents as they are.",
+)
