@@ -6,6 +6,8 @@ of commands, and what is done with errors: those that are the user's to mend bec
 that `llmsys start`, `status` and `doctor` answer at once and need typer and rich alone.
 """
 
+import sys
+
 import typer
 from typer.core import TyperGroup
 
@@ -64,5 +66,8 @@ app.add_typer(export, name="export", rich_help_panel="Teach", epilog="Example: l
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. A terminal that cannot show a letter is shown its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="llmsys")
