@@ -80,6 +80,11 @@ class Frames:
     def __init__(self):
         self._buffer = bytearray()
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that have come and belong to no frame yet."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield (header, payload) of each frame that these bytes complete. Raises ProtocolError."""
         self._buffer += data

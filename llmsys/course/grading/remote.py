@@ -58,7 +58,7 @@ class RemoteRunner:
         self.stopped: Stopped | None = None  # why there are no more answers
         self.time_limit, self.memory_limit = time_limit, memory_limit
         self._sandbox, self._left, self._clock_left = sandbox, time_limit, CLOCK * time_limit
-        self._waiting, self._frames = waiting, wire.Frames()
+        self._waiting, self._frames, self._said_so_far = waiting, wire.Frames(), 0
 
     def open(self, job: Mapping) -> Opened:
         """Run the cells: `job` holds id, function, setup, cells and module (`llmsys.course.grading.worker`)."""
@@ -100,8 +100,12 @@ class RemoteRunner:
     def compile(self, calls: Sequence[tuple[tuple, dict]]) -> list[Raised | None]:
         """What a GPU's compiler says of the kernel in each of these calls, as the worker reports it; empty where it
         reports nothing. The time is not the learner's."""
-        asked = {"compile": [[args, kwargs] for args, kwargs in calls]}
-        return [_raised(each) for each in self._said(asked, COMPILE_LIMIT)]
+        said = self._said({"compile": [[args, kwargs] for args, kwargs in calls]}, COMPILE_LIMIT)
+        try:
+            return [_raised(each) for each in said]
+        except Stopped as stopped:
+            self._stop(stopped)
+            return []
 
     def objections(self) -> tuple[str, ...]:
         """What the worker has to say against the answer after all calls: what it changed, what it left running."""
@@ -117,8 +121,12 @@ class RemoteRunner:
             return ()
 
     def _ask(self, asked: dict, form: dict, seconds: float | None = None) -> dict:
-        """Ask, under a number that nobody knows before, and take the reply of that form."""
-        serial = secrets.randbits(62)
+        """Ask, and take the reply of that form. A call's number nobody knows before; and what had been written before
+        it was asked for is no reply."""
+        self._said_so_far += seconds is not None
+        serial = secrets.randbits(62) if seconds is None else self._said_so_far
+        if self._frames.waiting:
+            raise Stopped("protocol", "it wrote to the grader's pipe")
         request = wire.pack({"serial": serial, **asked})
         fields = self._timed(request) if seconds is None else self._exchange(request, seconds)
         if not _is(fields, {"serial": int, **form}) or fields["serial"] != serial:
@@ -145,7 +153,8 @@ class RemoteRunner:
         try:
             for header, payload in self._frames.feed(b""):  # which came with the last one
                 return wire.unpack(header, payload)
-            talk = self._sandbox.talk(request, seconds, processor)
+            limits = (seconds,) if processor == math.inf else (seconds, processor)
+            talk = self._sandbox.talk(request, *limits)
             while True:
                 with self._waiting():
                     chunk = next(talk)

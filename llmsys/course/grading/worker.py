@@ -38,7 +38,7 @@ from llmsys.course.checking import wire
 from llmsys.course.checking.checks import get_check
 from llmsys.course.checking.runner import LocalRunner, Raised, Run, resolve
 from llmsys.course.grading.inside import cells, kernel_filter, seal
-from llmsys.course.grading.inside.cells import run_cell
+from llmsys.course.grading.inside.cells import run_cell as _run_cell
 from llmsys.course.grading.inside.guard import Guard, left_behind
 from llmsys.hardware.tier import load_triton
 
@@ -116,7 +116,7 @@ class Judge:
         def run(name: str, source: str) -> str:
             report(name)
             with self.guard.during_cells():
-                return run_cell(name, source, self.variables)
+                return _run_cell(name, source, self.variables)
 
         for name, source, original in job["setup"]:
             problem = run(name, source)

@@ -4,14 +4,14 @@ import inspect
 
 import pytest
 
-from llmsys.course.grading.inside.cells import run_cell
+from llmsys.course.grading.worker import _run_cell
 
 
 def run(*sources):
     """The namespace after these cells, and what the last of them had to say."""
     namespace, said = {}, ""
     for number, source in enumerate(sources):
-        said = run_cell(f"cell {number}", source, namespace)
+        said = _run_cell(f"cell {number}", source, namespace)
     return namespace, said
 
 
