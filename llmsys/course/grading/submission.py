@@ -22,7 +22,7 @@ from llmsys.course.manifest import Exercise, Lesson
 from llmsys.course.workspace.notebook import NotebookError, cells_by_id, identify, read_notebook, role, tags
 from llmsys.course.workspace.update import INCOMING
 
-__all__ = ["UNTOUCHED", "Course", "Task", "tasks_in", "tasks_of", "workspace_in"]
+__all__ = ["UNTOUCHED", "Course", "Task", "tasks_in", "tasks_in_notebook", "tasks_of", "workspace_in"]
 
 UNTOUCHED = "not written yet: replace `raise NotImplementedError` with your own lines"
 
@@ -89,7 +89,6 @@ def tasks_of(path: Path, lesson: Lesson, course: Course, only: str | None = None
     """A task for each exercise of a notebook, whatever state that is in."""
     exercises = [lesson.exercise(only)] if only else lesson.exercises
     blank = [Task("", exercise, lesson.notebook) for exercise in exercises]
-    original = course.original(lesson)
     try:
         if not path.exists():
             raise NotebookError(f"{lesson.notebook} is not there: `llmsys update` brings it")
@@ -97,9 +96,7 @@ def tasks_of(path: Path, lesson: Lesson, course: Course, only: str | None = None
             raise NotebookError(f"{path.name} is no file: `llmsys update` brings the notebook when it is moved away")
         if path.stat().st_size > NOTEBOOK_LIMIT:
             raise NotebookError(f"{path.name} is larger than {NOTEBOOK_LIMIT >> 20} MiB: clear its outputs")
-        notebook = read_notebook(path)
-        notes, setup = _notes(notebook, original), _setup(notebook, original)
-        return [_task(task, notebook, original, setup, notes, course) for task in blank]
+        return tasks_in_notebook(read_notebook(path), lesson, course, exercises)
     except (NotebookError, OSError) as error:
         problem = clean(str(error).replace(str(path), shown_name(path.name)))
     except Exception as error:  # JSON of the right form, and nonsense in it
@@ -129,6 +126,14 @@ def _task(blank: Task, notebook: dict, original: dict, setup: list, notes: tuple
         "processes": exercise.processes,
     }
     return replace(blank, job=job, notes=(*notes, *_check_cell_notes(exercise, notebook, original)))
+
+
+def tasks_in_notebook(notebook: dict, lesson: Lesson, course: Course, exercises: Sequence[Exercise]) -> list[Task]:
+    """A task for each of these exercises of the lesson, in a notebook that has been read."""
+    original = course.original(lesson)
+    notes, setup = _notes(notebook, original), _setup(notebook, original)
+    blank = [Task("", exercise, lesson.notebook) for exercise in exercises]
+    return [_task(task, notebook, original, setup, notes, course) for task in blank]
 
 
 def _is_stub(source: str, stub: str, name: str) -> bool:
