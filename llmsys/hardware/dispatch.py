@@ -10,10 +10,10 @@ The functions below answer what `llmsys.hardware.meters` and `llmsys.hardware.me
 """
 
 import _thread
+import sys
 import threading
 from contextlib import ExitStack
 from functools import cache
-from types import CodeType
 
 import torch
 from torch import Tensor, overrides
@@ -66,11 +66,21 @@ def follow_threads() -> None:
         if not _open:
             threading.Thread.start, _thread.start_new_thread = _start, _start_new_thread
         _open.append(None)
+        # The names under which Python's own module has it, for whoever goes behind Thread.start.
+        for name in [each for each in ("_start_new_thread", "_start_joinable_thread") if hasattr(threading, each)]:
+            setattr(threading, name, _followed(getattr(threading, name)))
+        _thread.start_new = _start_new_thread
 
 
-def starts_of_threads() -> tuple[CodeType, CodeType]:
-    """The code that starts a thread that is followed, and what calls it."""
-    return _threads_own[0].__code__, _start.__code__
+def _followed(start):
+    """A function of `_thread` that starts a thread, for Thread.start; for anybody else, a Thread is started."""
+
+    def start_thread(function, *rest, **options):
+        if sys._getframe(1).f_code is _threads_own[0].__code__:
+            return start(function, *rest, **options)
+        return _start_new_thread(function, rest[0] if rest and isinstance(rest[0], tuple) else ())
+
+    return start_thread
 
 
 def _start(thread: threading.Thread) -> None:

@@ -262,8 +262,7 @@ class _Meters(contextlib.ExitStack):
         return self
 
     def _sanitizer(self):
-        from llmsys.hardware import sanitizer  # which loads Triton
-
+        sanitizer = _sanitizer_module()
         return self.enter_context(sanitizer.watch()) if sanitizer.available() else None
 
     def _collect(self) -> None:
@@ -287,6 +286,14 @@ class _Meters(contextlib.ExitStack):
                 "bytes_stored": dict(self._report.bytes_stored),
                 "multiply_adds": dict(self._report.multiply_adds),
             }
+
+
+@functools.cache
+def _sanitizer_module():
+    """The same one from the first call on, whatever is imported under its name later. It loads Triton."""
+    from llmsys.hardware import sanitizer
+
+    return sanitizer
 
 
 def _place(found) -> str:

@@ -43,7 +43,6 @@ from llmsys.course.grading.inside.guard import Guard, left_behind
 from llmsys.hardware.tier import load_triton
 
 FILE_LIMIT = 64 << 20  # bytes that a file written here may have
-READING = ("inspect:getsource", "inspect:getsourcelines", "inspect:findsource")  # no answer but a kernel needs a text
 
 
 def main(grader: int, requests: int, replies: int) -> None:
@@ -82,8 +81,7 @@ class Judge:
         check = get_check(job["id"])
         if check.kernel:
             load_triton()  # its library is mapped before memory is limited
-        forbidden = (*check.all_forbidden, *(() if check.kernel else READING))
-        self._make = _maker(resolve(check.adapt), forbidden, check.kernel, check.build)
+        self._make = _maker(resolve(check.adapt), check.all_forbidden, check.kernel, resolve(check.build))
         self._make(lambda: None).run((), {})  # whatever a call imports is there, before it is sealed
         module = sys.modules["__main__"] = cells.notebook_module()  # as in a notebook
         self.variables, self._runner = vars(module), None
@@ -101,8 +99,7 @@ class Judge:
         notes: list[str] = []
         problem = self._run_cells(job, notes, report)
         if not problem:
-            objections = [*self.guard.offences, *left_behind(), *self._broken()]
-            problem = "; ".join(objections)
+            problem = "; ".join(self.objections())
         if not problem and job["function"] not in self.variables:
             problem = f"the cell does not define {job['function']}"
         if not problem:
@@ -131,12 +128,13 @@ class Judge:
         return ""
 
     def call(self, args: tuple, kwargs: dict) -> Run:
+        before = len(self.guard.offences)
         try:
             with self.guard.during_a_call():
                 run = self._runner.run(args, kwargs)
         except BaseException as error:  # what the learner's code has patched may break the runner, too
             run = Run(error=cells.raised(error, ""))
-        return replace(run, offences=tuple(self.guard.offences)) if self.guard.offences else run
+        return replace(run, offences=self.guard.since(before))
 
     def compile(self, calls: list) -> list[Raised | None]:
         try:
@@ -146,7 +144,7 @@ class Judge:
 
     def objections(self) -> list[str]:
         """What is to be said against it in the end, after all calls."""
-        return [*self.guard.offences, *left_behind(), *self._broken()]
+        return [*self.guard.since(0), *left_behind(), *self._broken()]
 
     def _broken(self) -> list[str]:
         broken = self.seal.broken()

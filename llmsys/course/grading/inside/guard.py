@@ -22,6 +22,7 @@ see: see `llmsys.course.grading.jail`.
 
 import _thread
 import importlib._bootstrap
+import linecache
 import os
 import sys
 import threading
@@ -48,12 +49,14 @@ LOOKS_AROUND = {
     "ctypes.addressof", "ctypes.get_errno",
 }  # fmt: skip
 HELPERS = {
-    "inspect", "traceback", "ctypes", "ctypes.util", "linecache", "tokenize", "os", "io", "pathlib",
+    "inspect", "ctypes", "ctypes.util", "linecache", "tokenize", "os", "io", "pathlib",
     "pkgutil", "importlib", "importlib.util", "importlib.machinery", "importlib._bootstrap_external",
     "importlib._bootstrap", "importlib.resources", "subprocess", "multiprocessing.popen_fork", "socket",
     "zipfile", "codecs", "contextlib",
 }  # fmt: skip
 """Modules of Python's that do what their caller wants: the caller is looked for behind them."""
+
+MOST_OFFENCES = 1000
 
 _ROOT = Path(__file__).resolve().parents[4]
 _SOURCES = tuple(f"{_ROOT / name}{os.sep}" for name in ("llmsys", "solutions", "lessons"))
@@ -95,21 +98,27 @@ class Guard:
     @contextmanager
     def _during(self, state: str) -> Iterator[None]:
         self._state = state
+        for name in [each for each in linecache.cache if each.startswith(_SOURCES)]:
+            del linecache.cache[name]  # so that whoever reads it opens it
         try:
             yield
         finally:
             self._state = "off"
 
+    def since(self, number: int) -> tuple[str, ...]:
+        """The offences after the first `number` ones, each once."""
+        return tuple(dict.fromkeys(self.offences[number:]))
+
     def note(self, offence: str) -> None:
         """Remember it, and stop it."""
-        if offence not in self.offences:
+        if len(self.offences) < MOST_OFFENCES:
             self.offences.append(offence)
         raise Offence(offence)
 
     def _hook(self):
         """The audit hook, with everything that it needs in its own variables."""
         guard, own, here, look, this_thread = self, os.getpid(), sys._getframe, LOOKS_AROUND, _thread.get_ident
-        the_watch, starts = sets_profile(), dispatch.starts_of_threads()
+        the_watch = sets_profile()
         begins = threading.Thread._bootstrap_inner.__code__
         judged = (
             STARTS_A_PROCESS | SENDS_A_SIGNAL | STARTS_A_THREAD | ASKS_THE_NETWORK | look
@@ -139,7 +148,10 @@ class Guard:
             if event == "open":
                 guard._opens(arguments[0], here(2))
             elif event in look:
-                if guard._is_learners(here(2)):
+                by = here(2)
+                if event == "sys._getframe" and by.f_globals.get("__name__") == "traceback":
+                    by = by.f_back  # walk_stack hands out frames
+                if guard._is_learners(by):
                     guard.note(f"it looks for what watches it, or for its memory ({event})")
             elif event in STARTS_A_PROCESS:
                 if guard._state == "call" and not guard._processes:
@@ -148,10 +160,8 @@ class Guard:
                 if arguments[0] not in (own, 0) and not guard._processes:
                     guard.note("it sent a signal to another process")
             elif event in STARTS_A_THREAD:
-                by = here(2)
-                follows = by.f_code is starts[0] and by.f_back is not None and by.f_back.f_code is starts[1]
-                if not (follows and threads_are_watched()):
-                    guard.note("it started a thread behind threading.Thread's back")
+                if not threads_are_watched():
+                    guard.note("it starts threads that are not watched")
             elif event in ASKS_THE_NETWORK:
                 guard._connects(event, arguments)
             elif event == "object.__getattr__":
