@@ -71,7 +71,7 @@ class Journal:
             for line in lines:
                 with contextlib.suppress(ValueError):  # the last one, where the run ended while it was written
                     entry = json.loads(line)
-                    if {"key", "notes", *_KEPT} <= entry.keys():
+                    if isinstance(entry, dict) and {"key", "notes", *_KEPT} <= entry.keys():
                         self._known[entry["key"]] = entry
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none, or it is no journal
             self._known, self.seed = {}, None

@@ -34,7 +34,7 @@ class Found:
 def workspace_in(folder: Path, lessons: Sequence[Lesson]) -> Path:
     """Where in a learner's submission the notebooks are: where a workspace is marked, else where most lessons are, not
     counting a fork's pristine lessons and solutions; the folder itself where there are none."""
-    candidates = [folder, folder / "work", *sorted(each for each in folder.glob("*") if each.is_dir())]
+    candidates = [folder, folder / "work", *sorted(each for each in folder.glob("[!.]*") if each.is_dir())]
     for candidate in candidates:
         if (candidate / MARKER).is_dir():
             return candidate
