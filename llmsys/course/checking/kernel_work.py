@@ -2,8 +2,8 @@
 
 Triton's interpreter runs a kernel as Python, and Python can do anything: hand its tensors to torch, say, and store what
 comes back. The value is right then, and little is loaded. So of a kernel that has passed, every call must have taken
-tiles by each of tl.load, tl.store and tl.dot that the library's kernel has in its text. (How many bytes and products,
-is a check's to ask: `llmsys.course.checking.metered`.)
+tiles by tl.load and tl.store, and some call products by tl.dot, where the library's kernel has these in its text. (How
+many bytes and products in which call, is a check's to ask: `llmsys.course.checking.metered`.)
 """
 
 import re
@@ -29,12 +29,15 @@ def work_of(reference: object) -> frozenset[str]:
 
 def idle(needed: frozenset[str], calls: Sequence[Call], shown) -> tuple[Call, Failure] | None:
     """The first of these calls in which the kernel left out some of that work, and what to say of it. `shown(call)` is
-    the call as text. Only where the sanitizer counts, and there is something to compute."""
-    for call in calls:
-        if call.run.watched and call.run.error is None and _has_work(call):
-            if missing := [f"tl.{name}" for name in ("load", "store", "dot") if name in needed - _done(call)]:
-                what = f"no {' and no '.join(missing)} was seen in the kernel, which cannot do without"
-                return call, Failure("work", f"{what}: something else computes", call=shown(call))
+    the call as text. Only where the sanitizer counts, and there is something to compute. A call may have no products to
+    make, as where no query sees a key; all of them together have."""
+    counted = [call for call in calls if call.run.watched and call.run.error is None and _has_work(call)]
+    multiplies = any("dot" in _done(call) for call in counted)
+    for call in counted:
+        done = _done(call) | ({"dot"} if multiplies else set())
+        if missing := [f"tl.{name}" for name in ("load", "store", "dot") if name in needed - done]:
+            what = f"no {' and no '.join(missing)} was seen in the kernel, which cannot do without"
+            return call, Failure("work", f"{what}: something else computes", call=shown(call))
     return None
 
 

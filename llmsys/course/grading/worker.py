@@ -89,10 +89,11 @@ class Judge:
         _limit_resources(job["memory_limit"], job["cpu_limit"])
         if grader:  # in a jail there is none to be reached
             kernel_filter.protect(grader)
-        gc.collect()
-        gc.freeze()  # what is here stays, and need not be looked through at every collection
         self.guard.install()
+        gc.disable()
         self.seal = seal.Seal(seal.hide((job["module"],) if job["module"] else ()))
+        gc.freeze()  # what is here stays, and need not be looked through at every collection
+        gc.enable()
 
     def open(self, job: dict, report: Callable[[str], None]) -> dict:
         """Run the cells, each of which `report` is told, and take the learner's function: {"problem", "notes"}."""

@@ -14,9 +14,12 @@ Two things keep what judges out of an answer's reach:
 The copies are looked at as well: they change nothing, but whoever changes them has meant to.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
+
+import torch
 
 SEALED = {
     "llmsys", "torch", "triton", "numpy", "builtins", "threading", "_thread", "json", "struct", "contextlib", "os",
@@ -27,19 +30,23 @@ SEALED = {
 UNUSED = (
     "torch.ao", "torch.compiler", "torch.cuda", "torch.distributed", "torch.distributions", "torch.export", "torch.fx",
     "torch.jit", "torch.onnx", "torch.optim", "torch.package", "torch.profiler", "torch._dynamo", "torch._inductor",
-    "torch._functorch", "torch._higher_order_ops", "triton.language", "numpy.ma",
+    "torch._functorch", "torch._higher_order_ops", "torch._C._distributed", "triton.language", "numpy.ma",
     "numpy.polynomial", "numpy.random", "numpy.testing",
 )  # fmt: skip
 """What of them no judge uses, or what changes by itself, as triton.language does where kernels are interpreted."""
 
 JUDGES = (
-    "llmsys.course.checking", "llmsys.course.grading", "llmsys.course.attempts", "llmsys.lessons",
+    "llmsys.course.checking", "llmsys.course.grading", "llmsys.course.attempts",
     "llmsys.hardware.dispatch", "llmsys.hardware.memory_meters", "llmsys.hardware.sanitizer",
     "llmsys.hardware.sanitizer_report", "llmsys.hardware.watched_launch", "llmsys.hardware.races",
     "llmsys.hardware.kernel_source", "llmsys.hardware.launches", "llmsys.hardware.compiler",
 )  # fmt: skip
 """Modules that a judge has for itself, and those below them. (What answers and checks exchange must be the same for
-both: the machines of `llmsys.hardware` that lessons play with stay as they are, and are sealed.)"""
+both: the machines of `llmsys.hardware` that lessons play with, and what a lesson gives its reader to build on, stay as
+they are, and are sealed.)"""
+
+OF_A_LESSON = ("checks", "mistakes", "kernel_mistakes")
+"""The modules of a lesson that judge."""
 
 MOST_NAMED = 3  # of what was changed, in a remark
 
@@ -48,7 +55,7 @@ def hide(more: tuple[str, ...] = ()) -> dict[str, ModuleType]:
     """Take the modules that judge out of reach, and those named in `more`. Returns them by their names."""
     hidden = {}
     for name in list(sys.modules):
-        if _below(name, JUDGES + more):
+        if _below(name, JUDGES + more) or _judges_a_lesson(name):
             hidden[name] = sys.modules.pop(name)
             parent, _, own = name.rpartition(".")
             if vars(sys.modules.get(parent, sys)).get(own) is hidden[name]:
@@ -104,6 +111,11 @@ def _is_sealed(name: str, module: object) -> bool:
     return name.partition(".")[0] in SEALED and type(module) is ModuleType and not _below(name, UNUSED)
 
 
+def _judges_a_lesson(name: str) -> bool:
+    _, *inside = name.removeprefix("llmsys.lessons.").split(".")
+    return name.startswith("llmsys.lessons.lesson_") and inside[:1] != [] and inside[0] in OF_A_LESSON
+
+
 def _below(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in packages)
 
@@ -136,4 +148,12 @@ def _methods(name: str, kind: type) -> Iterator[tuple[str, tuple]]:
 
 
 def _same(known: tuple, now: tuple | None) -> bool:
-    return now is not None and known[0] is now[0] and known[1] is now[1]
+    if now is None or (known[0] is now[0] and known[1] is now[1]):
+        return now is not None
+    if type(now[0]) is not FunctionType or not now[1].co_filename.startswith(_TORCH):
+        return False
+    # torch's compiler, when it is first imported, puts wrappers of its own around a few of torch's functions.
+    return vars(now[0]).get("__wrapped__") is known[0]
+
+
+_TORCH = f"{os.path.dirname(torch.__file__)}{os.sep}"
