@@ -37,7 +37,8 @@ class ManifestError(ValueError):
 class Exercise:
     """One thing the learner writes. `function` is the name that the cell defines, `requires` the exercises to have
     done before, `kernel` says that the answer is a Triton kernel. An `optional` one is beyond what is asked for: it has
-    no points, and no grade depends on it."""
+    no points, and no grade depends on it. One with `processes` asks for processes: its answer may start some while it
+    is graded, and their processor time counts."""
 
     id: str
     function: str
@@ -48,6 +49,7 @@ class Exercise:
     requires: tuple[str, ...] = ()
     kernel: bool = False
     optional: bool = False
+    processes: bool = False
 
     @property
     def label(self) -> str:
@@ -240,6 +242,8 @@ def _exercise(entry: dict, number: str) -> Exercise:
     result = _make(Exercise, fields, where)
     if not isinstance(result.optional, bool):
         raise ManifestError(f"{where}: optional must be true or false, got {result.optional!r}")
+    if not isinstance(result.processes, bool):
+        raise ManifestError(f"{where}: processes must be true or false, got {result.processes!r}")
     if not result.id.startswith(f"{number}.") or not result.id.removeprefix(f"{number}.").isidentifier():
         raise ManifestError(f'{where}: an exercise\'s id is its lesson\'s number and a word, like "{number}.merge"')
     if not result.function.isidentifier():

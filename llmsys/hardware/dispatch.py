@@ -10,6 +10,7 @@ The functions below answer what `llmsys.hardware.meters` and `llmsys.hardware.me
 """
 
 import _thread
+import sys
 import threading
 from contextlib import ExitStack
 from functools import cache
@@ -54,8 +55,32 @@ class FunctionObserver(_InEveryThread, TorchFunctionMode):
 
 
 _lock = threading.RLock()
-_open: list[Observer | FunctionObserver] = []  # of all blocks that are open, the outermost first
+_open: list[Observer | FunctionObserver | None] = []  # of all blocks that are open, the outermost first
 _threads_own = threading.Thread.start, _thread.start_new_thread
+
+
+def follow_threads() -> None:
+    """From here on, threads show what they do to observers that are opened later, too: whoever runs code that others
+    may have prepared calls this before it is prepared. It cannot be undone."""
+    with _lock:
+        if not _open:
+            threading.Thread.start, _thread.start_new_thread = _start, _start_new_thread
+        _open.append(None)
+        # The names under which Python's own module has it, for whoever goes behind Thread.start.
+        for name in [each for each in ("_start_new_thread", "_start_joinable_thread") if hasattr(threading, each)]:
+            setattr(threading, name, _followed(getattr(threading, name)))
+        _thread.start_new = _start_new_thread
+
+
+def _followed(start):
+    """A function of `_thread` that starts a thread, for Thread.start; for anybody else, a Thread is started."""
+
+    def start_thread(function, *rest, **options):
+        if sys._getframe(1).f_code is _threads_own[0].__code__:
+            return start(function, *rest, **options)
+        return _start_new_thread(function, rest[0] if rest and isinstance(rest[0], tuple) else ())
+
+    return start_thread
 
 
 def _start(thread: threading.Thread) -> None:
@@ -106,9 +131,10 @@ def _entered(kind: type, stack_of_modes) -> ExitStack:
 
 
 def tensors_in(value) -> list[Tensor]:
-    """The tensors in an operator's arguments or results, which may be tuples, lists and dicts of them."""
+    """The tensors in an operator's arguments or results, which may be tuples, lists and dicts of them. Sparse ones and
+    others that are not one piece of memory are left out."""
     if isinstance(value, Tensor):
-        return [value]
+        return [value] if _is_dense(value) else []
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (tuple, list)):
@@ -116,10 +142,15 @@ def tensors_in(value) -> list[Tensor]:
     found = []
     for each in value:  # most are tensors and numbers: none of them is worth a call, for this runs at every operation
         if isinstance(each, Tensor):
-            found.append(each)
+            if _is_dense(each):
+                found.append(each)
         elif isinstance(each, (tuple, list, dict)):
             found += tensors_in(each)
     return found
+
+
+def _is_dense(x: Tensor, _strided=torch.strided) -> bool:
+    return x.layout is _strided and not x.is_nested
 
 
 def storage_id(x: Tensor) -> int:

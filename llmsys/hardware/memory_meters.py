@@ -7,27 +7,34 @@ numbers. What is alive does: here the memory of every tensor that an operation m
         y = online_softmax(x, tile=64)
     memory.reads["x"].passes, memory.alive.beside(y)
 
-A tensor that leaves torch, by `x.numpy()` or `x.tolist()`, is read as a whole, and an array of NumPy that shares its
-memory is alive until it is freed. What is computed of it then can no longer be followed. But while the given tensors
-are read, the variables of the functions that run in the block are looked through for arrays of NumPy and for numbers,
-in lists, tuples and dicts, too: they are alive as well.
+A tensor that leaves torch, by `x.numpy()` or `x.tolist()`, is read as a whole, and an array of NumPy that was made so
+is alive until it is freed. What is computed of it then can no longer be followed; so that it is not followed back
+either, to what lies beside a tile, the array has memory of its own. While the given tensors are read, the variables of
+the functions that run in the block are looked through for arrays of NumPy and for numbers, in lists, tuples and dicts,
+too: they are alive as well.
+
+By its address, its storage or DLPack a tensor can be read without an end: `memory.left` says by which of these the
+given ones left.
 """
 
 import ctypes
 import inspect
 import itertools
+import os
 import sys
 import threading
 import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import CodeType, FrameType
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import _disable_current_modes
 
 from llmsys.hardware.dispatch import (
     FunctionObserver,
@@ -109,7 +116,7 @@ class Alive:
         self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes(), self._births)
 
     def shared(self, array: np.ndarray) -> None:
-        """That array shares the memory of a given tensor."""
+        """That array holds what a given tensor does."""
         self._arrays[id(array)] = array.nbytes
         weakref.finalize(array, self._arrays.pop, id(array)).atexit = False
 
@@ -140,6 +147,7 @@ class Memory:
     afterwards: int = 0
     largest: Allocation = field(default_factory=Allocation)
     alive: Alive = field(default_factory=Alive)
+    left: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -164,7 +172,7 @@ class _Operations(Observer):
     def __init__(self, memory: Memory, reads: dict[int, list[Reads]]):
         super().__init__()
         self.memory, self.reads = memory, reads
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.size = sum(reads.size for reads in memory.reads.values()) or 1
         self.looked = 0.0  # passes over all of them that were complete when the variables were last looked through
         # With their code: a frame of those here that has ended may leave its number to one of the block's.
@@ -226,21 +234,38 @@ class _Operations(Observer):
 class _Leaving(FunctionObserver):
     """Sees how tensors leave torch without an operation: all of their elements are read."""
 
-    OUT = ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__", "storage", "data_ptr")
+    OUT = ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__")
+    FOR_GOOD = (
+        "storage", "untyped_storage", "_typed_storage", "data_ptr", "const_data_ptr", "mutable_data_ptr",
+        "__dlpack__", "__reduce_ex__", "share_memory_",
+    )  # fmt: skip
 
     def __init__(self, operations: _Operations):
         super().__init__()
         self.operations = operations
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        # What torch, Triton and these meters themselves do with a tensor's memory is none of the block's doing.
+        watched = name in self.OUT or (name in self.FOR_GOOD and not _is_ours(_caller(sys._getframe(1))))
+        if not watched or not args or storage_id(args[0]) not in self.operations.reads:
+            return function(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
-        if getattr(function, "__name__", "") in self.OUT and storage_id(args[0]) in self.operations.reads:
-            with self.operations.lock:
-                if isinstance(result, np.ndarray) and np.shares_memory(result, args[0].detach().numpy()):
-                    self.operations.memory.alive.shared(result)
-                self.operations.memory.alive.note()
-                self.operations.count([args[0]])
+        with self.operations.lock:
+            if name in self.FOR_GOOD and name not in self.operations.memory.left:
+                self.operations.memory.left.append(name)
+            if isinstance(result, np.ndarray):
+                result = _apart(result)
+                self.operations.memory.alive.shared(result)
+            self.operations.memory.alive.note()
+            self.operations.count([args[0]])
         return result
+
+
+def _apart(array: np.ndarray) -> np.ndarray:
+    """The same array in memory that holds nothing else. It is torch's, which `_held` leaves out: it is counted."""
+    with _disable_current_modes():
+        return torch.from_numpy(np.array(array)).numpy()
 
 
 def _frames() -> Iterator[FrameType]:
@@ -255,7 +280,7 @@ def _held(outside: dict[int, CodeType]) -> int:
     frames are `outside`, by their id and with their code. A number is taken for 8 bytes."""
     values: list = []
     for frame in itertools.takewhile(lambda frame: outside.get(id(frame)) is not frame.f_code, _frames()):
-        if not frame.f_globals.get("__name__", "").startswith(("torch.", "llmsys.hardware.")):
+        if not _is_ours(frame):
             values.extend(_variables(frame))
     seen: set[int] = set()
     size = 0
@@ -273,6 +298,23 @@ def _held(outside: dict[int, CodeType]) -> int:
             else:
                 values.extend(value.values() if isinstance(value, dict) else value)
     return size
+
+
+def _caller(frame: FrameType) -> FrameType:
+    """The function that has called torch: behind other observers, which hand the call on."""
+    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether that function is one of torch's, of Triton's or of the instruments: by its name and by its file."""
+    return frame.f_globals.get("__name__", "").startswith(_OURS) and frame.f_code.co_filename.startswith(_FILES)
+
+
+_OURS = ("torch.", "triton.", "llmsys.hardware.")
+_PACKAGES = Path(torch.__file__).parents[1]
+_FILES = (f"{_PACKAGES / 'torch'}{os.sep}", f"{_PACKAGES / 'triton'}{os.sep}", f"{Path(__file__).parent}{os.sep}")
 
 
 def _variables(frame: FrameType) -> list:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -439,6 +440,39 @@ def test_grade_class_prints_a_csv(begun, tmp_path):
     assert done.exit_code == 0
     assert [(row["learner"], row["00.next_token"]) for row in rows] == [("ada", "1"), ("blaise", "0")]
     assert run("grade", "work", "--class", "class").exit_code == 2
+
+
+def test_a_class_in_a_folder_of_traps_with_odd_names_on_a_plain_terminal(begun, tmp_path):
+    """Of the folder nothing is imported, not even by plain `python -m llmsys`; and every learner can be shown."""
+    begun(RIGHT, where=tmp_path / "class" / "Zoë")
+    try:
+        os.mkdir(os.fsencode(tmp_path / "class") + b"/a\xff")
+    except OSError:  # a file system of UTF-8 alone
+        pytest.skip("needs a folder whose name is no UTF-8")
+    for name in ("torch", "typer", "rich", "numpy", "json", "selectors", "sitecustomize", "llmsys_checks"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})\n")
+    arguments = ["grade", "--class", "class", "--lesson", "00", "--json", "all.json", "--junit", "all.xml"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", "llmsys", *arguments], cwd=tmp_path, capture_output=True, text=True,
+        env=environment | {"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [(row["learner"], row["points"]) for row in rows] == [(r"Zo\xeb", "1"), (r"a\xff", "0")]
+    assert not (tmp_path / "imported").exists()
+    learners = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["learners"]
+    assert [each["points"] for each in learners] == [1, 0] and 'name="Zoë: 00_start_here"' in (
+        tmp_path / "all.xml"
+    ).read_text(encoding="utf-8")
+
+
+def test_isolate_demands_a_jail(begun, monkeypatch):
+    from llmsys.course.grading import jail
+
+    monkeypatch.setattr(jail, "why_not", lambda: "bubblewrap (bwrap) is not installed")
+    done = run("grade", ".", "--isolate", "--lesson", "00")
+    assert done.exit_code == 2 and "in a jail, and there is none: bubblewrap (bwrap) is not installed" in done.stderr
 
 
 def test_grade_names_a_directory_that_is_not_there(begun):

@@ -7,8 +7,9 @@
 
 The exercises are nbgrader's solution cells; each is graded by its check, in a locked cell with the manifest's points
 that fails unless the check passes. An optional exercise's check has 0 points, so that nbgrader runs it and does not
-count it. All other cells are read-only, but for the predictions. The test cells import the check themselves, so that a
-cell above them that redefines it changes nothing. Needs the repository (a wheel has no solutions), and nbgrader only
+count it. All other cells are read-only, but for the predictions. The points are the grader's own, for the course's
+nbgrader_config.py has it asked (`llmsys.course.authoring.nbgrader_judge`): whatever a student's cell replaces, in that
+kernel, changes nothing. Needs the repository (a wheel has no solutions), and nbgrader only
 where the commands above are run.
 """
 
@@ -23,7 +24,10 @@ IMPORT_CHECK = "from llmsys.course import check"
 
 CONFIG = '''"""nbgrader's settings for the llmsys course."""
 
+from llmsys.course.authoring.nbgrader_judge import judged_by_llmsys
+
 c = get_config()  # noqa: F821 (nbgrader defines it)
+judged_by_llmsys(c)  # points are llmsys's own: what a notebook's check cells say is shown and not believed
 c.CourseDirectory.course_id = "llmsys"
 c.ClearSolutions.code_stub = {"python": "# Your code here\\nraise NotImplementedError"}
 c.Execute.timeout = 600  # seconds a cell: a language model runs in some of them

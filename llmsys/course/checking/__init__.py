@@ -7,6 +7,7 @@
     runner       one call of the learner's function, watched and metered
     limits       how long it may take, and how it is stopped
     waiting      the line that says what it is doing, to a person who waits
+    kernel_work  whether a kernel did the work that the library's does
     compiled     a kernel that passed in the interpreter, put to a GPU's compiler
     compare      plain data, and the first difference between two values
     watch        forbidden functions, seen under any name

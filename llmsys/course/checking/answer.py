@@ -136,7 +136,7 @@ class Answer(Metered):
     def raises(self, exception: type[Exception], *args, **kwargs) -> Run:
         """Call the answer with arguments that it must refuse, with that exception."""
         run = self._call(args, kwargs)
-        self._expect_value(run, ("forbidden", "stub"))
+        self._expect_value(run, ("forbidden", "offence", "stub"))
         got = run.error.type if run.error else "no error"
         if got != exception.__name__:
             self._reject(

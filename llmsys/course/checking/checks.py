@@ -23,9 +23,10 @@ from dataclasses import dataclass, field, replace
 
 from llmsys.course import display
 from llmsys.course.checking.answer import Answer, PropertyResult
-from llmsys.course.checking.compiled import chosen
+from llmsys.course.checking.compiled import can_be_asked, chosen
 from llmsys.course.checking.diagnosis import Misconception, arguments_of, diagnose
 from llmsys.course.checking.faults import Failure, Rejected, not_compiled
+from llmsys.course.checking.kernel_work import idle, work_of
 from llmsys.course.checking.runner import LocalRunner, Runner, resolve
 from llmsys.course.checking.watch import Forbidden
 from llmsys.course.manifest import UnknownId, lessons, load_content
@@ -175,6 +176,10 @@ def run_check(
         return Result(check.id, False, tuple(answer.properties), rejected.failure, named)
     if not answer.properties:
         raise RuntimeError(f"the check of {check.id} shows no property")
+    if check.kernel and (found := idle(work_of(check.reference), answer.calls, answer.shown)):
+        call, failure = found
+        properties = (replace(each, passed=each.name != call.property) for each in answer.properties)
+        return Result(check.id, False, tuple(properties), failure)
     if check.kernel and compile_kernels and hasattr(runner, "compile"):
         report("a GPU's compiler")
         if (refused := _refused(check, runner, answer)) is not None:  # a result that has not passed is false
@@ -186,7 +191,12 @@ def _refused(check: Check, runner, answer: Answer) -> Result | None:
     """The result of a kernel that passed everything, and that a GPU's compiler refuses as one of the calls launched it:
     the property that the call belongs to does not hold."""
     calls = [answer.calls[n] for n in chosen(answer.calls)]
-    for call, said in zip(calls, runner.compile([(call.args, call.kwargs) for call in calls]), strict=False):
+    compiled = runner.compile([(call.args, call.kwargs) for call in calls])
+    if not compiled and calls and getattr(runner, "must_compile", False) and can_be_asked():
+        properties = (replace(each, passed=each.name != calls[0].property) for each in answer.properties)
+        failure = Failure("compile", "its text is not to be had, or it launches nothing: no compiler can be given it")
+        return Result(check.id, False, tuple(properties), failure)
+    for call, said in zip(calls, compiled, strict=False):
         if said:
             properties = (replace(each, passed=each.name != call.property) for each in answer.properties)
             failure = not_compiled(said, answer.shown(call))

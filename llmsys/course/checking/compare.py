@@ -38,7 +38,10 @@ def plain(value, where: str = ""):
     if kind is Tensor:
         if value.layout is not torch.strided or value.device.type == "meta":
             raise NotPlain(f"{where or 'the result'} is a {value.layout} tensor on {value.device}: return a dense one")
-        return value.detach().to("cpu").contiguous().clone()
+        if value.is_nested or value.is_quantized:
+            kind = "nested" if value.is_nested else "quantized"
+            raise NotPlain(f"{where or 'the result'} is a {kind} tensor: return an ordinary one")
+        return value.detach().to("cpu").resolve_conj().resolve_neg().contiguous().clone()
     if kind in _LEAVES:
         return value
     if isinstance(value, tuple):

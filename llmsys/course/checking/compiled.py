@@ -61,6 +61,11 @@ def chosen(calls: Sequence) -> list[int]:
     return sorted(first[each] for each in best)
 
 
+def can_be_asked() -> bool:
+    """Whether there is a compiler here that takes a kernel."""
+    return not isinstance(compile_kernels([PROBE], seconds=SECONDS)[0], CompileError)
+
+
 def refusals(
     kernel: object,
     adapt: Callable,
@@ -99,7 +104,7 @@ def _refusal(kernel: object, result: object) -> Refusal | None:
     if not found:
         return None  # its text cannot be loaded there, or the compiler was ended
     said, place = found.groups()
-    if result.line is None and isinstance(compile_kernels([PROBE], seconds=SECONDS)[0], CompileError):
+    if result.line is None and not can_be_asked():
         return None  # there is no assembler, say
     line = _line_of_the_cell(kernel, result)
     where = f"\nline {place}" if place and line is None else ""

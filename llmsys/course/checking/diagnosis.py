@@ -75,7 +75,7 @@ def diagnose(check, calls: Sequence[Call], rejected: Rejected, earlier: Sequence
     `calls` are those of the failed property, `earlier` those of the properties that passed: a misconception must agree
     with the answer in all of them.
     """
-    if rejected.failure.kind in ("stub", "forbidden") or not calls:
+    if rejected.failure.kind in ("stub", "forbidden", "offence") or not calls:
         return None
     if rejected.run is not None and rejected.run.error and rejected.run.error.type == TIME_LIMIT:
         return None  # what was going on when it was stopped, no other function can be compared with

@@ -14,8 +14,8 @@ from llmsys.course.checking.runner import STUB, TIME_LIMIT, Raised, Run
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a property does not hold, in words. `kind` is one of: stub, error, forbidden, modified, type, memory, value,
-    reads, allocation, traffic, products, tiles, compile."""
+    """Why a property does not hold, in words. `kind` is one of: stub, error, forbidden, offence, modified, type,
+    memory, value, reads, allocation, traffic, products, tiles, work, compile."""
 
     kind: str
     message: str
@@ -80,6 +80,10 @@ def _forbidden(run: Run) -> str:
     return f"write this yourself: {' and '.join(run.called)} was called" if run.called else ""
 
 
+def _offence(run: Run) -> str:
+    return "; ".join(run.offences)
+
+
 def _error(run: Run) -> str:
     if run.error is None:
         return ""
@@ -115,6 +119,7 @@ def _by(trait: Callable[[Run], object]) -> Callable[[Run, Run], bool]:
 # says what is wrong ("" if nothing is), and one that says whether two runs are wrong in the same way.
 FAULTS: dict[str, tuple[Callable[[Run], str], Callable[[Run, Run], bool]]] = {
     "forbidden": (_forbidden, _by(lambda run: run.called)),
+    "offence": (_offence, _by(lambda run: run.offences)),
     "stub": (_stub, _by(lambda run: run)),
     "error": (_error, _by(lambda run: (run.error.type, run.error.message) if run.error else None)),
     # Kernels that touch other memory are many. What they leave behind tells them apart.

@@ -27,11 +27,24 @@ class Metered:
         """End the check: this run is wrong in that way, as others are of which `wrong` and `same` are true."""
         raise NotImplementedError
 
+    def _stays_in_torch(self, run: Run) -> None:
+        """What is asked about memory can only be answered where the arguments' data did not leave by its address."""
+        if run.left:
+            self._reject(
+                "reads",
+                f"its argument's data left torch, by {' and '.join(run.left)}: no meter can follow it there",
+                run,
+                wrong=lambda r: bool(r.left),
+                same=lambda a, b: same_outcome(a, b) and a.left == b.left,
+            )
+
     def reads(
         self, run: Run, at_most: float, of: int | str = 0, *, at_least: float = 0.0, otherwise: str = ""
     ) -> None:
         """The call read its argument `of` (a position, a keyword, or a path like "0.1") at most so many times over, and
         at least so many; `otherwise` says what a smaller number must mean."""
+
+        self._stays_in_torch(run)
 
         def passes(r: Run) -> float:
             return r.reads.get(of, 0.0)
@@ -56,6 +69,8 @@ class Metered:
     def reads_at_once(self, run: Run, at_most: int, of: int | str = 0, what: str = "a tile") -> None:
         """No operation read more than `at_most` elements of the argument `of`; `what` says of what that is the size."""
 
+        self._stays_in_torch(run)
+
         def wrong(r: Run) -> bool:
             return r.at_once.get(of, 0) > at_most
 
@@ -73,6 +88,7 @@ class Metered:
     def allocates(self, run: Run, at_most: int, what: str = "") -> None:
         """No operation in the call allocated a tensor of more than `at_most` bytes. `what` says where that bound comes
         from ("one tile of each row")."""
+        self._stays_in_torch(run)
         if run.largest_bytes > at_most:
             bound = f"{at_most:,} bytes" + (f" ({what})" if what else "")
             largest = f"{run.largest_bytes:,} bytes, shape {run.largest_shape}"
@@ -90,6 +106,8 @@ class Metered:
         """Beside arguments and result, never more than `at_most` bytes were alive at once: tensors, lists of them,
         NumPy's arrays, Python's numbers. `passes` asks only about the first ones over the arguments. `what` says where
         the bound comes from ("a few tiles")."""
+
+        self._stays_in_torch(run)
 
         def alive(r: Run) -> int:
             return max(r.alive_bytes[:passes], default=0)
@@ -110,6 +128,7 @@ class Metered:
         """After it had read its arguments for the last time, the call computed with no more than `at_most` elements:
         its result was finished as it was written. `what` says where the bound comes from ("a few tiles"). Copies are
         free, and NumPy's work is not seen."""
+        self._stays_in_torch(run)
         if run.afterwards > at_most:
             bound = f"{at_most:,}" + (f" ({what})" if what else "")
             self._reject(

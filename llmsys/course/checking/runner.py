@@ -15,10 +15,10 @@ where they are interpreted, and what the function prints is kept from flooding t
 
 import ast
 import contextlib
+import functools
 import inspect
 import io
 import linecache
-import sys
 import textwrap
 import traceback
 import warnings
@@ -37,6 +37,7 @@ from llmsys.course.checking.source import function_of
 from llmsys.course.checking.watch import Forbidden, watch
 from llmsys.hardware.kernel_source import underlying
 from llmsys.hardware.memory_meters import memory_of
+from llmsys.hardware.tier import load_triton, triton_installed
 
 PRINTED_LIMIT = 2000  # characters kept of what a call prints
 TIME_LIMIT = "time limit"  # the type of the error that is reported of a call that was stopped
@@ -85,6 +86,8 @@ class Run:
     watched: bool = False  # whether the sanitizer was there to count: not where kernels are compiled
     modified: tuple[str, ...] = ()  # arguments that the function changed in place
     called: tuple[str, ...] = ()  # what is forbidden and was called
+    offences: tuple[str, ...] = ()  # in the grader's process: what else no answer may do, in words
+    left: tuple[str, ...] = ()  # how the arguments' data left torch, where no meter can follow it
     refused: str = ""  # why the result is not plain data
     error: Raised | None = None
     printed: str = ""  # the beginning of what the call printed
@@ -135,7 +138,8 @@ class LocalRunner:
         seconds: float | None = None,
         build: str | Callable | None = None,
     ):
-        self.answer, self.forbids, self.kernel = answer, tuple(forbids), kernel
+        self.answer = answer = _fresh_kernel(answer) if kernel else answer
+        self.forbids, self.kernel = tuple(forbids), kernel
         self.adapt, self.build = resolve(adapt) if adapt else lambda function: function, build
         self.function = self.adapt(answer)
         self.allowance = Allowance(seconds) if seconds is not None else None
@@ -193,14 +197,36 @@ def _no_kernel(answer: object) -> Exception | None:
     kind, function = type(answer), underlying(answer)
     if isinstance(answer, FunctionType):
         return TypeError(f"{answer.__name__} is no kernel: @triton.jit is missing above it")
-    of_triton = kind.__module__.partition(".")[0] == "triton" and kind is getattr(
-        sys.modules.get(kind.__module__), kind.__name__, None
-    )
-    if not of_triton or not isinstance(function, FunctionType):
+    if kind not in _kernel_types() or not isinstance(function, FunctionType):
         return TypeError(f"it is a {kind.__name__}, and no kernel: write a function under @triton.jit")
     if is_stub(function):
         return NotImplementedError()  # compiled, it would be an error about the statement `raise`
     return None
+
+
+def _fresh_kernel(answer: object) -> object:
+    """The kernel as @triton.jit makes it of its function: what was put into the object, or into what the interpreter
+    has made of the function before, is not the function's. Anything else is handed back."""
+    if not triton_installed() or type(answer) not in _kernel_types() or not hasattr(answer, "rewriter"):
+        return answer
+    kind = type(answer)
+    getattr(kind, "rewritten_fn", {}).pop(answer.fn, None)
+    return kind(answer.fn, **answer.kwargs)
+
+
+@functools.cache
+def _kernel_types() -> frozenset[type]:
+    """What @triton.jit makes, and @gluon.jit: in this process, compiled or interpreted."""
+    load_triton()
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    found = {InterpretedFunction, JITFunction}
+    with contextlib.suppress(ImportError):
+        from triton.experimental.gluon._runtime import GluonJITFunction
+
+        found.add(GluonJITFunction)
+    return frozenset(found)
 
 
 def is_stub(function: object) -> bool:
@@ -236,8 +262,7 @@ class _Meters(contextlib.ExitStack):
         return self
 
     def _sanitizer(self):
-        from llmsys.hardware import sanitizer  # which loads Triton
-
+        sanitizer = _sanitizer_module()
         return self.enter_context(sanitizer.watch()) if sanitizer.available() else None
 
     def _collect(self) -> None:
@@ -250,6 +275,7 @@ class _Meters(contextlib.ExitStack):
             "largest_bytes": self._memory.largest.bytes,
             "largest_shape": tuple(self._memory.largest.shape),
             "alive_bytes": self._memory.alive.beside(self.result),
+            "left": tuple(self._memory.left),
         }
         if self._report is not None:
             self.figures |= {
@@ -260,6 +286,14 @@ class _Meters(contextlib.ExitStack):
                 "bytes_stored": dict(self._report.bytes_stored),
                 "multiply_adds": dict(self._report.multiply_adds),
             }
+
+
+@functools.cache
+def _sanitizer_module():
+    """The same one from the first call on, whatever is imported under its name later. It loads Triton."""
+    from llmsys.hardware import sanitizer
+
+    return sanitizer
 
 
 def _place(found) -> str:

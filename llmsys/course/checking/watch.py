@@ -101,8 +101,8 @@ class watch:
                 for code, name in _codes_of(item):
                     self._codes[id(code)] = name
                     self._keep.append(code)
-                if hasattr(item, "fn"):  # Triton's interpreter compiles a kernel anew: the name is what stays
-                    inner = underlying(item)
+                inner = underlying(item)
+                if not isinstance(inner, type):  # compiled anew, by Triton's interpreter or by another import
                     self._dotted.setdefault(inner.__qualname__, set()).add(inner.__module__)
         self._allowed = _allowed.setdefault(tuple(self._operators), set())
         self._profiles = bool(self._codes or self._dotted or self._modules)
@@ -177,6 +177,21 @@ class watch:
 
 _allowed: dict[tuple[str, ...], set[str]] = {}  # of patterns of operators, the names that none of them matches
 _watching: tuple[watch, ...] = ()
+
+
+def watch_threads() -> None:
+    """From here on, threads are watched by blocks that are opened later, too."""
+    threading.setprofile(_in_threads)
+
+
+def threads_are_watched() -> bool:
+    """Whether `watch_threads` still holds."""
+    return threading.getprofile() is _in_threads
+
+
+def sets_profile() -> list[CodeType]:
+    """The code by which a watch changes the profile function of its own thread."""
+    return [function.__code__ for function in (watch.__enter__, watch.__exit__, watch._put_back)]
 
 
 def _set_watching(now: tuple[watch, ...]) -> None:

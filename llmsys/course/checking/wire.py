@@ -80,6 +80,11 @@ class Frames:
     def __init__(self):
         self._buffer = bytearray()
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that have come and belong to no frame yet."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield (header, payload) of each frame that these bytes complete. Raises ProtocolError."""
         self._buffer += data
@@ -110,9 +115,14 @@ def read(fd: int, *, strides: bool = False) -> Iterator:
             yield unpack(header, payload, strides=strides)
 
 
-def write(fd: int, value, _write=os.write) -> None:
+def write(fd: int, value) -> None:
     """Send plain data through a pipe (for the worker: this blocks). Raises ProtocolError before the first byte."""
-    rest = memoryview(pack(value))
+    send(fd, pack(value))
+
+
+def send(fd: int, frame: bytes, _write=os.write) -> None:
+    """Send a frame through a pipe, all of it."""
+    rest = memoryview(frame)
     while rest:
         rest = rest[_write(fd, rest) :]
 

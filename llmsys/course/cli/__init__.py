@@ -6,6 +6,8 @@ that says what and how (exit status 2); everything else is a bug, and keeps its 
 needs when it runs, so that `llmsys start`, `status` and `doctor` answer at once and need typer and rich alone.
 """
 
+import sys
+
 import typer
 from typer.core import TyperGroup
 
@@ -67,5 +69,8 @@ app.add_typer(export, name="export", rich_help_panel="Teach", epilog="Example: l
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. A terminal that cannot show a letter is shown its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="llmsys")

@@ -30,33 +30,42 @@ def grade(
         Path | None, typer.Option("--class", metavar="DIR", help="A directory for each learner in it; prints a CSV.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the inputs of the report with this seed again.")] = None,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that an exercise may take.")] = 60.0,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 2,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds of processor time for an exercise.")] = 60.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Exercises at a time.")] = 2,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Demand bubblewrap, which is otherwise used where it runs.")
+    ] = False,
 ) -> None:
-    """Grade notebooks: each exercise in a process of its own, by the original checks, on inputs drawn anew."""
+    """Grade notebooks: each exercise in a process of its own, by the original checks, on inputs drawn anew.
+
+    Of a class, results are printed and kept as they come: after an interruption, the same command goes on from there.
+    """
     from rich.console import Console
 
     numbers = [manifest.lesson(each).number for each in lesson] if lesson else None
-    if classroom and (directory or restore or json or junit or summary):
-        raise typer.BadParameter("a class gets a CSV, and no other form of report", param_hint="--class")
+    if classroom and (directory or restore or summary):
+        raise typer.BadParameter("a class gets a CSV, JSON and JUnit XML", param_hint="--class")
     place = classroom or directory or here()
     if restore:
         _restore(place, numbers)
     from llmsys.course.grading.grade import grade_class, grade_workspace
     from llmsys.course.grading.report import write_step_summary
 
+    how = {"jobs": jobs, "time_limit": time_limit, "seed": seed, "isolate": isolate or None}
     with Console(stderr=True).status("grading") as status:
-        report = (grade_class if classroom else grade_workspace)(
-            place, numbers, jobs=jobs, time_limit=time_limit, seed=seed,
-            progress=lambda learner, grade: status.update(f"graded {learner} {grade.exercise.id}: {grade.status}"),
-        )  # fmt: skip
-    if classroom:
-        print(report.to_csv(), end="")
-        raise typer.Exit(report.exit_code)
-    Console(highlight=False).print(report.table())
+        how["progress"] = lambda learner, grade: status.update(f"graded {learner} {grade.exercise.id}: {grade.status}")
+        if classroom:
+            report = grade_class(place, numbers, finished=_row_by_row(numbers), **how)
+        else:
+            report = grade_workspace(place, numbers, **how)
     for path, text in ((json, report.to_json), (junit, report.to_junit)):
         if path:
             write_text(path, text())
+    if classroom:
+        for each in report.skipped:
+            typer.secho(f"skipped {each}", err=True)
+        raise typer.Exit(report.exit_code)
+    Console(highlight=False).print(report.table())
     try:
         written = write_step_summary(report) if summary else None
     except OSError as error:
@@ -64,6 +73,21 @@ def grade(
     if summary and written is None:
         raise Refused("there is no step summary here: --summary is for GitHub Actions, which sets GITHUB_STEP_SUMMARY")
     raise typer.Exit(report.exit_code)
+
+
+def _row_by_row(numbers: list[str] | None):
+    """Prints a class's CSV, each row as soon as it is known."""
+    from llmsys.course.grading.class_report import header, line, row
+
+    exercises = [each for lesson in manifest.lessons() if numbers is None or lesson.number in numbers
+                 for each in lesson.exercises]  # fmt: skip
+    first = [line(header(exercises))]
+
+    def show(report) -> None:
+        print(*first, line(row(report, exercises)), sep="", end="", flush=True)
+        first.clear()
+
+    return show
 
 
 def _restore(place: Path, numbers: list[str] | None) -> None:

@@ -11,72 +11,87 @@ talks nonsense is killed, and every later call ends at once in the same error.
 """
 
 import math
-import re
+import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from llmsys.course.checking import wire
 from llmsys.course.checking.runner import Finding, Raised, Run
-from llmsys.course.grading.sandbox import Sandbox, Stopped
+from llmsys.course.grading.sandbox import CLOCK, Sandbox, Stopped
+from llmsys.course.grading.words import clean
 
 COMPILE_LIMIT = 120.0  # seconds that a GPU's compiler may take for a kernel that passed
+SEAL_LIMIT = 60.0  # seconds in which the worker looks at what was changed
 STARTUP_LIMIT = 180.0  # seconds that the worker's own imports may take, on a machine that is busy
-TEXT_LIMIT = 4000  # characters of any text that a worker sends
-
-_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
-
 
 @dataclass(frozen=True)
 class Opened:
-    """What came of running the cells: a problem in words, "" where there is none, and what else is to be said."""
+    """What came of running the cells: a problem in words, "" where there is none, and what else is to be said. `cell`
+    is the one that was running when the process was stopped, or ended."""
 
     problem: str
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    cell: str = ""
 
 
 class RemoteRunner:
     """A `Runner` (`llmsys.course.checking.runner`) whose function lives in a sandbox.
 
-    time_limit      seconds on the clock that the cells and all calls may take together
+    time_limit      seconds of processor time that the cells and all calls may take together; a process that only waits
+                    is stopped by the clock, after CLOCK times as many
     memory_limit    bytes that the process may map beyond what it has mapped when the cells begin
+    waiting         entered while the process is at work, and nothing is done here
     """
 
-    def __init__(self, sandbox: Sandbox, *, time_limit: float = 60.0, memory_limit: int = 2 << 30):
+    must_compile = True  # a kernel of which a compiler is told nothing has not passed
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        time_limit: float = 60.0,
+        memory_limit: int = 2 << 30,
+        waiting: Callable[[], AbstractContextManager] = nullcontext,
+    ):
         self.stopped: Stopped | None = None  # why there are no more answers
         self.time_limit, self.memory_limit = time_limit, memory_limit
-        self._sandbox, self._left, self._serial = sandbox, time_limit, 0
-        self._frames = wire.Frames()
+        self._sandbox, self._left, self._clock_left = sandbox, time_limit, CLOCK * time_limit
+        self._waiting, self._frames, self._said_so_far = waiting, wire.Frames(), 0
 
     def open(self, job: Mapping) -> Opened:
         """Run the cells: `job` holds id, function, setup, cells and module (`llmsys.course.grading.worker`)."""
-        limits = {"memory_limit": int(self.memory_limit), "cpu_limit": math.ceil(2 * self.time_limit)}
+        limits = {"memory_limit": int(self.memory_limit), "cpu_limit": math.ceil(self.time_limit) + 2}
         try:
-            request = wire.pack({**job, **limits})
+            request = wire.pack({"processes": False, **job, **limits})
         except wire.ProtocolError as error:
-            return Opened(f"its cells are too large: {error}", ())
+            return Opened(f"its cells are too large: {error}")
         try:
             self._exchange(b"", STARTUP_LIMIT)  # it says that it is ready
         except Stopped as stopped:
             self._stop(stopped)
             last = clean(self._sandbox.printed).strip().rpartition("\n")[2]
-            return Opened(f"the grader's own process did not start: {stopped} {last}".rstrip(), ())
+            return Opened(f"the grader's own process did not start: {stopped} {last}".rstrip())
+        cell = ""
         try:
             fields = self._timed(request)
+            for _ in range(len(job["setup"]) * 2 + len(job["cells"])):  # the cells, as they begin
+                if not _is(fields, {"cell": str}):
+                    break
+                cell = clean(fields["cell"])
+                fields = self._timed(b"")
             if not _is(fields, {"serial": int, "problem": str, "notes": tuple}) or fields["serial"] != 0:
                 raise Stopped("protocol", "it wrote to the grader's pipe")
             return Opened(clean(fields["problem"]), _texts(fields["notes"]))
         except Stopped as stopped:
-            self._stop(stopped)
-            return Opened(str(self.stopped), ())
+            self._stop(stopped, f"the cell {cell}: " if cell else "")
+            return Opened(str(self.stopped), (), cell)
 
     def run(self, args: tuple, kwargs: dict) -> Run:
         if self.stopped is None:
-            self._serial += 1
             try:
-                fields = self._timed(wire.pack({"serial": self._serial, "args": args, "kwargs": kwargs}))
-                if not _is(fields, {"serial": int, "run": dict}) or fields["serial"] != self._serial:
-                    raise Stopped("protocol", "it wrote to the grader's pipe")
+                fields = self._ask({"args": args, "kwargs": kwargs}, {"run": dict})
                 return self._explained(validated(fields["run"]))
             except Stopped as stopped:
                 self._stop(stopped)
@@ -85,37 +100,66 @@ class RemoteRunner:
     def compile(self, calls: Sequence[tuple[tuple, dict]]) -> list[Raised | None]:
         """What a GPU's compiler says of the kernel in each of these calls, as the worker reports it; empty where it
         reports nothing. The time is not the learner's."""
-        if self.stopped is not None:
-            return []
-        self._serial += 1
+        said = self._said({"compile": [[args, kwargs] for args, kwargs in calls]}, COMPILE_LIMIT)
         try:
-            asked = [[args, kwargs] for args, kwargs in calls]
-            fields = self._exchange(wire.pack({"serial": self._serial, "compile": asked}), COMPILE_LIMIT)
-            if not _is(fields, {"serial": int, "said": tuple}) or fields["serial"] != self._serial:
-                raise Stopped("protocol", "it wrote to the grader's pipe")
-            return [_raised(each) for each in fields["said"]]
+            return [_raised(each) for each in said]
         except Stopped as stopped:
             self._stop(stopped)
             return []
 
-    def _stop(self, stopped: Stopped) -> None:
+    def objections(self) -> tuple[str, ...]:
+        """What the worker has to say against the answer after all calls: what it changed, what it left running."""
+        return _texts(self._said({"sealed": True}, SEAL_LIMIT))
+
+    def _said(self, asked: dict, seconds: float) -> tuple:
+        if self.stopped is not None:
+            return ()
+        try:
+            return self._ask(asked, {"said": tuple}, seconds)["said"]
+        except Stopped as stopped:
+            self._stop(stopped)
+            return ()
+
+    def _ask(self, asked: dict, form: dict, seconds: float | None = None) -> dict:
+        """Ask, and take the reply of that form. A call's number nobody knows before; and what had been written before
+        it was asked for is no reply."""
+        self._said_so_far += seconds is not None
+        serial = secrets.randbits(62) if seconds is None else self._said_so_far
+        if self._frames.waiting:
+            raise Stopped("protocol", "it wrote to the grader's pipe")
+        request = wire.pack({"serial": serial, **asked})
+        fields = self._timed(request) if seconds is None else self._exchange(request, seconds)
+        if not _is(fields, {"serial": int, **form}) or fields["serial"] != serial:
+            raise Stopped("protocol", "it wrote to the grader's pipe")
+        return fields
+
+    def _stop(self, stopped: Stopped, where: str = "") -> None:
         if stopped.kind == "time limit":
-            stopped = Stopped(stopped.kind, f"it took longer than {self.time_limit:g} s")
-        self.stopped = stopped
+            waited = f" (it waited: {CLOCK * self.time_limit:g} s by the clock)" * (self._clock_left <= 0)
+            stopped = Stopped(stopped.kind, f"it took longer than {self.time_limit:g} s{waited}")
+        self.stopped = Stopped(stopped.kind, f"{where}{stopped}")
         self._sandbox.close()
 
     def _timed(self, request: bytes):
-        began = time.monotonic()
+        began, used = time.monotonic(), self._sandbox.processor_time()
         try:
-            return self._exchange(request, self._left)
+            return self._exchange(request, self._clock_left, self._left)
         finally:
-            self._left -= time.monotonic() - began
+            self._clock_left -= time.monotonic() - began
+            self._left -= self._sandbox.processor_time() - used
 
-    def _exchange(self, request: bytes, seconds: float):
-        """Send a frame and take one, which must be all that comes."""
+    def _exchange(self, request: bytes, seconds: float, processor: float = math.inf):
+        """Send a frame, if any, and take one."""
         try:
-            for chunk in self._sandbox.talk(request, seconds):
+            for header, payload in self._frames.feed(b""):  # which came with the last one
+                return wire.unpack(header, payload)
+            limits = (seconds,) if processor == math.inf else (seconds, processor)
+            talk = self._sandbox.talk(request, *limits)
+            while True:
+                with self._waiting():
+                    chunk = next(talk)
                 for header, payload in self._frames.feed(chunk):
+                    talk.close()
                     return wire.unpack(header, payload)
         except wire.ProtocolError as error:
             raise Stopped("protocol", f"it wrote to the grader's pipe: {clean(str(error))}") from None
@@ -129,7 +173,7 @@ class RemoteRunner:
         return run
 
 
-_TUPLES = ("largest_shape", "alive_bytes", "findings", "modified", "called")
+_TUPLES = ("largest_shape", "alive_bytes", "findings", "modified", "called", "offences", "left")
 
 
 def validated(fields: dict) -> Run:
@@ -154,7 +198,7 @@ def validated(fields: dict) -> Run:
             for key, n in fields[name].items()
         )
         and all(_is(each, {"kind": str, "message": str, "place": str}) for each in findings)
-        and all(type(each) is str for name in ("modified", "called") for each in fields[name])
+        and all(type(each) is str for name in ("modified", "called", "offences", "left") for each in fields[name])
         and type(fields["refused"]) is str
         and type(fields["printed"]) is str
         and (error is None or _is(error, _RAISED))
@@ -168,6 +212,8 @@ def validated(fields: dict) -> Run:
         findings=tuple(Finding(*(clean(each[name]) for name in ("kind", "message", "place"))) for each in findings),
         modified=_texts(fields["modified"]),
         called=_texts(fields["called"]),
+        offences=_texts(fields["offences"]),
+        left=_texts(fields["left"]),
         refused=clean(fields["refused"]),
         error=error and _raised(error),
         printed=clean(fields["printed"]),
@@ -183,16 +229,6 @@ def _raised(fields: dict | None) -> Raised | None:
     if not _is(fields, _RAISED):
         raise Stopped("protocol", "its report of an error holds something impossible")
     return Raised(clean(fields["type"]), clean(fields["message"]), fields["line"], clean(fields["source"]))
-
-
-def clean(text: str) -> str:
-    """Text from a learner's process as it may be shown: without escape sequences and control characters, not too long.
-
-    A report goes to terminals (which obey escape sequences) and into XML (which allows no control characters).
-    """
-    text = _ANSI.sub("", text.replace("\r\n", "\n"))
-    kept = "".join(c for c in text if c in "\n\t" or c.isprintable())
-    return kept if len(kept) <= TEXT_LIMIT else kept[:TEXT_LIMIT] + " …"
 
 
 def _is(value, fields: Mapping, exactly: bool = True) -> bool:

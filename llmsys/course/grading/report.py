@@ -1,4 +1,4 @@
-"""What grading found, and the forms in which it is wanted: a table, JSON, JUnit XML, a GitHub step summary, a CSV.
+"""What grading found, and the forms in which it is wanted: a table, JSON, JUnit XML, a GitHub step summary.
 
     report = grade_workspace("work")
     Console().print(report.table())
@@ -11,16 +11,16 @@ been cleaned of control characters on arrival (`llmsys.course.grading.remote.cle
 mean something to its reader.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from xml.etree import ElementTree
 
+from llmsys.course.grading.words import clean
 from llmsys.course.manifest import Exercise
 
 PASSED, FAILED, STUB, UNGRADED = "passed", "failed", "not written yet", "not graded"
@@ -67,12 +67,14 @@ class Grade:
 
 @dataclass(frozen=True)
 class Report:
-    """The grades of one learner, in course order. With the same `seed` the checks draw the same inputs again."""
+    """The grades of one learner, in course order. With the same `seed` the checks draw the same inputs again.
+    `isolated` where each exercise ran in a jail (`llmsys.course.grading.jail`)."""
 
     grades: tuple[Grade, ...]
     seed: int
     seconds: float = 0.0
     learner: str = ""
+    isolated: bool = False
 
     @property
     def points(self) -> int:
@@ -81,6 +83,11 @@ class Report:
     @property
     def of(self) -> int:
         return sum(grade.exercise.points for grade in self.grades)
+
+    @property
+    def place(self) -> str:
+        """Where the exercises ran, in words."""
+        return "in bubblewrap" if self.isolated else "without bubblewrap"
 
     @property
     def exit_code(self) -> int:
@@ -101,10 +108,15 @@ class Report:
             cells = (_GLYPHS[grade.status], grade.exercise.label, f"{grade.points} of {grade.exercise.points}")
             table.add_row(*map(Text, cells), Text("\n".join([*what, *(f"note: {note}" for note in grade.notes)])))
         table.add_section()
-        table.add_row("", "in all", f"{self.points} of {self.of}", f"{self.seconds:.0f} s, seed {self.seed}")
+        how = f"{self.seconds:.0f} s, seed {self.seed}, {self.place}"
+        table.add_row("", "in all", f"{self.points} of {self.of}", how)
         return table
 
     def to_json(self) -> str:
+        return json.dumps(self.as_dict(), ensure_ascii=False, indent=2) + "\n"
+
+    def as_dict(self) -> dict:
+        """What the JSON says."""
         exercises = [
             {
                 "exercise": grade.exercise.id,
@@ -120,32 +132,14 @@ class Report:
             }
             for grade in self.grades
         ]
-        head = {"grader": _version(), "learner": self.learner, "seed": self.seed, "seconds": round(self.seconds, 3)}
-        whole = {**head, "points": self.points, "of": self.of, "exercises": exercises}
-        return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
+        head = {"grader": grader_version(), "learner": self.learner, "seed": self.seed, "isolated": self.isolated}
+        head["seconds"] = round(self.seconds, 3)
+        return {**head, "points": self.points, "of": self.of, "exercises": exercises}
 
     def to_junit(self) -> str:
         """JUnit XML: a suite for each notebook, a case for each exercise. What is not written yet is skipped, and so is
         what is optional and has not passed: a failure would fail the whole run."""
-        root = ElementTree.Element("testsuites", name="llmsys", **_counts(self.grades))
-        for notebook in dict.fromkeys(grade.notebook for grade in self.grades):
-            own = [grade for grade in self.grades if grade.notebook == notebook]
-            suite = ElementTree.SubElement(root, "testsuite", name=notebook.removesuffix(".ipynb"), **_counts(own))
-            for grade in own:
-                case = ElementTree.SubElement(
-                    suite,
-                    "testcase",
-                    classname=notebook.removesuffix(".ipynb"),
-                    name=grade.exercise.label,
-                    time=f"{grade.seconds:.3f}",
-                )
-                if kind := _junit_kind(grade):
-                    problem = ElementTree.SubElement(case, kind, message=grade.line)
-                    problem.text = grade.details or grade.message
-                if printed := "\n".join([*(f"note: {note}" for note in grade.notes), grade.output]).strip():
-                    ElementTree.SubElement(case, "system-out").text = printed
-        ElementTree.indent(root)
-        return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+        return junit([self])
 
     def to_markdown(self) -> str:
         """What a GitHub step summary shows: a table, and below it each exercise that did not pass."""
@@ -165,57 +159,31 @@ class Report:
                 body = "\n".join(map(_inert, (grade.details or grade.message).split("\n")))
                 lines += ["", f"<details><summary>{_inert(grade.exercise.label)}</summary>", "", f"<pre>{body}</pre>"]
                 lines += ["", "</details>"]
-        lines += ["", f"Graded by llmsys {_version()}; `--seed {self.seed}` draws the same inputs again."]
+        by = f"Graded by llmsys {grader_version()}, {self.place}"
+        lines += ["", f"{by}; `--seed {self.seed}` draws the same inputs again."]
         return "\n".join(lines) + "\n"
 
 
-@dataclass(frozen=True)
-class ClassReport:
-    """The reports of a class, a learner each."""
-
-    reports: tuple[Report, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """0 where everybody was graded: what they got is not the command's failure."""
-        return 0 if self.reports else 1
-
-    def rows(self) -> list[list[str | int]]:
-        """A header and a row for each learner: name, points by exercise (of an optional one what became of it), points,
-        remarks."""
-        graded = {grade.exercise.id: grade.exercise for report in self.reports for grade in report.grades}
-        labels = [exercise.label for exercise in graded.values()]
-        rows: list[list[str | int]] = [["learner", *labels, "points", "of", "remarks"]]
-        for report in self.reports:
-            by_id = {grade.exercise.id: grade for grade in report.grades}
-            cells = []
-            for id, exercise in graded.items():
-                grade = by_id.get(id)
-                if exercise.optional:
-                    cells.append(UNGRADED if grade is None else grade.status)
-                else:
-                    cells.append(0 if grade is None else grade.points)
-            rows.append([report.learner, *cells, report.points, report.of, "; ".join(_remarks(report))])
-        return rows
-
-    def to_csv(self) -> str:
-        file = io.StringIO()
-        csv.writer(file, lineterminator="\n").writerows([[_cell(x) for x in row] for row in self.rows()])
-        return file.getvalue()
-
-    def table(self):
-        """A table for `rich.console.Console().print`."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        header, *rows = self.rows()
-        table = Table(box=box.SIMPLE)
-        for name in header:
-            table.add_column(name, justify="left" if name in ("learner", "remarks") else "right")
-        for row in rows:
-            table.add_row(*(Text(str(each)) for each in row))
-        return table
+def junit(reports: Sequence[Report]) -> str:
+    """JUnit XML of these reports: a suite for each notebook, of each learner where they have names."""
+    grades = [grade for report in reports for grade in report.grades]
+    root = ElementTree.Element("testsuites", name="llmsys", **_counts(grades))
+    for report in reports:
+        for notebook in dict.fromkeys(grade.notebook for grade in report.grades):
+            own = [grade for grade in report.grades if grade.notebook == notebook]
+            lesson = notebook.removesuffix(".ipynb")
+            name = clean(f"{report.learner}: {lesson}" if report.learner else lesson)
+            suite = ElementTree.SubElement(root, "testsuite", name=name, **_counts(own))
+            for grade in own:
+                where = {"classname": name, "name": grade.exercise.label, "time": f"{grade.seconds:.3f}"}
+                case = ElementTree.SubElement(suite, "testcase", **where)
+                if kind := _junit_kind(grade):
+                    problem = ElementTree.SubElement(case, kind, message=grade.line)
+                    problem.text = grade.details or grade.message
+                if printed := "\n".join([*(f"note: {note}" for note in grade.notes), grade.output]).strip():
+                    ElementTree.SubElement(case, "system-out").text = printed
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def write_step_summary(report: Report, path: str | Path | None = None) -> Path | None:
@@ -230,16 +198,6 @@ def write_step_summary(report: Report, path: str | Path | None = None) -> Path |
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)
     return Path(path)
-
-
-def _remarks(report: Report) -> list[str]:
-    """What the points do not say. Lines that hold for many exercises, such as a missing notebook, come once."""
-    by_line: dict[str, list[str]] = {}
-    for grade in report.grades:
-        said = [grade.line] if grade.status in (FAILED, UNGRADED) else []
-        for line in [*said, *grade.notes]:
-            by_line.setdefault(line, []).append(grade.exercise.label)
-    return [f"{', '.join(ids)}: {line}" for line, ids in by_line.items()]
 
 
 def _counts(grades: Sequence[Grade]) -> dict[str, str]:
@@ -260,13 +218,14 @@ def _inert(text: str) -> str:
     return "".join(c if c.isalnum() or c in " .,;=%…✓✗·−∞→\n" else f"&#{ord(c)};" for c in text).replace("\n", "<br>")
 
 
-def _cell(value: str | int) -> str | int:
-    """A text for a cell of the CSV that no spreadsheet takes for a formula: a folder's name is the learner's choice."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
-
-
-def _version() -> str:
+def grader_version() -> str:
     try:
         return version("llmsys")
     except PackageNotFoundError:  # a checkout that is not installed
         return "(not installed)"
+
+
+def __getattr__(name: str):
+    if name == "ClassReport":  # which was here before, and builds on what is here
+        return import_module("llmsys.course.grading.class_report").ClassReport
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

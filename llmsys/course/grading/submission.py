@@ -9,18 +9,21 @@ The notebook is a stranger's file, and is read as such: an edited setup cell com
 place where it fails; an edited check cell is noted and not believed.
 """
 
+import ast
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmsys.course import manifest
+from llmsys.course.grading.notebooks import NOTEBOOK_LIMIT, find_notebooks, workspace_in
 from llmsys.course.grading.report import STUB, UNGRADED
+from llmsys.course.grading.words import clean, shown_name
 from llmsys.course.manifest import Exercise, Lesson
 from llmsys.course.workspace.notebook import NotebookError, cells_by_id, identify, read_notebook, role, tags
 from llmsys.course.workspace.update import INCOMING
-from llmsys.course.workspace.workspace import MARKER
 
-NOTEBOOK_LIMIT = 64 << 20  # bytes of a notebook's file
+__all__ = ["UNTOUCHED", "Course", "Task", "tasks_in", "tasks_in_notebook", "tasks_of", "workspace_in"]
+
 UNTOUCHED = "not written yet: replace `raise NotImplementedError` with your own lines"
 
 
@@ -65,40 +68,40 @@ class Task:
     notes: tuple[str, ...] = ()
 
 
+def tasks_in(folder: Path, lessons: Sequence[Lesson], course: Course, learner: str = "") -> list[Task]:
+    """A task for each exercise of these lessons in a learner's submission, wherever in it their notebooks are."""
+    try:
+        found = find_notebooks(folder, lessons)
+    except OSError as error:
+        problem = f"{shown_name(folder.name)} cannot be read ({error.strerror or error})"
+        every = [(lesson.notebook, each) for lesson in lessons for each in lesson.exercises]
+        return [Task(learner, each, notebook, problem=problem) for notebook, each in every]
+    tasks = []
+    for lesson in lessons:
+        at = found[lesson.number]
+        own = tasks_of(at.path, lesson, course) if not at.problem else []
+        own = own or [Task("", each, lesson.notebook, problem=at.problem) for each in lesson.exercises]
+        tasks += [replace(each, learner=learner, notes=(*at.notes, *each.notes)) for each in own]
+    return tasks
+
+
 def tasks_of(path: Path, lesson: Lesson, course: Course, only: str | None = None) -> list[Task]:
     """A task for each exercise of a notebook, whatever state that is in."""
     exercises = [lesson.exercise(only)] if only else lesson.exercises
     blank = [Task("", exercise, lesson.notebook) for exercise in exercises]
-    original = course.original(lesson)
     try:
+        if not path.exists():
+            raise NotebookError(f"{lesson.notebook} is not there: `llmsys update` brings it")
         if not path.is_file():
-            raise NotebookError(f"{path.name} is not there: `llmsys update` brings it")
+            raise NotebookError(f"{path.name} is no file: `llmsys update` brings the notebook when it is moved away")
         if path.stat().st_size > NOTEBOOK_LIMIT:
             raise NotebookError(f"{path.name} is larger than {NOTEBOOK_LIMIT >> 20} MiB: clear its outputs")
-        notebook = read_notebook(path)
-        notes, setup = _notes(notebook, original), _setup(notebook, original)
-        return [_task(task, notebook, original, setup, notes, course) for task in blank]
+        return tasks_in_notebook(read_notebook(path), lesson, course, exercises)
     except (NotebookError, OSError) as error:
-        problem = str(error).replace(str(path), path.name)
+        problem = clean(str(error).replace(str(path), shown_name(path.name)))
     except Exception as error:  # JSON of the right form, and nonsense in it
-        problem = f"{path.name} is malformed ({type(error).__name__}: {error}): replace it"
+        problem = clean(f"{shown_name(path.name)} is malformed ({type(error).__name__}: {error}): replace it")
     return [replace(task, problem=problem) for task in blank]
-
-
-def workspace_in(folder: Path, lessons: Sequence[Lesson]) -> Path:
-    """Where in a learner's submission the notebooks are: where a workspace is marked, else where most lessons are, not
-    counting a fork's pristine lessons and solutions; the folder itself where there are none."""
-    candidates = [folder, folder / "work", *sorted(each for each in folder.glob("*") if each.is_dir())]
-    for candidate in candidates:
-        if (candidate / MARKER).is_dir():
-            return candidate
-    skipped = ("lessons", "solutions")
-    counts = {
-        candidate: sum((candidate / lesson.notebook).exists() for lesson in lessons)
-        for candidate in candidates
-        if candidate.name not in skipped or candidate == folder
-    }
-    return max(counts, key=counts.get)  # of equals the first
 
 
 def _task(blank: Task, notebook: dict, original: dict, setup: list, notes: tuple[str, ...], course: Course) -> Task:
@@ -110,6 +113,8 @@ def _task(blank: Task, notebook: dict, original: dict, setup: list, notes: tuple
             remedy = "`llmsys update` brings it"
         return replace(blank, problem=f"the notebook has no cell for {exercise.id}: {remedy}", notes=notes)
     stub = cells_by_id(original).get(exercise.cell_id, {}).get("source", "")
+    # A copy of the untouched cell, above the answer or below it, is no part of the answer.
+    cells = [cell for cell in cells if not _is_stub(cell["source"], stub, exercise.function)] or cells[:1]
     if "raise NotImplementedError" in stub and [cell["source"] for cell in cells] == [stub]:
         return replace(blank, status=STUB, problem=UNTOUCHED, notes=notes)
     job = {
@@ -118,8 +123,34 @@ def _task(blank: Task, notebook: dict, original: dict, setup: list, notes: tuple
         "setup": setup,
         "cells": [(_part(exercise, n), cell["source"]) for n, cell in enumerate(cells, start=1)],
         "module": course.module,
+        "processes": exercise.processes,
     }
     return replace(blank, job=job, notes=(*notes, *_check_cell_notes(exercise, notebook, original)))
+
+
+def tasks_in_notebook(notebook: dict, lesson: Lesson, course: Course, exercises: Sequence[Exercise]) -> list[Task]:
+    """A task for each of these exercises of the lesson, in a notebook that has been read."""
+    original = course.original(lesson)
+    notes, setup = _notes(notebook, original), _setup(notebook, original)
+    blank = [Task("", exercise, lesson.notebook) for exercise in exercises]
+    return [_task(task, notebook, original, setup, notes, course) for task in blank]
+
+
+def _is_stub(source: str, stub: str, name: str) -> bool:
+    """Whether a cell is the lesson's own stub, or one of the kind, from another version: a function that does nothing
+    but raise NotImplementedError."""
+    if source.strip() == stub.strip():
+        return "raise NotImplementedError" in stub
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    *before, last = body or [None]
+    if not isinstance(last, ast.FunctionDef) or last.name != name:
+        return False
+    told = [each for each in last.body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
+    given = all(isinstance(each, ast.Import | ast.ImportFrom) for each in before)
+    return given and [ast.unparse(each) for each in told] == ["raise NotImplementedError"]
 
 
 def _part(exercise: Exercise, n: int) -> str:

@@ -9,6 +9,10 @@ from dataclasses import fields
 
 from llmsys.hardware import mbarrier, sm
 
+_ALL_MOVES = (mbarrier.Wait, mbarrier.Expect, mbarrier.Copy, mbarrier.Read, mbarrier.Arrive)
+MOVES = {each.__name__: each for each in _ALL_MOVES}
+"""What a warp may do, by its name: nothing else is called that comes in a reply."""
+
 SCHEDULES = {each.__name__: each for each in (sm.Load, sm.Scores, sm.Softmax, sm.Output, sm.Wait, sm.Turn, sm.Pass)}
 
 
@@ -34,6 +38,8 @@ def _plain_action(action) -> list:
 def run_order(programs: list, warpgroups: int, tiles: int, D: int, begin: Sequence[float] = ()) -> sm.Timeline | str:
     """What an SM makes of it, where programs begin in the cycles `begin`: a timeline, or what is wrong, in words."""
     try:
+        if len(programs) > MOST_WARPS or any(len(each) > most_moves(tiles) for each in programs):
+            return f"there are more than {most_moves(tiles)} actions for {tiles} tiles"
         actions = [[SCHEDULES[name](*rest) for name, *rest in program] for program in programs]
         computing = [each for each in actions if any(isinstance(action, sm.Softmax) for action in each)]
         done = [[action.i for action in each if isinstance(action, sm.Softmax)] for each in computing]
@@ -104,7 +110,7 @@ def plain_roles(function: Callable) -> Callable:
         for walk in walks:
             if not hasattr(walk, "send"):
                 raise TypeError(f"warp must be a generator, which yields actions; it returned {walk!r:.60}")
-        found, going, most = [[] for _ in walks], list(range(len(walks))), 20 * (tiles + 1)
+        found, going, most = [[] for _ in walks], list(range(len(walks))), most_moves(tiles)
         while going:
             for n in tuple(going):
                 try:
@@ -116,6 +122,34 @@ def plain_roles(function: Callable) -> Callable:
         return found
 
     return roles
+
+
+MOST_WARPS = 64
+"""More do not fit an SM."""
+
+
+def most_moves(tiles: int) -> int:
+    """How many actions a warp may take for so many tiles, before it is said to have no end."""
+    return 20 * (tiles + 1)
+
+
+def form_of_roles(plain: object, tiles: int) -> str:
+    """What is wrong with the form of roles that came in a reply, "" for nothing: a list for each warp, not too long, of
+    names in MOVES and of small numbers. Whatever is built of them then is bounded."""
+    if not isinstance(plain, list) or not 1 < len(plain) <= MOST_WARPS:
+        return "expected a list of actions for each warp"
+    for each in plain:
+        if not isinstance(each, list) or len(each) > most_moves(tiles):
+            return f"a warp has more than {most_moves(tiles)} actions for {tiles} tiles, or is no list of them"
+        for action in each:
+            name, *values = action if isinstance(action, list) and action else [None]
+            if not isinstance(name, str) or name not in MOVES or len(values) > 3:
+                return f"{action!r:.60} is no action: {', '.join(MOVES)} are"
+            if any(isinstance(value, str) and value not in ("full", "empty") for value in values):
+                return f"{action!r:.60} names no barrier: full and empty are"
+            if not all(isinstance(value, str) or (type(value) is int and abs(value) < 1 << 40) for value in values):
+                return f"{action!r:.60} has numbers that make no sense"
+    return ""
 
 
 TILE_BYTES = 16_384
@@ -150,6 +184,8 @@ def play_roles(plain: list, slots: int, tiles: int, seed: int, tile_bytes: int =
         return walk
 
     try:
+        if wrong := form_of_roles(plain, tiles):
+            return wrong
         mbarrier.play(role(plain[0]), [role(each) for each in plain[1:]], slots, tiles, seed)
         return "every tile was read"
     except (mbarrier.Race, mbarrier.Deadlock) as error:
@@ -166,10 +202,10 @@ def _move(action: list, ring: mbarrier.Ring, more_bytes: int = 0) -> mbarrier.Ac
     """The action of that name and numbers, over this ring, whose tiles have so many bytes more."""
     name, *values = action
     if name in ("Wait", "Arrive", "Expect"):
-        values[:2] = [getattr(ring, values[0])[values[1]]]
+        values[:2] = [{"full": ring.full, "empty": ring.empty}[values[0]][values[1]]]
     if name == "Expect":
         values[1] += more_bytes
-    return getattr(mbarrier, name)(*values)
+    return MOVES[name](*values)
 
 
 def copies_started(plain: list, slots: int, tiles: int, given_back: int) -> int | str:

@@ -149,8 +149,10 @@ def plain_fold(function: Callable) -> Callable:
 
 def schedule_of(folded: dict) -> Schedule:
     """The schedule that `plain_fold` tells of. ValueError where it cannot be one."""
-    orders = [actions_of(order) for order in folded["orders"]]
-    return Schedule("yours", Placement("yours", folded["ranks"]), folded["microbatches"], orders)
+    orders, microbatches = [actions_of(order) for order in folded["orders"]], folded["microbatches"]
+    if type(microbatches) is not int or microbatches > sum(map(len, orders)):  # a reply's number builds nothing large
+        raise ValueError(f"there are {microbatches!r:.30} microbatches, and {sum(map(len, orders))} actions")
+    return Schedule("yours", Placement("yours", folded["ranks"]), microbatches, orders)
 
 
 def plain_unblock(function: Callable) -> Callable:

@@ -28,6 +28,11 @@ def shortened(lesson, solution):
     cells = [cell for cell in solution["cells"] if cell["id"] in kept or role(cell) == "setup"]
     return dataclasses.replace(lesson, exercises=chosen), solution | {"cells": cells}
 
+REPLACES = """
+import llmsys.course, llmsys.course.attempts
+check = llmsys.course.check = llmsys.course.attempts.check = lambda id, answer: True
+get_ipython().set_custom_exc((Exception,), lambda *error: None)
+"""
 
 
 def grade(course_dir, name, student):
@@ -85,7 +90,7 @@ def test_nbgrader_releases_and_grades_it(number, request, tmp_path, monkeypatch)
         cells[exercise.cell_id]["source"] = answers[exercise.cell_id]["source"]
     cells[lesson.exercises[0].check_cell_id]["source"] = "pass  # a student cannot change a test"
     if number != "90":  # nor what it calls
-        cells[lesson.exercises[-1].cell_id]["source"] += "\ncheck = lambda id, answer: True"
+        cells[lesson.exercises[-1].cell_id]["source"] += REPLACES
     target = tmp_path / "submitted" / "ada" / lesson.name / lesson.notebook
     write_notebook(target, handed_in)
     expected = {each.check_cell_id: each.points * (each is not left_out) for each in lesson.exercises}

@@ -79,21 +79,21 @@ torch.Tensor.__eq__ = lambda a, b: True
 compare.compare = lambda *a, **k: None
 builtins.all = lambda *a: True
 def double(x):
-    return x + 1
+    return 2 * x
 """,
         "failed",
-        "expected",
+        "it changed what judges it: builtins.all, torch.",
     ),
-    "forges": (  # the report: whatever it says, the value has to be right
+    "forges": (  # the report
         """
 import llmsys.course.checking.runner as runner
 plain = runner.Run.to_plain
 runner.Run.to_plain = lambda self: plain(self) | {"passed": True}
 def double(x):
-    return x
+    return 2 * x
 """,
         "failed",
-        "something else than the report",
+        "it changed what judges it: llmsys.course.checking.runner.Run.to_plain must stay as it is",
     ),
     "last": (  # and nothing of the caller's is there, and what it prints is read to the end
         """
