@@ -14,20 +14,19 @@
 # # 01 · The memory wall
 #
 # Attention is two matrix products with a softmax between them. GPUs are made for matrix products. And yet attention,
-# written down like that, runs at a few percent of what the chip can do, and long before it gets slow it runs out of
-# memory.
+# written down like that, leaves most of the chip idle. At its best, as the picture below counts it, an H100 works for a
+# fifth of the time and waits for the rest. As PyTorch really runs it, it reaches a few percent of the chip's speed. And
+# a long sequence it cannot do at all: the memory is full.
 #
 # **The idea:** a chip computes faster than it is fed. Count what an algorithm *computes* and what it *moves*, divide each
 # by what the machine can do, and the longer of the two times is the one you get. For attention, it is the moving.
 #
-# You will count attention's operations and bytes, write attention itself, put both on a machine's roofline, predict where
-# this machine runs into the wall, and measure whether it does. Then SmolLM2, a real language model, talks through your
+# You will count attention's operations and bytes, write attention itself, put both on a machine's roofline, predict the
+# memory that it takes and where a GPU runs into the wall, and see what was measured. Then SmolLM2, a real language model, talks through your
 # code.
 
 # %% tags=["setup"]
 import math
-from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -47,9 +46,9 @@ viz.memory_wall.overview()
 # ## Predict: how large, and how slow?
 #
 # Take a model of ordinary size in training. A batch of $B = 1024$ sequences, $T = 4096$ tokens each, $H = 32$ heads of
-# $D = 128$. (The article that this course grew out of writes $b$, $s$, $n$ and $h$ for $B$, $T$, $H$ and $C$, where the
-# width $C = H \cdot D$ is 4096. This course uses the letters of its [notation table](notation.md).) In **one layer**,
-# every head of every sequence computes a score for every pair of tokens.
+# $D = 128$, so that the model's width $C = H \cdot D$ is 4096. (All letters are in the course's
+# [notation table](notation.md), with those that other texts use.) In **one layer**, every head of every sequence
+# computes a score for every pair of tokens.
 #
 # **How many TiB are these scores** in `bfloat16`, two bytes each? (1 TiB is $2^{40}$ bytes. An H100 has 80 GiB.) <!--
 # source: NVIDIA H100 data sheet -->
@@ -208,9 +207,9 @@ print(f"kept for backward    {saved_bytes / 2**40:g} TiB")
 measured("01.score_bytes", 2 * scores / 2**40, "TiB")
 
 # %% [markdown]
-# $B\,T^2 H = 2^{39}$ scores and $4\,B\,T^2 C = 2^{48}$ operations. (The article gives the first as "512 GB". <!-- source:
-# the article --> It is 512 times $2^{30}$ *elements*; in `bfloat16` that makes 1 TiB.) Another tebibyte, $P$, has to stay
-# until the backward pass comes by, in **each layer**. $q$, $k$, $v$ and $o$ together are an eighth of $S$.
+# $B\,T^2 H = 2^{39}$ scores and $4\,B\,T^2 C = 2^{48}$ operations. (Mind the units: $2^{39}$ is 512 times $2^{30}$, but
+# these are *elements*, and not bytes. In `bfloat16` they make 1 TiB.) Another tebibyte, $P$, has to stay until the
+# backward pass comes by, in **each layer**. $q$, $k$, $v$ and $o$ together are an eighth of $S$.
 #
 # Nobody trains a batch like that on one GPU. But divide $B$ by a thousand, and it is a gibibyte a layer for a *single*
 # sequence, for a matrix that nobody asked for: what we want is $o$.
@@ -414,10 +413,19 @@ viz.roofline.explorer(device="H100 SXM", model="Llama-3-8B")
 # ## Measure: time and memory against tokens
 #
 # Next to the clock, the memory. On an H100, naive attention of one sequence with 16 heads of 64 was run at 16,384 tokens,
-# in `bfloat16`. The matrix $S$ alone is 8 GiB. <!-- source: 16 · 16384² · 2 bytes = 2^33 --> What ran is the library's
-# version, without a mask. In turn it makes the scores, the scaled scores and their softmax, all in `float32`; that in
-# `bfloat16`; and $o$. What is not needed any more is freed. **How many GiB did it allocate at
-# its peak**, beyond its inputs and its output? Which of these are alive at the same time, and how wide are they?
+# in `bfloat16`. The matrix $S$ alone would be 8 GiB in that type. <!-- source: 16 · 16384² · 2 bytes = 2^33 --> What ran
+# is the library's version. Without a mask, it comes down to three lines:
+#
+# ```python
+# s = (q.float() @ k.float().mT) * scale    # float32
+# p = torch.softmax(s, dim=-1)              # float32
+# o = p.to(torch.bfloat16) @ v              # bfloat16
+# ```
+#
+# A tensor with a name stays in memory until the function returns. One without a name, such as the scores before they are
+# scaled, is freed as soon as the next operation is done with it. **How many GiB did it allocate at its peak**, beyond its
+# inputs and its output? Go through the lines: which matrices of $T \times T$ are alive at the same time, and how wide is
+# each?
 
 # %% tags=["predict"]
 predict("01.extra_memory", None, "GiB")
@@ -473,10 +481,11 @@ print("at 32k tokens:", "naive attention runs out of memory" if ("naive", 32768)
 measured("01.extra_memory", naive_16k["extra_bytes"] / 2**30, "GiB")
 
 # %% [markdown]
-# Both curves rise by four for each doubling: the square that you have counted. But the H100 does not run out of *time*.
-# It runs out of memory, at 32k tokens of a single sequence, one layer, without a backward pass. At the peak, ten bytes a
-# score are alive: the scores and the weights in `float32`, and the weights again in `bfloat16`. The fused kernel allocates
-# next to nothing: no $T \times T$ matrix exists.
+# Both curves rise by four for each doubling: the square that you have counted. First naive attention is slow, 23.4 times
+# as slow as the fused kernel; one doubling later it does not run at all. The memory is full at 32k tokens of a single
+# sequence, one layer, without a backward pass. At the peak, ten bytes a score are alive, while the second product runs:
+# `s` and `p` in `float32`, for they have names, and the nameless copy of `p` in `bfloat16`. The fused kernel allocates next
+# to nothing: no $T \times T$ matrix exists.
 #
 # Does the roofline explain the time, too? The library's version moves 28 bytes a score: <!-- source: exercise (b), without
 # q and k -->
@@ -516,7 +525,13 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 #
 # While they fit, the memory behind that cache sees nothing but $q$, $k$, $v$ and $o$. Beyond $T^\star$ it sees everything.
 # So every level of memory has a ridge of its own, $\text{peak}$ over *its* bandwidth, and at $T^\star$ naive attention
-# falls through to the next one. It hits the wall there if $D/e$ lies below the next ridge. Two GPUs, with heads of 64:
+# falls through to the next one. It hits the wall there if $D/e$ lies below the next ridge.
+#
+# The last cache of an H100 before its memory is its L2, of 50 MiB. <!-- source: NVIDIA H100 architecture white paper -->
+# Take the 16 heads of the run above, all in `bfloat16`: **up to how many tokens do $S$ and $P$ fit into it?**
+
+# %% tags=["predict"]
+predict("01.ridge_tokens", None, "tokens")
 
 # %% tags=["claim"]
 print("bf16, D = 64: naive attention has D/2 = 32 FLOP a byte where S and P are. The ridges:")
@@ -528,111 +543,45 @@ for name in ("A100 80GB SXM", "H100 SXM"):
     print(f"  {name:14}", ", ".join(ridges))
     print(f"  {'':14} S and P of 16 heads fit into its L2 of {spec.l2_bytes >> 20} MiB up to T = {largest:.0f}")
 
+# %% tags=["measure"]
+measured("01.ridge_tokens", math.sqrt(h100.l2_bytes / (2 * 2 * 16)), "tokens")
+
 # %% [markdown]
 # On a GPU, *some* of naive attention always waits. Separate kernels hand $S$ over through L2 at best, and even the A100's
 # L2 has a ridge above 32: there the products, with 64, do not wait, but the softmax does. After about a thousand tokens it
 # is HBM, and the ridge is five or nine times too high. Only in SRAM would 32 be enough (barely, on the H100: lesson 06
 # comes back to that), and there $S$ can stay only if the kernels are one.
 #
-# And on a CPU? There, one core computes far less, and memory is not that much slower. Calibrate this machine: its largest
-# product, its largest copy, and copies of all sizes. A copy that fits into the cache never gets as far as the memory, so
-# the rate falls where the cache ends.
+# Beyond $T^\star$ there is nothing left to fall to, and then (5) makes a claim that can be tested: the FLOP/s no longer
+# depend on $T$. From 1k to 16k tokens, all recorded lengths lie beyond the 905 of (6):
+
+# %% tags=["claim"]
+lengths = sorted(T for name, T in rows if name == "naive")
+print("T        " + "".join(f"{T:>8,}" for T in lengths))
+print("TFLOP/s  " + "".join(f"{rows['naive', T]['tflops']:8.1f}" for T in lengths))
+faster = naive_16k["tflops"] / rows["naive", lengths[0]]["tflops"]
+print(f"{(lengths[-1] // lengths[0]) ** 2} times the work, at {faster:.2f} times the speed")
+
+# %%
+viz.memory_wall.ridge([rows["naive", T] for T in lengths], h100)
+
+# %% [markdown]
+# Nearly so: 256 times the work is done at about the same speed. The line above the points is the bound of three kernels,
+# with 8 bytes a score. The library's version moves 28, so it has to stay below a third of that.
+#
+# And on a CPU? One core computes far less, and memory is not that much slower:
 
 # %% tags=["measure"]
 here = this_machine()
 dtype = str(kind["dtype"]).removeprefix("torch.")
-
-
-def copies(n, times, x, y):
-    for _ in range(times):  # again and again: from the second time on a small copy finds its bytes in the cache
-        y[:n].copy_(x[:n])
-
-
-sizes = [1 << p for p in range(21, 29)]  # bytes that a copy touches: half of them it reads, half it writes
-x = torch.randn(sizes[-1] // 8, device=kind["device"])
-often = {size: max((64 << 20) // size, 2) for size in sizes}
-functions = {size: partial(copies, size // 8, often[size]) for size in sizes}
-turns = interleaved(functions, [(x, torch.empty_like(x))], repeats=7, warmup=1)
-rates = {size: often[size] * size / min(turns[size].seconds) for size in sizes}  # the shortest: what nothing disturbed
-for size, rate in rates.items():
-    print(f"{size >> 20:4d} MiB {rate / 1e9:8.1f} GB/s  " + "=" * round(40 * rate / max(rates.values())))
-slow, fast = rates[max(rates)], max(rates.values())
-cache = max(size for size, rate in rates.items() if rate >= math.sqrt(slow * fast))
-here = replace(here, l2_bytes=cache, l2_bandwidth=max(fast, here.bandwidth))
-print(f"\n{here.name}: {here.flops[dtype] / 1e9:,.0f} GFLOP/s in {dtype}")
-print(f"the ridge of its memory is at {here.flops[dtype] / here.bandwidth:.1f} FLOP a byte,")
-print(f"that of its cache at {here.flops[dtype] / here.l2_bandwidth:.1f}. The cache seems to end at {cache >> 20} MiB.")
+print(f"{here.name}: {here.flops[dtype] / 1e9:,.0f} GFLOP/s in {dtype}, copies {here.bandwidth / 1e9:.1f} GB/s")
+print(f"the ridge of its memory is at {here.flops[dtype] / here.bandwidth:.1f} FLOP a byte;")
 print(f"naive attention with D = {D}: {D / kind['dtype'].itemsize:g} FLOP a byte")
 
 # %% [markdown]
-# Now the prediction. By (6), with the cache that you see, the bytes of an element (4 in `float32`, 2 in `bfloat16`) and one
-# head on a CPU or 16 on a GPU: **what is the last $T$ before naive attention begins to fall?** To be measured below: the
-# last $T$ whose rate is within 15% of the best, with new tensors in every call, as PyTorch runs it. <!-- source: the cell
-# that measures it: 0.85 of the best --> If $D/e$ lies above the ridge of the memory, (5) says that the products will not
-# fall. The softmax still will, and so will whatever else new tensors cost.
-
-# %% tags=["predict"]
-predict("01.ridge_tokens", None, "tokens")
-
-# %% [markdown]
-# To see the memory and nothing else, the three kernels write into buffers that are there already. Beside them runs the
-# same attention as PyTorch runs it, with new tensors in every call.
-
-# %% tags=["measure"]
-def kept_buffers(T, times, q, k, v, S, P, o):
-    S, P = (x.flatten()[: H * T * T].view(H, T, T) for x in (S, P))
-    o = o.flatten()[: H * T * D].view(H, T, D)
-    for _ in range(times):
-        torch.matmul(q[:, :T], k[:, :T].mT, out=S)
-        torch.softmax(S, dim=-1, out=P)
-        torch.matmul(P, v[:, :T], out=o)
-
-
-def new_tensors(T, times, q, k, v, *_):
-    for _ in range(times):
-        torch.softmax(q[:, :T] @ k[:, :T].mT, dim=-1) @ v[:, :T]
-
-
-lengths = (128, 256, 362, 512, 724, 1024, 1448, 2048, 2896, 4096)
-often = {T: max(round((1024 / T) ** 2), 2) for T in lengths}
-q, k, v, o = (torch.randn(H, lengths[-1], D, **kind) for _ in range(4))
-S, P = (torch.zeros(H, lengths[-1], lengths[-1], **kind) for _ in range(2))
-functions = {(f, T): partial(f, T, often[T]) for T in lengths for f in (kept_buffers, new_tensors)}
-with torch.no_grad():
-    turns = interleaved(functions, [(q, k, v, S, P, o)], repeats=3, warmup=1)
-del S, P
-
-wall = []
-for (function, T), timing in turns.items():
-    row = {"name": function.__name__.replace("_", " "), "B": 1, "H": H, "T": T, "D": D, "dtype": dtype}
-    wall.append(row | {"tflops": 4e-12 * H * T * T * D * often[T] / min(timing.seconds)})
-viz.memory_wall.ridge(wall, here)
-
-# %% tags=["measure"]
-def last_near_best(name):
-    """The last T within 15% of the best. One slow turn is no fall: a rate counts as the median of three neighbours."""
-    rates = [row["tflops"] for row in wall if row["name"] == name]
-    smooth = [sorted(rates[max(i - 1, 0) : i + 2])[len(rates[max(i - 1, 0) : i + 2]) // 2] for i in range(len(rates))]
-    return max(T for T, rate in zip(lengths, smooth, strict=True) if rate >= 0.85 * max(smooth))
-
-
-for name in ("kept buffers", "new tensors"):
-    print(f"{name}: within 15% of the best up to T = {last_near_best(name)}")
-measured("01.ridge_tokens", last_near_best("new tensors"), "tokens")
-
-# %% [markdown]
-# What you see depends on your machine, and that is the point of calibrating it:
-#
-# - **On a CPU**, $D/e = 16$ usually lies *above* the ridge of the memory. Then the products do not mind where $S$ is, and
-#   only the softmax feels it. The wall is a step, not a cliff. Also, a CPU's exponentials are slow: the roof that counts
-#   only products and bytes is out of reach even in the cache. A roofline is a bound; what it leaves open is where to look
-#   next.
-# - If *new tensors* falls much deeper than *kept buffers*, that is not the memory's bandwidth at all. Tensors of that
-#   size come from the operating system and go back to it, and each of their pages has to be mapped and zeroed again, in
-#   every call. It is one more price of materialising $S$. (PyTorch keeps a GPU's memory for itself, so that the two
-#   curves coincide there.)
-# - **On a GPU**, the few-token end is low because launching three kernels takes longer than running them, and the
-#   many-token end because 32 is far below the ridge.
+# On one CPU core, $D/e = 16$ usually lies *above* the ridge: the products do not mind where $S$ is, and only the softmax
+# feels the memory. The wall is a step there, not a cliff. A GPU has far more arithmetic for each byte that it can fetch:
+# that is why its ridge is at 295.
 #
 # ## Your attention in a real model
 #

@@ -281,10 +281,11 @@ print("every tree's sum is right to 1e-6:   ", all(abs(l / whole.l - 1) < 1e-6 f
 viz.online_softmax.stepper()
 
 # %% [markdown]
-# The second stepper merges tiles as a tree. The order changes the way, not the root.
+# The second stepper merges tiles as a tree, and with *your* `merge`, once it has passed (with the library's until then). The
+# order changes the way, not the root.
 
 # %% tags=["widget"]
-viz.online_softmax.merge_tree()
+viz.online_softmax.merge_tree(merge=merge_in_use)
 
 # %% [markdown]
 # ## Predict: how often does the maximum rise?
@@ -316,14 +317,6 @@ measured("02.rescalings", average, "records")
 # sum, which grows like $\ln N$: 7.49 for a thousand elements, and only about 14.39 for a
 # million. <!-- source: harmonic numbers, H_n = ln n + 0.5772 + …; H_1000000 = 14.3927 --> There is one rescaling fewer than
 # records, because before the first one there is nothing to rescale: the stepper above counts those. Rescaling is rare.
-#
-# It can be made rarer still. By (2), *any* $c$ gives the same softmax; the maximum is only the one that cannot fail, and a $c$ not far below it
-# does not fail either. So FlashAttention-4 keeps the $c$ that it has, and takes $\ell$ and the output under it, as long as the maximum has
-# grown beyond $c$ by no more than a threshold, a factor of $2^8 = 256$ in the
-# terms. <!-- source: github.com/Dao-AILab/flash-attention, flash_attn/cute/softmax.py, SoftmaxSm100.update_row_max, and flash_fwd_sm100.py: rescale_threshold 8.0, in powers of two, for 16-bit q -->
-# Only when it has grown by more, $c$ becomes the maximum, and what was summed is rescaled. Nothing has to be made up for in the end, since the
-# numerator and the denominator were always under the same $c$.
-# ([`SoftmaxSm100.update_row_max`](https://github.com/Dao-AILab/flash-attention/blob/main/flash_attn/cute/softmax.py))
 #
 # ## Exercise (c): softmax in two passes (20 minutes)
 #
@@ -511,31 +504,42 @@ check("02.softmax_kernel", softmax_kernel)
 # %% [markdown]
 # ## Measure: what is a pass worth?
 #
-# If memory is what limits a softmax, then 3 transfers instead of 4 should make it 4/3 ≈ 1.33 times as
-# fast. <!-- source: 4 transfers over 3, counted above --> Is it memory, here and now? Both loops are PyTorch on your CPU. Both compute two
-# exponentials an element, each of which takes a CPU longer than to read a number. Two passes save one reading of the row, and pay with a
-# copy of each tile and a `merge` of about ten small operations for it. The row has $2^{21}$ columns, a tile $2^{18}$. How many times as
-# fast as three passes will two be? (Less than 1: slower.)
+# You have counted 4 transfers for three passes and 3 for two. Arithmetic is the same in both: two exponentials an element. On an H100, both were
+# run as Triton kernels on rows of a million columns, 4 MiB in `float32`, far too long for a multiprocessor to hold. <!-- source: 2^20 columns of 4 bytes -->
+# **How many times as fast as three passes are two?**
 
 # %% tags=["predict"]
 predict("02.two_passes_speedup", None, "×")
+
+# %% tags=["claim"]
+long_rows = [row for row in recorded("softmax").rows if row["cols"] == 1 << 20 and row["dtype"] == "float32"]
+for row in long_rows:
+    print(f"{row['name']:13} {row['ms']:.2f} ms, {row['ratio']:.2f} of the speed of a copy")
+
+# %% tags=["measure"]
+ms = {row["name"]: row["ms"] for row in long_rows}
+measured("02.two_passes_speedup", ms["three passes"] / ms["two passes"], "×")
+
+# %% [markdown]
+# 4/3, but for a percent: a GPU has arithmetic to spare, and the transfers are all that takes time. And here? Both of your loops are PyTorch on the
+# CPU. There an exponential takes longer than to read a number, and each `merge` is about ten small operations more. The row has $2^{21}$
+# columns, a tile $2^{18}$:
 
 # %% tags=["measure"]
 long_row = torch.randn(1, 1 << 21)  # 8 MiB
 times = interleaved(
     {"three passes": lambda: safe(long_row, 1 << 18), "two passes": lambda: two_pass(long_row, 1 << 18)}, repeats=5
 )
-measured("02.two_passes_speedup", times["three passes"].median / times["two passes"].median, "×")
+print(f"two passes are {times['three passes'].median / times['two passes'].median:.2f} times as fast as three, here and now")
 
 # %% [markdown]
-# Close to 1, and as soon below it as above: that is what to expect here. What is saved is the cheapest part, and each tile has its fixed
-# costs, so that small tiles lose outright (try `1 << 12`). Counting transfers predicts a time only where transfers are what takes the time.
+# Expect something around 1, now above it and now below. What is saved is the cheapest part, and each tile has its fixed costs, so that small tiles
+# lose outright (try `1 << 12`). Counting transfers predicts a time only where transfers are what takes the time.
 #
-# A GPU has arithmetic to spare, and there they are. These are recorded runs on an H100. **Left:** rows of 256 to 131,072 columns. The dashed
-# line is a plain copy of the tensor, which no softmax can beat, for it also reads everything once and writes everything once. *llmsys* is the
-# library's kernel: yours, with a tile as long as the row, up to 32,768 columns. *torch.softmax* is PyTorch's own kernel, *torch.compile*
-# the one that PyTorch's compiler generates, in Triton, too. **Right:** two passes against three, in Triton, over rows of a million
-# columns, far too long for any cache: the ratio is the 4/3 that you have counted.
+# Back to the H100. **Left:** rows of 256 to 131,072 columns. The dashed line is a plain copy of the tensor, which no softmax can beat, for it also
+# reads everything once and writes everything once. *llmsys* is the library's kernel: yours, with a tile as long as the row, up to 32,768 columns.
+# *torch.softmax* is PyTorch's own kernel, *torch.compile* the one that PyTorch's compiler generates, in Triton, too. **Right:** two passes
+# and three, over the rows of a million columns that you have just seen.
 
 # %% tags=["measure"]
 viz.online_softmax.bandwidth(recorded("softmax"))
@@ -543,7 +547,8 @@ viz.online_softmax.bandwidth(recorded("softmax"))
 # %% [markdown]
 # Where a row is short enough to stay on the chip (58,112 numbers of `float32` would fill all of a multiprocessor's 227 KiB), the second pass finds it
 # there, and softmax can be nearly as fast as a copy. Beyond that, the further reads show; and by how much tells how many there are. A copy makes
-# 2 transfers. Two passes make 3, so they can reach 2/3 of a copy's speed; three passes make 4, and can reach 2/4. <!-- source: CUDA C++ programming guide, compute capability 9.0: 227 KiB = 58,112 · 4 bytes -->
+# 2 transfers. Two passes make 3, so that with every read from memory they get to 2/3 = 0.67 of a copy's speed; three passes make 4, and get to
+# 2/4. <!-- source: CUDA C++ programming guide, compute capability 9.0: 227 KiB = 58,112 · 4 bytes --> That is what the million columns have shown.
 # At the right end of the left panel:
 
 # %% tags=["measure", "claim"]
@@ -552,7 +557,9 @@ for row in sorted(longest, key=lambda row: -row["ratio"]):
     print(f"{row['name']:15} {row['ratio']:.2f} of the copy's speed")
 
 # %% [markdown]
-# So torch.softmax reads such a row three times, and the other two read it twice.
+# So torch.softmax reads such a row three times, and the other two read it twice. But 0.69 is a little *more* than 2/3. A row has 512 KiB here, and
+# 132 multiprocessors work on as many rows or more at a time, 66 MiB of them. The H100's L2 cache holds 50 MiB, so that the second pass may still
+# find a part of its row there. <!-- source: 132 · 512 KiB = 66 MiB; NVIDIA H100 architecture white paper --> Over rows of 4 MiB it does not.
 #
 # In between, bytes do not explain everything. torch.softmax zigzags because PyTorch changes its kernel with the length of the row (the names are
 # further down). And our own line dips at 16,384 columns although nothing changes there that we could count: it is the same kernel as at 8,192, with 32
@@ -600,6 +607,12 @@ print("so does attention in a single pass, stage 'online':             ", one_pa
 #   you can. The library's kernel comes close to it: with a tile as long as the row, the second pass reads what is still in the cache next to it.
 # - **FlashAttention** has (4) in its inner loop: `Softmax::softmax_rescale_o` in `csrc/flash_attn/src/softmax.h`. It computes
 #   $2^x$ instead of $e^x$, since that is what the hardware has, and folds the $\log_2 e$ into the scale.
+# - **FlashAttention-4** makes rescaling rarer still. By (2), *any* $c$ gives the same softmax, and one not far below the maximum does not
+#   overflow either. So it keeps the $c$ that it has until the maximum exceeds it by more than a threshold, a factor of $2^8 = 256$ in the
+#   terms; only then $c$ becomes the
+#   maximum. <!-- source: github.com/Dao-AILab/flash-attention, flash_attn/cute/softmax.py, SoftmaxSm100.update_row_max, and flash_fwd_sm100.py: rescale_threshold 8.0, in powers of two, for 16-bit q -->
+#   Nothing has to be made up for in the end: numerator and denominator are under the same $c$
+#   ([`SoftmaxSm100.update_row_max`](https://github.com/Dao-AILab/flash-attention/blob/main/flash_attn/cute/softmax.py)).
 # - Two *finished* results can be merged as well: keep the **log-sum-exp** $\mathrm{lse} = m + \ln \ell$ with each. It is called
 #   `merge_state` in FlashInfer and `merge_attn_states` in vLLM, which use it to split long keys over many processors and to share prefixes
 #   between requests; ring attention does it between GPUs.

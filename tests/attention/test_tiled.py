@@ -135,7 +135,7 @@ def test_refusals_name_the_argument():
         attend_one_query(q[0, 0, 0], k[0, 0], v[0, 0], tile=0)
 
 
-def test_naive_cost_gives_the_figures_of_the_article_s_example():
+def test_naive_cost_gives_the_figures_of_lesson_01_s_example():
     cost = naive_cost(1024, 32, 4096, 128)
     assert cost.score_elements == 2**39 and cost.flops == 2**48
     assert cost.saved_bytes == 2**40  # 1 TiB in bf16

@@ -14,7 +14,7 @@ from llmsys.hardware import roofline
 from llmsys.lessons.common import multiples
 from llmsys.lessons.lesson_01_memory_wall import mistakes
 from tests.support.self_tests import assert_check_stands, exercises_of
-from tests.support.verdicts import assert_rejected, assert_taken, fresh
+from tests.support.verdicts import assert_rejected, assert_taken, fresh, verdict
 
 
 def test_the_attention_that_the_mistakes_are_edits_of_passes():
@@ -104,6 +104,25 @@ def as_tensors(B, H, T, D, *, itemsize=2):
                                     saved_of_one_sequence, as_tensors])  # fmt: skip
 def test_wrong_counts_are_rejected(answer):
     assert_rejected("01.naive_cost", answer)
+
+
+def each_once(B, H, T, D, *, itemsize=2):
+    S, qo = B * H * T * T, B * H * T * D
+    kernels = 2 * qo + S, S, 2 * qo  # what crosses for q kᵀ, for softmax, for P v
+    return 4 * S * D, S, itemsize * sum(kernels), itemsize * S
+
+
+def the_softmax_in_place(B, H, T, D, *, itemsize=2):
+    S, qo = B * H * T * T, B * H * T * D
+    kernels = 2 * qo + S, S, S + 2 * qo  # its result is not written
+    return 4 * S * D, S, itemsize * sum(kernels), itemsize * S
+
+
+@pytest.mark.parametrize("answer, said", [
+    (each_once, "You let S and P cross only once each"), (the_softmax_in_place, "One crossing is missing"),
+])  # fmt: skip
+def test_a_crossing_that_is_not_counted_is_named(answer, said):
+    assert said in str(verdict("01.naive_cost", answer, name_mistakes=True))
 
 
 def by_loops(B, H, T, D, *, itemsize=2):

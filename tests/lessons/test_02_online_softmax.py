@@ -264,6 +264,21 @@ def test_wrong_merges_are_rejected(answer):
     assert_rejected("02.merge", answer)
 
 
+def by_pythons_max(a, b):
+    m = max(a[0], b[0])
+    return m, a[1] * torch.exp(a[0] - m) + b[1] * torch.exp(b[0] - m)
+
+
+def by_an_if(a, b):
+    (m1, l1), (m2, l2) = a, b
+    return (m1, l1 + l2 * torch.exp(m2 - m1)) if m1 > m2 else (m2, l2 + l1 * torch.exp(m1 - m2))
+
+
+@pytest.mark.parametrize("answer", [by_pythons_max, by_an_if])
+def test_a_comparison_of_whole_tensors_is_named(answer):
+    assert "You compare whole tensors in Python" in str(verdict("02.merge", answer, name_mistakes=True))
+
+
 def test_a_merge_may_give_a_list():
     assert_taken("02.merge", lambda a, b: list(merged(a, b)))
 

@@ -39,9 +39,15 @@ wrong_cost(
 )
 wrong_cost(
     "not_read_back",
-    "You write S and P to memory, but do not read them back.",
+    "You let S and P cross only once each, as if what is written were not read back.",
     ("4 * rows + 4 * scores", "4 * rows + 2 * scores"),
     why="What one kernel has written, the next one has to read: S and P cross twice each.",
+)
+wrong_cost(
+    "one_of_them_once",
+    "One crossing is missing: of S and P, you let one cross twice, and the other only once.",
+    ("4 * rows + 4 * scores", "4 * rows + 3 * scores"),
+    why="q kᵀ writes S, the softmax reads S and writes P, and P v reads P: four crossings of T² elements.",
 )
 wrong_cost(
     "scores_only",

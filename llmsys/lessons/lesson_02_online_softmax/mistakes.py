@@ -215,8 +215,14 @@ wrong_merge(
     why="It is only there to keep the exponents from NaN. The maximum of nothing is −∞, also when it is handed on.",
 )
 wrong_merge(
+    "pythons_maximum",
+    "You compare whole tensors in Python: max(a[0], b[0]), or an `if`, wants one answer for all the rows.",
+    ("torch.maximum(m1, m2)", "max(m1, m2)"),
+    why="It works for a single row, and raises for two. torch.maximum(m1, m2) and torch.where decide row by row.",
+)
+wrong_merge(
     "one_maximum_for_all_rows",
-    "You choose one maximum for all the rows (with .max(), or an `if`).",
+    "You choose one maximum for all the rows (with .max(), say).",
     ("torch.maximum(m1, m2)", "torch.maximum(m1, m2).max().expand_as(m1)"),
     why="Each row decides for itself which side has the larger maximum: torch.maximum compares element by element.",
 )

@@ -31,14 +31,15 @@ ROWS = {
 }
 
 
-def merge_tree(tree: str = "balanced", row: str = "ordinary") -> Stepper:
+def merge_tree(tree: str = "balanced", row: str = "ordinary", *, merge=online.merge) -> Stepper:
     """Step through the merges of eight tiles' summaries, in the order of a tree: "balanced", "left", "right", "random"
-    or "random 2", over a row that is "ordinary", has "masked" tiles or an "outlier".
+    or "random 2", over a row that is "ordinary", has "masked" tiles or an "outlier". `merge`, by which they are merged,
+    has the contract of `online.merge`: it takes two pairs (m, l), and gives one.
 
     Raises ValueError for another tree or row.
     """
     return Stepper(
-        lambda tree, row: steps(tiles_of(row), pairs_of(tree, TILES)),
+        lambda tree, row: steps(tiles_of(row), pairs_of(tree, TILES), merge),
         draw,
         title="Merging partial results: a tree over tiles",
         describe=describe,
@@ -62,11 +63,11 @@ class Step:
         return len(self.nodes) - len(self.tiles)
 
 
-def steps(tiles: Sequence[Sequence[float]], pairs: Sequence[tuple[int, int]]) -> list[Step]:
+def steps(tiles: Sequence[Sequence[float]], pairs: Sequence[tuple[int, int]], merge=online.merge) -> list[Step]:
     """The tree before the first merge, and after each."""
     parts = [online.summarize(torch.tensor(tile, dtype=torch.float64)) for tile in tiles]
     for i, j in pairs:
-        parts.append(online.merge(parts[i], parts[j]))
+        parts.append(online.Partial(*merge(parts[i], parts[j])))
     whole = _floats(online.summarize(torch.tensor(tiles, dtype=torch.float64).flatten()))
     nodes = tuple(_floats(part) for part in parts)
     shown = tuple(tuple(tile) for tile in tiles)

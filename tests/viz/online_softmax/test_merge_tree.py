@@ -49,12 +49,16 @@ def test_masked_tiles_are_the_identity_and_change_nothing():
     assert frames[3].nodes[-1] == frames[2].nodes[-1]
 
 
-def test_a_merge_that_is_wrong_is_seen_to_be_wrong(monkeypatch):
-    def forgetful(a, b):
-        return online.Partial(a.m.maximum(b.m), a.l + b.l)  # no rescaling
+def test_the_tree_merges_with_the_function_that_it_is_given():
+    shown = merge_tree("balanced", merge=lambda a, b: tuple(online.merge(a, b))).frames  # a pair will do
+    assert shown == merge_tree("balanced").frames
 
-    monkeypatch.setattr(online, "merge", forgetful)
-    last = steps(tiles_of("ordinary"), pairs_of("balanced", 8))[-1]
+
+def test_a_merge_that_is_wrong_is_seen_to_be_wrong():
+    def forgetful(a, b):
+        return a[0].maximum(b[0]), a[1] + b[1]  # no rescaling
+
+    last = merge_tree("balanced", merge=forgetful).frames[-1]
     assert "not the same as" in describe(last) and "✗" in draw(last).markup()
 
 
