@@ -504,8 +504,9 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 # %% [markdown]
 # A bound, and a sequence of kernels that reaches 70% of it. Most of the rest is the one product that the library makes in
 # `float32`, for exact scores: tensor cores do not multiply such numbers, and the other units take 8.2 ms for it, before
-# its result is written. With both, 86%: there is nothing mysterious left. The chip with nearly a thousand TFLOP/s is a
-# memory-moving machine with a calculator attached, and this code uses the calculator at two to three percent.
+# its result is written. With both, 86%: there is nothing mysterious left. The chip could do nearly a thousand TFLOP/s, and
+# 2.2% of them is what this code gets. (The fifth of the opening picture is what three kernels in `bfloat16` could get, with
+# heads of 128 and 8 bytes a score.)
 #
 # ## Where does the wall stand?
 #
@@ -569,7 +570,7 @@ viz.memory_wall.ridge([rows["naive", T] for T in lengths], h100)
 # Nearly so: 256 times the work is done at about the same speed. The line above the points is the bound of three kernels,
 # with 8 bytes a score. The library's version moves 28, so it has to stay below a third of that.
 #
-# And on a CPU? One core computes far less, and memory is not that much slower:
+# And on a CPU? One core computes far less, and memory is not that much slower. (With a GPU here, the cell shows that.)
 
 # %% tags=["measure"]
 here = this_machine()

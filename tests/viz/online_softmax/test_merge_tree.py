@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmsys.attention import online
 from llmsys.viz.online_softmax import merge_tree
-from llmsys.viz.online_softmax.merge_tree import ROWS, TREES, describe, draw, pairs_of, steps, tiles_of
+from llmsys.viz.online_softmax.merge_tree import ROWS, TREES, describe, draw, pairs_of, tiles_of
 
 
 @given(st.sampled_from([*TREES.values()]), st.integers(1, 12))
