@@ -17,8 +17,9 @@
 # final before the last element has gone by. Attention never asks for the weights. It asks for a *sum weighted by them*,
 # and a sum can be corrected afterwards.
 #
-# **The idea:** the output is a third running sum. It is rescaled together with $\ell$, so queries, keys and values can be
-# cut into tiles that fit on the chip, and the $T \times T$ matrix of scores is never written anywhere. This is
+# **The idea:** the output is one more running sum. It stands under the same maximum $m$ as $\ell$, and is rescaled together
+# with it, so queries, keys and values can be cut into tiles that fit on the chip, and the $T \times T$ matrix of scores is
+# never written anywhere. This is
 # FlashAttention's forward pass.
 #
 # You will derive it, write it for a machine that counts every byte, derive what a tile size costs before you measure it,
@@ -72,9 +73,7 @@ predict("03.bytes_saved", None, "×")
 #
 # $$ o'_\text{new} = o' \cdot \frac{\ell\, e^{m - m_\text{new}}}{\ell_\text{new}} + \sum_{j \in \text{tile}} \frac{e^{s_j - m_\text{new}}}{\ell_\text{new}}\, v_j \tag{3} $$
 #
-# After the last tile, $o'$ is $o$. Each key and each value was read **once**: the last pass has disappeared. (Mind where the
-# fractions end if you meet (3) elsewhere. In the article that this course grew out of, a misplaced brace loses the last
-# one: $v_j$ stands beside the weight, not below it.)
+# After the last tile, $o'$ is $o$. Each key and each value was read **once**: the last pass has disappeared.
 #
 # ## Exercise (a): one query, streaming keys (20 minutes)
 #
@@ -146,9 +145,9 @@ for block_k in (32, 128):
 # $1024^2$ is about a million. FlashAttention-2 made that change. The table shows another lever, too: $O$ is rescaled once for
 # every tile of keys, so longer tiles of keys rescale less often.
 #
-# A tenth of the small operations, is that worth the trouble? With tiles of 32 keys there are 8.7 million of them by (3),
-# which at a 15th of the speed take as long as 130 million FLOP in products would: half as long as all the products. <!--
-# source: the table above, 8.7 million · 15 against 268 million -->
+# A tenth of the small operations, is that worth the trouble? With tiles of 32 keys there are 9.8 million of them by (3),
+# which at a 15th of the speed take as long as 147 million FLOP in products would: more than half as long as all the
+# products. <!-- source: the table above, 9.8 million · 15 against 268 million -->
 #
 # What remains is hard to get rid of. Each score needs an exponential, and those come from a unit that an H100 has even less of:
 # 3.9 TFLOP/s. At $D = 64$, the two products are $4D = 256$ FLOP a score, and the tensor cores do them in the time of a single
@@ -194,6 +193,14 @@ for crime in (not_loaded, too_large, not_written):
         print(f"{crime.__name__}: {type(error).__name__}: {error}")
 
 # %% [markdown]
+# **What is born on the chip costs nothing.** `torch.zeros`, `torch.full`, `torch.arange`, `q.new_zeros(…)`: a tensor that you
+# make inside the block is on the chip at once, without a transfer, and takes its room there. So that is how a state begins. Only
+# what has to outlive the block, as $o$ does, is made with `hbm.empty`, and stored.
+#
+# **Without a machine.** A function that takes `hbm=DIRECT` by default runs anywhere: `DIRECT` has the same three methods, counts
+# nothing and has no limits. Its `load` is a copy, its `store` an assignment, its `empty` a tensor full of NaN. That is how
+# your attention will run in a model, where nobody counts.
+#
 # A tensor may carry many heads side by side, (B, H, T, D). They are computed by as many programs, each with a chip of its own;
 # `HBM(programs=…)` says by how many. So you load a tile of *all* heads in one line, `hbm.load(k[:, :, j : j + block_k])`.
 #
@@ -207,7 +214,8 @@ for crime in (not_loaded, too_large, not_written):
 #   tile sees are not even loaded. A query that sees none at all has $o = 0$ and $\mathrm{lse} = -\infty$.
 # - **Grouped queries.** $G$ query heads share a key head: query head $h$ reads key head $h // G$. Stack the rows of a group
 #   below each other in one tile, $(B, H_{kv}, G \cdot \text{rows}, D_k)$, and one load of $K$ serves them all.
-#   `x.unflatten(1, (Hkv, G))` and `x.flatten(2, 3)` do that; the first one is a view, also of a tensor in HBM.
+#   `x.unflatten(1, (Hkv, G))` and `x.flatten(2, 3)` do that; the first one is a view, also of a tensor in HBM. In the stack, all
+#   the rows of the first head come first, then all those of the second: keep that in mind where a row is compared with its keys.
 # - **Ragged ends.** A slice that reaches beyond the end is simply shorter.
 
 # %% tags=["exercise"] exercise="03.tiled_attention"
@@ -227,7 +235,8 @@ def tiled_attention(
     causal               query i sees the keys j ≤ i + Tk − Tq (bottom-right)
     scale                None for 1/√Dk
     block_q, block_k     rows of a query tile, keys of a key tile
-    hbm                  hbm.load(view) → a copy on the chip; hbm.store(view, value); hbm.empty(shape, device=q.device, name="o") → in HBM
+    hbm                  hbm.load(view) → a copy on the chip; hbm.store(view, value); hbm.empty(shape, device=q.device, name="o") → in HBM;
+                         DIRECT has the same methods, and counts nothing
 
     Returns o (B, Hq, Tq, Dv), and with return_lse also lse (B, Hq, Tq) = m + ln l, both made with hbm.empty and stored
     once, lse whether or not it is returned. A query that sees no key: o = 0, lse = −∞. k and v are loaded once per query tile that sees them.
@@ -275,14 +284,14 @@ check("03.tiled_attention", tiled_attention)
 # %% [markdown]
 # ## Watch it
 #
-# Every step below is a transfer that the machine recorded while the library's tiled attention ran on it, with 64 tokens and a
-# head size of 16. The square is the matrix of scores that never exists as a whole. Walk through it once with **queries
+# Every step below is a transfer that the machine recorded while *your* tiled attention ran on it (the library's, until yours has
+# passed), with 64 tokens and a head size of 16. The square is the matrix of scores that never exists as a whole. Walk through it once with **queries
 # outside**: a tile of $q$ waits on the chip while $K$ and $V$ stream past. Then once with **keys outside**, the order of the first
 # FlashAttention: a tile of $K$ and $V$ waits, and every tile of queries visits it, its whole state in the luggage, in and
-# out. Then turn causality on, and look for the tiles that are skipped, masked and full.
+# out. (You have not written that order: it is the library's run.) Then turn causality on, and look for the tiles that are skipped, masked and full.
 
 # %% tags=["widget"]
-viz.tiled_attention.stepper()
+viz.tiled_attention.stepper(attention=mine("tiled_attention", default=tiled.tiled_attention))
 
 # %% [markdown]
 # ## Exercise (c): bytes as a function of the tile (15 minutes)
@@ -448,14 +457,16 @@ at_1024 = {row["name"]: row["ms"] for row in here if row["T"] == 1024}
 measured("03.tiled_against_sdpa", at_1024["tiled"] / at_1024["sdpa"], "×")
 
 # %% tags=["measure"]
-viz.charts.attention_growth(recorded("attention"), here=here)
+viz.charts.attention_growth(recorded("attention"), here=here, names=("naive", "tiled", "sdpa"))
 
 # %% [markdown]
 # On a CPU the caches keep a tile close by, so that your tiles lose less than one might fear, and for long $T$ may pass naive
 # attention. What is left against `sdpa` is the loop in Python and one pass over the tile for each operation. On a GPU it is worse.
 #
 # The recorded panels are an H100: one sequence, 16 heads of 64, `bfloat16`, from 1k to 64k tokens. Naive attention's extra memory
-# grows with $T^2$ until the GPU is full: the cross, "out of memory". That of the tiles stays where it is. But its *time* is the worst of all! In
+# grows with $T^2$ until the GPU is full: the cross, "out of memory". (The card's name says 80GB. Torch finds 79.18 GiB on it, and at 32k
+# tokens naive attention asks for one tensor of 64 GiB when 13.84 are left. <!-- source: the record's "missing", naive at 32,768 tokens -->)
+# That of the tiles stays where it is. But its *time* is the worst of all! In
 # PyTorch, each step of (4) is a kernel of its own that reads its operands from HBM and writes its result back; the tile that we
 # imagined on the chip never stays there. It is the right algorithm in the wrong language. `sdpa` is the same algorithm in a single kernel.
 # How far apart are the two ends?
@@ -467,8 +478,8 @@ for T in sorted({T for name, T in ms if name == "naive"}):
     print(f"T = {T:6,}: naive attention takes {ms['naive', T] / ms['sdpa', T]:4.1f} times as long as sdpa on the H100")
 
 # %% [markdown]
-# At most 24.8 times: fair numbers, and a good deal less than the 104× that our article reports. <!-- source: the article's section on FlashAttention, a best case -->
-# Speed-ups depend on what they are compared with. Lesson 04 writes that kernel.
+# Between 14.5 and 24.8 times. That is against naive attention; against our tiles in PyTorch it would be more. A speed-up
+# says little until one knows what it is compared with. Lesson 04 writes that kernel.
 #
 # ## Your tiles in a real model
 #

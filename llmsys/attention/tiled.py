@@ -1,7 +1,7 @@
 """Stage 3, tiled attention: the score matrix never exists. FlashAttention's forward pass, in PyTorch.
 
-Lesson 02 keeps two running sums' worth of a row: m, its maximum so far, and ℓ = Σ e^(s_j − m). The output is a third
-sum under the same maximum, o = Σ e^(s_j − m) v_j, so it can be rescaled along with ℓ. For a tile of keys with the
+Lesson 02 keeps two numbers of a row: m, its maximum so far, and a running sum, ℓ = Σ e^(s_j − m). The output is one
+more sum under the same maximum, o = Σ e^(s_j − m) v_j, so it can be rescaled along with ℓ. For a tile of keys with the
 scores s = q kᵀ · scale:
 
     m' = max(m, max_j s_j)      p_j = e^(s_j − m')      a = e^(m − m')

@@ -380,6 +380,18 @@ def test_query_tiles_in_a_pool_are_right():
     assert_taken("03.tiled_attention", in_a_pool)
 
 
+def test_rows_that_are_stacked_and_masked_as_if_interleaved_are_told_so():
+    """Grouped queries are right without a mask, so what is said is about the mask."""
+    mask = ("query = torch.arange(i, i + rows)[:, None] + offset",
+            "query = (torch.arange(i, i + rows) + offset)[None].mT.expand(rows, G).reshape(-1, 1)")  # fmt: skip
+    applied = ("S.unflatten(2, (G, rows)).masked_fill_(torch.arange(j, end) > query, -math.inf)",
+               "S = S.masked_fill(torch.arange(j, end) > query, -math.inf)")  # fmt: skip
+    result = verdict("03.tiled_attention", attention_but("each_query_g_times", mask, applied), name_mistakes=True)
+    assert not result and result.misconception.name == "rows_interleaved_in_the_mask", result
+    stacked = (mask[0], "query = torch.arange(i, i + rows).repeat(G)[:, None] + offset")
+    assert_taken("03.tiled_attention", attention_but("all_queries_of_a_head", stacked, applied))
+
+
 @fresh
 def remembers_the_tiles():
     known = {}

@@ -109,6 +109,30 @@ GROUPS = [  # of 04.ragged_groups: what is changed, and whether it is still righ
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+def test_heads_one_below_the_other_fail_where_the_order_of_rows_is_asked_for():
+    stacked = edited(
+        grouped_kernel,
+        "stacked",
+        ("    query = rows // G\n    head = h * G + rows % G\n",
+         "    head = h * G + rows // Tq\n    query = rows - rows // Tq * Tq\n"),
+        ("(tl.program_id(0) * BLOCK_M + BLOCK_M - 1) // G + 1 + Tk", "tl.max(query) + 1 + Tk"),
+    )  # fmt: skip
+    check = get_check("04.ragged_groups")
+    result = run_check(check, check.local_runner(stacked))
+    assert not result and result.misconception.name == "heads_below_each_other", result
+    assert "row r is query r // G" in str(result)
+
+
+SCORES = 'tl.dot(q, tl.trans(k), input_precision="ieee")'
+
+
+@pytest.mark.parametrize("exercise", ["inner_loop", "causal"])
+def test_a_product_that_does_not_ask_for_full_precision_is_named(exercise):
+    result = judged(exercise, "scores_in_tf32", (SCORES, SCORES.replace(', input_precision="ieee"', "")))
+    assert not result and result.misconception.name == "one_product_in_tf32", result
+
+
 @pytest.mark.parametrize("is_right, changes", drawn(GROUPS, 2))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 def test_a_kernel_with_groups_is_taken_or_rejected_and_not_named(is_right, changes):

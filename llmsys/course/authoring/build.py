@@ -16,10 +16,12 @@ the notebook carries a hash of its source as its version. Stripping is nbgrader'
 Needs the development dependencies (jupytext, nbgrader, nbclient).
 """
 
+import ast
 import copy
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
@@ -33,6 +35,7 @@ from llmsys.course.manifest import Lesson
 from llmsys.course.workspace.notebook import role, tags, write_text
 
 STUB = "# Your code here\nraise NotImplementedError"
+FOUND = "# Take the next line out, and repair what is below it"
 EXPECTED = "# Until you run this cell, what a right answer gets stands below: the expected output, not yours.\n"
 KERNELSPEC = {"display_name": "llmsys", "language": "python", "name": "llmsys"}
 MINUTES = re.compile(r"\s*\((\d+) minutes?\b[^)]*\)\s*$")  # what an exercise's heading ends in; no part of cell ids
@@ -130,8 +133,9 @@ def read_source(lesson: Lesson, solutions: Path) -> NotebookNode:
 def learner_form(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
     """The lesson: nbgrader's stubs for the solutions, no outputs but those that the checks should have, marked as that.
 
-    Cells tagged `claim` are compared in the solution only: a learner who changes a size there is exploring, and has not
-    failed.
+    An exercise's cell with begins_with="name" begins with the body of that function, which an earlier cell shows: to be
+    repaired. Cells tagged `claim` are compared in the solution only: a learner who changes a size there is exploring,
+    and has not failed.
     """
     notebook = copy.deepcopy(source)
     strip = ClearSolutions(code_stub={"python": STUB})
@@ -141,6 +145,9 @@ def learner_form(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
             notebook.cells[index], _ = strip.preprocess_cell(cell, {"language": "python"}, index)
         except RuntimeError as error:
             raise BuildError(f"lesson {source.metadata.llmsys.lesson}, cell {cell.id}: {error}") from None
+        if name := cell.metadata.get("begins_with"):
+            stub = cell.source.replace(STUB.partition("\n")[0], FOUND)
+            cell.source = f"{stub.rstrip()}\n{_body_of(name, notebook.cells[:index], cell.id)}"
         if cell.id in expected:  # with its count: nbval takes a cell without one for one that was never run
             answer = expected[cell.id]
             cell.outputs, cell.execution_count = copy.deepcopy(answer.outputs), answer.execution_count
@@ -148,6 +155,17 @@ def learner_form(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
         if "claim" in tags(cell):
             cell.metadata.tags = [tag.replace("nbval-check", "nbval-ignore") for tag in cell.metadata.tags]
     return notebook
+
+
+def _body_of(name: str, cells: Sequence[NotebookNode], id: str) -> str:
+    """The lines of a function's body, without a docstring, from the cell that defines it. Raises BuildError."""
+    for cell in cells:
+        if cell.cell_type == "code" and re.search(rf"^def {re.escape(name)}\(", cell.source, re.MULTILINE):
+            tree = ast.parse(cell.source)
+            (function,) = (each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == name)
+            told = function.body[1:] if ast.get_docstring(function) is not None else function.body
+            return "\n".join(cell.source.splitlines()[told[0].lineno - 1 : told[-1].end_lineno])
+    raise BuildError(f"cell {id} begins with the body of {name}, and no cell above it defines {name}")
 
 
 def with_outputs_of(source: NotebookNode, path: Path) -> NotebookNode:

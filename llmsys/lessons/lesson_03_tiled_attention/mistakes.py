@@ -217,6 +217,16 @@ wrong_attention(
     why="The query heads of a group are neighbours: q.unflatten(1, (Hkv, G)), not (G, Hkv).",
 )
 wrong_attention(
+    "rows_interleaved_in_the_mask",
+    "Your mask takes the rows to be interleaved, and they are stacked: row r is not query r // G of the tile.",
+    (
+        "S.unflatten(2, (G, rows)).masked_fill_(torch.arange(j, end) > query, -math.inf)",
+        "S.masked_fill_(torch.arange(j, end) > query.repeat_interleave(G, dim=0), -math.inf)",
+    ),
+    why="flatten(2, 3) puts whole heads below each other: 0, 1, 2, 0, 1, 2, …, which is query.repeat(G). "
+    "repeat_interleave makes 0, 0, 0, 1, 1, 1, ….",
+)
+wrong_attention(
     "base_two",
     "Your log-sum-exp is in base two.",
     ("torch.log(some)", "torch.log2(some)"),

@@ -16,8 +16,8 @@ def causal_tiles(Tq: int = 64, Tk: int = 64, block_q: int = 16, block_k: int = 1
         raise ValueError(f"Tq, Tk, block_q and block_k must be positive, got {Tq}, {Tk}, {block_q} and {block_k}")
     loops = [_loops(row, min(row + block_q, Tq), Tq, Tk, block_k) for row in range(0, Tq, block_q)]
     across = -(-Tk // block_k)
-    full = sum(clear // block_k for clear, _ in loops)
-    masked = sum(-(-(stop - clear) // block_k) for clear, stop in loops)
+    full = sum(whole // block_k for whole, _ in loops)
+    masked = sum(-(-(stop - whole) // block_k) for whole, stop in loops)
     skipped = across * len(loops) - full - masked
     scale = min(WIDE / Tk, HIGH / Tq)
     svg = Svg(760, TOP + max(scale * Tq, 216) + 4, alt=(
@@ -29,17 +29,17 @@ def causal_tiles(Tq: int = 64, Tk: int = 64, block_q: int = 16, block_k: int = 1
     svg.text(LEFT - 10, TOP + 12, "queries:", "end small")
     svg.text(LEFT - 10, TOP + 26, f"{Tq:,}", "end small")
     for hue in ("rule", "blue", "purple"):  # outlines of masked tiles last, on top
-        for row, (clear, stop) in zip(range(0, Tq, block_q), loops, strict=True):
+        for row, (whole, stop) in zip(range(0, Tq, block_q), loops, strict=True):
             reached = min(-(-stop // block_k) * block_k, Tk)
-            keys = {"rule": range(reached, Tk), "blue": range(clear), "purple": range(clear, reached)}[hue]
+            keys = {"rule": range(reached, Tk), "blue": range(whole), "purple": range(whole, reached)}[hue]
             _row_of_tiles(svg, scale, hue, range(row, min(row + block_q, Tq)), keys, block_k, Tk - Tq)
     right = LEFT + scale * Tk
     if scale * min(block_q, Tq) >= 13:  # there is room for numbers
-        svg.text(right + 12, 28, "clear", "small blue")
+        svg.text(right + 12, 28, "whole", "small blue")
         svg.text(right + 52, 28, "stop", "small purple")
-        for row, (clear, stop) in zip(range(0, Tq, block_q), loops, strict=True):
+        for row, (whole, stop) in zip(range(0, Tq, block_q), loops, strict=True):
             y = TOP + scale * (row + min(row + block_q, Tq)) / 2 + 4
-            svg.text(right + 12, y, f"{clear}", "small bold blue")
+            svg.text(right + 12, y, f"{whole}", "small bold blue")
             svg.text(right + 52, y, f"{stop}", "small bold purple")
     for n, (count, hue, head, more) in enumerate((
         (full, "blue", "without a mask", "every query of the tile sees every key"),

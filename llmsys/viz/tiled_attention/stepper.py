@@ -1,10 +1,12 @@
 """The stepper of lesson 03: tiled attention at work, transfer by transfer.
 
-Its frames are the transfers that the two-level machine (`llmsys.hardware.memory.HBM`) recorded while the library's own
-`tiled_attention` ran on it, grouped into steps: nothing is drawn that did not happen.
+Its frames are the transfers that the two-level machine (`llmsys.hardware.memory.HBM`) recorded while a tiled attention,
+the reader's own or the library's, ran on it, grouped into steps: nothing is drawn that did not happen.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -42,10 +44,16 @@ class Step:
     naive_bytes: int
 
 
-def stepper(order: str = "query", causal: bool = False, tile: str = "16 × 16") -> Stepper:
-    """Step through tiled attention of one small head: what is loaded, what is on the chip, what has crossed so far."""
+def stepper(
+    order: str = "query", causal: bool = False, tile: str = "16 × 16", *, attention: Callable = tiled_attention
+) -> Stepper:
+    """Step through tiled attention of one small head: what is loaded, what is on the chip, what has crossed so far.
+
+    `attention` runs with queries outside, and has the arguments of `tiled_attention` but for `order`; with keys outside
+    it is the library's.
+    """
     return Stepper(
-        steps,
+        partial(steps, attention=attention),
         draw,
         title="Tiled attention",
         describe=describe,
@@ -60,13 +68,16 @@ def stepper(order: str = "query", causal: bool = False, tile: str = "16 × 16") 
     )
 
 
-def steps(order: str, causal: bool, tile: str, length: str = "64") -> list[Step]:
+def steps(
+    order: str, causal: bool, tile: str, length: str = "64", *, attention: Callable = tiled_attention
+) -> list[Step]:
     """Run tiled attention on the machine that records transfers, and make a step of each group of them."""
     block_q, block_k = (int(n) for n in tile.split(" × "))
     Tq, Tk = (24, 64) if length == "24 of 64" else (int(length), int(length))
     q, k, v = (torch.zeros(1, 1, T, D) for T in (Tq, Tk, Tk))
     with HBM(sram=None, q=q, k=k, v=v) as hbm:
-        tiled_attention(q, k, v, causal=causal, block_q=block_q, block_k=block_k, order=order, hbm=hbm)
+        run = attention if order == "query" else partial(tiled_attention, order=order)
+        run(q, k, v, causal=causal, block_q=block_q, block_k=block_k, hbm=hbm)
     naive = 4 * (2 * (Tq + Tk) * D + 4 * Tq * Tk)
     queries = keys = now = None
     done: set[tuple[int, int]] = set()
@@ -75,7 +86,7 @@ def steps(order: str, causal: bool, tile: str, length: str = "64") -> list[Step]
     for moved in _grouped(hbm.transfers):
         first = moved[0]
         span = (first.start[-2] if first.tensor not in ("lse", *STATE) else first.start[-1],)
-        span = (span[0], span[0] + first.shape[2 if first.tensor in ("k", "v") else 3])
+        span = (span[0], span[0] + first.shape[-2 if first.tensor not in ("lse", *STATE) else -1])
         now = None
         if first.kind == "load" and first.tensor == "q":
             queries = span
@@ -214,7 +225,8 @@ def _grouped(transfers: list[Transfer]) -> list[tuple[Transfer, ...]]:
     for transfer in transfers:
         last = groups[-1][-1] if groups else None
         joined = last is not None and last.kind == transfer.kind and (
-            (last.tensor, transfer.tensor) in {("k", "v"), ("o", "lse"), ("m", "l"), ("l", "o"), ("q", "o"), ("o", "m")}
+            (last.tensor, transfer.tensor)
+            in {("k", "v"), ("o", "lse"), ("lse", "o"), ("m", "l"), ("l", "o"), ("q", "o"), ("o", "m")}
         )  # fmt: skip
         groups[-1].append(transfer) if joined else groups.append([transfer])
     return [tuple(group) for group in groups]

@@ -65,6 +65,28 @@ def test_the_lesson_has_stubs_and_the_outputs_of_its_checks_alone(built_course):
     assert [cell.metadata.tags[-1] for cell in claims] == ["nbval-check-output", "nbval-ignore-output"]
 
 
+def test_an_exercise_that_repairs_begins_with_what_is_broken_and_is_still_a_stub(built_course):
+    head = '# %% tags=["exercise"] exercise="90.halve"'
+    found = '# %%\ndef found(x):\n    """Wrong."""\n    third = x // 3\n    return third  # not half\n\n\n'
+    built_course.edit(head, f'{found}{head} begins_with="found"')
+    source = build.read_source(built_course.lesson, built_course.solutions)
+    lesson = build.learner_form(source, both(built_course)[0])
+    (cell,) = (cell for cell in lesson.cells if cell.id == "90-halve")
+    assert cell.source.endswith(
+        f"    {build.FOUND}\n    raise NotImplementedError\n    third = x // 3\n    return third  # not half"
+    )
+    namespace: dict = {}
+    exec(cell.source, namespace)
+    with pytest.raises(NotImplementedError):
+        namespace["halve"](4)
+    exec(cell.source.replace("    raise NotImplementedError\n", ""), namespace)
+    assert namespace["halve"](9) == 3
+    built_course.edit('begins_with="found"', 'begins_with="lost"')
+    source = build.read_source(built_course.lesson, built_course.solutions)
+    with pytest.raises(build.BuildError, match="90-halve begins with the body of lost, and no cell above it defines"):
+        build.learner_form(source, both(built_course)[0])
+
+
 def test_the_metadata_says_what_it_was_built_from(built_course):
     before = [each.metadata for each in both(built_course)]
     assert before[0] == before[1] and before[0].kernelspec.name == "llmsys" and before[0].llmsys.lesson == "90"

@@ -71,7 +71,7 @@ def tiled_attention(answer: Answer) -> None:
         answer.matches(exact(q, k, v), q, k, v, block_q=8, block_k=8)
 
     with answer.property(
-        "many tiles of keys", why="o is the third sum under m: it is rescaled with ℓ, and divided at the end."
+        "many tiles of keys", why="o is a sum under m, as ℓ is: it is rescaled with ℓ, and divided at the end."
     ):
         q, k, v = draw(8, 32, scale=3.0)
         k = k[:, :, (k[0, 0] @ q[0, 0, 0]).argsort()]
@@ -115,10 +115,19 @@ def tiled_attention(answer: Answer) -> None:
     with answer.property(
         "grouped queries: query head h reads key head h // G",
         why="G query heads share one key head; they are neighbours.",
-        hint="A tile of queries holds rows of all G heads of a group. Which key head do they read, and which is row r?",
+        hint="A tile of queries holds rows of all G heads of a group. Which key head do they read?",
     ):
         q, k, v = draw(5, 7, B=2, G=3, Hkv=2, Dv=4)
         answer.matches(exact(q, k, v), q, k, v, block_q=4, block_k=4)
+
+    with answer.property(
+        "grouped and causal: each row of the stack is masked as its own query",
+        why="A query has a row for each of its G heads, and they see the same keys.",
+        hint="Two queries of three heads, stacked: write down which query each of the six rows is. Is your mask's "
+        "order the same?",
+    ):
+        q, k, v = draw(5, 7, B=2, G=3, Hkv=2, Dv=4)
+        answer.matches(exact(q, k, v, causal=True), q, k, v, block_q=4, block_k=4, causal=True)
         answer.matches(exact(q, k, v, causal=True, scale=0.7), q, k, v, block_q=4, block_k=4, causal=True, scale=0.7)
 
     with answer.property(

@@ -73,8 +73,8 @@ def ragged_groups(answer: Answer) -> None:
         right(*draw(9, 20, G=2, Dk=24, Dv=8), causal=True, block_m=32, block_n=32)
 
     with answer.property(
-        "grouped queries: row r is query r // G of head r % G",
-        why="Query head h reads key head h // G; a tile holds all heads of a group.",
+        "grouped queries: query head h reads key head h // G",
+        why="A tile holds the rows of all heads of a group, and one tile of keys serves them.",
     ):
         right(*draw(8, 16, G=2, Hkv=2))
         right(*draw(5, 16, G=5))
@@ -158,6 +158,17 @@ def ragged_groups(answer: Answer) -> None:
         answer.equal(run, exact(q, k, v), rtol=2e-3, atol=2e-3)
 
     with answer.property("causal: tiles that no row of the program sees are skipped", why="As in (b)."):
+        q, k, v = draw(48, 48)
+        run = answer(q, k, v, causal=True)
+        tiles = 1 + 2 + 3  # the last query of the three programs is 15, 31 or 47
+        answer.traffic(run, loaded=q.nbytes + tiles * 16 * 2 * 64, stored=q.nbytes + q.nbytes // 16)
+        answer.equal(run, exact(q, k, v, causal=True))
+
+    with answer.property(
+        "row r is query r // G of head r % G: the rows of a tile span few queries",
+        why="Neighbouring queries see nearly the same keys, so the program's loop can end early.",
+        hint="With G = 2, which queries are the first 32 rows of a key head, and which is the last key that they see?",
+    ):
         q, k, v = draw(64, 64, G=2)
         run = answer(q, k, v, causal=True, block_m=32)
         tiles = 1 + 2 + 3 + 4  # the last query of the four programs is 15, 31, 47 or 63, and sees as many tiles of 16

@@ -65,6 +65,11 @@ wrong(
     why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. The interpreter computes with all of them.",
 )  # fmt: skip
 wrong(
+    "one_product_in_tf32", "One of your two products rounds float32 to tf32: it lacks input_precision=\"ieee\".",
+    (O, O.replace(', input_precision="ieee"', "")),
+    why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. Both products must ask for all of them.",
+)  # fmt: skip
+wrong(
     "large_and_negative", "You hide a score behind a large negative number instead of −∞.",
     (HIDDEN, "s = tl.where(seen, s, -1e4)"), why="Scores that are seen can be lower still. Nothing is lower than −∞.",
 )  # fmt: skip

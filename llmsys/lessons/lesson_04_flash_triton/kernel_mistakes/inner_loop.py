@@ -81,6 +81,11 @@ wrong(
     why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. The interpreter computes with all of them.",
 )  # fmt: skip
 wrong(
+    "one_product_in_tf32", "One of your two products rounds float32 to tf32: it lacks input_precision=\"ieee\".",
+    (O, O.replace(', input_precision="ieee"', "")),
+    why="On a GPU that is tl.dot's default: ten bits of mantissa of 23. Both products must ask for all of them.",
+)  # fmt: skip
+wrong(
     "begins_at_zero", "Your running maximum begins at 0 instead of −∞.",
     ('m = tl.full((BLOCK_M,), float("-inf"), tl.float32)', "m = tl.zeros((BLOCK_M,), tl.float32)"), *PLAIN,
     why="In a row whose scores are all far below 0 it stays there: every term vanishes, and 0 / 0 is left.",

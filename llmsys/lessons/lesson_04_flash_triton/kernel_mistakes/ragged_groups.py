@@ -132,6 +132,13 @@ wrong(
     why="G rows share a query: divide by G, or the loop runs on over tiles that nobody sees.",
 )  # fmt: skip
 wrong(
+    "heads_below_each_other", "Your rows are one head below the other, not interleaved.",
+    ("query = rows // G", "query = rows % Tq"), ("head = h * G + rows % G", "head = h * G + rows // Tq"),
+    (G_STOP, "stop = tl.minimum(tl.max(query, axis=0) + 1 + Tk - Tq, Tk)"),
+    why="The result is right, and some keys are loaded for nothing: a tile spans G times as many queries, and its loop "
+        "goes on for the last of them. Row r is query r // G of head r % G.",
+)  # fmt: skip
+wrong(
     "stops_at_the_floor", "Your loop may end a key early: you divide the end by G, not the row.",
     (G_STOP, "stop = tl.minimum((tl.program_id(0) * BLOCK_M + BLOCK_M) // G + Tk - Tq, Tk)"),
     why="Where G does not divide BLOCK_M, the last row's query is begun there: (last row) // G + 1, then Tk − Tq.",
