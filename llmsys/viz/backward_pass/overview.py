@@ -55,4 +55,4 @@ def _way(svg: Svg, y: float, name: str, lines: tuple[str, ...]) -> None:
 def _gradients(svg: Svg, y: float, lines: tuple[str, ...]) -> None:
     for n, line in enumerate(lines):
         made_again = "again" in line
-        svg.text(BACK + 12, y + 46 + 22 * n, line, "bold orange" if made_again else "")
+        svg.text(BACK + 12, y + 54 + 26 * n, line, "bold orange" if made_again else "")
