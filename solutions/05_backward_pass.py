@@ -18,7 +18,7 @@
 # from the forward pass until the backward pass comes by.
 #
 # **The idea:** keep one number a row instead, the log-sum-exp. With it, any tile of $P$ can be made again where it is
-# needed, used, and forgotten. That takes one product more, and the memory grows with $T$.
+# needed, used, and forgotten. That takes some computing more, and the memory grows with $T$.
 #
 # You will derive the five gradients, write them first with $P$ at hand and then without it, write the Triton kernel
 # that makes $dK$ and $dV$, and fine-tune SmolLM2 with your own backward pass.
@@ -227,9 +227,11 @@ stored = 32 * 32 * T * T * 2
 print(f"P of 32 layers with 32 heads, one sequence of {T} tokens: {stored / 2**30:.0f} GiB")
 
 # %% [markdown]
-# To compute it again takes a third of the time of storing it. So recomputation is not a price that is paid for
-# memory. On a machine that computes so much faster than it moves, it is the faster way, too; and the 32 GiB, of an
-# H100's 80, need not be there. <!-- source: an H100 SXM has 80 GB, NVIDIA's data sheet -->
+# By this count, to compute it again takes a third of the time of storing it. It is a count, by the data sheet, and no
+# measurement: it has each side of the exchange alone, and a kernel may hide a part of either behind its other work. But
+# on a machine that computes so much faster than it moves, recomputation need not be a price that is paid for memory. What
+# is certain is the memory: 32 GiB need not be there, on a GPU of 80 GB. <!-- source: an H100 SXM has 80 GB, NVIDIA's data
+# sheet -->
 #
 # ## Exercise (b): tile by tile (45 minutes)
 #
@@ -239,7 +241,7 @@ print(f"P of 32 layers with 32 heads, one sequence of {T} tokens: {stored / 2**3
 # tiles adds its share to $dQ$ in memory. Five products for each pair: $S$, $dV$, $dP$, $dQ$, $dK$.
 #
 # - **Causal**, as ever: query $i$ sees the keys $j \le i + T_k - T_q$. So the first query that sees key $j$ is
-#   $j - (T_k - T_q)$: tiles of queries before it take no part. In a tile that is cut, select what is seen, do not
+#   $j - (T_k - T_q)$, or query 0 where that is below 0, and the tiles of queries before its own take no part. In a tile that is cut, select what is seen, do not
 #   multiply by 0 and 1: the lse knows nothing of a hidden score, whose exponential may well be $\infty$.
 # - **Rows without a key** have $\mathrm{lse} = -\infty$, and no gradient. If you select in $P$, after the exponential,
 #   they need nothing more. If you put $-\infty$ into $S$ instead, mind that $-\infty - (-\infty)$ is NaN.
@@ -487,7 +489,8 @@ for name, a, b in zip(("dq", "dk", "dv"), yours, theirs, strict=True):
 #
 # A walk through the backward pass, step by step: a tile of keys waits, with its two sums; tiles of queries come by,
 # each with its $dO$, its lse and its $\delta$; a tile of $P$ is made again and used. Look at what is made, what
-# grows, and what is forgotten. Then turn causality on: which tiles of queries see the last tile of keys?
+# grows, and what is forgotten. Then turn causality on: which tiles of queries see the last tile of keys? (The walk is that
+# of the library's `backward_tiled`, not of yours, which may have its loops the other way round.)
 
 # %% tags=["widget"]
 viz.backward_pass.stepper()
@@ -538,15 +541,15 @@ viz.charts.attention_speed(recorded("attention_backward"))
 # %% tags=["claim"]
 table = [row for row in recorded("attention_backward").rows if row["sweep"] == "table"]
 rows = {(row["name"], row["D"], row["T"], row["causal"]): row for row in table}
+shapes = sorted({key[1:] for key in rows})
 peers = [name for name in ("FA2", "cuDNN", "FlexAttention") if any(row["name"] == name for row in table)]
-print("  D      T  causal   flash, TFLOP/s" + "".join(f"{'over ' + name:>20}" for name in peers))
-for D, T, masked in sorted({key[1:] for key in rows}):
-    ours = rows["flash", D, T, masked]["tflops"]
-    ratios = (ours / rows[name, D, T, masked]["tflops"] for name in peers)
-    print(f"{D:3} {T:6} {'yes' if masked else 'no':>7} {ours:16.0f}" + "".join(f"{ratio:20.2f}" for ratio in ratios))
+for name in peers:
+    ratios = [rows["flash", *shape]["tflops"] / rows[name, *shape]["tflops"] for shape in shapes]
+    ahead = f"ahead in {sum(ratio > 1 for ratio in ratios)} rows of {len(ratios)}"
+    print(f"flash over {name:14} {min(ratios):.2f} to {max(ratios):.2f}, {ahead}")
 for name in ("flash", *peers):
     extra = rows[name, 64, 16384, True]["extra_bytes"]
-    print(f"extra memory of {name} at D = 64 and 16,384 tokens, causal: {extra / 2**20:6.1f} MiB")
+    print(f"extra memory of {name:14} at D = 64 and 16,384 tokens, causal: {extra / 2**20:6.1f} MiB")
 
 # %% [markdown]
 # Five products are counted, and `flash` computes seven: its tensor cores do 1.4 times as much as the figure says. <!--
@@ -561,7 +564,7 @@ for name in ("flash", *peers):
 #
 # SmolLM2 on the course's corpus, the sources of SymPy: a few steps of fine-tuning, forwards with lesson 03's tiles,
 # backwards with yours. Then the same model again, with torch's fused attention in both directions. The losses should
-# be the same, step by step.
+# be the same, step by step; each is printed as soon as its step is done.
 
 # %% tags=["engine"]
 from llmsys.models import load_model
@@ -571,9 +574,13 @@ few_steps = TrainConfig(steps=3, batch=1, context=64, warmup=1, evaluate_batches
 attentions = {"yours": differentiable(tiled_attention, tiled), "sdpa": "sdpa"}
 losses = {}
 for name, attention in attentions.items():
+    print(f"{name:6}", end="", flush=True)
     model = load_model(device=triton_device())
-    losses[name] = train(model, Corpus.load(model.tokenizer, files=8), few_steps, attention=attention).losses
-    print(f"{name:6}", " ".join(f"{loss:.4f}" for loss in losses[name]))
+    losses[name] = train(
+        model, Corpus.load(model.tokenizer, files=8), few_steps, attention=attention,
+        on_step=lambda step: print(f" {step.loss:.4f}", end="", flush=True),
+    ).losses  # fmt: skip
+    print()
 
 # %% tags=["engine", "claim"]
 difference = max(abs(a - b) for a, b in zip(losses["yours"], losses["sdpa"], strict=True))

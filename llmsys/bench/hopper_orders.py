@@ -43,7 +43,7 @@ MODEL: dict[str, Callable[[int, int], Programs]] = {
     "overlapped": partial(overlapped_order, until="started"),
 }
 """Name of a kernel -> the order of the model that is nearest to it. (`one_at_a_time` has a producer; `fa1_order` has
-none, and waits for its copies, too.)"""
+none, and waits for its copies, too. What runs is not in that order: `hopper_orders_kernels.step_one_at_a_time`.)"""
 
 
 def predicted(D: int, consumers: int) -> dict[str, float]:

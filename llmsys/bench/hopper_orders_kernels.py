@@ -22,7 +22,8 @@ def step_one_at_a_time(
     J: gl.constexpr, q, keys, values, turns, i, turn, p, m, l, o, seen, key, scale_log2,
     S: gl.constexpr, P: gl.constexpr, o_desc, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """Nothing overlaps: one consumer after the other, and in each one thing after the other."""
+    """As it is written nothing overlaps: one consumer after the other, and in each one thing after the other. As it is
+    compiled something does: the assembler may move exponentials, which only touch registers, past the barrier."""
     k = keys.take(i + 1)
     v = values.take(i)
     turns.wait(J, turn)

@@ -41,7 +41,7 @@ from llmsys.hardware.barrier import Action, Arrive, Barrier, Copy, Deadlock, Exp
 
 __all__ = [
     "Action", "Arrive", "Barrier", "BarrierState", "Copy", "Deadlock", "Event", "Expect", "Race", "Read", "Ring",
-    "Role", "Trace", "Wait", "consumer", "play", "producer",
+    "Role", "Trace", "Wait", "consumer", "play", "producer", "warp",
 ]  # fmt: skip
 
 Role = Callable[[Ring, int], Iterator[Action]]
@@ -67,6 +67,11 @@ def consumer(ring: Ring, tiles: int) -> Iterator[Action]:
         yield Wait(ring.full[slot], use % 2)
         yield Read(slot)
         yield Arrive(ring.empty[slot])
+
+
+def warp(role: str, ring: Ring, tiles: int) -> Iterator[Action]:
+    """Both roles in one function: `role` is "producer" or "consumer"."""
+    return (producer if role == "producer" else consumer)(ring, tiles)
 
 
 # Running roles over a ring

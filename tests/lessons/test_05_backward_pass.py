@@ -294,6 +294,31 @@ def test_another_product_that_is_made_twice_is_not_taken_for_the_scores():
     assert not result and result.misconception is None, result
 
 
+FIRST_SEEN = "max(j - (Tk - Tq), 0) // block_q * block_q"
+
+
+@pytest.mark.parametrize(
+    ("begins", "said"),
+    [
+        ("max(0, min(j + block_k, Tk) - 1 + Tq - Tk) // block_q * block_q", "sees the tile's last key"),
+        ("(max(j + Tq - Tk, 0) + block_q - 1) // block_q * block_q", "round the first query up"),
+        ("max(0, j + 1 + Tq - Tk) // block_q * block_q", "the query after the first one"),
+        ("max(0, Tk - Tq + j) // block_q * block_q", "query j + (Tk − Tq)"),
+        ("j // block_q * block_q", "query j for key j"),
+    ],
+)
+def test_a_loop_that_begins_at_the_wrong_query_is_named(begins, said):
+    result = verdict(TILED, tiled_but("begins_elsewhere", (FIRST_SEEN, begins)), name_mistakes=True)
+    assert not result and said in result.misconception.message, result
+
+
+def test_queries_repeated_where_rows_are_stacked_are_named():
+    other = tiled_but("queries_repeated", ("torch.arange(i, rows.stop).repeat(G)[:, None]",
+                                           "torch.arange(i, rows.stop)[:, None].repeat_interleave(G, 0)"))  # fmt: skip
+    result = verdict(TILED, other, name_mistakes=True)
+    assert not result and "stacked head after head" in result.misconception.message, result
+
+
 # The kernel
 
 kernels = pytest.mark.skipif(not sanitizer.available(), reason="the sanitizer watches the interpreter, and is not here")
@@ -350,7 +375,6 @@ WRONG_KERNELS = {
         ("{S}", "s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (1.4426950408889634 / (DK ** 0.5))"),
     ),
     "sequences_only_without_groups": (("(b * Hkv * G + head) * Tq", "(b * Hkv * (G if G < 3 else 1) + head) * Tq"),),
-    "begins_where_all_is_seen": (("first_key - (Tk - Tq), 0)", "first_key + BLOCK_N - 1 - (Tk - Tq), 0)"),),
     "begins_with_the_next_tile": (
         ("* G // BLOCK_M * BLOCK_M", "* G + G - 1) // BLOCK_M * BLOCK_M"),
         ("tl.maximum(first_key", "(tl.maximum(first_key"),

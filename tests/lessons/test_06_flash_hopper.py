@@ -13,9 +13,8 @@ from llmsys.attention.hopper.simulated.forward import kernel_here, simulate
 from llmsys.course.checking.checks import get_check, run_check
 from llmsys.course.checking.mistakes import edited
 from llmsys.hardware import sm
-from llmsys.hardware.mbarrier import Arrive, Barrier, Wait
+from llmsys.hardware.mbarrier import Arrive, Barrier, Wait, warp
 from llmsys.hardware.tier import triton_installed
-from llmsys.lessons.lesson_06_flash_hopper.checks.ring import ring_warp
 from llmsys.lessons.lesson_06_flash_hopper.plain_programs import (
     copies_started,
     held_up,
@@ -81,7 +80,7 @@ def changed(tiles, warpgroups, old, new):
 
 @pytest.mark.parametrize(("slots", "consumers", "tiles"), [(1, 1, 4), (2, 2, 7), (3, 1, 8)])
 def test_roles_as_plain_data_read_every_tile(slots, consumers, tiles):
-    plain = plain_roles(ring_warp)(slots, consumers, tiles)
+    plain = plain_roles(warp)(slots, consumers, tiles)
     assert all(play_roles(plain, slots, tiles, seed) == "every tile was read" for seed in range(9))
 
 
@@ -104,7 +103,7 @@ def test_a_faulty_role_is_described_in_words():
 
 @pytest.mark.parametrize(("slots", "tiles"), [(1, 3), (2, 5), (4, 4)])
 def test_the_producer_is_ahead_by_all_slots_and_what_has_come_is_read(slots, tiles):
-    plain = plain_roles(ring_warp)(slots, 1, tiles)
+    plain = plain_roles(warp)(slots, 1, tiles)
     assert [copies_started(plain, slots, tiles, n) for n in range(tiles)] == [
         min(n + slots, tiles) for n in range(tiles)
     ]
@@ -179,6 +178,26 @@ def test_a_step_in_which_a_layout_is_wrong_is_refused_by_the_compiler(name, chan
     q, k, v = (torch.randn(1, 1, 64, 64).half() for _ in range(3))
     said = get_check("06.consumer").local_runner(edited(step, name, *changes)).compile([((q, k, v), {})])
     assert said == [] or said[0] is not None  # [] where there is no compiler to ask
+
+
+STARTED = "    s = start_scores(q, k, S)\n    o = warpgroup_mma(p, values.take(i), o, is_async=True)\n"
+WAIT_FOR_S = "    s = warpgroup_mma_wait(1, [s])  # of the two, one may still run: P V\n"
+
+
+@pytest.mark.skipif(not triton_installed(), reason="needs Triton")
+@pytest.mark.parametrize(
+    ("wait", "named"),
+    [
+        ("    s, o = warpgroup_mma_wait(0, [s, o])\n", "output_before_scores"),
+        ("    s = warpgroup_mma_wait(1, [s])\n", "scores_still_running"),
+    ],
+)
+def test_a_product_that_starts_before_the_scores_is_named(wait, named):
+    swapped = "".join(reversed(STARTED.splitlines(keepends=True)))
+    answer = edited(step, "other", (STARTED, swapped), (WAIT_FOR_S, wait))
+    check = get_check("06.consumer")
+    result = run_check(check, check.local_runner(answer), seed=SEED, compile_kernels=False)
+    assert not result and result.misconception and result.misconception.name == named, result
 
 
 @pytest.mark.parametrize(

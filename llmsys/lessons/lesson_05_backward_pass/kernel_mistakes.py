@@ -201,6 +201,21 @@ wrong(
     why="The first query that sees key j is j − (Tk − Tq): with more keys than queries, that is an earlier one.",
 )  # fmt: skip
 wrong(
+    "begins_with_the_last_key", "You start at the first query that sees the tile's last key.",
+    (START, START.replace("first_key - (Tk - Tq)", "first_key + BLOCK_N - 1 - (Tk - Tq)")),
+    why="The tile's first key is seen earlier: from query first_key − (Tk − Tq) on.",
+)  # fmt: skip
+wrong(
+    "begins_a_tile_late", "You round the first row up to a tile, and not down.",
+    (START, "start = (tl.maximum(first_key - (Tk - Tq), 0) * G + BLOCK_M - 1) // BLOCK_M * BLOCK_M"),
+    why="The tile in which that row is counts: its last rows see the key. row // BLOCK_M · BLOCK_M is where it begins.",
+)  # fmt: skip
+wrong(
+    "begins_on_the_other_side", "You start at query j + (Tk − Tq) for key j.",
+    (START, START.replace("- (Tk - Tq)", "+ (Tk - Tq)")),
+    why="Query i sees the keys up to i + (Tk − Tq). Solved for i, the difference is subtracted: j − (Tk − Tq).",
+)  # fmt: skip
+wrong(
     "begins_before_the_first_row", "Your loop may begin at a negative row.",
     (START, "start = (first_key - (Tk - Tq)) * G // BLOCK_M * BLOCK_M"),
     why="With more keys than queries, first_key − (Tk − Tq) may be negative: tl.maximum(…, 0).",

@@ -284,6 +284,30 @@ wrong(
     why="The first query that sees key j is j − (Tk − Tq): with more keys than queries, that is an earlier one.",
 )
 wrong(
+    "begins_with_the_last_key",
+    "You begin with the first query that sees the tile's last key.",
+    (FIRST, "first = max(keys.stop - 1 - (Tk - Tq), 0) // block_q * block_q if causal else 0"),
+    why="The tile's first key is seen earlier: from query j − (Tk − Tq) on, by some whose tile you leave out.",
+)
+wrong(
+    "begins_a_tile_late",
+    "You round the first query up to a tile, and not down.",
+    (FIRST, "first = -(-max(j - (Tk - Tq), 0) // block_q) * block_q if causal else 0"),
+    why="The tile in which that query is counts: its last rows see the key. x // block_q · block_q is where it begins.",
+)
+wrong(
+    "begins_a_query_late",
+    "You begin with the query after the first one that sees key j.",
+    (FIRST, "first = max(j - (Tk - Tq) + 1, 0) // block_q * block_q if causal else 0"),
+    why="A query sees its own token: j ≤ i + Tk − Tq holds for i = j − (Tk − Tq), too.",
+)
+wrong(
+    "begins_on_the_other_side",
+    "You begin with query j + (Tk − Tq) for key j.",
+    (FIRST, "first = max(j + Tk - Tq, 0) // block_q * block_q if causal else 0"),
+    why="Query i sees the keys up to i + (Tk − Tq). Solved for i, the difference is subtracted: j − (Tk − Tq).",
+)
+wrong(
     "mask_of_other_rows",
     "Your mask repeats each query G times in a row, but the rows are stacked head after head.",
     (".repeat(G)", ".repeat_interleave(G)"),

@@ -4,7 +4,9 @@ from llmsys.attention.hopper import consumer
 from llmsys.course.checking.mistakes import Mistakes
 
 SHRUNK = "    return p, m, l, o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]\n"
-
+START_S = "    s = start_scores(q, k, S)\n"
+START_O = "    o = warpgroup_mma(p, values.take(i), o, is_async=True)\n"
+SWAPPED = ((START_S + START_O, START_O + START_S),)
 
 wrong = Mistakes("06.consumer", consumer.step)
 
@@ -71,6 +73,21 @@ wrong(
     "You wait for P V before the softmax.",
     ("warpgroup_mma_wait(1, [s])", "warpgroup_mma_wait(0, [s])"),
     why="The number is how many may still run: 1 leaves the one that was started last, P V, to the tensor cores.",
+)
+wrong(
+    "output_before_scores",
+    "You start P V before the scores.",
+    *SWAPPED,
+    ("warpgroup_mma_wait(1, [s])", "warpgroup_mma_wait(0, [s])"),
+    why="A warpgroup's products are done in the order in which they were started: the softmax, which needs the scores "
+    "alone, then waits for P V as well. What is needed first is started first.",
+)
+wrong(
+    "scores_still_running",
+    "You start P V before the scores, and leave the scores running.",
+    *SWAPPED,
+    why="warpgroup_mma_wait(1, …) leaves the product running that was started last: start the scores first, and that "
+    "one is P V.",
 )
 wrong(
     "softmax_of_nothing_masked",

@@ -27,7 +27,7 @@ def overview() -> Picture:
     the engines."""
     tiles = hopper_tiles(HEAD, 16_384, False)
     costs = attention_costs(64, tiles.block_n, HEAD, ITEMSIZE)
-    timelines = {name: run(ORDERS[name](16, tiles.consumers), costs) for name in ("fa2", "overlapped")}
+    timelines = {name: run(ORDERS[name](16, tiles.consumers), costs) for name in ("fa2", "overlapped_held")}
     before, after = (100 * timeline.utilisation("tensor") for timeline in timelines.values())
     svg = Svg(760, 386, alt=(
         f"One SM of an H100. A producer, one warp with {tiles.producer_registers} registers a thread, starts copies. "
@@ -49,7 +49,7 @@ def overview() -> Picture:
     heads = ("each on its own", "with turns and overlap")
     for n, (timeline, head) in enumerate(zip(timelines.values(), heads, strict=True)):
         _strip(svg, 100 + 340 * n, head, timeline)
-    for n, name in enumerate(("tensor cores", "exponentials")):
+    for n, name in enumerate(("tensor cores", "softmax")):
         svg.text(92, STRIPS + 44 + 44 * n, name, "end small")
     return svg.picture()
 

@@ -24,7 +24,7 @@ def sm_timeline(
     """Step through the timeline of an order: what each engine works on, what each warpgroup waits for.
 
     programs     timelines of your own by name, {"mine": run(…)}; they come first in the list of orders
-    order        which to show first; if nothing is said, the first of yours, or else "overlapped"
+    order        which to show first; if nothing is said, the first of yours, or else "overlapped_held"
     tiles, warpgroups, costs    of the library's `ORDERS`, which are there to compare with: take those of your own
                                 timelines. Costs are those of `attention_costs()` if nothing is said
 
@@ -40,7 +40,7 @@ def sm_timeline(
             )
     for name, make in ORDERS.items():
         timelines.setdefault(name, run(make(tiles, warpgroups), costs))
-    first = order or next(iter(programs or ()), "overlapped")
+    first = order or next(iter(programs or ()), "overlapped_held")
     return Stepper(
         lambda order: steps(timelines, order),
         draw,

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from llmsys.hardware.sm import ENGINES, Span, Timeline
 from llmsys.viz.kit.svg import Svg
 
-LEFT, WIDE = 96, 584  # the axis of cycles; right of it is how busy an engine is
+LEFT, WIDE = 118, 562  # the axis of cycles; right of it is how busy an engine is
 TOP, ENGINE, GAP, PROGRAM = 26, 42, 6, 20
 HUES = ("blue", "green", "purple")
 """The colours of the warpgroups. Copies are grey: they are for all."""
 SOFT = {"muted": "rule"} | {hue: f"{hue}-soft" for hue in HUES}
 SHORT = {"turn": "turn", "beginning": "start"}
-ENGINE_NAMES = {"tensor": "tensor cores", "exp": "exponentials", "copy": "copy engine"}
+ENGINE_NAMES = {"tensor": "tensor cores", "exp": "softmax", "copy": "copy engine"}
 KNOWN = {
     "fa1": "one thing after the other",
     "fa2": "warpgroups on their own, copies a tile ahead",
-    "producer": "the same, and a producer starts the copies",
+    "independent": "the same, and a producer starts the copies",
     "ping_pong": "turns: one multiplies, the other computes its softmax",
-    "overlapped": "turns, and the softmax beside the P V before it",
+    "overlapped_held": "turns, and the softmax beside the P V before it",
 }
 
 
@@ -159,7 +159,7 @@ def _orders(svg: Svg, step: Step, y: float) -> None:
     for n, (name, timeline) in enumerate(step.timelines.items()):
         top, shown = y + 19 * n, name == step.name
         width = scale * timeline.cycles
-        short = name if len(name) <= 13 else f"{name[:12]}…"
+        short = name if len(name) <= 15 else f"{name[:14]}…"
         svg.text(LEFT - 8, top + 12, short, f"end small {'bold' if shown else ''}")
         svg.rect(LEFT, top, width, 15, "rule" if shown else "panel", rx=2)
         svg.rect(LEFT, top, width * timeline.utilisation("tensor"), 15, "ink" if shown else "muted", rx=2)

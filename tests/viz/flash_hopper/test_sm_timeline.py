@@ -65,7 +65,7 @@ def test_every_frame_is_legible_and_says_what_each_engine_does(order, assert_leg
     for index, frame in enumerate(stepper.frames):
         assert_legible(stepper.svg(index))
         said = stepper.html(index).split("Step ")[1]
-        for engine, word in zip(ENGINES, ("tensor cores", "exponentials", "copy engine"), strict=True):
+        for engine, word in zip(ENGINES, ("tensor cores", "softmax", "copy engine"), strict=True):
             labels = {span.label for span in frame.active(engine)}
             part = re.search(rf"{word}: ([^;]*?)[;.]", said)[1]
             assert set(re.findall(r"\b[SOPKV]\d", part)) == labels and (part == "idle") == (not labels)
@@ -74,11 +74,11 @@ def test_every_frame_is_legible_and_says_what_each_engine_does(order, assert_leg
 
 def test_shapes_are_as_large_as_the_work():
     stepper = sm_timeline({"mine": run(fa2_order(3, 2), attention_costs(), begin=[0, 700])}, tiles=3)
-    stepper.set(order="overlapped")
+    stepper.set(order="overlapped_held")
     paths = [path.get("d") for path in ElementTree.fromstring(stepper.svg(0)).iter(f"{SVG}path")]
     rects = [rect for rect in ElementTree.fromstring(stepper.svg(0)).iter(f"{SVG}rect")]
     sizes = [float(r.get("width")) * float(r.get("height")) for r in rects if r.get("rx") == "0"]
-    scale = 584 / min(timeline.cycles for timeline in stepper.frame.timelines.values()) * 42
+    scale = 562 / min(timeline.cycles for timeline in stepper.frame.timelines.values()) * 42
     work = sum(stepper.frame.timeline.busy.values())
     assert sum(sizes) + sum(map(area, paths)) == pytest.approx(scale * work, rel=0.01)
 
@@ -101,4 +101,4 @@ def test_the_readers_own_timeline_comes_first_and_the_librarys_follow(texts):
 def test_the_static_frame_shows_all_engines_at_work():
     stepper = sm_timeline()
     frame = stepper.frames[stepper._static(stepper.frames)]
-    assert frame.name == "overlapped" and all(frame.active(engine) for engine in ENGINES)
+    assert frame.name == "overlapped_held" and all(frame.active(engine) for engine in ENGINES)

@@ -89,11 +89,11 @@ def backward_tiled(answer: Answer) -> None:
         "causal, aligned at the end", why="As in the forward pass: query i sees the keys up to i + Tk − Tq.",
         hint="Take Tq = 2, Tk = 5. Which keys does query 0 see, which query 1? Which is the first query of key 4?",
     ):  # fmt: skip
-        for Tq, Tk, block in ((8, 8, 8), (16, 16, 4), (5, 13, 4), (1, 9, 4)):
-            right("", *draw(answer, Tq, Tk), causal=True, block_q=block, block_k=block)
-        right("", *draw(answer, 12, 20), causal=True, block_q=8, block_k=3)
-        right("", *draw(answer, 12, 14), causal=True, block_q=3, block_k=8)
-        right("", *draw(answer, 3, 4), causal=True, block_q=1, block_k=2)
+        for Tq, Tk, block_q, block_k in (  # in the second, each loop that begins at a wrong query has its own result
+            (8, 8, 8, 8), (8, 10, 1, 4), (16, 16, 4, 4), (5, 13, 4, 4), (1, 9, 4, 4), (12, 20, 8, 3), (12, 14, 3, 8),
+            (3, 4, 1, 2),
+        ):  # fmt: skip
+            right("", *draw(answer, Tq, Tk), causal=True, block_q=block_q, block_k=block_k)
 
     with answer.property(
         "what is hidden may be far above what is seen", why="exp overflows there, and ∞ · 0 is no number: select, do "

@@ -15,14 +15,9 @@ from llmsys.lessons.lesson_06_flash_hopper.plain_programs import (
 ALL_READ = "every tile was read"
 
 
-def ring_warp(role: str, ring: mbarrier.Ring, tiles: int):
-    """Both roles of `llmsys.hardware.mbarrier` in one function, which is what the exercise asks for."""
-    return (mbarrier.producer if role == "producer" else mbarrier.consumer)(ring, tiles)
-
-
 @exercise_check(
     "06.ring",
-    reference="llmsys.lessons.lesson_06_flash_hopper.checks.ring:ring_warp",
+    reference=mbarrier.warp,
     equivalent={"use + 1 → use - 1": "they differ by two, and what counts is the parity"},
     forbids=(mbarrier.producer, mbarrier.consumer, "llmsys.lessons.lesson_06_flash_hopper.mistakes:*"),
     adapt=plain_roles,
