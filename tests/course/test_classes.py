@@ -1,5 +1,6 @@
 """Classes as answers: they are found in their cells, edited, kept, told apart, mutated and graded as functions are."""
 
+import inspect
 import subprocess
 import sys
 
@@ -163,9 +164,10 @@ def test_each_methods_solution_is_mutated_and_what_is_given_is_not():
     assert not any("super" in text or "3 → 4" in text for text in texts)
 
 
-CHECKS = """
+CHECKS = f"""
 from llmsys.course.checking.checks import exercise_check
-from tests.course.test_classes import pushed
+
+{inspect.getsource(pushed)}
 
 @exercise_check("91.stack", adapt=pushed)
 def stack(answer):

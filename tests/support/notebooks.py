@@ -3,6 +3,9 @@
 notebook(SETUP, DOUBLE, CHECK)      code("mine", "x = 1", "setup")
 """
 
+import sys
+
+from llmsys.course.checking import checks
 from llmsys.course.manifest import Exercise, Lesson
 
 RIGHT = "def double(x):\n    return 2 * x\n"
@@ -30,3 +33,10 @@ SETUP = code("91-start-1", "import torch", "setup")
 DOUBLE = code("91-double", RIGHT, "exercise", exercise="91.double", nbgrader={"grade_id": "91-double"})
 HALVE = code("91-halve", "def halve(x): ...", "exercise", exercise="91.halve")
 CHECK = code("91-double-check", 'check("91.double", double)', "check", exercise="91.double")
+
+
+def forget_lesson_91(monkeypatch, module: str) -> None:
+    """Forget its checks, and `module`, which has others: this process may have run another file's."""
+    for exercise in EXERCISES:
+        monkeypatch.delitem(checks._registry, exercise.id, raising=False)
+    monkeypatch.delitem(sys.modules, module, raising=False)

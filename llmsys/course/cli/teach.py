@@ -58,6 +58,8 @@ def grade(
             report = grade_class(place, numbers, finished=_row_by_row(numbers), **how)
         else:
             report = grade_workspace(place, numbers, **how)
+    if not classroom:
+        Console(highlight=False).print(report.table())
     for path, text in ((json, report.to_json), (junit, report.to_junit)):
         if path:
             write_text(path, text())
@@ -65,7 +67,6 @@ def grade(
         for each in report.skipped:
             typer.secho(f"skipped {each}", err=True)
         raise typer.Exit(report.exit_code)
-    Console(highlight=False).print(report.table())
     try:
         written = write_step_summary(report) if summary else None
     except OSError as error:

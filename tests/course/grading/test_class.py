@@ -17,7 +17,7 @@ from llmsys.course.grading.class_report import ClassReport
 from llmsys.course.grading.grade import Course, grade_class, grade_workspace
 from llmsys.course.grading.journal import NAME, Journal
 from llmsys.course.workspace.notebook import write_notebook
-from tests.support.notebooks import CHECK, DOUBLE, LESSON, SETUP, code, notebook
+from tests.support.notebooks import CHECK, DOUBLE, LESSON, SETUP, code, forget_lesson_91, notebook
 
 CHECKS = """
 from llmsys.course.checking.checks import exercise_check
@@ -39,6 +39,7 @@ HALVES = code("91-halve", "def halve(x):\n    return x / 2\n", "exercise", exerc
 
 @pytest.fixture
 def course(tmp_path, monkeypatch):
+    forget_lesson_91(monkeypatch, "checks_of_a_class")
     (tmp_path / "checks_of_a_class.py").write_text(CHECKS, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     write_notebook(tmp_path / "pristine" / LESSON.notebook, notebook(SETUP, CHECK))

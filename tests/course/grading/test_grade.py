@@ -10,7 +10,7 @@ from llmsys.course.grading.grade import Course, check_notebook, grade_class, gra
 from llmsys.course.grading.sandbox import GradeError
 from llmsys.course.manifest import UnknownId
 from llmsys.course.workspace.notebook import write_notebook
-from tests.support.notebooks import CHECK, DOUBLE, EXERCISES, HALVE, LESSON, SETUP, code, notebook
+from tests.support.notebooks import CHECK, DOUBLE, EXERCISES, HALVE, LESSON, SETUP, code, forget_lesson_91, notebook
 
 CHECKS = """
 from llmsys.course.checking.checks import exercise_check
@@ -25,6 +25,7 @@ def double(answer):
 
 @pytest.fixture
 def course(tmp_path, monkeypatch):
+    forget_lesson_91(monkeypatch, "checks_of_91")
     (tmp_path / "checks_of_91.py").write_text(CHECKS, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     write_notebook(tmp_path / "pristine" / LESSON.notebook, notebook(SETUP, DOUBLE, CHECK, HALVE))
