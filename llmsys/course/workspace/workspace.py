@@ -44,13 +44,16 @@ MINE = '''"""Your own library: the answers whose checks have passed, a module or
 """
 
 import importlib
+import re
 from pathlib import Path
 
 
 def __getattr__(name):
     if not name.startswith("__"):
+        # What is defined there, and not what is imported.
+        defined = re.compile(rf"^\\s*(?:(?:async )?def|class) {name}\\b|^{name} *[:=]", re.MULTILINE)
         for path in sorted(Path(__file__).parent.glob("lesson_*.py"), reverse=True):
-            if name in path.read_text(encoding="utf-8"):  # so that only kernels need Triton
+            if defined.search(path.read_text(encoding="utf-8")):  # so that only kernels need Triton
                 module = importlib.import_module(f"{__name__}.{path.stem}")
                 if name in vars(module):
                     return vars(module)[name]

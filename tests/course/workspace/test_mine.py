@@ -186,6 +186,13 @@ def test_mine_says_which_version_is_in_use(notebook, work, capsys):
     assert mine("merge", default=put_section)(0) == 6  # the answer of a moment ago, without a restart
 
 
+def test_what_an_answer_imports_from_the_library_is_not_taken_for_ones_own(work, capsys):
+    (work / "mine").mkdir()
+    (work / "mine" / "__init__.py").write_text("from mine.lesson_02 import *\n")
+    (work / "mine" / "lesson_02.py").write_text("from llmsys.course.workspace.mine import put_section\n")
+    assert mine("put_section", default=len) is len and "the library's" in capsys.readouterr().out
+
+
 def test_a_broken_module_falls_back_to_the_library(work, capsys):
     (work / "mine").mkdir()
     (work / "mine" / "__init__.py").write_text("import nonexistent_package\n")

@@ -114,6 +114,14 @@ def test_mine_gives_the_latest_answer_of_a_name(work):
     assert done.stdout == "2 1 1\nTrue\n", done.stderr
 
 
+def test_what_an_answer_imports_is_no_answer(work):
+    (work / "mine" / "lesson_01.py").write_text("def softmax(): return 1\n\nclass Pool: pass\n")
+    (work / "mine" / "lesson_02.py").write_text("from torch import softmax\n\ndef merge(Pool): return softmax\n")
+    program = "from mine import softmax, merge, Pool; print(softmax(), merge.__name__, Pool.__module__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=work, capture_output=True, text=True)
+    assert done.stdout == "1 merge mine.lesson_01\n", done.stderr
+
+
 def test_checks_are_restored_and_nothing_else(work):
     path = work / "90_tiny.ipynb"
     pristine = cells_by_id(read_notebook(path))
