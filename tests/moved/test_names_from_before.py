@@ -257,5 +257,5 @@ def test_a_workspace_of_the_old_version_is_updated_and_what_it_imports_is_found(
     sources = [cell["source"] for cell in read_notebook(path)["cells"]]
     imports = [line for text in sources for line in text.splitlines() if re.match(r"(from|import) llmsys", line)]
     assert any(line.startswith(tuple(RENAMED.values())) for line in imports)
-    answer = "from mine import step, softmax; assert step.__name__ == 'step'"
+    answer = "from mine import step; from mine.lesson_06_kernels import softmax; assert step.__name__ == 'step'"
     assert failures([*imports, answer], cwd=work) == {}
