@@ -38,7 +38,7 @@ from llmsys.bench.moe_training import LESSON
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.hardware.devices import DEVICES
 from llmsys.models import MixtureLlama, TrainingStep, generate
-from llmsys.models.byte_tokenizer import byte_tokenizer
+from llmsys.models.text.byte_tokenizer import byte_tokenizer
 from llmsys.models.decode_cost import weights_of_step
 from llmsys.models.mixture.shipped import load_shipped
 from llmsys.models.shapes import SHAPES

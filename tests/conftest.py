@@ -37,7 +37,7 @@ install_import_hook(
         "llmsys.models.mixture.model",
         *(f"llmsys.moe.{stage}" for stage in "router losses balance layer".split()),
         *(f"llmsys.moe.experts.{stage}" for stage in "reference groups rows matmul".split()),
-        "llmsys.serving.sampler",
+        "llmsys.serving.sampling.sampler",
         "llmsys.training",
     ],
     "beartype.beartype",

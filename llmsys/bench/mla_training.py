@@ -25,7 +25,7 @@ import torch
 from llmsys.bench.moe_training import LAST, active_parameters, held_out_loads
 from llmsys.bench.record import Record, new_record
 from llmsys.models import Balance, DeepSeek, DeepSeekConfig, MixtureConfig, MixtureLlama, save_model
-from llmsys.models.byte_tokenizer import byte_tokenizer
+from llmsys.models.text.byte_tokenizer import byte_tokenizer
 from llmsys.moe import RouterConfig, load_statistics
 from llmsys.training import Corpus, Run, Step, TrainConfig, evaluate, train
 

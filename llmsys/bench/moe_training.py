@@ -31,7 +31,7 @@ from torch import Tensor
 from llmsys.bench.record import Record, new_record
 from llmsys.cache import NoCache
 from llmsys.models import Balance, MixtureConfig, MixtureLlama, save_model
-from llmsys.models.byte_tokenizer import byte_tokenizer
+from llmsys.models.text.byte_tokenizer import byte_tokenizer
 from llmsys.moe import RouterConfig, load_statistics
 from llmsys.training import Batches, Corpus, Step, TrainConfig, evaluate, train
 

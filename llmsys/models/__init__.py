@@ -10,6 +10,8 @@
 from pathlib import Path
 
 from llmsys.cache import Backend, Batch, ContiguousCache, NoCache, as_backend
+from llmsys.models.checkpoints.save import save_model
+from llmsys.models.checkpoints.weights import find_smollm2, load_model
 from llmsys.models.deepseek import DeepSeek, DeepSeekConfig
 from llmsys.models.generate import Generation, generate, stream_generate
 from llmsys.models.generate_batch import generate_batch
@@ -17,11 +19,9 @@ from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.models.mixture import Balance, MixtureConfig, MixtureLlama
 from llmsys.models.modules import Linear, LinearFactory
 from llmsys.models.sampling import greedy, sampler
-from llmsys.models.save import save_model
-from llmsys.models.text_stream import TextStream
-from llmsys.models.tokenizer import Tokenizer
+from llmsys.models.text.text_stream import TextStream
+from llmsys.models.text.tokenizer import Tokenizer
 from llmsys.models.training_step import TrainingStep
-from llmsys.models.weights import find_smollm2, load_model
 
 __path__.append(str(Path(__file__).parents[1] / "moved" / "models"))  # names from before: llmsys.moved
 __all__ = [

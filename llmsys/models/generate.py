@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from llmsys.cache import Backend, NoCache, as_backend
 from llmsys.models.modules import unwrapped
-from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import Sampler, check_logits, sampler, whole_number
-from llmsys.models.text_stream import TextStream
+from llmsys.models.text.prompt import Prompt, token_ids
+from llmsys.models.text.text_stream import TextStream
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import nn
 from llmsys.cache import Chunk, NoCache, as_backend, batch_of
 from llmsys.models.generate import Generation
 from llmsys.models.modules import unwrapped
-from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import sampler, whole_number
+from llmsys.models.text.prompt import Prompt, token_ids
 
 
 @torch.inference_mode()

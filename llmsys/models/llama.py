@@ -34,7 +34,7 @@ from llmsys.cache.spec import CacheSpec, LayerCache
 from llmsys.models.modules import Embedding, Linear, LinearFactory, RMSNorm
 
 if TYPE_CHECKING:
-    from llmsys.models.tokenizer import Tokenizer
+    from llmsys.models.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

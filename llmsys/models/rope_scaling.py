@@ -11,7 +11,7 @@ missing, with rope.scaling.factor or rope.scale_linear; Llama 3's comes as a ten
 
 import math
 
-from llmsys.models.settings import Settings, shown
+from llmsys.models.checkpoints.settings import Settings, shown
 
 
 def from_config(settings: Settings, head_size: int) -> tuple[float, tuple[float, ...] | None]:
@@ -36,7 +36,7 @@ def from_config(settings: Settings, head_size: int) -> tuple[float, tuple[float,
 def _divisors(kind: str, rope: Settings, settings: Settings, base: float, pairs: int) -> tuple[float, ...] | None:
     if kind == "default":
         return None
-    if kind == "divisors":  # as `llmsys.models.save` writes them
+    if kind == "divisors":  # as `llmsys.models.checkpoints.save` writes them
         divisors = tuple(rope.numbers("divisors"))
         if len(divisors) != pairs:
             raise rope.wrong("divisors", f"one a pair, {pairs} in all")

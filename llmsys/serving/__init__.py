@@ -25,20 +25,23 @@ traces, and replayed; `serving.goodput`, who was served as they want to be; `ser
 device that is a model of its time.
 """
 
+from pathlib import Path
+
 from llmsys.serving.async_engine import AsyncEngine
 from llmsys.serving.engine import Engine
-from llmsys.serving.events import EventLog
 from llmsys.serving.execution import Execution
-from llmsys.serving.metrics import Metrics, RequestMetrics, StepMetrics
 from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.policies import POLICIES, Policy, Turn, as_policy
 from llmsys.serving.request import Request, Status
-from llmsys.serving.response import Answer, Response, Update
+from llmsys.serving.responses.response import Answer, Response, Update
 from llmsys.serving.runner import Runner
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import EventLog
+from llmsys.serving.telemetry.metrics import Metrics, RequestMetrics, StepMetrics
 from llmsys.serving.workload import LENGTHS, Lengths, RequestLength, draw_lengths
 
+__path__.append(str(Path(__file__).parents[1] / "moved" / "serving"))  # names from before: llmsys.moved
 __all__ = [
     "LENGTHS",
     "POLICIES",

@@ -18,10 +18,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from llmsys.models.prompt import Prompt
+from llmsys.models.text.prompt import Prompt
 from llmsys.serving.engine import Engine
-from llmsys.serving.response import Response, Update
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.responses.response import Response, Update
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 
 @dataclass(eq=False)

@@ -36,23 +36,23 @@ from llmsys.attention import STAGES
 from llmsys.attention.paged import PagedAttention
 from llmsys.cache import BlockPool, PagedCache
 from llmsys.models.modules import unwrapped
-from llmsys.models.prompt import Prompt, token_ids
 from llmsys.models.sampling import whole_number
-from llmsys.serving.detokenize import Detokenizer
-from llmsys.serving.events import EventLog
+from llmsys.models.text.prompt import Prompt, token_ids
 from llmsys.serving.execution import Execution
 from llmsys.serving.guard import Guard
 from llmsys.serving.loop import Loop
 from llmsys.serving.memory import blocks_that_fit
-from llmsys.serving.metrics import Metrics
 from llmsys.serving.policies import Policy
-from llmsys.serving.progress import Progress
 from llmsys.serving.request import Request
-from llmsys.serving.response import Answer, Response, Update
+from llmsys.serving.responses.detokenize import Detokenizer
+from llmsys.serving.responses.response import Answer, Response, Update
+from llmsys.serving.responses.under_way import Answers
 from llmsys.serving.runner import Runner
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
-from llmsys.serving.under_way import Answers
+from llmsys.serving.telemetry.events import EventLog
+from llmsys.serving.telemetry.metrics import Metrics
+from llmsys.serving.telemetry.progress import Progress
 
 
 class Engine:
@@ -263,8 +263,8 @@ class Engine:
         Raises
         ------
         ValueError
-            The prompt is none (`llmsys.models.prompt`), or with its answer is longer than the model or the cache has
-            room for; there are stop strings or stop tokens that cannot come; or the id is in use.
+            The prompt is none (`llmsys.models.text.prompt`), or with its answer is longer than the model or the cache
+            has room for; there are stop strings or stop tokens that cannot come; or the id is in use.
         RuntimeError
             Another thread uses the engine; `step` raises this, too.
         """

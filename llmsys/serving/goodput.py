@@ -24,8 +24,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from llmsys.serving.events import Event
-from llmsys.serving.metrics import Metrics, RequestMetrics
+from llmsys.serving.telemetry.events import Event
+from llmsys.serving.telemetry.metrics import Metrics, RequestMetrics
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from llmsys.serving.guard import Guard
-from llmsys.serving.metrics import Metrics
 from llmsys.serving.plan import StepPlan, StepResult
-from llmsys.serving.response import Update
+from llmsys.serving.responses.response import Update
 from llmsys.serving.runner import Launched, Runner, all_failed
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.metrics import Metrics
 
 
 @dataclass(eq=False)

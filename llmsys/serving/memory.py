@@ -22,8 +22,8 @@ from torch import nn
 from llmsys.cache import Chunk, PagedCache, batch_of
 from llmsys.hardware.devices import this_machine
 from llmsys.serving.execution import Execution
-from llmsys.serving.sampler import Draw, choose
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampler import Draw, choose
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 USED_ON_GPU = 0.9
 USED_ON_CPU = 0.5

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmsys.cache.block_table import Copy
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 PLACEHOLDER = -1
 """In `Work.tokens`: the token that the step before draws for this request, which was not known when the plan was made.

@@ -25,7 +25,7 @@ from enum import Enum
 from llmsys.cache.block_table import BlockTable
 from llmsys.models.sampling import whole_number
 from llmsys.serving.plan import TokenLogprobs
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 
 class Status(Enum):

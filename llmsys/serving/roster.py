@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from llmsys.cache.block_pool import BlockPool
 from llmsys.models.sampling import whole_number
 from llmsys.serving.admission import other_answers, token_limit
-from llmsys.serving.events import Aborted, Arrived, EventLog, Failed, Finished, RequestEvent
 from llmsys.serving.request import Request, Status
+from llmsys.serving.telemetry.events import Aborted, Arrived, EventLog, Failed, Finished, RequestEvent
 
 
 class Roster:

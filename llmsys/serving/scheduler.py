@@ -45,13 +45,13 @@ from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import Copy, OutOfBlocks
 from llmsys.models.sampling import whole_number
 from llmsys.serving.admission import entrance, take_blocks, waits_for_parent
-from llmsys.serving.events import Admitted, EventLog, Preempted, Progress, StepDone
 from llmsys.serving.outcome import accept, check_result
 from llmsys.serving.plan import Output, StepPlan, StepResult
 from llmsys.serving.policies import Policy, Turn, as_policy
 from llmsys.serving.request import Request, Status
 from llmsys.serving.roster import Roster
 from llmsys.serving.step import Step
+from llmsys.serving.telemetry.events import Admitted, EventLog, Preempted, Progress, StepDone
 
 NOTHING = Output("")  # is said of a request that has more to compute first
 

@@ -1,7 +1,7 @@
 """Checkpoints: a whole one or none, whatever happens while it is written.
 
-A checkpoint is a directory. It is a model as on Hugging Face (`llmsys.models.save`), so `load_model` and `llmsys
-generate --model` take it as it is, and two files more:
+A checkpoint is a directory. It is a model as on Hugging Face (`llmsys.models.checkpoints.save`), so `load_model` and
+`llmsys generate --model` take it as it is, and two files more:
 
     training/adamw.safetensors    AdamW's running means, fp32: "m.NAME" and "v.NAME" for each weight
     training/state.json           the step, the settings, the losses so far
@@ -35,9 +35,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llmsys.models.checkpoints.save import save_model
+from llmsys.models.checkpoints.weights import assemble, open_checkpoint
 from llmsys.models.modules import plain_name, unwrapped
-from llmsys.models.save import save_model
-from llmsys.models.weights import assemble, open_checkpoint
 from llmsys.training.optimise import Optimiser
 
 TENSORS, STATE = "training/adamw.safetensors", "training/state.json"

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmsys.hardware.calibration import default_path
-from llmsys.models.tokenizer import Tokenizer
+from llmsys.models.text.tokenizer import Tokenizer
 
 SYMPY = "sympy==1.14.0"
 SYMPY_FILES = 1532

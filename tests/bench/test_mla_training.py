@@ -20,7 +20,7 @@ from llmsys.bench.mla_training import (
 from llmsys.bench.moe_training import active_parameters
 from llmsys.bench.record import new_record
 from llmsys.models import DeepSeek, MixtureLlama, generate, load_model, save_model
-from llmsys.models.byte_tokenizer import byte_tokenizer
+from llmsys.models.text.byte_tokenizer import byte_tokenizer
 from llmsys.training import Corpus
 from tests.training.conftest import make_texts
 

@@ -22,7 +22,7 @@ from llmsys.bench.moe_training import (
     train_arm,
 )
 from llmsys.models import MixtureLlama
-from llmsys.models.byte_tokenizer import byte_tokenizer
+from llmsys.models.text.byte_tokenizer import byte_tokenizer
 from llmsys.training import Corpus
 from tests.training.conftest import make_texts
 

@@ -9,7 +9,7 @@ from tests.browser.lab import HERE, QUIET, browser, missing
 
 pytest.importorskip("fastapi", reason="the serving extra is not installed")
 
-from llmsys.serving.events import Arrived
+from llmsys.serving.telemetry.events import Arrived
 from tests.serving.server.running import Running, serving, tiny_model
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from llmsys.lessons.lesson_09_continuous_batching.scheduler_parts import (
 from llmsys.lessons.lesson_09_continuous_batching.scripts import next_token, played
 from llmsys.models import Llama, LlamaConfig, generate
 from llmsys.serving import POLICIES, Engine, Output, Request, SamplingParams, Scheduler, StepResult
-from llmsys.serving.events import Admitted, Computed, Finished, Preempted, StepDone
 from llmsys.serving.request import Status
+from llmsys.serving.telemetry.events import Admitted, Computed, Finished, Preempted, StepDone
 from llmsys.viz.continuous_batching.play import play
 from llmsys.viz.continuous_batching.stepper import REQUESTS
 from llmsys.viz.continuous_batching.timeline import read

@@ -8,8 +8,8 @@ import torch
 from tokenizers import pre_tokenizers
 
 from llmsys.models import Llama, LlamaConfig
-from llmsys.models.gguf import NAMES
-from llmsys.models.weights import parts_of
+from llmsys.models.checkpoints.gguf import NAMES
+from llmsys.models.checkpoints.weights import parts_of
 
 CONFIG = LlamaConfig("tiny", 259, 32, 2, 4, 2, 8, 48, 64, tied_embeddings=False)
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from llmsys.models.byte_tokenizer import _letters, byte_tokenizer
-from llmsys.models.tokenizer import Tokenizer
+from llmsys.models.text.byte_tokenizer import _letters, byte_tokenizer
+from llmsys.models.text.tokenizer import Tokenizer
 
 TOKENIZER = byte_tokenizer()
 

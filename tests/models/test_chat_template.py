@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmsys.models.chat_template import render
+from llmsys.models.text.chat_template import render
 
 TALK = [
     {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "four"}, {"role": "user", "content": "ok "},

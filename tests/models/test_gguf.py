@@ -8,7 +8,7 @@ from gguf import GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from llmsys.models import load_model
-from llmsys.models.gguf import dequantise
+from llmsys.models.checkpoints.gguf import dequantise
 
 
 @pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q4_1, Type.Q5_1, Type.Q8_0])

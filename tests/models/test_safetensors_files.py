@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmsys.models import load_model
-from llmsys.models.safetensors_files import usual_name
+from llmsys.models.checkpoints.safetensors_files import usual_name
 
 TOKENS = torch.arange(30)[None]
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -171,7 +171,7 @@ class TestOverAnother:
             file.write_bytes(b"half")
             raise OSError("no space left on device")
 
-        monkeypatch.setattr("llmsys.models.save.save_file", full)
+        monkeypatch.setattr("llmsys.models.checkpoints.save.save_file", full)
         with pytest.raises(OSError, match="no space"):
             save_model(model, tmp_path)
         assert torch.equal(load_model(tmp_path)(self.TOKENS), model(self.TOKENS))

@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from tokenizers.decoders import DecodeStream
 
 from llmsys.models import TextStream, Tokenizer
-from llmsys.models.tokenizer import TextStream as UnderItsOldName
+from llmsys.models.text.tokenizer import TextStream as UnderItsOldName
 from tests.support.size import sized
 
 some = settings(max_examples=sized(short=40, full=1000))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.models import TextStream, Tokenizer, find_smollm2
-from llmsys.models.gguf import read_header
+from llmsys.models.checkpoints.gguf import read_header
 
 regex = pytest.importorskip("regex")
 

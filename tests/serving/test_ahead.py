@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from llmsys.serving.engine import Engine
-from llmsys.serving.events import Admitted, Arrived, Computed, EventLog, Failed, StepDone, Token
 from llmsys.serving.execution import Execution
 from llmsys.serving.plan import PLACEHOLDER
 from llmsys.serving.policies import StallFree, Turn
 from llmsys.serving.request import Request, Status
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import Admitted, Arrived, Computed, EventLog, Failed, StepDone, Token
 from tests.serving.test_scheduler import Service, assert_right
 from tests.support.made_up_runner import expected_tokens, next_token
 

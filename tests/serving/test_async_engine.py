@@ -8,7 +8,7 @@ import pytest
 from llmsys.serving.async_engine import AsyncEngine
 from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 PROMPT = (5, 9, 30, 12, 44, 8, 60)
 PROMPTS = [PROMPT[:n] for n in range(1, 8)]

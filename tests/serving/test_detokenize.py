@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from llmsys.models import Tokenizer
-from llmsys.serving.detokenize import Detokenizer
+from llmsys.serving.responses.detokenize import Detokenizer
 from tests.support.size import sized
 
 # A byte a token, and a few tokens of several: a stop string may begin and end within them.

@@ -12,16 +12,16 @@ from llmsys.hardware import sanitizer
 from llmsys.hardware.compiler import Compiled, compile_kernels
 from llmsys.hardware.launches import Recorder
 from llmsys.hardware.tier import interpreting, load_triton, triton_device, triton_installed
-from llmsys.serving import draw, sampler
-from llmsys.serving.draw import Kernels, draw_tokens
-from llmsys.serving.sampler import Draw, choose
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling import draw, sampler
+from llmsys.serving.sampling.draw import Kernels, draw_tokens
+from llmsys.serving.sampling.sampler import Draw, choose
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from tests.support.size import SEED, sized
 from tests.support.waiting import nothing_waits
 
 if triton_installed():
     load_triton()
-    from llmsys.serving.draw_kernels import draw_kernel, parts_kernel
+    from llmsys.serving.sampling.draw_kernels import draw_kernel, parts_kernel
 DEVICE = triton_device() if triton_installed() else torch.device("cpu")
 FORMS = ["torch", *(["triton"] if triton_installed() else [])]
 LARGEST_U = 1 - 2.0**-52

@@ -11,13 +11,13 @@ import torch
 
 from llmsys.attention.paged import paged_attention_reference
 from llmsys.models import load_model
+from llmsys.models.checkpoints.save import save_model
 from llmsys.models.sampling import probabilities
-from llmsys.models.save import save_model
 from llmsys.serving.engine import Engine
-from llmsys.serving.events import Aborted, Admitted, Arrived, Computed, EventLog, Preempted
 from llmsys.serving.plan import Output, StepResult
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import Aborted, Admitted, Arrived, Computed, EventLog, Preempted
 from tests.serving.conftest import EOS
 from tests.support.size import SEED, sized
 

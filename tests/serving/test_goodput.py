@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsys.serving import RequestMetrics
-from llmsys.serving.events import Aborted, Admitted, Arrived, Failed, Finished, Preempted, Progress, Token
 from llmsys.serving.goodput import (
     Limits,
     attainment,
@@ -16,6 +15,7 @@ from llmsys.serving.goodput import (
     percentile,
     request_metrics,
 )
+from llmsys.serving.telemetry.events import Aborted, Admitted, Arrived, Failed, Finished, Preempted, Progress, Token
 
 
 def request(arrival, first, last, tokens, *, finished=True):

@@ -9,7 +9,7 @@ import pytest
 from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
 from llmsys.serving.interrupts import Interrupts, interrupted_later
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 PROMPTS = [(5, 9, 30, 12, 44, 8, 60), (5, 9, 30, 12, 44), (9, 30)]
 PLACES = 25

@@ -5,7 +5,7 @@ import pytest
 from llmsys.serving import memory
 from llmsys.serving.engine import Engine
 from llmsys.serving.memory import available_memory, blocks_that_fit
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 SIZES = dict(block_size=4, max_tokens_per_step=64, max_sequences=8, max_model_len=100)
 EACH = 4 * 2 * 2 * (16 + 16) * 4  # bytes of a block: 4 tokens, 2 layers, 2 heads of keys and values of 16 floats

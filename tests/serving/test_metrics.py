@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from llmsys.serving.engine import Engine
-from llmsys.serving.events import (
+from llmsys.serving.sampling.sampling_params import SamplingParams
+from llmsys.serving.telemetry.events import (
     Admitted,
     Arrived,
     Computed,
@@ -16,8 +17,7 @@ from llmsys.serving.events import (
     StepDone,
     Token,
 )
-from llmsys.serving.metrics import PHASES, RequestMetrics
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.telemetry.metrics import PHASES, RequestMetrics
 
 PROMPT = (5, 9, 30, 12, 44, 8, 60)
 

@@ -8,8 +8,8 @@ import torch
 from llmsys.models import Llama, LlamaConfig
 from llmsys.serving.engine import Engine
 from llmsys.serving.memory import free_memory
-from llmsys.serving.sampler import Draw, choose
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampler import Draw, choose
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.gpu
 CLOSE = 2e-3  # logits that are nearer than this may change places, in fp32

@@ -3,11 +3,11 @@
 import pytest
 
 from llmsys.cache import BlockPool
-from llmsys.serving.events import StepDone, Token
 from llmsys.serving.policies import POLICIES, Orca, Turn, as_policy
 from llmsys.serving.request import Request
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import StepDone, Token
 from tests.support.made_up_runner import MadeUpRunner
 
 # A and B have prompts of 4 tokens and want 6 and 2; C has a prompt of 12 and wants 2. Two run side by side, a step has

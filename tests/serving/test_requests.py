@@ -9,12 +9,22 @@ import pytest
 import torch
 
 from llmsys.cache import BlockPool
-from llmsys.serving.events import Aborted, Admitted, Arrived, Computed, EventLog, Finished, Progress, StepDone, Token
-from llmsys.serving.metrics import Metrics
 from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.request import Request, Status
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import (
+    Aborted,
+    Admitted,
+    Arrived,
+    Computed,
+    EventLog,
+    Finished,
+    Progress,
+    StepDone,
+    Token,
+)
+from llmsys.serving.telemetry.metrics import Metrics
 from tests.support.made_up_runner import MadeUpRunner
 
 
@@ -159,7 +169,7 @@ def test_what_a_step_brought_is_read_as_the_events_that_it_stands_for():
 
 def test_nothing_is_made_of_a_token_that_nobody_reads(monkeypatch):
     made = []
-    monkeypatch.setattr("llmsys.serving.events.Progress.events", lambda self: made.append(self) or iter(()))
+    monkeypatch.setattr("llmsys.serving.telemetry.events.Progress.events", lambda self: made.append(self) or iter(()))
     scheduler, runner = Scheduler(BlockPool(20, 2)), MadeUpRunner(20, 2)
     metrics = Metrics()
     scheduler.events.listen(metrics.on, progress=metrics.on_progress)

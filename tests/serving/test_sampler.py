@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.models.sampling import probabilities
-from llmsys.serving import sampler
-from llmsys.serving.sampler import Draw, choose, uniform
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling import sampler
+from llmsys.serving.sampling.sampler import Draw, choose, uniform
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from tests.support.size import SEED, sized
 from tests.support.waiting import nothing_waits
 

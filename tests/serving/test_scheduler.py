@@ -5,12 +5,12 @@ import random
 import pytest
 
 from llmsys.cache import BlockPool
-from llmsys.serving.events import Admitted, Computed, Finished, Preempted, StepDone
 from llmsys.serving.plan import Output, StepResult, TokenLogprobs
 from llmsys.serving.policies import POLICIES, Turn
 from llmsys.serving.request import Request, Status
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import Admitted, Computed, Finished, Preempted, StepDone
 from tests.support.made_up_runner import EOS, MadeUpRunner, expected_tokens, next_token
 from tests.support.pools import assert_consistent
 from tests.support.size import sized

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llmsys.cache import BlockPool
-from llmsys.serving.events import (
+from llmsys.serving.plan import PLACEHOLDER, StepPlan
+from llmsys.serving.policies import POLICIES
+from llmsys.serving.request import Request, Status
+from llmsys.serving.sampling.sampling_params import SamplingParams
+from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import (
     Aborted,
     Admitted,
     Arrived,
@@ -26,11 +31,6 @@ from llmsys.serving.events import (
     StepDone,
     Token,
 )  # fmt: skip
-from llmsys.serving.plan import PLACEHOLDER, StepPlan
-from llmsys.serving.policies import POLICIES
-from llmsys.serving.request import Request, Status
-from llmsys.serving.sampling_params import SamplingParams
-from llmsys.serving.scheduler import Scheduler
 from tests.support.made_up_runner import EOS, MadeUpRunner, expected_tokens, next_token
 from tests.support.pools import assert_consistent
 from tests.support.size import sized

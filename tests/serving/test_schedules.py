@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from llmsys.serving.engine import Engine
-from llmsys.serving.events import Admitted
 from llmsys.serving.execution import Execution
 from llmsys.serving.policies import POLICIES
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
+from llmsys.serving.telemetry.events import Admitted
 from tests.serving.conftest import EOS, LONGEST
 from tests.support.size import FULL, sized
 

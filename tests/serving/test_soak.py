@@ -9,9 +9,9 @@ from collections import deque
 import pytest
 
 from llmsys.serving.engine import Engine
-from llmsys.serving.events import EventLog
 from llmsys.serving.execution import Execution
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
+from llmsys.serving.telemetry.events import EventLog
 from tests.serving.test_schedules import PROMPTS
 from tests.support.size import SEED, sized
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import conftest  # beside this file
 
-from llmsys.models import save
+from llmsys.models.checkpoints import save
 from llmsys.training import Corpus, TrainConfig, checkpoint, train
 
 SETTINGS = TrainConfig(steps=2, batch=2, context=16, save_every=1, keep=1, evaluate_batches=1, dtype="bfloat16")

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from llmsys.course import cli
 from llmsys.course.cli import use
-from llmsys.models import load_model, save, save_model
+from llmsys.models import load_model, save_model
+from llmsys.models.checkpoints import save
 from llmsys.training.progress import Progress
 from llmsys.viz.kit import Picture
 

@@ -14,7 +14,7 @@ from statistics import median_low
 
 from llmsys.bench.serving.workloads import Asked
 from llmsys.serving import Engine, Response, SamplingParams
-from llmsys.serving.events import Event, Token
+from llmsys.serving.telemetry.events import Event, Token
 
 TEMPERATURE = 0.6
 

@@ -29,7 +29,7 @@ from llmsys.attention.paged import paged_attention_reference
 from llmsys.bench.serving.serve import hand_over, old_objects_left_alone
 from llmsys.bench.serving.workloads import Asked
 from llmsys.serving import Engine
-from llmsys.serving.metrics import PHASES
+from llmsys.serving.telemetry.metrics import PHASES
 
 ATTENTION = re.compile(r"paged_decode_kernel|split_kernel|merge_kernel|ragged_kernel|atten[dt]|flash_fwd|fmha")
 """In the names of attention's kernels."""
@@ -53,7 +53,7 @@ class Split:
     tokens: float
     """That are attended to, of all sequences together."""
     host_ms: dict[str, float]
-    """What the host spends, by `llmsys.serving.metrics.PHASES`."""
+    """What the host spends, by `llmsys.serving.telemetry.metrics.PHASES`."""
     launches: float | None
     """Kernels and copies of a step; None where they cannot be seen."""
     kernels: list[tuple[str, float, float]]

@@ -17,7 +17,11 @@ from collections.abc import Callable, Sequence
 from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import BlockTable
 from llmsys.serving.admission import token_limit
-from llmsys.serving.events import (
+from llmsys.serving.outcome import check_result, reason_to_end
+from llmsys.serving.plan import Output, StepPlan, StepResult, Work
+from llmsys.serving.policies import Policy, StallFree, as_policy
+from llmsys.serving.request import Request, Status
+from llmsys.serving.telemetry.events import (
     Aborted,
     Admitted,
     Arrived,
@@ -30,10 +34,6 @@ from llmsys.serving.events import (
     StepDone,
     Token,
 )
-from llmsys.serving.outcome import check_result, reason_to_end
-from llmsys.serving.plan import Output, StepPlan, StepResult, Work
-from llmsys.serving.policies import Policy, StallFree, as_policy
-from llmsys.serving.request import Request, Status
 
 
 class Bookkeeping:

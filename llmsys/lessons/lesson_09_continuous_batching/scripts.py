@@ -17,11 +17,11 @@ from collections.abc import Callable
 from llmsys.cache import BlockPool
 from llmsys.lessons.lesson_09_continuous_batching.bookkeeping import Bookkeeping
 from llmsys.lessons.lesson_09_continuous_batching.scheduler_parts import SchedulerParts
-from llmsys.serving.events import Admitted, Finished, Preempted, Token
 from llmsys.serving.plan import Output, StepPlan, StepResult
 from llmsys.serving.request import Request
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import Admitted, Finished, Preempted, Token
 
 LONGEST = 400
 """Steps after which a script is stopped."""

@@ -12,11 +12,11 @@ passed over.
 import re
 from typing import Any
 
+from llmsys.models.checkpoints.settings import Settings, shown
 from llmsys.models.deepseek.config import DeepSeekConfig
 from llmsys.models.deepseek.yarn import Yarn
 from llmsys.models.mixture import layouts
 from llmsys.models.rope_scaling import from_config
-from llmsys.models.settings import Settings, shown
 from llmsys.moe import RouterConfig
 
 FAMILIES = {"deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3"}
@@ -32,7 +32,7 @@ PARTS = {
     "layers.*.latent_up": ("latent_up",),
     "layers.*.output": ("latent_output",),
 }
-"""The weights of latent attention, and of which tensors they are made (`llmsys.models.weights.PARTS`)."""
+"""The weights of latent attention, and of which tensors they are made (`llmsys.models.checkpoints.weights.PARTS`)."""
 
 SHAPES = {
     "query": (("heads", "query_size"), ("hidden_size",)),
@@ -198,7 +198,8 @@ def _rope(settings: Settings, size: int) -> tuple[float, tuple[float, ...] | Non
 
 
 def config_of(config: DeepSeekConfig) -> dict[str, Any]:
-    """The settings that only these families have, in transformers' words; `llmsys.models.save.config_of` has the rest.
+    """The settings that only these families have, in transformers' words; `llmsys.models.checkpoints.save.config_of`
+    has the rest.
 
     ValueError where it has no model of such.
     """

@@ -33,7 +33,7 @@ from llmsys.models.mixture.model import MixtureLayer, MixtureLlama
 from llmsys.models.modules import LinearFactory, RMSNorm
 
 if TYPE_CHECKING:
-    from llmsys.models.tokenizer import Tokenizer
+    from llmsys.models.text.tokenizer import Tokenizer
 
 EPS_OF_LATENTS = 1e-6
 """Of the norms of latents, whatever a model's `norm_eps` is."""

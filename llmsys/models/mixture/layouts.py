@@ -10,9 +10,9 @@ config.json files of mistralai/Mixtral-8x7B-v0.1, Qwen/Qwen3-30B-A3B and rednote
 
 from typing import Any
 
+from llmsys.models.checkpoints.settings import Settings
 from llmsys.models.llama import LlamaConfig
 from llmsys.models.mixture.model import MixtureConfig
-from llmsys.models.settings import Settings
 from llmsys.moe import RouterConfig
 
 FAMILIES = {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe", "dots1": "Dots1"}

@@ -27,7 +27,7 @@ from llmsys.models.training_step import TrainingStep, token_loss
 from llmsys.moe import Dispatch, MixtureOfExperts, RouterConfig, Routing, balance_loss
 
 if TYPE_CHECKING:
-    from llmsys.models.tokenizer import Tokenizer
+    from llmsys.models.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from llmsys.models.checkpoints.weights import load_model
 from llmsys.models.mixture.model import MixtureLlama
-from llmsys.models.weights import load_model
 
 FOLDER = Path(__file__).parent / "weights"
 

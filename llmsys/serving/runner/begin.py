@@ -104,7 +104,7 @@ def _end(rows: Rows, step: Buffered, drawn: Tensor) -> None:
 
 
 def _uniform(seed: Tensor, place: Tensor) -> Tensor:
-    """`llmsys.serving.sampler.uniform`, in whole numbers with a sign: their bits are the same."""
+    """`llmsys.serving.sampling.sampler.uniform`, in whole numbers with a sign: their bits are the same."""
     bits = _mixed(_mixed(seed + _STEP) + (place.long() + 1) * _STEP)
     return _shifted(bits, 12).double() * 2.0**-52
 

@@ -51,7 +51,7 @@ def end_kernel(newest_ptr, row_ptr, computed_ptr, tokens_ptr, columns_ptr, drawn
 
 @triton.jit
 def _uniform(seed, place):
-    """`llmsys.serving.sampler.uniform`: SplitMix64 of the seed, then of the place."""
+    """`llmsys.serving.sampling.sampler.uniform`: SplitMix64 of the seed, then of the place."""
     step: tl.constexpr = 0x9E3779B97F4A7C15
     bits = _mixed(seed.to(tl.uint64, bitcast=True) + tl.full([], step, tl.uint64))
     bits = _mixed(bits + (place.to(tl.uint64) + 1) * tl.full([], step, tl.uint64))

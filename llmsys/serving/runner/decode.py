@@ -13,13 +13,13 @@ import numpy as np
 from torch import Tensor
 
 from llmsys.cache import Batch, PagedCache
-from llmsys.serving.draw import draw_tokens
 from llmsys.serving.runner.begin import Buffered, begin, end
 from llmsys.serving.runner.forms import Form
 from llmsys.serving.runner.graph import Graph
 from llmsys.serving.runner.packed import Packing, Sender
 from llmsys.serving.runner.rows import Rows
 from llmsys.serving.runner.step import HostStep
+from llmsys.serving.sampling.draw import draw_tokens
 
 
 class DecodeGraph(Graph):

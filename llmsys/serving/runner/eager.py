@@ -8,11 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from llmsys.cache import Batch, PagedCache
-from llmsys.serving.draw import draw_tokens
 from llmsys.serving.runner.forms import Form
 from llmsys.serving.runner.packed import Packing, Sender
 from llmsys.serving.runner.rows import Rows
 from llmsys.serving.runner.step import HostStep
+from llmsys.serving.sampling.draw import draw_tokens
 
 _TYPES = dict(
     row=np.int64, cells=np.int64, filled=np.int64, filled_row=np.int64, kept=np.int64, kept_row=np.int64,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.runner.packed import Fetched
-from llmsys.serving.sampler import Choice, Chosen
+from llmsys.serving.sampling.sampler import Choice, Chosen
 
 NOT_FINITE = (
     "the model's logits for this request are not finite (NaN, +∞, or −∞ all of them), so there is no next token: a "

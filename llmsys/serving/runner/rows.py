@@ -19,7 +19,7 @@ import torch
 
 from llmsys.serving.plan import StepPlan
 from llmsys.serving.runner.packed import Packing, Sender
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 KEPT = 2
 """Steps for which a row stays its request's, though it is in none of them."""

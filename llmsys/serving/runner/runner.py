@@ -38,7 +38,7 @@ from llmsys.serving.runner.launched import Launched
 from llmsys.serving.runner.packed import Fetched, Packing, Sender
 from llmsys.serving.runner.rows import Rows
 from llmsys.serving.runner.step import HostStep
-from llmsys.serving.sampler import Chosen, choose
+from llmsys.serving.sampling.sampler import Chosen, choose
 
 
 class Runner:

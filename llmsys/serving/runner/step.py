@@ -17,7 +17,7 @@ import numpy as np
 from llmsys.cache import Chunk, batch_of
 from llmsys.serving.plan import PLACEHOLDER, StepPlan, Work
 from llmsys.serving.runner.rows import Rows
-from llmsys.serving.sampler import Draw, uniform
+from llmsys.serving.sampling.sampler import Draw, uniform
 
 
 class HostStep:

@@ -13,8 +13,8 @@
     llmsys_answer_seconds                          from arrival to the end
     llmsys_http_requests_total                     by path and status
 
-What the engine counts (`llmsys.serving.metrics`) is read when somebody asks, so a step pays nothing for it. The times
-are the server's own, of answers as they are handed on: what a client sees, but for the network.
+What the engine counts (`llmsys.serving.telemetry.metrics`) is read when somebody asks, so a step pays nothing for it.
+The times are the server's own, of answers as they are handed on: what a client sees, but for the network.
 """
 
 import statistics
@@ -26,7 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from llmsys.serving.engine import Engine
-from llmsys.serving.metrics import PHASES
+from llmsys.serving.telemetry.metrics import PHASES
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)

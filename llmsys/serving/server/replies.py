@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel
 
 from llmsys.serving.plan import TokenLogprobs
-from llmsys.serving.response import Response, Update
+from llmsys.serving.responses.response import Response, Update
 from llmsys.serving.server.token_text import TokenText
 
 LOWEST = -9999.0

@@ -15,8 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from llmsys.serving.async_engine import AsyncEngine
 from llmsys.serving.engine import Engine
-from llmsys.serving.response import Response, Update
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.responses.response import Response, Update
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.server.errors import ApiError, refused
 from llmsys.serving.server.limits import Door, Limits
 from llmsys.serving.server.measured import Measured

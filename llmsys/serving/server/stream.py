@@ -22,7 +22,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.server.errors import ApiError
 from llmsys.serving.server.replies import Reply, as_json
 from llmsys.serving.server.service import Asked, Service

@@ -23,7 +23,6 @@ from collections import deque
 
 from llmsys.cache.block_pool import BlockPool
 from llmsys.serving.admission import token_limit
-from llmsys.serving.events import EventLog
 from llmsys.serving.plan import Output, StepPlan, StepResult
 from llmsys.serving.policies import Policy
 from llmsys.serving.request import Request
@@ -32,6 +31,7 @@ from llmsys.serving.simulator.load import StepLoad
 from llmsys.serving.simulator.pool import PlainPool
 from llmsys.serving.simulator.runs import SAID, Run, begin_run, last_step
 from llmsys.serving.simulator.step_times import TICKS, StepTimes
+from llmsys.serving.telemetry.events import EventLog
 
 
 class Instance:

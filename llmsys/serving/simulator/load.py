@@ -13,8 +13,8 @@ what bounds a long prompt. In a step that decodes n is 1, and both are s + 1.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from llmsys.serving.events import Event, EventLog, Progress, StepDone
 from llmsys.serving.plan import StepPlan
+from llmsys.serving.telemetry.events import Event, EventLog, Progress, StepDone
 
 
 class StepLoad(NamedTuple):

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from math import isqrt
 
 from llmsys.serving.admission import entrance
-from llmsys.serving.events import Computed, Event, Progress, StepDone, Token
 from llmsys.serving.request import Request
 from llmsys.serving.scheduler import Scheduler
 from llmsys.serving.simulator.load import StepLoad
 from llmsys.serving.simulator.step_times import TICKS, StepTimes
+from llmsys.serving.telemetry.events import Computed, Event, Progress, StepDone, Token
 
 SAID = 1 << 50
 """Tokens that a simulated device says are from here on, in no prompt: SAID + the order of the request."""

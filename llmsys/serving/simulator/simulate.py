@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from llmsys.serving.events import Admitted, Arrived, Event, EventLog, Finished, Preempted, Progress
 from llmsys.serving.goodput import Limits, attainment, goodput, highest_rate, percentile
-from llmsys.serving.metrics import RequestMetrics
 from llmsys.serving.request import Request
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.simulator.instance import Instance
 from llmsys.serving.simulator.runs import SkippedSteps
 from llmsys.serving.simulator.step_times import TICKS, StepTimes
+from llmsys.serving.telemetry.events import Admitted, Arrived, Event, EventLog, Finished, Preempted, Progress
+from llmsys.serving.telemetry.metrics import RequestMetrics
 from llmsys.serving.workload.arrivals import Arrival, prompt_tokens
 
 

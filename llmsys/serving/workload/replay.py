@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmsys.serving.async_engine import AsyncEngine
-from llmsys.serving.metrics import RequestMetrics
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
+from llmsys.serving.telemetry.metrics import RequestMetrics
 from llmsys.serving.workload.arrivals import Arrival, prompt_tokens
 
 

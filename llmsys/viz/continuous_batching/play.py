@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from llmsys.cache.block_pool import BlockPool
-from llmsys.serving.events import EventLog
 from llmsys.serving.plan import Output, StepPlan, StepResult
 from llmsys.serving.policies import Policy
 from llmsys.serving.request import Request
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import EventLog
 from llmsys.serving.workload import RequestLength
 
 

@@ -6,9 +6,9 @@ wrote down. The log of an engine that has run can be shown, too.
 
 from collections.abc import Callable, Iterable
 
-from llmsys.serving.events import Arrived, Event
 from llmsys.serving.policies import POLICIES
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import Arrived, Event
 from llmsys.viz.continuous_batching.play import Asked, play
 from llmsys.viz.continuous_batching.stepped import Frame, Row, frames_of
 from llmsys.viz.continuous_batching.timeline import read

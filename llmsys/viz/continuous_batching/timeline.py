@@ -9,7 +9,7 @@ Nothing but the log is looked at, so the engine of a service can be drawn as wel
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from llmsys.serving.events import (
+from llmsys.serving.telemetry.events import (
     Aborted,
     Admitted,
     Arrived,

@@ -8,11 +8,11 @@ import torch
 
 from llmsys.cache import NoCache
 from llmsys.models import Balance, DeepSeek, load_model, save_model
+from llmsys.models.checkpoints.save import config_of
+from llmsys.models.checkpoints.settings import Settings
 from llmsys.models.deepseek import DEEPSEEK_V2_LITE, DEEPSEEK_V3, SMALL, DeepSeekConfig, Yarn, count_parameters
 from llmsys.models.deepseek.layouts import read_config
 from llmsys.models.modules import Linear
-from llmsys.models.save import config_of
-from llmsys.models.settings import Settings
 from llmsys.models.shapes import SHAPES, shape_of
 from llmsys.moe import RouterConfig
 from llmsys.training import Corpus, TrainConfig, load_checkpoint, train

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmsys.models import Balance, MixtureConfig, MixtureLlama
-from llmsys.models.byte_tokenizer import byte_tokenizer
+from llmsys.models.text.byte_tokenizer import byte_tokenizer
 from llmsys.moe import RouterConfig
 from llmsys.serving import Engine, SamplingParams
 from llmsys.training import Corpus, TrainConfig, train

@@ -9,7 +9,7 @@ from llmsys.hardware.tier import load_triton, triton_device, triton_installed
 from llmsys.serving.runner import begin as module
 from llmsys.serving.runner.begin import Buffered, Kernels, begin, end
 from llmsys.serving.runner.rows import Rows
-from llmsys.serving.sampler import uniform
+from llmsys.serving.sampling.sampler import uniform
 
 KERNELS = None
 if triton_installed():

@@ -13,7 +13,7 @@ from llmsys.models import Llama, LlamaConfig
 from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
 from llmsys.serving.runner.forms import Forms
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 pytest.importorskip("triton")
 PROMPTS = [[5, 9, 30], [7], [12, 44]]

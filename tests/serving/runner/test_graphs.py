@@ -13,7 +13,7 @@ from llmsys.serving.execution import Execution
 from llmsys.serving.plan import PLACEHOLDER, StepPlan, Work
 from llmsys.serving.runner import Runner
 from llmsys.serving.runner.graphs import LARGEST, Graphs, buckets
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 GREEDY = SamplingParams()
 KINDS = [GREEDY, SamplingParams(temperature=1.0, seed=3), SamplingParams(temperature=1.2, top_k=9, seed=4)]

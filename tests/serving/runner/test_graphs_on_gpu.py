@@ -12,7 +12,7 @@ from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
 from llmsys.serving.plan import PLACEHOLDER, StepPlan, Work
 from llmsys.serving.runner import Runner
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.gpu
 CLOSE = 2e-3  # logits that are nearer than this may change places, in fp32

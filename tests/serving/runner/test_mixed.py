@@ -9,7 +9,7 @@ from llmsys.serving.execution import Execution
 from llmsys.serving.plan import PLACEHOLDER, StepPlan, Work
 from llmsys.serving.runner import Runner
 from llmsys.serving.runner.graphs import LARGEST_TOKENS, token_buckets
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 KINDS = [SamplingParams(), SamplingParams(temperature=1.0, seed=3), SamplingParams(temperature=1.2, top_p=0.8, seed=4)]
 KINDS.append(SamplingParams(logprobs=1))

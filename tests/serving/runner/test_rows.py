@@ -9,7 +9,7 @@ import torch
 from llmsys.serving.plan import StepPlan, Work
 from llmsys.serving.runner.packed import Packing, Sender
 from llmsys.serving.runner.rows import Rows
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 CPU = torch.device("cpu")
 GREEDY = SamplingParams()

@@ -10,7 +10,7 @@ import torch
 from llmsys.cache import BlockPool, Copy, PagedCache
 from llmsys.serving.plan import PLACEHOLDER, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.runner import Runner
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 GREEDY = SamplingParams()
 PROMPT = (5, 9, 30, 12, 44, 8, 60)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsys.models import Tokenizer
-from llmsys.models.weights import find_smollm2, open_checkpoint
+from llmsys.models.checkpoints.weights import find_smollm2, open_checkpoint
 from llmsys.serving.server.token_text import BYTES, TokenText
 from tests.serving.server.running import tiny_model
 

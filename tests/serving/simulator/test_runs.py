@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.serving import POLICIES, EventLog, Metrics, Request, SamplingParams
-from llmsys.serving.events import Admitted, Preempted
 from llmsys.serving.policies import Turn
 from llmsys.serving.simulator import Instance, Prices, StepTimes
 from llmsys.serving.simulator.runs import Run, SkippedSteps, begin_run, steps_with_room
+from llmsys.serving.telemetry.events import Admitted, Preempted
 
 TIMES = StepTimes(Prices(4e-3, 2e-6, 5e-6, 30e-6, 0.7e-6), Prices(5e-3, 2e-4, 5e-6, 60e-6), (8, 16))
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.serving import POLICIES, EventLog, Lengths, Request, SamplingParams
-from llmsys.serving.events import Admitted, Arrived, Computed, Finished, Preempted, Token
 from llmsys.serving.goodput import Limits, request_metrics
 from llmsys.serving.policies import StallFree
 from llmsys.serving.simulator import Instance, Prices, Score, StepLoad, StepTimes, capacity, leaderboard, simulate
 from llmsys.serving.simulator.step_times import TICKS
+from llmsys.serving.telemetry.events import Admitted, Arrived, Computed, Finished, Preempted, Token
 from llmsys.serving.workload import Arrival, read_mooncake, shared_share, synthetic
 from tests.support.traces import trace_path
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from llmsys.cache import BlockPool
 from llmsys.serving import EventLog, Output, Request, SamplingParams, Scheduler, StepResult
-from llmsys.serving.events import Progress, StepDone
 from llmsys.serving.simulator import Prices, StepLoad, StepRecorder, StepTimes, TimedStep, fit, relative_errors
 from llmsys.serving.simulator.step_times import TICKS, filled_up, non_negative
+from llmsys.serving.telemetry.events import Progress, StepDone
 
 
 def test_a_load_counts_every_query_and_every_key_that_it_sees():

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from llmsys.serving import POLICIES, RequestLength, Scheduler, draw_lengths
-from llmsys.serving.events import Admitted, Preempted, StepDone
+from llmsys.serving.telemetry.events import Admitted, Preempted, StepDone
 from llmsys.viz.continuous_batching.play import Asked, asked, play
 from llmsys.viz.continuous_batching.timeline import read
 

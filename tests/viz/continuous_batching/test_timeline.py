@@ -1,10 +1,10 @@
 """A log read step by step: also where a step was planned before the one before it was done, or was never done."""
 
 from llmsys.cache import BlockPool
-from llmsys.serving.events import Arrived, Computed, StepDone
 from llmsys.serving.request import Request
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.events import Arrived, Computed, StepDone
 from llmsys.viz.continuous_batching.timeline import read
 from tests.support.made_up_runner import MadeUpRunner
 

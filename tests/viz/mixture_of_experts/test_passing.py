@@ -3,7 +3,7 @@
 import torch
 
 from llmsys.models import MixtureConfig, MixtureLlama
-from llmsys.models.byte_tokenizer import byte_tokenizer
+from llmsys.models.text.byte_tokenizer import byte_tokenizer
 from llmsys.moe import RouterConfig, route_sigmoid
 from llmsys.viz.mixture_of_experts import passing
 

@@ -1,7 +1,4 @@
 """The editor runs what is written into it, counts idle time and memory, and names whatever dependency is violated."""
-
-import time
-
 import pytest
 
 from llmsys.parallel import pipeline
@@ -11,6 +8,7 @@ from llmsys.viz.pipeline_schedules.edited import order_of, play, text_of
 from llmsys.viz.pipeline_schedules.editor import MICROBATCHES, RANKS, TIMES, describe, row_names
 from llmsys.viz.pipeline_schedules.grid import draw
 from llmsys.viz.pipeline_schedules.stepped import in_steps, run
+from tests.support.least import least_reference_seconds
 
 SCHEDULES = {"GPipe": pipeline.gpipe, "1F1B": pipeline.one_f_one_b, "ZB-H1": pipeline.zb_h1, "ZB-H2": pipeline.zb_h2}
 
@@ -138,13 +136,9 @@ def test_a_rule_that_forgets_something_does_not_hide_who_waits():
 
 def test_moments_are_made_in_no_time():
     texts = [text_of(order) for order in pipeline.zb_h1(RANKS, MICROBATCHES).orders]
-    start = time.process_time()
     moments = play(texts, MICROBATCHES, Costs())
-    assert time.process_time() - start < 0.5
-    start = time.process_time()
-    for moment in moments:
-        draw(moment)
-    assert (time.process_time() - start) / len(moments) < 0.02
+    assert least_reference_seconds(lambda: play(texts, MICROBATCHES, Costs())) < 0.5
+    assert least_reference_seconds(lambda: [draw(moment) for moment in moments]) / len(moments) < 0.02
 
 
 def test_in_jupyterlab_the_fields_follow_and_a_wrong_word_is_said_beside_them():

@@ -7,12 +7,12 @@ What comes first counts. The scheduler has then taken in what came after a stop 
 
 from collections.abc import Iterable, Sequence
 
-from llmsys.serving.detokenize import Detokenizer
 from llmsys.serving.guard import Guard
-from llmsys.serving.metrics import Metrics
 from llmsys.serving.request import Request, Status
-from llmsys.serving.response import Answer, Response, Update
+from llmsys.serving.responses.detokenize import Detokenizer
+from llmsys.serving.responses.response import Answer, Response, Update
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.telemetry.metrics import Metrics
 
 
 class UnderWay:

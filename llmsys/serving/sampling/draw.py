@@ -2,8 +2,8 @@
 
     tokens = draw_tokens(logits, temperature, u)         # (N,) int32, on the device; nobody waits
 
-The sampler (`llmsys.serving.sampler`) knows all kinds of rows. Most steps have two, greedy ones and ones that are drawn
-at a temperature, and these are here. Both are one formula, by which rows of both kinds stand in one launch:
+The sampler (`llmsys.serving.sampling.sampler`) knows all kinds of rows. Most steps have two, greedy ones and ones that
+are drawn at a temperature, and these are here. Both are one formula, by which rows of both kinds stand in one launch:
 
     temperature 0    the largest logit, the first of equal ones
     above 0          p = softmax(logits / temperature); the first token whose cumulated p exceeds u
@@ -35,7 +35,7 @@ KERNELS_TAKE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Kernels(NamedTuple):
-    """Those of `llmsys.serving.draw_kernels`, or others with their arguments."""
+    """Those of `llmsys.serving.sampling.draw_kernels`, or others with their arguments."""
 
     parts: object
     draw: object
@@ -59,8 +59,8 @@ def draw_tokens(
     temperature
         float32 or float64; 0 is greedy.
     u
-        float64, from 0 to below 1, made on the host (`llmsys.serving.sampler.uniform`): what draws the row's token. Of
-        greedy rows it is not looked at.
+        float64, from 0 to below 1, made on the host (`llmsys.serving.sampling.sampler.uniform`): what draws the row's
+        token. Of greedy rows it is not looked at.
     out
         Where to write the tokens, int32, contiguous; None for a new tensor.
     form
@@ -154,6 +154,6 @@ def _triton_can(logits: Tensor) -> bool:
 
 @lru_cache
 def _kernels() -> Kernels:
-    from llmsys.serving.draw_kernels import draw_kernel, parts_kernel  # Triton: not before now
+    from llmsys.serving.sampling.draw_kernels import draw_kernel, parts_kernel  # Triton: not before now
 
     return Kernels(parts_kernel, draw_kernel)

@@ -2,11 +2,11 @@
 
 The vocabularies here are byte-level BPE: text is cut into words by a pattern, a word into bytes, and pairs are merged
 in the order in which training found them. As a token is a string of *bytes*, a character may be spread over several,
-and a stream of text must wait for the rest of it (`llmsys.models.text_stream`). The work is done by the `tokenizers`
-library; a GGUF file holds the vocabulary and the merges, but of the pattern only its name.
+and a stream of text must wait for the rest of it (`llmsys.models.text.text_stream`). The work is done by the
+`tokenizers` library; a GGUF file holds the vocabulary and the merges, but of the pattern only its name.
 
-A conversation becomes text by the checkpoint's chat template (`llmsys.models.chat_template`). What a checkpoint says
-about its tokenizer is read in `llmsys.models.gguf_vocabulary` and `llmsys.models.special_tokens`.
+A conversation becomes text by the checkpoint's chat template (`llmsys.models.text.chat_template`). What a checkpoint
+says about its tokenizer is read in `llmsys.models.checkpoints.gguf_vocabulary` and `llmsys.models.text.special_tokens`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, processors
 
-from llmsys.models.chat_template import Messages, render
-from llmsys.models.gguf_vocabulary import read_vocabulary
-from llmsys.models.special_tokens import first_token, read_tokenizer
-from llmsys.models.text_stream import TextStream  # noqa: F401, which was here before
+from llmsys.models.checkpoints.gguf_vocabulary import read_vocabulary
+from llmsys.models.text.chat_template import Messages, render
+from llmsys.models.text.special_tokens import first_token, read_tokenizer
+from llmsys.models.text.text_stream import TextStream  # noqa: F401, which was here before
 
 _ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # GPT-2's and its many heirs', Llama 3's, Llama 2's
 
@@ -139,7 +139,8 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, settings: Mapping[str, Any], where: str | Path = "this GGUF file") -> "Tokenizer":
-        """The tokenizer in a GGUF file's settings (`llmsys.models.gguf_file`). `where` they are from is for messages.
+        """The tokenizer in a GGUF file's settings (`llmsys.models.checkpoints.gguf_file`). `where` they are from is for
+        messages.
 
         Raises
         ------

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from llmsys.models.settings import shown
+from llmsys.models.checkpoints.settings import shown
 
 Messages = Sequence[Mapping[str, Any]]
 

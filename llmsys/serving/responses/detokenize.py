@@ -8,9 +8,9 @@
     print(text.finish(), end="")                    # what was held back
 
 Two things may be at the end of a text that the next token changes. A character whose bytes are spread over tokens is
-`llmsys.models.text_stream`'s matter. Here it is the beginning of a stop string: "Us" may become "User:", which nobody
-must see, or "Use it", so it is held back until that is known. At most one character less than the longest stop string
-is held. (Special tokens are of no text, so they are no part of a stop string: name them as stop tokens.)
+`llmsys.models.text.text_stream`'s matter. Here it is the beginning of a stop string: "Us" may become "User:", which
+nobody must see, or "Use it", so it is held back until that is known. At most one character less than the longest stop
+string is held. (Special tokens are of no text, so they are no part of a stop string: name them as stop tokens.)
 
 A stop string is found where its last character comes, in whatever tokens its characters lie, its first ones perhaps in
 one token with text before it, its last ones with text behind. The text ends before it. Where several come, it is the
@@ -20,7 +20,7 @@ the text was cut into tokens.
 
 from collections.abc import Sequence
 
-from llmsys.models.text_stream import Decoder, TextStream
+from llmsys.models.text.text_stream import Decoder, TextStream
 
 
 class Detokenizer:

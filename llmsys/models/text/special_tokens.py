@@ -18,7 +18,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from llmsys.models.settings import Settings, is_whole, read_settings, shown
+from llmsys.models.checkpoints.settings import Settings, is_whole, read_settings, shown
 
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SWITCHES = ("lstrip", "rstrip", "normalized", "single_word", "special")  # of an added token

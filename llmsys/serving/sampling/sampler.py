@@ -32,8 +32,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmsys.serving.draw import first_above
-from llmsys.serving.sampling_params import SamplingParams
+from llmsys.serving.sampling.draw import first_above
+from llmsys.serving.sampling.sampling_params import SamplingParams
 
 ELEMENTS_AT_ONCE = 2**24
 """Of (rows, V) that are worked on together: what bounds the memory, some 30 bytes an element."""

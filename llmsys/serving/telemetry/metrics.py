@@ -10,15 +10,15 @@
        └─ time_to_first_token ────────┘
        └─ end_to_end ───────────────────────────────────────────────────────────┘
 
-All of it is read off the scheduler's events (`llmsys.serving.events`) but the seconds of a step's phases, which the
-engine adds. What belongs to a request is given away when it ends, and of steps the last ones are kept, so a service
-that runs for weeks needs no more memory than one that runs for a minute.
+All of it is read off the scheduler's events (`llmsys.serving.telemetry.events`) but the seconds of a step's phases,
+which the engine adds. What belongs to a request is given away when it ends, and of steps the last ones are kept, so a
+service that runs for weeks needs no more memory than one that runs for a minute.
 """
 
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
-from llmsys.serving.events import (
+from llmsys.serving.telemetry.events import (
     Aborted,
     Admitted,
     Arrived,

@@ -5,7 +5,8 @@
     model.safetensors         weights by transformers' names: q, k and v apart, gate and up apart, no tied head
     tokenizer.json, tokenizer_config.json
 
-It is the other direction of `llmsys.models.huggingface`: what was joined when the model was loaded is split again.
+It is the other direction of `llmsys.models.checkpoints.huggingface`: what was joined when the model was loaded is split
+again.
 """
 
 import json
@@ -19,16 +20,16 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from llmsys.models.checkpoints.huggingface import FAMILIES, name_of
+from llmsys.models.checkpoints.safetensors_files import INDEX, WHOLE
+from llmsys.models.checkpoints.weights import EACH_EXPERTS, own_weights, parts_of, rows_of
 from llmsys.models.deepseek import DeepSeekConfig
 from llmsys.models.deepseek import layouts as deepseek
-from llmsys.models.huggingface import FAMILIES, name_of
 from llmsys.models.llama import LlamaConfig
 from llmsys.models.mixture import layouts
 from llmsys.models.mixture.model import MixtureConfig
 from llmsys.models.modules import plain_name, unwrapped
-from llmsys.models.safetensors_files import INDEX, WHOLE
-from llmsys.models.tokenizer import Tokenizer
-from llmsys.models.weights import EACH_EXPERTS, own_weights, parts_of, rows_of
+from llmsys.models.text.tokenizer import Tokenizer
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _OLDER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")

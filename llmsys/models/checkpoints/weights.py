@@ -1,10 +1,10 @@
 """From a checkpoint to a model: find it, see what it is, and put each of its tensors where the model wants it.
 
 Two kinds of checkpoint are read: GGUF, one file with everything in it, weights usually quantised
-(`llmsys.models.gguf`); and a Hugging Face directory, settings in JSON and weights in safetensors
-(`llmsys.models.huggingface`). Each is a `Checkpoint`: settings, a tokenizer, and tensors by the names in `PARTS`. What
-is common to both is here, above all the distrust: a tensor that is missing, has another shape, or has no place in this
-model would otherwise make a model that babbles.
+(`llmsys.models.checkpoints.gguf`); and a Hugging Face directory, settings in JSON and weights in safetensors
+(`llmsys.models.checkpoints.huggingface`). Each is a `Checkpoint`: settings, a tokenizer, and tensors by the names in
+`PARTS`. What is common to both is here, above all the distrust: a tensor that is missing, has another shape, or has no
+place in this model would otherwise make a model that babbles.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from llmsys.models.deepseek import layouts as deepseek
 from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.models.mixture.model import MixtureConfig, MixtureLlama
 from llmsys.models.modules import LinearFactory, plain_name
-from llmsys.models.tokenizer import Tokenizer
+from llmsys.models.text.tokenizer import Tokenizer
 
 ROUTER_BIAS = ".moe.router.bias"
 """How the names of a model's buffers end that a checkpoint holds."""
@@ -176,8 +176,8 @@ def find_smollm2() -> Path:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, its settings and its tokenizer read, its weights not yet."""
-    from llmsys.models.gguf import GGUFCheckpoint
-    from llmsys.models.huggingface import HuggingFaceCheckpoint
+    from llmsys.models.checkpoints.gguf import GGUFCheckpoint
+    from llmsys.models.checkpoints.huggingface import HuggingFaceCheckpoint
 
     if not path.exists():
         raise FileNotFoundError(

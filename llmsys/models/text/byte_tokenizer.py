@@ -7,7 +7,7 @@ has tokens, and a loss in nats a token is one in nats a byte.
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from llmsys.models.tokenizer import Tokenizer
+from llmsys.models.text.tokenizer import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 

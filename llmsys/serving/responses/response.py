@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from llmsys.serving.metrics import RequestMetrics
 from llmsys.serving.plan import TokenLogprobs
+from llmsys.serving.telemetry.metrics import RequestMetrics
 
 
 class Update(NamedTuple):

@@ -1,10 +1,10 @@
 """GGUF, llama.cpp's format: one file with settings, vocabulary and weights, the weights usually quantised.
 
-How such a file is laid out is in `llmsys.models.gguf_file`; here it becomes a model. A quantised matrix is cut into
-blocks of 32 numbers of a row. In type Q4_1 a block is 20 bytes: a scale d, a minimum m and 32 numbers q of 4 bits,
-meaning d · q + m. That and Q8_0 are unpacked here, straight into torch; the other types by the `gguf` package (whose
-reader is not used: it takes seconds for a vocabulary, as it makes an array of each string). What a setting means, also
-where it is missing, is as in llama.cpp.
+How such a file is laid out is in `llmsys.models.checkpoints.gguf_file`; here it becomes a model. A quantised matrix is
+cut into blocks of 32 numbers of a row. In type Q4_1 a block is 20 bytes: a scale d, a minimum m and 32 numbers q of 4
+bits, meaning d · q + m. That and Q8_0 are unpacked here, straight into torch; the other types by the `gguf` package
+(whose reader is not used: it takes seconds for a vocabulary, as it makes an array of each string). What a setting
+means, also where it is missing, is as in llama.cpp.
 """
 
 from pathlib import Path
@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmsys.models.gguf_file import read_header, read_parts
-from llmsys.models.gguf_vocabulary import read_tokens
+from llmsys.models.checkpoints.gguf_file import read_header, read_parts
+from llmsys.models.checkpoints.gguf_vocabulary import read_tokens
+from llmsys.models.checkpoints.settings import Settings, shown
 from llmsys.models.llama import LlamaConfig
 from llmsys.models.rope_scaling import from_gguf
-from llmsys.models.settings import Settings, shown
-from llmsys.models.tokenizer import Tokenizer
+from llmsys.models.text.tokenizer import Tokenizer
 
 __all__ = ["ARCHITECTURES", "NAMES", "GGUFCheckpoint", "dequantise", "read_header"]
 
@@ -50,7 +50,7 @@ ARCHITECTURES = ("llama", "qwen3")
 
 
 class GGUFCheckpoint:
-    """A GGUF file as a checkpoint (the contract is `llmsys.models.weights.Checkpoint`)."""
+    """A GGUF file as a checkpoint (the contract is `llmsys.models.checkpoints.weights.Checkpoint`)."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llmsys.models.checkpoints.settings import Settings, read_json
 from llmsys.models.modules import plain_name
-from llmsys.models.settings import Settings, read_json
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llmsys.models.checkpoints.safetensors_files import TensorFiles
+from llmsys.models.checkpoints.settings import Settings, read_settings, shown
 from llmsys.models.deepseek import layouts as deepseek
 from llmsys.models.llama import LlamaConfig
 from llmsys.models.mixture import layouts
 from llmsys.models.rope_scaling import from_config
-from llmsys.models.safetensors_files import TensorFiles
-from llmsys.models.settings import Settings, read_settings, shown
-from llmsys.models.tokenizer import Tokenizer
+from llmsys.models.text.tokenizer import Tokenizer
 
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -47,7 +47,7 @@ _LLAMAS_END = 2  # Llama 2's </s>, which transformers takes where no file of a L
 
 
 class HuggingFaceCheckpoint:
-    """A Hugging Face directory as a checkpoint (the contract is `llmsys.models.weights.Checkpoint`).
+    """A Hugging Face directory as a checkpoint (the contract is `llmsys.models.checkpoints.weights.Checkpoint`).
 
     Where config.json says that the head is the embedding's matrix, the weights decide, as in transformers: a head that
     is another matrix is the head, and an embedding that is missing is found under the head's name.
@@ -100,7 +100,8 @@ class HuggingFaceCheckpoint:
 
 
 def name_of(part: str, layer: int | None, expert: int | None, family: str) -> str:
-    """What transformers calls the tensor of a part, one of `llmsys.models.weights.PARTS`, in a model of that family."""
+    """What transformers calls the tensor of a part, one of `llmsys.models.checkpoints.weights.PARTS`, in a model of
+    that family."""
     return (NAMES | (layouts.NAMES | deepseek.NAMES).get(family, {}))[part].format(layer, expert)
 
 

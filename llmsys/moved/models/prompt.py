@@ -1,0 +1,7 @@
+"""Moved: this is `llmsys.models.text.prompt` now."""
+
+import sys
+
+from llmsys.models.text import prompt
+
+sys.modules[__name__] = prompt

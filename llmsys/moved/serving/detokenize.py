@@ -1,0 +1,7 @@
+"""Moved: this is `llmsys.serving.responses.detokenize` now."""
+
+import sys
+
+from llmsys.serving.responses import detokenize
+
+sys.modules[__name__] = detokenize

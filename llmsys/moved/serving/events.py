@@ -1,0 +1,7 @@
+"""Moved: this is `llmsys.serving.telemetry.events` now."""
+
+import sys
+
+from llmsys.serving.telemetry import events
+
+sys.modules[__name__] = events

@@ -1,0 +1,7 @@
+"""Moved: this is `llmsys.serving.sampling.sampling_params` now."""
+
+import sys
+
+from llmsys.serving.sampling import sampling_params
+
+sys.modules[__name__] = sampling_params

@@ -1,0 +1,1 @@
+"""What callers see of their requests: text in pieces that are whole characters, stop strings, updates and answers."""
