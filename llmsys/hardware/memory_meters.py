@@ -13,8 +13,9 @@ either, to what lies beside a tile, the array has memory of its own. While the g
 the functions that run in the block are looked through for arrays of NumPy and for numbers, in lists, tuples and dicts,
 too: they are alive as well.
 
-By its address, its storage or DLPack a tensor can be read without an end: `memory.left` says by which of these the
-given ones left.
+By its address, its storage or DLPack a tensor can be read without an end. `memory.left` says by which ways data left
+torch in the block, these and NumPy and lists among them. Whole numbers may leave as numbers: a list of sizes or of
+places is nobody's data.
 """
 
 import ctypes
@@ -232,9 +233,10 @@ class _Operations(Observer):
 
 
 class _Leaving(FunctionObserver):
-    """Sees how tensors leave torch without an operation: all of their elements are read."""
+    """Sees how tensors leave torch, or are copied, without an operation: all of their elements are read."""
 
-    OUT = ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__")
+    COPIED = ("__deepcopy__",)  # it stays in torch, and no operation is seen
+    OUT = ("numpy", "tolist", "__array__", "__dlpack__")
     FOR_GOOD = (
         "storage", "untyped_storage", "_typed_storage", "data_ptr", "const_data_ptr", "mutable_data_ptr",
         "__dlpack__", "__reduce_ex__", "share_memory_",
@@ -246,14 +248,20 @@ class _Leaving(FunctionObserver):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
+        if not args or name not in (*self.COPIED, *self.OUT, *self.FOR_GOOD):
+            return function(*args, **(kwargs or {}))
         # What torch, Triton and these meters themselves do with a tensor's memory is none of the block's doing.
-        watched = name in self.OUT or (name in self.FOR_GOOD and not _is_ours(_caller(sys._getframe(1))))
-        if not watched or not args or storage_id(args[0]) not in self.operations.reads:
+        # (They have no use for DLPack: torch.from_dlpack is called by the block.)
+        leaves = name == "__dlpack__" or name not in self.COPIED and not _is_ours(_caller(sys._getframe(1), name))
+        given = storage_id(args[0]) in self.operations.reads
+        if leaves and (args[0].is_floating_point() or (given and name in self.FOR_GOOD)):
+            with self.operations.lock:
+                if name not in self.operations.memory.left:
+                    self.operations.memory.left.append(name)
+        if not given or not (leaves or name in (*self.COPIED, *self.OUT)):
             return function(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         with self.operations.lock:
-            if name in self.FOR_GOOD and name not in self.operations.memory.left:
-                self.operations.memory.left.append(name)
             if isinstance(result, np.ndarray):
                 result = _apart(result)
                 self.operations.memory.alive.shared(result)
@@ -300,9 +308,11 @@ def _held(outside: dict[int, CodeType]) -> int:
     return size
 
 
-def _caller(frame: FrameType) -> FrameType:
-    """The function that has called torch: behind other observers, which hand the call on."""
-    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+def _caller(frame: FrameType, name: str) -> FrameType:
+    """The function that has called torch's method `name`: behind other observers, which hand the call on, and behind
+    the method itself, where it is written in Python (`Tensor.__array__`)."""
+    handed_on = ("__torch_function__", "handle_torch_function", name)
+    while frame.f_code.co_name in handed_on and frame.f_back is not None:
         frame = frame.f_back
     return frame
 

@@ -254,7 +254,7 @@ def key_by_key_in_python(q, k, v, *, tile=16):
 @pytest.mark.parametrize(
     "answer",
     [
-        in_numpy, key_by_key_in_python,
+        key_by_key_in_python,
         query_but("copies", (TILES[0], "k[start : start + tile].clone() @ q"), (TILES[1], TILES[1] + ".clone()")),
         query_but("in_double_precision", ("torch.tensor(0.0)", "torch.tensor(0.0)\n    q = q.double()"),
                   (TILES[0], "k[start : start + tile].double() @ q"), (TILES[1], TILES[1] + ".double()"),
@@ -263,6 +263,11 @@ def key_by_key_in_python(q, k, v, *, tile=16):
 )  # fmt: skip
 def test_right_attention_of_one_query_is_taken(answer):
     assert_taken("03.attend_one_query", answer)
+
+
+def test_right_numbers_by_numpy_are_sent_back_to_torch():
+    result = verdict("03.attend_one_query", in_numpy)
+    assert not result and "data left torch, by numpy()" in str(result)
 
 
 def scores_in_a_list(q, k, v, *, tile=16):

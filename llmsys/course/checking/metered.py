@@ -28,11 +28,12 @@ class Metered:
         raise NotImplementedError
 
     def _stays_in_torch(self, run: Run) -> None:
-        """What is asked about memory can only be answered where the arguments' data did not leave by its address."""
+        """What is asked about memory can only be answered where no data left torch."""
         if run.left:
             self._reject(
                 "reads",
-                f"its argument's data left torch, by {' and '.join(run.left)}: no meter can follow it there",
+                f"data left torch, by {' and '.join(f'{name}()' for name in run.left)}, where no meter can follow it: "
+                "compute with torch's operations, on what the function was given",
                 run,
                 wrong=lambda r: bool(r.left),
                 same=lambda a, b: same_outcome(a, b) and a.left == b.left,

@@ -87,7 +87,7 @@ class Run:
     modified: tuple[str, ...] = ()  # arguments that the function changed in place
     called: tuple[str, ...] = ()  # what is forbidden and was called
     offences: tuple[str, ...] = ()  # in the grader's process: what else no answer may do, in words
-    left: tuple[str, ...] = ()  # how the arguments' data left torch, where no meter can follow it
+    left: tuple[str, ...] = ()  # how data left torch, where no meter can follow it
     refused: str = ""  # why the result is not plain data
     error: Raised | None = None
     printed: str = ""  # the beginning of what the call printed

@@ -100,6 +100,9 @@ class StepDone(Event):
 
     What it computed of requests that had ended before counts as little as they do. A step of which nothing counts is
     not written down.
+
+    `seconds` is the time until its tokens were known. Nobody waits on a GPU for a step without any, one chunk of a long
+    prompt: most of its time is then in the next step's.
     """
 
     seconds: float  #  since it was planned, or since the step before it was done, if that was later

@@ -1,5 +1,6 @@
 """What a check can hold of memory, and when two answers are wrong alike."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,7 +39,32 @@ def test_what_one_operation_reads_is_judged():
 
     assert judged(lambda x: [part.sum() for part in x.split(16, -1)], judge, X) is None
     assert "256 elements" in judged(lambda x: x.sum(), judge, X).message
-    assert "256 elements" in judged(lambda x: torch.tensor(x.tolist()), judge, X).message
+
+
+@pytest.mark.parametrize(
+    ("leave", "name"),
+    [
+        (lambda x: torch.from_numpy(x.numpy() + 1), "numpy()"),
+        (lambda x: torch.from_numpy((x * 2).double().numpy()), "numpy()"),
+        (lambda x: torch.tensor(x.tolist()), "tolist()"),
+        (lambda x: torch.tensor(np.asarray(x[0])), "__array__()"),
+        (lambda x: torch.from_dlpack(x.__dlpack__()), "__dlpack__()"),
+        (lambda x: torch.tensor(x.untyped_storage().tolist()), "untyped_storage()"),
+        (lambda x: torch.tensor(float(x.data_ptr())), "data_ptr()"),
+    ],
+)
+@pytest.mark.parametrize("question", ["reads_at_once", "reads", "allocates", "keeps", "done_with_the_last_read"])
+def test_where_memory_is_asked_about_data_that_leaves_torch_is_refused(leave, name, question):
+    said = judged(leave, lambda answer, run: getattr(answer, question)(run, 1 << 40), X)
+    assert f"data left torch, by {name}" in said.message and "compute with torch's operations" in said.message
+    assert judged(leave, lambda answer, run: None, X) is None, "where it is not asked about, it may leave"
+
+
+def test_whole_numbers_may_leave_torch_as_a_list_of_sizes_does():
+    def answer(x):
+        return torch.cat([part * 2 for part in x.split(torch.tensor([16, 48]).tolist(), -1)], -1)
+
+    assert judged(answer, lambda answer, run: answer.reads(run, 1), X) is None
 
 
 def test_what_is_kept_is_judged_beside_the_result_and_up_to_a_pass():
