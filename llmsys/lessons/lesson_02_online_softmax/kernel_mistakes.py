@@ -36,6 +36,12 @@ wrong(
     why="A masked lane gets `other`. For a maximum and a sum of exponentials, the number that does no harm is −∞.",
 )
 wrong(
+    "no_other",
+    "Your loads have a mask and no `other`: a lane beyond the end of the row gets whatever there is.",
+    (', other=float("-inf")', "", 2),
+    why="It takes part in the maximum and in the sum. −∞ does no harm to either.",
+)
+wrong(
     "no_mask",
     "Your loads and stores have no mask.",
     (', mask=cols < n_cols, other=float("-inf")', "", 2),
