@@ -48,6 +48,12 @@ wrong(
     (", mask=cols < n_cols", ""),
     why="The last tile reaches beyond the row: into the next row, and in the last row out of the tensor.",
 )
+wrong(
+    "loads_without_a_mask",
+    "The store is masked, but the loads are not.",
+    (', mask=cols < n_cols, other=float("-inf")', "", 2),
+    why="The last tile reaches beyond the row, and the next row's numbers join its maximum and its sum.",
+)
 store_without_a_mask = wrong(
     "store_without_a_mask",
     "The loads are masked, but the store is not.",
