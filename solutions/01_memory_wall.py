@@ -15,8 +15,8 @@
 #
 # Attention is two matrix products with a softmax between them. GPUs are made for matrix products. And yet attention,
 # written down like that, leaves most of the chip idle. At its best, as the picture below counts it, an H100 works for a
-# fifth of the time and waits for the rest. As PyTorch really runs it, it reaches a few percent of the chip's speed. And
-# a long sequence it cannot do at all: the memory is full.
+# fifth of the time and waits for the rest. As PyTorch really runs it, it reaches two percent of the chip's speed. And a
+# long sequence it cannot do at all: the memory is full.
 #
 # **The idea:** a chip computes faster than it is fed. Count what an algorithm *computes* and what it *moves*, divide each
 # by what the machine can do, and the longer of the two times is the one you get. For attention, it is the moving.
@@ -46,9 +46,8 @@ viz.memory_wall.overview()
 # ## Predict: how large, and how slow?
 #
 # Take a model of ordinary size in training. A batch of $B = 1024$ sequences, $T = 4096$ tokens each, $H = 32$ heads of
-# $D = 128$, so that the model's width $C = H \cdot D$ is 4096. (All letters are in the course's
-# [notation table](notation.md), with those that other texts use.) In **one layer**, every head of every sequence
-# computes a score for every pair of tokens.
+# $D = 128$, so that the model's width $C = H \cdot D$ is 4096. In **one layer**, every head of every sequence computes a
+# score for every pair of tokens.
 #
 # **How many TiB are these scores** in `bfloat16`, two bytes each? (1 TiB is $2^{40}$ bytes. An H100 has 80 GiB.) <!--
 # source: NVIDIA H100 data sheet -->
@@ -69,7 +68,7 @@ predict("01.smaller_heads", None, "×")
 # ## The idea: what is computed, what is moved
 #
 # One head has queries $q$, keys $k$ and values $v$, each of shape $(T, D)$. Its output $o$, $(T, D)$, is made in three
-# steps:
+# steps (all letters are in the course's [notation table](notation.md), with those that other texts use):
 #
 # $$ S = \frac{q\,k^\top}{\sqrt{D}} \;\; (T, T) \qquad P = \operatorname{softmax}(S) \;\; (T, T) \qquad o = P\,v \;\; (T, D) \tag{1} $$
 #
@@ -219,9 +218,9 @@ measured("01.score_bytes", 2 * scores / 2**40, "TiB")
 # Now write attention, with what a real model needs. Three things come on top of (1):
 #
 # - **Causal mask.** A language model predicts the next token, so a query may see its own token and those before it, no
-#   later one. A score that must not count becomes $-\infty$ *before* the softmax, for $e^{-\infty} = 0$. With a cache there
-#   are fewer queries than keys, $T_q < T_k$: the queries are the **end** of the sequence. So query $i$ sees key $j$, both
-#   counted from 0, if
+#   later one. A score that must not count becomes $-\infty$ *before* the softmax, for $e^{-\infty} = 0$. A model that keeps
+#   the keys of earlier tokens, in a **cache**, has fewer queries than keys, $T_q < T_k$: the queries are the **end** of the
+#   sequence. So query $i$ sees key $j$, both counted from 0, if
 #   $$ j \le i + T_k - T_q \tag{3} $$
 #   (`is_causal` of torch's own function is aligned at the *beginning* instead. A single new token would then see only the
 #   very first key.) With $T_q > T_k$, the first queries see no key at all. Their output is 0.
@@ -248,8 +247,7 @@ def naive_attention(q, k, v, *, causal=False, scale=None, return_lse=False):
     scale               the scores are q kᵀ · scale; None stands for 1/√Dk
 
     Returns o (B, Hq, Tq, Dv), of v's dtype; with return_lse=True the pair of o and lse (B, Hq, Tq), float32. A query that
-    sees no key has o = 0 and lse = -inf. In 16 bits, take softmax and log-sum-exp in float32; the check can tell for the
-    second.
+    sees no key has o = 0 and lse = -inf. In 16 bits, take softmax and log-sum-exp in float32.
     Not allowed: torch's scaled_dot_product_attention. (torch.softmax and torch.logsumexp are yours to use.)
     """
     ### BEGIN SOLUTION
@@ -296,15 +294,15 @@ for name, function, options in (
 # %% [markdown]
 # The library's makes the scores in `float32`, scales them and narrows the weights for the second product: two more passes,
 # and scores twice as wide. That is 28 bytes; another 2.0 are $q$ and $k$ in `float32`, which are little beside the scores
-# of a longer sequence. Causality spares half of the arithmetic, in principle; eagerly, its mask is two more passes over
-# `float32`, and 30.0 bytes become 47.8. (And yours? The solution of this course widens before it scales, and so moves 33.0
-# bytes, causal 49.5.) Keep the 28 in mind. <!-- source: the output above: 30.0 bytes a score; q and k in float32 are
-# written and read once more each: 2 · (2 + 4 + 4 − 2) · 64 / 512 = 2.0 -->
+# of a longer sequence. Causality spares half of the arithmetic, in principle. In PyTorch it costs: a `masked_fill` of the
+# scores and one of the weights move 16 more bytes, the mask itself the rest, and 30.0 become 47.8. Keep the 28 in mind.
+# <!-- source: the output above: 30.0 bytes a score; q and k in float32 are written and read once more each:
+# 2 · (2 + 4 + 4 − 2) · 64 / 512 = 2.0 -->
 #
 # ## The roofline
 #
-# How long must that take? A chip loads one tile while it computes on another. So within a kernel, arithmetic and traffic
-# overlap, and the slower of the two hides the other:
+# How long must that take? A chip loads the next numbers while it computes on these. So within a kernel, arithmetic and
+# traffic overlap, and the slower of the two hides the other:
 #
 # $$ t = \max\!\left( \frac{\text{FLOP}}{\text{peak}},\; \frac{\text{bytes}}{\text{bandwidth}} \right) \tag{4} $$
 #
@@ -313,9 +311,6 @@ for name, function, options in (
 # it can do in the time of a byte. If $I > R$, the kernel is bound by arithmetic. If $I < R$, by memory, and it reaches only
 # the fraction $I/R$ of the peak. Plotted over $I$, the speed within reach is a slope and then a flat roof
 # ([Williams, Waterman and Patterson, 2009](https://doi.org/10.1145/1498765.1498785)):
-
-# %%
-viz.memory_wall.naive_traffic(4096, 128)
 
 # %%
 T, D = 4096, 128
@@ -329,7 +324,8 @@ viz.roofline.chart(three_kernels, DEVICES["H100 SXM"])
 # %% [markdown]
 # For one head the first and the last kernel do $2T^2D$ operations on about $2\,T^2$ bytes, as long as $T$ is much larger
 # than $D$. So their intensity is about $D$, whatever $T$ is: more tokens do not help. The softmax does next to nothing
-# for each byte. All three stand on the slope.
+# for each byte. All three stand on the slope. (A disc's area is its share of the time. The dashed roof is that of
+# arithmetic in `float32`, which has no tensor cores.)
 #
 # ## Exercise (c): the time of a sequence of kernels (15 minutes)
 #
@@ -380,8 +376,15 @@ measured("01.smaller_heads", (hbm_bytes / h100.bandwidth) / (flops / h100.flops[
 # matrices $S$ and $P$.
 #
 # What would one have to change? Not the arithmetic. If *one* kernel did all three steps and kept $S$ and $P$ on the chip,
-# only $q$, $k$, $v$ and $o$ would cross: their $4\,T D$ elements against $4\,T^2 D$ operations make an intensity of $T/2$ in
-# `bfloat16`, and that grows without end. That kernel is FlashAttention, and lessons 02 to 04 build it.
+# only $q$, $k$, $v$ and $o$ would have to cross:
+
+# %%
+viz.memory_wall.naive_traffic(T, D)
+
+# %% [markdown]
+# Crossing once each, they have $4\,T D$ elements. Against $4\,T^2 D$ operations that is an intensity of $T/2$ in `bfloat16`,
+# which grows with the sequence. (It is the most there is: lesson 03 counts how often $k$ and $v$ are read in truth.) That
+# kernel is FlashAttention, and lessons 02 to 04 build it.
 #
 # ## A model on the roofline
 #
@@ -390,8 +393,9 @@ measured("01.smaller_heads", (hbm_bytes / h100.bandwidth) / (flops / h100.flops[
 #
 # - In decoding, one token at a time, *nothing* is near the ridge. Which operations does a larger batch carry over it, and
 #   which one stays where it is? Why that one?
-# - In prefill, switch attention from naive to flash. Which points vanish, and where does the new one stand?
-# - DeepSeek-V3 caches one short latent vector for all heads. What does that do to its attention in decoding?
+# - In prefill, when a model reads the whole prompt at once, switch attention from naive to flash. Which points vanish, and
+#   where does the new one stand?
+# - DeepSeek-V3 caches one short vector for all heads of a token. What does that do to its attention in decoding?
 #
 # <details><summary>Answers</summary>
 #
@@ -399,7 +403,7 @@ measured("01.smaller_heads", (hbm_bytes / h100.bandwidth) / (flops / h100.flops[
 #   on the H100 they pass the ridge of 295 between 256 and 512 sequences. Attention stays at 4: each sequence has keys and
 #   values of its own, and all that is shared is a key head, by four query heads. <!-- source: operations() of
 #   Llama-3-8B, 32 query heads and 8 key heads; ridge printed above -->
-# - Scores, softmax and weighted sum vanish, at about 125, 1.5 and 125. <!-- source: operations() of Llama-3-8B, prefill of
+# - Scores, softmax and weighted sum vanish, at about 125, 1.5 (the scale counts there, too) and 125. <!-- source: operations() of Llama-3-8B, prefill of
 #   8192 tokens, naive --> One operation takes their place, far to the right of the ridge.
 # - All 128 heads work on each byte that is read, so that even a single sequence's attention has an intensity of 235, close
 #   to the ridge. <!-- source: operations() of DeepSeek-V3, context 8192 --> Lesson 15 is about that.
@@ -431,8 +435,8 @@ viz.roofline.explorer(device="H100 SXM", model="Llama-3-8B")
 predict("01.extra_memory", None, "GiB")
 
 # %% [markdown]
-# Measure here first. On a GPU, the allocator keeps a record of its peak. On a CPU there is nobody to ask, so we use the
-# machine with two memories from `llmsys.hardware.memory`, which sees every tensor come to life and die.
+# Measure here first. On a GPU, the allocator keeps a record of its peak. On a CPU there is nobody to ask, so we run on a
+# machine from `llmsys.hardware.memory`, which sees every tensor come to life and die. (`sdpa` is torch's fused attention.)
 
 # %% tags=["measure"]
 gpu = torch.cuda.is_available()
@@ -447,7 +451,7 @@ def extra_bytes(function, *inputs):
         before = torch.cuda.memory_allocated()
         o = function(*inputs)
         return torch.cuda.max_memory_allocated() - before - o.nbytes
-    with HBM(sram=None) as machine:  # as large as need be
+    with HBM(sram=None) as machine:  # a chip without a limit: all that the function makes is on it
         o = function(*inputs)
     return max(machine.sram_peak - o.nbytes, 0)
 
@@ -481,55 +485,44 @@ print("at 32k tokens:", "naive attention runs out of memory" if ("naive", 32768)
 measured("01.extra_memory", naive_16k["extra_bytes"] / 2**30, "GiB")
 
 # %% [markdown]
-# Both curves rise by four for each doubling: the square that you have counted. First naive attention is slow, 23.4 times
-# as slow as the fused kernel; one doubling later it does not run at all. The memory is full at 32k tokens of a single
-# sequence, one layer, without a backward pass. At the peak, ten bytes a score are alive, while the second product runs:
+# Naive attention's memory rises by four for each doubling, and its time nearly so: the square that you have counted. First
+# it is slow, 23.4 times as slow as the fused kernel; one doubling later it does not run at all. The memory is full at 32k
+# tokens of a single sequence, one layer, without a backward pass. At the peak, ten bytes a score are alive, while the second product runs:
 # `s` and `p` in `float32`, for they have names, and the nameless copy of `p` in `bfloat16`. The fused kernel allocates next
 # to nothing: no $T \times T$ matrix exists.
 #
-# Does the roofline explain the time, too? The library's version moves 28 bytes a score: <!-- source: exercise (b), without
-# q and k -->
+# Does the roofline explain the time, too? Here are the library's five kernels, with their 28 bytes a score. <!-- source:
+# exercise (b), without q and k --> The first product has a ridge of its own: it is in `float32`, for exact scores, and tensor
+# cores do not multiply such numbers.
 
 # %% tags=["claim"]
 scores = 16 * 16384**2  # heads · T²
-least = seconds([(4 * scores * 64, 28 * scores)], **machine)
-in_fp32 = 2 * scores * 64 / h100.flops["float32"]  # q kᵀ, in float32 and so without tensor cores
-print(f"28 bytes a score at {h100.bandwidth / 1e12:.2f} TB/s take {1e3 * least:.1f} ms, "
-      f"the first product {1e3 * in_fp32:.1f} ms;\n"
-      f"recorded: {100 * 1e3 * least / naive_16k['ms']:.0f}% of the speed of the bytes alone, "
-      f"{100 * 1e3 * (least + in_fp32) / naive_16k['ms']:.0f}% of both one after the other")  # fmt: skip
+product = 2 * scores * 64
+least = seconds([(product, 4 * scores)], peak_flops=h100.flops["float32"], bandwidth=h100.bandwidth)  # q kᵀ
+print(f"q kᵀ in float32 {1e3 * least:.1f} ms: its bytes alone would take {1e3 * 4 * scores / h100.bandwidth:.1f}")
+least += seconds([(0, 8 * scores), (0, 8 * scores), (0, 6 * scores), (product, 2 * scores)], **machine)  # scale … P v
+print(f"all five {1e3 * least:.1f} ms at the least, recorded {naive_16k['ms']:.1f}: "
+      f"{100 * 1e3 * least / naive_16k['ms']:.0f}% of the speed within reach")  # fmt: skip
 share = 1e12 * naive_16k["tflops"] / machine["peak_flops"]
 print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}% of the peak")
 
 # %% [markdown]
-# A bound, and a sequence of kernels that reaches 70% of it. Most of the rest is the one product that the library makes in
-# `float32`, for exact scores: tensor cores do not multiply such numbers, and the other units take 8.2 ms for it, before
-# its result is written. With both, 86%: there is nothing mysterious left. The chip could do nearly a thousand TFLOP/s, and
-# 2.2% of them is what this code gets. (The fifth of the opening picture is what three kernels in `bfloat16` could get, with
-# heads of 128 and 8 bytes a score.)
+# A bound, and kernels that reach 76% of it. They cannot reach all: even a plain copy gets no more than nine tenths of the
+# 3.35 TB/s (lesson 02). <!-- source: llmsys/bench/recorded/softmax, copy: 3.0 TB/s --> The chip could do nearly a thousand
+# TFLOP/s, and 2.2% of them is what this code gets. (The fifth of the opening picture is what three kernels in `bfloat16` could
+# get, with heads of 128 and 8 bytes a score.)
 #
 # ## Where does the wall stand?
 #
-# Between the chip's registers and its memory there are caches, each larger and slower than the one before. *Where do $S$
-# and $P$ live?* At whatever level they fit. Let $e$ be the bytes of an element (`itemsize` in code). With respect to **that** level,
-# (1) does $4\,T^2 D$ operations on $4\,T^2 e$ bytes, for $S$ and $P$ are written and read there, once each:
+# Between the chip's registers and its memory there are caches, each larger and slower than the one before, and each with a
+# ridge of its own: peak over *its* bandwidth. $S$ and $P$ live in the first one that holds both. With $e$ bytes an element
+# (`itemsize` in code) they are written and read *there*, once each, and the three kernels together have an intensity of
 #
 # $$ I = \frac{4\,T^2 D}{4\,T^2\, e} = \frac{D}{e} \tag{5} $$
 #
-# That is the three kernels taken together. One by one, as in exercise (c), the two products have twice that, $2D/e$, and
-# the softmax next to nothing: above $D/e$ the products may be bound by arithmetic while the softmax still waits.
-#
-# (5) does not depend on $T$. What does depend on $T$ is the level: both matrices of all heads fit into a cache of $M$
-# bytes up to
-#
-# $$ 2\, e\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, e\, B H}} \tag{6} $$
-#
-# While they fit, the memory behind that cache sees nothing but $q$, $k$, $v$ and $o$. Beyond $T^\star$ it sees everything.
-# So every level of memory has a ridge of its own, $\text{peak}$ over *its* bandwidth, and at $T^\star$ naive attention
-# falls through to the next one. It hits the wall there if $D/e$ lies below the next ridge.
-#
-# The last cache of an H100 before its memory is its L2, of 50 MiB. <!-- source: NVIDIA H100 architecture white paper -->
-# Take the 16 heads of the run above, all in `bfloat16`: **up to how many tokens do $S$ and $P$ fit into it?**
+# whatever $T$ is. What does depend on $T$ is where they fit. The last cache of an H100 before its memory is its L2, of
+# 50 MiB. <!-- source: NVIDIA H100 architecture white paper --> Take the 16 heads of the run above, all in `bfloat16`: **up to
+# how many tokens do $S$ and $P$ fit into it?**
 
 # %% tags=["predict"]
 predict("01.ridge_tokens", None, "tokens")
@@ -548,13 +541,17 @@ for name in ("A100 80GB SXM", "H100 SXM"):
 measured("01.ridge_tokens", math.sqrt(h100.l2_bytes / (2 * 2 * 16)), "tokens")
 
 # %% [markdown]
-# On a GPU, *some* of naive attention always waits. Separate kernels hand $S$ over through L2 at best, and even the A100's
-# L2 has a ridge above 32: there the products, with 64, do not wait, but the softmax does. After about a thousand tokens it
-# is HBM, and the ridge is five or nine times too high. Only in SRAM would 32 be enough (barely, on the H100: lesson 06
-# comes back to that), and there $S$ can stay only if the kernels are one.
+# Both matrices of all heads fill a cache of $M$ bytes when
 #
-# Beyond $T^\star$ there is nothing left to fall to, and then (5) makes a claim that can be tested: the FLOP/s no longer
-# depend on $T$. From 1k to 16k tokens, all recorded lengths lie beyond the 905 of (6):
+# $$ 2\, e\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, e\, B H}} \tag{6} $$
+#
+# Up to $T^\star$, L2 is what they wait for: the A100's has a ridge of 43, above the 32 of (5). (One by one, as in exercise
+# (c), the two products have $2D/e = 64$ there and do not wait; the softmax does.) Beyond $T^\star$ it is HBM, whose ridge is
+# five or nine times too high. Only the ridge of SRAM is low enough (barely, on the H100: lesson 06 comes back to that),
+# and there $S$ can stay only if the three kernels are one.
+#
+# Beyond $T^\star$ there is nothing left to fall to, and so (5) makes a claim that can be tested: the FLOP/s no longer
+# depend on $T$. From 1k to 16k tokens, all recorded lengths lie beyond the 905:
 
 # %% tags=["claim"]
 lengths = sorted(T for name, T in rows if name == "naive")

@@ -272,17 +272,17 @@ print("every tree's sum is right to 1e-6:   ", all(abs(l / whole.l - 1) < 1e-6 f
 #
 # ## Watch it
 #
-# Step through a row with the buttons (or focus the slider and use the arrow keys). The coloured stack is $\ell$: each element adds its
+# Both steppers run *your* `merge`, once it has passed, and the library's until then. Step through a row with the buttons (or
+# focus the slider and use the arrow keys). The coloured stack is $\ell$: each element adds its
 # $e^{x_j - m}$ on top, and whenever a new maximum comes, everything below shrinks by the same factor. Try the orders:
 # *ascending* is the worst there is, *descending* the best. Then type in a row of your own and try to make $\ell$ smaller
 # than 1.
 
 # %% tags=["widget"]
-viz.online_softmax.stepper()
+viz.online_softmax.stepper(merge=merge_in_use)
 
 # %% [markdown]
-# The second stepper merges tiles as a tree, and with *your* `merge`, once it has passed (with the library's until then). The
-# order changes the way, not the root.
+# The second stepper merges tiles as a tree. The order changes the way, not the root.
 
 # %% tags=["widget"]
 viz.online_softmax.merge_tree(merge=merge_in_use)
@@ -504,8 +504,7 @@ check("02.softmax_kernel", softmax_kernel)
 # %% [markdown]
 # ## Measure: what is a pass worth?
 #
-# You have counted 4 transfers for three passes and 3 for two. Arithmetic is the same in both: two exponentials an element. On an H100, both were
-# run as Triton kernels on rows of a million columns, 4 MiB in `float32`, far too long for a multiprocessor to hold. <!-- source: 2^20 columns of 4 bytes -->
+# Three passes and two do the same arithmetic: two exponentials an element. On an H100, both were run as Triton kernels on rows of a million columns, 4 MiB in `float32`, far too long for a multiprocessor to hold. <!-- source: 2^20 columns of 4 bytes -->
 # **How many times as fast as three passes are two?**
 
 # %% tags=["predict"]
@@ -562,15 +561,15 @@ for row in sorted(longest, key=lambda row: -row["ratio"]):
 # find a part of its row there. <!-- source: 132 · 512 KiB = 66 MiB; NVIDIA H100 architecture white paper --> Over rows of 4 MiB it does not.
 #
 # In between, bytes do not explain everything. torch.softmax zigzags because PyTorch changes its kernel with the length of the row (the names are
-# further down). And our own line dips at 16,384 columns although nothing changes there that we could count: it is the same kernel as at 8,192, with 32
-# warps a program, 2 programs a multiprocessor, and no register spilled, as the compiler says. <!-- source: hardware.compiler on softmax_kernel, sm_90, num_warps=32: 30 and 31 registers a thread, no spill, occupancy 2 -->
+# further down). And our own line dips at 16,384 columns although it is the same kernel as at 8,192, and the compiler reports
+# nothing amiss. <!-- source: hardware.compiler on softmax_kernel, sm_90, num_warps=32: 30 and 31 registers a thread, no spill, occupancy 2 -->
 # A count of bytes says how fast a kernel can be; why it is not takes a profiler.
 
 # %% [markdown]
 # ## Your softmax in a real model
 #
 # Attention is where a language model keeps its softmax. `attention_with` builds naive attention around any softmax over the last
-# dimension, with the contract of the library's attention stages; so SmolLM2, a real model of 135 million parameters, can
+# dimension; so SmolLM2, a real model of 135 million parameters, can
 # run on the softmax that you have written. It must say the same thing as with torch's, to the letter.
 
 # %% tags=["engine"]

@@ -75,7 +75,7 @@ def naive_cost(answer: Answer) -> None:
         figure("hbm_bytes", (1, 1, 64, 4), (1, 1, 4, 64), (1, 5, 50, 16), (3, 5, 50, 16), drawn())
 
     with answer.property(
-        "autograd keeps P, and not S",
+        "what autograd keeps, beside q, k and v",
         why="The softmax's derivative is written in its output, and the second product needs P anyway.",
     ):
         figure("saved_bytes", (1, 1, 64, 4), (1, 1, 4, 64), (3, 5, 50, 16), drawn())

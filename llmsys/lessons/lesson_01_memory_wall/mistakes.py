@@ -84,7 +84,7 @@ wrong_cost(
     "You count elements where bytes are asked for.",
     ("itemsize * (", "("),
     ("itemsize * scores", "scores"),
-    why='An element of bf16 has two bytes, one of fp32 four. (That is how a tebibyte becomes "512 GB".)',
+    why="An element of bf16 has two bytes, one of fp32 four.",
 )
 wrong_cost(
     "always_two_bytes",
@@ -104,6 +104,18 @@ wrong_cost(
     "You count q, k and v as saved.",
     ("itemsize * scores", "itemsize * (scores + 3 * rows)"),
     why="They are kept, but they were there before: the figure is what attention adds to them.",
+)
+wrong_cost(
+    "saves_the_output",
+    "You count o as kept, beside P.",
+    ("itemsize * scores", "itemsize * (scores + rows)"),
+    why="o is nobody's operand here: the gradients of P v need P and v, and the softmax's needs P.",
+)
+wrong_cost(
+    "scores_in_bytes",
+    "You count S in bytes, and it is its elements that are asked for.",
+    ("4 * scores * D, scores,", "4 * scores * D, itemsize * scores,"),
+    why="Elements, times the bytes of one, are bytes. The other two figures are those.",
 )
 
 # 01.naive_attention
@@ -145,6 +157,12 @@ wrong_attention(
     "You scale by the model's width, 1/√(H·Dk).",
     ("math.sqrt(Dk)", "math.sqrt(Hq * Dk)"),
     why="A head's dot products have length Dk, however many heads there are.",
+)
+wrong_attention(
+    "scaled_by_the_values_size",
+    "You scale by 1/√Dv, the size of a value.",
+    ("math.sqrt(Dk)", "math.sqrt(v.shape[-1])"),
+    why="A score is a dot product of a query and a key, of Dk terms. Dv may differ.",
 )
 wrong_attention(
     "needs_contiguous_inputs",
@@ -212,6 +230,13 @@ wrong_attention(
     "strictly_before",
     "A query does not see its own key.",
     ("<=", "<"),
+    why="Causal means up to and including itself: key ≤ query + Tk − Tq.",
+)
+wrong_attention(
+    "strictly_before_and_nan",
+    "A query does not see its own key, and the first one sees none: 0/0.",
+    ("<=", "<"),
+    ("    p = p.masked_fill(~visible.any(dim=-1, keepdim=True), 0)\n", ""),
     why="Causal means up to and including itself: key ≤ query + Tk − Tq.",
 )
 wrong_attention(

@@ -36,11 +36,23 @@ wrong(
     why="A masked lane gets `other`. For a maximum and a sum of exponentials, the number that does no harm is −∞.",
 )
 wrong(
+    "no_other",
+    "Your loads have a mask and no `other`: a lane beyond the end of the row gets whatever there is.",
+    (', other=float("-inf")', "", 2),
+    why="It takes part in the maximum and in the sum. −∞ does no harm to either.",
+)
+wrong(
     "no_mask",
     "Your loads and stores have no mask.",
     (', mask=cols < n_cols, other=float("-inf")', "", 2),
     (", mask=cols < n_cols", ""),
     why="The last tile reaches beyond the row: into the next row, and in the last row out of the tensor.",
+)
+wrong(
+    "loads_without_a_mask",
+    "The store is masked, but the loads are not.",
+    (', mask=cols < n_cols, other=float("-inf")', "", 2),
+    why="The last tile reaches beyond the row, and the next row's numbers join its maximum and its sum.",
 )
 store_without_a_mask = wrong(
     "store_without_a_mask",

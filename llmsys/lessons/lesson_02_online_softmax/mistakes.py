@@ -169,6 +169,20 @@ wrong_merge(
     why="That is enough if the second maximum is the larger one. In a tree, either of them may be.",
 )
 wrong_merge(
+    "factors_swapped",
+    "You have the two factors the wrong way round: each sum shrinks by the other one's.",
+    ("l1 * torch.exp(m1 - finite) + l2 * torch.exp(m2 - finite)",
+     "l1 * torch.exp(m2 - finite) + l2 * torch.exp(m1 - finite)"),
+    why="ℓ₁ was taken under m₁, and goes under m by e^(m₁ − m). The larger maximum's sum stays as it is.",
+)  # fmt: skip
+wrong_merge(
+    "back_to_plain_exponentials",
+    "You bring both sums back to plain exponentials, Σ e^x, before you add them.",
+    ("l1 * torch.exp(m1 - finite) + l2 * torch.exp(m2 - finite)",
+     "(l1 * torch.exp(m1) + l2 * torch.exp(m2)) * torch.exp(-finite)"),
+    why="Those overflow from 88.8 on. Only differences of maxima may be exponents, and none of them positive.",
+)  # fmt: skip
+wrong_merge(
     "upside_down",
     "Your rescaling is upside down: e^(m − m₁) grows where e^(m₁ − m) shrinks.",
     ("m1 - finite", "finite - m1"),
@@ -256,6 +270,25 @@ wrong_online(
         "m_part, l + torch.exp(part - finite[..., None]).sum(dim=-1)",
     ),
     why="What was summed before was summed under the old maximum. `merge` shrinks it; a plain addition does not.",
+)
+wrong_online(
+    "tiles_sums_added",
+    "You add the tiles' sums, each under its own maximum.",
+    (
+        "merge((m, l), (m_part, torch.exp(part - finite[..., None]).sum(dim=-1)))",
+        "torch.maximum(m, m_part), l + torch.exp(part - finite[..., None]).sum(dim=-1)",
+    ),
+    why="Sums under different maxima do not add up. `merge` brings both under the larger one first.",
+)
+wrong_online(
+    "writes_under_the_tiles_maximum",
+    "Your second pass subtracts the tile's own maximum.",
+    (
+        "        y[..., start : start + tile] = torch.exp(x[..., start : start + tile] - m[..., None])",
+        "        part = x[..., start : start + tile].clone()\n"
+        "        y[..., start : start + tile] = torch.exp(part - part.amax(dim=-1)[..., None])",
+    ),
+    why="ℓ was brought under the row's m, and so must be every weight: the m of the whole first pass.",
 )
 wrong_online(
     "writes_too_early",

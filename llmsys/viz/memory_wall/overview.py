@@ -31,7 +31,7 @@ def overview() -> Picture:
                       f"{number(device.bandwidth / 1e12)} TB/s"])  # fmt: skip
     svg.text(746, 26, "areas to scale: one head, T = 4096, D = 128, bf16", "end small muted")
     svg.rect(0, 244, 760, 66, "panel", rx=8)
-    svg.text(14, 300, [("the chip", "bold"), f" · {device.sms} × {device.sram_bytes_per_sm >> 10} KiB, "
+    svg.text(14, 300, [("the chip", "bold"), f" · {device.sms} × {device.sram_bytes_per_sm >> 10} KiB of SRAM, "
                        f"{rate(device.flops['bfloat16'])}"])  # fmt: skip
     kernels = ((150, "q kᵀ"), (380, "softmax"), (610, "P v"))
     for n, (x, name) in enumerate(kernels, start=1):

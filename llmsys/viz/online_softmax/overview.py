@@ -24,9 +24,9 @@ def overview() -> Picture:
 
     svg = Svg(760, 376, alt=(
         "What lesson 02 builds, from top to bottom. A row of 24 numbers streams in from memory in four tiles. Each "
-        "tile becomes two numbers, its maximum m and its sum ℓ. The pairs are merged two by two, in any order, until "
-        f"one pair is left, here m = {number(root.m.item())} and ℓ = {number(root.l.item())}. With it, a second pass "
-        "over the row writes the softmax y. Two passes over memory instead of three."
+        "tile becomes two numbers, its maximum m and its ℓ, the sum of e^(x − m). The pairs are merged two by two, in "
+        f"any order, until one pair is left, here m = {number(root.m.item())} and ℓ = {number(root.l.item())}. With "
+        "it, a second pass over the row writes the softmax y. Two passes over memory instead of three."
     ))  # fmt: skip
     left, slot, width = 182, 143, 126
     middles = [left + (k + 0.5) * slot for k in range(4)]
@@ -34,7 +34,7 @@ def overview() -> Picture:
 
     steps = (
         (50, "A row streams in", "a tile at a time"),
-        (levels[1], "Two numbers a tile", "its maximum m, its sum ℓ"),
+        (levels[1], "Two numbers a tile", "m, and ℓ = Σ e^{x − m}"),
         (levels[2], "Merge two pairs", "in any order"),
         (levels[3], "The whole row's m, ℓ", "after one pass"),
         (levels[4] - 14, "The softmax", "e^{x − m} / ℓ, a second pass"),

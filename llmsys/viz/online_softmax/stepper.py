@@ -1,6 +1,6 @@
 """The online softmax in motion: m and ℓ while a row streams in, and what three passes would have done meanwhile.
 
-The frames are states of the library's own fold, `merge(state, summarize(element))`; the drawing only draws. What a
+The frames are states of a fold, `merge(state, summarize(element))`; the drawing only draws. What a
 block of the stack is worth, and by how much the stack shrinks, are `rescale`'s; the weights are `online_softmax`'s; how
 many passes each way takes is counted while it runs.
 """
@@ -28,15 +28,16 @@ ORDERS = {
 }
 
 
-def stepper(x: Sequence[float] | None = None, order: str = "given") -> Stepper:
+def stepper(x: Sequence[float] | None = None, order: str = "given", *, merge=online.merge) -> Stepper:
     """Step through the online softmax of a row x of 1 to 16 numbers, in an order: "given", "ascending", "descending",
-    "random" or "outlier" (a huge one comes last).
+    "random" or "outlier" (a huge one comes last). `merge`, by which an element joins the others, has the contract of
+    `online.merge`: it takes two pairs (m, l), and gives one.
 
     Raises ValueError for another order, or a row that cannot be shown.
     """
     row = check_row(ROW if x is None else [float(each) for each in x])
     return Stepper(
-        lambda order, row: steps(arranged(row_of(row), order)),
+        lambda order, row: steps(arranged(row_of(row), order), merge),
         draw,
         title="Online softmax: a row streams in",
         describe=describe,
@@ -48,14 +49,14 @@ def stepper(x: Sequence[float] | None = None, order: str = "given") -> Stepper:
     )
 
 
-def steps(x: Sequence[float]) -> list[Step]:
+def steps(x: Sequence[float], merge=online.merge) -> list[Step]:
     """The states while x is read, an element at a time; then y written by the online softmax, then by the safe one."""
     row = torch.tensor(x, dtype=torch.float64)
     state, rescalings, found = online.identity(dtype=row.dtype), 0, []
     passes = (_passes(online.online_softmax, row), _passes(online.safe_softmax, row))
     found.append(Step(tuple(x), 0, *_floats(state), *_floats(state), 1.0, (), (), 0, 0, passes))
     for i in range(len(x)):
-        before, state = state, online.merge(state, online.summarize(row[i : i + 1]))
+        before, state = state, online.Partial(*merge(state, online.summarize(row[i : i + 1])))
         rescalings += bool(state.m > before.m and before.l > 0)
         factor = online.rescale(before.m, state.m).item()
         old, terms = found[-1].terms, tuple(online.rescale(row[: i + 1], state.m).tolist())

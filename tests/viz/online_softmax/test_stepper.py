@@ -48,6 +48,23 @@ def test_the_last_steps_have_the_softmax(row):
     assert [step.clock for step in found] == [*range(len(row) + 1), 2 * len(row), 3 * len(row)]
 
 
+def test_an_element_joins_by_the_merge_that_it_is_given():
+    calls = []
+
+    def pair(a, b):
+        calls.append((a, b))
+        return tuple(online.merge(a, b))  # a pair will do
+
+    frames = stepper([1.0, -math.inf, 3.0, 2.0], merge=pair).frames
+    assert len(calls) >= 4
+    assert frames == stepper([1.0, -math.inf, 3.0, 2.0]).frames
+
+    def forgetful(a, b):
+        return a[0].maximum(b[0]), a[1] + b[1]  # no rescaling
+
+    assert stepper([1.0, 3.0], merge=forgetful).frames[2].l == 2.0
+
+
 @given(rows)
 @settings(max_examples=15)
 def test_every_step_of_any_row_can_be_drawn_and_described(row):

@@ -97,7 +97,7 @@ def online_softmax(answer: Answer) -> None:
         a_tile_at_a_time(answer, 2, "something as long as the row was kept")
 
     with answer.property(
-        "what has been written is finished", why="To divide all of y in the end is one more pass: over y.",
+        "y is finished where it is written", why="To divide all of y in the end is one more pass: over y.",
         hint="What of the row must be known before the first weight is written, so that it can be divided at once? "
         "Which loop finds it out?",
     ):  # fmt: skip

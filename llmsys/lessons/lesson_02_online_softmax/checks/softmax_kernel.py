@@ -72,7 +72,7 @@ def softmax_kernel(answer: Answer) -> None:
             answer.matches(softmax(x), x, block=16)
         x = answer.randn(2, 128, scale=20).sort(descending=True).values
         answer.matches(softmax(x), x, block=32)
-        x = answer.randn(1, 136, scale=0.1)  # a sum of many alike, which has to shrink to nearly nothing
+        x = answer.randn(1, 192, scale=0.1)  # a sum of many alike, which has to shrink to nearly nothing
         x[:, -1] = 30
         answer.matches(softmax(x), x, block=64)
 
