@@ -82,11 +82,14 @@ predict("01.smaller_heads", None, "×")
 #
 # $$ \text{FLOP} = 2 \cdot m \cdot k \cdot n \tag{2} $$
 #
-# **Moved.** A chip computes on what is *on the chip*: registers, shared memory, caches; here called SRAM. Everything else
-# is in a memory a thousand times as large, outside of it: HBM on a GPU, DRAM on a laptop. A **kernel** is a program that
-# the chip runs on its own: it reads its operands from that memory and writes its result back, where the next kernel finds
-# it. PyTorch runs the three steps of (1) as three kernels (and a fourth for the scale, which we come back to), so $S$ and
-# $P$ make the way out *and* the way back.
+# **Moved.** A chip computes on what is right beside its arithmetic, in memory that is small and fast; here called SRAM. On
+# an H100 the arithmetic is in 132 **multiprocessors**, and each has 256 KiB of SRAM to itself. <!-- source: NVIDIA H100
+# architecture white paper: combined shared memory and L1 cache --> Everything else is in a memory a thousand times as large,
+# outside of the chip: HBM on a GPU, DRAM on a laptop. (The caches on the way count from the end of this lesson on; until
+# then, we do as if there were none.) A **kernel** is a program that the chip runs on its own: it reads its operands from
+# that memory and writes its result back, where the next kernel finds it; what was in SRAM is gone. PyTorch runs the three
+# steps of (1) as three kernels (and a fourth for the scale, which we come back to), so $S$ and $P$ make the way out *and*
+# the way back.
 #
 # ## A first version
 #
@@ -115,7 +118,7 @@ print(f"o {tuple(first_version(q, k, v).shape)}")
 #
 # 1. the **operations** of the two products by (2). The softmax is a few per score where a product has hundreds; leave it
 #    out, and the scale with it;
-# 2. the **elements of $S$**;
+# 2. the **elements of $S$**, of all heads and sequences together;
 # 3. the **bytes that cross** between memory and chip in three kernels: $q\,k^\top$, softmax, $P\,v$. Each reads its
 #    operands once and writes its result once;
 # 4. the bytes that **autograd keeps** for the backward pass, beside $q$, $k$ and $v$, which are there anyway. It needs
@@ -188,9 +191,9 @@ with work() as done:
 print(f"\nfirst_version, which scales S and not q, moves {done.bytes:,} bytes")
 
 # %% [markdown]
-# To the byte. The last line is a warning: dividing $S$ by $\sqrt{D}$ is a kernel of its own, and it reads all of $S$ and
-# writes all of $S$. Dividing $q$ instead costs next to nothing. In this business the cheap operations are the expensive
-# ones.
+# To the byte, for the three kernels; `scaled` was made before the meter ran. The last line is a warning: dividing $S$ by
+# $\sqrt{D}$ is a kernel of its own, and it reads all of $S$ and writes all of $S$. Dividing $q$ instead costs next to
+# nothing. In this business the cheap operations are the expensive ones.
 #
 # Now the example. One layer, forward:
 
@@ -325,7 +328,8 @@ viz.roofline.chart(three_kernels, DEVICES["H100 SXM"])
 # For one head the first and the last kernel do $2T^2D$ operations on about $2\,T^2$ bytes, as long as $T$ is much larger
 # than $D$. So their intensity is about $D$, whatever $T$ is: more tokens do not help. The softmax does next to nothing
 # for each byte. All three stand on the slope. (A disc's area is its share of the time. The dashed roof is that of
-# arithmetic in `float32`, which has no tensor cores.)
+# `float32`: the **tensor cores**, the units that multiply matrices, take narrower numbers only, and `float32` is left to
+# units with a fifteenth of their speed.)
 #
 # ## Exercise (c): the time of a sequence of kernels (15 minutes)
 #
@@ -403,10 +407,11 @@ viz.memory_wall.naive_traffic(T, D)
 #   on the H100 they pass the ridge of 295 between 256 and 512 sequences. Attention stays at 4: each sequence has keys and
 #   values of its own, and all that is shared is a key head, by four query heads. <!-- source: operations() of
 #   Llama-3-8B, 32 query heads and 8 key heads; ridge printed above -->
-# - Scores, softmax and weighted sum vanish, at about 125, 1.5 (the scale counts there, too) and 125. <!-- source: operations() of Llama-3-8B, prefill of
-#   8192 tokens, naive --> One operation takes their place, far to the right of the ridge.
-# - All 128 heads work on each byte that is read, so that even a single sequence's attention has an intensity of 235, close
-#   to the ridge. <!-- source: operations() of DeepSeek-V3, context 8192 --> Lesson 15 is about that.
+# - Scores, softmax and weighted sum vanish; with a context of 8k, from about 125, 1.5 (the scale counts there, too) and
+#   125. <!-- source: operations() of Llama-3-8B, prefill of 8192 tokens, naive --> One operation takes their place, far to
+#   the right of the ridge.
+# - All 128 heads work on each byte that is read, so that even a single sequence's attention, with a context of 8k, has an
+#   intensity of 235, close to the ridge. <!-- source: operations() of DeepSeek-V3, context 8192 --> Lesson 15 is about that.
 #
 # </details>
 
@@ -436,7 +441,8 @@ predict("01.extra_memory", None, "GiB")
 
 # %% [markdown]
 # Measure here first. On a GPU, the allocator keeps a record of its peak. On a CPU there is nobody to ask, so we run on a
-# machine from `llmsys.hardware.memory`, which sees every tensor come to life and die. (`sdpa` is torch's fused attention.)
+# machine from `llmsys.hardware.memory`, which sees every tensor come to life and die. It is given a chip without a limit, so
+# that all that the function makes stays there, and its `sram_peak` is what we look for. (`sdpa` is torch's fused attention.)
 
 # %% tags=["measure"]
 gpu = torch.cuda.is_available()
@@ -514,15 +520,17 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 #
 # ## Where does the wall stand?
 #
-# Between the chip's registers and its memory there are caches, each larger and slower than the one before, and each with a
-# ridge of its own: peak over *its* bandwidth. $S$ and $P$ live in the first one that holds both. With $e$ bytes an element
-# (`itemsize` in code) they are written and read *there*, once each, and the three kernels together have an intensity of
+# So far, what a kernel wrote went to HBM. In truth there is a cache on the way, larger than SRAM and slower, and all
+# multiprocessors share it: **L2**. It keeps what was last written or read, and what one kernel leaves there the next one still
+# finds, if it fits. (SRAM is emptied in between.) So $S$ and $P$ live in L2 if it holds both, and in HBM if not; and each of
+# these levels has a ridge of its own, the peak over *its* bandwidth. With $e$ bytes an element (`itemsize` in code) they are
+# written and read *there*, once each, and the three kernels together have an intensity of
 #
 # $$ I = \frac{4\,T^2 D}{4\,T^2\, e} = \frac{D}{e} \tag{5} $$
 #
-# whatever $T$ is. What does depend on $T$ is where they fit. The last cache of an H100 before its memory is its L2, of
-# 50 MiB. <!-- source: NVIDIA H100 architecture white paper --> Take the 16 heads of the run above, all in `bfloat16`: **up to
-# how many tokens do $S$ and $P$ fit into it?**
+# whatever $T$ is. What does depend on $T$ is where they fit. The L2 of an H100 has 50 MiB. <!-- source: NVIDIA H100
+# architecture white paper --> Take the 16 heads of the run above, all in `bfloat16`: **up to how many tokens do $S$ and $P$
+# fit into it?**
 
 # %% tags=["predict"]
 predict("01.ridge_tokens", None, "tokens")
@@ -545,10 +553,11 @@ measured("01.ridge_tokens", math.sqrt(h100.l2_bytes / (2 * 2 * 16)), "tokens")
 #
 # $$ 2\, e\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, e\, B H}} \tag{6} $$
 #
-# Up to $T^\star$, L2 is what they wait for: the A100's has a ridge of 43, above the 32 of (5). (One by one, as in exercise
-# (c), the two products have $2D/e = 64$ there and do not wait; the softmax does.) Beyond $T^\star$ it is HBM, whose ridge is
-# five or nine times too high. Only the ridge of SRAM is low enough (barely, on the H100: lesson 06 comes back to that),
-# and there $S$ can stay only if the three kernels are one.
+# Up to $T^\star$, L2 is what they wait for: the A100's has a ridge of 43, above the 32 of (5). Beyond $T^\star$ it is HBM,
+# whose ridge is five or nine times too high. (One by one, as exercise (c) counts, the two products have $2D/e = 64$: below
+# HBM's ridge, so that all three kernels wait there and (5) says it all, but above that of the A100's L2, where only the
+# softmax waits.) Only the ridge of SRAM is low enough, on the H100 with nothing to spare. But SRAM does not last from a kernel
+# to the next: $S$ can stay there only if the three kernels are one.
 #
 # Beyond $T^\star$ there is nothing left to fall to, and so (5) makes a claim that can be tested: the FLOP/s no longer
 # depend on $T$. From 1k to 16k tokens, all recorded lengths lie beyond the 905:

@@ -89,7 +89,8 @@ measured("02.overflow_fp32", last_finite(torch.float32)[0])
 viz.online_softmax.exp_overflow()
 
 # %% [markdown]
-# The logarithm of the largest number is the border: about 11 for `float16`, between 88 and 89 for the other two. What does a
+# The logarithm of the largest number is the border: about 11 for `float16`, between 88 and 89 for the other two. (The box of a
+# format ends there; on the left it ends where $e^x$ becomes 0, below about $-104$ in `float32`.) What does a
 # softmax do beyond it? Equation (1) breaks at both ends, and differently:
 
 # %% tags=["claim"]
@@ -120,8 +121,8 @@ print("too small:", softmax_as_written(torch.tensor([-120.0, -119.0, -118.0])))
 #
 # It has a price. The three parts of (3) depend on each other: $\ell$ needs $m$, and $y$ needs $\ell$. Each is a loop over the
 # whole row. That is no matter if the row stays close to the arithmetic, but rows are long: the logits over Llama 3's vocabulary are
-# 128,256 numbers, 501 KiB in `float32`, and a multiprocessor of an H100 has 227 KiB of memory on the chip to
-# work in, room for 58,112 such numbers. <!-- source: Llama 3, https://arxiv.org/abs/2407.21783, section 3.2; CUDA C++ programming guide, compute capability 9.0 -->
+# 128,256 numbers, 501 KiB in `float32`, and of the 256 KiB of SRAM that each of an H100's 132 multiprocessors has, a kernel may
+# take 227 to work in, room for 58,112 such numbers. <!-- source: Llama 3, https://arxiv.org/abs/2407.21783, section 3.2; CUDA C++ programming guide, compute capability 9.0 -->
 # So the row is read from the big memory behind it, a **tile** at a time; and once per loop.
 #
 # ## Exercise (a): safe softmax, in three passes (15 minutes)
@@ -321,7 +322,8 @@ measured("02.rescalings", average, "records")
 # ## Exercise (c): softmax in two passes (20 minutes)
 #
 # Put it together. Start with the summary of nothing. For each tile, compute its own summary and merge it in: after one pass over
-# the row, you hold its $(m, \ell)$. Programmers call that a **fold**. The second pass writes $y$ by (3).
+# the row, you hold its $(m, \ell)$. Programmers call that a **fold**. The second pass writes $y$ by (3), each tile once and for good:
+# whatever comes back to $y$ is another pass.
 #
 # With tiles of a single element, whose summary is $(x_i, 1)$, (4) becomes the recurrence by which online softmax is usually introduced:
 #
@@ -391,8 +393,8 @@ viz.online_softmax.passes(passes)
 #
 # ## A first Triton kernel
 #
-# On a GPU, you say in Triton what **one program** does, and launch many of them; here, one for each row. A program is told which one it is
-# (`tl.program_id(0)`), computes the addresses of the elements it wants (a *pointer* to the first element of the tensor, plus offsets), loads a whole
+# A kernel in Triton says what **one program** does, and is launched as many of them, side by side; here, one for each row. A program
+# is told which one it is (`tl.program_id(0)`), computes the addresses of the elements it wants (a *pointer* to the first element of the tensor, plus offsets), loads a whole
 # tile of them at once, calculates, and stores. Here is a complete one: the maximum of each row.
 
 # %%
@@ -422,8 +424,8 @@ torch.equal(m, x.amax(dim=1))
 #   `row * x_row_stride` is how far it is to row `row`.
 # - `BLOCK` is a `tl.constexpr`: known when the kernel is compiled, and a power of two, because `tl.arange` wants that.
 # - A row of 37 columns and tiles of 16: the third tile has 5 columns that exist and 11 that do not. The **mask**
-#   says which lanes may load. A masked lane gets the value of `other`, and it has to be one that does no harm to what comes next. For a maximum,
-#   that is $-\infty$.
+#   says which **lanes**, the places of a tile, may load. A masked lane gets the value of `other`, and it has to be one that does no
+#   harm to what comes next. For a maximum, that is $-\infty$.
 # - If there is no GPU here, this has run in Triton's **interpreter**, on the CPU, one program after another. It is the same kernel.
 #
 # What if the mask is forgotten? On a GPU, the lanes beyond the end read whatever comes next in memory, here the following row, and nobody
@@ -536,7 +538,8 @@ print(f"two passes are {times['three passes'].median / times['two passes'].media
 # lose outright (try `1 << 12`). Counting transfers predicts a time only where transfers are what takes the time.
 #
 # Back to the H100. **Left:** rows of 256 to 131,072 columns. The dashed line is a plain copy of the tensor, which no softmax can beat, for it also
-# reads everything once and writes everything once. *llmsys* is the library's kernel: yours, with a tile as long as the row, up to 32,768 columns.
+# reads everything once and writes everything once. *llmsys* is the library's kernel: yours, with a single
+# tile for a row of up to 32,768 columns, and with tiles of 32,768 for a longer one.
 # *torch.softmax* is PyTorch's own kernel, *torch.compile* the one that PyTorch's compiler generates, in Triton, too. **Right:** two passes
 # and three, over the rows of a million columns that you have just seen.
 
@@ -561,7 +564,8 @@ for row in sorted(longest, key=lambda row: -row["ratio"]):
 # find a part of its row there. <!-- source: 132 · 512 KiB = 66 MiB; NVIDIA H100 architecture white paper --> Over rows of 4 MiB it does not.
 #
 # In between, bytes do not explain everything. torch.softmax zigzags because PyTorch changes its kernel with the length of the row (the names are
-# further down). And our own line dips at 16,384 columns although it is the same kernel as at 8,192, and the compiler reports
+# further down). torch.compile's falls away from the copy at 32,768 columns already, where a row alone does not
+# fill a multiprocessor. And our own line dips at 16,384 columns although it is the same kernel as at 8,192, and the compiler reports
 # nothing amiss. <!-- source: hardware.compiler on softmax_kernel, sm_90, num_warps=32: 30 and 31 registers a thread, no spill, occupancy 2 -->
 # A count of bytes says how fast a kernel can be; why it is not takes a profiler.
 
