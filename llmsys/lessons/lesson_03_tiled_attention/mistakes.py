@@ -281,7 +281,7 @@ wrong_attention(
     "lse_on_request",
     "You store lse only where it is returned.",
     ("        hbm.store(lse_groups", "        if return_lse:\n            hbm.store(lse_groups"),
-    why="A backward pass reads it from HBM, whoever has returned it: it is stored beside o in any case.",
+    why="It is stored beside o in any case: the backward pass and whoever merges results read it.",
 )
 wrong_attention(
     "keys_per_head",
