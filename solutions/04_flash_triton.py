@@ -840,7 +840,7 @@ predict("04.keys_without_spills", None, "keys")
 # %% [markdown]
 # Triton compiles for a *target*, and a target is a name: no GPU is needed to compile for one. A `Recorder` stands in
 # the kernel's place, notes the arguments of the launch, and hands them to the compiler. Tensors on torch's `meta`
-# device have a shape and no memory.
+# device have a shape and no memory. (`wgmma`, in the table, is Hopper's matrix instruction: more of it below.)
 
 # %% tags=["measure"]
 from llmsys.attention.flash.forward import flash_attention, launch
@@ -997,8 +997,8 @@ measured("04.one_kernel", growth["tiled", 16384]["ms"] / growth["flash", 16384][
 # in PyTorch save memory, and pay for it with five times naive attention's time. <!-- source: the table above, 261.51 ms
 # against 51.44 at 16,384 tokens --> Both, the tiles and the kernel, do what lesson 03 derived, with tiles of other
 # sizes and exponents in another base. What the kernel saves is everything between the lines: launches, and tiles
-# that travel to HBM and back. The extra memory that is left is the log-sum-exp, 4 bytes a row;
-# `sdpa`, which has no gradient to compute here, keeps none.
+# that travel to HBM and back. The extra memory that is left is the log-sum-exp, 4 bytes a row. (`sdpa`, without a gradient to
+# compute, keeps none.)
 #
 # ## Your kernel in a real model
 #

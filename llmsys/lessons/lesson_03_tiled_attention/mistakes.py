@@ -221,8 +221,8 @@ wrong_attention(
     "hidden_by_a_number",
     "You hide a score behind a large negative number instead of −∞.",
     ("query, -math.inf)", "query, -1e9)"),
-    why="A row that sees no key has that number everywhere: its maximum is the same, all of its weights are 1, and o is "
-    "a mean of values that it must not see.",
+    why="A row that sees no key has that number everywhere, and as its maximum: all weights are 1, and o is a mean "
+    "of values that it must not see.",
 )
 wrong_attention(
     "attention_from_zero",

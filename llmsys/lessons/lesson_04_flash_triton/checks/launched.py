@@ -70,8 +70,8 @@ def grouped(kernel):
 
 @contextmanager
 def without_numpys_warnings():
-    """The interpreter computes with NumPy, which warns of NaN and of the logarithm of 0. No GPU does, and a learner would
-    take it for a part of the diagnosis."""
+    """The interpreter computes with NumPy, which warns of NaN and of the logarithm of 0. No GPU does, and to a learner
+    it would look like a part of the diagnosis."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
         yield
