@@ -141,11 +141,11 @@ for block_k in (32, 128):
           f" {saved:7.0%} {deferred.exponentials:14,}")  # fmt: skip
 
 # %% [markdown]
-# The products are the same. What (4) saves is, first of all, one multiplication for each of the $T^2$ weights, $P / \ell_\text{new}$:
+# The products are the same. What (4) saves is, first of all, a division of each of the $T^2$ weights, $P / \ell_\text{new}$:
 # $1024^2$ is about a million. FlashAttention-2 made that change. The table shows another lever, too: $O$ is rescaled once for
 # every tile of keys, so longer tiles of keys rescale less often.
 #
-# A tenth of the small operations, is that worth the trouble? With tiles of 32 keys there are 9.8 million of them by (3),
+# A tenth of these others, is that worth the trouble? With tiles of 32 keys there are 9.8 million of them by (3),
 # which at a 15th of the speed take as long as 147 million FLOP in products would: more than half as long as all the
 # products. <!-- source: the table above, 9.8 million · 15 against 268 million -->
 #
@@ -158,7 +158,7 @@ for block_k in (32, 128):
 #
 # PyTorch does not show what is on the chip. So here is a machine that does. The tensors that it is given live in **HBM**, and
 # to compute with one you load a tile of it. Whatever you compute is on the **chip**, for as long as you hold it, and the
-# chip is small. A GPU has a chip for each program that runs on it; an H100's has
+# chip is small. A GPU works on many parts of a task at once. Each part is a *program* with a chip of its own; an H100's has
 # 227 KiB. <!-- source: CUDA C++ programming guide, compute capability 9.0, shared memory of a thread block -->
 
 # %% tags=["claim"]
@@ -202,7 +202,7 @@ for crime in (not_loaded, too_large, not_written):
 # your attention will run in a model, where nobody counts.
 #
 # A tensor may carry many heads side by side, (B, H, T, D). They are computed by as many programs, each with a chip of its own;
-# `HBM(programs=…)` says by how many. So you load a tile of *all* heads in one line, `hbm.load(k[:, :, j : j + block_k])`.
+# who makes the machine says by how many, `HBM(programs=…)`. You load a tile of *all* heads in one line, `hbm.load(k[:, :, j : j + block_k])`.
 #
 # ## Exercise (b): tiled attention (50 minutes)
 #
@@ -211,7 +211,7 @@ for crime in (not_loaded, too_large, not_written):
 # gone by; then $o$ and the log-sum-exp $\mathrm{lse} = m + \ln \ell$ are stored, once. Three details make it real:
 #
 # - **Causal.** The last query is the last token, so query $i$ sees the keys $j \le i + T_k - T_q$. Keys that no query of the
-#   tile sees are not even loaded. A query that sees none at all has $o = 0$ and $\mathrm{lse} = -\infty$.
+#   tile sees are not even loaded: the last slice ends before them. A query that sees none at all has $o = 0$ and $\mathrm{lse} = -\infty$.
 # - **Grouped queries.** $G$ query heads share a key head: query head $h$ reads key head $h // G$. Stack the rows of a group
 #   below each other in one tile, $(B, H_{kv}, G \cdot \text{rows}, D_k)$, and one load of $K$ serves them all.
 #   `x.unflatten(1, (Hkv, G))` and `x.flatten(2, 3)` do that; the first one is a view, also of a tensor in HBM. In the stack, all
@@ -239,7 +239,7 @@ def tiled_attention(
                          DIRECT has the same methods, and counts nothing
 
     Returns o (B, Hq, Tq, Dv), and with return_lse also lse (B, Hq, Tq) = m + ln l, both made with hbm.empty and stored
-    once, lse whether or not it is returned. A query that sees no key: o = 0, lse = −∞. k and v are loaded once per query tile that sees them.
+    once, lse whether or not it is returned. A query that sees no key: o = 0, lse = −∞. k and v are loaded once per query tile, as far as it sees them.
     Not allowed: softmax, logsumexp; anything with Tq · Tk elements.
     """
     ### BEGIN SOLUTION
@@ -410,8 +410,8 @@ five = predict_bytes(1024, 64, 205)
 print(f"The chip: {SRAM // KIB} KiB. In five tiles of queries, tiled attention would move {five:,} B.")
 
 # %% [markdown]
-# Five tiles can be done. Write your frugal version in a cell of your own (the contract is that of exercise (b); here it is
-# never causal), put it in place of `attention`, and choose tiles. Your best is kept. And five tiles are not quite the end: what of the keys that are on the
+# Five tiles can be done. Write a function `frugal` in a cell of your own (the contract is that of exercise (b), for one head and
+# never causal), hand it to the board in place of `attention`, which the model below still needs, and choose tiles. Your best is kept. And five tiles are not quite the end: what of the keys that are on the
 # chip when one tile of queries ends and the next begins?
 
 # %%
@@ -464,12 +464,12 @@ viz.charts.attention_growth(recorded("attention"), here=here, names=("naive", "t
 # attention. What is left against `sdpa` is the loop in Python and one pass over the tile for each operation. On a GPU it is worse.
 #
 # The recorded panels are an H100: one sequence, 16 heads of 64, `bfloat16`, from 1k to 64k tokens. Naive attention's extra memory
-# grows with $T^2$ until the GPU is full: the cross, "out of memory". (The card's name says 80GB. Torch finds 79.18 GiB on it, and at 32k
-# tokens naive attention asks for one tensor of 64 GiB when 13.84 are left. <!-- source: the record's "missing", naive at 32,768 tokens -->)
-# That of the tiles stays where it is. But its *time* is the worst of all! In
+# grows with $T^2$ until the GPU is full: the cross, "out of memory". (The card's name says 80GB, and torch finds 79.18 GiB on it. At 32k
+# tokens the scores, in `float32`, are 16 · 32,768² · 4 bytes, 64 GiB; to scale them asks for as many again, and 13.84 are
+# left. <!-- source: the record's "missing", naive at 32,768 tokens -->) That of the tiles stays where it is. But their *time* is the worst of all! In
 # PyTorch, each step of (4) is a kernel of its own that reads its operands from HBM and writes its result back; the tile that we
 # imagined on the chip never stays there. It is the right algorithm in the wrong language. `sdpa` is the same algorithm in a single kernel.
-# How far apart are the two ends?
+# How far is naive attention from that?
 
 # %% tags=["claim"]
 rows = [row for row in recorded("attention").rows if row["sweep"] == "growth"]

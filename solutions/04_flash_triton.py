@@ -143,8 +143,8 @@ if sanitizer.available():
 #
 # The skeleton finds the program's rows, loads $q$, makes the state, and stores the result. You write what is between.
 # Lengths are multiples of the tiles, so nothing needs a mask yet. What you need: `tl.load`, `tl.dot`, `tl.trans`,
-# `tl.maximum`, `tl.max(s, axis=1)`, `tl.sum(p, axis=1)`, `tl.exp2`, and `p.to(v.dtype)`, because the second product,
-# too, wants both of its operands in one dtype. (Cast $P$ down, not $V$ up: no tensor core multiplies in full
+# `tl.maximum`, `tl.max(s, axis=1)`, `tl.sum(p, axis=1)`, `tl.exp2`, both products with `input_precision="ieee"`, and
+# `p.to(v.dtype)`, because the second one, too, wants its operands in one dtype. (Cast $P$ down, not $V$ up: no tensor core multiplies in full
 # `float32`.) `m[:, None]` makes a column of a row's numbers.
 
 # %% tags=["exercise"] exercise="04.inner_loop"
@@ -673,8 +673,8 @@ check("04.repair_empty_row", repair_empty_row)
 #
 # Three things are missing: sequences and heads, groups, and heads that are not a power of two.
 #
-# **Sequences and heads** are a second dimension of the grid. Program $(i, j)$ works for key head $j$, counted through
-# all sequences: $h = j \bmod H_{kv}$ of sequence $b = \lfloor j / H_{kv} \rfloor$. Its pointers start at `k_ptr + b *
+# **Sequences and heads** are a second dimension of the grid. Program $(x, y)$ works for key head $y$, counted through
+# all sequences: $h = y \bmod H_{kv}$ of sequence $b = \lfloor y / H_{kv} \rfloor$. Its pointers start at `k_ptr + b *
 # k_stride_b + h * k_stride_h`, and from there on it is one head's kernel.
 #
 # **Groups.** $G$ query heads share a key head. Lesson 03 stacked them in one tile, so that one load of $K$ serves
@@ -730,7 +730,7 @@ def ragged_groups(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """o and lse of one tile of rows: the G query heads of a key head, packed.
+    """o and lse of one tile of rows: the G query heads of a key head, interleaved.
 
     q_ptr …     pointers to q (B, G·Hkv, Tq, DK), k (B, Hkv, Tk, DK), v (B, Hkv, Tk, DV), o (B, G·Hkv, Tq, DV), and to
                 lse (B, G·Hkv, Tq), which is contiguous and float32; float32 or float16
@@ -738,8 +738,8 @@ def ragged_groups(
     scale_log2  scale · log2(e)
     BLOCK_DK …  the powers of two that hold DK and DV; PRECISION is tl.dot's input_precision
 
-    Grid: (⌈G·Tq / BLOCK_M⌉, B·Hkv). Row r of program (i, j) is row R = i·BLOCK_M + r of its key head: query R // G of
-    query head h·G + R % G, with h = j % Hkv and sequence j // Hkv. Where CAUSAL, query i sees keys up to i + Tk − Tq.
+    Grid: (⌈G·Tq / BLOCK_M⌉, B·Hkv). Row r of program (x, y) is row R = x·BLOCK_M + r of its key head: query R // G of
+    query head h·G + R % G, with h = y % Hkv and sequence y // Hkv. Where CAUSAL, query i sees keys up to i + Tk − Tq.
     A row that sees no key: o = 0, lse = −∞. Tiles that no row of the program sees are not loaded.
     """
     ### BEGIN SOLUTION
@@ -840,7 +840,7 @@ predict("04.keys_without_spills", None, "keys")
 # %% [markdown]
 # Triton compiles for a *target*, and a target is a name: no GPU is needed to compile for one. A `Recorder` stands in
 # the kernel's place, notes the arguments of the launch, and hands them to the compiler. Tensors on torch's `meta`
-# device have a shape and no memory.
+# device have a shape and no memory. (`wgmma`, in the table, is Hopper's matrix instruction: more of it below.)
 
 # %% tags=["measure"]
 from llmsys.attention.flash.forward import flash_attention, launch
@@ -966,7 +966,7 @@ for D, T, masked in sorted({key[1:] for key in rate}):
 #
 # And cuDNN? In our kernel, the tensor cores mostly wait while a program computes its exponentials, unless another
 # program on the same SM has a product for them. Set the head size to 128 in the explorer above: $O$ and the tiles
-# double, and half as many programs fit. cuDNN does not rely on neighbours. Some of its warps do nothing but copy, and
+# double, and about half as many programs fit. cuDNN does not rely on neighbours. Some of its warps do nothing but copy, and
 # the softmax of one tile overlaps with the products of another by design. That is lesson 06.
 #
 # A profiler's counters agree. With heads of 128, 16k tokens and no mask, the tensor cores are active 57% of the time in
@@ -986,8 +986,8 @@ for T in (1024, 4096, 16384):
     print(f"T = {T:,}")
     for name, label in (("naive", "naive"), ("tiled", "tiled, in PyTorch"), ("flash", "flash")):
         row = growth[name, T]
-        print(f"    {label:18} {row['ms']:7.2f} ms, {row['extra_bytes'] / 2**20:9,.2f} MiB extra,", end=" ")
-        print(f"{row['ms'] / growth['flash', T]['ms']:4.0f} times as long as flash")
+        times = f", {row['ms'] / growth['flash', T]['ms']:4.0f} times as long as flash" if name != "flash" else ""
+        print(f"    {label:18} {row['ms']:7.2f} ms, {row['extra_bytes'] / 2**20:9,.2f} MiB extra{times}")
 
 # %% tags=["measure"]
 measured("04.one_kernel", growth["tiled", 16384]["ms"] / growth["flash", 16384]["ms"], "×")
@@ -997,7 +997,8 @@ measured("04.one_kernel", growth["tiled", 16384]["ms"] / growth["flash", 16384][
 # in PyTorch save memory, and pay for it with five times naive attention's time. <!-- source: the table above, 261.51 ms
 # against 51.44 at 16,384 tokens --> Both, the tiles and the kernel, do what lesson 03 derived, with tiles of other
 # sizes and exponents in another base. What the kernel saves is everything between the lines: launches, and tiles
-# that travel to HBM and back. The extra memory that is left is the log-sum-exp, 4 bytes a row.
+# that travel to HBM and back. The extra memory that is left is the log-sum-exp, 4 bytes a row. (`sdpa`, without a gradient to
+# compute, keeps none.)
 #
 # ## Your kernel in a real model
 #

@@ -74,6 +74,19 @@ wrong_query(
     why="Its terms were taken under m_old: ℓ · e^(m_old − m_new) comes first, while m_old is still at hand.",
 )
 wrong_query(
+    "nothing_rescaled",
+    "Neither ℓ nor o changes its maximum when it rises.",
+    ("l * shrink + p.sum()", "l + p.sum()"),
+    ("l * shrink / l_new", "l / l_new"),
+    why="Both shrink by e^(m_old − m_new), which is taken while m is still the old one.",
+)
+wrong_query(
+    "scale_of_v",
+    "You scale by the size of a value, 1/√Dv.",
+    ("math.sqrt(q.shape[0])", "math.sqrt(v.shape[1])"),
+    why="A score is a sum over the Dk elements of a query and a key: 1/√Dk.",
+)
+wrong_query(
     "maximum_of_the_tile",
     "Your m_new is the maximum of the tile, not of all scores so far.",
     ("torch.maximum(m, s.max())", "s.max()"),
@@ -192,6 +205,26 @@ wrong_attention(
     why="Its terms were taken under m_old: ℓ · e^(m_old − m_new) comes first, as for o.",
 )
 wrong_attention(
+    "neither_rescaled",
+    "Neither ℓ nor o is rescaled when the maximum rises.",
+    ("l * shrink + P.sum(dim=-1)", "l + P.sum(dim=-1)"),
+    ("O * shrink[..., None] + P @ V", "O + P @ V"),
+    why="Both shrink by e^(m_old − m_new), which is taken while m is still the old one.",
+)
+wrong_attention(
+    "scale_not_asked",
+    "You do not use the scale that is given.",
+    ("1 / math.sqrt(Dk) if scale is None else scale", "1 / math.sqrt(Dk)"),
+    why="1/√Dk is what None stands for. A model may have a scale of its own.",
+)
+wrong_attention(
+    "hidden_by_a_number",
+    "You hide a score behind a large negative number instead of −∞.",
+    ("query, -math.inf)", "query, -1e9)"),
+    why="A row that sees no key has that number everywhere, and as its maximum: all weights are 1, and o is a mean "
+    "of values that it must not see.",
+)
+wrong_attention(
     "attention_from_zero",
     "You start with a maximum of 0.",
     ("Q.new_full(Q.shape[:3], -math.inf)", "Q.new_zeros(Q.shape[:3])"),
@@ -237,6 +270,18 @@ wrong_attention(
     "Your lse is m + ℓ, without the logarithm.",
     ("torch.log(some)", "l"),
     why="ln(e^m · ℓ) = m + ln ℓ.",
+)
+wrong_attention(
+    "maximum_for_lse",
+    "Your lse is the maximum alone.",
+    (" + torch.log(some)", ""),
+    why="The sum of the exponentials is e^m · ℓ, and its logarithm m + ln ℓ.",
+)
+wrong_attention(
+    "lse_on_request",
+    "You store lse only where it is returned.",
+    ("        hbm.store(lse_groups", "        if return_lse:\n            hbm.store(lse_groups"),
+    why="It is stored beside o in any case: the backward pass and whoever merges results read it.",
 )
 wrong_attention(
     "keys_per_head",
@@ -337,6 +382,12 @@ wrong_bytes(
     "With causal, you leave out the tile on the diagonal.",
     ("min(start + block_q, T)", "start"),
     why="Its queries see part of it, so it has to be loaded: up to the tile's last query, and that one included.",
+)
+wrong_bytes(
+    "beyond_the_end",
+    "With causal, your last tile loads keys beyond the end.",
+    ("min(start + block_q, T)", "start + block_q"),
+    why="Where block_q does not divide T, it has fewer queries: it sees the T keys that there are.",
 )
 wrong_bytes(
     "not_causal",

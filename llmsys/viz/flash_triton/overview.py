@@ -11,10 +11,10 @@ HEAD = 64
 TILES = TileConfig(64, 64, 4, 3)
 """What the opening picture shows: heads of 64 in bf16, cut as the library does."""
 WORDS = (  # lesson 03's words -> the kernel's
-    ("for q_start in range(…)", "tl.program_id(0)"),
+    ("for i in range(0, Tq, …)", "tl.program_id(0)"),
     ("hbm.load(k[…])", "tl.load(k_at, mask=…)"),
-    ("State(m, l, o)", "m, l, o: registers"),
-    ("hbm.store(o[…], tile)", "tl.store(o_at, o, …)"),
+    ("m, l, O on the chip", "m, l, o: registers"),
+    ("hbm.store(o[…], …)", "tl.store(o_at, o, …)"),
 )
 
 MINE = 5

@@ -11,7 +11,7 @@ def overview() -> Picture:
         "and o. Tiles of k and v stream through the chip; o is stored once; the matrix of scores never exists."
     ))  # fmt: skip
     svg.rect(0, 4, 250, 290, "panel", rx=8)
-    svg.text(14, 28, "HBM: 80 GB, slow", "bold")
+    svg.text(14, 28, "HBM: 80 GiB, slow", "bold")
     svg.rect(330, 4, 430, 290, "panel", rx=8)
     svg.text(344, 28, "the chip: 227 KiB a program, fast", "bold")
     for x, name, hot in ((22, "q", 1), (80, "k", 2), (138, "v", 2), (196, "o", 1)):
@@ -30,7 +30,7 @@ def overview() -> Picture:
     svg.text(493, 160, "of this tile", "middle small")
     svg.rect(570, 118, 166, 58, "green-soft")
     svg.text(653, 144, "m, ℓ, o so far", "middle")
-    svg.text(653, 162, "three sums under one m", "middle small")
+    svg.text(653, 162, "two sums under one m", "middle small")
     svg.arrow((420, 147), (446, 147))
     svg.arrow((493, 94), (493, 116), "orange")
     svg.arrow((538, 147), (568, 147), "purple")

@@ -6,6 +6,8 @@ kernel's shapes are as small as the property allows: tiles of 16, and one or two
 """
 
 import math
+import warnings
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -39,7 +41,8 @@ def one_head(kernel):
         poisoned = PoisonedResults(kernel, slice(3, 4))
         if o_gap:
             poisoned = StridedResults(poisoned, 3, slice(7, 8), lambda o: with_gaps(o, o_gap))
-        return attend_one_head(*spaced, kernel=poisoned, **options).to(q.device)
+        with without_numpys_warnings():
+            return attend_one_head(*spaced, kernel=poisoned, **options).to(q.device)
 
     return attend
 
@@ -57,11 +60,21 @@ def grouped(kernel):
         poisoned = PoisonedResults(kernel, slice(3, 5))
         if tokens_first:
             poisoned = StridedResults(poisoned, 3, slice(14, 17), lambda o: within_rows(o, 40))
-        o, lse = flash_attention(*given, return_lse=True, tiles=tiles, kernel=poisoned, **options)
+        with without_numpys_warnings():
+            o, lse = flash_attention(*given, return_lse=True, tiles=tiles, kernel=poisoned, **options)
         o, lse = o.to(q.device), lse.to(q.device)
         return {"o": o, "lse": lse}[only] if only else (o, lse)
 
     return attend
+
+
+@contextmanager
+def without_numpys_warnings():
+    """The interpreter computes with NumPy, which warns of NaN and of the logarithm of 0. No GPU does, and to a learner
+    it would look like a part of the diagnosis."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
+        yield
 
 
 def within_rows(x: Tensor, gap: int) -> Tensor:

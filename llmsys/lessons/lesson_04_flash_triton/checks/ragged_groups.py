@@ -66,11 +66,11 @@ def ragged_groups(answer: Answer) -> None:
 
     with answer.property("ragged ends of queries and keys", why="The first two repairs."):
         right(*draw(7, 16))
-        right(*draw(17, 19, B=2, Dv=24), scale=0.3)
+        right(*draw(17, 19, B=2), scale=0.3)
 
     with answer.property("heads of any size", why="BLOCK_DK and BLOCK_DV are powers of two, DK and DV are not."):
         right(*draw(16, 16, Dk=5, Dv=20))
-        right(*draw(9, 20, G=2, Dk=24, Dv=8), causal=True, block_m=32, block_n=32)
+        right(*draw(9, 20, Dk=24, Dv=8), block_m=32, block_n=32)
 
     with answer.property(
         "grouped queries: query head h reads key head h // G",
@@ -91,6 +91,7 @@ def ragged_groups(answer: Answer) -> None:
         for Tk in (21, 20):  # of 20 keys, the last row of a program is the first to see a new tile
             right(*draw(9, Tk, G=3), causal=True)
         right(*draw(10, 20, B=2, G=2, Hkv=2), causal=True, scale=0.3, block_m=32)
+        right(*draw(9, 20, G=2, Dk=24, Dv=8), causal=True, block_m=32, block_n=32)
 
     with answer.property(
         "rows without a key: o = 0, lse = −∞", why="The fourth repair.",

@@ -26,6 +26,16 @@ wrong(
     why="Query i sees the keys up to i + Tk − Tq, so the loop has to go on for Tk − Tq keys more.",
 )  # fmt: skip
 wrong(
+    "stops_before_the_last_row", "Your loop ends before the keys that the program's last row sees.",
+    (STOP, "stop = tl.minimum((tl.program_id(0) + 1) * BLOCK_N + Tk - Tq, Tk)"),
+    why="That row is number (program_id + 1) · BLOCK_M − 1, whatever BLOCK_N is, and sees Tk − Tq keys more.",
+)  # fmt: skip
+wrong(
+    "mask_turned_over", "Your mask is turned over: in s, rows go down and keys go across.",
+    (SEEN, "keys[:, None] <= rows[None, :] + Tk - Tq"),
+    why="s is (BLOCK_M, BLOCK_N): rows[:, None] is compared with keys[None, :].",
+)  # fmt: skip
+wrong(
     "not_itself", "Your mask hides a token from itself.",
     (SEEN, "keys[None, :] < rows[:, None] + Tk - Tq"), *PLAIN,
     why="Key i + Tk − Tq is the query's own token: ≤, not <.",

@@ -24,6 +24,11 @@ wrong(
     why="What was summed before was summed under the old maximum: l shrinks by 2^(m − m_new).",
 )  # fmt: skip
 wrong(
+    "neither_rescaled", "Neither l nor o shrinks when the maximum rises.",
+    (SHRINK_L, "l = l + tl.sum(p, axis=1)"), (SHRINK_O, "o"),
+    why="Both shrink by 2^(m − m_new), which is taken while m is still the old maximum.",
+)  # fmt: skip
+wrong(
     "exponential_of_e", "You use tl.exp, though the scores are in base two.",
     ("p = tl.exp2(s - shift[:, None])", "p = tl.exp(s - shift[:, None])"),
     ("shrink = tl.exp2(m - shift)", "shrink = tl.exp(m - shift)"),
@@ -42,6 +47,15 @@ wrong(
     "first_tile_again", "You load the first tile in every step.",
     ("keys = start + tl.arange(0, BLOCK_N)", "keys = tl.arange(0, BLOCK_N)"),
     why="The keys of the tile that begins at `start` are start + tl.arange(0, BLOCK_N).",
+)  # fmt: skip
+wrong(
+    "as_many_keys_as_queries", "Your loop ends at Tq, the number of queries.",
+    ("range(0, stop, BLOCK_N)", "range(0, Tq, BLOCK_N)"), why="It runs over keys, and there are Tk of them.",
+)  # fmt: skip
+wrong(
+    "maximum_of_the_tile", "Your m_new is the maximum of the tile, not of all scores so far.",
+    ("m_new = tl.maximum(m, tl.max(s, axis=1))", "m_new = tl.max(s, axis=1)"), *PLAIN,
+    why="Where the scores fall, 2^(m − m_new) has a positive exponent, and overflows. The maximum never falls.",
 )  # fmt: skip
 wrong(
     "one_maximum_for_all", "You take one maximum for the whole tile of queries.",
@@ -65,9 +79,9 @@ wrong(
     why="That is safe softmax's way. With a running maximum one pass is enough.",
 )  # fmt: skip
 wrong(
-    "second_product_in_float32", "You turn v into float32, and multiply P by that.",
+    "one_product_in_float32", "One of your two products multiplies float32: you turn half precision into it.",
     (O, O.replace("p.to(v.dtype), v", "p, v.to(tl.float32)")),
-    why="Tensor cores multiply half precision: make P's type v's, with p.to(v.dtype), not v's type P's.",
+    why="Tensor cores multiply half precision. Leave q, k and v as they are, and turn P into v's type: p.to(v.dtype).",
 )  # fmt: skip
 wrong(
     "products_in_float32", "You turn q, k and v into float32 before you multiply them.",

@@ -94,6 +94,22 @@ wrong(
     why="With G heads in a tile, row r is query r // G: it sees the keys up to r // G + Tk − Tq.",
 )  # fmt: skip
 wrong(
+    "queries_by_the_row", "You look for a row's query at the row's number.",
+    ("query[:, None] * q_stride_t", "rows[:, None] * q_stride_t"),
+    why="Row r is query r // G of its head: query · q_stride_t.",
+)  # fmt: skip
+wrong(
+    "key_head_divided", "You divide the key head by G.",
+    ("h * k_stride_h", "h // G * k_stride_h"), ("h * v_stride_h", "h // G * v_stride_h"),
+    why="h counts key heads already, program_id(1) % Hkv. It is a query head that is divided by G.",
+)  # fmt: skip
+wrong(
+    "values_up_to_DK", "You mask v's columns at DK.",
+    ("mask=(keys[:, None] < Tk) & (dv[None, :] < DV), other=0.0)",
+     "mask=(keys[:, None] < Tk) & (dv[None, :] < DK), other=0.0)"),
+    why="A value has DV elements; DK is the size of queries and keys.",
+)  # fmt: skip
+wrong(
     "top_left", "Your mask is aligned top-left: query i sees the keys up to i.",
     ("last_key = query + Tk - Tq", "last_key = query"),
     why="The last query is the last token: query i sees the keys up to i + Tk − Tq.",
