@@ -386,6 +386,12 @@ STEPS_RIGHT = {
         ("    turns.wait(J, turn)\n", "    v = values.take(i)\n    turns.wait(J, turn)\n"),
         ("p, values.take(i), o,", "p, v, o,"),
     ),
+    "layout_asked_for_before_the_wait": (
+        ("    o = warpgroup_mma_wait(0, [o])\n",
+         "    shrink = gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))\n"
+         "    o = warpgroup_mma_wait(0, [o])\n"),
+        ("o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]", "o * shrink[:, None]"),
+    ),
     "softmax_written_out": (
         ("    p, m, l, shrink = softmax(s, m, l, seen, key, scale_log2, MASKED)\n", WRITTEN_OUT),
     ),
