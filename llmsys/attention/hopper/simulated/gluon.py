@@ -161,11 +161,9 @@ def fence_async_shared():
 class _Product:
     """a · b + c in fp32, which may not have been made yet; until it was waited for, using it raises Race.
 
-    Only the next product may add to it: the tensor cores make them in the order in which they were started. Its type is
-    known to a compiler, and may be asked for at any time.
+    Only the next product may add to it: the tensor cores make them in the order in which they were started. Not even
+    its layout can be asked for: in Gluon, too, that belongs to the result.
     """
-
-    type = SimpleNamespace(layout=None)
 
     def __init__(self, a, b, c, use_acc):
         self.reads = [x for x in (a, b) if isinstance(x, Shared)]
