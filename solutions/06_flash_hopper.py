@@ -271,9 +271,9 @@ print(f"heads of 64, 3 warpgroups, yours: a softmax is computed for {at_it:.0%} 
 
 # %% [markdown]
 # With heads of 128, the tensor cores are what is left to wait for. (A warpgroup alone waits for its copies, so overlap wins
-# it little.) With heads of 64, no order helps beyond 65%: there some warpgroup computes its softmax nearly all the time.
-# <!-- source: the table above --> An exponential costs the same whatever the head size is, and a smaller head has less to
-# multiply for each.
+# it little.) With heads of 64, no order helps beyond 65%: there some warpgroup computes its softmax nearly all the time:
+# an exponential costs the same whatever the head size is, and a smaller head has less to multiply for each. <!-- source:
+# the table above -->
 #
 # Your own order, as the model ran it, action by action (the library's are there to compare with):
 
