@@ -103,16 +103,16 @@ print("dP = dO Vᵀ  ", torch.allclose(dP, true["dP"]))
 # %% [markdown]
 # ### Through the softmax
 #
-# Rows do not know of each other, so take one: weights $p_j = e^{s_j} / \sum_l e^{s_l}$. A score $s_l$ is in the
+# Rows do not know of each other, so take one: weights $p_j = e^{s_j} / \sum_{j'} e^{s_{j'}}$. A score $s_{j'}$ is in the
 # numerator of its own weight, and in the denominator of *all* of them:
 #
-# $$ \frac{\partial p_j}{\partial s_l} = \begin{cases} p_l\,(1 - p_l) & j = l \\ -p_j\, p_l & j \ne l \end{cases} $$
+# $$ \frac{\partial p_j}{\partial s_{j'}} = \begin{cases} p_j\,(1 - p_j) & j = j' \\ -p_j\, p_{j'} & j \ne j' \end{cases} $$
 #
-# Sum what reaches $s_l$ through every weight of its row:
+# Sum what reaches $s_{j'}$ through every weight of its row:
 #
-# $$ ds_l = \sum_j dp_j \frac{\partial p_j}{\partial s_l} = p_l\, dp_l - p_l \sum_j p_j\, dp_j $$
+# $$ ds_{j'} = \sum_j dp_j \frac{\partial p_j}{\partial s_{j'}} = p_{j'}\, dp_{j'} - p_{j'} \sum_j p_j\, dp_j $$
 #
-# The last sum is the same for all $l$: one number a row, which we call $\delta$ (`delta`). For the whole matrix, with
+# The last sum is the same for all $j'$: one number a row, which we call $\delta$ (`delta`). For the whole matrix, with
 # $\circ$ for the product element by element,
 #
 # $$ dS = P \circ (dP - \delta), \qquad \delta_i = \sum_j P_{ij}\, dP_{ij} \quad (T_q,) \tag{4} $$
@@ -195,7 +195,7 @@ check("05.backward_stored", backward_stored)
 # running maximum was for. Now the row is over. Its log-sum-exp is known, $\mathrm{lse}_i = \ln \sum_j e^{S_{ij}}$,
 # and with it every weight at once:
 #
-# $$ P_{ij} = \frac{e^{S_{ij}}}{\sum_l e^{S_{il}}} = e^{S_{ij} - \mathrm{lse}_i} \tag{6} $$
+# $$ P_{ij} = \frac{e^{S_{ij}}}{\sum_{j'} e^{S_{ij'}}} = e^{S_{ij} - \mathrm{lse}_i} \tag{6} $$
 #
 # No maximum, nothing to rescale; and since no weight is above 1, no exponent is above 0, so nothing overflows. This
 # is why lesson 03 stored the lse.
@@ -241,8 +241,9 @@ print(f"P of 32 layers with 32 heads, one sequence of {T} tokens: {stored / 2**3
 # tiles adds its share to $dQ$ in memory. Five products for each pair: $S$, $dV$, $dP$, $dQ$, $dK$.
 #
 # - **Causal**, as ever: query $i$ sees the keys $j \le i + T_k - T_q$. So the first query that sees key $j$ is
-#   $j - (T_k - T_q)$, or query 0 where that is below 0, and the tiles of queries before its own take no part. In a tile that is cut, select what is seen, do not
-#   multiply by 0 and 1: the lse knows nothing of a hidden score, whose exponential may well be $\infty$.
+#   $j - (T_k - T_q)$, or query 0 where that is below 0, and the tiles of queries before its own take no part. In a tile
+#   that is cut, select what is seen, do not multiply by 0 and 1: the lse knows nothing of a hidden score, whose
+#   exponential may well be $\infty$.
 # - **Rows without a key** have $\mathrm{lse} = -\infty$, and no gradient. If you select in $P$, after the exponential,
 #   they need nothing more. If you put $-\infty$ into $S$ instead, mind that $-\infty - (-\infty)$ is NaN.
 # - **Grouped and ragged**, as in lesson 03.
@@ -375,7 +376,7 @@ measured("05.bytes", kept["naive", 4096] / kept["tiled", 4096], "×")
 # - **Rows.** Row $r$ of a group is query $r // G$ of query head $h\,G + r \% G$, and there are $G \cdot T_q$ of them.
 #   All heads of the group pass through the same program, so their sum needs no further thought. (In (a) and (b) a
 #   group's rows were stacked head after head. Here they are interleaved, as in lesson 04: the sums would not care, but
-#   with early queries first, a causal loop can begin where the first query is that sees anything.)
+#   with early queries first, a causal loop can begin at the first one that sees a key of the tile.)
 # - **Base two.** `lse_log2` is $\mathrm{lse} \cdot \log_2 e$, so $P = 2^{S - \texttt{lse\_log2}}$ with $S = Q K^T
 #   \cdot \texttt{scale\_log2}$. For a row without a key it is $+\infty$, and $2^{-\infty} = 0$.
 # - **Which way round?** The skeleton does not say whether $S$ is (BLOCK_M, BLOCK_N) or its transpose. With the first,
@@ -498,11 +499,11 @@ viz.backward_pass.stepper()
 # %% [markdown]
 # ## Measure
 #
-# On this machine, with torch: from the stored matrix, against recomputing it in tiles of 128. Against recomputing: 1.25
-# times as many operations in products, <!-- source: counted above --> and 64 pairs of tiles a head, each with a dozen
-# calls of torch. For it: each call goes over 64 KiB a head, which stay in a cache, instead of over a matrix of 4 MiB. **How
-# many times as long will it take, for 2 heads with 1024 tokens?** (Below 1 means that recomputing is faster.) <!-- source:
-# 128² and 1024² elements of 4 bytes -->
+# On this machine, with torch, for 2 heads with 1024 tokens: from the stored matrix, against recomputing it in tiles of 128.
+# Recomputing has 1.25 times as many operations in products, <!-- source: counted above --> and a dozen calls of torch for
+# each of 64 pairs of tiles, instead of a dozen in all. But a call goes over 128 KiB, which stay in a cache, instead of
+# 8 MiB. **How many times as long does it take?** (Below 1 means that recomputing is faster.) <!-- source: 2 · 128² and
+# 2 · 1024² elements of 4 bytes -->
 
 # %% tags=["predict"]
 predict("05.time", None, "×")
@@ -544,27 +545,27 @@ rows = {(row["name"], row["D"], row["T"], row["causal"]): row for row in table}
 shapes = sorted({key[1:] for key in rows})
 peers = [name for name in ("FA2", "cuDNN", "FlexAttention") if any(row["name"] == name for row in table)]
 for name in peers:
-    ratios = [rows["flash", *shape]["tflops"] / rows[name, *shape]["tflops"] for shape in shapes]
-    ahead = f"ahead in {sum(ratio > 1 for ratio in ratios)} rows of {len(ratios)}"
-    print(f"flash over {name:14} {min(ratios):.2f} to {max(ratios):.2f}, {ahead}")
+    ahead = sum(rows["flash", *shape]["tflops"] > rows[name, *shape]["tflops"] for shape in shapes)
+    print(f"shapes on which flash is faster than {name:14} {ahead:2} of {len(shapes)}")
 for name in ("flash", *peers):
     extra = rows[name, 64, 16384, True]["extra_bytes"]
-    print(f"extra memory of {name:14} at D = 64 and 16,384 tokens, causal: {extra / 2**20:6.1f} MiB")
+    print(f"extra memory of {name:14} with 32 heads of 64 and 16,384 tokens, causal: {extra / 2**20:6.1f} MiB")
 
 # %% [markdown]
 # Five products are counted, and `flash` computes seven: its tensor cores do 1.4 times as much as the figure says. <!--
 # source: 7/5 --> It is ahead of FA2 all the same, whose products are not `wgmma` (lesson 04), and of FlexAttention, which
-# comes from the same compiler and takes seven products, too. Of cuDNN it falls short in nearly all rows. The extra
+# comes from the same compiler and takes seven products, too. Of cuDNN it falls short on nearly all shapes. The extra
 # memory hints at why. What flash needs beside the gradients is lse and delta, two numbers a row. What cuDNN needs is
-# just as much as a sum for $dQ$ in `float32` would take, 4 bytes for each of 16,384 × 2048 elements, and a number a row:
-# it seems to compute five products, and to add $dQ$ up in memory. (FA2 needs such a sum, too, and as much again.) <!--
+# just as much as a sum for $dQ$ in `float32` would take, 128 MiB for 16,384 tokens of 32 · 64 elements, and a number a
+# row: it seems to compute five products, and to add $dQ$ up in memory. (FA2 needs such a sum, too, and as much again.) <!--
 # source: 2^27 + 2^21 bytes recorded for cuDNN; 16,384 · 2048 · 4 = 2^27, 16,384 · 32 · 4 = 2^21; FA2: 2^28 + 2^21 -->
 #
 # ## Your backward pass trains a model
 #
 # SmolLM2 on the course's corpus, the sources of SymPy: a few steps of fine-tuning, forwards with lesson 03's tiles,
 # backwards with yours. Then the same model again, with torch's fused attention in both directions. The losses should
-# be the same, step by step; each is printed as soon as its step is done.
+# be the same, step by step; each is printed as soon as its step is done, which may take some seconds. (Each step sees
+# another batch, so the loss need not fall from one to the next.)
 
 # %% tags=["engine"]
 from llmsys.models import load_model
@@ -587,8 +588,7 @@ difference = max(abs(a - b) for a, b in zip(losses["yours"], losses["sdpa"], str
 print("the losses agree to a thousandth, in each of the three steps:", difference < 1e-3)
 
 # %% [markdown]
-# (Each step sees another batch, so the loss need not fall from one to the next. `llmsys train --attention flash`
-# trains for longer, on a GPU with lesson 04's kernel and this lesson's.)
+# (`llmsys train --attention flash` trains for longer, on a GPU with lesson 04's kernel and this lesson's.)
 #
 # ## What production does differently
 #
@@ -599,7 +599,7 @@ print("the losses agree to a thousandth, in each of the three steps:", differenc
 #   several buffers, which are then summed in order.
 # - **FlashAttention-3** (`hopper/mainloop_bwd_sm90_tma_gmma_ws.hpp`) lets a warp of its own add $dQ$ to memory, by
 #   the Tensor Memory Accelerator. Deterministic, it makes the programs wait for their turn at a semaphore,
-#   `dq_semaphore`. Our stage `hopper` goes the same way: lesson 06 has the tools for it.
+#   `dq_semaphore`. The library's `hopper` goes the same way: lesson 06 has the tools for it.
 # - **Triton's tutorial**, `06-fused-attention.py`, has both walks in one kernel: `_attn_bwd_dkdv`, then
 #   `_attn_bwd_dq`, seven products as ours. **FlexAttention**'s template,
 #   `torch/_inductor/kernel/flex/templates/flex_backwards.py.jinja`, gives some programs the one walk and some the
@@ -608,7 +608,7 @@ print("the losses agree to a thousandth, in each of the three steps:", differenc
 #   `torch.use_deterministic_algorithms(True)`.
 # - **Recomputation** is older and more general: whole layers are computed twice to save what they would keep.
 #   [Korthikanti et al., 2022](https://arxiv.org/abs/2205.05198), found that the $T \times T$ part of attention was
-#   most of what was worth it, and called it selective. With FlashAttention that part is gone. The rest is lesson 22.
+#   most of what was worth it, and called it selective. With FlashAttention that part is gone.
 #
 # ## Do you have it?
 #

@@ -83,9 +83,11 @@ measured("06.speedup", reached["hopper"] / reached["FA2"], "×")
 #
 # An SM does 4096 dense half-precision operations on its tensor cores in a cycle, and 16 exponentials. <!-- source:
 # 989.5e12 / 132 / 1.83e9; CUDA C++ programming guide, arithmetic instructions --> `attention_costs` divides. Two more
-# numbers are in it. The "simple operations" are 3.5 for each score and one for each element of $O$, and an SM does 128
+# numbers are in it. The "simple operations" are 3.5 for each score (maximum, scale and shift in one, sum, half of a
+# conversion) and one for each element of $O$, and an SM does 128
 # of them in a cycle. <!-- source: the same table of the guide --> A copy comes from the L2 cache, at 39 bytes in a cycle,
-# an SM's share of what it delivers. <!-- source: 5120 bytes in a cycle over 132 SMs, hardware.sm.COPIED_A_CYCLE -->
+# an SM's share of what it delivers, and all warpgroups read it. <!-- source: 5120 bytes in a cycle over 132 SMs,
+# hardware.sm.COPIED_A_CYCLE -->
 
 # %% tags=["claim"]
 from llmsys.hardware.sm import attention_costs
@@ -99,7 +101,9 @@ for D in (64, 128):
 # %% [markdown]
 # With heads of 128, the two products take 1024 cycles, and the softmax between them 800. Its 8192 exponentials alone take
 # 512: each costs as much as 256 operations of a tensor core. <!-- source: the table above, 2 · 512; 64 · 128 / 16;
-# 4096 / 16 --> With heads of 64, the softmax takes longer than both products.
+# 4096 / 16 --> With heads of 64, the softmax takes longer than both products. And copying $K$ and $V$ takes 1690 cycles:
+# a warpgroup alone waits for them, two do not, whose products take 2048. <!-- source: the table above, 2 · 845, 2 · 1024
+# -->
 #
 # **One thing after the other** means that the tensor cores work for 1024 of 1824 cycles, 56%, if nothing else were
 # ever in the way. <!-- source: the table above, 1024 / (1024 + 800) --> To use more of them, the softmax has to happen
@@ -149,9 +153,9 @@ print(f"two consumers with 240 registers a thread, a producer with 24: {asked:,}
 # | `Wait("K", i)` | wait for a copy (`"K"`, `"V"`) or one's own product (`"S"`, `"O"`) |
 # | `Turn()`, `Pass()` | wait for one's turn, pass it on to the next warpgroup; the first has it first |
 #
-# (Rescaling $O$ is in the cycles of `Softmax`, too. It comes last, when $P V$ of the tile before has been waited for: the
-# model lets you wait for that after the softmax.) Shared memory has room for two tiles of $K$ and two of $V$. A tile's
-# slot is free again when every warpgroup has waited for the product that reads it.
+# (Rescaling $O$ is in the cycles of `Softmax`. It comes last there, so an `Output` may still run when `Softmax` begins.)
+# Shared memory has room for two tiles of $K$ and two of $V$. A tile's slot is free again when every warpgroup has waited
+# for the product that reads it.
 #
 # FlashAttention-2 is this, for each warpgroup; the first one also starts the copies, a tile ahead.
 
@@ -181,8 +185,9 @@ except Race as error:
 
 # %% [markdown]
 # Two warpgroups that begin in step stay in step. Both start their scores, and share the tensor cores; both have them at
-# the same time; both compute exponentials, and the tensor cores have nothing to do. Watch it happen, then look at the
-# other orders. A row is an engine, a colour a warpgroup; a box of half the height shares its engine.
+# the same time; both compute exponentials, and the tensor cores have nothing to do. Watch it happen. A row is an engine,
+# a colour a warpgroup; a box of half the height shares its engine. (The other orders are those of exercise (a). Look at
+# them now, or try first.)
 
 # %% tags=["widget"]
 viz.flash_hopper.sm_timeline(order="fa2")
@@ -265,9 +270,10 @@ at_it = run(orders["yours"](16, 3), attention_costs(D=64)).utilisation("exp")
 print(f"heads of 64, 3 warpgroups, yours: a softmax is computed for {at_it:.0%} of the time")
 
 # %% [markdown]
-# With heads of 128, the tensor cores are what is left to wait for. With heads of 64, no order helps beyond 65%: there
-# some warpgroup computes its softmax nearly all the time. <!-- source: the table above --> An exponential costs the same
-# whatever the head size is, and a smaller head has less to multiply for each.
+# With heads of 128, the tensor cores are what is left to wait for. (A warpgroup alone waits for its copies, so overlap wins
+# it little.) With heads of 64, no order helps beyond 65%: there some warpgroup computes its softmax nearly all the time:
+# an exponential costs the same whatever the head size is, and a smaller head has less to multiply for each. <!-- source:
+# the table above -->
 #
 # Your own order, as the model ran it, action by action (the library's are there to compare with):
 
@@ -308,12 +314,12 @@ for name in ("FA2", "one_at_a_time"):
     print(f"overlapped_held over {name}: {rows['overlapped_held']['tflops'] / rows[name]['tflops']:.2f} ×")
 
 # %% [markdown]
-# Begin with `one_at_a_time`, which took 3,197 cycles: fewer than its own costs allow, 3,648. (The model's figure beside it
-# is that of `fa1`, which has no producer and waits for its copies, too.) So what ran is not what its text says.
-# Exponentials only touch registers, so the assembler may move them past the barrier at which a turn is passed on, and
-# some of the softmax may be cheaper than the model has it, though not cheaper than its exponentials. Either way, the row is
-# *no* kernel without overlap, and the table has none. What overlap is worth, it cannot say. It says what it is worth to
-# *write* one order or the other: 5% from the first of the six to the best. <!-- source: the table above, 1.05 -->
+# Begin with `one_at_a_time`, which took 3,197 cycles: fewer than the 3,648 of its costs. (The model's figure beside it
+# is that of `fa1`, which has no producer and waits for its copies, too.) Perhaps it did overlap: exponentials only touch
+# registers, so the assembler may move them past the barrier at which a turn is passed on. Perhaps a softmax costs less
+# than the model has it: with its exponentials alone, 3,072 cycles would do. We do not know, so *no row is known to be
+# without overlap*, and what overlap is worth, the table cannot say. It says what it is worth to *write* one order or the
+# other: 5% from the first of the six to the best. <!-- source: the table above, 1.05 -->
 #
 # And that is not what the model promised. Of the factor of two over FlashAttention-2, nearly all is there as soon as the
 # kernel has a producer and asynchronous products, in whatever order they are written. Two orders that the model calls bad
@@ -323,10 +329,10 @@ for name in ("FA2", "one_at_a_time"):
 #   does on an H100. <!-- source: FlashAttention-3's paper, https://arxiv.org/abs/2407.08608, section 1 and 2.2 --> The
 #   model does not know that.
 # - In the model, warpgroups in step stay in step. On a GPU something always drifts: a copy is late, one scheduler is
-#   quicker. Warpgroups that are apart stay apart, and overlap without having arranged it. Let the second begin half a
-#   step after the first (`run(…, begin=[0, 1216])`), and the model, too, calls `overlapped_alone` and `overlapped` as
+#   quicker. Warpgroups that are apart stay apart, and overlap without having arranged it. Let the second begin two
+#   products after the first (`run(…, begin=[0, 1024])`), and the model, too, calls `overlapped_alone` and `overlapped` as
 #   good as yours. Turns make sure of it.
-# - The order that you write is not the order that runs, as the first of the six shows.
+# - The order that you write need not be the order that runs: the assembler has the last word.
 # - And the model knows no latencies: of the 3,039 cycles of `overlapped_held` it predicts 2,094. <!-- source: the table
 #   above --> What is in the difference, no model of this size can say.
 #
@@ -444,15 +450,15 @@ viz.flash_hopper.ring(deadlock)
 #
 # ## The kernel
 #
-# `llmsys.attention.hopper.forward` is that design in **Gluon**, the layer below Triton's language. There a kernel says itself
+# `llmsys.attention.hopper` is that design in **Gluon**, the layer below Triton's language. There a kernel says itself
 # how a tile lies in shared memory, which warps do what, and when they wait. Its files are the chapters of this lesson:
 #
 # | file | what is in it |
 # |---|---|
-# | `hopper_ring` | your exercise (b), with `mbarrier.wait`, `mbarrier.expect`, `mbarrier.arrive` |
-# | `hopper_kernels` | the roles, and the producer |
-# | `hopper_consumer` | the consumer; its `step` is your exercise (a), with `warpgroup_mma` |
-# | `hopper_schedule` | which program computes which tile |
+# | `ring` | your exercise (b), with `mbarrier.wait`, `mbarrier.expect`, `mbarrier.arrive` |
+# | `kernels` | the roles, and the producer |
+# | `consumer` | the consumer; its `step` is your exercise (a), with `warpgroup_mma` |
+# | `schedule` | which program computes which tile |
 #
 # The producer is so short that you can read all of it:
 
@@ -474,12 +480,13 @@ print(inspect.getsource(kernels.produce.fn))
 # %% tags=["claim"]
 from llmsys.attention.hopper.schedule import hopper_schedule, hopper_tiles
 
-tiles, T = hopper_tiles(128, 4096, True), 4096
-a_head = T // tiles.block_m
+T = 4096
+tiles = hopper_tiles(128, T, True)
+a_head = T // tiles.block_m  # tiles of queries
 steps = {n: -(-(n + 1) * tiles.block_m // tiles.block_n) for n in range(a_head)}  # tiles of keys that a tile sees
 table = hopper_schedule(1, 16, 16, T, T, 128, True, tiles, programs=132)
-lists = [table[1 : 1 + table[0, program], program] % 2**24 for program in range(132)]  # each one's tiles of queries
-longest_first = max(sum(steps[n] for n in each.tolist()) for each in lists)
+lists = [table[1 : 1 + table[0, program], program].tolist() for program in range(132)]  # each one's tiles of queries
+longest_first = max(sum(steps[tile % 2**24] for tile in each) for each in lists)  # a tile's low bits: its place in a head
 in_order = [sum(steps[n % a_head] for n in range(program, 16 * a_head, 132)) for program in range(132)]
 print(f"tiles of keys for a program: {16 * sum(steps.values()) / 132:.0f} on average")
 print(f"for the busiest one: {max(in_order)} if tiles are dealt out in order, {longest_first} if longest first")
@@ -501,7 +508,7 @@ print(f"for the busiest one: {max(in_order)} if tiles are dealt out in order, {l
 # - `softmax(s, m, l, seen, key, scale_log2, MASKED)` is lesson 02: it returns `p, m, l, shrink`, the last of them what
 #   `o` is to be multiplied with.
 # - Layouts: `p` goes into the next product as `gl.convert_layout(p.to(o_desc.dtype), P)`. `shrink` is a number for each
-#   row of $S$; for rows of $O$ it is `gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]`.
+#   row of $S$; for rows of a finished `o` it is `gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]`.
 #
 # Four things are yours to decide, and the check looks at each:
 #
@@ -706,9 +713,10 @@ for row in recorded("attention_counters").rows:
         print(f"{row['name']:10} tensor cores busy for {row['tensor']:.0%} of the time, exponential units for {row['exp']:.0%}")
 
 # %% [markdown]
-# In 16 bits, what one should wait for is what one waits for. In 8 bits, neither is busy for even half of the time, and
-# exponentials for 46% instead of the model's 62: what is left is waiting, presumably for the chain that a softmax is, maximum, exponentials, sum, conversion, each after the
-# one before. Products of half the length hide half of it. Here is something left to be won, perhaps by you.
+# In 16 bits, the tensor cores are what everybody waits for, as it should be. In 8 bits, neither unit is busy for even half
+# of the time, and exponentials for 46% instead of the model's 62. The rest is waiting, presumably for the chain that a
+# softmax is: maximum, exponentials, sum, conversion, each after the one before. Products of half the length hide half of
+# it. Here is something left to be won, perhaps by you.
 #
 # ## Your step in a model
 #
@@ -773,7 +781,7 @@ print("your step gives what torch's attention gives:", torch.allclose(o.float(),
 # Products take twice the cycles, 2048, and the softmax needs as many exponentials as before: the tensor cores are even
 # more what one waits for, and overlap matters less. But O alone is 64 · 256 / 128 = 128 registers a thread, and with S
 # and P it is 224: hardly anything is left of 240. And two slots for K and V each would be 256 KiB of shared memory, of
-# which a program can have 227. FlashAttention-3 takes tiles of 80 keys there (`hopper/tile_size.h`).
+# which a program can have 227 KiB. FlashAttention-3 takes tiles of 80 keys there (`hopper/tile_size.h`).
 # </details>
 #
 # <details><summary><b>3.</b> A colleague gives K's slot back right after starting the scores, "because the instruction has been issued". It
@@ -781,8 +789,9 @@ print("your step gives what torch's attention gives:", torch.allclose(o.float(),
 #
 # wgmma reads K from shared memory while it runs, so the slot may be overwritten under it. In this kernel it is not: the
 # producer fills K and V in turn, and before it comes to that slot of K again, it has to wait for a slot of V that is
-# given back later. So the check accepts it, too. It is right by an accident of two other functions: with more slots for
-# V than for K, or another order of the copies, it is a race. Wait for what reads a tile, then give it back.
+# given back later. It is right by an accident of two other functions: with more slots for V than for K, or another order
+# of the copies, it is a race. So the check looks at the promise and not at the result. Wait for what reads a tile, then
+# give it back.
 # </details>
 #
 # **Next:** part II, where attention meets a cache: lesson 07, the KV cache.

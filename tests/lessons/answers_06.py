@@ -410,6 +410,12 @@ STEPS_WRONG = {
     "turn_passed_on_after_the_softmax": ((PASS_ON, ""), (VALUES_BACK, PASS_ON + VALUES_BACK)),
     "another_tile_given_back": (("keys.give_back(i + 1)", "keys.give_back(i - 1)"),),
     "keys_given_back_twice": ((KEYS_BACK, KEYS_BACK * 2),),
+    "layout_asked_for_before_the_wait": (
+        ("    o = warpgroup_mma_wait(0, [o])\n",
+         "    shrink = gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))\n"
+         "    o = warpgroup_mma_wait(0, [o])\n"),
+        ("o * gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]", "o * shrink[:, None]"),
+    ),
     "product_that_is_waited_for_at_once": (("i), o, is_async=True", "i), o, is_async=False"),),
 }  # fmt: skip
 STEPS_REFUSED = {  # by a compiler alone

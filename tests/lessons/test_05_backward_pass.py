@@ -319,6 +319,21 @@ def test_queries_repeated_where_rows_are_stacked_are_named():
     assert not result and "stacked head after head" in result.misconception.message, result
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("P = P.masked_fill(hidden, 0)", "P = P * ~hidden"), "You multiply P by the mask"),
+        (("P = P.masked_fill(hidden, 0)", "P = torch.exp(S.masked_fill(hidden, -torch.inf) - L[..., None])"), "a NaN"),
+        (("first = " + FIRST_SEEN + " if causal else 0", "first = 0"), "do not see each other"),
+        (("dS = P * (dP - Delta[..., None])", "dS = P * (dP - (P * dP).sum(-1, keepdim=True))"), "over a tile of keys"),
+    ],
+)
+def test_a_mistake_is_named_in_an_answer_that_rounds_otherwise(change, said):
+    scaled_first = ("S = scale * (Q @ K.mT)", "S = (scale * Q) @ K.mT")
+    result = verdict(TILED, tiled_but("scaled_first", scaled_first, change), name_mistakes=True)
+    assert not result and result.misconception and said in result.misconception.message, result
+
+
 # The kernel
 
 kernels = pytest.mark.skipif(not sanitizer.available(), reason="the sanitizer watches the interpreter, and is not here")

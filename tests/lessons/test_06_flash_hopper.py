@@ -51,6 +51,15 @@ def test_a_faulty_order_is_described_in_words():
         plain_order(lambda tiles, warpgroups: None)(1, 1)
 
 
+def late_output(tiles, warpgroups):
+    """Turns for the scores alone: P V is started after the softmax, when the turn has been passed on."""
+    program = []
+    for i in range(tiles):
+        program += [sm.Turn(), sm.Wait("K", i), sm.Scores(i), sm.Wait("S", i), sm.Pass(), sm.Softmax(i)]
+        program += [sm.Wait("V", i), sm.Output(i), sm.Wait("O", i)]
+    return [list(program) for _ in range(warpgroups)] + sm.overlapped_order(tiles, warpgroups)[-1:]
+
+
 @pytest.mark.parametrize(
     ("order", "said"),
     [
@@ -58,6 +67,7 @@ def test_a_faulty_order_is_described_in_words():
         (sm.producer_order, "there are no turns: .*; nothing of its own runs"),
         (lambda t, w: sm.overlapped_order(t, w, "started"), "passed on when S is only started"),
         (sm.ping_pong_order, "^nothing of its own runs"),
+        (late_output, "^P V is started out of turn, .*; nothing of its own runs"),
         (lambda t, w: changed(t, w, [sm.Pass(), sm.Softmax(5)], [sm.Softmax(5), sm.Pass()]), "^the turn is kept"),
         (lambda t, w: changed(t, w, [sm.Scores(5), sm.Output(4)], [sm.Output(4), sm.Scores(5)]), "is started before S"),
         (lambda t, w: changed(t, w, [sm.Load("K", 5), sm.Load("V", 5)], [sm.Load("V", 5), sm.Load("K", 5)]), "V of a"),
@@ -195,6 +205,29 @@ WAIT_FOR_S = "    s = warpgroup_mma_wait(1, [s])  # of the two, one may still ru
 def test_a_product_that_starts_before_the_scores_is_named(wait, named):
     swapped = "".join(reversed(STARTED.splitlines(keepends=True)))
     answer = edited(step, "other", (STARTED, swapped), (WAIT_FOR_S, wait))
+    check = get_check("06.consumer")
+    result = run_check(check, check.local_runner(answer), seed=SEED, compile_kernels=False)
+    assert not result and result.misconception and result.misconception.name == named, result
+
+
+HELD = (("    turns.pass_on(J)\n", ""), (WAIT_FOR_S, WAIT_FOR_S + "    turns.pass_on(J)\n"))
+KEYS_BACK, VALUES_BACK = "    keys.give_back(i + 1)\n", "    values.give_back(i)\n"
+
+
+@pytest.mark.skipif(not triton_installed(), reason="needs Triton")
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (((WAIT_FOR_S, ""),), "scores_not_waited_for"),
+        (((KEYS_BACK, ""),), "keys_not_given_back"),
+        (((VALUES_BACK, ""),), "values_not_given_back"),
+        (((KEYS_BACK, ""), (WAIT_FOR_S, KEYS_BACK + WAIT_FOR_S)), "keys_given_back_too_early"),
+        (((VALUES_BACK, ""), (KEYS_BACK, VALUES_BACK + KEYS_BACK)), "values_given_back_too_early"),
+        ((("keys.give_back(i + 1)", "keys.give_back(i)"),), "keys_of_this_tile_given_back"),
+    ],
+)
+def test_a_mistake_is_named_however_long_the_turn_is_held(changes, named):
+    answer = edited(edited(step, "held", *HELD), "other", *changes)
     check = get_check("06.consumer")
     result = run_check(check, check.local_runner(answer), seed=SEED, compile_kernels=False)
     assert not result and result.misconception and result.misconception.name == named, result

@@ -12,7 +12,7 @@ memory and of a kernel's work is in `llmsys.course.checking.metered`.
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,12 +35,15 @@ class PropertyResult:
 
 @dataclass(frozen=True)
 class Call:
-    """One call that a check made: what went in and what came out, and for which property."""
+    """One call that a check made: what went in and what came out, and for which property. `rtol` and `atol` are those
+    by which the check judged its value, None for those of its dtype."""
 
     args: tuple
     kwargs: dict
     run: Run
     property: str = ""
+    rtol: float | None = None
+    atol: float | None = None
 
 
 class Answer(Metered):
@@ -159,6 +162,7 @@ class Answer(Metered):
         """The run's value is `expected`: same types, shapes and dtypes, values up to a tolerance that suits the dtype
         (`llmsys.course.checking.compare`)."""
         expected = plain(expected)
+        self.calls = [replace(call, rtol=rtol, atol=atol) if call.run is run else call for call in self.calls]
         if difference := compare(run.value, expected, rtol=rtol, atol=atol):
             self._reject(
                 "value",
@@ -167,6 +171,7 @@ class Answer(Metered):
                 got=difference.got,
                 expected=difference.expected,
                 wrong=lambda r: compare(r.value, expected, rtol=rtol, atol=atol) is not None,
+                same=lambda a, b: same_outcome(a, b, rtol=rtol, atol=atol),
             )
 
     def form(self, run: Run, expected) -> None:

@@ -102,7 +102,8 @@ class MisconceptionRunner:
 def _alike(call: Call, run: Run, rejected: Rejected) -> bool:
     if call.run is rejected.run:
         return rejected.same(call.run, run) and rejected.wrong(run)
-    return same_outcome(call.run, run) and bool(call.run.findings) == bool(run.findings)
+    alike = same_outcome(call.run, run, rtol=call.rtol, atol=call.atol)
+    return alike and bool(call.run.findings) == bool(run.findings)
 
 
 def _digest(args: tuple, kwargs: dict) -> bytes:

@@ -41,14 +41,15 @@ def not_compiled(said: Raised, call: str) -> Failure:
     return Failure("compile", message, call=call)
 
 
-def same_outcome(a: Run, b: Run) -> bool:
-    """Whether two calls ended alike: in the same value, or in an error of the same type. Kernels that store the same
-    value have stored as much, too: NaN may have been computed, or be what was there before."""
+def same_outcome(a: Run, b: Run, *, rtol: float | None = None, atol: float | None = None) -> bool:
+    """Whether two calls ended alike: in the same value, up to what the check allows for rounding, or in an error of the
+    same type. Kernels that store the same value have stored as much, too: NaN may have been computed, or be what was
+    there before."""
     if a.error or b.error:
         return bool(a.error and b.error) and a.error.type == b.error.type
     if a.refused or b.refused or (a.watched and b.watched and a.bytes_stored != b.bytes_stored):
         return False
-    return compare(a.value, b.value) is None
+    return compare(a.value, b.value, rtol=rtol, atol=atol) is None
 
 
 def same_memory(a: Run, b: Run) -> bool:

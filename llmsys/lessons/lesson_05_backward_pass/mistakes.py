@@ -44,7 +44,7 @@ wrong(
     "logistic",
     "You differentiate each weight by its own score only: dS = P ∘ (1 − P) ∘ dP.",
     ("P * (dP - delta)", "P * (1 - P) * dP"),
-    why="That is the diagonal of the softmax's Jacobian. Beside it stands −p_j p_l: every score moves every weight.",
+    why="That is the diagonal of the softmax's Jacobian. Beside it stands −p_j p_j′: every score moves every weight.",
 )
 wrong(
     "delta_down_the_columns",

@@ -63,6 +63,19 @@ wrong(
     why="wgmma reads V from shared memory until it is done. Wait for o first.",
 )
 wrong(
+    "keys_given_back_too_early",
+    "You give K's slot back while its product is running.",
+    ("    keys.give_back(i + 1)\n", ""),
+    (START_S, START_S + "    keys.give_back(i + 1)\n"),
+    why="wgmma reads K from shared memory until it is done. Wait for s first.",
+)
+wrong(
+    "keys_of_this_tile_given_back",
+    "You give back tile i of K, and have taken tile i + 1.",
+    ("keys.give_back(i + 1)", "keys.give_back(i)"),
+    why="give_back(i) is for the tile that take(i) gave: the step's scores read tile i + 1.",
+)
+wrong(
     "turn_not_passed_on",
     "You do not pass the turn on to the next consumer.",
     ("    turns.pass_on(J)\n", ""),
@@ -81,6 +94,12 @@ wrong(
     ("warpgroup_mma_wait(1, [s])", "warpgroup_mma_wait(0, [s])"),
     why="A warpgroup's products are done in the order in which they were started: the softmax, which needs the scores "
     "alone, then waits for P V as well. What is needed first is started first.",
+)
+wrong(
+    "scores_not_waited_for",
+    "You compute the softmax of scores that nobody has waited for.",
+    ("    s = warpgroup_mma_wait(1, [s])  # of the two, one may still run: P V\n", ""),
+    why="A product is only started by its line. warpgroup_mma_wait returns it when it is done.",
 )
 wrong(
     "scores_still_running",

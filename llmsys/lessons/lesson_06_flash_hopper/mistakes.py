@@ -188,6 +188,18 @@ wrong(
 
 
 wrong(
+    "never_arrives_at_full",
+    "Your producer does not announce the bytes of its copy.",
+    (EXPECT, ""),
+    why="A phase of full needs the producer's arrival, and that is Expect. A copy alone does not end it.",
+)
+wrong(
+    "consumer_does_not_wait_at_first",
+    "Your consumer waits for the parity that has ended from the start.",
+    ("use % 2", "(use + 1) % 2"),
+    why="So it reads a slot that nobody has filled. The first copy ends full's phase 0: its parity is 0.",
+)
+wrong(
     "bytes_of_another_tile",
     "Your producer announces 16,384 bytes, whatever tile it copies.",
     ("ring.tile_bytes", "16_384"),

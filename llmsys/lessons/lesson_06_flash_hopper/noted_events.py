@@ -6,7 +6,7 @@
               "softmax with a mask"; "make S" is a product that is started and waited for at once
     turns     who has a turn, and who passes it on: "0 has the turn", "0 passes on", "1 has the turn", …; and who waits
               for another turn than his
-    tiles     what is wrong with how tiles are taken and given back: [] for nothing
+    tiles     what is wrong with how tiles are taken and given back: [] for nothing (`unreturned` adds what is missing)
 """
 
 from collections import Counter
@@ -18,9 +18,9 @@ from llmsys.attention.hopper.simulated.forward import kernel_here
 KINDS = ("events", "turns", "tiles")
 
 
-def noting(notes: dict[str, list[str]]) -> dict[str, object]:
+def noting(notes: dict[str, list[str]], rings: list["NotedRing"]) -> dict[str, object]:
     """Functions of the kernel under their names, for `kernel_here`: each does what it always did, and what is done with
-    them is appended to `notes[kind]`, for each of `KINDS`."""
+    them is appended to `notes[kind]`, for each of `KINDS`. The kernel's rings are appended to `rings`."""
     plain = kernel_here().__globals__
     plain_softmax = plain["consume"].__globals__["softmax"]
     events, inside = notes["events"], []
@@ -59,7 +59,8 @@ def noting(notes: dict[str, list[str]]) -> dict[str, object]:
     names = iter(("queries", "keys", "values"))  # in the order in which the kernel makes them
 
     def new_ring(desc, slots, consumers):
-        return NotedRing(plain["new_ring"](desc, slots, consumers), next(names, "tiles"), notes["tiles"])
+        rings.append(NotedRing(plain["new_ring"](desc, slots, consumers), next(names, "tiles"), notes["tiles"]))
+        return rings[-1]
 
     return {"warpgroup_mma": product, "warpgroup_mma_wait": wait, "softmax": softmax, "gl": language,
             "new_turns": new_turns, "new_ring": new_ring}  # fmt: skip
@@ -95,21 +96,31 @@ class NotedTurns:
 
 class NotedRing:
     """`llmsys.attention.hopper.ring.Ring`, which also notes tiles that are given back and were not taken, or given back
-    twice. `unreturned` names those that are not given back, at the end."""
+    twice, or while a product of the same consumer may still read them."""
 
     def __init__(self, ring, name: str, notes: list[str]):
         self.ring, self.name, self.notes = ring, name, notes
-        self.fill, self.taken, self.returned = ring.fill, set(), Counter()
+        self.fill, self.taken, self.returned = ring.fill, {}, Counter()
 
     def take(self, i):
-        tile = self.ring.take(i)
-        self.taken.add((_consumer(), int(i)))
+        self.taken[_consumer(), int(i)] = tile = self.ring.take(i)
         return tile
 
     def give_back(self, i) -> None:
         who = _consumer(), int(i)
         self.returned[who] += 1
-        if who not in self.taken or self.returned[who] > 1:
-            why = "had not been taken" if who not in self.taken else "had been given back"
-            self.notes.append(f"consumer {who[0]} gives back tile {who[1]} of {self.name}, which {why}")
+        if who not in self.taken:
+            self._note(who, "had not been taken")
+        elif self.returned[who] > 1:
+            self._note(who, "had been given back")
+        elif any(self.taken[who].overlaps(x) for product in engines.here.warp.products for x in product.reads):
+            self._note(who, "a product that was not waited for reads")
         self.ring.give_back(i)
+
+    def _note(self, who: tuple[int, int], why: str) -> None:
+        self.notes.append(f"consumer {who[0]} gives back tile {who[1]} of {self.name}, which {why}")
+
+    def unreturned(self) -> list[str]:
+        """The tiles that were taken and not given back, in the words of the notes."""
+        kept = sorted(who for who in self.taken if not self.returned[who])
+        return [f"consumer {j} does not give back tile {i} of {self.name}" for j, i in kept]

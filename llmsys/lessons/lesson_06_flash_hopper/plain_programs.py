@@ -88,6 +88,9 @@ def held_up(programs: list) -> str:
             found += ["the turn is passed on when S is only started: the next one starts too, and they share"]
         elif passed[0] > softmax:
             found += ["the turn is kept during the softmax, in which nobody multiplies"]
+    turns = [action[0] for action in computing[0][:output] if action[0] in ("Turn", "Pass")]
+    if len(computing) > 1 and turns and turns[-1] == "Pass":
+        found += ["P V is started out of turn, and shares the tensor cores with who has it"]
     if output > softmax or at["Wait", "O", i - 1] < softmax:
         found += ["nothing of its own runs on the tensor cores while a warpgroup computes its softmax"]
     elif output < scores:

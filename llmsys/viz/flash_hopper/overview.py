@@ -28,15 +28,14 @@ def overview() -> Picture:
     tiles = hopper_tiles(HEAD, 16_384, False)
     costs = attention_costs(64, tiles.block_n, HEAD, ITEMSIZE)
     timelines = {name: run(ORDERS[name](16, tiles.consumers), costs) for name in ("fa2", "overlapped_held")}
-    before, after = (100 * timeline.utilisation("tensor") for timeline in timelines.values())
     svg = Svg(760, 386, alt=(
         f"One SM of an H100. A producer, one warp with {tiles.producer_registers} registers a thread, starts copies. "
         f"The copy engine brings tiles of K and V from HBM into rings of {tiles.slots} slots in shared memory. A slot "
         "is full when its bytes are there, and empty again when both consumers have given it back. Two consumers, each "
         f"of four warps, with 64 rows of queries and {tiles.consumer_registers} registers a thread, hold S, P and O. "
         "They take turns: while one has the tensor cores, the other computes exponentials. Below, timelines of the "
-        f"model: where each consumer goes through its steps on its own, the tensor cores are busy {before:.0f} % of "
-        f"the time; with turns, and the softmax beside the product before it, {after:.0f} %."
+        "model: where each consumer goes through its steps on its own, the tensor cores have nothing to do while both "
+        "compute a softmax; with turns, and the softmax beside the product before it, they are hardly ever idle."
     ))  # fmt: skip
     _memory(svg)
     svg.rect(104, 4, 655, 236, "line-ink", rx=8)
@@ -125,9 +124,7 @@ def _engines(svg: Svg) -> None:
 def _strip(svg: Svg, left: float, head: str, timeline: Timeline) -> None:
     """What the two engines do in the middle of a timeline, as the frames of `sm_timeline` draw it."""
     first, width, height = timeline.cycles / 2 - WINDOW / 2, 320, 38
-    busy = f"{100 * timeline.utilisation('tensor'):.0f} %"
     svg.text(left, STRIPS + 10, head, "bold")
-    svg.text(left + width, STRIPS + 10, f"tensor cores busy {busy}", "end small")
     for row, engine in enumerate(("tensor", "exp")):
         y = STRIPS + 20 + 44 * row
         svg.rect(left, y, width, height, "panel", rx=2)

@@ -140,6 +140,16 @@ def test_a_product_that_was_not_waited_for_cannot_be_used(use):
         simulate(*qkv(1, 1, 1, 64, 300, 64), tiles=TWO, kernel=kernel_here(step=hasty))
 
 
+def test_a_product_that_is_used_too_early_is_named_by_its_place():
+    def hasty(J, q, keys, values, turns, i, turn, p, m, l, o, *rest):
+        first = gluon.warpgroup_mma(p, values.take(i), o, is_async=True)
+        gluon.warpgroup_mma(p, values.take(i), o, is_async=True)
+        return p, m, l, first * 2
+
+    with pytest.raises(Race, match=r"under way \(1 of 2, as they were started\): warpgroup_mma_wait first"):
+        simulate(*qkv(1, 1, 1, 64, 300, 64), tiles=TWO, kernel=kernel_here(step=hasty))
+
+
 def test_a_missing_fence_or_a_wait_for_too_few_products_is_a_race():
     kernel = kernel_here(fence_async_shared=lambda: None)
     with pytest.raises(Race, match="no fence between storing a tile"):

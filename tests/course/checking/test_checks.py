@@ -461,6 +461,22 @@ def test_a_misconception_about_reads_or_bytes_is_recognised_by_that_figure():
     assert check("97.reads", lambda x: x * 0).misconception is None  # the same value, but one read
 
 
+def test_a_misconception_is_recognised_up_to_the_rounding_that_the_check_allows():
+    @exercise_check("97.rounded")
+    def rounded(answer):
+        with answer.property("x, more or less", why=""):
+            answer.matches(torch.ones(3), torch.ones(3), rtol=1e-2)
+        with answer.property("and so is another", why=""):
+            answer.matches(torch.full((3,), 2.0), torch.full((3,), 2.0), rtol=1e-2)
+
+    @misconception("97.rounded", "You give 1, whatever x is.")
+    def ones(x):
+        return torch.ones_like(x)
+
+    assert check("97.rounded", lambda x: torch.full_like(x, 1.005)).misconception.function is ones
+    assert check("97.rounded", lambda x: torch.where(x == 1, 1.005, 1.5)).misconception is None
+
+
 def test_of_two_misconceptions_that_fit_the_one_that_fits_more_is_named():
     @exercise_check("97.ties")
     def ties(answer):

@@ -161,7 +161,8 @@ def fence_async_shared():
 class _Product:
     """a · b + c in fp32, which may not have been made yet; until it was waited for, using it raises Race.
 
-    Only the next product may add to it: the tensor cores make them in the order in which they were started.
+    Only the next product may add to it: the tensor cores make them in the order in which they were started. Not even
+    its layout can be asked for: in Gluon, too, that belongs to the result.
     """
 
     def __init__(self, a, b, c, use_acc):
@@ -169,10 +170,15 @@ class _Product:
         self._operands, self.result = (a, b, c if use_acc else None), None
 
     def __getattr__(self, name):
-        raise Race(f"{here.warp.name}: a product is used that may still be under way: wait for it before its .{name}")
+        raise Race(f"{self._used()}: wait for it before its .{name}")
 
     def _under_way(self, *others):
-        raise Race(f"{here.warp.name}: a product is used that may still be under way: warpgroup_mma_wait first")
+        raise Race(f"{self._used()}: warpgroup_mma_wait first")
+
+    def _used(self):
+        running = here.warp.products
+        which = f" ({running.index(self) + 1} of {len(running)}, as they were started)" if self in running else ""
+        return f"{here.warp.name}: a product is used that may still be under way{which}"
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __getitem__ = _under_way
 

@@ -55,7 +55,7 @@ def backward_tiled(answer: Answer) -> None:
 
     with answer.property("one tile: dq and dk", why="delta is rowsum(dO ∘ o): P itself is not needed for it."):
         for only in ("dq", "dk"):
-            right(only, *draw(answer, 6, 8, Dv=4), scale=1.0, block_q=8, block_k=8)
+            right(only, *draw(answer, 6, 8, Dv=4), scale=1.0, block_q=8, block_k=8, tolerance=TOLERANCE)
 
     with answer.property(
         "the scale, by default 1/√Dk", why="It is in S, and once in dq and in dk.",

@@ -139,7 +139,7 @@ def dkdv_kernel(answer: Answer) -> None:
         right("", *sized(16, 16, B=2, Hkv=3))
 
     with answer.property(
-        "grouped queries: row r is query r // G of head r % G",
+        "grouped queries: dk and dv are sums over all heads of the group",
         why="All heads of a group pass through one program, which sums over them: nobody else adds to its dk.",
         hint=ROWS,
     ):
@@ -160,6 +160,7 @@ def dkdv_kernel(answer: Answer) -> None:
         "causal, grouped", why="It is the query that sees so far, not the row: r // G + Tk − Tq.", hint=ROWS
     ):
         right("", *sized(9, 20, G=3), causal=True)  # key 16 is first seen by query 5, whose row 15 ends a tile
+        right("", *sized(32, 32, G=2), causal=True)  # key 16's first row is 32, with heads stacked, too: but of head 1
 
     with answer.property(
         "rows without a key have no part in it", why="Their lse_log2 is given as +∞: 2^(s − ∞) = 0.",

@@ -14,7 +14,7 @@ from llmsys.course.checking.checks import exercise_check
 from llmsys.hardware.compiler import Build
 from llmsys.hardware.kernel_source import Source, source_of
 from llmsys.lessons.common import exact
-from llmsys.lessons.lesson_06_flash_hopper.noted_events import KINDS, noting
+from llmsys.lessons.lesson_06_flash_hopper.noted_events import KINDS, NotedRing, noting
 
 STEP = ["start S", "start O", "wait until 1 run", "softmax", "wait until 0 run"]  # but for turns
 OTHER_STEPS = ("one_at_a_time", "independent", "ping_pong", "overlapped_alone", "overlapped_held")
@@ -25,10 +25,12 @@ def attend(step: Callable) -> Callable:
 
     def attention(q, k, v, *, causal=False, scale=None, seed=0, consumers=2, slots=2, block_n=64, only=""):
         notes: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        kernel = kernel_here(step=step, **(noting(notes) if only else {}))
+        rings: list[NotedRing] = []
+        kernel = kernel_here(step=step, **(noting(notes, rings) if only else {}))
         tiles = HopperTiles(consumers, block_n, slots, 0, 0)
         with warps_unwatched():
             o, lse = simulate(q, k, v, causal=causal, scale=scale, seed=seed, tiles=tiles, kernel=kernel)
+        notes["tiles"] += [each for ring in rings for each in ring.unreturned()]
         return notes[only] if only else (o, lse)
 
     return attention
@@ -117,6 +119,19 @@ def consumer(answer: Answer) -> None:
         right(q, k, v)
 
     with answer.property(
+        "what was taken is given back, once, when nothing reads it any more",
+        why="A slot that is not given back is waited for. One that is given back too early may be overwritten.",
+        hint="keys.take and keys.give_back are told a tile's number: is it the same one? And after which line does "
+        "nothing of this consumer read tile i + 1 of K any more, and after which tile i of V?",
+    ):
+        for Tk, slots in ((128, 2), (256, 3)):
+            answer.that(
+                answer(*draw(64, Tk), slots=slots, only="tiles"), lambda run: run.value == [],
+                "each tile given back once, by the number under which it was taken, after the product that reads it",
+                got=lambda run: sorted(run.value)[:1], by=lambda run: sorted(run.value),
+            )  # fmt: skip
+
+    with answer.property(
         "scores that grow", why="O is multiplied with shrink, in every step, after P V is done.",
         hint="Under which maximum was p computed that came into the step, and under which o? And which one holds after "
         "this step's softmax?",
@@ -126,9 +141,8 @@ def consumer(answer: Answer) -> None:
         right(q, k * larger, v, tolerance=1e-2)
 
     with answer.property(
-        "many tiles, through few slots", why="A slot that is not given back is waited for.",
-        hint="After which line does nothing of this consumer read tile i + 1 of K any more, and after which tile i of "
-        "V?",
+        "many tiles, through few slots", why="A slot is used again as soon as all consumers have given it back.",
+        hint="What of this step is only right in the first steps, while the ring has slots that nobody has used?",
     ):  # fmt: skip
         for slots in (2, 3, 1):
             right(*draw(64, 256), seed=slots, slots=slots)
@@ -170,15 +184,6 @@ def consumer(answer: Answer) -> None:
         answer.that(
             answer(*draw(64, 200), causal=True, only="events"), lambda run: masks(run) == ["softmax"] * 2,
             "a mask in the first step, which the diagonal cuts, and none in the other two", got=masks, by=step_of,
-        )  # fmt: skip
-
-    with answer.property(
-        "what is given back is what was taken", why="A slot that is given back twice is overwritten under somebody.",
-        hint="keys.take and keys.give_back are told a tile's number: is it the same one?",
-    ):  # fmt: skip
-        answer.that(
-            answer(*draw(64, 256), slots=3, only="tiles"), lambda run: run.value == [],
-            "tiles that are given back once, by the numbers under which they were taken", got=lambda run: run.value[:1],
         )  # fmt: skip
 
     with answer.property(

@@ -48,7 +48,7 @@ def ring(answer: Answer) -> None:
         answer.that(
             run, lambda run: outcome(run) == ALL_READ,
             f"every one of {tiles} tiles read by {consumers} consumers, whoever is faster",
-            got=outcome, by=lambda run: outcome(run)[:24],
+            got=outcome, by=lambda run: (outcome(run)[:24], "to announce" in outcome(run)),
         )  # fmt: skip
         return run
 
@@ -74,8 +74,9 @@ def ring(answer: Answer) -> None:
             in_turn(slots, 1, tiles, "Copy(0, 0), Copy(1, 1), … and Read(0), …", places, expected)
 
     with answer.property(
-        "one tile", why="The first wait for an empty slot does not wait: parity 1 has been.",
-        hint="Which parity has ended, for a barrier that is new? The lesson's cell above prints it.",
+        "one tile", why="Of a new barrier, parity 1 has ended, and parity 0 has not.",
+        hint="Which parity has ended, for a barrier that is new? The lesson's cell above prints it. Who waits for a "
+        "slot that is empty, and who for one that is full? And what ends full's phase?",
     ):  # fmt: skip
         right(1, 1, 1)
 
