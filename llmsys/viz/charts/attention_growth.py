@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import log10
 
 from llmsys.viz.charts.kernels import SERIES, label_powers
-from llmsys.viz.kit.numbers import size_in_words
+from llmsys.viz.kit.numbers import seconds_in_words, size_in_words
 from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import LIGHT, chart_style
 
@@ -53,7 +53,8 @@ def attention_growth(record, *, here: Sequence[dict] | None = None, names: Seque
             panels[2].set(title="here: time", ylabel="ms")
             _tokens(panels[2], {T for line in local.values() for T in line})
     said = "; ".join(
-        f"{name} from {first['ms']:.3g} ms at {min(line):,} tokens to {last['ms']:,.3g} ms at {max(line):,}"
+        f"{name} from {seconds_in_words(first['ms'] / 1e3)} at {min(line):,} tokens"
+        f" to {seconds_in_words(last['ms'] / 1e3)} at {max(line):,}"
         + (f", and out of memory at {full[name]:,}" if name in full else "")
         for name, line in lines.items()
         for first, last in [(line[min(line)], line[max(line)])]
