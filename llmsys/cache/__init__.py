@@ -33,9 +33,11 @@
 from llmsys.cache.backend import Backend, check_backend, check_batch
 from llmsys.cache.batch import Batch, batch_of, padded_batch_of
 from llmsys.cache.block_pool import BlockPool
-from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks, PoolStats, PrefixHit
+from llmsys.cache.block_table import AnyCopy, BlockTable, Copy, CopyIn, CopyOut, OutOfBlocks, PoolStats, PrefixHit
 from llmsys.cache.chunk import Chunk, check_token_ids
 from llmsys.cache.contiguous import ContiguousCache
+from llmsys.cache.host_pages import HostPages
+from llmsys.cache.host_tier import HostStats, HostTier, Offer, TakesBack
 from llmsys.cache.layout import Layout
 from llmsys.cache.no_cache import NoCache
 from llmsys.cache.paged import PagedCache
@@ -44,6 +46,7 @@ from llmsys.cache.spec import CacheSpec, Entry, LayerCache
 
 __all__ = [
     "BACKENDS",
+    "AnyCopy",
     "Backend",
     "Batch",
     "BlockPool",
@@ -52,14 +55,21 @@ __all__ = [
     "Chunk",
     "ContiguousCache",
     "Copy",
+    "CopyIn",
+    "CopyOut",
     "Entry",
+    "HostPages",
+    "HostStats",
+    "HostTier",
     "LayerCache",
     "Layout",
     "NoCache",
+    "Offer",
     "OutOfBlocks",
     "PagedCache",
     "PoolStats",
     "PrefixHit",
+    "TakesBack",
     "as_backend",
     "batch_of",
     "check_backend",

@@ -38,6 +38,12 @@ class Prefix:
     tokens: tuple[int, ...]
     hash: bytes
     blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)  #  that hold it; the free ones first
+    slot: int | None = None  #  of the host's memory, where the pool has a host tier and that holds it, too
+
+    @property
+    def held(self) -> bool:
+        """Somewhere."""
+        return bool(self.blocks) or self.slot is not None
 
 
 def block_hash(before: bytes, tokens: tuple[int, ...]) -> bytes:
@@ -79,12 +85,12 @@ class PrefixIndex:
         return self._by_block.get(block)
 
     def find(self, before: Prefix | str | None, tokens: tuple[int, ...]) -> Prefix | None:
-        """The prefix that some block holds: these tokens after `before`, a prefix that was found, or a salt."""
+        """The prefix that is held: these tokens after `before`, a prefix that was found, or a salt."""
         prefix = self.describe(before, tokens)
-        return prefix if prefix.blocks else None
+        return prefix if prefix.held else None
 
     def describe(self, before: Prefix | str | None, tokens: tuple[int, ...]) -> Prefix:
-        """The same, or a new prefix that no block holds yet. Changes nothing."""
+        """The same, or a new prefix that is not held yet. Changes nothing."""
         start = before.hash if isinstance(before, Prefix) else salt_hash(before)
         hashed = self._hash_block(start, tokens)
         for each in self._by_hash.get(hashed, ()):
@@ -94,16 +100,28 @@ class PrefixIndex:
 
     def hold(self, block: int, prefix: Prefix) -> None:
         """From now on the block, which is in use, holds the prefix."""
-        if not prefix.blocks:
+        if not prefix.held:
             self._by_hash.setdefault(prefix.hash, []).append(prefix)
         prefix.blocks[block] = None
         self._by_block[block] = prefix
 
     def forget(self, block: int) -> None:
-        """The block will be overwritten. A prefix that no block holds any more is gone, too."""
+        """The block will be overwritten. A prefix that is not held any more is gone, too."""
         prefix = self._by_block.pop(block)
         del prefix.blocks[block]
-        if not prefix.blocks:
+        self._let_go(prefix)
+
+    def hold_on_host(self, slot: int, prefix: Prefix) -> None:
+        """From now on the host's slot holds the prefix, which some block still holds."""
+        prefix.slot = slot
+
+    def forget_on_host(self, prefix: Prefix) -> None:
+        """It will be overwritten there."""
+        prefix.slot = None
+        self._let_go(prefix)
+
+    def _let_go(self, prefix: Prefix) -> None:
+        if not prefix.held:
             alike = self._by_hash[prefix.hash]
             alike.remove(prefix)
             if not alike:
@@ -114,6 +132,7 @@ class PrefixIndex:
         self._by_block[block].blocks.move_to_end(block, last=False)
 
     @staticmethod
-    def block_of(prefix: Prefix) -> int:
-        """A block that holds the prefix. One that is in use, if there is one, for to share that costs no room."""
-        return next(reversed(prefix.blocks))
+    def block_of(prefix: Prefix) -> int | None:
+        """A block that holds the prefix. One that is in use, if there is one, for to share that costs no room. None
+        where the host alone holds it."""
+        return next(reversed(prefix.blocks), None)

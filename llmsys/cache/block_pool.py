@@ -31,6 +31,9 @@ block's parent is thus always cached as well. The first kind is a stack. The sec
 oldest or, when one is hit, any member, in constant time: an `OrderedDict`, which is a dict and a doubly linked list in
 one. (In a plain dict the oldest key lies behind the gaps of all that were deleted before it.)
 
+**What is evicted** is gone, unless the pool has a host tier (`host_tier`): then it goes to main memory, `match` finds
+it there, and `allocate` takes a new block to which it comes back. The copies for that are the tier's to say.
+
 **Invariants.** (1) A block's references are the entries of live tables that name it. (2) Every block but block 0 is
 either free or referenced. (3) A call that raises has changed nothing. (4) A hit leaves at least one token to compute:
 the model must run to say what comes next. Block 0 is never handed out; padding may point to it.
@@ -43,7 +46,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from llmsys.cache.block_hashes import BlockHash, Prefix, PrefixIndex, block_hash
-from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks, PoolStats, PrefixHit
+from llmsys.cache.block_table import AnyCopy, BlockTable, Copy, CopyIn, CopyOut, OutOfBlocks, PoolStats, PrefixHit
+from llmsys.cache.host_tier import HostTier, TakesBack, always
 
 NULL_BLOCK = 0
 
@@ -59,9 +63,25 @@ class BlockPool:
         Tokens in a block.
     hash_block
         See `PrefixIndex`.
+    host_blocks
+        Blocks of main memory that evicted ones may take. 0: they are lost, there is no host tier.
+    takes_back
+        Which of those that are hit there come back. (A tier's copies must be made: by whom, says `HostTier.copies`.)
+
+    Attributes
+    ----------
+    host : HostTier or None
     """
 
-    def __init__(self, num_blocks: int, block_size: int = 16, *, hash_block: BlockHash = block_hash):
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int = 16,
+        *,
+        hash_block: BlockHash = block_hash,
+        host_blocks: int = 0,
+        takes_back: TakesBack = always,
+    ):
         if num_blocks < 2:
             raise ValueError(f"num_blocks must be at least 2, for block 0 is never handed out, got {num_blocks}")
         if block_size < 1:
@@ -71,6 +91,7 @@ class BlockPool:
         self._blank = list(range(num_blocks - 1, NULL_BLOCK, -1))  # a stack: block 1 is taken first
         self._cached: OrderedDict[int, None] = OrderedDict()  # the least recently used first
         self._index = PrefixIndex(hash_block)
+        self.host = HostTier(host_blocks, block_size, self._index, takes_back) if host_blocks else None
         self._tables: set[BlockTable] = set()
         self._hit_tokens = self._evictions = self._copies = 0
 
@@ -99,6 +120,8 @@ class BlockPool:
             if found is None:
                 break
             prefixes.append(found)
+        if self.host is not None:
+            prefixes = self.host.worthwhile(prefixes, len(tokens))
         blocks = tuple(self._index.block_of(each) for each in prefixes)
         return PrefixHit(blocks, len(blocks) * self.block_size, salt, tuple(prefixes))
 
@@ -113,15 +136,17 @@ class BlockPool:
             raise ValueError(f"length must be at least the hit's {hit.tokens} tokens, got {length}")
         if reserve < 0:
             raise ValueError(f"reserve must be at least 0 blocks, got {reserve}")
-        if any(self._index.of(block) is not prefix for block, prefix in zip(hit.blocks, hit.prefixes, strict=True)):
+        if not all(self._holds(*each) for each in zip(hit.blocks, hit.prefixes, strict=True)):
             raise ValueError("hit is out of date, for one of its blocks holds something else by now: call match again")
-        new = self.blocks_for(length) - len(hit.blocks)
+        here = [block for block in hit.blocks if block is not None]
+        new = self.blocks_for(length) - len(here)
         # What is hit must not be evicted to make room for the rest: it counts as taken, and is taken first.
-        taken = sum(self._references[block] == 0 for block in hit.blocks)
+        taken = sum(self._references[block] == 0 for block in here)
         self._check_room(new + taken, reserve)
-        for block in hit.blocks:
+        for block in here:
             self._share(block)
-        blocks = [*hit.blocks, *(self._take() for _ in range(new))]
+        shared = hit.blocks if len(here) == len(hit.blocks) else self._bring_back(hit)
+        blocks = [*shared, *(self._take() for _ in range(self.blocks_for(length) - len(shared)))]
         table = BlockTable(blocks, length, hit.salt, list(hit.prefixes))
         self._tables.add(table)
         self._hit_tokens += hit.tokens
@@ -209,6 +234,18 @@ class BlockPool:
         self.truncate(table, 0)
         self._tables.remove(table)
 
+    def distrust(self, copies: Sequence[AnyCopy]) -> None:
+        """A step that was to make these copies has failed, and nobody knows whether they were made: what they would
+        have brought to a block or to the host cannot be hit any more."""
+        for copy in copies:
+            if isinstance(copy, CopyOut) and self.host is not None:
+                self.host.forget(copy.slot)
+            elif isinstance(copy, CopyIn) and copy.block in self._index:
+                self._index.forget(copy.block)
+                if self._references[copy.block] == 0:
+                    del self._cached[copy.block]
+                    self._blank.append(copy.block)
+
     # What one can look at
 
     def references(self, block: int) -> int:
@@ -229,10 +266,27 @@ class BlockPool:
             block = self._blank.pop()
         else:
             block, _ = self._cached.popitem(last=False)
+            if self.host is not None:
+                self.host.keep(block, self._index.of(block))
             self._index.forget(block)
             self._evictions += 1
         self._references[block] = 1
         return block
+
+    def _holds(self, block: int | None, prefix: Prefix) -> bool:
+        """Whether the block, or where that is None the host, holds it."""
+        return prefix.slot is not None if block is None else self._index.of(block) is prefix
+
+    def _bring_back(self, hit: PrefixHit) -> list[int]:
+        """The hit's blocks, with new ones for those that come back from the host."""
+        absent = [prefix for block, prefix in zip(hit.blocks, hit.prefixes, strict=True) if block is None]
+        self.host.lock(absent)
+        blocks = [self._take() for _ in absent]
+        for block, prefix in zip(blocks, absent, strict=True):
+            self._index.hold(block, prefix)
+        self.host.bring_back(absent, blocks)
+        new = iter(blocks)
+        return [next(new) if block is None else block for block in hit.blocks]
 
     def _share(self, block: int) -> None:
         """One more reference; a cached block comes back into use."""

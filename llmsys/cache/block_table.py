@@ -24,11 +24,29 @@ class Copy(NamedTuple):
     target: int
 
 
+class CopyOut(NamedTuple):
+    """Copy a block to a slot of the host's memory in all layers, before the step writes anything; in order with all."""
+
+    block: int
+    slot: int
+
+
+class CopyIn(NamedTuple):
+    """Copy a slot of the host's memory to a block in all layers, before the step reads anything; in order with all."""
+
+    slot: int
+    block: int
+
+
+AnyCopy = Copy | CopyOut | CopyIn
+
+
 @dataclass(frozen=True)
 class PrefixHit:
     """The cached blocks with which a sequence may begin: what `match` found. Good until the pool changes."""
 
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[int | None, ...] = ()
+    """None: this one lies on the host, and comes back to a new block. (Only where the pool has a host tier.)"""
     tokens: int = 0  #  in these blocks
     salt: str | None = None
     prefixes: tuple[Prefix, ...] = field(default=(), repr=False)

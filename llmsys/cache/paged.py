@@ -14,6 +14,7 @@ in `generate`, where nobody does, the cache itself with a pool of its own, or wi
     generate(model, "The capital of France is", attention=PagedCache(pool=pool))
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,9 +38,10 @@ from llmsys.attention.paged.forward import LARGEST_HEAD
 from llmsys.attention.rotary import Rotation, rotate
 from llmsys.cache.batch import Batch, padded_batch_of
 from llmsys.cache.block_pool import BlockPool
-from llmsys.cache.block_table import BlockTable, Copy, OutOfBlocks
+from llmsys.cache.block_table import AnyCopy, BlockTable, Copy, CopyOut, OutOfBlocks
 from llmsys.cache.chunk import Chunk
 from llmsys.cache.groups import heads_first, tokens_first
+from llmsys.cache.host_pages import HostPages
 from llmsys.cache.layers import Layers
 from llmsys.cache.spec import CacheSpec, LayerCache
 from llmsys.hardware.tier import interpreting, triton_installed
@@ -77,6 +79,8 @@ class PagedCache:
         which `begin` must then see.
     spec
         The model's `cache_spec()`: what each layer will hand over. None takes it from the first step.
+    host
+        Main memory for the blocks that a pool with a host tier evicts.
 
     Attributes
     ----------
@@ -106,6 +110,7 @@ class PagedCache:
         sequences: int | None = None,
         pool: object | None = None,
         spec: CacheSpec | None = None,
+        host: HostPages | None = None,
     ):
         if not (kernel in (None, "torch", "triton") or callable(kernel)):
             raise ValueError(f'kernel must be "torch", "triton", a function or None, got {kernel!r}')
@@ -125,7 +130,7 @@ class PagedCache:
         self.kernel = partial(paged_attention_reference, stage=stage) if stage is not None else kernel
         self.block_size, self.capacity, self.sequences, self.spec = block_size, capacity, sequences, spec
         self.num_blocks = num_blocks
-        self.pool = pool
+        self.pool, self.host = pool, host
         self.length = 0
         self._layers = Layers(spec, "the paged cache")
         self._keys: dict[int, Tensor] = {}
@@ -233,8 +238,21 @@ class PagedCache:
             self._values[layer.layer] = torch.empty(*memory, layer.Dv, dtype=layer.dtype, device=device)
         return self._keys[layer.layer], self._values[layer.layer]
 
-    def copy_blocks(self, copies: Sequence[Copy]) -> None:
-        """Copy pages in all layers made so far, in order: what `BlockPool.extend` asks for before the step is run."""
+    def copy_blocks(self, copies: Sequence[AnyCopy]) -> None:
+        """Copy pages in all layers made so far, in order: what `BlockPool.extend`, and the pool's host tier, ask for
+        before the step is run. ValueError for a copy out or in where there is no `host`, before any is made."""
+        runs = [(kind, list(run)) for kind, run in itertools.groupby(copies, type)]
+        if self.host is None and any(kind is not Copy for kind, _ in runs):
+            raise ValueError("host must be given to a paged cache whose pool has a host tier: llmsys.cache.HostPages")
+        for kind, run in runs:
+            if kind is Copy:
+                self._copy_in_order(run)
+            elif kind is CopyOut:
+                self.host.copy_out(run, self._keys, self._values)
+            else:
+                self.host.copy_in(run, self._keys, self._values)
+
+    def _copy_in_order(self, copies: list[Copy]) -> None:
         together: list[Copy] = []  # none of which reads what another one wrote
         for copy in copies:
             written = {each.target for each in together}
@@ -245,8 +263,6 @@ class PagedCache:
         self._copy(together)
 
     def _copy(self, copies: list[Copy]) -> None:
-        if not copies:
-            return
         host = torch.tensor(copies, dtype=torch.int64).T
         for pages in (*self._keys.values(), *self._values.values()):
             source, target = host.to(pages.device, non_blocking=True)

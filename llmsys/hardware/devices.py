@@ -53,6 +53,8 @@ class DeviceSpec:
     """Between shared memory and its own multiprocessor, of all multiprocessors together, B/s."""
     exponentials: float | None = None
     """Per second, by the units for special functions of all multiprocessors together."""
+    host_link: float | None = None
+    """Between the device and main memory, B/s, both directions together, as PCIe is advertised: one has half."""
 
     def flops_per_byte(self, dtype: str = "bfloat16") -> float:
         """The operations that the device does in the time of one byte: below that intensity it waits for memory.
@@ -94,6 +96,7 @@ _SPECS = (
         sms=132,
         l2_bytes=50 * MIB,
         interconnect=900e9,
+        host_link=128e9,  # PCIe 5.0 × 16
         source="NVIDIA H100 Tensor Core GPU data sheet, https://resources.nvidia.com/en-us-tensor-core/"
         "nvidia-tensor-core-gpu-datasheet (halved: sparse there); SMs and caches: H100 architecture white paper",
         **_per_sm(132, 1.83e9),
@@ -107,6 +110,7 @@ _SPECS = (
         sms=132,
         l2_bytes=60 * MIB,
         interconnect=900e9,
+        host_link=128e9,  # PCIe 5.0 × 16
         source="NVIDIA H200 Tensor Core GPU data sheet (SXM), https://www.nvidia.com/en-us/data-center/h200/ "
         "(halved: sparse there); the chip is the H100's, but for the L2 cache, which one reports as 60 MiB",
         **_per_sm(132, 1.83e9),
@@ -139,6 +143,7 @@ _SPECS = (
         sms=108,
         l2_bytes=40 * MIB,
         interconnect=600e9,
+        host_link=64e9,  # PCIe 4.0 × 16
         source="NVIDIA A100 80GB data sheet, https://www.nvidia.com/en-us/data-center/a100/; SMs and caches (L2: 5120 "
         "bytes a cycle): A100 architecture white paper",
         l2_bandwidth=5120 * 1.41e9,
@@ -182,6 +187,7 @@ _SPECS = (
         sms=128,
         l2_bytes=72 * MIB,
         interconnect=64e9,  # PCIe 4.0 × 16: there is no NVLink
+        host_link=64e9,
         source="NVIDIA Ada GPU architecture white paper v2.01, appendix A, https://images.nvidia.com/aem-dam/Solutions/"
         "geforce/ada/nvidia-ada-gpu-architecture.pdf",
         **_per_sm(128, 2.52e9),

@@ -15,6 +15,7 @@
 `StepResult`      what it is told: an `Output` for each
 `Runner`          a step from its plan to its result
 `Execution`       how steps are executed: what makes it fast, each part with a switch
+`HostCache`       main memory behind the cache: how much, and what comes back from it
 `EventLog`        what happened to requests, written down once
 `Metrics`         how long requests waited for what, and what each step did
 `LENGTHS`         how long prompts and outputs are in real services, as quantiles (`workload`)
@@ -30,6 +31,7 @@ from pathlib import Path
 from llmsys.serving.async_engine import AsyncEngine
 from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
+from llmsys.serving.host_cache import HostCache
 from llmsys.serving.plan import Output, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.policies import POLICIES, Policy, Turn, as_policy
 from llmsys.serving.request import Request, Status
@@ -50,6 +52,7 @@ __all__ = [
     "Engine",
     "EventLog",
     "Execution",
+    "HostCache",
     "Lengths",
     "Metrics",
     "Output",

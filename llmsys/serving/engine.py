@@ -40,6 +40,7 @@ from llmsys.models.sampling import whole_number
 from llmsys.models.text.prompt import Prompt, token_ids
 from llmsys.serving.execution import Execution
 from llmsys.serving.guard import Guard
+from llmsys.serving.host_cache import HostCache, host_tier
 from llmsys.serving.loop import Loop
 from llmsys.serving.memory import blocks_that_fit
 from llmsys.serving.policies import Policy
@@ -69,6 +70,9 @@ class Engine:
         Tokens in a block.
     num_blocks, memory
         How large the cache is, in blocks or in bytes. Neither: what is measured to be free (`llmsys.serving.memory`).
+    host_cache
+        Main memory for blocks that the cache has no room for: bytes, or a size such as "2 GiB"; they come back where
+        that takes less time than computing them (`llmsys.serving.host_cache`). None or 0: they are lost.
     max_tokens_per_step, max_sequences, policy, watermark
         The scheduler's (`llmsys.serving.scheduler`).
     max_model_len
@@ -103,6 +107,7 @@ class Engine:
         block_size: int = 16,
         num_blocks: int | None = None,
         memory: int | None = None,
+        host_cache: int | str | HostCache | None = None,
         max_tokens_per_step: int = 2048,
         max_sequences: int = 256,
         max_model_len: int | None = None,
@@ -135,7 +140,8 @@ class Engine:
         else:
             sizes = limits | dict(block_size=block_size, max_model_len=self.max_model_len)
             num_blocks = blocks_that_fit(model, memory=memory, execution=execution, **sizes)
-        self.pool = BlockPool(num_blocks, block_size)
+        host, takes_back = host_tier(model, host_cache, block_size=block_size)
+        self.pool = BlockPool(num_blocks, block_size, host_blocks=host.slots if host else 0, takes_back=takes_back)
         self.events = EventLog(keep=100_000) if events is None else events
         self.metrics = Metrics()
         self.events.listen(self.metrics.on, progress=self.metrics.on_progress)
@@ -143,10 +149,12 @@ class Engine:
             self.pool, **limits, policy=policy, watermark=watermark, max_model_len=self.max_model_len,
             eos_ids=model.tokenizer.eos_ids if model.tokenizer else (), events=self.events, clock=clock,
         )  # fmt: skip
+        if host and not isinstance(self.scheduler, Scheduler):
+            raise ValueError("host_cache must be None where scheduler makes no Scheduler: plans must have its copies")
         stage = STAGES[attention] if isinstance(attention, str) and attention in STAGES else None
         cache = PagedCache(
             None if stage else attention, stage=stage, num_blocks=num_blocks, block_size=block_size,
-            spec=model.cache_spec(),
+            spec=model.cache_spec(), host=host,
         )  # fmt: skip
         room = dict(max_sequences=max_sequences, max_model_len=self.max_model_len, max_tokens=max_tokens_per_step)
         self.runner = Runner(model, cache, execution=execution, clock=clock, **room)

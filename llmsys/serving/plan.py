@@ -21,7 +21,7 @@ that the model agreed with and the model's own next one. What was computed for t
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llmsys.cache.block_table import Copy
+from llmsys.cache.block_table import AnyCopy
 from llmsys.serving.sampling.sampling_params import SamplingParams
 
 PLACEHOLDER = -1
@@ -60,8 +60,8 @@ class StepPlan:
 
     step: int  #  counted from 0
     work: tuple[Work, ...]  #  at least one
-    copies: tuple[Copy, ...] = ()
-    """Blocks to be copied in this order, before the step writes anything."""
+    copies: tuple[AnyCopy, ...] = ()
+    """Blocks to be copied in this order, before the step writes anything: to each other, to the host, and back."""
     ended: tuple[str, ...] = ()
     """Requests that have ended since the last plan: a runner may forget them."""
 

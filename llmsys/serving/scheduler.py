@@ -42,7 +42,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from llmsys.cache.block_pool import BlockPool
-from llmsys.cache.block_table import Copy, OutOfBlocks
+from llmsys.cache.block_table import AnyCopy, OutOfBlocks
+from llmsys.cache.host_tier import counted
 from llmsys.models.sampling import whole_number
 from llmsys.serving.admission import entrance, take_blocks, waits_for_parent
 from llmsys.serving.outcome import accept, check_result
@@ -51,7 +52,7 @@ from llmsys.serving.policies import Policy, Turn, as_policy
 from llmsys.serving.request import Request, Status
 from llmsys.serving.roster import Roster
 from llmsys.serving.step import Step
-from llmsys.serving.telemetry.events import Admitted, EventLog, Preempted, Progress, StepDone
+from llmsys.serving.telemetry.events import Admitted, EventLog, HostCopied, Preempted, Progress, StepDone
 
 NOTHING = Output("")  # is said of a request that has more to compute first
 
@@ -115,7 +116,7 @@ class Scheduler(Roster):
         self.eos_ids = frozenset(eos_ids)
         self._under_way: deque[Step] = deque()  # two at most, whose results are awaited
         self._last_done = -math.inf  # when
-        self._copies: list[Copy] = []  # that a step was to make which came to nothing
+        self._copies: list[AnyCopy] = []  # that a step was to make which came to nothing
         self._block_size = pool.block_size
 
     # Before a step
@@ -146,7 +147,10 @@ class Scheduler(Roster):
             return None
         ended, self._ended = self._ended, []
         self._under_way.append(step)
-        return step.make(ended)
+        plan = step.make(ended)
+        if self.pool.host is not None and any(moved := counted(plan.copies)):
+            self.events.add(HostCopied(number, self.clock(), *moved, moved[1] * self._block_size))
+        return plan
 
     def _fill(self, step: Step) -> None:
         """By the first of the policy's turns in which there is anything to do."""
@@ -180,7 +184,7 @@ class Scheduler(Roster):
             if n > 0:
                 try:
                     if copies := extend(request.table, known):
-                        step.copies += copies
+                        step.copy(copies)
                 except OutOfBlocks:
                     if not self._make_room(request, known, step):
                         continue
@@ -196,7 +200,7 @@ class Scheduler(Roster):
             if newest is request:
                 return False
             try:
-                step.copies += self.pool.extend(request.table, known)
+                step.copy(self.pool.extend(request.table, known))
                 return True
             except OutOfBlocks:
                 pass
@@ -219,7 +223,7 @@ class Scheduler(Roster):
             try:
                 if not n:
                     return
-                step.copies += take_blocks(request, self.pool, found, reserve=self.reserve if self.running else 0)
+                step.copy(take_blocks(request, self.pool, found, reserve=self.reserve if self.running else 0))
             except OutOfBlocks:
                 return
             self.waiting.remove(request)
@@ -280,6 +284,8 @@ class Scheduler(Roster):
                 self._end(name, status, reason=reason, error=output.error, now=now)
         if rows:
             self.events.add_progress(Progress(number, now, rows))
+        if plan.copies and all((out := outputs.get(work.request)) and out.error is not None for work in plan.work):
+            self.pool.distrust(plan.copies)
         if computed:
             self._note_done(step, sum(computed), len(computed), kinds)
         self._done_with_the_first()

@@ -1,7 +1,7 @@
 """A step while it is planned: who computes how much, and how many of its tokens are left."""
 
 from llmsys.cache.block_pool import BlockPool
-from llmsys.cache.block_table import Copy
+from llmsys.cache.block_table import AnyCopy, Copy
 from llmsys.serving.plan import PLACEHOLDER, StepPlan, Work
 from llmsys.serving.request import Request, Status
 
@@ -27,7 +27,7 @@ class Step:
         self.began = began  # seconds, on the scheduler's clock
         self.requests: dict[str, Request] = {}
         self.work: dict[str, Work] = {}
-        self.copies: list[Copy] = []
+        self.copies: list[AnyCopy] = []
         self.preempted = False
         self.plan: StepPlan | None = None  # once it is made
         self._pool, self._block_size = pool, pool.block_size
@@ -52,6 +52,10 @@ class Step:
         # As Work(…) is, in half the time: hundreds are made in a step.
         self.work[name] = tuple.__new__(Work, (name, tokens, start, blocks, logits, request.sampling))
         self.left -= n
+
+    def copy(self, copies: list[Copy]) -> None:
+        """These are to be made, after all that the pool's host tier has asked for so far."""
+        self.copies += [*self._of_host(), *copies]
 
     def guess(self, request: Request) -> None:
         """As many of its guesses as there are tokens left and blocks free for, and slots for them."""
@@ -89,5 +93,9 @@ class Step:
 
     def make(self, ended: list[str]) -> StepPlan:
         """The plan, when all have what they get."""
+        self.copies += self._of_host()
         self.plan = StepPlan(self.number, tuple(self.work.values()), tuple(self.copies), tuple(ended))
         return self.plan
+
+    def _of_host(self) -> list[AnyCopy]:
+        return [] if self._pool.host is None else self._pool.host.copies()

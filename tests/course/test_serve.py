@@ -47,6 +47,7 @@ def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(monkeypatch):
         (["--model", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
         (["--model", "tiny", "--max-model-len", "100000"], "max_model_len must be from 2"),
         (["--model", "tiny", "--cache", "0"], "memory must hold at least 2 blocks"),
+        (["--model", "tiny", "--host-cache", "1000000"], "host_cache must be at most the"),
         (["--model", "tiny", "--policy", "nothing"], "policy"),
         (["--model", "tiny", "--api-key", " "], "api_key must not be empty"),
     ],

@@ -1,7 +1,8 @@
 """Any schedule gives the same tokens: the scheduler through lives that hypothesis draws, on a runner that is made up.
 
 Requests arrive (some share prompts, some want several answers), are aborted, stop, are guessed ahead of, fail, and
-preempt each other in a pool that is too small for them; results bring anything from no token to all that were guessed.
+preempt each other in a pool that is too small for them, with or without main memory for what it evicts; results bring
+anything from no token to all that were guessed; a step may break before its copies, or after some of them.
 Some steps are planned while the one before them is under way, and requests come and go then, too. After every step the
 machine looks at what must always be true, and in the end at what each request got.
 """
@@ -14,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from llmsys.cache import BlockPool
+from llmsys.cache import BlockPool, CopyIn, CopyOut
 from llmsys.serving.plan import PLACEHOLDER, StepPlan
 from llmsys.serving.policies import POLICIES
 from llmsys.serving.request import Request, Status
@@ -27,12 +28,13 @@ from llmsys.serving.telemetry.events import (
     Computed,
     Failed,
     Finished,
+    HostCopied,
     Preempted,
     StepDone,
     Token,
 )  # fmt: skip
 from tests.support.made_up_runner import EOS, MadeUpRunner, expected_tokens, next_token
-from tests.support.pools import assert_consistent
+from tests.support.pools import assert_consistent, content
 from tests.support.size import sized
 
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)  # two tokens: prefixes are shared often
@@ -73,9 +75,17 @@ class Schedules(RuleBasedStateMachine):
         more_budget=st.sampled_from([30, 0, 1, 2, 5, 9]),
         watermark=st.sampled_from([0, 0.01, 0.3]),
         max_model_len=st.sampled_from([None, None, 11]),
+        host_blocks=st.sampled_from([50, 0, 1, 3, 8, 50]),
+        returns=st.sampled_from([1, 1, 1, 1, 2]),
     )
-    def make(self, blocks, block_size, sequences, more_budget, watermark, max_model_len):
-        self.pool = BlockPool(blocks + 1, block_size)
+    def make(self, blocks, block_size, sequences, more_budget, watermark, max_model_len, host_blocks, returns):
+        def takes_back(offer):
+            assert 0 <= offer.start < offer.end < offer.known
+            assert offer.start % block_size == offer.end % block_size == 0
+            assert 1 <= offer.blocks <= (offer.end - offer.start) // block_size
+            return (offer.end + offer.known) % returns == 0
+
+        self.pool = BlockPool(blocks + 1, block_size, host_blocks=host_blocks, takes_back=takes_back)
         self.room = min(blocks * block_size + 1, max_model_len or 10**9)
         self.sequences, self.budget = sequences, sequences + more_budget
         self.scheduler = Scheduler(
@@ -162,13 +172,17 @@ class Schedules(RuleBasedStateMachine):
         seen = len(scheduler.events)
         plan = scheduler.plan()
         events = list(scheduler.events)[seen:]
+        moved = [each for each in events if isinstance(each, HostCopied)]
+        events = [each for each in events if not isinstance(each, HostCopied)]
         if plan is None:
             assert ahead or not scheduler.has_unfinished
+            assert not moved, "copies are in a plan"
             assert not events and slots == [each.table.length for each in scheduler.running], "nothing has changed"
             self.seen["none ahead"] += ahead
             return
         self.under_way.append(UnderWay(plan, {each.request: scheduler.requests[each.request] for each in plan.work}))
         self.seen["ahead"] += ahead
+        self.check_copies(plan, moved)
         if ahead:
             with pytest.raises(ValueError, match="has not been taken in"):
                 scheduler.plan()
@@ -219,6 +233,16 @@ class Schedules(RuleBasedStateMachine):
             if event.hit_tokens == len(request.tokens) - 1:
                 assert len(work[event.request].tokens) == 1
 
+    def check_copies(self, plan, moved):
+        outwards, back = ([each for each in plan.copies if isinstance(each, kind)] for kind in (CopyOut, CopyIn))
+        self.seen["stored"] += len(outwards)
+        self.seen["returned"] += len(back)
+        assert bool(moved) == bool(outwards or back)
+        if moved:
+            (event,) = moved
+            assert (event.stored, event.returned) == (len(outwards), len(back)) and event.step == plan.step
+            assert event.returned_tokens == len(back) * self.pool.block_size
+
     def check_who_enters_and_who_goes(self, was_running, admitted, preempted):
         assert not (admitted and preempted), "nobody is admitted in a step that preempted"
         newest_first = [each.id for each in reversed(was_running)]
@@ -251,13 +275,22 @@ class Schedules(RuleBasedStateMachine):
             assert left_out == set(preempted), "no decode is left out"
 
     @precondition(lambda self: self.under_way)
-    @rule(takes=st.lists(st.sampled_from([0, 0, 0, 1, 2]), max_size=4), fault=st.integers(0, 15), forget=st.booleans())
-    def run_it(self, takes, fault, forget):
+    @rule(
+        takes=st.lists(st.sampled_from([0, 0, 0, 1, 2]), max_size=4),
+        fault=st.integers(0, 15),
+        forget=st.booleans(),
+        broken=st.sampled_from([None, None, None, None, None, 0, 1, 3, 99]),
+    )
+    def run_it(self, takes, fault, forget, broken=None):
         self.takes = takes
         first, scheduler = self.under_way[0], self.scheduler
         plan, later = first.plan, self.under_way[1] if len(self.under_way) > 1 else None
         poison = plan.work[fault].request if fault < len(plan.work) else None
-        result = self.runner(plan, poison)
+        if broken is not None and later is None:  # nothing follows a step that was not launched
+            result, forget = self.runner.break_down(plan, broken), False
+            self.seen["broken with copies"] += bool(plan.copies)
+        else:
+            result = self.runner(plan, poison)
         seen = len(scheduler.events)
         computing = {each.id: work for each in scheduler.running if (work := first.work_of(each))}
         assert scheduler.awaits(plan) == bool(computing)
@@ -294,9 +327,10 @@ class Schedules(RuleBasedStateMachine):
         wrong=st.integers(0, 2),
         takes=st.sampled_from([0, 0, 1]),
         ahead=st.sampled_from([True, True, False]),
+        breaks=st.sampled_from([None, None, None, 0, 1, 2]),
     )
-    def go_on(self, steps, right, wrong, takes, ahead):
-        for _ in range(steps):
+    def go_on(self, steps, right, wrong, takes, ahead, breaks):
+        for step in range(steps):
             for request in self.scheduler.running:
                 if not ahead or request.order % 3 == 0:  # with guesses nothing can be planned ahead
                     self.propose(request, right, wrong)
@@ -306,7 +340,8 @@ class Schedules(RuleBasedStateMachine):
                 if len(self.under_way) == before:
                     break
             if self.under_way:
-                self.run_it([takes] * len(self.under_way[0].plan.work), 99, True)
+                broken = breaks if step == 4 or self.under_way[0].plan.copies else None
+                self.run_it([takes] * len(self.under_way[0].plan.work), 99, True, broken)
             self.nothing_is_out_of_order()
 
     # What is always true
@@ -351,6 +386,11 @@ class Schedules(RuleBasedStateMachine):
         assert self.pool.stats.used == 0 and not self.scheduler.running and not self.scheduler.waiting
         whole = self.pool.allocate((self.pool.num_blocks - 1) * self.pool.block_size)
         assert sorted(whole.blocks) == list(range(1, self.pool.num_blocks)), "nothing leaks"
+        if self.pool.host is not None:
+            self.runner.copy([*self.scheduler._copies, *self.pool.host.copies()])
+            for slot, prefix in self.pool.host.contents().items():
+                held = self.runner.on_host[slot][-1]
+                assert held == content(prefix), "the host holds what it is believed to hold"
 
     def check_end(self, request):
         tokens, reason = expected_tokens(request, self.room)
@@ -389,5 +429,6 @@ def test_any_schedule_gives_the_same_tokens(policy):
     case = machine.TestCase
     case.settings = settings(case.settings, max_examples=EXAMPLES, stateful_step_count=30, deadline=None)
     case("runTest").runTest()
-    happens = ("ahead", "none ahead", *sized(short=(), full=("left out", "forgotten", "void")))
+    rare = ("left out", "forgotten", "void", "stored", "returned", "broken with copies")
+    happens = ("ahead", "none ahead", *sized(short=(), full=rare))
     assert all(seen[what] for what in happens), f"the schedules had not everything in them: {seen}"

@@ -119,6 +119,7 @@ def what_happened(pair, requests, sizes, k, random) -> dict[str, int]:
     return dict(
         preempted=totals.preemptions, hit=totals.hit_tokens, aborted=totals.aborted, copies=engine.pool.stats.copies,
         shared=sum(isinstance(each, Admitted) and each.shared for each in engine.events), guessed=guessed,
+        stored=totals.stored_blocks, returned=totals.returned_blocks,
     )  # fmt: skip
 
 

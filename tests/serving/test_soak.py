@@ -8,8 +8,10 @@ from collections import deque
 
 import pytest
 
+from llmsys.cache.host_tier import always
 from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
+from llmsys.serving.host_cache import HostCache
 from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.telemetry.events import EventLog
 from tests.serving.test_schedules import PROMPTS
@@ -48,13 +50,13 @@ class Faults:
         return x
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_every_request_ends_the_faulty_fail_alone_and_nothing_is_left(llama, ahead):
+@pytest.mark.parametrize(("ahead", "host_cache"), [(False, None), (True, None), (True, HostCache(20_000, always))])
+def test_every_request_ends_the_faulty_fail_alone_and_nothing_is_left(llama, ahead, host_cache):
     requests = sized(short=80, full=1000)  # twice
     gen = random.Random(SEED)
     engine = Engine(
         llama.ours, num_blocks=40, block_size=4, max_tokens_per_step=24, max_sequences=8, events=EventLog(keep=100),
-        execution=Execution(ahead=ahead),
+        execution=Execution(ahead=ahead), host_cache=host_cache,
     )  # fmt: skip
     engine.metrics.steps = deque(maxlen=50)
     for prompt in PROMPTS:
@@ -75,6 +77,9 @@ def test_every_request_ends_the_faulty_fail_alone_and_nothing_is_left(llama, ahe
     totals = engine.metrics.totals
     assert totals.requests == totals.finished + totals.failed + totals.aborted >= 2 * requests
     assert min(totals.finished, totals.failed, totals.aborted, totals.preemptions, totals.hit_tokens) > 0, totals
+    if host_cache:
+        stats = engine.pool.host.stats
+        assert totals.returned_blocks and totals.stored_blocks and stats.dropped and stats.held <= stats.blocks
     assert used[1] - used[0] < 30_000, f"{used[1] - used[0]:,} bytes more after as many requests again"
 
 

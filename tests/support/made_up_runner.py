@@ -9,15 +9,16 @@ what it accepts.
 
 import hashlib
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from llmsys.cache import Copy
+from llmsys.cache import AnyCopy, Copy, CopyIn, CopyOut
 from llmsys.serving.plan import PLACEHOLDER, Output, StepPlan, StepResult, TokenLogprobs, Work
 from llmsys.serving.request import Request
 
 EOS = 7  # of the tokens 0 to 7
 POISON = "not finite"
+NOT_FINITE = "the logits are not finite"
 
 
 def next_token(tokens: tuple[int, ...], seed: int | None = None) -> int:
@@ -54,9 +55,10 @@ class MadeUpRunner:
         salts: Mapping[str, str] | None = None,
         accept: Callable[[Work, int], int] | None = None,
     ):
-        self.block_size, self.salts = block_size, salts or {}
+        self.block_size, self.salts = block_size, {} if salts is None else salts
         self.accept = accept or (lambda work, right: right)
         self.memory: list[list] = [[None] * block_size for _ in range(num_blocks)]
+        self.on_host: dict[int, list] = {}  # by slot
         self.poisoned: set[str] = set()  # requests of which something was not finite
         self.drawn: dict[str, int] = {}  # in the last step, by request
         self.filled = 0  # place-holders so far
@@ -65,9 +67,7 @@ class MadeUpRunner:
         """The plan's result. What is computed of the request `poison` in this step is not finite."""
         plan = pickle.loads(pickle.dumps(plan))  # as if the runner were another process
         assert plan.work and len({work.request for work in plan.work}) == len(plan.work)
-        for copy in plan.copies:
-            assert isinstance(copy, Copy) and 0 not in copy
-            self.memory[copy.target] = list(self.memory[copy.source])
+        self.copy(plan.copies)
         for request in plan.ended:
             self.drawn.pop(request, None)
         plan = replace(plan, work=tuple(map(self._filled, plan.work)))
@@ -77,6 +77,25 @@ class MadeUpRunner:
             self._write(work, poison == work.request, written)
         outputs = [output for work in plan.work if (output := self._output(work)) is not None]
         return pickle.loads(pickle.dumps(StepResult(plan.step, tuple(outputs))))
+
+    def copy(self, copies: Sequence[AnyCopy]) -> None:
+        for copy in copies:
+            if isinstance(copy, CopyOut):
+                assert copy.block > 0
+                self.on_host[copy.slot] = list(self.memory[copy.block])
+            elif isinstance(copy, CopyIn):
+                assert copy.block > 0
+                self.memory[copy.block] = list(self.on_host[copy.slot])
+            else:
+                assert isinstance(copy, Copy) and 0 not in copy
+                self.memory[copy.target] = list(self.memory[copy.source])
+
+    def break_down(self, plan: StepPlan, copies: int) -> StepResult:
+        """The plan's step raises after so many of its copies."""
+        self.copy(plan.copies[:copies])
+        self.drawn = {}
+        self.poisoned |= {work.request for work in plan.work}
+        return StepResult(plan.step, tuple(Output(work.request, error=NOT_FINITE) for work in plan.work))
 
     def _filled(self, work: Work) -> Work:
         if PLACEHOLDER not in work.tokens:
@@ -120,7 +139,7 @@ class MadeUpRunner:
             return None
         if held == POISON:
             self.drawn[work.request] = 0
-            return Output(work.request, error="the logits are not finite")
+            return Output(work.request, error=NOT_FINITE)
         tokens, known = [], held[1][: work.end - len(work.guesses)]
         for guess in (*work.guesses, None):
             tokens.append(next_token((*known, *tokens), work.sampling.seed))

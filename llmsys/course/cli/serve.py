@@ -51,6 +51,9 @@ def serve(
         float | None,
         typer.Option(min=0.0, help="GiB for keys and values.", show_default="what a GPU has free; on a CPU at most 2"),
     ] = None,
+    host_cache: Annotated[
+        float, typer.Option(min=0.0, help="GiB of main memory for what has no room there any more, and may come back.")
+    ] = 0.0,
     policy: Annotated[str, typer.Option(help="How a step is filled: static, orca, alternating, stall-free.")] = (
         "stall-free"
     ),
@@ -73,7 +76,7 @@ def serve(
         raise Refused(f"--host {host} --port {port}: {error.strerror or error}. --port 0 takes a free one") from None
     with bound:
         with Console(stderr=True).status("loading the model"), refusals():
-            engine = _engine(model, device, dtype, max_sequences, max_model_len, cache, policy)
+            engine = _engine(model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy)
             limits = Limits(
                 body_bytes=max_body, prompt_tokens=max_prompt, answers=max_answers, drain_seconds=drain,
                 running=engine.scheduler.max_sequences, waiting=max_waiting,
@@ -85,7 +88,7 @@ def serve(
         Server(app, access_log=access_log).run(sockets=[bound])
 
 
-def _engine(model, device, dtype, max_sequences, max_model_len, cache, policy):
+def _engine(model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy):
     import torch
 
     from llmsys.models import load_model
@@ -104,7 +107,7 @@ def _engine(model, device, dtype, max_sequences, max_model_len, cache, policy):
     loaded = load_model(model, device=where, dtype=getattr(torch, dtype))
     return Engine(
         loaded, memory=memory, max_sequences=sequences, max_tokens_per_step=max(2048, sequences),
-        max_model_len=max_model_len, policy=policy,
+        max_model_len=max_model_len, policy=policy, host_cache=int(host_cache * GIB),
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@
     llmsys_prompt_tokens_total, llmsys_output_tokens_total, llmsys_computed_tokens_total
     llmsys_prefix_hit_tokens_total                 prompt tokens that were in the cache already
     llmsys_preemptions_total, llmsys_lost_tokens_total
+    llmsys_host_stored_blocks_total                evicted blocks that went to main memory
+    llmsys_host_returned_blocks_total, llmsys_host_returned_tokens_total
     llmsys_answers_total                           by reason: stop, length, abort, error
     llmsys_time_to_first_token_seconds             from a request's arrival at the server: tokenizing and queue included
     llmsys_time_per_output_token_seconds           the mean of an answer, from its first token to its last
@@ -99,6 +101,9 @@ class Measured:
             ("prefix_hit_tokens", "Tokens whose keys and values were in the cache.", totals.hit_tokens),
             ("preemptions", "Requests that lost their blocks to others.", totals.preemptions),
             ("lost_tokens", "Tokens that were computed, and lost by preemption.", totals.lost_tokens),
+            ("host_stored_blocks", "Evicted blocks that went to main memory.", totals.stored_blocks),
+            ("host_returned_blocks", "Blocks that came back from main memory.", totals.returned_blocks),
+            ("host_returned_tokens", "Tokens in these, which were not computed again.", totals.returned_tokens),
         ):
             yield self._with(CounterMetricFamily(f"llmsys_{name}", what, labels=["model"]), [((), value)])
         seconds = CounterMetricFamily("llmsys_step_seconds", "Host's seconds in steps.", labels=["model", "phase"])

@@ -115,6 +115,15 @@ class StepDone(Event):
     blocks: int  #  of the pool, block 0 left out
 
 
+@dataclass(frozen=True)
+class HostCopied(Event):
+    """A step was planned in which evicted blocks go to the host, or come back from there."""
+
+    stored: int  #  blocks
+    returned: int  #  blocks
+    returned_tokens: int  #  in these, which need not be computed
+
+
 class Progress(NamedTuple):
     """What one step brought several requests: for each a `Computed`, and a `Token` for each that was said."""
 

@@ -26,6 +26,7 @@ from llmsys.serving.telemetry.events import (
     Event,
     Failed,
     Finished,
+    HostCopied,
     Preempted,
     Progress,
     RequestEvent,
@@ -115,6 +116,9 @@ class Totals:
     output_tokens: int = 0
     preemptions: int = 0
     lost_tokens: int = 0
+    stored_blocks: int = 0  #  that were evicted, and went to the host
+    returned_blocks: int = 0  #  from there
+    returned_tokens: int = 0  #  in these: among `hit_tokens`, and not computed again
     steps: int = 0  #  those that raised included
     seconds: Counter = field(default_factory=Counter)  #  by PHASES
     seconds_by_kind: Counter = field(default_factory=Counter)  #  of steps: "prefill", "decode", "mixed"
@@ -148,6 +152,10 @@ class Metrics:
             self.requests[event.request] = RequestMetrics(event.prompt_tokens, event.time)
             self.totals.requests += 1
             self.totals.prompt_tokens += event.prompt_tokens
+        elif isinstance(event, HostCopied):
+            self.totals.stored_blocks += event.stored
+            self.totals.returned_blocks += event.returned
+            self.totals.returned_tokens += event.returned_tokens
         elif isinstance(event, RequestEvent) and (request := self.requests.get(event.request)):
             self._of_request(event, request)
 

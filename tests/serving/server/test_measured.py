@@ -8,6 +8,8 @@ pytest.importorskip("fastapi", reason="the serving extra is not installed")
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmsys.cache.host_tier import always
+from llmsys.serving import HostCache
 from tests.serving.server.running import NAME, serving
 
 PATH = "/v1/completions"
@@ -85,3 +87,14 @@ def test_quantiles(values, expected):
 
     found = _quantiles(values)
     assert found is expected if expected is None else (found["p50"], found["p90"]) == pytest.approx(expected)
+
+
+def test_blocks_that_go_to_main_memory_and_come_back_are_counted(model):
+    with serving(model, num_blocks=30, host_cache=HostCache(1 << 20, always)) as running:
+        for prompt in ("a" * 80, "b" * 80, "a" * 80):
+            assert running.post(PATH, {"prompt": prompt, "max_tokens": 9, "ignore_eos": True}).status_code == 200
+        found = scrape(running)
+    blocks = found["llmsys_host_returned_blocks_total",]
+    assert blocks > 0 and found["llmsys_host_returned_tokens_total",] == 4 * blocks
+    assert found["llmsys_prefix_hit_tokens_total",] >= 4 * blocks
+    assert found["llmsys_host_stored_blocks_total",] >= blocks
