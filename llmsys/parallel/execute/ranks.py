@@ -57,7 +57,7 @@ class Pipeline:
         `microbatches` are (B, T + 1) token ids, the same on all ranks.
         """
         worker = self._worker
-        device = next(iter(worker.stages.values())).part.device
+        device = next(iter(worker.stages.values())).device
         worker.begin([each.to(device) for each in microbatches])
         worker.clock = GpuClock() if device.type == "cuda" else Clock()
         while worker.advance() is not None:

@@ -53,6 +53,10 @@ class Stage:
         """Its weights, by the names that they have in the whole model."""
         return dict(self.part.named_parameters())
 
+    @property
+    def device(self) -> torch.device:
+        return self.part.device
+
     def boundary(self, tokens: Int[Tensor, "B T1"]) -> Float[Tensor, "B T C"]:
         """An empty tensor of the size and kind of what passes between stages for a microbatch."""
         B, T = tokens.shape[0], tokens.shape[1] - 1
