@@ -1,6 +1,6 @@
 """Execute: a pipeline schedule run on a real model, in one process or on ranks.
 
-    from llmsys.parallel.execute import Cut, execute_here
+    from llmsys.parallel.execute import Cut, execute_here, stages_of
     from llmsys.parallel.pipeline import make_schedule
     schedule = make_schedule("zb-v", 2, 8)
     cut = Cut.by_cost(model.config, schedule.num_stages, context=256)
@@ -11,7 +11,7 @@
 `Stage`, `Cut`      a part of the model that computes F, I and W; where the model is cut, by cost
 `Worker`, `Wire`    a rank's part in a step; how results get from rank to rank
 `execute_here`      all ranks in one process
-`execute`           on ranks: a rank's part, its losses, and everybody's timeline
+`Pipeline`          on ranks: a rank's end of it, the losses, and everybody's timeline
 `Joint`             copies of a weight summed, and one length of all gradients
 
 The timeline of a run is of the simulator's kind: drawn, measured and compared as that is. Read in this order:
@@ -19,7 +19,7 @@ The timeline of a run is of the simulator's kind: drawn, measured and compared a
 """
 
 from llmsys.parallel.execute.copies import Copy, Joint, copies
-from llmsys.parallel.execute.cut import Cut, check_model, costs, stages_of
+from llmsys.parallel.execute.cut import Cut, check_class, check_model, costs, load_stages, stages_of
 from llmsys.parallel.execute.here import execute_here
 from llmsys.parallel.execute.put_off import PutOff, SplitLinear
 from llmsys.parallel.execute.ranks import Pipeline
@@ -41,9 +41,11 @@ __all__ = [
     "Stage",
     "Wire",
     "Worker",
+    "check_class",
     "check_model",
     "copies",
     "costs",
     "execute_here",
+    "load_stages",
     "stages_of",
 ]

@@ -27,6 +27,10 @@ class Copy:
     name: str
     rank: int
 
+    @property
+    def key(self) -> Key:
+        return self.replica, self.stage
+
 
 def copies(schedule: Schedule, cut: Cut) -> dict[str, tuple[Copy, ...]]:
     """All copies of each of the model's weights, by its name in the whole model.
@@ -40,7 +44,7 @@ def copies(schedule: Schedule, cut: Cut) -> dict[str, tuple[Copy, ...]]:
         )
     found: dict[str, list[Copy]] = {}
     for stage in range(cut.num_stages):
-        for name in cut.names(stage):
+        for name in cut.shapes(stage):
             for replica in range(schedule.num_replicas):
                 copy = Copy(replica, stage, name, schedule.placement.rank(stage, replica))
                 found.setdefault(cut.whole_name(name), []).append(copy)
@@ -63,6 +67,8 @@ class Joint:
 
     def __init__(self, schedule: Schedule, cut: Cut, rank: int | None = None):
         self.copies, self.rank = copies(schedule, cut), rank
+        shapes = [each for stage in range(cut.num_stages) for each in cut.shapes(stage).items()]
+        self.shapes = {cut.whole_name(name): shape for name, shape in shapes}
         self._groups = {}
         if rank is not None:
             import torch.distributed as dist
@@ -76,7 +82,7 @@ class Joint:
         """Give each copy the sum of all copies' gradients, in place."""
         under_way = []
         for several in self.copies.values():
-            here = [gradients[(each.replica, each.stage), each.name] for each in self._here(several)]
+            here = [gradients[each.key, each.name] for each in self._here(several)]
             if len(several) == 1 or not here:
                 continue
             total = here[0]
@@ -98,7 +104,7 @@ class Joint:
     @torch.no_grad()
     def length(self, gradients: Gradients) -> Tensor:
         """√(Σ g²) over all weights of the model, each once; a number in fp64, the same on all ranks."""
-        own = [gradients[(each.replica, each.stage), each.name] for each in self.owned()]
+        own = [gradients[each.key, each.name] for each in self.owned()]
         squares = [torch.linalg.vector_norm(each, dtype=torch.float64).square() for each in own]
         device = next(iter(gradients.values())).device
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
@@ -111,6 +117,10 @@ class Joint:
     def owned(self) -> Iterator[Copy]:
         """Of each weight the first copy, if it is here: the one that is counted, and saved."""
         return (each[0] for each in self.copies.values() if self.rank in (None, each[0].rank))
+
+    def here(self) -> list[Copy]:
+        """All copies that are here."""
+        return [each for several in self.copies.values() for each in self._here(several)]
 
     def _here(self, several: tuple[Copy, ...]) -> list[Copy]:
         return [each for each in several if self.rank in (None, each.rank)]

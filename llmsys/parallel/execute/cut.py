@@ -9,11 +9,13 @@ stay equal if they begin so, get the sum of both gradients and are moved alike (
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llmsys.cache import Backend
+from llmsys.models.checkpoints.weights import load_model
 from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.parallel.execute.put_off import PutOff
 from llmsys.parallel.execute.stage import Key, Stage
@@ -50,11 +52,14 @@ class Cut:
     def num_stages(self) -> int:
         return len(self.ranges)
 
-    def names(self, stage: int) -> tuple[str, ...]:
+    def shapes(self, stage: int) -> dict[str, torch.Size]:
         """The weights of a stage, by their names there."""
+        return {name: weight.shape for name, weight in self.empty(stage).named_parameters()}
+
+    def empty(self, stage: int, later: PutOff | None = None) -> Llama:
+        """A stage's part of the model without numbers, on the meta device."""
         with torch.device("meta"):
-            part = Llama(self.config, layers=self.ranges[stage])
-        return tuple(name for name, _ in part.named_parameters())
+            return Llama(self.config, layers=self.ranges[stage], linear=later)
 
     def whole_name(self, name: str) -> str:
         """What the whole model calls a stage's weight: a tied head is the embedding."""
@@ -73,8 +78,7 @@ class Cut:
         `split=False` makes its I a whole backward pass, and its W empty.
         """
         later = PutOff() if split else None
-        with torch.device("meta"):
-            part = Llama(self.config, layers=self.ranges[stage], linear=later)
+        part = self.empty(stage, later)
         own = {name: weights[self.whole_name(name)].detach().clone() for name, _ in part.named_parameters()}
         part.load_state_dict(own, assign=True, strict=False)
         part.tie()
@@ -94,10 +98,15 @@ def check_model(model: torch.nn.Module) -> None:
     """ValueError for a model that is a part of one, or whose training needs more than the next token's loss."""
     if not isinstance(model, Llama) or not model.is_whole:
         raise ValueError("model must be a whole one of the Llama family to be cut into stages")
-    if hasattr(model, "training_step"):
+    check_class(type(model))
+
+
+def check_class(model_class: type) -> None:
+    """The same, of a model that is not there yet."""
+    if hasattr(model_class, "training_step"):
         raise ValueError(
-            f"model must be trained by the next token's loss alone to be cut into stages, and a {type(model).__name__} "
-            "adds terms of its own to the loss: train it without a pipeline"
+            "model must be trained by the next token's loss alone to be cut into stages, and a "
+            f"{model_class.__name__} adds terms of its own to the loss: train it without a pipeline"
         )
 
 
@@ -127,3 +136,21 @@ def stages_of(
         for each in ranks
         for replica, stage in schedule.placement.stages(each)
     }
+
+
+def load_stages(
+    source: str | Path | None,
+    schedule: Schedule,
+    cut: Cut,
+    rank: int,
+    *,
+    device: str | torch.device = "cpu",
+    attention: str | Callable | Backend = "sdpa",
+) -> dict[Key, Stage]:
+    """The stages of a rank from a checkpoint (`llmsys.models.load_model`), of which it reads no other weights."""
+    stages = {}
+    for replica, stage in schedule.placement.stages(rank):
+        later = PutOff()
+        part = load_model(source, device=device, layers=cut.ranges[stage], linear=later)
+        stages[replica, stage] = Stage(part.requires_grad_(True).train(), later, attention)
+    return stages

@@ -82,12 +82,13 @@ def test_microbatches_of_unequal_sizes_pass_between_ranks():
             torch.testing.assert_close(gradient, expected[own], rtol=0, atol=1e-12, msg=own)
 
 
-def test_a_schedule_for_other_ranks_is_refused():
-    def wrong(model):
-        schedule = make_schedule("1f1b", 3, 4)
-        try:
-            Pipeline(schedule, stages_of(model, schedule, Cut.by_cost(model.config, 3, 7), dist.get_rank()))
-        except ValueError as error:
-            return str(error)
+def refused(model):
+    schedule = make_schedule("1f1b", 3, 4)
+    try:
+        Pipeline(schedule, stages_of(model, schedule, Cut.by_cost(model.config, 3, 7), dist.get_rank()))
+    except ValueError as error:
+        return str(error)
 
-    assert run(wrong, 2, make_model(), backend="gloo") == ["1f1b is for 3 ranks, and there are 2"] * 2
+
+def test_a_schedule_for_other_ranks_is_refused():
+    assert run(refused, 2, make_model(), backend="gloo") == ["1f1b is for 3 ranks, and there are 2"] * 2
