@@ -32,6 +32,8 @@ from llmsys.training.optimise import Optimiser, no_gradient
 from llmsys.training.run import DTYPES, Run, Step, TrainConfig, to_json
 from llmsys.training.trainer import check_finite, check_folder, rate_of, saved_run, take_steps
 
+BYTES_A_WEIGHT = 3 * 4  # of a checkpoint: master and running means, fp32
+
 
 def schedule_for(name: str, stages: int, microbatches: int) -> Schedule:
     """The schedule of that name for a model in so many stages, on as many ranks as it takes: with two stages a rank
@@ -84,14 +86,9 @@ def train_in_stages(
 
     Raises what `train` does, on all ranks.
     """
-    if schedule.num_microbatches != config.accumulate:
-        raise ValueError(
-            f"accumulate must be the schedule's {schedule.num_microbatches} microbatches, got {config.accumulate}"
-        )
     rank, out = dist.get_rank(), None if out is None else Path(out)
     settings, tokenizer = _settings(model)
-    cut = Cut.by_cost(settings, schedule.num_stages, config.context)
-    _check(settings, corpus, config, out, resume)
+    cut = check_run(settings, schedule, corpus, config, out, resume)
     if isinstance(model, Llama):
         stages = stages_of(model, schedule, cut, rank, attention=attention)
         for each in stages.values():
@@ -131,9 +128,7 @@ def train_in_stages(
     def save(path: Path) -> None:
         collected = _collect(joint, optimiser)
         if rank == 0:
-            with torch.device("meta"):  # every weight is in `collected`
-                whole = Llama(settings, tokenizer)
-            save_checkpoint(path, whole, collected, to_json(run, corpus))
+            save_checkpoint(path, _meta(settings, tokenizer), collected, to_json(run, corpus))
             prune(out, config.keep)
         dist.barrier()
 
@@ -157,24 +152,38 @@ def _settings(model: Llama | str | Path | None) -> tuple[LlamaConfig, Tokenizer 
     """Of the whole model; ValueError where it cannot be run in stages."""
     if not isinstance(model, Llama):
         checkpoint = open_checkpoint(find_smollm2() if model is None else Path(model))
-        check_class(class_of(checkpoint.config))
         return checkpoint.config, checkpoint.tokenizer
     check_model(model)
     return model.config, model.tokenizer
 
 
-def _check(settings: LlamaConfig, corpus: Corpus, config: TrainConfig, out: Path | None, resume: bool) -> None:
-    """What `train` looks at before it begins."""
+def check_run(
+    settings: LlamaConfig, schedule: Schedule, corpus: Corpus, config: TrainConfig, out: Path | None, resume: bool
+) -> Cut:
+    """Look at what `train` looks at before it begins, here or on a rank, with its errors. Where the model is cut."""
+    check_class(class_of(settings))
+    if schedule.num_microbatches != config.accumulate:
+        raise ValueError(
+            f"accumulate must be the schedule's {schedule.num_microbatches} microbatches, got {config.accumulate}"
+        )
+    cut = Cut.by_cost(settings, schedule.num_stages, config.context)
     if config.context > settings.context_length:
         raise ValueError(f"context must be at most the model's {settings.context_length}, got {config.context}")
     for tokens in (corpus.train, corpus.held_out):
         check_token_ids(tokens.numpy(), settings.vocab_size, "corpus: its tokens")
     if out is not None:
         check_folder(out, resume)
-        if dist.get_rank() == 0:
-            check_writable(out)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            check_writable(out, need=BYTES_A_WEIGHT * sum(each.numel() for each in _meta(settings).parameters()))
     elif resume:
         raise ValueError("out must be given to resume: the folder that holds the run's checkpoints")
+    return cut
+
+
+def _meta(settings: LlamaConfig, tokenizer: Tokenizer | None = None) -> Llama:
+    """The whole model without numbers."""
+    with torch.device("meta"):
+        return Llama(settings, tokenizer)
 
 
 def _forwards(placement: Placement, batches: int) -> Schedule:

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from llmsys.attention import sdpa_attention
 from llmsys.models import load_model
-from llmsys.parallel.ranks import close, run
+from llmsys.parallel.ranks import RanksFailed, close, run
 from llmsys.training import TrainConfig, train
 from llmsys.training.pipelined import schedule_for, train_in_stages
 from tests.support.size import SEED, sized
@@ -78,6 +79,32 @@ def test_a_checkpoint_goes_on_at_another_number_of_stages_and_without_any(deep, 
     same(second, expected)
     shutil.rmtree(tmp_path / "step-000004")
     same(train(deep(), corpus, SETTINGS, out=tmp_path, resume=True), expected)
+
+
+def forward_only(q, k, v, **options):
+    with torch.no_grad():
+        return sdpa_attention(q, k, v, **options)
+
+
+def without_backward(model, corpus, schedule):
+    try:
+        train_in_stages(model, corpus, SETTINGS, schedule, attention=forward_only)
+    except ValueError as error:
+        return str(error)
+
+
+def test_what_cannot_be_is_refused_on_all_ranks(deep, corpus):
+    schedule = schedule_for("1f1b", 2, 4)
+    for said in run(without_backward, 2, deep(), corpus, schedule, backend="gloo"):
+        assert "attention_norm.weight got no gradient" in said and "attention without a backward pass" in said
+    for config, says in (
+        (replace(SETTINGS, accumulate=6), "accumulate must be the schedule's 4 microbatches, got 6"),
+        (replace(SETTINGS, context=65), "context must be at most the model's 64"),
+        (replace(SETTINGS, learning_rate=1e30), "so the run cannot go on"),
+    ):
+        with pytest.raises(RanksFailed) as failed:
+            run(on_a_rank, 2, deep(), corpus, config, schedule, None, False, None, backend="gloo")
+        assert says in str(failed.value.__cause__)
 
 
 def test_in_bfloat16_the_masters_are_as_without_stages(deep, corpus):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -211,9 +212,34 @@ def test_in_stages_it_is_the_same_run(folder):
 @pytest.mark.skipif(os.name == "nt", reason="ranks need Linux or macOS")
 def test_stages_that_cannot_be_are_one_line(folder, arguments, says):
     done = run("out", *STAGES, *arguments)
-    assert done.exit_code == 2 and says in done.stderr and "Traceback" not in done.output
+    assert done.exit_code == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (folder / "out").exists()
-    close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ranks need Linux or macOS")
+def test_asked_to_end_the_ranks_finish_the_step_and_can_go_on(folder):
+    """The signal comes when the first checkpoint is there, and this process waits for its ranks."""
+    many = ["--steps", 100000, "--save-every", 1, "--evaluate-every", 100000, "--warmup", 1]
+    over = threading.Event()
+
+    def ask():
+        while not over.wait(0.05):
+            if (folder / "out" / "step-000001").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        done = run("out", *STAGES, *many)
+    finally:
+        over.set()
+        asking.join()
+        close()
+    assert done.exit_code == 0, done.output
+    assert "stopping after this step" in done.stderr
+    step = int(re.search(r"stopped after step (\d+) of 100000; to go on: llmsys train out --resume", done.stdout)[1])
+    assert state(folder / "out" / f"step-{step:06d}")["step"] == step
 
 
 @pytest.mark.slow

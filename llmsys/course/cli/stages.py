@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llmsys.models import LlamaConfig
     from llmsys.parallel.pipeline import Schedule
     from llmsys.training import Corpus, Run, Step, TrainConfig
 
 
 def train_on_ranks(
     model: str | Path | None,
+    settings: "LlamaConfig",
     corpus: "Corpus",
     config: "TrainConfig",
     schedule: "Schedule",
@@ -23,14 +25,16 @@ def train_on_ranks(
     stop: Path,
     should_stop: Callable[[], bool],
 ) -> "Run":
-    """Train on the ranks of the schedule. The run, without its model.
+    """Train on the ranks of the schedule. The run, without its model; `settings` are the model's.
 
     Under torchrun this process is one of them, and asks `should_stop`; otherwise they are started here, and rank 0
     looks whether there is a file `stop`. Raises what `train_in_stages` does, and ValueError where torchrun has started
     another number of processes.
     """
     from llmsys.parallel.ranks import RanksFailed, run, run_here, under_torchrun
+    from llmsys.training.pipelined import check_run
 
+    check_run(settings, schedule, corpus, config, out, resume)  # before any process is started
     arguments = (model, corpus, config, schedule, attention, out, resume)
     if under_torchrun():
         started = int(os.environ["WORLD_SIZE"])

@@ -263,7 +263,7 @@ def _train(
             if schedule is None:
                 run = train(loaded, corpus, config, **options, progress=True)
             else:
-                run = train_on_ranks(model, corpus, config, schedule, **options, stop=stop)
+                run = train_on_ranks(model, loaded.config, corpus, config, schedule, **options, stop=stop)
     if schedule is not None and not is_first():
         return
     first, last = min(run.held_out), max(run.held_out)

@@ -37,12 +37,9 @@ def execute_here(
         validate(schedule).check()
     wire, lowered = MadeUpWire(), programs(schedule)
     workers = [
-        Worker(
-            schedule, rank, {key: stages[key] for key in schedule.placement.stages(rank)}, wire,
-            program=lowered[rank], gradients=gradients,
-        )
+        Worker(schedule, rank, _of_rank(stages, schedule, rank), wire, program=lowered[rank], gradients=gradients)
         for rank in range(schedule.num_ranks)
-    ]  # fmt: skip
+    ]
     for worker in workers:
         worker.begin(microbatches)
     for event in sorted((each for row in simulate(schedule).events for each in row), key=lambda each: each.start):
@@ -53,6 +50,11 @@ def execute_here(
         losses |= own
         events += done
     return torch.stack([losses[m] for m in range(schedule.num_microbatches)]), timeline(schedule, events)
+
+
+def _of_rank(stages: Mapping[Key, Stage], schedule: Schedule, rank: int) -> dict[Key, Stage]:
+    """Those of its stages that are there; a worker says if one is not."""
+    return {key: stages[key] for key in schedule.placement.stages(rank) if key in stages}
 
 
 def timeline(schedule: Schedule, events: Sequence[Event]) -> Timeline:

@@ -45,10 +45,9 @@ class Pipeline:
         ]
         self.schedule, self.rank = schedule, dist.get_rank()
         wire = RankWire(schedule, transfers)
-        self._worker = Worker(
-            schedule, self.rank, stages, wire, program=lowered[self.rank], gradients=gradients,
-        )  # fmt: skip
+        self._worker = Worker(schedule, self.rank, stages, wire, program=lowered[self.rank], gradients=gradients)
         self._events: list[Event] = []
+        dist.barrier()  # NCCL wants all ranks in a group's first call, and the first transfers are between two
 
     def step(self, microbatches: Sequence[Tensor]) -> Tensor:
         """Run the schedule once: adds to the gradients of this rank's stages. Returns the loss of each microbatch, (N,)
