@@ -26,6 +26,7 @@ BENCHMARKS = {
     "goodput": "llmsys.bench.goodput",
     "moe": "llmsys.bench.moe",
     "moe_training": "llmsys.bench.moe_training",
+    "pipeline": "llmsys.bench.pipeline",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 

@@ -19,7 +19,7 @@ from llmsys.models.checkpoints.weights import load_model
 from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.parallel.execute.put_off import PutOff
 from llmsys.parallel.execute.stage import Key, Stage
-from llmsys.parallel.pipeline import Schedule, split_layers
+from llmsys.parallel.pipeline import Kind, Schedule, split_layers
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,13 @@ def stages_of(
     cut: Cut,
     rank: int | None = None,
     *,
-    split: bool = True,
+    split: bool | None = None,
     attention: str | Callable | Backend = "sdpa",
 ) -> dict[Key, Stage]:
     """The stages of a rank, or of all, by (replica, stage), with copies of the model's weights.
+
+    Backward passes are split (`split`) in those stages where the schedule has an I or a W of its own; where each is a
+    whole B, splitting would only cost. True or False says it for all of them.
 
     Raises ValueError where the model cannot be cut, or not like that.
     """
@@ -131,11 +134,15 @@ def stages_of(
         )
     weights = dict(model.named_parameters())
     ranks = range(schedule.num_ranks) if rank is None else [rank]
-    return {
-        (replica, stage): cut.stage(stage, weights, split=split, attention=attention)
-        for each in ranks
-        for replica, stage in schedule.placement.stages(each)
-    }
+    keys = [key for each in ranks for key in schedule.placement.stages(each)]
+    parted = split_stages(schedule) if split is None else set(keys) if split else set()
+    return {key: cut.stage(key[1], weights, split=key in parted, attention=attention) for key in keys}
+
+
+def split_stages(schedule: Schedule) -> set[Key]:
+    """The stages, by (replica, stage), where the schedule does an I or a W by itself."""
+    halves = (half for _, _, action in schedule.actions() for half in action.halves)
+    return {(each.replica, each.stage) for each in halves if each.kind in (Kind.I, Kind.W)}
 
 
 def load_stages(
@@ -148,9 +155,9 @@ def load_stages(
     attention: str | Callable | Backend = "sdpa",
 ) -> dict[Key, Stage]:
     """The stages of a rank from a checkpoint (`llmsys.models.load_model`), of which it reads no other weights."""
-    stages = {}
+    stages, parted = {}, split_stages(schedule)
     for replica, stage in schedule.placement.stages(rank):
-        later = PutOff()
+        later = PutOff() if (replica, stage) in parted else None
         part = load_model(source, device=device, layers=cut.ranges[stage], linear=later)
         stages[replica, stage] = Stage(part.requires_grad_(True).train(), later, attention)
     return stages

@@ -14,18 +14,12 @@ from llmsys.models import Llama
 from llmsys.models.training_step import token_loss
 from llmsys.parallel.execute import Cut, Pipeline, stages_of
 from llmsys.parallel.pipeline import make_schedule
-from llmsys.parallel.ranks import close, run
+from llmsys.parallel.ranks import run
 from tests.parallel.execute.models import make_microbatches, make_model
 from tests.support.size import SEED, sized
 
 PEERS = [("1f1b", "Schedule1F1B"), ("interleaved", "ScheduleInterleaved1F1B"), ("zb-v", "ScheduleZBVZeroBubble"),
          ("dualpipe-v", "ScheduleDualPipeV")]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_rank_is_left():
-    yield
-    close()
 
 
 class Part(nn.Module):

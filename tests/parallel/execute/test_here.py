@@ -7,13 +7,14 @@ import torch
 
 from llmsys.attention import naive_attention
 from llmsys.cache import NoCache
-from llmsys.parallel.execute import Cut, Joint, copies, execute_here, stages_of
+from llmsys.parallel.execute import Cut, Joint, SplitLinear, copies, execute_here, stages_of
 from llmsys.parallel.pipeline import (
     SCHEDULES,
     F,
     InvalidSchedule,
     Placement,
     Schedule,
+    dualpipe,
     from_text,
     make_schedule,
     one_f_one_b,
@@ -140,11 +141,25 @@ def test_a_schedule_of_ones_own_runs_as_well():
         torch.testing.assert_close(gradient, expected[own], rtol=0, atol=EXACT, msg=own)
 
 
-def test_without_the_split_the_gradients_are_the_same():
-    model, schedule, tokens = make_model(), zb_h1(2, 4), make_microbatches(4)
-    _, split, _, _ = run(schedule, model, tokens)
-    _, whole, _, _ = run(schedule, model, tokens, split=False)
-    assert all(torch.equal(split[key], whole[key]) for key in split)
+@pytest.mark.parametrize("schedule", [one_f_one_b(2, 4), zb_h1(2, 4), dualpipe(2, 4)], ids=lambda each: each.name)
+def test_with_and_without_the_split_the_gradients_are_the_same(schedule):
+    model, tokens = make_model(), make_microbatches(4)
+    found = [run(schedule, model, tokens, split=split)[1] for split in (None, True, False)]
+    assert all(torch.equal(found[0][key], other[key]) for other in found[1:] for key in found[0])
+
+
+def test_backward_passes_are_split_where_the_schedule_asks_for_it():
+    model = make_model(4)
+    for schedule, expected in (
+        (one_f_one_b(2, 2), {0: False, 1: False}),
+        (zb_h1(2, 2), {0: True, 1: True}),
+        (from_text("0F0 0B0\n1F0 1I0 1W0"), {0: False, 1: True}),
+    ):
+        stages = stages_of(model, schedule, Cut.by_cost(model.config, 2, 7))
+        matrices = {stage: each.part.modules() for (_, stage), each in stages.items()}
+        assert expected == {
+            stage: any(isinstance(each, SplitLinear) for each in several) for stage, several in matrices.items()
+        }
 
 
 def test_your_own_attention_is_what_runs():

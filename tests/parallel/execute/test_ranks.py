@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from llmsys.parallel.execute import Cut, Joint, Pipeline, stages_of
 from llmsys.parallel.pipeline import dependencies, draw, make_schedule
-from llmsys.parallel.ranks import close, run
+from llmsys.parallel.ranks import run
 from tests.parallel.execute.models import make_microbatches, make_model, unsplit
 from tests.support.size import SEED, sized
 
@@ -17,12 +17,6 @@ CASES = sized(
     full=[(name, ranks, 2 * ranks) for name in TWO for ranks in (2, 4)]
     + [(name, 8, 16) for name in ("1f1b", "zb-h2", "dualpipe", "chimera")],
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_rank_is_left():
-    yield
-    close()
 
 
 def one_step(model, schedule, microbatches):

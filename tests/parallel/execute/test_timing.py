@@ -13,18 +13,12 @@ import torch.distributed as dist
 
 from llmsys.parallel.execute import Pipeline
 from llmsys.parallel.pipeline import Costs, make_schedule, simulate
-from llmsys.parallel.ranks import close, run
+from llmsys.parallel.ranks import run
 from tests.parallel.execute.models import make_microbatches
 from tests.support.size import SEED, sized
 
 NAMES = ["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "chimera", "dualpipe"]
 COSTS = Costs(F=0.02, I=0.03, W=0.01)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_rank_is_left():
-    yield
-    close()
 
 
 @dataclass
