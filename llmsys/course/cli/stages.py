@@ -53,6 +53,16 @@ def train_on_ranks(
         raise
 
 
+def on_gpus(schedule: "Schedule") -> bool:
+    """Whether each rank has a GPU of its own here."""
+    import torch
+
+    from llmsys.parallel.ranks import under_torchrun
+
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else schedule.num_ranks
+    return torch.cuda.is_available() and torch.cuda.device_count() >= here
+
+
 def is_first() -> bool:
     """Whether this process is the one that speaks: under torchrun, rank 0."""
     return os.environ.get("RANK", "0") == "0"

@@ -221,7 +221,7 @@ def _train(
     from rich.console import Console
 
     from llmsys.cache import BACKENDS, as_backend
-    from llmsys.course.cli.stages import is_first, train_on_ranks
+    from llmsys.course.cli.stages import is_first, on_gpus, train_on_ranks
     from llmsys.models import find_smollm2, load_model
     from llmsys.models.checkpoints.weights import open_checkpoint
     from llmsys.training import Corpus, TrainConfig, train
@@ -233,14 +233,16 @@ def _train(
     if attention in BACKENDS:
         raise Refused(f"attention must be a stage to train on, and {attention!r} is a cache")
     as_backend(attention)
-    gpu = torch.cuda.is_available()
     if resume:
         config, files = saved_settings(out)
         config = replace(config, **given)
         model = latest_checkpoint(out)
     else:
-        config = TrainConfig(**({"dtype": "bfloat16" if gpu else "float32"} | given))
+        config = TrainConfig(**given)
     schedule = None if pipeline is None else schedule_for(*pipeline, config.accumulate)
+    gpu = torch.cuda.is_available() if schedule is None else on_gpus(schedule)
+    if not resume and "dtype" not in given:
+        config = replace(config, dtype="bfloat16" if gpu else "float32")
     with Console(stderr=True).status("loading the model") as status:
         try:
             if schedule is None:

@@ -80,7 +80,8 @@ class SplitLinear(Linear):
         return _Split.apply(x, self)
 
     def put_off(self, x: Tensor, dy: Tensor) -> None:
-        self._waiting.append(Waiting(self.weight, x, dy))
+        """Note what the weight's gradient needs; x without the graph that it comes from, which I is done with."""
+        self._waiting.append(Waiting(self.weight, x.detach(), dy))
 
 
 class _Split(torch.autograd.Function):

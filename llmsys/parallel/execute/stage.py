@@ -95,6 +95,13 @@ class Stage:
         for each in self._waiting.pop(microbatch, ()):
             each.finish()
 
+    def forget(self) -> None:
+        """Drop what is kept of microbatches, as after a step that failed."""
+        self._between.clear()
+        self._waiting.clear()
+        if self._later is not None:
+            self._later.take()
+
     @property
     def unfinished(self) -> tuple[int, ...]:
         """Microbatches of which something is still kept."""

@@ -67,7 +67,7 @@ class Worker:
         """Take a step's microbatches: (B, T + 1) token ids each, on the stages' device, the same on all ranks.
 
         Their sizes may differ: the loss is the mean over all tokens of the step. ValueError where there are not as many
-        as the schedule has, or fewer than two tokens in a row.
+        as the schedule has, or fewer than two tokens in a row. What a step that failed has left is dropped.
         """
         if len(microbatches) != self.schedule.num_microbatches:
             raise ValueError(
@@ -82,6 +82,8 @@ class Worker:
                 )
         counts = [tokens.shape[0] * (tokens.shape[1] - 1) for tokens in microbatches]
         self._divisors = [sum(counts) / count for count in counts]  # the number of microbatches, if they are equal
+        for stage in self.stages.values():
+            stage.forget()
         self._microbatches = microbatches
         self._place = 0
         self._results: dict[Action, Tensor] = {}  # of this rank, until they are used here or sent
