@@ -27,6 +27,7 @@ BENCHMARKS = {
     "host_cache": "llmsys.bench.host_cache",
     "moe": "llmsys.bench.moe",
     "moe_training": "llmsys.bench.moe_training",
+    "pipeline": "llmsys.bench.pipeline",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 

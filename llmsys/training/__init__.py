@@ -6,7 +6,8 @@
     run = train(model, Corpus.load(model.tokenizer), TrainConfig(steps=100), attention="tiled", out="run")
     run.losses, run.held_out, run.checkpoint
 
-Read in this order: `corpus`, `optimise`, `checkpoint`, `run`, `trainer`.
+Read in this order: `corpus`, `optimise`, `checkpoint`, `run`, `trainer`. A model in stages, on ranks, is trained by
+`llmsys.training.pipelined`.
 """
 
 from llmsys.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint

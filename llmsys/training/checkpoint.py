@@ -24,19 +24,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llmsys.models.checkpoints.save import save_model
 from llmsys.models.checkpoints.weights import assemble, open_checkpoint
+from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.models.modules import plain_name, unwrapped
 from llmsys.training.optimise import Optimiser
 
@@ -52,7 +53,8 @@ def save_checkpoint(
     Parameters
     ----------
     optimiser
-        What trains the model: its masters and running means. Without it the checkpoint is the model alone.
+        What trains the model: its masters and running means, by `masters` and `state()`. Without it the checkpoint is
+        the model alone.
     state
         What JSON can hold, for `training/state.json`; "step", how many steps have been taken, is needed to go on.
 
@@ -115,13 +117,7 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimiser: Optimiser | N
         checkpoint = open_checkpoint(path)
     except (OSError, ValueError) as error:
         raise damaged(path, None, error) from error
-    theirs, own = (replace(config, name="") for config in (checkpoint.config, model.config))
-    if theirs != own:
-        field = next(name for name in vars(own) if getattr(own, name) != getattr(theirs, name))
-        raise ValueError(
-            f"{path}: another model's checkpoint, its {field} is {getattr(theirs, field)} and this model's is "
-            f"{getattr(own, field)}"
-        )
+    _check_settings(path, checkpoint.config, model.config)
     try:
         weights = {plain_name(name): weight for name, weight in assemble(checkpoint, model)}
     except (OSError, ValueError) as error:
@@ -141,6 +137,42 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimiser: Optimiser | N
         for name, buffer in _buffers(model).items():
             buffer.copy_(buffers[name])
     return state
+
+
+def load_parts(path: Path, parts: Mapping[str, Llama], optimiser: Optimiser, whole: Callable[[str], str]) -> None:
+    """Put a checkpoint into the parts of its model that are here, and into the optimiser of all of them.
+
+    Of the files no more is read than these parts hold. The parts' names and a dot stand before their weights' names in
+    `optimiser`; `whole` takes a weight's name in its part to that in the whole model. Errors as for `load_checkpoint`.
+    """
+    try:
+        checkpoint = open_checkpoint(path)
+    except (OSError, ValueError) as error:
+        raise damaged(path, None, error) from error
+    for model in parts.values():
+        _check_settings(path, checkpoint.config, model.config)
+    try:
+        weights = {
+            f"{part}.{name}": weight for part, model in parts.items() for name, weight in assemble(checkpoint, model)
+        }
+    except (OSError, ValueError) as error:
+        raise damaged(path, None, error) from error
+    _check_finite(path, weights)
+    means = {}
+    try:
+        with safe_open(path / TENSORS, framework="pt") as file:
+            there = set(file.keys())
+            for name in weights:
+                part, _, own = name.partition(".")
+                for mean in "mv":
+                    if f"{mean}.{whole(own)}" in there:
+                        means[f"{mean}.{name}"] = file.get_tensor(f"{mean}.{whole(own)}")
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, TENSORS, f"cannot be read ({error})") from error
+    try:
+        optimiser.restore(weights, means, _step(read_state(path)))
+    except ValueError as error:
+        raise damaged(path, STATE if str(error).startswith("step ") else TENSORS, error) from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -215,6 +247,17 @@ def _read(path: Path, file: str) -> dict[str, Tensor]:
         return load_file(path / file)
     except (OSError, SafetensorError) as error:
         raise damaged(path, file, f"cannot be read ({error})") from error
+
+
+def _check_settings(path: Path, theirs: LlamaConfig, own: LlamaConfig) -> None:
+    """ValueError where a checkpoint is of a model of other settings."""
+    theirs, own = replace(theirs, name=""), replace(own, name="")
+    if theirs != own:
+        field = next(name for name in vars(own) if getattr(own, name) != getattr(theirs, name))
+        raise ValueError(
+            f"{path}: another model's checkpoint, its {field} is {getattr(theirs, field)} and this model's is "
+            f"{getattr(own, field)}"
+        )
 
 
 def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:

@@ -77,21 +77,34 @@ class Optimiser:
         """
         for name, weight in self.weights.items():
             if weight.grad is None:
-                raise ValueError(
-                    f"{name} got no gradient: something between it and the loss is not differentiable. Is it an "
-                    "attention without a backward pass?"
-                )
-            master = self.masters[name]
-            if master is not weight:
-                gradient, weight.grad = weight.grad.float(), None
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                raise no_gradient(name)
+            self._move(name)
+
+    def gather_at_once(self) -> None:
+        """From now on move each gradient as soon as there is one, in place of `gather`: where weights do not get theirs
+        at the same time, as in a pipeline, and a second one would be added to the first in fewer bits."""
+        for name, weight in self.weights.items():
+            if self.masters[name] is not weight:
+                weight.register_post_accumulate_grad_hook(lambda _, name=name: self._move(name))
+
+    def _move(self, name: str) -> None:
+        weight, master = self.weights[name], self.masters[name]
+        if master is not weight:
+            gradient, weight.grad = weight.grad.float(), None
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
 
     @torch.no_grad()
-    def step(self, learning_rate: float, *, clip: float | None = 1.0) -> float:
+    def step(self, learning_rate: float, *, clip: float | None = 1.0, norm: Tensor | None = None) -> float:
         """Clip the gathered gradients, move the weights, forget the gradients. Returns the gradient's length before it
-        was clipped; where that is no number, nothing is moved."""
-        gradients = [master.grad for master in self.masters.values()]
-        norm = nn.utils.get_total_norm(gradients)
+        was clipped; where that is no number, nothing is moved.
+
+        `norm` is that length, where other ranks have a part of the gradient; None: it is all here. ValueError for a
+        weight without a gradient.
+        """
+        if missing := [name for name, master in self.masters.items() if master.grad is None]:
+            raise no_gradient(missing[0])
+        if norm is None:
+            norm = nn.utils.get_total_norm([master.grad for master in self.masters.values()])
         if math.isfinite(length := float(norm)):
             if clip is not None:
                 nn.utils.clip_grads_with_norm_(self.masters.values(), clip, norm)
@@ -138,6 +151,14 @@ class Optimiser:
                     "exp_avg": state[f"m.{name}"].to(master, copy=True),
                     "exp_avg_sq": state[f"v.{name}"].to(master, copy=True),
                 }
+
+
+def no_gradient(name: str) -> ValueError:
+    """The error for a weight that has none."""
+    return ValueError(
+        f"{name} got no gradient: something between it and the loss is not differentiable. Is it an attention without "
+        "a backward pass?"
+    )
 
 
 def _check_mean(name: str, mean: Tensor | None, master: Tensor) -> None:

@@ -96,6 +96,10 @@ class Run:
     checkpoint: Path | None = None  # the last one
     stopped: bool = False  # by `should_stop`, before the last step
 
+    def go_on(self, saved: "Saved", checkpoint: Path) -> None:
+        """Take over the steps of the run that wrote a checkpoint."""
+        self.steps, self.held_out, self.checkpoint = saved.steps, saved.held_out, checkpoint
+
     @property
     def losses(self) -> list[float]:
         """The loss of each step, the first step's first."""

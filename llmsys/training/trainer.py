@@ -102,7 +102,7 @@ def train(
         check_token_ids(tokens.numpy(), inner.config.vocab_size, "corpus: its tokens")
     if out is not None:
         out = Path(out)
-        _check_folder(out, resume)
+        check_folder(out, resume)
         masters_and_means = 3 * 4 * sum(weight.numel() for weight in inner.parameters())  # bytes, fp32
         check_writable(out, need=masters_and_means)
     elif resume:
@@ -116,35 +116,65 @@ def train(
         optimiser = Optimiser(model, dtype=DTYPES[config.dtype], betas=config.betas, weight_decay=config.weight_decay)
         run = Run(model, config)
         if resume:
-            _resume(run, corpus, optimiser, latest_checkpoint(out))
+            checkpoint = latest_checkpoint(out)
+            saved = saved_run(checkpoint, config, corpus)
+            load_checkpoint(checkpoint, model, optimiser)
+            run.go_on(saved, checkpoint)
             prune(out, config.keep)  # it may have been killed while it removed one, and have no more to save
-        with Progress(config.steps, len(run.steps), show=progress) as bar:
-            if not run.steps:
-                run.held_out[0] = evaluate(model, held_out, backend, config.evaluate_batches)
-            while len(run.steps) < config.steps:
-                step = _step(len(run.steps), model, batches, backend, optimiser, config, sum_over_ranks)
-                run.steps.append(step)
-                last = step.number == config.steps
-                if last or step.number % config.evaluate_every == 0:
-                    run.held_out[step.number] = evaluate(model, held_out, backend, config.evaluate_batches)
-                bar.update(step.number, step.loss, run.tokens_per_second, run.held_out)
-                if on_step is not None:
-                    on_step(step)
-                run.stopped = not last and should_stop is not None and should_stop()
-                if out is not None and (last or run.stopped or step.number % config.save_every == 0):
-                    run.checkpoint = out / name_of(step.number)
-                    save_checkpoint(run.checkpoint, model, optimiser, to_json(run, corpus))
-                    prune(out, config.keep)
-                if run.stopped:
-                    break
+
+        def save(path: Path) -> None:
+            save_checkpoint(path, model, optimiser, to_json(run, corpus))
+            prune(out, config.keep)
+
+        take_steps(
+            run,
+            step=lambda number: _step(number, model, batches, backend, optimiser, config, sum_over_ranks),
+            held_out=lambda: evaluate(model, held_out, backend, config.evaluate_batches),
+            save=save,
+            out=out,
+            progress=progress,
+            on_step=on_step,
+            should_stop=should_stop,
+        )
     finally:
         model.requires_grad_(False).eval()
     return run
 
 
+def take_steps(
+    run: Run,
+    *,
+    step: Callable[[int], Step],
+    held_out: Callable[[], float],
+    save: Callable[[Path], object],
+    out: Path | None,
+    progress: bool,
+    on_step: Callable[[Step], object] | None,
+    should_stop: Callable[[], bool] | None,
+) -> None:
+    """The loop itself, whoever computes: `step(number)`, counted from 0, until the run is over; in between and at both
+    ends a held-out loss; and checkpoints. The other arguments are `train`'s."""
+    config = run.config
+    with Progress(config.steps, len(run.steps), show=progress) as bar:
+        if not run.steps:
+            run.held_out[0] = held_out()
+        while len(run.steps) < config.steps and not run.stopped:
+            run.steps.append(done := step(len(run.steps)))
+            last = done.number == config.steps
+            if last or done.number % config.evaluate_every == 0:
+                run.held_out[done.number] = held_out()
+            bar.update(done.number, done.loss, run.tokens_per_second, run.held_out)
+            if on_step is not None:
+                on_step(done)
+            run.stopped = not last and should_stop is not None and should_stop()
+            if out is not None and (last or run.stopped or done.number % config.save_every == 0):
+                run.checkpoint = out / name_of(done.number)
+                save(run.checkpoint)
+
+
 def saved_settings(out: str | Path) -> tuple[TrainConfig, int]:
     """The settings of the run in `out`, and of how many files its corpus was. Errors as for `train`."""
-    _check_folder(Path(out), resume=True)
+    check_folder(Path(out), resume=True)
     saved = _saved(latest_checkpoint(out))
     return saved.config, saved.files
 
@@ -194,25 +224,35 @@ def _step(
         total += loss.detach()
         _add(terms, parts)
         _add(loads, done.loads)
-    rate = cosine_schedule(
+    rate = rate_of(number, config)
+    norm = optimiser.step(rate, clip=config.clip)
+    loss = float(total)
+    check_finite(number + 1, loss, norm)
+    if (after_step := getattr(unwrapped(model), "after_step", None)) is not None:
+        with torch.no_grad():
+            after_step({name: sum_over_ranks(load) if sum_over_ranks else load for name, load in loads.items()})
+    seconds = time.perf_counter() - start
+    return Step(number + 1, loss, rate, norm, seconds, {name: float(term) for name, term in terms.items()})
+
+
+def rate_of(number: int, config: TrainConfig) -> float:
+    """The learning rate of a step, counted from 0."""
+    return cosine_schedule(
         number,
         steps=config.steps,
         warmup=config.warmup_steps,
         peak=config.learning_rate,
         final=config.learning_rate * config.final_rate,
     )
-    norm = optimiser.step(rate, clip=config.clip)
-    loss = float(total)
+
+
+def check_finite(step: int, loss: float, norm: float) -> None:
+    """FloatingPointError where a step's loss or its gradient's length is no finite number."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(
-            f"step {number + 1}: the loss is {loss} and its gradient's length {norm}, so the run cannot go on. A lower "
+            f"step {step}: the loss is {loss} and its gradient's length {norm}, so the run cannot go on. A lower "
             "learning_rate or a longer warmup helps most often; an attention of your own may be at fault, too"
         )
-    if (after_step := getattr(unwrapped(model), "after_step", None)) is not None:
-        with torch.no_grad():
-            after_step({name: sum_over_ranks(load) if sum_over_ranks else load for name, load in loads.items()})
-    seconds = time.perf_counter() - start
-    return Step(number + 1, loss, rate, norm, seconds, {name: float(term) for name, term in terms.items()})
 
 
 def _add(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
@@ -221,7 +261,8 @@ def _add(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
         sums[name] = sums[name] + x.detach() if name in sums else x.detach()
 
 
-def _check_folder(out: Path, resume: bool) -> None:
+def check_folder(out: Path, resume: bool) -> None:
+    """Raises FileExistsError and FileNotFoundError as `train` does."""
     latest = latest_checkpoint(out)
     if latest and not resume:
         raise FileExistsError(f"{out}: holds a run already, up to {latest.name}; resume it, or give another folder")
@@ -229,16 +270,16 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise FileNotFoundError(f"{out}: holds no checkpoint to resume from")
 
 
-def _resume(run: Run, corpus: Corpus, optimiser: Optimiser, checkpoint: Path) -> None:
+def saved_run(checkpoint: Path, config: TrainConfig, corpus: Corpus) -> Saved:
+    """What the checkpoint knows of its run. ValueError where that is not the run with these settings on this corpus."""
     saved = _saved(checkpoint)
     for name, setting in TrainConfig.__dataclass_fields__.items():
-        theirs, ours = getattr(saved.config, name), getattr(run.config, name)
+        theirs, ours = getattr(saved.config, name), getattr(config, name)
         if theirs != ours and "free" not in setting.metadata:
             raise ValueError(f"{name} must stay what it was to resume {checkpoint}, {theirs}, got {ours}")
     if saved.corpus["digest"] != corpus.digest:
         raise ValueError(f"{checkpoint}: was trained on another corpus, or with another tokenizer ({saved.corpus})")
-    load_checkpoint(checkpoint, run.model, optimiser)
-    run.steps, run.held_out, run.checkpoint = saved.steps, saved.held_out, checkpoint
+    return saved
 
 
 def _saved(checkpoint: Path) -> Saved:

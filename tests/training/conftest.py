@@ -28,11 +28,11 @@ def make_tokenizer() -> Tokenizer:
     return Tokenizer(core, eos_ids=[257], chat_template=template, special={"eos_token": "<|turn|>"})
 
 
-def make_model() -> Llama:
+def make_model(layers: int = 2) -> Llama:
     """A new one each time, always the same."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        name="tiny", vocab_size=258, hidden_size=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp_size=48,
+        name="tiny", vocab_size=258, hidden_size=32, layers=layers, heads=4, kv_heads=2, head_size=8, mlp_size=48,
         context_length=64,
     )  # fmt: skip
     return Llama(config, make_tokenizer()).requires_grad_(False).eval()
@@ -57,6 +57,12 @@ def tiny() -> Llama:
 def new_model():
     """`make_model`, for tests that need several."""
     return make_model
+
+
+@pytest.fixture(scope="session")
+def deep():
+    """`make_model` of enough layers for four stages."""
+    return lambda: make_model(5)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,6 +19,7 @@ from llmsys.course import cli
 from llmsys.course.cli import use
 from llmsys.models import load_model, save_model
 from llmsys.models.checkpoints import save
+from llmsys.parallel.ranks import close
 from llmsys.training.progress import Progress
 from llmsys.viz.kit import Picture
 
@@ -171,6 +174,89 @@ def check_stopped(folder, out):
     (kept,) = (folder / "out").glob("step-*")
     assert kept.name == f"step-{step:06d}" and state(kept)["step"] == len(state(kept)["steps"]) == step
     return step
+
+
+WHOLE = ["--model", "model", *SETTINGS, "--accumulate", "4"]
+STAGES = [*WHOLE, "--stages", "2"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ranks need Linux or macOS")
+def test_in_stages_it_is_the_same_run(folder):
+    done = run("out", *STAGES, "--schedule", "zb-v")
+    assert done.exit_code == 0, done.output
+    assert "step 4 of 4 · loss" in done.output and "--model out/step-000004" in done.stdout
+    assert run("whole", *WHOLE).exit_code == 0
+    split, whole = (state(folder / name / "step-000004") for name in ("out", "whole"))
+    assert split["config"] == whole["config"] and split["corpus"] == whole["corpus"]
+    losses = [[step["loss"] for step in each["steps"]] for each in (split, whole)]
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-5)
+
+    shutil.rmtree(folder / "out" / "step-000004")
+    done = run("out", "--resume", "--stages", "2", "--schedule", "1f1b")
+    assert done.exit_code == 0, done.output
+    again = [step["loss"] for step in state(folder / "out" / "step-000004")["steps"]]
+    torch.testing.assert_close(again, losses[0], rtol=0, atol=1e-5)
+    close()
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--schedule", "zb-w"], "name must be one of gpipe, 1f1b"),
+        (["--schedule", "zb-v", "--stages", "3"], "stages must be even, as zb-v has two on each rank; got 3"),
+        (["--schedule", "dualpipe", "--accumulate", "3"], "num_microbatches must be at least twice the 2 ranks"),
+        (["--stages", "4"], "num_stages must be at most the 2 layers"),
+        (["--context", "65"], "context must be at most the model's 64"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="ranks need Linux or macOS")
+def test_stages_that_cannot_be_are_one_line(folder, arguments, says):
+    done = run("out", *STAGES, *arguments)
+    assert done.exit_code == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ranks need Linux or macOS")
+def test_asked_to_end_the_ranks_finish_the_step_and_can_go_on(folder):
+    """The signal comes when the first checkpoint is there, and this process waits for its ranks."""
+    many = ["--steps", 100000, "--save-every", 1, "--evaluate-every", 100000, "--warmup", 1]
+    over = threading.Event()
+
+    def ask():
+        while not over.wait(0.05):
+            if (folder / "out" / "step-000001").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        done = run("out", *STAGES, *many)
+    finally:
+        over.set()
+        asking.join()
+        close()
+    assert done.exit_code == 0, done.output
+    assert "stopping after this step" in done.stderr
+    step = int(re.search(r"stopped after step (\d+) of 100000; to go on: llmsys train out --resume", done.stdout)[1])
+    assert state(folder / "out" / f"step-{step:06d}")["step"] == step
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="ranks need Linux or macOS")
+def test_under_torchrun_each_process_is_a_rank(folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llmsys"]
+    done = subprocess.run(
+        [*command, "train", "out", *STAGES], env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("--model out/step-000004") == 1 and done.stderr.count("step 4 of 4 · loss") == 1
+    done = subprocess.run(
+        [*command, "train", "other", *STAGES, "--stages", "1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode != 0 and "torchrun must start 1 processes for 1 stages of 1f1b" in done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no such signals")

@@ -4,6 +4,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -158,10 +159,25 @@ def train(
     save_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="100")
     ] = None,
+    stages: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cut the model into so many stages of a pipeline, on as many processes as the schedule wants for "
+            "them; a step is then twice as many batches, unless --accumulate says another number.",
+            show_default="one process",
+        ),
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="The pipeline's: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, …")
+    ] = "1f1b",
 ) -> None:
     """Fine-tune the model on SymPy's sources, on any attention stage, with checkpoints to resume from.
 
     The first Ctrl-C ends the run after the step at hand, with a checkpoint; the second one at once.
+
+    On several machines, or under another launcher: torchrun --nproc-per-node 2 -m llmsys train … --stages 4 --schedule
+    zb-v. A run may go on with other stages than it began with.
     """
     given = {
         "steps": steps, "batch": batch, "context": context, "accumulate": accumulate, "learning_rate": learning_rate,
@@ -170,8 +186,11 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     if resume and (model is not None or files is not None):
         raise typer.BadParameter("the checkpoint says which model and which files", param_hint="--resume")
+    if stages is not None and not resume:
+        given = {"accumulate": 2 * stages} | given
+    pipeline = None if stages is None else (schedule, stages)
     try:  # all of these say what is wrong with an option, a file, the disk or the numbers
-        _train(out, attention, model, resume, files, given)
+        _train(out, attention, model, resume, files, given, pipeline)
     except (ValueError, OSError, FloatingPointError) as error:
         raise Refused(str(error)) from None
     except (RuntimeError, MemoryError) as error:
@@ -187,32 +206,49 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
-def _train(out: Path, attention: str, model: str | None, resume: bool, files: int | None, given: dict) -> None:
+def _train(
+    out: Path,
+    attention: str,
+    model: str | None,
+    resume: bool,
+    files: int | None,
+    given: dict,
+    pipeline: tuple[str, int] | None,
+) -> None:
     from dataclasses import replace
 
     import torch
     from rich.console import Console
 
     from llmsys.cache import BACKENDS, as_backend
-    from llmsys.models import load_model
+    from llmsys.course.cli.stages import is_first, on_gpus, train_on_ranks
+    from llmsys.models import find_smollm2, load_model
+    from llmsys.models.checkpoints.weights import open_checkpoint
     from llmsys.training import Corpus, TrainConfig, train
     from llmsys.training.checkpoint import damaged, latest_checkpoint
+    from llmsys.training.pipelined import schedule_for
     from llmsys.training.trainer import saved_settings
     from llmsys.viz.charts import loss_curves
 
     if attention in BACKENDS:
         raise Refused(f"attention must be a stage to train on, and {attention!r} is a cache")
     as_backend(attention)
-    gpu = torch.cuda.is_available()
     if resume:
         config, files = saved_settings(out)
         config = replace(config, **given)
         model = latest_checkpoint(out)
     else:
-        config = TrainConfig(**({"dtype": "bfloat16" if gpu else "float32"} | given))
+        config = TrainConfig(**given)
+    schedule = None if pipeline is None else schedule_for(*pipeline, config.accumulate)
+    gpu = torch.cuda.is_available() if schedule is None else on_gpus(schedule)
+    if not resume and "dtype" not in given:
+        config = replace(config, dtype="bfloat16" if gpu else "float32")
     with Console(stderr=True).status("loading the model") as status:
         try:
-            loaded = load_model(model, device="cuda" if gpu else "cpu")
+            if schedule is None:
+                loaded = load_model(model, device="cuda" if gpu else "cpu")
+            else:  # each rank loads its own stages
+                loaded = open_checkpoint(find_smollm2() if model is None else Path(model))
         except (ValueError, OSError) as error:
             raise damaged(model, None, error) if resume else error from None
         if loaded.tokenizer is None:
@@ -222,10 +258,16 @@ def _train(out: Path, attention: str, model: str | None, resume: bool, files: in
             files=files,
             progress=lambda done, of: status.update(f"the corpus as tokens: {done:,} of {of:,} files"),
         )
-    with _interrupted() as interrupted:
-        run = train(
-            loaded, corpus, config, attention=attention, out=out, resume=resume, progress=True, should_stop=interrupted
-        )
+    with TemporaryDirectory() as folder:
+        stop = Path(folder) / "stop"  # how processes that this one has started are told
+        with _interrupted(stop.touch) as interrupted:
+            options = {"attention": attention, "out": out, "resume": resume, "should_stop": interrupted}
+            if schedule is None:
+                run = train(loaded, corpus, config, **options, progress=True)
+            else:
+                run = train_on_ranks(model, loaded.config, corpus, config, schedule, **options, stop=stop)
+    if schedule is not None and not is_first():
+        return
     first, last = min(run.held_out), max(run.held_out)
     print(f"held-out loss: {run.held_out[first]:.4f} at first, {run.held_out[last]:.4f} after {last} steps")
     try:
@@ -239,13 +281,15 @@ def _train(out: Path, attention: str, model: str | None, resume: bool, files: in
 
 
 @contextlib.contextmanager
-def _interrupted() -> Iterator[Callable[[], bool]]:
-    """Whether the user, or the system, has asked to stop; asked once more, the process is interrupted as usual."""
+def _interrupted(when_asked: Callable[[], object]) -> Iterator[Callable[[], bool]]:
+    """Whether the user, or the system, has asked to stop; asked once more, the process is interrupted as usual.
+    `when_asked` is called when that happens."""
     asked = []
 
     def note(number: int, frame: object) -> None:
         asked.append(number)
         signal.signal(number, before[number])
+        when_asked()
         typer.echo("stopping after this step, with a checkpoint", err=True)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,4 +1,4 @@
-"""Pipeline schedules: one object that is validated, simulated and drawn, and later executed.
+"""Pipeline schedules: one object that is validated, simulated, drawn and executed.
 
     from llmsys.parallel.pipeline import Costs, draw, one_f_one_b, simulate, validate
     schedule = one_f_one_b(num_ranks=4, num_microbatches=8)
@@ -19,6 +19,8 @@
 `to_text`, `to_csv`              and back: `from_text`, `from_csv`, in torch's notation
 `programs`, `circle`             sends and receives between actions; can blocking ones hang?
 `split_layers`                   which layers go into which stage
+
+To run one on a real model: `llmsys.parallel.execute`.
 """
 
 from collections.abc import Callable

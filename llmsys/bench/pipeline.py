@@ -1,0 +1,196 @@
+"""Pipeline schedules on two ranks: tokens per second, the bubble measured and simulated, torch's runtime beside ours.
+
+Each schedule trains the same random Llama on the same microbatches, forward and backward, without an optimiser. torch's
+runtime (torch.distributed.pipelining) has plain stages with the same weights, and the same schedule of its own; both
+take turns, and their gradients are compared first. A step's time is that of the slower rank, between two barriers; the
+median of the steps counts.
+
+The simulator is given what the actions of the median step took, for each stage the mean of each kind, and transfers
+that are free. How long it says that ranks are idle, and how long they were, are the two bubbles, as shares of the step;
+their difference is what the simulator leaves out.
+
+On a machine with two GPUs the ranks are theirs, with NCCL. Otherwise, and with --quick, they are two processes on the
+CPU with gloo and a tiny model: figures of no interest, but the same code.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from llmsys.bench.record import Record, new_record
+from llmsys.models import Llama, LlamaConfig
+from llmsys.models.training_step import token_loss
+from llmsys.parallel.execute import Cut, Pipeline, Stage, stages_of
+from llmsys.parallel.pipeline import Costs, Kind, Schedule, Timeline, make_schedule, simulate
+from llmsys.parallel.ranks import device, run
+
+RANKS = 2
+PEERS = {
+    "1f1b": "Schedule1F1B",
+    "interleaved": "ScheduleInterleaved1F1B",
+    "zb-h1": "ScheduleInterleavedZeroBubble",  # with one stage a rank it is ZB-H1
+    "zb-v": "ScheduleZBVZeroBubble",
+}
+"""Our schedules, and torch's classes for them."""
+
+TORCH = "torch.distributed.pipelining"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model, and what it is trained on."""
+
+    model: LlamaConfig
+    dtype: torch.dtype
+    microbatches: int
+    B: int  # sequences in a microbatch
+    T: int  # tokens in a sequence
+    steps: int
+
+
+def _size(quick: bool) -> Size:
+    if quick:
+        tiny = LlamaConfig("tiny", 64, 32, 4, 4, 2, 8, 64, 64, tied_embeddings=False)
+        return Size(tiny, torch.float32, 4, 2, 16, 3)
+    large = LlamaConfig("1.2B", 32_000, 2048, 20, 16, 16, 128, 5632, 2048, tied_embeddings=False)
+    return Size(large, torch.bfloat16, 8, 4, 2048, 10)
+
+
+def measure(quick: bool = False) -> Record:
+    """All four schedules, on two GPUs if there are as many."""
+    gpus = torch.cuda.device_count() >= RANKS and dist.is_nccl_available()
+    size = _size(quick or not gpus)
+    rows = run(_on_a_rank, RANKS, size, backend="nccl" if gpus else "gloo", timeout=1800.0)[0]
+    return new_record("pipeline", rows, {} if gpus else {"two GPUs": "this machine has none; two processes on its CPU"})
+
+
+def table(record: Record):
+    """The record as a rich table: one line a schedule."""
+    from rich.table import Table
+
+    columns = "schedule", "tokens/s", TORCH, "ratio", "bubble", "simulated"
+    shown = Table(*columns, title=f"pipeline schedules on {RANKS} ranks, {record.device}")
+    for row in record.rows:
+        shown.add_row(
+            row["name"], f"{row['tokens_s']:,.0f}", f"{row['torch_tokens_s']:,.0f}", f"{row['ratio']:.2f}",
+            f"{row['bubble']:.1%}", f"{row['bubble_simulated']:.1%}",
+        )  # fmt: skip
+    return shown
+
+
+def _on_a_rank(size: Size) -> list[dict]:
+    torch.manual_seed(0)
+    with torch.device(device()):
+        model = Llama(size.model).to(size.dtype)
+        batch = torch.randint(0, size.model.vocab_size, (size.microbatches * size.B, size.T + 1))
+    dist.broadcast(batch, 0)
+    return [_row(name, model, batch, size) for name in PEERS]
+
+
+def _row(name: str, model: Llama, batch: Tensor, size: Size) -> dict:
+    schedule = make_schedule(name, RANKS, size.microbatches)
+    cut = Cut.by_cost(model.config, schedule.num_stages, size.T)
+    ours, theirs = (stages_of(model, schedule, cut, dist.get_rank(), split=split) for split in (None, False))
+    pipeline, peer = Pipeline(schedule, ours), _peer(name, schedule, theirs, size.microbatches)
+    microbatches = batch.chunk(size.microbatches)
+
+    def step() -> None:
+        pipeline.step(microbatches)
+
+    def torch_step() -> None:
+        first, last = (dist.get_rank() == schedule.placement.rank(stage) for stage in (0, schedule.num_stages - 1))
+        peer.step(*([batch[:, :-1]] if first else []), target=batch[:, 1:] if last else None)
+
+    step(), torch_step()
+    _check_equal(ours, theirs, size.dtype)
+    own, others, timelines = [], [], []
+    for _ in range(size.steps):
+        _forget(ours, theirs)
+        own.append(_seconds(step))
+        timelines.append(pipeline.timeline())
+        others.append(_seconds(torch_step))
+    timeline = timelines[own.index(statistics.median_low(own))]
+    simulated = simulate(schedule, costs_of(timeline, schedule.num_stages))
+    tokens = size.microbatches * size.B * size.T
+    return {
+        "name": name,
+        "model": size.model.name,
+        "stages": schedule.num_stages,
+        "microbatches": size.microbatches,
+        "shape": f"{size.B} × {size.T}",
+        "tokens_s": tokens / statistics.median(own),
+        "torch_tokens_s": tokens / statistics.median(others),
+        "ratio": statistics.median(others) / statistics.median(own),
+        "bubble": timeline.bubble_share,
+        "bubble_simulated": simulated.bubble_share,
+        "events": [
+            [event.rank, str(event.action), round(1000 * event.start, 3), round(1000 * event.end, 3)]
+            for row in timeline.events
+            for event in row
+        ],  # ms, of the median step
+    }
+
+
+def costs_of(timeline: Timeline, num_stages: int) -> Costs:
+    """What the actions of a run took, for each stage the mean; a B that stands alone counts as its own kind."""
+    found: dict[Kind, list[list[float]]] = {kind: [[] for _ in range(num_stages)] for kind in Kind}
+    for row in timeline.events:
+        for event in row:
+            found[event.action.kind][event.action.stage].append(event.duration)
+    means = {kind: [statistics.fmean(each) if each else 0.0 for each in found[kind]] for kind in Kind}
+    return Costs(F=means[Kind.F], I=means[Kind.I], W=means[Kind.W], B=means[Kind.B], FB=means[Kind.FB])
+
+
+class _Part(nn.Module):
+    """A part of a model as torch's runtime calls it."""
+
+    def __init__(self, part: Llama):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+def _peer(name: str, schedule: Schedule, stages: dict[tuple[int, int], Stage], microbatches: int):
+    """torch's schedule of that name over these stages."""
+    from torch.distributed.pipelining import PipelineStage, schedules
+
+    made = [
+        PipelineStage(_Part(each.part), stage, schedule.num_stages, device()) for (_, stage), each in stages.items()
+    ]
+    one = name == "1f1b"  # whose class takes a stage, and no list
+    return getattr(schedules, PEERS[name])(made[0] if one else made, microbatches, loss_fn=token_loss)
+
+
+def _check_equal(ours: dict, theirs: dict, dtype: torch.dtype) -> None:
+    """RuntimeError where the gradients differ by more than the dtype's rounding."""
+    for key, stage in ours.items():
+        other = theirs[key].weights
+        for name, weight in stage.weights.items():
+            difference = (weight.grad - other[name].grad).norm() / other[name].grad.norm()
+            if not difference < 32 * torch.finfo(dtype).eps:
+                raise RuntimeError(f"{name} of stage {key[1]} has another gradient than torch's, by {difference:.2g}")
+
+
+def _forget(*stages: dict) -> None:
+    for each in (each for several in stages for each in several.values()):
+        each.part.zero_grad()
+
+
+def _seconds(step) -> float:
+    """Of the slowest rank."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+    dist.barrier()
+    start = time.perf_counter()
+    step()
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+    seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64, device=device())
+    dist.all_reduce(seconds, dist.ReduceOp.MAX)
+    return float(seconds)

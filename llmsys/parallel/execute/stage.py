@@ -1,0 +1,108 @@
+"""A stage that computes: its part of the model, and what it keeps of each microbatch between F, I and W.
+
+    F   x → y               keeps x and y, with autograd's graph between them
+    I   dy → dx             drops the graph; what the matrices put off is kept in its place
+    W                       goes through what was put off, and keeps nothing
+
+x is the microbatch's tokens at the first stage and hidden states (B, T, C) at the others; y is hidden states, and at
+the last stage the loss, whose dy is 1.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from llmsys.cache import Backend, as_backend
+from llmsys.models.llama import Llama
+from llmsys.models.training_step import token_loss
+from llmsys.parallel.execute.put_off import PutOff, SplitLinear, Waiting
+
+Key = tuple[int, int]
+"""(replica, stage)."""
+
+
+class Stage:
+    """Some of a model's layers, run for one microbatch after another.
+
+    Parameters
+    ----------
+    part
+        The layers, with the embedding if they begin with the first and the head if they end with the last.
+    later
+        The factory that made the part's matrices, if backward passes shall be split. None: W has nothing to do, and I
+        is the whole backward pass.
+    backend
+        Who attends; a stage's name or a function, as for `llmsys.training.train`.
+    """
+
+    def __init__(self, part: Llama, later: PutOff | None = None, backend: str | Callable | Backend = "sdpa"):
+        self.part, self.backend = part, as_backend(backend, spec=part.cache_spec())
+        self.is_first, self.is_last = part.embedding is not None, part.head is not None
+        self._later = later
+        self._between: dict[int, tuple[Tensor, Tensor]] = {}  # x and y of microbatches between F and I
+        self._waiting: dict[int, list[Waiting]] = {}  # of microbatches between I and W
+        names = [id(weight) for _, weight in part.named_parameters(remove_duplicate=False)]
+        for each in part.modules():  # a matrix that is an embedding, too: autograd adds both gradients, once, in I
+            if isinstance(each, SplitLinear):
+                each.whole = names.count(id(each.weight)) > 1
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Its weights, by the names that they have in the whole model."""
+        return dict(self.part.named_parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self.part.device
+
+    def boundary(self, tokens: Int[Tensor, "B T1"]) -> Float[Tensor, "B T C"]:
+        """An empty tensor of the size and kind of what passes between stages for a microbatch."""
+        B, T = tokens.shape[0], tokens.shape[1] - 1
+        part = self.part
+        return torch.empty(B, T, part.config.hidden_size, dtype=part.dtype, device=part.device)
+
+    def forward(
+        self, microbatch: int, x: Float[Tensor, "B T C"] | None, tokens: Int[Tensor, "B T1"], divisor: float = 1.0
+    ) -> Tensor:
+        """F: the output for the next stage; of the last stage the microbatch's mean loss, divided by `divisor`.
+
+        x is the output of the stage before, None at the first. `tokens` are the microbatch's, and the one after: the
+        first stage reads them, and the last compares. Under `torch.no_grad()` nothing is kept.
+        """
+        if self.is_first:
+            x = tokens[:, :-1]
+        else:
+            x = x.detach().requires_grad_(torch.is_grad_enabled())
+        y = self.part(x, self.backend)
+        if self.is_last:
+            y = token_loss(y, tokens[:, 1:]) / divisor
+        if torch.is_grad_enabled():
+            self._between[microbatch] = (x, y)
+        return y.detach()
+
+    def backward_input(self, microbatch: int, dy: Tensor | None) -> Tensor | None:
+        """I: the gradient of the stage's input, None at the first stage. `dy` is None at the last one."""
+        x, y = self._between.pop(microbatch)
+        y.backward(dy)
+        if self._later is not None:
+            self._waiting[microbatch] = self._later.take()
+        return None if self.is_first else x.grad
+
+    def backward_weight(self, microbatch: int) -> None:
+        """W: the gradients that I has put off."""
+        for each in self._waiting.pop(microbatch, ()):
+            each.finish()
+
+    def forget(self) -> None:
+        """Drop what is kept of microbatches, as after a step that failed."""
+        self._between.clear()
+        self._waiting.clear()
+        if self._later is not None:
+            self._later.take()
+
+    @property
+    def unfinished(self) -> tuple[int, ...]:
+        """Microbatches of which something is still kept."""
+        return tuple(sorted({*self._between, *self._waiting}))

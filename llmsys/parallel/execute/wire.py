@@ -1,0 +1,118 @@
+"""Wires: how a result gets from rank to rank.
+
+A worker (`llmsys.parallel.execute.worker`) begins the transfers of a pause all at once, goes on computing, and waits
+for a result where an action needs it. Two kinds of wire do that:
+
+    MadeUpWire    all ranks in one process: a dictionary. What is received before it was sent is an error, not a wait
+    RankWire      torch.distributed between processes: gloo on CPUs, NCCL on GPUs
+
+Both sides of a transfer know it by the schedule alone, so nothing is negotiated. gloo matches messages by a number, the
+transfer's place among all of the schedule's. NCCL has no numbers: between two ranks the n-th send meets the n-th
+receive, so a pause's receives are begun in the order in which their sender computes them (`in_order`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from llmsys.parallel.pipeline import Exchange, Schedule, Transfer, where_done
+
+Arrival = Callable[[], Tensor]
+"""Call it for the tensor; it waits until that is there. (On a GPU the stream waits, not the program.)"""
+
+
+class Wire(Protocol):
+    """What a worker needs of one."""
+
+    def exchange(
+        self, sends: Sequence[tuple[Transfer, Tensor]], receives: Sequence[tuple[Transfer, Tensor]]
+    ) -> list[Arrival]:
+        """Begin these transfers together: of `sends` the tensors go away, those of `receives` are filled. For each of
+        `receives` its arrival."""
+
+    def finish(self) -> None:
+        """Return when all that was sent may be changed again."""
+
+
+class MadeUpWire:
+    """Between ranks that share a process, one of which computes at a time."""
+
+    def __init__(self) -> None:
+        self.under_way: dict[Transfer, Tensor] = {}
+
+    def exchange(
+        self, sends: Sequence[tuple[Transfer, Tensor]], receives: Sequence[tuple[Transfer, Tensor]]
+    ) -> list[Arrival]:
+        self.under_way |= dict(sends)
+        return [lambda transfer=transfer: self._arrive(transfer) for transfer, _ in receives]
+
+    def _arrive(self, transfer: Transfer) -> Tensor:
+        if transfer not in self.under_way:
+            raise RuntimeError(f"{transfer.of} was not sent to rank {transfer.destination} yet")
+        return self.under_way.pop(transfer)
+
+    def finish(self) -> None:
+        pass
+
+
+class RankWire:
+    """Between the ranks of a torch.distributed group. Rank r of the schedule is rank r of the group.
+
+    Raises ValueError where there are not as many ranks as the schedule has.
+    """
+
+    def __init__(self, schedule: Schedule, transfers: Sequence[Transfer], group=None):
+        import torch.distributed as dist  # here: torch builds without it can still run schedules in one process
+
+        if dist.get_world_size(group) != schedule.num_ranks:
+            raise ValueError(
+                f"{schedule.name} is for {schedule.num_ranks} ranks, and there are {dist.get_world_size(group)}"
+            )
+        self._dist, self._group = dist, group
+        self._tags = {transfer: tag for tag, transfer in enumerate(sorted(set(transfers)))}
+        self._sending: list[tuple] = []
+
+    def exchange(
+        self, sends: Sequence[tuple[Transfer, Tensor]], receives: Sequence[tuple[Transfer, Tensor]]
+    ) -> list[Arrival]:
+        dist, group = self._dist, self._group
+        operations = [
+            dist.P2POp(dist.isend, x.contiguous(), group=group, tag=self._tags[each], group_peer=each.destination)
+            for each, x in sends
+        ] + [
+            dist.P2POp(dist.irecv, x, group=group, tag=self._tags[each], group_peer=each.source) for each, x in receives
+        ]
+        works = dist.batch_isend_irecv(operations)
+        one_for_all = len(works) != len(operations)  # NCCL joins what begins together
+        work = dict.fromkeys(range(len(operations)), works[0]) if one_for_all else dict(enumerate(works))
+        self._sending = [each for each in self._sending if not each[0].is_completed()]
+        self._sending += [(work[n], operations[n].tensor) for n in range(len(sends))]  # kept until it is sent
+
+        def arrival(n: int, x: Tensor) -> Arrival:
+            def wait() -> Tensor:
+                work[n].wait()
+                return x
+
+            return wait
+
+        return [arrival(len(sends) + n, x) for n, (_, x) in enumerate(receives)]
+
+    def finish(self) -> None:
+        for work, _ in self._sending:
+            work.wait()
+        self._sending.clear()
+
+
+def in_order(program: Sequence, schedule: Schedule) -> tuple:
+    """A rank's program (`llmsys.parallel.pipeline.programs`), each pause's transfers in the order of their sending."""
+    place = where_done(schedule)
+
+    def sorted_(step):
+        if not isinstance(step, Exchange):
+            return step
+        return Exchange(tuple(sorted(step.transfers, key=lambda each: (each.source, place[each.of]))))
+
+    return tuple(map(sorted_, program))
+
+

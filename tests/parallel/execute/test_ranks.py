@@ -1,0 +1,88 @@
+"""Schedules on real ranks, each a process: the numbers are those of the unsplit model, and the timeline is a run's."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from llmsys.parallel.execute import Cut, Joint, Pipeline, stages_of
+from llmsys.parallel.pipeline import dependencies, draw, make_schedule
+from llmsys.parallel.ranks import run
+from tests.parallel.execute.models import make_microbatches, make_model, unsplit
+from tests.support.size import SEED, sized
+
+TWO = ["1f1b", "interleaved", "chimera", "zb-v", "dualpipe-v", "zb-h2", "v-half", "gpipe", "dualpipe"]
+SHORT = [TWO[(SEED + n) % len(TWO)] for n in range(3)]
+CASES = sized(
+    short=[(name, 2, 4) for name in SHORT],
+    full=[(name, ranks, 2 * ranks) for name in TWO for ranks in (2, 4)]
+    + [(name, 8, 16) for name in ("1f1b", "zb-h2", "dualpipe", "chimera")],
+)
+
+
+def one_step(model, schedule, microbatches):
+    """On a rank: losses, its gradients by (key, name) after copies are added, their length, and all ranks' timeline."""
+    rank = dist.get_rank()
+    cut = Cut.by_cost(model.config, schedule.num_stages, 7)
+    stages = stages_of(model, schedule, cut, rank)
+    pipeline, joint = Pipeline(schedule, stages), Joint(schedule, cut, rank)
+    losses = pipeline.step(microbatches)
+    timeline = pipeline.timeline()
+    found = {(key, name): weight.grad for key, stage in stages.items() for name, weight in stage.weights.items()}
+    joint.add_copies(found)
+    assert all(stage.unfinished == () for stage in stages.values())
+    return losses, found, float(joint.length(found)), timeline
+
+
+@pytest.mark.parametrize("name, ranks, microbatches", CASES)
+@pytest.mark.parametrize("tied", sized(short=[True], full=[True, False]))
+def test_losses_and_gradients_are_the_unsplit_models(name, ranks, microbatches, tied):
+    schedule = make_schedule(name, ranks, microbatches)
+    model, tokens = make_model(max(8, schedule.num_stages), tied=tied), make_microbatches(microbatches)
+    expected_losses, expected = unsplit(model, tokens)
+    results = run(one_step, ranks, model, schedule, tokens, backend="gloo")
+    seen = set()
+    for losses, found, length, timeline in results:
+        torch.testing.assert_close(losses, expected_losses.double(), rtol=0, atol=1e-12)
+        assert length == pytest.approx(float(torch.nn.utils.get_total_norm(expected.values())), rel=1e-12)
+        assert length == results[0][2] and timeline == results[0][3]
+        for (_, own), gradient in found.items():
+            whole = "embedding.weight" if tied and own == "head.weight" else own
+            torch.testing.assert_close(gradient, expected[whole], rtol=0, atol=1e-12, msg=own)
+            seen.add(whole)
+    assert seen == set(expected)
+    check_timeline(schedule, results[0][3])
+
+
+def check_timeline(schedule, timeline):
+    """Every action once and in order, none before what it depends on was done."""
+    assert [[event.action for event in row] for row in timeline.events] == [list(order) for order in schedule.orders]
+    assert timeline.start == 0 and 0 < timeline.bubble_share < 1 and timeline.name == schedule.name
+    events = {part: event for row in timeline.events for event in row for part in event.action.parts}
+    for row in timeline.events:
+        for event in row:
+            assert event.start <= event.end
+            for before in dependencies(event.action, schedule.num_stages):
+                assert events[before].end <= event.start
+    assert "rank 1" in draw(timeline, tick=timeline.makespan / 100)
+
+
+def test_microbatches_of_unequal_sizes_pass_between_ranks():
+    schedule = make_schedule("zb-v", 2, 4)
+    tokens = [make_microbatches(1, B, T, seed=n)[0] for n, (B, T) in enumerate([(1, 5), (3, 2), (2, 11), (1, 1)])]
+    model = make_model()
+    _, expected = unsplit(model, tokens)
+    for _, found, _, _ in run(one_step, 2, model, schedule, tokens, backend="gloo"):
+        for (_, own), gradient in found.items():
+            torch.testing.assert_close(gradient, expected[own], rtol=0, atol=1e-12, msg=own)
+
+
+def refused(model):
+    schedule = make_schedule("1f1b", 3, 4)
+    try:
+        Pipeline(schedule, stages_of(model, schedule, Cut.by_cost(model.config, 3, 7), dist.get_rank()))
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_schedule_for_other_ranks_is_refused():
+    assert run(refused, 2, make_model(), backend="gloo") == ["1f1b is for 3 ranks, and there are 2"] * 2
