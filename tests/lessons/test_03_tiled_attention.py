@@ -474,6 +474,14 @@ def test_wrong_bytes_are_rejected(answer):
     assert_rejected("03.tiled_bytes", answer)
 
 
+def test_who_counts_full_tiles_is_told_so_though_causal_is_not_counted_yet():
+    def full_tiles(T, D, block_q, *, itemsize=4, causal=False):
+        return 2 * T * D * itemsize + 4 * T + T // block_q * 2 * T * D * itemsize
+
+    result = verdict("03.tiled_bytes", full_tiles, name_mistakes=True)
+    assert not result and result.misconception.name == "full_tiles_only", result
+
+
 @pytest.mark.parametrize("exercise", exercises_of("03"))
 def test_the_check_stands_its_self_test(exercise):
     assert_check_stands(exercise)

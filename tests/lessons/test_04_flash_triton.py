@@ -127,6 +127,16 @@ def test_heads_one_below_the_other_fail_where_the_order_of_rows_is_asked_for():
 SCORES = 'tl.dot(q, tl.trans(k), input_precision="ieee")'
 
 
+@pytest.mark.parametrize(
+    "product, in_float32",
+    [("tl.dot(q, tl.trans(k)", "tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32))"),
+     ("tl.dot(p.to(v.dtype), v", "tl.dot(p, v.to(tl.float32)")],
+)  # fmt: skip
+def test_what_is_said_of_one_product_in_float32_is_true_of_either(product, in_float32):
+    result = judged("inner_loop", "one_in_float32", (product, in_float32))
+    assert not result and result.misconception.name == "one_product_in_float32", result
+
+
 @pytest.mark.parametrize("exercise", ["inner_loop", "causal"])
 def test_a_product_that_does_not_ask_for_full_precision_is_named(exercise):
     result = judged(exercise, "scores_in_tf32", (SCORES, SCORES.replace(', input_precision="ieee"', "")))
