@@ -17,6 +17,7 @@ from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
 from llmsys.serving.host_cache import Cheaper, HostCache, measured_link, size_in_bytes
 from llmsys.serving.sampling.sampling_params import SamplingParams
+from tests.serving.test_interrupts import PLACES, lines_of
 from tests.serving.test_latent import latent, prompts  # noqa: F401, a fixture
 from tests.serving.test_schedules import asked, sizes, what_happened
 from tests.support.size import FULL, sized
@@ -115,6 +116,30 @@ def test_a_step_that_is_interrupted_before_its_copies_spoils_nothing(llama):
             engine.generate([(*SYSTEMS[0], 50)], ANSWER)
         assert calls and engine.pool.stats.used == 0
         assert in_turn(engine, llama, rounds=2).returned_blocks
+
+
+# Python itself drops what is raised while it closes a generator.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("ahead", [False, True])
+def test_wherever_an_interrupt_comes_what_comes_back_afterwards_is_right(llama, ahead):
+    engine = made(llama, max_sequences=1, execution=Execution(ahead=ahead))
+    prompts, params = [(*system, 50) for system in SYSTEMS[:3]], replace(ANSWER, max_tokens=2)
+
+    def tokens():
+        return [response.tokens for response in engine.generate(prompts, params)]
+
+    served = tokens()
+    assert all(llama.agrees(p, said, max_tokens=2) for p, said in zip(prompts, served, strict=True))
+    tokens()  # from now on they come back in every round
+    lines, raised = lines_of(tokens), 0
+    for place in range(1, lines, lines // PLACES):
+        try:
+            lines_of(tokens, interrupt_at=place)
+        except KeyboardInterrupt:
+            raised += 1
+        assert tokens() == served, place
+    assert raised > 0.8 * PLACES and engine.metrics.totals.returned_blocks > 3 * PLACES
+    assert engine.pool.stats.used == 0 and not engine._loop._flights
 
 
 # The rule
