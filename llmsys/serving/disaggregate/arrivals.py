@@ -1,8 +1,8 @@
 """The receiving side: rows that arrive are written into the blocks that were reserved for them.
 
 What arrives is written between two steps, by the thread that takes the steps: nobody writes pages while a step reads
-them. (On a GPU in the order of its queue.) So nothing that comes late can do harm: an attempt that was given up is known
-no more, and its rows are dropped, whoever has the blocks by then.
+them. (On a GPU in the order of its queue.) So nothing that comes late can do harm: an attempt that was given up is not
+known any more, and its rows are dropped, whoever has the blocks by then.
 """
 
 from collections.abc import Callable, Sequence

@@ -37,8 +37,8 @@ from llmsys.serving.disaggregate.relayout import read_rows, slots_of
 from llmsys.serving.plan import StepPlan
 
 Transfer = Callable[[int, Sequence[int], Callable[[int], None]], object]
-"""(layer, layers, send): called when `layer` of `layers` has been computed; `send(i)` begins to send layer i, each once,
-and all of them before the call for the last one returns."""
+"""(layer, layers, send): called when `layer` of `layers` has been computed; `send(i)` begins to send layer i, each one
+once, and all of them before the call for the last one returns."""
 
 
 def push_each_layer(layer: int, layers: Sequence[int], send: Callable[[int], None]) -> None:
@@ -160,8 +160,8 @@ class Push:
     def step(self, plan: StepPlan) -> Iterator[None]:
         """A block in which the plan's step is launched.
 
-        RuntimeError where `transfer` has not sent every layer by the last one, or the step's layers were not computed by
-        the cache's `attend`. Then, and where the block raises, the frames are cut.
+        RuntimeError where `transfer` has not sent every layer by the last one, or the step's layers were not computed
+        by the cache's `attend`. Then, and where the block raises, the frames are cut.
         """
         self._begin(plan)
         if not self._frames:

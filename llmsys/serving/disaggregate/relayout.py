@@ -5,7 +5,7 @@ behind them its values. Who sends reads rows out of its pages, who receives writ
 to know how the other one's blocks are cut:
 
     rows = read_rows(keys, values, slots_of(blocks, block_size, start, stop))       there
-    write_rows(rows, keys, values, slots_of(blocks, block_size, start, stop))       here, in other blocks of another size
+    write_rows(rows, keys, values, slots_of(blocks, block_size, start, stop))       here: other blocks, another size
 
 **Heads.** Where attention is spread over n ranks, each keeps Hkv/n of the heads, or where n is more than Hkv, one head
 that n/Hkv ranks keep alike. From n ranks to m, `head_moves` says which heads of whom go where; each of the m gets every

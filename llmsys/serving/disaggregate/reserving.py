@@ -1,6 +1,6 @@
 """A scheduler whose requests may come with their keys and values: blocks first, then what belongs into them.
 
-    start = scheduler.expect(request)         blocks for all its tokens; the first `start` of them are here. None: no room
+    start = scheduler.expect(request)         blocks for all its tokens; the first `start` are here. None: no room
     …                                         another engine computes them, and they are written into request.table
     scheduler.land(request, token)            it runs, and goes on from `token`; its full blocks can be hit
 
@@ -78,8 +78,8 @@ class ReservingScheduler(Scheduler):
         self._on_the_way.pop(request.id, None)
 
     def land(self, request: Request, token: int) -> bool:
-        """An arriving request runs from now on: all its tokens are computed, and `token` is its next. False, and nothing
-        has changed, where as many run as may.
+        """An arriving request runs from now on: all its tokens are computed, and `token` is its next. False, and
+        nothing has changed, where as many run as may.
 
         Where `token` is its last, it has ended, and is forgotten.
         """

@@ -9,8 +9,8 @@ and is given up where an engine dies that is still needed for it: until the keys
 decode engine alone. What was said so far is known, and the next attempt begins with it: no token is lost, and none is
 said twice. Draws depend on a request's seed and the place of the token, so they too are the same in every attempt.
 
-Where no prefill engine is left that reaches a decode engine, or no decode engine, whoever is left computes requests from
-their beginning to their end.
+Where no prefill engine is left that reaches a decode engine, or no decode engine, whoever is left computes requests
+from their beginning to their end.
 """
 
 import itertools
@@ -293,6 +293,6 @@ def _check(hellos: Sequence[say.Hello], prefill: Sequence[str], decode: Sequence
             if mine != its
         )
         raise ValueError(
-            f"all engines must have one model, and the {what} of {each.name!r} are others than those of {first.name!r}: "
-            "what one computes, the other could not go on from"
+            f"all engines must have one model, and the {what} of {each.name!r} are others than those of "
+            f"{first.name!r}: what one computes, the other could not go on from"
         )

@@ -6,13 +6,12 @@ A message is four numbers, and mostly a tensor behind them:
     (1, frame, layer, rows)   then the layer's rows (rows, Hkv, D)
     (2, frame, 0, 0)          the frame is cut
 
-The numbers go through gloo, so the host that must know what comes waits for no GPU. Rows go through NCCL where both ends
-are on GPUs, else through gloo as well. Each end has a thread of its own, so that nobody who computes waits for the wire:
-the sender's takes from a queue, the receiver's puts into the engine's inbox. How much may lie in these is up to the
-receiving engine, which grants no more than its window.
+The numbers go through gloo, so the host that must know what comes waits for no GPU. Rows go through NCCL where both
+ends are on GPUs, else through gloo as well. Each end has a thread of its own, so that nobody who computes waits for the
+wire: the sender's takes from a queue, the receiver's puts into the engine's inbox. How much may lie in these is up to
+the receiving engine, which grants no more than its window.
 """
 
-import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -45,26 +44,31 @@ class PairWire:
     def __init__(self, numbers: Pair, rows: Pair, broken: Callable[[], object]):
         self._numbers, self._rows, self._broken = numbers, rows, broken
         self._items: queue.SimpleQueue = queue.SimpleQueue()
-        self._on_gpu = rows.backend == "nccl"
+        self._on_gpu, self._closed = rows.backend == "nccl", False
         threading.Thread(target=self._work, daemon=True, name="sends keys and values").start()
 
     def begin(self, frame: int, pieces: Sequence[Piece]) -> None:
-        self._items.put(((BEGIN, frame, len(pieces), 0), torch.tensor(pieces, dtype=torch.int64), None))
+        self._put(((BEGIN, frame, len(pieces), 0), torch.tensor(pieces, dtype=torch.int64), None))
 
     def layer(self, frame: int, layer: int, rows: Tensor) -> None:
         ready = None
         if rows.is_cuda:
             ready = torch.cuda.Event()
             ready.record()
-        self._items.put(((LAYER, frame, layer, len(rows)), rows, ready))
+        self._put(((LAYER, frame, layer, len(rows)), rows, ready))
 
     def cut(self, frame: int) -> None:
-        self._items.put(((CUT, frame, 0, 0), None, None))
+        self._put(((CUT, frame, 0, 0), None, None))
 
     def close(self) -> None:
+        self._closed = True
         self._items.put(None)
         self._numbers.abort()
         self._rows.abort()
+
+    def _put(self, item: tuple) -> None:
+        if not self._closed:
+            self._items.put(item)
 
     @torch.inference_mode()
     def _work(self) -> None:
@@ -163,13 +167,3 @@ class Receiving:
             rows.record_stream(current)
 
         return Rows(self._sender, frame, layer, rows, ready)
-
-
-@contextlib.contextmanager
-def closing(ends: Sequence[PairWire | Receiving]):
-    """A block, at whose end these are closed, and their threads with them."""
-    try:
-        yield
-    finally:
-        for each in ends:
-            each.close()
