@@ -121,6 +121,11 @@ class DisaggregatedEngine(Engine):
         self._answers = Answers(self.scheduler, self.metrics, self._guard)
         self._loop = Listening(self.scheduler, links, self._guard, self._answers.take)
 
+    @property
+    def broken(self) -> bool:
+        """None of its engines is left."""
+        return not self.scheduler.alive
+
     def close(self) -> None:
         """The engines end, and what they were doing with them."""
         for name in self.scheduler.alive:

@@ -75,6 +75,7 @@ def disaggregated_here(
     log: Callable[[LayerEvent], object] | None = None,
     of_prefill: Mapping[str, Any] | None = None,
     of_decode: Mapping[str, Any] | None = None,
+    links: Callable[[Mapping[str, Instance]], LinksHere] = LinksHere,
     **settings,
 ) -> DisaggregatedEngine:
     """An engine of several in this process, which share the model's weights.
@@ -87,6 +88,8 @@ def disaggregated_here(
         As for `llmsys.serving.disaggregate.push`: one log for all.
     settings, of_prefill, of_decode
         As for `Instance`: of all, and of those of one kind, which count more.
+    links
+        Makes the front's way to them, as `LinksHere` does: one that decides whose turn it is, and what arrives when.
 
     ValueError where a count is below 1, or a setting is refused by `Engine`.
     """
@@ -101,8 +104,8 @@ def disaggregated_here(
     for one in here:
         for other in there:
             one.connect(other.name, WireHere(one.name, other.inbox.put))
-    links = LinksHere({each.name: each for each in (*here, *there)})
+    way = links({each.name: each for each in (*here, *there)})
     hellos = [each.hello() for each in (*here, *there)]
     return DisaggregatedEngine(
-        links, hellos, prefill=[each.name for each in here], decode=[each.name for each in there]
+        way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there]
     )

@@ -74,11 +74,8 @@ class FuzzedLinks(LinksHere):
 
 
 def fuzzed(model, draw: random.Random, **more) -> DisaggregatedEngine:
-    engine = disaggregated_here(model, **more)
-    engine.links = links = FuzzedLinks(engine.links.instances, draw)
-    engine.scheduler._send = links.send
-    engine._loop._links = links
-    return engine
+    """Several engines whose turns are drawn."""
+    return disaggregated_here(model, links=lambda instances: FuzzedLinks(instances, draw), **more)
 
 
 def assert_whole(engine: DisaggregatedEngine) -> None:

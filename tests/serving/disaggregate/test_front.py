@@ -135,7 +135,7 @@ def test_where_all_have_died_requests_fail_and_say_why(llama):
     (late,) = engine.generate([PROMPT], LONG)
     for each in (response, late):
         assert each.answers[0].reason == "error" and each.answers[0].error == NOBODY_LEFT
-    assert not engine.has_unfinished and not engine.metrics.requests
+    assert not engine.has_unfinished and not engine.metrics.requests and engine.broken
 
 
 def test_an_engine_that_breaks_by_itself_is_one_that_has_died(llama):
