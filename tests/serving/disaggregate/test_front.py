@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmsys.serving import Engine, SamplingParams
+from llmsys.models.deepseek import SMALL, DeepSeek
+from llmsys.serving import Engine, Execution, SamplingParams
 from llmsys.serving.disaggregate import disaggregated_here
 from llmsys.serving.disaggregate.front import DisaggregatedEngine
 from llmsys.serving.disaggregate.router import NOBODY_LEFT
@@ -221,3 +222,39 @@ def test_roles_that_cannot_be_are_named(llama, roles, says):
     hellos = [each.hello() for each in engine.links.instances.values()]
     with pytest.raises(ValueError, match=says):
         DisaggregatedEngine(engine.links, hellos, **roles)
+
+
+# Other models, other ways to execute steps
+
+
+def test_a_latent_model_whose_values_are_in_its_keys_sends_its_latents_once():
+    torch.manual_seed(5)
+    model = DeepSeek(replace(SMALL, layers=2, vocab_size=97, mlp_size=96)).double().requires_grad_(False).eval()
+    prompts = [[(13 * i + 7 * j) % 60 + 3 for j in range(9 + 11 * i)] for i in range(3)]
+    engine = disaggregated_here(model, num_blocks=60, block_size=4, of_decode=dict(block_size=7))
+    expected = [Engine(model, num_blocks=60, block_size=4).generate([prompt], LONG)[0].tokens for prompt in prompts]
+    rows, wire = [], engine.links.instances["prefill 0"].push.wires["decode 0"]
+    layer_of = wire.layer
+    wire.layer = lambda frame, layer, what: (rows.append(what), layer_of(frame, layer, what))
+    assert [each.tokens for each in engine.generate(prompts, LONG)] == expected
+    sent = sum(each.nbytes for each in rows)
+    assert sent == sum(map(len, prompts)) * model.cache_spec().bytes_per_token
+    assert_empty(engine)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_graphs_and_steps_ahead_change_no_token(llama, ahead):
+    """The code of graphs, without a graph: a request that lands is in rows of a step that it was not in before."""
+    pytest.importorskip("triton")
+    execution = Execution(ahead=ahead, graphs=True, mixed_graphs=True)
+    engine = fuzzed(
+        llama.ours, random.Random(7), num_blocks=40, block_size=4, max_sequences=3, max_tokens_per_step=9,
+        of_prefill=dict(execution=Execution(ahead=ahead)), of_decode=dict(num_blocks=16, execution=execution),
+    )  # fmt: skip
+    responses = [engine.add((*PROMPT, 20 + i)[: 8 - i], LONG) for i in range(5)]
+    while engine.has_unfinished:
+        engine.step()
+    for each in responses:
+        assert each.tokens == llama.greedy(each.prompt_tokens)[0][:12]
+    assert engine.links.instances["decode 0"].engine.runner.graphs is not None
+    assert_empty(engine)

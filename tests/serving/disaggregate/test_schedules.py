@@ -8,13 +8,13 @@ from collections import Counter
 import pytest
 import torch
 
-from llmsys.serving import POLICIES, Engine, SamplingParams
+from llmsys.serving import POLICIES, Engine, Execution, SamplingParams
 from tests.serving.disaggregate.fuzzed import assert_empty, assert_whole, fuzzed, happened
 from tests.support.size import SEED, sized
 
 BASES = [[(7 * base + 11 * i * (base + 1)) % 61 + 3 for i in range(40)] for base in range(3)]
 DRAWN = [{}, {}, dict(temperature=0.9), dict(temperature=1.3, top_k=9, top_p=0.9)]
-SEEDS = range(sized(short=8, full=150))
+SEEDS = range(sized(short=6, full=150))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ def settings(draw: random.Random, tight: int):
         block_size=size, num_blocks=1 + -(-slots // size), max_sequences=sequences,
         max_tokens_per_step=sequences + draw.randint(0, 30), policy=draw.choice(sorted(POLICIES)),
         watermark=draw.choice([0.0, 0.0, 0.2]), window=draw.choice([None, None, 1, 30]), max_model_len=64,
+        execution=Execution(ahead=draw.random() < 0.5),
     )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def test_every_request_gets_the_tokens_that_it_gets_from_one_engine(qwen3, alone
 
 
 def test_todays_schedules(qwen3, alone):
-    for i in range(sized(short=3, full=30)):
+    for i in range(sized(short=2, full=30)):
         run(qwen3.ours, alone, f"{SEED} {i}")
 
 
