@@ -38,10 +38,17 @@ class WireHere:
 
 
 class LinksHere:
-    """Engines that take a turn each time the front listens. One that raises is dead, as one that is killed."""
+    """Engines that take a turn each time the front listens. One that raises is dead, as one that is killed.
+
+    Attributes
+    ----------
+    errors : dict
+        What they raised, by their names.
+    """
 
     def __init__(self, instances: Mapping[str, Instance]):
         self.instances, self.dead = dict(instances), []
+        self.errors: dict[str, Exception] = {}
 
     def send(self, name: str, message) -> None:
         if name in self.instances:
@@ -52,7 +59,8 @@ class LinksHere:
         for name, instance in list(self.instances.items()):
             try:
                 said += [(name, each) for each in instance.turn()]
-            except Exception:
+            except Exception as error:
+                self.errors[name] = error
                 self.kill(name)
         died, self.dead = self.dead, []
         return said + [(name, None) for name in died]

@@ -2,7 +2,7 @@
 again: what comes late, of an attempt that was given up, is known by it, and left out.
 
     front ──► engine   Reserve, Prefill, Compute, GoOn, Cancel, Lost, Close
-    engine ──► front   Hello, Granted, Landed, Refused, Broken, Report
+    engine ──► front   Hello, Granted, Landed, Refused, Broken, Report, Died
 """
 
 from collections.abc import Hashable
@@ -119,6 +119,12 @@ class Broken(NamedTuple):
     """The connection to another engine broke."""
 
     name: str
+
+
+class Died(NamedTuple):
+    """The last that is heard of an engine that can say why it dies."""
+
+    why: str
 
 
 class Said(NamedTuple):

@@ -20,6 +20,7 @@ import queue
 import secrets
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import AuthenticationError
@@ -33,7 +34,7 @@ from llmsys.models.sampling import whole_number
 from llmsys.parallel.ranks import Ending, device, pair_group, run
 from llmsys.serving.disaggregate.front import DisaggregatedEngine
 from llmsys.serving.disaggregate.instance import Instance
-from llmsys.serving.disaggregate.messages import Broken, Close, Hello
+from llmsys.serving.disaggregate.messages import Broken, Close, Died, Hello
 from llmsys.serving.disaggregate.wires import PairWire, Receiving
 from llmsys.serving.memory import USED_ON_CPU, available_memory
 
@@ -175,13 +176,22 @@ def serve_as_rank(plan: Plan) -> None:
             listens.start()
             with contextlib.suppress(BrokenPipeError, ConnectionError):  # the front is gone
                 while not instance.closed:
-                    if not instance.busy:
-                        instance.take(instance.inbox.get())
-                    for reply in instance.turn():
+                    for reply in _turn(instance, front):
                         front.send(reply)
     finally:
         for each in ends:
             each.close()
+
+
+def _turn(instance: Instance, front) -> list:
+    """The next one, for which there is something to do by then. The front hears why, if it is the last."""
+    try:
+        if not instance.busy:
+            instance.take(instance.inbox.get())
+        return instance.turn()
+    except Exception:
+        front.send(Died(traceback.format_exc()))
+        raise
 
 
 def _connect(instance: Instance, plan: Plan, rank: int, where: torch.device) -> list[PairWire | Receiving]:

@@ -14,6 +14,7 @@ from their beginning to their end.
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ from llmsys.serving.roster import Roster
 from llmsys.serving.telemetry.events import Admitted, EventLog, Preempted, Progress, StepDone
 from llmsys.serving.telemetry.metrics import Metrics
 
+_LOGGER = logging.getLogger(__name__)
 NOBODY_LEFT = "every engine of this service has died: start it again"
 Send = Callable[[str, object], None]
 
@@ -107,6 +109,9 @@ class Router(Roster):
             return []
         if message is None:
             return self._died(name)
+        if isinstance(message, say.Died):
+            _LOGGER.error("%s dies: %s", name, message.why)
+            return []
         if isinstance(message, say.Report):
             return self._reported(name, message)
         if isinstance(message, say.Broken):
@@ -120,6 +125,8 @@ class Router(Roster):
             self._granted(attempt, message.start)
         elif isinstance(message, say.Landed):
             attempt.landed = True
+            if attempt.said:
+                self._begin(self._children(attempt.request))
         else:
             self._end(attempt.request.id, Status.FAILED, error=message.error)
             return [attempt.request.id]
@@ -169,11 +176,13 @@ class Router(Roster):
             attempt.said = True
             if name == attempt.prefill and attempt.decode is not None:
                 self._send(attempt.decode, say.GoOn(attempt.key, said.tokens[0]))
-        self._begin(self._children(request))
+        if attempt.landed:
+            self._begin(self._children(request))
 
     def _died(self, name: str) -> list[str]:
         self.alive.discard(name)
         self.reports.pop(name, None)
+        _LOGGER.error("%s has died; %s left", name, ", ".join(sorted(self.alive)) or "nobody is")
         for other in self.alive:
             self._send(other, say.Lost(name))
         self._again(each for each in self.attempts.values() if name in each.needs)
@@ -247,7 +256,7 @@ class Router(Roster):
         self._note(Admitted, request, hit_tokens=start)
 
     def _children(self, request: Request) -> list[Request]:
-        """The other answers to its prompt that have waited for it: they find its blocks where it is decoded."""
+        """The other answers to its prompt, which have waited for it to land: now they find its blocks there."""
         return [each for each in self.waiting if each.parent is request]
 
     @staticmethod

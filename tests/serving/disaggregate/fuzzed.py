@@ -91,6 +91,7 @@ def assert_empty(engine: DisaggregatedEngine) -> None:
     """Nothing is left anywhere of requests that have ended: no block, no note."""
     for wire in engine.links.wires.values() if isinstance(engine.links, FuzzedLinks) else ():
         wire.let_go(10**9)
+    assert not engine.links.errors, engine.links.errors
     for one in engine.links.instances.values():
         one.turn()
         scheduler = one.scheduler

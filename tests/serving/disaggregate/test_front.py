@@ -144,6 +144,7 @@ def test_an_engine_that_breaks_by_itself_is_one_that_has_died(llama):
     engine.links.instances["prefill 0"].scheduler.plan = lambda: 1 // 0
     assert engine.generate([PROMPT], LONG)[0].tokens == llama.greedy(PROMPT)[0][:12]
     assert engine.scheduler.alive == {"decode 0"}
+    assert isinstance(engine.links.errors.pop("prefill 0"), ZeroDivisionError)
     assert_empty(engine)
 
 
