@@ -38,11 +38,11 @@ the others do both. Nothing is said twice, and draws are the same, for they depe
 
 *What is the same.* The tokens: as one engine's, greedy or drawn with a seed, whatever the order of things.
 
-How it is made, from the outside in: ranks (processes, and the front's connections) → front (an `Engine` to whoever uses
-it) → router (which request is where) → instance (one engine, which does what it is told) → push, arrivals, reserving →
-relayout, messages. wires are between processes, here is several engines in one process. `instance` gives each prompt to
-the scheduler of any engine (`llmsys.serving.scheduler`), whose one rule, computed catches up with known, is all that
-prefill and decode have ever been; here they are on two machines.
+How it is made, from the outside in: ranks (processes; links, the front's connections to them) → front (an `Engine` to
+whoever uses it) → router (which request is where) → instance (one engine, which does what it is told) → push, arrivals,
+reserving → relayout, messages. wires are between processes, here is several engines in one process. An instance's loop
+is that of any engine, and so is its scheduler, whose one rule, computed catches up with known, is all that prefill and
+decode have ever been.
 
 `start`              engines as processes of this machine
 `Plan`, `serve_as_rank`, `front_of`     the same on many machines, by `torchrun`

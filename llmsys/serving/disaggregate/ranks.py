@@ -23,7 +23,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing import AuthenticationError
 from multiprocessing import connection as connections
 from typing import Any
 
@@ -34,6 +33,7 @@ from llmsys.models.sampling import whole_number
 from llmsys.parallel.ranks import Ending, device, pair_group, run
 from llmsys.serving.disaggregate.front import DisaggregatedEngine
 from llmsys.serving.disaggregate.instance import Instance
+from llmsys.serving.disaggregate.links import ConnectionLinks, accept
 from llmsys.serving.disaggregate.messages import Broken, Close, Died, Hello
 from llmsys.serving.disaggregate.wires import PairWire, Receiving
 from llmsys.serving.memory import USED_ON_CPU, available_memory
@@ -218,56 +218,11 @@ def _listen(front, put: Callable) -> None:
     put(Close())
 
 
-class ConnectionLinks:
-    """The front's way to engines in other processes: `Links` over a connection each.
-
-    Parameters
-    ----------
-    to
-        The connections, by name.
-    wait_for
-        The thread of the run that the engines are of, where they are of one.
-    """
-
-    def __init__(self, to: Mapping[str, connections.Connection], wait_for: threading.Thread | None = None):
-        self._to, self._died, self._wait_for = dict(to), [], wait_for
-
-    def send(self, name: str, message) -> None:
-        if name in self._to:
-            try:
-                self._to[name].send(message)
-            except OSError:
-                self._lose(name)
-
-    def wait(self, seconds: float) -> list[tuple[str, Any]]:
-        heard, names = [], {id(each): name for name, each in self._to.items()}
-        for ready in connections.wait(list(self._to.values()), 0 if self._died else seconds):
-            name = names[id(ready)]
-            try:
-                while name in self._to and ready.poll():
-                    heard.append((name, ready.recv()))
-            except (EOFError, OSError):
-                self._lose(name)
-        died, self._died = self._died, []
-        return heard + [(name, None) for name in died]
-
-    def close(self) -> None:
-        for each in self._to.values():
-            each.close()
-        self._to = {}
-        if self._wait_for is not None:
-            self._wait_for.join(30.0)
-
-    def _lose(self, name: str) -> None:
-        self._to.pop(name).close()
-        self._died.append(name)
-
-
 def _front(plan: Plan, listener, timeout: float, ended: queue.SimpleQueue, thread) -> DisaggregatedEngine:
     """When all have come."""
     came: queue.SimpleQueue = queue.SimpleQueue()
     with listener:
-        threading.Thread(target=_accept, args=(listener, came), daemon=True).start()
+        threading.Thread(target=accept, args=(listener, came), daemon=True).start()
         hellos: dict[str, Hello] = {}
         to: dict[str, connections.Connection] = {}
         until = time.monotonic() + timeout
@@ -292,17 +247,6 @@ def _front(plan: Plan, listener, timeout: float, ended: queue.SimpleQueue, threa
             for each in to.values():
                 each.close()
             raise
-
-
-def _accept(listener, came: queue.SimpleQueue) -> None:
-    while True:
-        try:
-            connection = listener.accept()
-            came.put((connection.recv(), connection))
-        except (AuthenticationError, EOFError):  # somebody else
-            continue
-        except OSError:  # closed: all are here
-            return
 
 
 def _why(results: Sequence) -> Exception:
