@@ -15,7 +15,7 @@ in `generate`, where nobody does, the cache itself with a pool of its own, or wi
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -88,6 +88,10 @@ class PagedCache:
         Of the sequences that `begin` knows: the given one, or from its first call on one of its own.
     length : int
         Tokens held of each sequence, as far as `begin` knows.
+    after_layer : callable or None
+        Called with a layer's number at the end of its `attend`: what the step has written of that layer is in its pages
+        by then (on a GPU: when the work that has been queued so far is done). None: nobody is. A graph that is replayed
+        asks no `attend`, and a kernel that writes pages itself (`pages_of`) calls nobody.
 
     Raises
     ------
@@ -132,6 +136,7 @@ class PagedCache:
         self.num_blocks = num_blocks
         self.pool, self.host = pool, host
         self.length = 0
+        self.after_layer: Callable[[int], object] | None = None
         self._layers = Layers(spec, "the paged cache")
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}  # of layers whose values are not in their keys
@@ -227,16 +232,21 @@ class PagedCache:
         if not isinstance(o, Tensor) or tuple(o.shape) != expected or o.dtype != q.dtype:
             got = f"{tuple(o.shape)} in {o.dtype}" if isinstance(o, Tensor) else type(o).__name__
             raise ValueError(f"kernel must return o (N, Hq, Dv) = {expected} in {q.dtype}, got {got}")
+        if self.after_layer is not None:
+            self.after_layer(layer)
         return heads_first(o, B)
 
     def pages_of(self, layer: LayerCache, device: torch.device) -> tuple[Tensor, Tensor]:
         """A layer's pages of keys and of values, made here if no step has made them yet: for who writes and reads them
-        by itself, as a batch's slots and tables say, and does not ask `attend`."""
+        by itself, as a batch's slots and tables say, and does not ask `attend`. Where values are in the keys, their
+        pages are a view of the keys'."""
         if layer.layer not in self._keys:
             memory = (self.num_blocks, self.block_size, layer.heads)
             self._keys[layer.layer] = torch.empty(*memory, layer.Dk, dtype=layer.dtype, device=device)
-            self._values[layer.layer] = torch.empty(*memory, layer.Dv, dtype=layer.dtype, device=device)
-        return self._keys[layer.layer], self._values[layer.layer]
+            if not layer.values_in_keys:
+                self._values[layer.layer] = torch.empty(*memory, layer.Dv, dtype=layer.dtype, device=device)
+        keys = self._keys[layer.layer]
+        return keys, self._values.get(layer.layer, keys[..., : layer.Dv])
 
     def copy_blocks(self, copies: Sequence[AnyCopy]) -> None:
         """Copy pages in all layers made so far, in order: what `BlockPool.extend`, and the pool's host tier, ask for

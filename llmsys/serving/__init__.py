@@ -21,9 +21,9 @@
 `LENGTHS`         how long prompts and outputs are in real services, as quantiles (`workload`)
 `draw_lengths`    requests of such lengths
 
-Three chapters are imported by their own names: `serving.workload`, what is asked of a service, drawn or read from
+Four chapters are imported by their own names: `serving.workload`, what is asked of a service, drawn or read from
 traces, and replayed; `serving.goodput`, who was served as they want to be; `serving.simulator`, the same scheduler on a
-device that is a model of its time.
+device that is a model of its time; `serving.disaggregate`, prompts and answers by engines of their own.
 """
 
 from pathlib import Path

@@ -99,6 +99,9 @@ class Engine:
         An argument is out of its range, the model is a part of one, or there is no memory for two blocks.
     """
 
+    broken = False
+    """It cannot serve anything any more, whatever is asked."""
+
     def __init__(
         self,
         model: nn.Module,

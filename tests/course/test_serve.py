@@ -13,7 +13,7 @@ from llmsys.course import cli
 pytest.importorskip("fastapi", reason="the serving extra is not installed")
 
 from llmsys.models import save_model
-from tests.serving.server.running import serving, tiny_model
+from tests.serving.server.running import httpx, in_a_process, serving, tiny_model
 from tests.support.size import drawn
 
 ROOT = Path(__file__).parents[2]
@@ -106,3 +106,43 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(model, monkeypatch):
         assert done.exit_code == 0 and asked == ["Hello", "More"]
         running.wait_until_empty()
         assert running.engine.metrics.totals.aborted == 1
+
+
+def test_prefill_and_decode_go_together_and_are_counts():
+    assert "--prefill and --decode go together" in is_one_line(run("serve", "--prefill", 1))
+    assert "--host-cache is for one engine" in is_one_line(
+        run("serve", "--prefill", 1, "--decode", 1, "--host-cache", 1)
+    )
+    done = run("serve", "--prefill", 0, "--decode", 1)
+    assert done.exit_code == 2 and "--prefill" in done.stderr
+
+
+def test_more_engines_than_gpus_cost_one_line(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    said = is_one_line(run("serve", "--port", 0, "--prefill", 1, "--decode", 1))
+    assert "prefill and decode are 2 engines, each with a GPU of its own, and there are 1" in said
+
+
+def test_two_engines_serve_as_one_does(model, tmp_path):
+    save_model(model, tmp_path / "tiny")
+    asked = {"model": "tiny", "prompt": "Hello, who is there?", "max_tokens": 12, "temperature": 0}
+    with serving(model) as running:
+        expected = running.post("/v1/completions", asked).json()["choices"][0]["text"]
+    options = ("--model", "tiny", "--device", "cpu", "--prefill", "1", "--decode", "1", "--api-key", "a key")
+    with in_a_process(*options, cwd=tmp_path) as (server, address, said):
+        assert said.startswith("tiny on cpu, cpu: 16 answers at a time")
+        assert httpx.post(f"{address}/v1/completions", json=asked).status_code == 401
+        with httpx.Client(base_url=address, headers={"Authorization": "Bearer a key"}, timeout=60) as client:
+            for _ in range(2):
+                assert client.post("/v1/completions", json=asked).json()["choices"][0]["text"] == expected
+            with client.stream("POST", "/v1/completions", json=asked | {"max_tokens": 500, "stream": True}) as stream:
+                next(stream.iter_lines())  # and hangs up
+            assert client.post("/v1/completions", json=asked | {"max_tokens": 9999}).status_code == 400
+            metrics = client.get("/metrics").text
+        assert 'llmsys_answers_total{model="tiny",reason="length"} 2.0' in metrics
+        assert "llmsys_time_to_first_token_seconds_count" in metrics and "llmsys_steps_total" in metrics
+        server.terminate()
+        assert server.wait(60) == 0

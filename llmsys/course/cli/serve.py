@@ -1,6 +1,7 @@
 """The server, and a terminal that talks to it."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -57,12 +58,18 @@ def serve(
     policy: Annotated[str, typer.Option(help="How a step is filled: static, orca, alternating, stall-free.")] = (
         "stall-free"
     ),
+    prefill: Annotated[
+        int | None, typer.Option(min=1, help="Engines that compute prompts, a process and device each; with --decode.")
+    ] = None,
+    decode: Annotated[int | None, typer.Option(min=1, help="Engines that go on from there; with --prefill.")] = None,
     drain: Annotated[int, typer.Option(min=1, help="Seconds for answers under way when it is told to stop.")] = 30,
     access_log: Annotated[bool, typer.Option("--access-log", help="A line for each request.")] = False,
 ) -> None:
     """Serve a model as OpenAI's API does, with a page to talk to it and to watch it.
 
     SIGTERM or Ctrl-C lets the answers under way end; a second one does not wait.
+
+    With --prefill 1 --decode 1, prompts are computed by one engine and answers by another one, on two GPUs.
     """
     from rich.console import Console
 
@@ -70,13 +77,21 @@ def serve(
         from llmsys.serving.server.app import create_app
         from llmsys.serving.server.drain import LOOPBACK, Server, is_loopback, listening, url
         from llmsys.serving.server.limits import Limits
+    if (prefill is None) is not (decode is None):
+        raise Refused("--prefill and --decode go together, as in --prefill 1 --decode 1")
+    if prefill is not None and host_cache:
+        raise Refused("--host-cache is for one engine: leave it out, or --prefill and --decode")
     try:
         bound = listening(host, port)
     except OSError as error:
         raise Refused(f"--host {host} --port {port}: {error.strerror or error}. --port 0 takes a free one") from None
-    with bound:
+    with bound, contextlib.ExitStack() as at_the_end:
         with Console(stderr=True).status("loading the model"), refusals():
-            engine = _engine(model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy)
+            engine = _engine(
+                model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill, decode
+            )
+            if prefill is not None:
+                at_the_end.callback(engine.close)
             limits = Limits(
                 body_bytes=max_body, prompt_tokens=max_prompt, answers=max_answers, drain_seconds=drain,
                 running=engine.scheduler.max_sequences, waiting=max_waiting,
@@ -88,11 +103,14 @@ def serve(
         Server(app, access_log=access_log).run(sockets=[bound])
 
 
-def _engine(model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy):
+def _engine(
+    model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill=None, decode=None
+):
     import torch
 
     from llmsys.models import load_model
     from llmsys.serving import Engine
+    from llmsys.serving.disaggregate import start
     from llmsys.serving.memory import USED_ON_CPU, available_memory
 
     where = device_of(device)
@@ -104,11 +122,16 @@ def _engine(model, device, dtype, max_sequences, max_model_len, cache, host_cach
     if memory is None and on_cpu:
         memory = int(min(CPU_CACHE * GIB, USED_ON_CPU * available_memory()))
     sequences = max_sequences or (CPU_SEQUENCES if on_cpu else 256)
-    loaded = load_model(model, device=where, dtype=getattr(torch, dtype))
-    return Engine(
-        loaded, memory=memory, max_sequences=sequences, max_tokens_per_step=max(2048, sequences),
-        max_model_len=max_model_len, policy=policy, host_cache=int(host_cache * GIB),
+    settings = dict(
+        memory=memory, max_sequences=sequences, max_tokens_per_step=max(2048, sequences), max_model_len=max_model_len,
+        policy=policy,
     )  # fmt: skip
+    load = functools.partial(load_model, model, dtype=getattr(torch, dtype))
+    if prefill is None:
+        return Engine(load(device=where), host_cache=int(host_cache * GIB), **settings)
+    if on_cpu:  # whose memory they share
+        settings["memory"] = memory // (prefill + decode)
+    return start(load, prefill=prefill, decode=decode, device=where, **settings)
 
 
 def _say(service, where: str, *, open_to_all: bool) -> None:

@@ -66,7 +66,7 @@ class Service:
         """ "ok", "draining", or "broken" where the engine cannot go on."""
         if self.draining:
             return "draining"
-        return "broken" if self.served is None or self.served.closed else "ok"
+        return "broken" if self.served is None or self.served.closed or self.engine.broken else "ok"
 
     def check_open(self) -> None:
         """ApiError 503 where no request is taken."""

@@ -1,0 +1,169 @@
+"""Wires between processes: frames over a pair of ranks (`llmsys.parallel.ranks.pairs`).
+
+A message is four numbers, and mostly a tensor behind them:
+
+    (0, frame, pieces, 0)     then pieces · 3 numbers: key, start, stop
+    (1, frame, layer, rows)   then the layer's rows (rows, Hkv, D)
+    (2, frame, 0, 0)          the frame is cut
+
+The numbers go through gloo, so the host that must know what comes waits for no GPU. Rows go through NCCL where both
+ends are on GPUs, else through gloo as well. Each end has a thread of its own, so that nobody who computes waits for the
+wire: the sender's takes from a queue, the receiver's puts into the engine's inbox. How much may lie in these is up to
+the receiving engine, which grants no more than its window.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from llmsys.cache import CacheSpec
+from llmsys.parallel.ranks import Pair, PairBroken
+from llmsys.serving.disaggregate.arrivals import Announced, Cut, Rows
+from llmsys.serving.disaggregate.messages import Broken
+from llmsys.serving.disaggregate.push import Piece
+
+BEGIN, LAYER, CUT = 0, 1, 2
+
+
+class PairWire:
+    """The sending end: a `Wire`.
+
+    Parameters
+    ----------
+    numbers
+        A pair by gloo.
+    rows
+        The pair for rows: the same one, or one by NCCL.
+    broken
+        Called, in the wire's thread, when the other end is gone.
+    """
+
+    def __init__(self, numbers: Pair, rows: Pair, broken: Callable[[], object]):
+        self._numbers, self._rows, self._broken = numbers, rows, broken
+        self._items: queue.SimpleQueue = queue.SimpleQueue()
+        self._on_gpu, self._closed = rows.backend == "nccl", False
+        threading.Thread(target=self._work, daemon=True, name="sends keys and values").start()
+
+    def begin(self, frame: int, pieces: Sequence[Piece]) -> None:
+        self._put(((BEGIN, frame, len(pieces), 0), torch.tensor(pieces, dtype=torch.int64), None))
+
+    def layer(self, frame: int, layer: int, rows: Tensor) -> None:
+        ready = None
+        if rows.is_cuda:
+            ready = torch.cuda.Event()
+            ready.record()
+        self._put(((LAYER, frame, layer, len(rows)), rows, ready))
+
+    def cut(self, frame: int) -> None:
+        self._put(((CUT, frame, 0, 0), None, None))
+
+    def close(self) -> None:
+        self._closed = True
+        self._items.put(None)
+        self._numbers.abort()
+        self._rows.abort()
+
+    def _put(self, item: tuple) -> None:
+        if not self._closed:
+            self._items.put(item)
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        try:
+            stream = None
+            while (item := self._items.get()) is not None:
+                numbers, tensor, ready = item
+                self._numbers.send(torch.tensor(numbers, dtype=torch.int64))
+                if tensor is None:
+                    continue
+                if ready is None:
+                    (self._rows if self._on_gpu and tensor.is_cuda else self._numbers).send(tensor)
+                    continue
+                stream = stream or torch.cuda.Stream(tensor.device)
+                with torch.cuda.stream(stream):
+                    stream.wait_event(ready)
+                    if self._on_gpu:
+                        self._rows.send(tensor)
+                        stream.synchronize()  # its memory may be used again from now on
+                    else:
+                        self._numbers.send(tensor.cpu())
+        except PairBroken:
+            self._broken()
+            while self._items.get() is not None:  # dropped: nothing of it is kept
+                pass
+
+
+class Receiving:
+    """The receiving end.
+
+    Parameters
+    ----------
+    sender
+        The engine's name at the other end.
+    numbers, rows
+        As for `PairWire`.
+    spec
+        What each layer keeps: the shape of what comes.
+    device
+        Where rows through NCCL are to lie. Through gloo they come into CPU memory.
+    put
+        Into the inbox.
+    """
+
+    def __init__(
+        self, sender: str, numbers: Pair, rows: Pair, spec: CacheSpec, device: torch.device, put: Callable
+    ):
+        self._sender, self._numbers, self._rows, self._put = sender, numbers, rows, put
+        self._shapes = {
+            each.layer: (each.heads, each.Dk + (0 if each.values_in_keys else each.Dv), each.dtype)
+            for each in spec.layers
+        }
+        self._device = device if rows.backend == "nccl" else torch.device("cpu")
+        self._thread = threading.Thread(target=self._work, daemon=True, name=f"receives from {sender}")
+        self._thread.start()
+
+    def close(self) -> None:
+        self._numbers.abort()
+        self._rows.abort()
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        try:
+            numbers, stream = torch.zeros(4, dtype=torch.int64), None
+            if self._device.type == "cuda":
+                stream = torch.cuda.Stream(self._device)
+            while True:
+                self._numbers.recv(numbers)
+                kind, frame, a, b = numbers.tolist()
+                if kind == BEGIN:
+                    pieces = torch.zeros(a, 3, dtype=torch.int64)
+                    self._numbers.recv(pieces)
+                    self._put(Announced(self._sender, frame, tuple(Piece(*each) for each in pieces.tolist())))
+                elif kind == CUT:
+                    self._put(Cut(self._sender, frame))
+                else:
+                    self._put(self._layer(frame, a, b, stream))
+        except PairBroken:
+            self._put(Broken(self._sender))
+
+    def _layer(self, frame: int, layer: int, tokens: int, stream) -> Rows:
+        heads, D, dtype = self._shapes[layer]
+        if stream is None:
+            rows = torch.empty(tokens, heads, D, dtype=dtype)
+            self._numbers.recv(rows)
+            return Rows(self._sender, frame, layer, rows)
+        with torch.cuda.stream(stream):
+            rows = torch.empty(tokens, heads, D, dtype=dtype, device=self._device)
+            self._rows.recv(rows)
+            arrived = torch.cuda.Event()
+            arrived.record()
+
+        def ready() -> None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(arrived)
+            rows.record_stream(current)
+
+        return Rows(self._sender, frame, layer, rows, ready)

@@ -1,0 +1,115 @@
+"""Keys and values between differently cut caches, against loops over tokens and heads."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmsys.serving.disaggregate.relayout import head_moves, read_rows, relay, slots_of, write_rows
+
+SPLITS = [(heads, parts) for heads in (1, 2, 3, 4, 6, 8) for parts in (1, 2, 3, 4, 6, 8, 16)
+          if heads % parts == 0 or parts % heads == 0]  # fmt: skip
+
+
+def heads_of(heads: int, parts: int, part: int) -> list[int]:
+    """Which heads a rank keeps: each rank as many, or, of more ranks than heads, one."""
+    if parts <= heads:
+        return [head for head in range(heads) if head * parts // heads == part]
+    return [part * heads // parts]
+
+
+def cut(whole: torch.Tensor, heads: int, parts: int, block_size: int, garbage: float) -> list[torch.Tensor]:
+    """A sequence (T, H, D) in pages, token by token, with garbage behind the last."""
+    T, _, D = whole.shape
+    found = []
+    for part in range(parts):
+        own = heads_of(heads, parts, part)
+        pages = torch.full((-(-T // block_size), block_size, len(own), D), garbage, dtype=whole.dtype)
+        for t in range(T):
+            pages[t // block_size, t % block_size] = whole[t, own]
+        found.append(pages)
+    return found
+
+
+@given(
+    st.sampled_from(SPLITS), st.sampled_from(SPLITS), st.integers(1, 23), st.integers(1, 9), st.integers(1, 9),
+    st.integers(1, 5),
+)  # fmt: skip
+def test_any_block_size_and_split_is_laid_as_any_other(one, other, T, size, new_size, D):
+    heads, parts = one
+    _, new_parts = other
+    if heads % new_parts and new_parts % heads:
+        with pytest.raises(ValueError, match=f"receivers must .* the {heads} heads or be a multiple"):
+            head_moves(heads, parts, new_parts)
+        return
+    whole = torch.arange(T * heads * D, dtype=torch.float64).view(T, heads, D)
+    laid = relay(cut(whole, heads, parts, size, -7.0), T, heads=heads, block_size=new_size, parts=new_parts)
+    expected = cut(whole, heads, new_parts, new_size, 0.0)
+    assert len(laid) == new_parts and all(torch.equal(a, b) for a, b in zip(laid, expected, strict=True))
+
+
+@pytest.mark.parametrize(("heads", "senders"), SPLITS)
+def test_each_receiver_gets_each_of_its_heads_once_and_copies_are_shared_among_senders(heads, senders):
+    for receivers in (parts for known, parts in SPLITS if known == heads):
+        moves = head_moves(heads, senders, receivers)
+        for receiver in range(receivers):
+            got = []
+            for move in (each for each in moves if each.receiver == receiver):
+                theirs = heads_of(heads, senders, move.sender)[move.there : move.there + move.count]
+                ours = heads_of(heads, receivers, receiver)[move.here : move.here + move.count]
+                assert theirs == ours
+                got += ours
+            assert got == heads_of(heads, receivers, receiver)
+        if senders <= heads or receivers % senders == 0:
+            assert {move.sender for move in moves} == set(range(senders)), "nobody is idle"
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31), st.booleans())
+def test_rows_of_any_range_come_from_any_blocks_into_any_others(T, size, new_size, seed, latent):
+    draw = random.Random(seed)
+    start = draw.randrange(T)
+    stop = draw.randint(start, T)
+    Hkv, Dk, Dv = draw.randint(1, 3), draw.randint(1, 4), draw.randint(1, 4)
+
+    def memory(size: int):
+        blocks = draw.sample(range(50), -(-T // size))
+        pages = [torch.randn(50, size, Hkv, D) for D in (Dk, Dv)]
+        return blocks, pages[0], None if latent else pages[1]
+
+    (blocks, keys, values), (new_blocks, new_keys, new_values) = memory(size), memory(new_size)
+    before = [pages.clone() for pages in (new_keys, new_values) if pages is not None]
+    rows = read_rows(keys, values, slots_of(blocks, size, start, stop))
+    assert rows.shape == (stop - start, Hkv, Dk + (0 if latent else Dv))
+    write_rows(rows, new_keys, new_values, slots_of(new_blocks, new_size, start, stop))
+    for t in range(start, stop):
+        for old, new in ((keys, new_keys), (values, new_values)):
+            if old is not None:
+                assert torch.equal(new[new_blocks[t // new_size], t % new_size], old[blocks[t // size], t % size])
+    written = {(new_blocks[t // new_size], t % new_size) for t in range(start, stop)}
+    for pages, old in zip([new_keys] + [new_values] * (not latent), before, strict=True):
+        for block in range(50):
+            for i in range(new_size):
+                assert (block, i) in written or torch.equal(pages[block, i], old[block, i])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: slots_of([1, 2], 0, 0, 1), "block_size must be at least 1"),
+        (lambda: slots_of([1, 2], 4, 0, 9), "start and stop must be a range of the 2 blocks' 8 tokens, got 0 and 9"),
+        (lambda: slots_of([1, 2], 4, 3, 2), "start and stop"),
+        (lambda: head_moves(0, 1, 1), "heads must be at least 1"),
+        (lambda: head_moves(8, 3, 1), "senders must be at least 1, and divide the 8 heads"),
+        (lambda: head_moves(8, 2, 0), "receivers must be at least 1"),
+        (lambda: relay([], 3, heads=1, block_size=4, parts=1), "pages must be of one rank at least"),
+        (lambda: relay([torch.zeros(1, 4, 2, 3)], 3, heads=2, block_size=0, parts=1), "block_size must be at least 1"),
+        (lambda: relay([torch.zeros(1, 4, 2, 3)], 5, heads=2, block_size=4, parts=1), r"pages\[0\].* room for 5"),
+        (lambda: relay([torch.zeros(1, 4, 1, 3)], 4, heads=2, block_size=4, parts=1), r"pages\[0\].* H = 2 heads"),
+        (lambda: write_rows(torch.zeros(2, 1, 3), torch.zeros(1, 4, 1, 2), None, torch.arange(2)), "rows must be"),
+    ],
+)
+def test_what_cannot_be_laid_is_named(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
