@@ -20,6 +20,8 @@ tokens together, of those that it has not done with (and of equal ones for the f
 before the others, for they share links; what they send is then given to the decoders when it arrives.
 """
 
+import copy
+import functools
 import heapq
 import itertools
 import math
@@ -183,7 +185,8 @@ class Cluster:
         else:
             self.advance_to(tick)
             request = Request(name, prompt, _params(1))
-            goes_on = Request(name, prompt, _params(arrival.output))
+            goes_on = copy.copy(request)  # whose prompt need not be looked at again
+            goes_on.tokens, goes_on.sampling = list(request.tokens), _params(arrival.output)
             i = self._choose(0, request)
             if arrival.output > 1:
                 j = self._choose(1, goes_on)
@@ -298,5 +301,6 @@ def _nothing(progress: object) -> None:
     pass
 
 
+@functools.lru_cache(maxsize=4096)
 def _params(output: int) -> SamplingParams:
     return SamplingParams(max_tokens=output)
