@@ -11,7 +11,7 @@ from llmsys.viz.kit.stepper import Stepper
 from llmsys.viz.kit.svg import Svg
 
 COUNT = 14
-KINDS = {"long prompts, short answers": (4096, 60), "short prompts, long answers": (512, 300)}
+PROMPT, OUTPUT = 4096, 60
 LINKS = {"400 Gb/s": 50e9, "10 Gb/s": 1.25e9}
 LEFT, RIGHT, ROW = 64, 640, 13
 
@@ -23,11 +23,11 @@ def stepper(*, ttft: float = 0.4, tpot: float = 0.008) -> Stepper:
     """
     limits, times = Limits(ttft, tpot), recorded_times()
 
-    def frames(rate: float, kind: tuple[int, int], bandwidth: float) -> list[Frame]:
+    def frames(rate: float, bandwidth: float) -> list[Frame]:
         transfer = Transfer(
             bytes_per_token=bytes_per_token(MISTRAL_7B), bandwidth=bandwidth, latency=2e-5, layers=MISTRAL_7B.layers
         )
-        workload = stream(COUNT, rate=rate, prompt=kind[0], output=kind[1])
+        workload = stream(COUNT, rate=rate, prompt=PROMPT, output=OUTPUT)
         return frames_of(workload, limits, times=times, transfer=transfer)
 
     return Stepper(
@@ -36,8 +36,7 @@ def stepper(*, ttft: float = 0.4, tpot: float = 0.008) -> Stepper:
         title="Two GPUs, two designs",
         describe=describe,
         controls=[
-            Choice("rate", "Requests a second", {str(each): each for each in (4, 8, 12, 20)}, start=8),
-            Choice("kind", "Requests", KINDS),
+            Choice("rate", "Requests a second", {str(each): each for each in (4, 12, 20)}, start=12),
             Choice("bandwidth", "Link", LINKS),
         ],
         static=-1,

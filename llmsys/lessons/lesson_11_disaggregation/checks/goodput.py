@@ -66,12 +66,11 @@ def goodput(answer: Answer) -> None:
         answer.that(run, lambda r: len(r.value["tried"]) <= most, f"at most {most} runs of the service",
                     got=lambda r: f"{len(r.value['tried'])} runs", by=lambda r: len(r.value["tried"]))  # fmt: skip
 
-    with answer.property(
-        "where the highest rate is good enough, it is the answer",
-        why="It was tried, and there is no higher one to try.",
-    ):
-        reaches([[ALWAYS, 1.0]], 8.0, gpus=1, low=1.0, high=8.0)
-        reaches([[ALWAYS, 0.95]], 20.0, gpus=1, low=0.1, high=20.0)
+    with answer.property("a rate between the two that are given", why="It is looked for there."):
+        for knee in (5.0, 30.0):
+            run = told([[knee, 1.0], [ALWAYS, 0.0]], gpus=1, low=2.0, high=50.0)
+            answer.that(run, lambda r: 2.0 <= r.value["goodput"] <= 50.0, "a rate from 2 to 50",
+                        got=lambda r: f"{r.value['goodput']:g}", by=lambda r: r.value["goodput"])  # fmt: skip
 
     with answer.property(
         "one GPU: a rate that was tried, is good enough, and near the highest",
@@ -83,6 +82,13 @@ def goodput(answer: Answer) -> None:
         finds(50.0)
         for _ in range(3):
             finds(0.5 + 60 * float(answer.randint(1, 1000)) / 1000)
+
+    with answer.property(
+        "where the highest rate is good enough, it is the answer",
+        why="It was tried, and there is no higher one to try.",
+    ):
+        reaches([[ALWAYS, 1.0]], 8.0, gpus=1, low=1.0, high=8.0)
+        reaches([[ALWAYS, 0.95]], 20.0, gpus=1, low=0.1, high=20.0)
 
     with answer.property(
         "the rate is divided by the GPUs, once",
