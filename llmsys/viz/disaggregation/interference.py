@@ -26,11 +26,12 @@ def interference(rates: Sequence[float], found: Mapping[str, Sequence[tuple[floa
         for colour, (name, pairs) in zip(COLOURS, found.items(), strict=False):
             mean.plot(rates, [1e3 * pair[0] for pair in pairs], "o-", color=LIGHT[colour], ms=4, label=name)
             longest.plot(rates, [1e3 * pair[1] for pair in pairs], "o-", color=LIGHT[colour], ms=4, label=name)
-        mean.set(title="time per token, ms", xlabel="prompts a second", ylim=(0, None))
+        top = 1.6e3 * max(pair[0] for pairs in found.values() for pair in pairs)  # above the lines stands the legend
+        mean.set(title="time per token, ms", xlabel="prompts a second", ylim=(0, top))
         longest.set(title="longest wait for one, ms", xlabel="prompts a second", ylim=(0, None))
         for axes in (mean, longest):
             axes.grid(axis="y")
-        mean.legend(frameon=False, fontsize=8)
+        mean.legend(frameon=False, fontsize=8, loc="upper left")
     said = "; ".join(
         f"{name}: {1e3 * pairs[0][0]:.1f} ms a token at {rates[0]:g} prompts a second, {1e3 * pairs[-1][0]:.1f} at "
         f"{rates[-1]:g}, where the longest wait is {1e3 * pairs[-1][1]:.0f} ms"

@@ -33,8 +33,10 @@ def order(found: Sequence[tuple[str, Sequence[Bar]]]) -> Picture:
             svg.rect(LEFT, top, RIGHT - LEFT, HIGH, "panel", rx=2)
             for kind, layer, start, stop in bars:
                 if kind == lane:
-                    width = scale * (stop - start) - 1
-                    svg.rect(LEFT + scale * start, top, max(width, 1), HIGH, "orange" if lane == "compute" else "green")
+                    x, width = LEFT + scale * start, max(scale * (stop - start) - 1, 1)
+                    colour = "orange" if lane == "compute" else "green"
+                    svg.rect(x, top, width, HIGH, f"{colour}-soft")
+                    svg.rect(x, top, width, HIGH, f"line-{colour}")
                     if width > 16:
                         svg.text(LEFT + scale * (start + stop) / 2, top + 18, str(layer), "middle small bold")
     return svg.picture()

@@ -120,7 +120,8 @@ def goodput(answer: Answer) -> None:
         hint="Are share and within used wherever a number of your own could stand?",
     ):
         for share, within, low, high, gpus in ((0.5, 0.1, 0.1, 100.0, 2), (0.99, 0.005, 2.0, 9.0, 1),
-                                               (0.75, 0.3, 1.0, 1000.0, 5), (0.95, 0.05, 10.0, 30.0, 4)):  # fmt: skip
-            for _ in range(2):
+                                               (0.75, 0.3, 1.0, 1000.0, 5), (0.95, 0.05, 10.0, 30.0, 4),
+                                               (0.9, 0.0005, 0.1, 1000.0, 3)):  # fmt: skip
+            for _ in range(3):
                 knee = low * (high / low) ** (float(answer.randint(20, 980)) / 1000)
                 finds(knee, share=share, within=within, low=low, high=high, gpus=gpus)
