@@ -203,7 +203,7 @@ viz.disaggregation.stepper()
 # At 4 a second both designs keep their promises. At 12 the answers of the upper half are too slow: ten of fourteen wait for
 # others' prompts, and below nobody does. At 20 the one prefiller is full, and the last eight have their first tokens too
 # late. And over a link of 10 Gb/s no answer of the lower half is in time, at any rate: each waits for its cache first.
-# <!-- source: the stepper's captions, tests/lessons/test_11_disaggregation.py -->
+# <!-- source: the stepper's captions, tests/viz/disaggregation/test_pictures.py -->
 
 # %% [markdown]
 # ## Predict: is a GPU worth more, divided?

@@ -1,22 +1,18 @@
 """Lesson 11: its checks stand their self-test, take right answers by other ways and reject wrong ones; its right
-answers are what trying everything finds; an order moves a model's cache; its pictures show what they say."""
+answers are what trying everything finds; an order moves a model's cache."""
 
 import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsys.lessons.lesson_11_disaggregation import right
 from llmsys.lessons.lesson_11_disaggregation.sending import Kept, Sending, decode, prefill
 from llmsys.lessons.lesson_11_disaggregation.wire import Wire, in_the_open, lanes
 from llmsys.models import Llama, LlamaConfig, generate
-from llmsys.serving.goodput import Limits, highest_rate
-from llmsys.serving.simulator import Placed, Placement
-from llmsys.viz.disaggregation import goodputs, interference, order, overview, stepper
-from llmsys.viz.disaggregation.overview import longest_wait, served
-from llmsys.viz.disaggregation.stepper import describe, draw
+from llmsys.serving.goodput import highest_rate
 from tests.lessons import answers_11
 from tests.support.self_tests import assert_check_stands, exercises_of
 from tests.support.verdicts import assert_rejected, assert_taken, verdict
@@ -126,57 +122,3 @@ def test_an_order_of_other_layers_than_the_model_s_is_refused(model):
             prefill(model, PROMPT, Sending(wire, right.transfer_order(layers, 8)))
     with Wire(2) as wire, pytest.raises(ValueError, match="layer 0 is waited for before it is sent"):
         prefill(model, PROMPT, Sending(wire, [("wait", 0)]))
-
-
-# Pictures
-
-
-def test_the_overview_says_the_waits_that_its_logs_have():
-    found = [1e3 * longest_wait(served(each)) for each in (Placement(colocated=1), Placement(prefill=1, decode=1))]
-    alt = overview().alt
-    assert f"for {found[0]:.0f} ms at the longest" in alt and f"is {found[1]:.0f} ms" in alt and found[1] < found[0] / 3
-
-
-def test_the_stepper_says_what_the_text_says_of_it():
-    shown = stepper()
-
-    def ends(rate, bandwidth):
-        shown.set(rate=rate, bandwidth=bandwidth)
-        frame = shown.frames[-1]
-        return {name: (frame.met(name)[1], [frame.late(each) for each in frame.lives[name]]) for name in frame.lives}
-
-    assert {name: met for name, (met, _) in ends(4, 50e9).items()} == {"colocated": 14, "disaggregated": 14}
-    at_12 = ends(12, 50e9)
-    assert at_12["colocated"][1].count("TPOT") == 10 and at_12["disaggregated"][0] == 14
-    assert ends(20, 50e9)["disaggregated"][1] == [""] * 6 + ["TTFT"] * 8
-    for rate in (4, 12, 20):
-        assert ends(rate, 1.25e9)["disaggregated"][0] == 0
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.sampled_from([4, 12, 20]), st.integers(0, 23))
-def test_every_frame_is_drawn_and_says_in_words_how_many_have_ended(rate, step):
-    shown = stepper()
-    shown.set(rate=rate, bandwidth=50e9)
-    frame = shown.frames[step]
-    ended = sum(each.ended <= frame.now for each in frame.lives["colocated"])
-    assert f"colocated: {ended} of 14 have ended" in describe(frame) and draw(frame).markup()
-
-
-def test_charts_say_their_numbers_and_refuse_what_they_cannot_draw():
-    shown = interference([0, 8], {"one": [(0.005, 0.01), (0.0134, 0.02)]})
-    assert "13.4 at 8" in shown.alt
-    with pytest.raises(ValueError, match="must have a pair for each of 2 rates, got 1"):
-        interference([0, 8], {"one": [(0.005, 0.01)]})
-    placed = Placed(Placement(prefill=1, decode=1), 12.0, 0.2, 0.005)
-    said = goodputs([("a", placed)], Limits(0.5, 0.01)).alt
-    assert "6.0 a second and GPU, at 40% of the limit to TTFT and 50%" in said
-    with pytest.raises(ValueError, match="at least one placement"):
-        goodputs([], Limits(0.5, 0.01))
-    with pytest.raises(ValueError, match="a TTFT and a TPOT"):
-        goodputs([("a", placed)], Limits(0.5))
-    bars = [(each.lane, each.layer, each.start, each.end) for each in
-            lanes(right.transfer_order(4, 2), compute=1, send=0.5)]  # fmt: skip
-    assert "yours: 4.5" in order([("yours", bars)]).alt
-    with pytest.raises(ValueError, match="at least one order"):
-        order([])
