@@ -3,6 +3,7 @@
     times = fit(recorder.steps)                                  or llmsys.bench.goodput.recorded_times(), of an H200
     workload = synthetic("azure-conversation", 1000, rate=8.0, seed=0)
     simulate(workload, times=times, num_blocks=40_000).goodput(Limits(ttft=1.0, tpot=0.05))
+    simulate(workload, times=times, num_blocks=40_000, placement=Placement(prefill=2, decode=1), transfer=Transfer(…))
 
 The chapter, in the order in which to read it:
 
@@ -11,17 +12,26 @@ The chapter, in the order in which to read it:
     instance        an engine: a scheduler, and a clock
     runs            runs of equal steps, skipped in closed form
     pool            a block pool that looks for no prefixes
+    transfer        how long a cache is on its way from one engine to another
+    phases          an engine that computes prompts, and one that goes on from there
+    tally           what is remembered of each request
+    cluster         several engines, and where requests go
     simulate        a workload, and what came of it; the highest rate within limits
+    placement       how many engines of which kind give most goodput per GPU
     leaderboard     policies compared
 """
 
+from llmsys.serving.simulator.cluster import Cluster, Placement, fewest_tokens
 from llmsys.serving.simulator.instance import Instance
 from llmsys.serving.simulator.leaderboard import Score, leaderboard
 from llmsys.serving.simulator.load import StepLoad, StepRecorder, TimedStep
+from llmsys.serving.simulator.placement import Placed, placements, search
 from llmsys.serving.simulator.simulate import Result, capacity, simulate
 from llmsys.serving.simulator.step_times import Prices, StepTimes, fit, relative_errors
+from llmsys.serving.simulator.transfer import Transfer
 
 __all__ = [
-    "Instance", "Prices", "Result", "Score", "StepLoad", "StepRecorder", "StepTimes", "TimedStep", "capacity", "fit",
-    "leaderboard", "relative_errors", "simulate",
+    "Cluster", "Instance", "Placed", "Placement", "Prices", "Result", "Score", "StepLoad", "StepRecorder", "StepTimes",
+    "TimedStep", "Transfer", "capacity", "fewest_tokens", "fit", "leaderboard", "placements", "relative_errors",
+    "search", "simulate",
 ]  # fmt: skip

@@ -86,7 +86,7 @@ class Instance:
         self.times, self.ahead, self.skip = times, ahead, skip
         self.events = EventLog() if events is None else events
         self.scheduler = Scheduler(
-            (BlockPool if prefixes else PlainPool)(num_blocks, block_size), max_tokens_per_step=max_tokens_per_step,
+            self._make_pool(num_blocks, block_size, prefixes), max_tokens_per_step=max_tokens_per_step,
             max_sequences=max_sequences, policy=policy, watermark=watermark, max_model_len=max_model_len,
             events=self.events, clock=lambda: self._clock / TICKS,
         )  # fmt: skip
@@ -110,12 +110,17 @@ class Instance:
         ValueError for a time before the last step's end, several answers to one prompt, or a request that the scheduler
         refuses.
         """
+        self.add_at(request, round(at * TICKS))
+
+    def add_at(self, request: Request, tick: int) -> None:
+        """The same, at a time in ticks."""
         if request.sampling.n > 1:
             raise ValueError(f"sampling.n must be 1 here, got {request.sampling.n}: let each answer be a request")
-        tick = round(at * TICKS)
         if tick < self.now:
-            raise ValueError(f"at must be at least {self.now / TICKS:g} s, for so far it is done, got {at:g}")
-        self.advance(at)
+            raise ValueError(
+                f"at must be at least {self.now / TICKS:g} s, for so far it is done, got {tick / TICKS:g}"
+            )
+        self.advance_to(tick)
         if self.busy and self.ahead:
             token_limit(request, self.scheduler.pool, self.scheduler.max_model_len)  # refused now, if it is
             self._coming.append((tick, request))
@@ -130,22 +135,30 @@ class Instance:
 
         RuntimeError where the policy, one of your own, lets nobody compute.
         """
-        tick = math.inf if until == math.inf else round(until * TICKS)
-        while self.busy or (self.now < tick and self._begin()):
-            if self._end > tick:
-                return
+        self.advance_to(math.inf if until == math.inf else round(until * TICKS))
+
+    def advance_to(self, tick: float) -> None:
+        """The same, until a time in ticks."""
+        while (end := self.next_end(tick)) <= tick and end < math.inf:
             if self._plan is not None:
                 self._land()
             else:
                 self._land_run(tick)
+
+    def next_end(self, tick: float) -> float:
+        """When the step ends that runs, or else one that begins before a time, both in ticks; infinity if none does."""
+        return self._end if self.busy or (self.now < tick and self._begin(tick)) else math.inf
+
+    def _make_pool(self, num_blocks: int, block_size: int, prefixes: bool) -> BlockPool:
+        return (BlockPool if prefixes else PlainPool)(num_blocks, block_size)
 
     def _hand_over(self, tick: int, request: Request) -> None:
         self._clock = tick
         self.scheduler.add(request)
         self._came = True
 
-    def _begin(self) -> bool:
-        """The next step begins. False where there is none."""
+    def _begin(self, until: float) -> bool:
+        """The next step begins, before a time. False where there is none."""
         self._clock = self.now
         scheduler = self.scheduler
         if not scheduler.requests:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from llmsys.serving.goodput import Limits
 from llmsys.serving.policies import POLICIES
-from llmsys.serving.simulator.simulate import capacity, new_policy, simulate
+from llmsys.serving.simulator.simulate import capacity, simulate
 from llmsys.serving.simulator.step_times import StepTimes
 from llmsys.serving.workload.arrivals import Arrival, synthetic
 
@@ -75,13 +75,13 @@ def leaderboard(
     scores = []
     for name, policy in policies.items():
         try:
-            lowest = simulate(workload(low), policy=new_policy(policy), gaps=gaps, **engine)
+            lowest = simulate(workload(low), policy=policy, gaps=gaps, **engine)
             if lowest.attainment(limits) < share:
                 scores.append(Score(name, 0.0, lowest.ttft(90), lowest.tpot(90)))
                 continue
             search = dict(low=low, high=high, share=share, within=within)
             rate = capacity(workload, limits, policy=policy, **search, **engine)
-            there = simulate(workload(rate), policy=new_policy(policy), **engine)
+            there = simulate(workload(rate), policy=policy, **engine)
             scores.append(Score(name, rate, there.ttft(90), there.tpot(90)))
         except Exception as error:  # of a policy of one's own
             scores.append(Score(name, 0.0, error=f"{type(error).__name__}: {error}"))

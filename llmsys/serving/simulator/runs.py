@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 
+from llmsys.cache.block_pool import BlockPool
 from llmsys.serving.admission import entrance
 from llmsys.serving.request import Request
 from llmsys.serving.scheduler import Scheduler
@@ -172,11 +173,14 @@ def has_room(scheduler: Scheduler) -> bool:
     """Whether the first of those who wait could be admitted beside what runs."""
     if len(scheduler.running) == scheduler.max_sequences:
         return False
-    request, pool = scheduler.waiting[0], scheduler.pool
+    return blocks_needed(scheduler.waiting[0], scheduler.pool) + scheduler.reserve <= scheduler.pool.free_blocks
+
+
+def blocks_needed(request: Request, pool: BlockPool) -> int:
+    """How many of the free blocks a waiting request would take: cached ones that it hits, and others."""
     hit = entrance(request, pool).hit
     taken = sum(pool.references(block) == 0 for block in hit.blocks)
-    needed = pool.blocks_for(len(request.tokens)) - len(hit.blocks) + taken
-    return needed + scheduler.reserve <= pool.free_blocks
+    return pool.blocks_for(len(request.tokens)) - len(hit.blocks) + taken
 
 
 def steps_with_room(scheduler: Scheduler, steps: int) -> int:

@@ -1,0 +1,70 @@
+"""The exercises on plain data: a check passes numbers and lists, and gets numbers, texts and lists back."""
+
+from collections.abc import Callable, Sequence
+
+MOST = 400
+"""Calls after which a search is taken to have no end."""
+
+
+def plain_goodput(function: Callable) -> Callable:
+    """(a): `run(points, gpus=…, …)`, where a point [rate, share] says what is attained up to that rate. Gives what the
+    function returned, and the rates that it tried."""
+
+    def run(points, **given):
+        tried: list[float] = []
+
+        def attained(rate):
+            if len(tried) == MOST:
+                raise ValueError(f"attained was called {MOST} times: this search has no end")
+            tried.append(float(rate))
+            return next(share for most, share in points if rate <= most)
+
+        found = function(attained, **given)
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise TypeError(f"a rate is wanted here, a number, got {found!r}")
+        return {"goodput": float(found), "tried": tried}
+
+    return run
+
+
+def plain_order(function: Callable) -> Callable:
+    """(b): `run(layers, buffers)` gives the actions as texts, "send 3"."""
+
+    def run(layers, buffers):
+        found = function(layers, buffers)
+        if not isinstance(found, list | tuple):
+            raise TypeError(f"a list of actions is wanted here, got {found!r}")
+        return [_text(each) for each in found]
+
+    return run
+
+
+def plain_division(function: Callable) -> Callable:
+    """(c): `run(prefill, decode)`, where the n-th number of each is what n engines reach. Gives the two counts, and how
+    often it asked for a rate."""
+
+    def run(prefill, decode):
+        asked = [0]
+        rates = _rates("prefill_rate", prefill, asked), _rates("decode_rate", decode, asked)
+        counts = function(len(prefill) + 1, *rates)
+        if not isinstance(counts, list | tuple) or [type(each) for each in counts] != [int, int]:
+            raise TypeError(f"two counts are wanted here, (prefill, decode), got {counts!r}")
+        return {"prefill": counts[0], "decode": counts[1], "asked": asked[0]}
+
+    return run
+
+
+def _rates(name: str, rates: Sequence[float], asked: list[int]) -> Callable[[int], float]:
+    def rate(engines):
+        asked[0] += 1
+        if type(engines) is not int or not 1 <= engines <= len(rates):
+            raise ValueError(f"{name} was asked for {engines!r} engines: there can be from 1 to {len(rates)}")
+        return rates[engines - 1]
+
+    return rate
+
+
+def _text(action: object) -> str:
+    if not isinstance(action, list | tuple) or len(action) != 2 or not isinstance(action[0], str):
+        raise TypeError(f'an action is a pair like ("send", 3), got {action!r}')
+    return f"{action[0]} {action[1]}"

@@ -1,0 +1,192 @@
+"""Answers to the exercises of lesson 11 that have no name among its mistakes: right ones by other ways, wrong ones."""
+
+import math
+
+from tests.support.verdicts import fresh
+
+# (a)
+
+
+def by_the_arithmetic_middle(attained, *, gpus, low, high, share=0.9, within=0.02):
+    good, bad = low, high
+    if attained(bad) >= share:
+        return bad / gpus
+    if attained(good) < share:
+        return 0
+    while bad > good * (1 + within):
+        middle = (good + bad) / 2
+        good, bad = (middle, bad) if attained(middle) >= share else (good, middle)
+    return good / gpus
+
+
+def low_first_and_by_itself_again(attained, *, gpus, low, high, share=0.9, within=0.02):
+    if attained(low) < share:
+        return 0.0
+    if attained(high) >= share:
+        return high / gpus
+
+    def between(good, bad):
+        if bad / good <= 1 + within:
+            return good
+        middle = math.exp((math.log(good) + math.log(bad)) / 2)
+        return between(middle, bad) if attained(middle) >= share else between(good, middle)
+
+    return between(low, high) / gpus
+
+
+def by_doubling(attained, *, gpus, low, high, share=0.9, within=0.02):
+    """Twice as much until it is too much, then halved."""
+    if attained(high) >= share:
+        return high / gpus
+    good, bad = None, low
+    while bad < high and attained(bad) >= share:
+        good, bad = bad, min(2 * bad, high)
+    if good is None:
+        return 0.0
+    while bad / good > 1 + within:
+        middle = math.sqrt(good * bad)
+        good, bad = (middle, bad) if attained(middle) >= share else (good, middle)
+    return good / gpus
+
+
+def with_a_fixed_number_of_tries(attained, *, gpus, low, high, share=0.9, within=0.02):
+    if attained(high) >= share:
+        return high / gpus
+    if attained(low) < share:
+        return 0.0
+    for _ in range(8):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if attained(middle) >= share else (low, middle)
+    return low / gpus
+
+
+def mean_of_both_ends(attained, *, gpus, low, high, share=0.9, within=0.02):
+    rate = by_the_arithmetic_middle(attained, gpus=1, low=low, high=high, share=share, within=within)
+    return rate * (1 + within / 2) / gpus
+
+
+def shares_as_percent(attained, *, gpus, low, high, share=0.9, within=0.02):
+    return by_the_arithmetic_middle(lambda rate: 100 * attained(rate), gpus=gpus, low=low, high=high, share=share,
+                                    within=within)  # fmt: skip
+
+
+def divided_twice(attained, **given):
+    return by_the_arithmetic_middle(attained, **given) / given["gpus"]
+
+
+# (b)
+
+
+def with_a_queue(layers, buffers):
+    """A buffer is taken when somebody needs it."""
+    order, under_way = [], []
+    for layer in range(layers):
+        if len(under_way) == buffers:
+            order.append(("wait", under_way.pop(0)))
+        order += [("compute", layer), ("send", layer)]
+        under_way.append(layer)
+    return order + [("wait", layer) for layer in under_way]
+
+
+def the_last_ones_backwards(layers, buffers):
+    """At the end in any order; pairs as lists."""
+    order = with_a_queue(layers, buffers)
+    left = min(layers, buffers)
+    return [list(each) for each in order[:-left] + order[:-left - 1 : -1]]
+
+
+def half_the_buffers(layers, buffers):
+    return with_a_queue(layers, max(1, buffers // 2))
+
+
+def waits_before_the_send(layers, buffers):
+    """Right, but that the next wait comes between computing and sending."""
+    order = []
+    for layer in range(layers):
+        order.append(("compute", layer))
+        if layer + 1 >= buffers and layer + 1 < layers and layer + 1 - buffers < layer:
+            order.append(("wait", layer + 1 - buffers))
+        order.append(("send", layer))
+        if buffers == 1 and layer + 1 < layers:
+            order.append(("wait", layer))
+    return order + [("wait", layer) for layer in range(max(layers - buffers, 0), layers)]
+
+
+def from_the_last_layer(layers, buffers):
+    return [(what, layers - 1 - layer) for what, layer in with_a_queue(layers, buffers)]
+
+
+def for_two_buffers(layers, buffers):
+    return with_a_queue(layers, 2)
+
+
+# (c)
+
+
+def by_golden_steps(gpus, prefill_rate, decode_rate):
+    """Two neighbours are compared: the better side goes on."""
+    rates = {}
+
+    def rate(p):
+        if p not in rates:
+            rates[p] = min(prefill_rate(p), decode_rate(gpus - p))
+        return rates[p]
+
+    first, last = 1, gpus - 1
+    while last - first > 2:
+        middle = (first + last) // 2
+        if prefill_rate(middle) < decode_rate(gpus - middle):
+            first = middle
+        else:
+            last = middle
+    best = max(range(first, last + 1), key=rate)
+    return best, gpus - best
+
+
+def from_the_decoders(gpus, prefill_rate, decode_rate):
+    """The same search from the other end; a list."""
+    few, many = 1, gpus - 1
+    while few < many:
+        d = (few + many) // 2
+        if decode_rate(d) >= prefill_rate(gpus - d):
+            many = d
+        else:
+            few = d + 1
+    if few > 1 and decode_rate(few - 1) > min(decode_rate(few), prefill_rate(gpus - few)):
+        few -= 1
+    return [gpus - few, few]
+
+
+def a_hill_of_eight(gpus, prefill_rate, decode_rate):
+    """Tries the first eight divisions."""
+    best = max(range(1, min(gpus, 9)), key=lambda p: min(prefill_rate(p), decode_rate(gpus - p)))
+    return best, gpus - best
+
+
+def one_left_over(gpus, prefill_rate, decode_rate):
+    p, d = by_golden_steps(gpus, prefill_rate, decode_rate)
+    return p, max(1, d - 1)
+
+
+@fresh
+def remembers_the_number_of_gpus():
+    known = {}
+
+    def answer(gpus, prefill_rate, decode_rate):
+        if gpus not in known:
+            known[gpus] = by_golden_steps(gpus, prefill_rate, decode_rate)
+        return known[gpus]
+
+    return answer
+
+
+RIGHT = {
+    "11.goodput": [by_the_arithmetic_middle, low_first_and_by_itself_again, by_doubling],
+    "11.transfer_order": [with_a_queue, the_last_ones_backwards],
+    "11.divide": [by_golden_steps, from_the_decoders],
+}
+WRONG = {
+    "11.goodput": [with_a_fixed_number_of_tries, mean_of_both_ends, shares_as_percent, divided_twice],
+    "11.transfer_order": [half_the_buffers, waits_before_the_send, from_the_last_layer, for_two_buffers],
+    "11.divide": [a_hill_of_eight, one_left_over, remembers_the_number_of_gpus],
+}

@@ -1,0 +1,66 @@
+"""The pictures of lesson 11: they show what was simulated, and say in words what the lesson's text says of them."""
+
+import pytest
+
+from llmsys.lessons.lesson_11_disaggregation import right
+from llmsys.lessons.lesson_11_disaggregation.wire import lanes
+from llmsys.serving.goodput import Limits
+from llmsys.serving.simulator import Placed, Placement
+from llmsys.viz.disaggregation import goodputs, interference, order, overview, stepper
+from llmsys.viz.disaggregation.overview import longest_wait, served
+from llmsys.viz.disaggregation.stepper import describe, draw
+
+
+def test_the_overview_says_the_waits_that_its_logs_have(assert_legible):
+    found = [1e3 * longest_wait(served(each)) for each in (Placement(colocated=1), Placement(prefill=1, decode=1))]
+    shown = overview()
+    alt = shown.alt
+    assert_legible(shown.svg)
+    assert f"for {found[0]:.0f} ms at the longest" in alt and f"is {found[1]:.0f} ms" in alt and found[1] < found[0] / 3
+
+
+def test_the_stepper_says_what_the_text_says_of_it():
+    shown = stepper()
+
+    def ends(rate, bandwidth):
+        shown.set(rate=rate, bandwidth=bandwidth)
+        frame = shown.frames[-1]
+        return {name: (frame.met(name)[1], [frame.late(each) for each in frame.lives[name]]) for name in frame.lives}
+
+    assert {name: met for name, (met, _) in ends(4, 50e9).items()} == {"colocated": 14, "disaggregated": 14}
+    at_12 = ends(12, 50e9)
+    assert at_12["colocated"][1].count("TPOT") == 10 and at_12["disaggregated"][0] == 14
+    assert ends(20, 50e9)["disaggregated"][1] == [""] * 6 + ["TTFT"] * 8
+    for rate in (4, 12, 20):
+        assert ends(rate, 1.25e9)["disaggregated"][0] == 0
+
+
+@pytest.mark.parametrize("rate, bandwidth", [(4, 50e9), (12, 50e9), (20, 1.25e9)])
+def test_every_frame_is_legible_and_says_in_words_how_many_have_ended(rate, bandwidth, assert_legible):
+    shown = stepper()
+    shown.set(rate=rate, bandwidth=bandwidth)
+    for frame in shown.frames:
+        ended = sum(each.ended <= frame.now for each in frame.lives["colocated"])
+        assert f"colocated: {ended} of 14 have ended" in describe(frame)
+        assert_legible(draw(frame).markup())
+
+
+def test_charts_say_their_numbers_and_refuse_what_they_cannot_draw(assert_legible):
+    shown = interference([0, 8], {"one": [(0.005, 0.01), (0.0134, 0.02)]})
+    assert "13.4 at 8" in shown.alt
+    with pytest.raises(ValueError, match="must have a pair for each of 2 rates, got 1"):
+        interference([0, 8], {"one": [(0.005, 0.01)]})
+    placed = Placed(Placement(prefill=1, decode=1), 12.0, 0.2, 0.005)
+    said = goodputs([("a", placed)], Limits(0.5, 0.01)).alt
+    assert "6.0 a second and GPU, at 40% of the limit to TTFT and 50%" in said
+    with pytest.raises(ValueError, match="at least one placement"):
+        goodputs([], Limits(0.5, 0.01))
+    with pytest.raises(ValueError, match="a TTFT and a TPOT"):
+        goodputs([("a", placed)], Limits(0.5))
+    bars = [(each.lane, each.layer, each.start, each.end) for each in
+            lanes(right.transfer_order(4, 2), compute=1, send=0.5)]  # fmt: skip
+    shown = order([("yours", bars)])
+    assert "yours: 4.5" in shown.alt
+    assert_legible(shown.svg)
+    with pytest.raises(ValueError, match="at least one order"):
+        order([])
