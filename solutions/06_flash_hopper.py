@@ -717,7 +717,7 @@ for row in recorded("attention_counters").rows:
 
 # %% [markdown]
 # In 16 bits, the tensor cores are what everybody waits for, as it should be. (The 80% are of the cycles that there were,
-# 1.69 billion a second in this run; the 71% at the top are of the data sheet's rate, which takes 1.83.) <!-- source:
+# 1.69 billion a second; the 71% at the top are of the data sheet's rate, at 1.83: most of the difference.) <!-- source:
 # recorded("attention_counters"), ghz of the row above; 989.5e12 / 132 / 4096 --> In 8 bits, neither unit is busy for
 # even half of the time, and exponentials for 46% instead of the model's 62. The rest is waiting, presumably for the
 # chain that a softmax is: maximum, exponentials, sum, conversion, each after the one before. Products of half the length
