@@ -47,7 +47,7 @@ viz.backward_pass.overview()
 #
 # One head of attention with $T = 4096$ tokens and a head size of 64, in `float32`. The forward pass is two products,
 # $Q K^T$ and $P V$. The backward pass wants three gradients, and if $P$ was not stored it wants $P$ again, too. **How many
-# times as many floating-point operations as the forward pass does it take, in its products?**
+# times as many floating-point operations as the forward pass does it take then, in its products?**
 
 # %% tags=["predict"]
 predict("05.flops", None, "×")

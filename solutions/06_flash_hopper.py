@@ -205,7 +205,7 @@ viz.flash_hopper.sm_timeline(order="fa2")
 #
 # - **Between warpgroups** (*ping-pong*): one multiplies while the other computes exponentials. `Turn()` and `Pass()`
 #   see to it: who has the turn may start products, and keeps it until its scores are there. Passed on earlier, the next
-#   one starts, too, and they share; kept for longer, the tensor cores wait.
+#   one starts, too, and they share; kept for longer, the tensor cores wait. (The last $P V$ needs no turn.)
 # - **Within a warpgroup**: while it computes the softmax of tile $i$, the tensor cores can work on $P V$ of tile
 #   $i - 1$. So a step starts $S_i$ *and* $O \mathrel{+}= P_{i-1} V_{i-1}$, and waits for the first of them alone.
 #
@@ -285,7 +285,8 @@ viz.flash_hopper.sm_timeline({"yours": mine_alone}, tiles=6, warpgroups=2)
 # ### What an H100 makes of the same orders
 #
 # Six kernels, which differ in the few lines of a step, were timed on an H100, in turn, beside FlashAttention-2 and
-# cuDNN. All have a producer, and all SMs had the same number of tiles.
+# cuDNN. All have a producer, and all SMs had the same number of tiles: that takes 36 heads of 4224 tokens, so the speeds
+# are others than at the top. <!-- source: recorded("hopper_orders"), H and T; 36 · 4224 / 128 = 9 · 132 -->
 #
 # | kernel | a consumer's step, as it is written |
 # |---|---|
@@ -499,7 +500,8 @@ print(f"for the busiest one: {max(in_order)} if tiles are dealt out in order, {l
 #
 # - `keys.take(i)` and `values.take(i)` wait for tile $i$ of the ring and give it; `keys.give_back(i)` says that nothing
 #   of this consumer reads it any more.
-# - `turns.wait(J, turn)` and `turns.pass_on(J)`: consumer `J`'s turn. Who has it may start products.
+# - `turns.wait(J, turn)` and `turns.pass_on(J)`: consumer `J`'s turn. Who has it may start products. (The kernel's loop
+#   counts `turn`; a step hands it on.)
 # - `warpgroup_mma(p, v, o, is_async=True)` starts $O \mathrel{+}= P V$ and returns the new `o`; `start_scores(q, k, S)`
 #   starts $S = Q K^T$ and returns `s`. Neither may be used before it has been waited for. A warpgroup's products are done
 #   in the order in which they were started.
@@ -507,8 +509,9 @@ print(f"for the busiest one: {max(in_order)} if tiles are dealt out in order, {l
 #   `x`, finished.
 # - `softmax(s, m, l, seen, key, scale_log2, MASKED)` is lesson 02: it returns `p, m, l, shrink`, the last of them what
 #   `o` is to be multiplied with.
-# - Layouts: `p` goes into the next product as `gl.convert_layout(p.to(o_desc.dtype), P)`. `shrink` is a number for each
-#   row of $S$; for rows of a finished `o` it is `gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]`.
+# - Layouts: the arguments `S` and `P` are those of $S$ and of $P$ as an operand. `p` goes into the next product as
+#   `gl.convert_layout(p.to(o_desc.dtype), P)`. `shrink` is a number for each row of $S$; for rows of a finished `o` it is
+#   `gl.convert_layout(shrink, gl.SliceLayout(1, o.type.layout))[:, None]`.
 #
 # Four things are yours to decide, and the check looks at each:
 #
@@ -625,9 +628,9 @@ for bits, itemsize in ((16, 2), (8, 1)):
 # |x - \text{code} \cdot \text{scale}| \le \max\left(\frac{|x|}{16}, \frac{\text{scale}}{1024}\right) \tag{1} $$
 #
 # The second bound is that of the small ones: below $2^{-6}$ codes are $2^{-9}$ apart. One scale for a whole tensor, and
-# a single outlier, large enough, takes the small codes away from all others: the picture says how large. One scale for
-# every 128 rows, and it does so to its neighbours only. 128 rows of a head are what the kernel loads as a tile, so the
-# product of two scales is *one* factor for a tile of scores, and goes into the scale of the softmax, for nothing.
+# a single outlier, large enough, leaves nothing but small codes to all others, or 0: the picture says how large. One
+# scale for every 128 rows, and only its neighbours suffer. 128 rows of a head are what the kernel loads as a tile, so
+# the product of two scales is *one* factor for a tile of scores, and goes into the scale of the softmax, for nothing.
 
 # %%
 viz.flash_hopper.fp8_error()
@@ -713,10 +716,12 @@ for row in recorded("attention_counters").rows:
         print(f"{row['name']:10} tensor cores busy for {row['tensor']:.0%} of the time, exponential units for {row['exp']:.0%}")
 
 # %% [markdown]
-# In 16 bits, the tensor cores are what everybody waits for, as it should be. In 8 bits, neither unit is busy for even half
-# of the time, and exponentials for 46% instead of the model's 62. The rest is waiting, presumably for the chain that a
-# softmax is: maximum, exponentials, sum, conversion, each after the one before. Products of half the length hide half of
-# it. Here is something left to be won, perhaps by you.
+# In 16 bits, the tensor cores are what everybody waits for, as it should be. (The 80% are of the cycles that there were,
+# 1.69 billion a second; the 71% at the top are of the data sheet's rate, at 1.83: most of the difference.) <!-- source:
+# recorded("attention_counters"), ghz of the row above; 989.5e12 / 132 / 4096 --> In 8 bits, neither unit is busy for
+# even half of the time, and exponentials for 46% instead of the model's 62. The rest is waiting, presumably for the
+# chain that a softmax is: maximum, exponentials, sum, conversion, each after the one before. Products of half the length
+# hide half of it. Here is something left to be won, perhaps by you.
 #
 # ## Your step in a model
 #
@@ -772,8 +777,10 @@ print("your step gives what torch's attention gives:", torch.allclose(o.float(),
 # <details><summary><b>1.</b> A consumer waits for parity 0 of <code>full[1]</code> for its third tile in a ring of two slots. Will it read the right tile?</summary>
 #
 # Tiles go 0, 1, 2, 3 into slots 0, 1, 0, 1. Its third tile, number 2, is in slot 0, not 1. And slot 0 is in its second
-# use: what has to have ended is phase 1 of full[0], so parity 1. As it stands, it reads tile 1 again, for phase 0 of
-# full[1] has ended long ago.
+# use: what has to have ended is phase 1 of full[0], so parity 1. As it stands, it depends on who is fast. Phase 0
+# of full[1] ended with tile 1. While full[1] is in phase 1, the wait lets the consumer pass: it reads tile 1 again, or
+# tile 3 half copied. Once tile 3 is there, phase 1 has ended, too, and parity 0 means phase 2, which ends with tile 5:
+# for that, the consumer would have to give tile 3 back first. It waits for ever.
 # </details>
 #
 # <details><summary><b>2.</b> Heads of 256 instead of 128: what happens to products, softmax and registers of a tile of 64 queries and 128 keys?</summary>
