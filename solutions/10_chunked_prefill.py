@@ -47,6 +47,16 @@ from llmsys.serving.workload import synthetic
 viz.chunked_prefill.overview()
 
 # %% [markdown]
+# ## Predict: how long is a step?
+#
+# A model of 7 billion parameters on an H200. Forty requests decode, each with a thousand tokens in the cache, and a step
+# takes so many milliseconds. In the next step the same forty decode, and 2,048 tokens of somebody's prompt are computed as
+# well. **How many times as long does that step take?**
+
+# %% tags=["predict"]
+predict("10.step", None, "×")
+
+# %% [markdown]
 # ## A device of five numbers
 #
 # What a scheduler decides does not depend on what tokens say (lesson 09). So all that a GPU has to tell us is how long a
@@ -74,10 +84,7 @@ print(f"by {percentile(off, 90):.0%} for nine in ten")
 
 # %% [markdown]
 # A decoding sequence has one pair for each token that it attends to. So a token of context costs a decode step the last
-# two prices together, 11.5 + 11.5 = 23 ns, and a step with a prompt 58.4 + 2.6 = 61. Keep that in mind: it will matter
-# in the end.
-#
-# A step with 2,048 tokens of a prompt takes about ten times as long as a decode step, then:
+# two prices together, and so it does beside a prompt, where it is dearer. Keep that in mind: it will matter in the end.
 
 # %% tags=["claim"]
 forty = [(1000, 1)] * 40
@@ -88,6 +95,11 @@ for words, work in (
     ("8,000 tokens of a prompt", [(0, 8000)]),
 ):
     print(f"{words:40} {1e3 * times.seconds(StepLoad.of(work)):6.1f} ms")
+for kind, price in (("decode alone", times.decode), ("with a prompt", times.mixed)):
+    print(f"a token of context, {kind}: {1e9 * (price.per_attended + price.per_pair):.0f} ns")
+
+# %% tags=["measure"]
+measured("10.step", times.seconds(StepLoad.of([*forty, (0, 2048)])) / times.seconds(StepLoad.of(forty)), "×")
 
 # %% [markdown]
 # ## Throughput is not goodput
@@ -189,16 +201,22 @@ print(f"{'':12}{'all':>6} {'0.5 s, 30 ms':>13} {'0.2 s, 15 ms':>13}   requests a
 for name, budget in BUDGET.items():
     log = EventLog()
     simulate(asked, times=times, num_blocks=55_680, policy=name, max_tokens_per_step=budget, ahead=True, events=log)
-    rates = [own_log(log, limits)[2] for limits in (Limits(), Limits(0.5, 0.03), Limits(0.2, 0.015))]
+    events = list(log)
+    rates = [own_log(events, limits)[2] for limits in (Limits(), Limits(0.5, 0.03), Limits(0.2, 0.015))]
     print(f"{name:12}{rates[0]:6.1f} {rates[1]:13.1f} {rates[2]:13.1f}")
 
 # %% [markdown]
 # (They come 20 a second, and fewer are served in one: the seconds run until the last of them has its answer, and after
 # the last arrival nobody comes any more. So compare columns, and not with 20.)
 #
-# By these numbers three of the policies are nearly one. They are not. TPOT is a mean, and a mean hides what happens once:
-# an answer of 200 tokens with 20 ms between them that stops for a whole second in its middle has a TPOT of 25 ms. <!--
-# source: (199 · 20 + 1000 − 20) / 199 --> The user has seen it stop. So a third number is needed, the **longest gap** of a
+# By these numbers three of the policies are nearly one. They are not. TPOT is a mean, and a mean hides what happens once.
+# An answer of 200 tokens, which stops for a second in its middle:
+
+# %% tags=["claim"]
+print(f"198 pauses of 20 ms and one of 1,000 ms: TPOT {(198 * 20 + 1000) / 199:.0f} ms")
+
+# %% [markdown]
+# That is within a limit of 30 ms, and its user has seen it stop. So a third number is needed, the **longest gap** of a
 # request: the longest pause between two of its tokens.
 #
 # ## Predict: who stalls?
@@ -228,7 +246,7 @@ for name, run in runs.items():
 
 # %% tags=["claim"]
 MEANS, PROMISE = Limits(ttft=0.5, tpot=0.03), Limits(ttft=0.5, tpot=0.03, gap=0.1)
-RATES = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
+RATES = (5.0, 10.0, 20.0, 25.0, 30.0)
 panels = {}
 for title, limits in (("500 ms, 30 ms a token", MEANS), ("and no gap above 100 ms", PROMISE)):
     panels[title] = {
@@ -306,8 +324,7 @@ check("10.prefill_steps", prefill_steps)
 
 # %% tags=["measure"]
 own_steps = mine("prefill_steps", default=right.prefill_steps)
-contexts = [1000] * 40
-measured("10.steps", len(own_steps(6000, contexts, budget=512, times=times)), "steps")
+measured("10.steps", len(own_steps(6000, [1000] * 40, budget=512, times=times)), "steps")
 
 # %% [markdown]
 # The stall of those who decode is the longest of these steps, and the prompt's first token comes after all of them. The
@@ -317,7 +334,7 @@ measured("10.steps", len(own_steps(6000, contexts, budget=512, times=times)), "s
 rows = []
 print(f"{'budget':>8} {'steps':>6} {'longest, ms':>12} {'all of them, ms':>16}")
 for budget in (128, 256, 512, 1024, 2048, 4096, 8192):
-    seconds = [each for _, each in own_steps(6000, contexts, budget=budget, times=times)]
+    seconds = [each for _, each in own_steps(6000, [1000] * 40, budget=budget, times=times)]
     rows.append((budget, max(seconds), sum(seconds)))
     print(f"{budget:8,} {len(seconds):6} {1e3 * max(seconds):12.1f} {1e3 * sum(seconds):16.1f}")
 
@@ -325,25 +342,26 @@ for budget in (128, 256, 512, 1024, 2048, 4096, 8192):
 viz.chunked_prefill.stalls(rows)
 
 # %% [markdown]
-# In one step, 40 users wait for 187 ms. In steps of 512, they wait for 27 ms at most. What is paid for it? Each step has
+# In one step, 40 users wait for 168 ms. In steps of 512, they wait for 24 ms at most. What is paid for it? Each step has
 # its fixed cost, reads the contexts of those who decode, and reads the prompt's earlier pieces again. With 512, all of
-# them take 1.67 times as long as one step would have; with 128 it is 4.71 times. <!-- source: the table above --> But look
-# at what else comes out of these steps: 13 or 69 tokens for each of the 40 who are answering, which one step would have
-# given one token. So the price is not what it seems.
+# them take 1.62 times as long as the one step; with 128 it is 4.59 times. <!-- source: the table above, 272.7 / 168.2
+# and 772.7 / 168.2 --> But look at what else comes out of these steps: 13 or 69 tokens for each of the 40 who are
+# answering, where the one step has a single token for each. So not all of that is a price.
 #
-# Is the simulated scheduler's stall the same as yours? 40 conversations run, and one prompt comes:
+# Does the library's scheduler do the same? In the simulator 40 conversations run, and one prompt comes:
 
 # %% tags=["claim"]
 from llmsys.serving.workload.arrivals import Arrival
 from llmsys.viz.chunked_prefill.witness import Witness
 
-busy = [Arrival(0.0, 1000, 400) for _ in range(40)] + [Arrival(6.0, 6000, 10)]
+busy = [Arrival(0.0, 1000, 900) for _ in range(40)] + [Arrival(3.0, 6000, 10)]
 for budget in (512, 2048, 8192):
     witness = Witness()
     simulate(busy, times=times, num_blocks=55_680, max_tokens_per_step=budget, events=witness.events)
     read = [each for each in witness.between(0.0, 60.0) if "40" in each.pieces]
-    context = 1000 + sum("0" in each.decodes for each in witness.between(0.0, read[0].start))
-    own = own_steps(6000, [context] * 40, budget=budget, times=times)
+    before = witness.between(0.0, read[0].start)
+    contexts = [1000 + sum(str(n) in each.decodes for each in before) for n in range(40)]
+    own = own_steps(6000, contexts, budget=budget, times=times)
     same = all(math.isclose(a.seconds, b, rel_tol=1e-9) for a, (_, b) in zip(read, own, strict=True))
     print(f"budget {budget:5,}: {len(read):2} steps in the simulator, longest {1e3 * max(each.seconds for each in read):5.1f} ms", end="")
     print("; yours are the same, step by step:", same)
@@ -433,7 +451,7 @@ check("10.choose_budget", choose_budget)
 
 # %% tags=["claim"]
 own_choice = mine("choose_budget", default=right.choose_budget)
-BUDGETS = [256, 512, 1024, 2048, 4096]
+BUDGETS = [512, 1024, 2048, 4096]
 tried = set()
 
 
@@ -445,11 +463,11 @@ def attained(budget, rate):
 best = {}
 for budget in BUDGETS:
     try:
-        best[budget] = own_choice(attained, [budget], low=8.0, high=32.0, within=0.05)[1]
+        best[budget] = own_choice(attained, [budget], low=12.0, high=32.0, within=0.05)[1]
     except ValueError:
         best[budget] = 0.0
 for budget, rate in best.items():
-    words = f"{rate:5.1f} requests a second" if rate else " none from 8 on"
+    words = f"{rate:5.1f} requests a second" if rate else " none from 12 on"
     print(f"{budget:6,} tokens a step: {words}")
 print(f"the choice: {max(best, key=best.get):,}; {len(tried)} runs")
 
@@ -457,9 +475,9 @@ print(f"the choice: {max(best, key=best.get):,}; {len(tried)} runs")
 viz.chunked_prefill.budgets(best)
 
 # %% [markdown]
-# A service of these limits takes its prompts in steps of 2,048 tokens. With 4,096 it fails at any rate, because one full
-# step takes longer than the longest gap may be, and soon there is a full step in nearly everybody's answer. Below 1,024
-# what fails is the time to the first token.
+# A service of these limits takes its prompts in steps of 2,048 tokens. With 4,096 it fails, because one full step takes
+# longer than the longest gap may be, and soon there is a full step in the answers of all who are answering. With 512 it is
+# the time to the first token that fails.
 #
 # Two warnings. These are 120 requests, so a few seconds of a service: a queue that grows for an hour has not grown in
 # them, and 90% of 120 is decided by a dozen requests. What you compare is one slice under several budgets, which is fair,
@@ -469,11 +487,12 @@ viz.chunked_prefill.budgets(best)
 # ## Why alternating is ahead here
 #
 # Sarathi-Serve's argument (lesson 09) is that a step with a piece and the decodes in it reads the weights once, where two
-# steps read them twice. Stall-free should win. At 25 requests a second, in steps of 1,024:
+# steps read them twice. So stall-free should win. With 200 requests, 25 a second, in steps of 1,024:
 
 # %% tags=["claim"]
+longer = viz.chunked_prefill.Service(times, count=200)
 for name in ("alternating", "stall-free"):
-    run = service.run(25.0, policy=name, budget=1024)
+    run = longer.run(25.0, policy=name, budget=1024)
     print(f"{name:12} {run.tokens_per_s:6,.0f} tokens/s; TPOT {1e3 * run.tpot(50):4.1f} ms, 90% {1e3 * run.tpot(90):4.1f}", end="")
     print(f"; within the limits {run.attainment(PROMISE):.0%}")
 
@@ -494,18 +513,20 @@ print(f"{1e3 * context * (decode.per_attended + decode.per_pair):.2f} to attend"
 
 # %% [markdown]
 # What is won is the fixed cost, the reading of the weights. What is lost is that attention is dearer: 61 ns for a token of
-# context, where it is 23 in a decode step, and 46 µs for each sequence. With forty of a thousand tokens that is a draw, and
-# the longer the contexts, and the more of them, the worse for stall-free.
+# context, where it is 23 in a decode step, and 46 µs for each sequence. <!-- source: the tables above --> With forty of a
+# thousand tokens a little is won. The longer the contexts are, the less: at 25 a second more requests run, and it is a loss.
 #
-# Why is it dearer? The two kinds of steps run different kernels. A decode step is attended to by a kernel in Gluon that is
-# made for one query token a sequence on this GPU (`llmsys/attention/paged/hopper`): a warp fetches keys and values ahead
-# of those that compute. It takes no step in which somebody has more than one token. There, portable Triton kernels run: one
-# for the pieces, with tiles of many queries, and one that takes those who decode
-# (`llmsys/attention/paged/plans.py`), and neither fetches as well. How near is 23 ns to what is possible? A token of context is
-# 131,072 bytes here, 32 layers of 8 heads of 128, keys and values, 2 bytes each. At the H200's 4.8 TB/s that takes 27 ns.
-# <!-- source: MISTRAL_7B in llmsys/bench/goodput.py; NVIDIA's data sheet of the H200, 4.8 TB/s --> (A fitted price is no
-# measurement. Tokens, sequences and context grow together, so the fit has given some of the reading to the tokens' price.)
-# So the decode kernel reads about as fast as memory can be read, and the mixed one at less than half of that.
+# Why is it dearer? The two kinds of steps run different kernels. In a decode step attention is a kernel in Gluon that is
+# made for one query token a sequence on this GPU (`llmsys/attention/paged/hopper`): one warp fetches keys and values ahead
+# of those that compute. It takes no step in which somebody has more than one token. There portable Triton kernels run: one
+# for the pieces, with tiles of many queries, and one for those who decode (`llmsys/attention/paged/plans.py`). Neither
+# fetches as well.
+#
+# How near is 23 ns to what is possible? A token of context is 131,072 bytes here: 32 layers, 8 heads of 128, keys and
+# values, 2 bytes each. At the H200's 4.8 TB/s that takes 27 ns. <!-- source: MISTRAL_7B in llmsys/bench/goodput.py, and
+# NVIDIA's data sheet of the H200: 131,072 B / 4.8 TB/s = 27 ns --> Faster than the memory? A fitted price is no
+# measurement: tokens, sequences and context grow together, and the fit has given some of the reading to the tokens' price.
+# So take it as: the decode kernel reads about as fast as memory can be read, and the mixed one at less than half of that.
 #
 # What would change it: a kernel that attends to decodes as fast beside a piece. The simulator can be asked what that would
 # be worth, before anybody writes it. Give the mixed steps the decode's price for a token of context, and then no cost for a
@@ -514,13 +535,13 @@ print(f"{1e3 * context * (decode.per_attended + decode.per_pair):.2f} to attend"
 # %% tags=["claim"]
 reads_as_fast = replace(times, mixed=replace(mixed, per_attended=decode.per_attended + decode.per_pair - mixed.per_pair))
 no_cost_each = replace(times, mixed=replace(reads_as_fast.mixed, per_sequence=0.0))
-print("25 requests a second, steps of 1,024    stall-free: TPOT 90%, within    alternating: TPOT 90%, within")
+print(f"{'':30}stall-free: TPOT 90%, within   alternating: TPOT 90%, within")
 for words, prices in (("as recorded", times), ("context as in a decode step", reads_as_fast),
                       ("and nothing for a sequence", no_cost_each)):  # fmt: skip
-    other = service if prices is times else viz.chunked_prefill.Service(prices, count=120)
+    other = longer if prices is times else viz.chunked_prefill.Service(prices, count=200)
     line = [other.run(25.0, policy=name, budget=1024) for name in ("stall-free", "alternating")]
-    shown = [f"{1e3 * run.tpot(90):18.1f} ms {run.attainment(PROMISE):8.0%}" for run in line]
-    print(f"{words:34}{shown[0]}{shown[1]:>35}")
+    shown = [f"{1e3 * run.tpot(90):17.1f} ms {run.attainment(PROMISE):7.0%}" for run in line]
+    print(f"{words:30}{shown[0]}{shown[1]:>31}")
 
 # %% [markdown]
 # Then stall-free is ahead, and by how much depends on what is repaired. So Sarathi-Serve's argument holds where a step with
@@ -531,8 +552,18 @@ for words, prices in (("as recorded", times), ("context as in a decode step", re
 # ## Measured on an H200
 #
 # Is any of this true on a real device? The same engine has served 100 conversations for each row, 20 a second, on an H200
-# with the model of Mistral-7B's shape; the simulator was asked the same. Filled points are the device, hollow ones the
-# simulator.
+# with the model of Mistral-7B's shape, stall-free in steps of 2,048 tokens, and Orca in steps of 8,192. **How many times as
+# long is the longest gap with Orca?**
+
+# %% tags=["predict"]
+predict("10.recorded", None, "×")
+
+# %% tags=["measure"]
+waits = {(row["name"], row["rate"]): row["wait_longest_ms"] for row in recorded("goodput", "H200").rows if "rate" in row}
+measured("10.recorded", waits["orca", 20.0] / waits["stall-free", 20.0], "×")
+
+# %% [markdown]
+# The simulator was asked the same. Filled points are the device, hollow ones the simulator.
 
 # %%
 record = recorded("goodput", "H200")
@@ -552,8 +583,8 @@ for what in record.missing:
     print("not recorded:", what.split(", the first")[0])
 
 # %% [markdown]
-# The simulator was fitted to steps of these runs among others, so that the times agree is no surprise; that waits in a queue
-# come out within some 10% of what they were is what it was made for. And what this lesson says of stalls is in the last
+# The simulator was fitted to steps of these runs among others, so steps that take as long are no surprise. That waits come
+# out within about 10% of what they were is what it was made for. And what this lesson says of stalls is in the last
 # column, of the device itself: the longest gap is 75 ms with stall-free steps of 2,048, and 333 ms with whole prompts.
 # <!-- source: the table above -->
 #
