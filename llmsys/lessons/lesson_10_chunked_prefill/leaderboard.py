@@ -3,7 +3,7 @@
     leaderboard(MyPolicy)
 
 One seeded slice of conversations, in bursts, on the simulated engine of a recorded H200: the same on every machine. A
-policy's score is the highest rate at which 90% of the requests meet the limits (`llmsys.serving.simulator.leaderboard`).
+policy's score is the highest rate at which 90% of the requests meet the limits, by the simulator's own `leaderboard`.
 Beside it stand the library's four. The best is kept with the learner's progress.
 """
 
@@ -45,7 +45,7 @@ class Board:
     """The entries, the highest rate first; what is not ranked comes last."""
 
     entries: tuple[Entry, ...]
-    title: str = f"{COUNT} conversations in bursts, steps of {BUDGET:,} tokens: 500 ms, 30 ms a token, no gap above 100 ms"
+    title: str = f"{COUNT} conversations in bursts, steps of {BUDGET:,}: 500 ms, 30 ms a token, no gap above 100 ms"
 
     def __getitem__(self, name: str) -> Entry:
         """The entry of that name."""

@@ -17,12 +17,24 @@ from llmsys.serving.telemetry.events import (
     Failed,
     Finished,
     Preempted,
+    RequestEvent,
     StepDone,
     Token,
 )
 
 MOST_TRIALS = 4000
 """After so many runs a search is stopped: it has no end."""
+KINDS: dict[str, tuple[type[RequestEvent], dict]] = {
+    "Arrived": (Arrived, {"prompt_tokens": None}),
+    "Admitted": (Admitted, {"hit_tokens": None}),
+    "Computed": (Computed, {"start": 1, "tokens": None}),
+    "Token": (Token, {"token": None}),
+    "Preempted": (Preempted, {"lost": None}),
+    "Finished": (Finished, {"reason": "length", "generated": None}),
+    "Failed": (Failed, {"error": "not finite"}),
+    "Aborted": (Aborted, {}),
+}
+"""Of an event's kind: its class, and what else it has; None stands for the number in the list."""
 
 
 def plain_log(function: Callable) -> Callable:
@@ -43,23 +55,15 @@ def plain_log(function: Callable) -> Callable:
 def events_of(lines: list) -> list[Event]:
     """A log of the library's own events."""
     found: list[Event] = []
+    step = 0
     for kind, time, *rest in lines:
-        step = sum(isinstance(each, StepDone) for each in found)
-        name = rest[0] if rest else ""
-        more = rest[1] if len(rest) > 1 else 1
-        found.append(
-            {
-                "Arrived": lambda: Arrived(step, time, name, prompt_tokens=more),
-                "Admitted": lambda: Admitted(step, time, name, hit_tokens=0),
-                "Computed": lambda: Computed(step, time, name, start=0, tokens=more),
-                "Token": lambda: Token(step, time, name, token=more),
-                "Preempted": lambda: Preempted(step, time, name, lost=more),
-                "Finished": lambda: Finished(step, time, name, "length", more),
-                "Failed": lambda: Failed(step, time, name, "not finite"),
-                "Aborted": lambda: Aborted(step, time, name),
-                "Step": lambda: StepDone(step, time, 0.01, "mixed", 1, 1, 1, 0, 1, 9),
-            }[kind]()
-        )
+        if kind == "Step":
+            found.append(StepDone(step, time, 0.01, "mixed", 1, 1, 1, 0, 1, 9))
+            step += 1
+        else:
+            make, more = KINDS[kind]
+            name, number = rest[0], rest[1] if len(rest) > 1 else 1
+            found.append(make(step, time, name, **{key: value or number for key, value in more.items()}))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Right answers to the exercises of lesson 10, of which mistakes are edits, and which stand in until a reader has one."""
+"""Right answers to the exercises of lesson 10. Mistakes are edits of them, and they stand in until a reader has one."""
 
 import math
 

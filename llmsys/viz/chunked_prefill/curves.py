@@ -86,5 +86,5 @@ def budgets(rates: Mapping[int, float]) -> Picture:
                  ylim=(0, 1.2 * max(max(rates.values()), 1e-9)))  # fmt: skip
         axes.tick_params(axis="x", length=0)
     said = ", ".join(f"{budget:,}: {number(rate)}" for budget, rate in rates.items())
-    return chart(figure, alt=f"The highest rate within the limits, in requests a second, by the tokens of a step: {said}. "
-                 f"The best is {best:,}.")  # fmt: skip
+    alt = f"The highest rate within the limits, in requests a second, by the tokens of a step: {said}."
+    return chart(figure, alt=f"{alt} The best is {best:,}.")

@@ -1,4 +1,4 @@
-"""What a frame of the goodput explorer shows: the moments around the longest stall, up to one of them, and all latencies.
+"""What a frame of the goodput explorer shows: the moments around the longest stall, up to one of them, and all waits.
 
 Everything is read off one simulated run (`Service.witnessed`); nothing is drawn here.
 """

@@ -114,14 +114,12 @@ def counted(values: tuple[float, ...], limit: float, low: float, high: float) ->
     return tuple((within, beyond) for within, beyond in found)
 
 
-def _histogram(
-    svg: Svg, x: float, title: str, values: Sequence[float], limit: float, low: float, high: float
-) -> None:
+def _histogram(svg: Svg, x: float, title: str, values: Sequence[float], limit: float, low: float, high: float) -> None:
     bins = counted(tuple(values), limit, low, high)
     late = sum(value > limit for value in values) / max(1, len(values))
     svg.text(x, BARS - 42, title, "small bold")
-    svg.text(x, BARS - 26, "no limit" if math.isinf(limit) else f"limit {seconds_in_words(limit)}: {share(late)} beyond it",
-             "small muted" if not late else "small orange")  # fmt: skip
+    words = "no limit" if math.isinf(limit) else f"limit {seconds_in_words(limit)}: {share(late)} beyond it"
+    svg.text(x, BARS - 26, words, "small orange" if late else "small muted")
     top, wide = max(sum(each) for each in bins), PANEL / BINS
     for n, (within, beyond) in enumerate(bins):
         a, b = (LOW - BARS) * within / top, (LOW - BARS) * beyond / top
@@ -137,7 +135,8 @@ def _histogram(
     for n in range(decades + 1):
         value = low * 10**n
         at = x + PANEL * n / decades
-        svg.text(at, LOW + 15, seconds_in_words(value), "tiny muted" + (" end" if n == decades else " middle" if n else ""))
+        anchor = " end" if n == decades else " middle" if n else ""
+        svg.text(at, LOW + 15, seconds_in_words(value), f"tiny muted{anchor}")
 
 
 def _key(svg: Svg) -> None:

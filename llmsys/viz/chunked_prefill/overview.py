@@ -55,8 +55,8 @@ def overview() -> Picture:
     svg.rect(0, 306, 760, 62, "panel", rx=8)
     svg.text(14, 331, [("The same tokens, in as many steps, and in the same time: ", "bold"),
                        f"but the prompt is read {later:.0f} ms later."])  # fmt: skip
-    svg.text(14, 353, "(Blue: a token of an answer, at the end of its step. A step takes 5 ms, and 20 µs for each token "
-             "of a prompt.)")  # fmt: skip
+    svg.text(14, 353, "(Blue: a token of an answer, at the end of its step. A step takes 5 ms, and 20 µs for each "
+             "token of a prompt.)")  # fmt: skip
     return svg.picture()
 
 

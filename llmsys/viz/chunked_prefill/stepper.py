@@ -1,6 +1,6 @@
 """The goodput explorer of lesson 10: one service, as fast as you like, by any policy and budget.
 
-It shows the moments around the longest stall of the run, step by step, and below them the latencies of all requests with
+It shows the moments around the longest stall of the run, step by step, and below them the waits of all requests, with
 the limits that they were promised. What is chosen is simulated when it is chosen.
 """
 

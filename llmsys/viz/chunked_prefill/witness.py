@@ -1,9 +1,9 @@
 """What each step of a simulated run computed, kept short: a log of every event of a run would be ten times as long.
 
-    witness = Witness()
-    simulate(workload, times=times, events=witness.events, …)
-    witness.longest_gap()            Gap(request="57", start=4.81, end=5.26)
-    witness.between(4.7, 5.4)        the steps of that time, each with who computed what
+witness = Witness()
+simulate(workload, times=times, events=witness.events, …)
+witness.longest_gap()            Gap(request="57", start=4.81, end=5.26)
+witness.between(4.7, 5.4)        the steps of that time, each with who computed what
 """
 
 from collections.abc import Iterator

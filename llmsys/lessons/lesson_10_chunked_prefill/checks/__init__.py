@@ -1,4 +1,4 @@
-"""The checks of lesson 10, chunked prefill and goodput. One module an exercise; to import this package registers all."""
+"""The checks of lesson 10, chunked prefill and goodput. One module an exercise; importing the package registers all."""
 
 from llmsys.lessons.lesson_10_chunked_prefill.checks import choose_budget, prefill_steps, read_log
 

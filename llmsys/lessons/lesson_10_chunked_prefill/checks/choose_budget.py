@@ -46,7 +46,8 @@ def choose_budget(answer: Answer) -> None:
         run = answer(curves, low, high, share, within)
         reached = [(min(knee, high), budget) for budget, knee, _ in curves if knee >= low]
         best, budget = max(reached)
-        answer.that(run, lambda r: r.value["budget"] == budget, f"the budget {budget}, which allows {best:.4g} a second",
+        answer.that(run, lambda r: r.value["budget"] == budget,
+                    f"the budget {budget}, which allows {best:.4g} a second",
                     got=lambda r: f"the budget {r.value['budget']}, at {r.value['rate']:.4g} a second")  # fmt: skip
         answer.that(run, lambda r: r.value["rate"] <= best * (1 + 1e-12),
                     f"a rate at which {share:.0%} are in time: at most {best:.6g} with the budget {budget}",
@@ -70,6 +71,13 @@ def choose_budget(answer: Answer) -> None:
         return int(answer.randint(low, high)) / 16
 
     with answer.property(
+        "one budget that is good at every rate: a rate near the highest that was asked about",
+        why="A budget that keeps its promise at any rate is as good as it can be.",
+        hint="What becomes of your two rates, if every rate that is tried is good?",
+    ):
+        chooses([[512, 100.0, 0.0]])
+
+    with answer.property(
         "one budget: the highest rate at which the share is in time, to within `within`, and a rate that was tried",
         why="A rate between the last two may be too fast. What is promised has been tried.",
         hint="Which of your two rates do you return? And when do you stop?",
@@ -79,7 +87,7 @@ def choose_budget(answer: Answer) -> None:
         chooses([[512, 0.25, 0.0]])
 
     with answer.property(
-        "one budget that is good at every rate: its rate is the highest that was asked about",
+        "where `high` is good, it is the rate",
         why="There is nothing to search where the end is good.",
         hint="What do you know if `high` attains the share?",
     ):

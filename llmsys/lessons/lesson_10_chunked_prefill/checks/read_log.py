@@ -45,14 +45,14 @@ def log_of(*lives: list[list]) -> list[list]:
     ),
     adapt=plain_log,
     hints=(
-        "Go through the events once. What do you have to remember of each request, so that all three can be said at "
+        "Go through the events once. What do you have to remember of each request, to say all three at "
         "the end?",
         "TTFT is from Arrived to the first Token. TPOT is from the first Token to the last one, divided by the pauses "
         "between them: one fewer than tokens. Only who has Finished can have met the limits. The service ran from the "
         "first arrival to the last end, whoever's it was.",
         "for each event:  remember by request: when it Arrived; its first and its last Token and how many;\n"
         "                 when it ended (Finished, Failed, Aborted), and whether it Finished\n"
-        "ttft[r] = first − arrived                    tpot[r] = (last − first) / (tokens − 1), with two tokens or more\n"
+        "ttft[r] = first − arrived                  tpot[r] = (last − first) / (tokens − 1), of two tokens or more\n"
         "met = those that Finished, with ttft ≤ limits.ttft, and tpot ≤ limits.tpot if they have one\n"
         "goodput = len(met) / (last end − first arrival)",
     ),
@@ -112,7 +112,7 @@ def read_log(answer: Answer) -> None:
     with answer.property(
         "goodput counts those that met both limits; to need just as long as allowed is to meet it",
         why="Throughput counts everybody. A service that is late for all of them has a goodput of 0.",
-        hint="What does a request need to be counted? Try one that misses the one limit, and one that misses the other.",
+        hint="What does a request need to be counted? Try one that misses one limit, and one that misses the other.",
     ):
         lives = (
             life("both", 0.0, [1.0, 1.5, 2.0]), life("late", 0.0, [1.25, 1.5, 2.0]),

@@ -7,7 +7,13 @@ wrong = Mistakes("10.choose_budget", choose_budget)
 
 LOW = "        if attained(budget, low) < share:\n            continue\n"
 HIGH = "        if attained(budget, high) >= share:\n            good = high\n"
-TRY = "            if attained(budget, middle) >= share:\n                good = middle\n            else:\n                bad = middle\n"
+TRY = (
+    "            if attained(budget, middle) >= share:\n                good = middle\n"
+    "            else:\n                bad = middle\n"
+)
+RAISES = (
+    '        raise ValueError(f"budgets must have one at which {share:.0%} are in time at {low:g} requests a second")\n'
+)
 BETTER = "        if best is None or good > best[1]:\n            best = budget, good\n"
 
 wrong(
@@ -82,10 +88,9 @@ wrong(
 wrong(
     "nothing_is_none",
     "You return `low` where no budget is good.",
-    ('        raise ValueError(f"budgets must have one at which {share:.0%} are in time at {low:g} requests a second")\n',
-     "        return budgets[0], low\n"),
+    (RAISES, "        return budgets[0], low\n"),
     why="Nobody meets the limits at that rate: say so.",
-)  # fmt: skip
+)
 wrong(
     "step_by_step",
     "You try one rate after the other.",

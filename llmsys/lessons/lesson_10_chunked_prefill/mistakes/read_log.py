@@ -103,7 +103,8 @@ wrong(
 wrong(
     "moments",
     "You count moments at which tokens came, and not tokens.",
-    ("            last[event.request] = event.time\n            count[event.request] = count.get(event.request, 0) + 1\n",
+    ("            last[event.request] = event.time\n"
+     "            count[event.request] = count.get(event.request, 0) + 1\n",
      "            count[event.request] = count.get(event.request, 0) + (last.get(event.request) != event.time)\n"
      "            last[event.request] = event.time\n"),
     why="Several tokens may come in one step. There is a pause of 0 between them.",
