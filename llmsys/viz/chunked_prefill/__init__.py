@@ -4,9 +4,7 @@ overview         a prompt that is read in one step, and in pieces, beside two wh
 stepper          the goodput explorer: the moments around the longest stall of a service, and the latencies of all
 explored         what a frame of the explorer shows
 explorer_frame   one such frame as a picture
-attained         the share of requests within the limits, by rate, a line for each policy
-stalls           a prompt in pieces: the longest stall and the wait for the first token, by budget
-budgets          the highest rate within the limits, by budget
+curves           who is within the limits at which rate; what a budget does to one prompt, and to the highest rate
 recorded_runs    what was recorded on a GPU, and what the simulator says of the same runs
 service          conversations on a simulated engine, each run done once
 witness          what each step of a simulated run computed, kept for a picture

@@ -6,8 +6,14 @@ from llmsys.viz.kit.numbers import number
 from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import LIGHT, chart_style
 
-MARKERS = "osD^vP"
-COLOURS = ("orange", "blue", "purple", "green", "ink", "muted")
+COLOURS = {"stall-free": "blue", "orca": "orange", "alternating": "purple", "static": "green"}
+MARKERS = {"stall-free": "o", "orca": "s", "alternating": "D", "static": "^"}
+"""Of each policy, in all charts; one of the reader's own is in ink, with a plus."""
+
+
+def look_of(policy: str) -> dict[str, str]:
+    """The colour and the marker of a policy."""
+    return {"color": LIGHT[COLOURS.get(policy, "ink")], "marker": MARKERS.get(policy, "P")}
 
 
 def attained(panels: Mapping[str, Mapping[str, Mapping[float, float]]], *, share: float = 0.9) -> Picture:
@@ -23,9 +29,8 @@ def attained(panels: Mapping[str, Mapping[str, Mapping[float, float]]], *, share
     with chart_style():
         figure, all_axes = plt.subplots(1, len(panels), figsize=(7.6, 3.1), sharey=True, squeeze=False)
         for axes, (title, lines) in zip(all_axes[0], panels.items(), strict=True):
-            for n, (name, points) in enumerate(lines.items()):
-                axes.plot(list(points), [100 * each for each in points.values()], color=LIGHT[COLOURS[n]],
-                          marker=MARKERS[n], label=name)  # fmt: skip
+            for name, points in lines.items():
+                axes.plot(list(points), [100 * each for each in points.values()], label=name, **look_of(name))
                 said.append(f"{title}, {name}: " + ", ".join(f"{y:.0%} at {number(x)}" for x, y in points.items()))
             axes.axhline(100 * share, color=LIGHT["ink"], lw=1, ls=(0, (4, 3)))
             axes.set(title=title, xlabel="requests a second", ylim=(-3, 105))

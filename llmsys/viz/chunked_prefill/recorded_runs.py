@@ -5,14 +5,13 @@ Whatever the record holds is drawn: a policy has a line through its rates, and w
 
 from collections.abc import Callable
 
+from llmsys.viz.chunked_prefill.curves import look_of
 from llmsys.viz.kit.numbers import number, seconds_in_words
 from llmsys.viz.kit.picture import Picture, chart
-from llmsys.viz.kit.style import LIGHT, chart_style
+from llmsys.viz.kit.style import chart_style
 
 WHAT = (("ttft", "to the first token, ms"), ("tpot", "a token after it, ms"))
 SHARES = (50, 90)
-COLOURS = {"stall-free": "blue", "orca": "orange", "alternating": "purple", "static": "green"}
-MARKERS = {"stall-free": "o", "orca": "s", "alternating": "D", "static": "^"}
 
 
 def recorded_runs(record, simulated: Callable[[dict], object] | None = None) -> Picture:
@@ -35,7 +34,7 @@ def recorded_runs(record, simulated: Callable[[dict], object] | None = None) -> 
         for axes, (what, title) in zip(both, WHAT, strict=True):
             for name in names:
                 mine = [(row, result) for row, result in zip(rows, results, strict=True) if row["name"] == name]
-                style = dict(color=LIGHT[COLOURS.get(name, "ink")], marker=MARKERS.get(name, "P"))
+                style = look_of(name)
                 rates = [row["rate"] for row, _ in mine]
                 axes.plot(rates, [row[f"{what}_p90_ms"] for row, _ in mine], label=f"{name}, recorded", **style)
                 if simulated:
