@@ -50,8 +50,8 @@ viz.chunked_prefill.overview()
 # ## Predict: how long is a step?
 #
 # A model of 7 billion parameters on an H200. Forty requests decode, each with a thousand tokens in the cache, and a step
-# takes so many milliseconds. In the next step the same forty decode, and 2,048 tokens of somebody's prompt are computed as
-# well. **How many times as long does that step take?**
+# takes so many milliseconds. In the next step the same forty decode, and 2,008 tokens of somebody's prompt are computed as
+# well, which makes 2,048. **How many times as long does that step take?**
 
 # %% tags=["predict"]
 predict("10.step", None, "×")
@@ -69,7 +69,8 @@ predict("10.step", None, "×")
 #
 # The prices are fitted to steps of this library's engine on an H200, with a model of Mistral-7B's shape. (The weights
 # are random: time does not depend on them.) Steps that only decode run other kernels than steps with a prompt in them,
-# so each kind has prices of its own:
+# so each kind has prices of its own. And a step with a prompt is launched as a graph, of which there are some sizes (lesson
+# 09): it is filled up, and takes as long as the next larger size. So its *tokens* in (1) are that size.
 
 # %% tags=["claim"]
 times = recorded_times()
@@ -79,6 +80,7 @@ for kind, price in (("decode alone", times.decode), ("with a prompt", times.mixe
     print(f"{kind:14}{1e3 * price.fixed:5.2f} ms {1e6 * price.per_token:6.1f} µs {1e6 * price.per_sequence:8.1f} µs", end="")
     print(f" {1e9 * price.per_attended:9.1f} ns {1e9 * price.per_pair:6.1f} ns")
 off = [abs(error) for error in relative_errors(replace(times, sizes=sizes), steps)]
+print("a step with a prompt is filled up to", *sizes, "tokens")
 print(f"{sum(counts):,} recorded steps; the model is off by {percentile(off, 50):.0%} for half of their kinds, ", end="")
 print(f"by {percentile(off, 90):.0%} for nine in ten")
 
@@ -90,24 +92,31 @@ print(f"by {percentile(off, 90):.0%} for nine in ten")
 forty = [(1000, 1)] * 40
 for words, work in (
     ("40 decode", forty),
-    ("40 decode, and 512 tokens of a prompt", [*forty, (0, 512)]),
-    ("40 decode, and 2,048 tokens of a prompt", [*forty, (0, 2048)]),
-    ("8,000 tokens of a prompt", [(0, 8000)]),
+    ("40 decode, and 472 tokens of a prompt", [*forty, (0, 472)]),
+    ("40 decode, and 2,008 tokens of a prompt", [*forty, (0, 2008)]),
+    ("8,192 tokens of a prompt", [(0, 8192)]),
 ):
     print(f"{words:40} {1e3 * times.seconds(StepLoad.of(work)):6.1f} ms")
 for kind, price in (("decode alone", times.decode), ("with a prompt", times.mixed)):
     print(f"a token of context, {kind}: {1e9 * (price.per_attended + price.per_pair):.0f} ns")
 
 # %% tags=["measure"]
-measured("10.step", times.seconds(StepLoad.of([*forty, (0, 2048)])) / times.seconds(StepLoad.of(forty)), "×")
+measured("10.step", times.seconds(StepLoad.of([*forty, (0, 2008)])) / times.seconds(StepLoad.of(forty)), "×")
 
 # %% [markdown]
 # ## Throughput is not goodput
 #
 # The service of this lesson: 120 conversations, as long as those of Azure's trace (lesson 08), which come at random
 # moments, 20 a second. The library's scheduler plans, equation (1) says how long each step takes, and nothing else is
-# there. Orca takes prompts whole, so its steps may have 8,192 tokens; so do those of static batches. The other two cut
-# prompts, and their steps have 2,048.
+# there. The four policies are lesson 09's:
+#
+# - `static`: a batch is formed, and nobody comes in until the last of it has its answer;
+# - `orca`: whoever is done leaves, and whoever waits comes in, with the whole prompt in one step;
+# - `alternating`: prompts in pieces, a step of pieces and a step of those who decode in turn;
+# - `stall-free`: every step has all who decode, and what is left of its tokens is filled with pieces.
+#
+# The first two take prompts whole, so their steps may have 8,192 tokens; steps of the other two have 2,048 at most. In the
+# table, 90% of the requests wait no longer than "90%" says.
 
 # %% tags=["claim"]
 service = viz.chunked_prefill.Service(times, count=120)
@@ -137,7 +146,8 @@ for name, run in runs.items():
 #
 # An engine writes down what happens to each request: `Arrived`, `Admitted`, `Computed`, `Token`, `Preempted`, and in the
 # end `Finished`, or `Failed` or `Aborted`. Each has a `time` in seconds and a `request`, its id. (`StepDone` has no
-# request: it says that a step is over.) The events of one request, of a prompt of 600 tokens in steps of 512:
+# request: it says that a step is over.) The first events of one request, with a prompt of 1,513 tokens, in steps of 512.
+# What else stands in them you do not need:
 
 # %% tags=["claim"]
 log = EventLog()
@@ -164,7 +174,7 @@ def read_log(events, limits):
     tpot      dict, request id -> seconds by equation (2); of requests that have two tokens or more
     goodput   float, requests a second that finished and met both limits (one without a TPOT meets any limit to it). The
               seconds run from the first arrival to the last end, also of requests that failed or were aborted
-    Every log has an arrival and an end, at different times.
+    Every log has an arrival and an end, at different times, and whoever finished has a token.
     Not allowed: llmsys.serving.goodput, and its metrics.
     """
     ### BEGIN SOLUTION
@@ -209,7 +219,7 @@ for name, budget in BUDGET.items():
 # (They come 20 a second, and fewer are served in one: the seconds run until the last of them has its answer, and after
 # the last arrival nobody comes any more. So compare columns, and not with 20.)
 #
-# By these numbers three of the policies are nearly one. They are not. TPOT is a mean, and a mean hides what happens once.
+# With the limits of 500 ms and 30 ms, three of the policies are nearly one. They are not. TPOT is a mean, and a mean hides what happens once.
 # An answer of 200 tokens, which stops for a second in its middle:
 
 # %% tags=["claim"]
@@ -270,19 +280,20 @@ viz.chunked_prefill.attained(panels)
 # - **alternating** and **stall-free** have no gap above 100 ms. They lose at a rate at which there is more to compute than
 #   time: TPOT grows, then the queue, then TTFT. Which of the two is ahead, and why, comes in the end.
 #
-# ## How long is a stall?
+# ## Predict: how many steps?
 #
-# With a budget, a prompt is cut where the step's tokens end. Somebody who decodes waits for one step, and not for a
-# prompt. And how many steps there are can be said beforehand: a budget of $N$ tokens, of which each of the $D$ requests
-# that decode takes one, leaves $N - D$ for the prompt, so a prompt of $T$ tokens takes
-#
-# $$ \text{steps} = \left\lceil \frac{T}{N - D} \right\rceil \tag{3} $$
-#
-# **Predict:** 40 requests are answering when a prompt of 6,000 tokens comes, with a budget of 512. How many steps does it
-# take until the prompt is read?
+# With a budget, a prompt is cut where the step's tokens end. Somebody who decodes then waits for one step, and not for a
+# prompt. The prompt waits for all of its steps. 40 requests are answering when a prompt of 6,000 tokens comes, and a step
+# has at most 512 tokens, of which each of the 40 takes one. **In how many steps is the prompt read?**
 
 # %% tags=["predict"]
 predict("10.steps", None, "steps")
+
+# %% [markdown]
+# A budget of $N$ tokens, of which $D$ go to the requests that decode, leaves $N - D$ for the prompt. So a prompt of $T$
+# tokens takes
+#
+# $$ \text{steps} = \left\lceil \frac{T}{N - D} \right\rceil \tag{3} $$
 
 # %% [markdown]
 # ## Exercise (b): a prompt in pieces (20 minutes)
@@ -373,9 +384,9 @@ for budget in (512, 2048, 8192):
 # the limits. Everything that you choose is simulated when you choose it.
 #
 # Before you move anything: Orca at 20 a second, in steps of 8,192 tokens. Somebody waits nearly half a second. For whose
-# prompts, and why are there several steps in that gap in which nobody who is answering gets a token? Then try: `stall-free`
-# in steps of 2,048, 512 and 256, the rate rising to 30. Which of the three histograms reaches its limit first with a large
-# budget, and which with a small one?
+# prompts, and why are there several steps in that gap in which nobody who is answering gets a token? Then try `stall-free`
+# in steps of 4,096, 2,048 and 512, the rate rising to 30. Which of the three histograms reaches its limit first with each
+# budget?
 
 # %% tags=["widget"]
 viz.chunked_prefill.stepper(service)
@@ -387,7 +398,8 @@ viz.chunked_prefill.stepper(service)
 # the rest of it, in which nobody decodes. Meanwhile others have come, and their prompts, whole, are in the next step
 # together. That one has the decodes in it again; but their tokens come at its end.
 #
-# With a large budget it is the longest gap that reaches its limit first. With a small one it is the time to the first
+# With 4,096 it is the longest gap, at any rate: a full step takes longer than 100 ms. With 2,048 it never is. There the
+# tokens' mean is the first, for nearly every step has a piece in it when many come. With 512 it is the time to the first
 # token: prompts take so many steps, each with its fixed cost, that they wait for each other.
 # </details>
 #
@@ -418,7 +430,8 @@ def choose_budget(attained, budgets, *, low, high, share=0.9, within=0.02):
     Returns (budget, rate). The rate was tried with this budget, and is good; it is `high` where that is good. Budgets for
     which `low` is not good are left out.
     Raises ValueError where no budget is left.
-    A run is dear: at each budget `low` and `high` are tried, and then each run halves what is left (in ratio).
+    Of two budgets with the same rate, either will do.
+    A run is dear. At each budget `low` is tried; if it is good, `high` is; and then each run halves what is left.
     Not allowed: highest_rate and capacity of llmsys.serving.
     """
     ### BEGIN SOLUTION
@@ -504,17 +517,18 @@ for name in ("alternating", "stall-free"):
 decode, mixed = times.decode, times.mixed
 together = times.seconds(StepLoad.of([*forty, (2000, 984)]))
 apart = times.seconds(StepLoad.of(forty)), times.seconds(StepLoad.of([(2000, 984)]))
+print("both steps with a piece are filled up to", times.sizes[9], "tokens")
 print(f"together: {1e3 * together:.2f} ms; apart: {1e3 * apart[0]:.2f} + {1e3 * apart[1]:.2f} = {1e3 * sum(apart):.2f} ms")
 context = 40 * 1001
 print(f"what 40 decodes cost beside a piece: {1e3 * (together - apart[1]):.2f} ms, of which", end=" ")
 print(f"{1e3 * context * (mixed.per_attended + mixed.per_pair):.2f} to attend, {1e3 * 40 * mixed.per_sequence:.2f} for the sequences")
 print(f"alone: {1e3 * apart[0]:.2f} ms, of which {1e3 * decode.fixed:.2f} fixed and ", end="")
-print(f"{1e3 * context * (decode.per_attended + decode.per_pair):.2f} to attend")
+print(f"{1e3 * 40 * decode.per_token:.2f} for the tokens, {1e3 * context * (decode.per_attended + decode.per_pair):.2f} to attend")
 
 # %% [markdown]
-# What is won is the fixed cost, the reading of the weights. What is lost is that attention is dearer: 61 ns for a token of
-# context, where it is 23 in a decode step, and 46 µs for each sequence. <!-- source: the tables above --> With forty of a
-# thousand tokens a little is won. The longer the contexts are, the less: at 25 a second more requests run, and it is a loss.
+# What is won is a fixed cost, the reading of the weights, and here the price of 40 tokens, for which there is room in a step
+# that is filled up anyway. What is lost is that attention is dearer: 61 ns for a token of context, where it is 23 in a
+# decode step, and 46 µs for each sequence. <!-- source: the tables above --> With forty of a thousand tokens a little is won. The longer the contexts are, the less: at 25 a second more requests run, and it is a loss.
 #
 # Why is it dearer? The two kinds of steps run different kernels. In a decode step attention is a kernel in Gluon that is
 # made for one query token a sequence on this GPU (`llmsys/attention/paged/hopper`): one warp fetches keys and values ahead
@@ -552,8 +566,8 @@ for words, prices in (("as recorded", times), ("context as in a decode step", re
 # ## Measured on an H200
 #
 # Is any of this true on a real device? The same engine has served 100 conversations for each row, 20 a second, on an H200
-# with the model of Mistral-7B's shape, stall-free in steps of 2,048 tokens, and Orca in steps of 8,192. **How many times as
-# long is the longest gap with Orca?**
+# with the model of Mistral-7B's shape, stall-free in steps of 2,048 tokens, and Orca in steps of 8,192. You have seen what the
+# simulator says of 120 such requests. **How many times as long is the longest gap with Orca, on the device?**
 
 # %% tags=["predict"]
 predict("10.recorded", None, "×")
@@ -604,8 +618,8 @@ for what in record.missing:
 # A policy is an object with one method, `turns`. The scheduler asks it before every step, with the requests that run
 # (in the order of their admission), the first of those that wait, and the budget. It answers with a `Turn`: who computes, in
 # this order; whether others may be admitted; and whether a prompt may be cut. (Several turns may be yielded. The first in
-# which there is anything to do is taken.) With chunked prefill, and with each of those who decode sure of its token, all of
-# stall-free is one line:
+# which there is anything to do is taken.) The scheduler keeps a token of the step for each of those whom a turn names, so
+# nobody among them is left out for a prompt's sake, and all of stall-free is one line:
 
 
 # %% tags=["engine"]
@@ -663,7 +677,7 @@ leaderboard(MyPolicy)
 # beside a piece than alone, so gather pieces, and let those who answer wait for just as long as the gap allows. Or change
 # with the load: few decode, so mix; many do, so take turns. `running` are requests with `len(request.tokens)`,
 # `request.computed`, `request.in_prefill`, `request.arrival`; whoever decodes has `request.remaining == 1`. Some turn must
-# have every request that runs, sooner or later, or nobody ends.
+# let a request compute that runs, sooner or later, or it never ends.
 #
 # ## What production does differently
 #

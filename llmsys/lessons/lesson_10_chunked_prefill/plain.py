@@ -83,7 +83,8 @@ def plain_steps(function: Callable) -> Callable:
 
 def plain_choice(function: Callable) -> Callable:
     """(c): `run(curves, low, high, share, within)` gives {"budget", "rate", "tried"}, where curves are
-    [[budget, its highest rate, what is attained beyond]], and tried is [[budget, rate], …], in order."""
+    [[budget, its highest rate, what is attained beyond]] (and "just", where no more than the share is attained before
+    it), and tried is [[budget, rate], …], in order."""
 
     def run(curves, low, high, share, within):
         tried: list[list[float]] = []
@@ -92,8 +93,8 @@ def plain_choice(function: Callable) -> Callable:
             tried.append([budget, rate])
             if len(tried) > MOST_TRIALS:
                 raise RuntimeError(f"attained was asked {MOST_TRIALS} times: the search does not end")
-            knee, beyond = next((knee, beyond) for of, knee, beyond in curves if of == budget)
-            return 1.0 - (1.0 - share) * rate / knee if rate <= knee else beyond
+            knee, beyond, *just = next(curve for of, *curve in curves if of == budget)
+            return beyond if rate > knee else share if just else 1.0 - (1.0 - share) * rate / knee
 
         budgets = [budget for budget, *_ in curves]
         found = function(attained, budgets, low=low, high=high, share=share, within=within)

@@ -44,7 +44,7 @@ def choose_budget(answer: Answer) -> None:
         few: bool = False, at_the_end: bool = False,
     ) -> None:  # fmt: skip
         run = answer(curves, low, high, share, within)
-        reached = [(min(knee, high), budget) for budget, knee, _ in curves if knee >= low]
+        reached = [(min(knee, high), budget) for budget, knee, *_ in curves if knee >= low]
         best, budget = max(reached)
         answer.that(run, lambda r: r.value["budget"] == budget,
                     f"the budget {budget}, which allows {best:.4g} a second",
@@ -102,6 +102,22 @@ def choose_budget(answer: Answer) -> None:
         chooses([[512, rate(80, 200), 0.45]], 2.0, 40.0, 0.5, 0.1)
         chooses([[512, rate(80, 200), 0.9]], 1.0, 16.0, 0.99, 0.005)
         chooses([[512, rate(80, 200), 0.85]], 1.0, 16.0, 0.9, 0.3)
+
+    with answer.property(
+        "`within` is a ratio: rates below 1 are told apart as well as large ones",
+        why="A model of 400 billion parameters may serve one request in three seconds.",
+        hint="What do you compare with `within`: a difference of rates, or their ratio?",
+    ):
+        for _ in range(3):
+            chooses([[512, int(answer.randint(12, 40)) / 128, 0.2]], 0.03, 1.0)
+
+    with answer.property(
+        "a rate at which just the share is attained is good",
+        why="90% was promised, and 90% is kept.",
+        hint="Do you compare with > or with >=, and in each place?",
+    ):
+        for _ in range(2):
+            chooses([[512, rate(16, 900), 0.3, "just"]])
 
     with answer.property(
         "of several budgets, the one with the highest rate",

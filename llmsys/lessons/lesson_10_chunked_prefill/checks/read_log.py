@@ -111,7 +111,7 @@ def read_log(answer: Answer) -> None:
 
     with answer.property(
         "goodput counts those that met both limits; to need just as long as allowed is to meet it",
-        why="Throughput counts everybody. A service that is late for all of them has a goodput of 0.",
+        why="A limit is the longest wait that is still allowed, and a request wants both of them met.",
         hint="What does a request need to be counted? Try one that misses one limit, and one that misses the other.",
     ):
         lives = (

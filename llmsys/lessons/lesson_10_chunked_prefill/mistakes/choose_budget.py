@@ -86,6 +86,32 @@ wrong(
     why="within is an argument.",
 )
 wrong(
+    "a_difference",
+    "You stop when the difference of the two rates is at most `within`.",
+    ("while bad / good > 1 + within", "while bad - good > within"),
+    why="within is a ratio: 2% of 50 requests a second is one, and 2% of a third is next to nothing.",
+)
+wrong(
+    "more_than_the_share",
+    "You ask for more than the share.",
+    ("< share:", "<= share:"),
+    (">= share:", "> share:", 2),
+    why="To attain the share is enough.",
+)
+wrong(
+    "more_than_the_share_between",
+    "You ask for more than the share between the two ends.",
+    ("if attained(budget, middle) >= share", "if attained(budget, middle) > share"),
+    why="To attain the share is enough.",
+)
+wrong(
+    "the_last_tried",
+    "You return the last rate that was tried, good or not.",
+    (LOW, "        middle = high\n" + LOW),
+    (BETTER, BETTER.replace("good", "middle")),
+    why="The last one may have been too fast. Return the one that was good.",
+)
+wrong(
     "nothing_is_none",
     "You return `low` where no budget is good.",
     (RAISES, "        return budgets[0], low\n"),

@@ -65,8 +65,14 @@ wrong(
 )
 wrong(
     "below_the_limit",
-    "You count only who is faster than the limits.",
-    ("<= limits.ttft and tpot.get(name, 0) <= limits.tpot", "< limits.ttft and tpot.get(name, -1) < limits.tpot"),
+    "You count only who is faster than the limit, and not who needs just as long.",
+    ("<= limits.tpot", "< limits.tpot"),
+    why="To need just as long as is allowed is to meet the limit.",
+)
+wrong(
+    "below_the_first",
+    "You count only who is faster than the limit to TTFT.",
+    ("<= limits.ttft", "< limits.ttft"),
     why="To need just as long as is allowed is to meet the limit.",
 )
 wrong(
