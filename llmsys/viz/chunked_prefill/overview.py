@@ -28,7 +28,7 @@ def overview() -> Picture:
         f"A and B are answering when a prompt of {PROMPT:,} tokens comes. Read in one step, it keeps them waiting "
         f"{stalls['whole']:.0f} ms for their next token. In pieces of {BUDGET:,} tokens, with a token for A and B in "
         f"each of their steps, they wait {stalls['pieces']:.0f} ms at most, and the prompt is read "
-        f"{later:.0f} ms later. All of it takes the same time."
+        f"{later:.0f} ms later. The tokens of all three take the same time."
     ))  # fmt: skip
     y = 16
     for name, steps, words in (
@@ -53,9 +53,9 @@ def overview() -> Picture:
                     [(f"no token for {wait:.0f} ms", "bold purple")], "purple")  # fmt: skip
         y += 150
     svg.rect(0, 306, 760, 62, "panel", rx=8)
-    svg.text(14, 331, [("The same tokens, in as many steps, and in the same time: ", "bold"),
-                       f"but the prompt is read {later:.0f} ms later."])  # fmt: skip
-    svg.text(14, 353, "(Blue: a token of an answer, at the end of its step. A step takes 5 ms, and 20 µs for each "
+    svg.text(14, 331, [("The same tokens of all three, in the same time, ", "bold"),
+                       f"and the prompt is read {later:.0f} ms later than alone."])  # fmt: skip
+    svg.text(14, 353, "(Blue: a token of an answer, at the end of its step. An example: a step takes 5 ms, and 20 µs a "
              "token of a prompt.)")  # fmt: skip
     return svg.picture()
 

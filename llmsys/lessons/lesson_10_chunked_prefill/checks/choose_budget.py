@@ -53,7 +53,7 @@ def choose_budget(answer: Answer) -> None:
                     f"a rate at which {share:.0%} are in time: at most {best:.6g} with the budget {budget}",
                     got=lambda r: f"{r.value['rate']:.6g}", by=lambda r: r.value["rate"])  # fmt: skip
         answer.that(run, lambda r: r.value["rate"] * (1 + within) * (1 + 1e-12) >= best,
-                    f"a rate within {within:.0%} of the highest, which is {best:.6g}",
+                    f"a rate within {100 * within:g}% of the highest, which is {best:.6g}",
                     got=lambda r: f"{r.value['rate']:.6g}", by=lambda r: r.value["rate"])  # fmt: skip
         answer.that(run, lambda r: [r.value["budget"], r.value["rate"]] in r.value["tried"],
                     "a rate that was tried with this budget",

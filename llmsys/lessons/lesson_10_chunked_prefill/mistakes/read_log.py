@@ -100,6 +100,12 @@ wrong(
     why="The service was busy with those that failed, too.",
 )
 wrong(
+    "until_the_last_token",
+    "Your seconds end with the last token.",
+    ("ended[event.request] = event.time", "ended[event.request] = last.get(event.request, event.time)"),
+    why="A request may end after its last token: one that is aborted, say. The end has an event of its own.",
+)
+wrong(
     "aborted_count",
     "You count those that failed or were aborted among those that met the limits.",
     ("            if isinstance(event, Finished):\n                finished.add(event.request)\n",
