@@ -159,7 +159,6 @@ def read_log(answer: Answer) -> None:
     ):
         lives = [
             life("a", 0.0, [1.0, 1.25, 1.5]), life("failed", 0.0, [1.0, 1.5], ends="Failed"),
-
             [*life("aborted", 0.5, [1.0, 6.5])[:-1], ["Aborted", 9.5, "aborted"]],
             life("goes on", 1.0, [2.0, 2.25])[:-1],
             [["Arrived", 1.5, "waits", 3]], [["Arrived", 0.25, "refused", 3], ["Failed", 7.0, "refused"]],
