@@ -909,5 +909,4 @@ viz.continuous_batching.stepper(events=engine.events, budget=32, places=3)
 # somebody else.
 # </details>
 #
-# **Next:** lesson 10, the budget, and what a service promises. It is not built yet: `llmsys update` brings it when it
-# is.
+# **Next:** lesson 10, Chunked prefill and goodput: the budget, and what a service promises.

@@ -175,11 +175,15 @@ def recorded_times(device: str = "H200") -> StepTimes:
     return fit(steps, sizes=filled)
 
 
-def simulated(row: dict, times: StepTimes) -> Result:
-    """What the simulator says of a row of `served`: the same requests, the same engine, a device with these prices."""
+def simulated(row: dict, times: StepTimes, *, gaps: bool = False) -> Result:
+    """What the simulator says of a row of `served`: the same requests, the same engine, a device with these prices.
+
+    gaps      whether each request's longest gap is found, too
+    """
     workload = synthetic(row["trace"], row["requests"], rate=row["rate"], seed=row["seed"])
     engine = {key: row[key] for key in ("max_tokens_per_step", "max_sequences")}
-    return simulate(workload, times=times, num_blocks=row["blocks"], policy=row["name"], ahead=True, **engine)
+    engine |= {"num_blocks": row["blocks"], "policy": row["name"], "ahead": True}
+    return simulate(workload, times=times, gaps=gaps, **engine)
 
 
 def table(record: Record):

@@ -1,0 +1,86 @@
+"""The charts of lesson 10 draw the numbers that they are given, and the opening picture those of the step times."""
+
+import pytest
+
+from llmsys.bench.record import Record
+from llmsys.viz.chunked_prefill import attained, budgets, overview, recorded_runs, stalls
+from llmsys.viz.chunked_prefill.overview import BUDGET, PROMPT, TIMES, first_token, steps_of
+
+
+def record(*runs):
+    rows = []
+    for n, (name, rate) in enumerate(runs):
+        row = {"sweep": "served", "name": name, "rate": rate}
+        row |= {f"{what}_p{at}_ms": 10.0 * (n + 1) + at for what in ("ttft", "tpot") for at in (50, 90)}
+        rows.append(row)
+    return Record("goodput", "NVIDIA H200", {}, "2026-01-01", [{"sweep": "sizes", "sizes": []}, *rows])
+
+
+class Simulated:
+    def __init__(self, row):
+        self.row = row
+
+    def ttft(self, at):
+        return (self.row[f"ttft_p{at}_ms"] + 5) / 1e3
+
+    tpot = ttft
+
+
+def test_a_prompt_in_pieces_and_whole_take_as_long_and_stall_differently():
+    whole, pieces = steps_of(PROMPT), steps_of(BUDGET)
+    assert whole[-1][1] == pytest.approx(pieces[-1][1]) and len(whole) == len(pieces)
+    assert sum(n for *_, n in whole) == sum(n for *_, n in pieces) == PROMPT
+    assert max(b - a for a, b, _ in pieces) == pytest.approx(1e3 * (TIMES.mixed.fixed + BUDGET * TIMES.mixed.per_token))
+    picture = overview()
+    assert f"{max(b - a for a, b, _ in whole):.0f} ms for their next token" in picture.alt
+    assert f"read {first_token(pieces) - first_token(whole):.0f} ms later" in picture.alt
+
+
+def test_the_opening_picture_can_be_read(assert_legible):
+    assert_legible(overview().svg)
+
+
+def test_who_is_within_the_limits_has_a_line_for_each_policy():
+    panels = {"means": {"orca": {5: 1.0, 10: 0.5}, "static": {5: 0.1}}, "gaps": {"orca": {5: 0.4}, "static": {5: 0.1}}}
+    picture = attained(panels)
+    left, right = picture.figure.axes
+    assert [axes.get_title(loc="left") for axes in (left, right)] == ["means", "gaps"]
+    assert [list(line.get_ydata()) for line in left.get_lines()[:2]] == [[100, 50], [10]]
+    assert "means, orca: 100% at 5, 50% at 10" in picture.alt
+    for nothing in ({}, {"means": {}}, {"means": {"orca": {}}}):
+        with pytest.raises(ValueError, match="panels must have"):
+            attained(nothing)
+
+
+def test_budgets_are_bars_and_one_without_a_rate_says_none(words):
+    picture = budgets({256: 12.34, 512: 20.0, 4096: 0.0})
+    heights = [patch.get_height() for patch in picture.figure.axes[0].patches]
+    assert heights == [12.34, 20.0, 0.0] and "none" in words(picture) and "The best is 512." in picture.alt
+    with pytest.raises(ValueError, match="rates must have"):
+        budgets({})
+
+
+def test_stalls_are_drawn_in_milliseconds(words):
+    picture = stalls([(256, 0.01, 0.3), (512, 0.02, 0.25)])
+    lines = [list(line.get_ydata()) for line in picture.figure.axes[0].get_lines()]
+    assert lines == [[300, 250], [10, 20]] and "256 tokens: stall 10 ms, read after 300" in picture.alt
+    assert "the longest stall" in words(picture)
+    with pytest.raises(ValueError, match="rows must have"):
+        stalls([])
+
+
+def test_whatever_was_recorded_is_drawn_one_rate_or_many():
+    one = recorded_runs(record(("orca", 20.0), ("stall-free", 20.0)), Simulated)
+    assert [list(line.get_xdata()) for line in one.figure.axes[0].get_lines()] == [[20.0]] * 4
+    runs = [(name, rate) for name in ("static", "orca", "alternating", "stall-free") for rate in (24.0, 8.0, 16.0)]
+    many = recorded_runs(record(*runs))
+    lines = many.figure.axes[1].get_lines()
+    assert [line.get_label() for line in lines] == [f"{each}, recorded" for each in sorted({name for name, _ in runs})]
+    assert all(list(line.get_xdata()) == [8.0, 16.0, 24.0] for line in lines)
+    assert "orca at 20 a second, to the first token 100 ms (simulated 105 ms)" in one.alt
+    assert "recorded on H200" in many.alt and "simulated" not in many.alt
+
+
+def test_a_record_without_runs_is_refused():
+    with pytest.raises(ValueError, match="no served runs"):
+        recorded_runs(record())
