@@ -732,5 +732,4 @@ leaderboard(MyPolicy)
 # answered it already.
 # </details>
 #
-# **Next:** lesson 11, prompts and decodes on GPUs of their own. It is not built yet: `llmsys update` brings it when it
-# is.
+# **Next:** lesson 11, Disaggregating prefill and decode: prompts and answers on GPUs of their own.
