@@ -147,7 +147,8 @@ for block_k in (32, 128):
 #
 # A tenth of these others, is that worth the trouble? With tiles of 32 keys there are 9.8 million of them by (3),
 # which at a 15th of the speed take as long as 147 million FLOP in products would: more than half as long as all the
-# products. <!-- source: the table above, 9.8 million · 15 against 268 million -->
+# products. The tenth that (4) saves is worth 6% of the products' time. <!-- source: the table above, 9.8 million · 15
+# against 268 million; (9,799,680 − 8,685,568) · 15 / 268,435,456 = 6.2% -->
 #
 # What remains is hard to get rid of. Each score needs an exponential, and those come from a unit that an H100 has even less of:
 # 3.9 TFLOP/s. At $D = 64$, the two products are $4D = 256$ FLOP a score, and the tensor cores do them in the time of a single
@@ -213,7 +214,8 @@ for crime in (not_loaded, too_large, not_written):
 # - **Causal.** The last query is the last token, so query $i$ sees the keys $j \le i + T_k - T_q$. Keys that no query of the
 #   tile sees are not even loaded: the last slice ends before them. A query that sees none at all has $o = 0$ and $\mathrm{lse} = -\infty$.
 # - **Grouped queries.** $G$ query heads share a key head: query head $h$ reads key head $h // G$. Stack the rows of a group
-#   below each other in one tile, $(B, H_{kv}, G \cdot \text{rows}, D_k)$, and one load of $K$ serves them all.
+#   below each other in one tile, $(B, H_{kv}, G \cdot \text{rows}, D_k)$, and one load of $K$ serves them all
+#   (rows: those of one head, `block_q` of them or what is left).
 #   `x.unflatten(1, (Hkv, G))` and `x.flatten(2, 3)` do that; the first one is a view, also of a tensor in HBM. In the stack, all
 #   the rows of the first head come first, then all those of the second: keep that in mind where a row is compared with its keys.
 # - **Ragged ends.** A slice that reaches beyond the end is simply shorter.
@@ -465,8 +467,8 @@ viz.charts.attention_growth(recorded("attention"), here=here, names=("naive", "t
 #
 # The recorded panels are an H100: one sequence, 16 heads of 64, `bfloat16`, from 1k to 64k tokens. Naive attention's extra memory
 # grows with $T^2$ until the GPU is full: the cross, "out of memory". (The card's name says 80GB, and torch finds 79.18 GiB on it. At 32k
-# tokens the scores, in `float32`, are 16 · 32,768² · 4 bytes, 64 GiB; to scale them asks for as many again, and 13.84 are
-# left. <!-- source: the record's "missing", naive at 32,768 tokens -->) That of the tiles stays where it is. But their *time* is the worst of all! In
+# tokens the scores, in `float32`, are 16 · 32,768² · 4 bytes, 64 GiB; to scale them asks for as many again, and beside them
+# and what else is on the card 13.84 are free. <!-- source: the record's "missing", naive at 32,768 tokens -->) That of the tiles stays where it is. But their *time* is the worst of all! In
 # PyTorch, each step of (4) is a kernel of its own that reads its operands from HBM and writes its result back; the tile that we
 # imagined on the chip never stays there. It is the right algorithm in the wrong language. `sdpa` is the same algorithm in a single kernel.
 # How far is naive attention from that?

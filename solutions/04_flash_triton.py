@@ -226,8 +226,8 @@ viz.flash_triton.causal_tiles(64, 64, 16, 16)
 
 # %% [markdown]
 # A mask alone would give the right answer, for $2^{-\infty} = 0$. But it would load and multiply tiles only to throw
-# them away. How many are there? Take 256 tokens in tiles of 16 × 16. **Which share of the bytes of $K$ and $V$ does a
-# program that skips still load?** A quick answer is half of them. Be more precise.
+# them away. How many are there? Take 256 tokens in tiles of 16 × 16. **Which share of the bytes of $K$ and $V$ do
+# programs that skip still load, all of them together?** A quick answer is half of them. Be more precise.
 
 # %% tags=["predict"]
 predict("04.causal_share", None, "%")
@@ -688,9 +688,11 @@ print("query     ", *(f"{row // G:3}" for row in range(G * Tq)))
 print("query head", *(f"{h * G + row % G:3}" for row in range(G * Tq)))
 
 # %% [markdown]
-# Why interleaved, and not one head below the other, as in lesson 03? Because of the causal mask. A tile of 16 neighbouring rows spans
-# few queries, so its rows see nearly the same keys, and the loop can end early. And when one token is decoded, its
-# $G$ heads are $G$ rows of one tile that would otherwise have a single one. Note what changes in (b): what a row may
+# Why not all the rows of one head first, and then those of the next? Because of the causal mask. Interleaved, 16
+# neighbouring rows span few queries, so that they see nearly the same keys, and the loop can end early. Head by head they would
+# span 16 queries, or the last ones of one head and the first ones of the next. (Lesson 03's tile spanned as few: it took the same
+# queries of every head. But that makes $G$ times as many rows, and the rows of a tile here are a power of two, whatever $G$ is.) And
+# when one token is decoded, its $G$ heads are $G$ rows of one tile that would otherwise have a single one. Note what changes in (b): what a row may
 # see depends on its *query*, $r // G$, and not on its number.
 #
 # **Heads of any size.** `tl.arange` wants powers of two, so a tile has `BLOCK_DK` columns, the next power of two, of
@@ -877,9 +879,9 @@ measured("04.keys_without_spills", max(n for n, found in on_128_threads.items() 
 # %% [markdown]
 # Shared memory is (3), to the byte. The registers of the tiles come to $64 + 64 + 32 = 160$ with 64 keys. The rest is
 # addresses, masks, $m$, $\ell$ and room for the compiler to move things: without spills, the printed number is what it
-# was free to take, and not what the kernel needs. Yours may print another. (So may the last column: the opening picture's
-# 528 programs are 4 on each of 132 SMs, with the library's kernel. Four programs of 128 threads leave a thread 128
-# registers; a kernel that takes a few more than that runs three.) With 128 keys, the sum is $128 + 64 + 64 = 256$:
+# was free to take, and not what the kernel needs. Yours may print another. (So may the last column. The opening picture,
+# of the second row's tile and with the library's kernel, has 528 programs, 4 on each of 132 SMs: that leaves each of their
+# 128 threads 128 registers, and a kernel that takes a few more runs three.) With 128 keys, the sum is $128 + 64 + 64 = 256$:
 # one more than a thread may have, before anything else. That is why that row spills, and why the next one, on
 # twice as many threads, does not.
 #
@@ -971,7 +973,8 @@ for D, T, masked in sorted({key[1:] for key in rate}):
 #
 # A profiler's counters agree. With heads of 128, 16k tokens and no mask, the tensor cores are active 57% of the time in
 # our kernel and 75% in cuDNN's, and no other unit is busier than that. <!-- source:
-# llmsys/bench/recorded/attention_counters --> Also, our tile has 64 rows of queries and cuDNN's 128, so that $K$ and $V$ cross from
+# llmsys/bench/recorded/attention_counters --> Also, the tile
+# that was measured has 64 rows of queries, and cuDNN's 128, so that $K$ and $V$ cross from
 # L2 more often: at 6.6 TB/s, against 4.7. <!-- source: Nsight Compute on an H100 80GB HBM3, 2026-11-23:
 # lts__t_bytes a second 6.63 and 4.72 -->
 #
