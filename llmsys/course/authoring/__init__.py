@@ -13,5 +13,6 @@
     option_pairs        options that a mutation forgets where another one is set
     names_in_texts      names that a check says to a learner, for the self-test
     readme_pictures     the two pictures that the README shows
+    measured_figures    what MEASURED.md and the README say of serving
     nbgrader_export     a lesson as an nbgrader assignment
 """

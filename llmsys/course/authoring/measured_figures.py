@@ -1,8 +1,8 @@
-"""The README's lines on serving, in the figures of the record.
+"""What MEASURED.md and the README say of serving, in the figures of the record.
 
-    python -m llmsys.course.authoring.readme_figures
+    python -m llmsys.course.authoring.measured_figures
 
-Run this again after the engine has been measured anew; a test compares the README with what is written here.
+Run this again after the engine has been measured anew; a test compares both files with what is written here.
 """
 
 import textwrap
@@ -18,12 +18,14 @@ TARGETS = {
 }
 """Tokens a second, by model and sweep."""
 WIDTH = 148
-AFTER = "The row softmax of "
-"""How the line begins before which these stand."""
+BEFORE, AFTER = "## Serving\n\n", "\n## "
+"""What stands before and behind the lines in MEASURED.md."""
+ROW = "| Serving"
+"""How the README's row begins."""
 
 
 def serving_lines(record: Record) -> str:
-    """What the README says of the engine. Bold is below its target."""
+    """What MEASURED.md says of the engine. Bold is below its target."""
     rows = {(row.get("model"), row["sweep"], row["name"]): row for row in record.rows if row["sweep"] != "kernels"}
     steps = {
         (row["model"], row["batch"]): row for row in record.rows if row["sweep"] == "step" and row["name"] == "all on"
@@ -49,21 +51,49 @@ def serving_lines(record: Record) -> str:
     return "\n".join(textwrap.wrap(said, WIDTH, break_long_words=False, break_on_hyphens=False)) + "\n"
 
 
+def serving_row(record: Record) -> str:
+    """The row of the README's table."""
+    rows = {(row.get("model"), row["sweep"], row["name"]): row for row in record.rows if row["sweep"] != "kernels"}
+    big, small = dict.fromkeys(model for model, _ in TARGETS)
+    speed = {key: _speed(rows, *key) for key in TARGETS}
+    shown = [f"{name}'s shape {speed[name, 'throughput']}, one request {speed[name, 'one']}" for name in (big, small)]
+    beside = f"{rows[big, 'throughput', 'all on']['of_roofline']:.2f} of what reading alone allows"
+    if theirs := rows.get((big, "peer", "transformers")):
+        ours = rows[big, "peer", "llmsys"]
+        times = ours["tokens_per_s"] / theirs["tokens_per_s"]
+        beside += f"; {times:.0f} × transformers' continuous batching, in a short run"
+    return f"{ROW}, {record.device.removeprefix('NVIDIA ')}, tokens/s | {'; '.join(shown)} | {beside} |\n"
+
+
 def main() -> None:
-    """Write the lines into the README."""
-    path = lessons_dir().parent / "README.md"
-    path.write_text(
-        with_lines(path.read_text(encoding="utf-8"), serving_lines(recorded("serving", "H200"))), encoding="utf-8"
-    )
-    print(path)
+    """Write both."""
+    record, root = recorded("serving", "H200"), lessons_dir().parent
+    for name, put, text in (
+        ("MEASURED.md", with_lines, serving_lines(record)),
+        ("README.md", with_row, serving_row(record)),
+    ):
+        path = root / name
+        path.write_text(put(path.read_text(encoding="utf-8"), text), encoding="utf-8")
+        print(path)
 
 
-def with_lines(readme: str, lines: str) -> str:
-    """The README with these lines in their place. ValueError where it has none, or several."""
-    if readme.count(f"\n{AFTER}") != 1:
-        raise ValueError(f"the README must have one line that begins with {AFTER!r}, before which these stand")
-    before, after = readme.split(f"\n{AFTER}")
-    return before.partition("\nServing, on an ")[0] + "\n" + lines + AFTER + after
+def with_lines(measured: str, lines: str) -> str:
+    """MEASURED.md with these lines in their place. ValueError where it has none, or several."""
+    before, heading, after = measured.partition(BEFORE)
+    _, following, after = after.partition(AFTER)
+    if not heading or not following or BEFORE in after:
+        raise ValueError(f"MEASURED.md must have one part {BEFORE.strip()!r}, and another one behind it")
+    return before + heading + lines + following + after
+
+
+def with_row(readme: str, row: str) -> str:
+    """The README with this row in its place. ValueError where it has none, or several."""
+    lines = readme.splitlines(keepends=True)
+    places = [number for number, line in enumerate(lines) if line.startswith(ROW)]
+    if len(places) != 1:
+        raise ValueError(f"README.md must have one line that begins with {ROW!r}, got {len(places)}")
+    lines[places[0]] = row
+    return "".join(lines)
 
 
 def _speed(rows: dict, model: str, sweep: str) -> str:
