@@ -1,4 +1,5 @@
-"""Answers to the exercises of lesson 11 that have no name among its mistakes: right ones by other ways, wrong ones."""
+"""Answers to the exercises of lesson 11: right ones by other ways, wrong ones that have no name among its mistakes, and
+others that have one though they ask otherwise than the solution."""
 
 import math
 
@@ -190,3 +191,57 @@ WRONG = {
     "11.transfer_order": [half_the_buffers, waits_before_the_send, from_the_last_layer, for_two_buffers],
     "11.divide": [a_hill_of_eight, one_left_over, remembers_the_number_of_gpus],
 }
+
+
+# Wrong ones with a name, though they ask otherwise than the solution
+
+
+def low_first(attained, *, gpus, low, high, share=0.9, within=0.02, divided=True, upper=False):
+    if attained(low) < share:
+        return 0.0
+    if attained(high) >= share:
+        low = high
+    while high / low > 1 + within:
+        middle = math.sqrt(low * high)
+        if attained(middle) >= share:
+            low = middle
+        else:
+            high = middle
+    return (high if upper else low) / (gpus if divided else 1)
+
+
+def low_first_and_never_divided(attained, **given):
+    return low_first(attained, **given, divided=False)
+
+
+def low_first_and_the_upper_one(attained, **given):
+    return low_first(attained, **given, upper=True)
+
+
+def low_first_with_rates_of_one(attained, *, gpus, **given):
+    return low_first(lambda rate: attained(rate / gpus), gpus=gpus, **given)
+
+
+def sums_that_ask_once(gpus, prefill_rate, decode_rate):
+    prefill, decode = ([rate(n) for n in range(1, gpus)] for rate in (prefill_rate, decode_rate))
+    best = max(range(1, gpus), key=lambda p: prefill[p - 1] + decode[gpus - p - 1])
+    return best, gpus - best
+
+
+def the_first_from_below(gpus, prefill_rate, decode_rate):
+    p = next((p for p in range(1, gpus) if prefill_rate(p) >= decode_rate(gpus - p)), gpus - 1)
+    return p, gpus - p
+
+
+def rates_exchanged(gpus, prefill_rate, decode_rate):
+    return tuple(reversed(from_the_decoders(gpus, prefill_rate, decode_rate)))
+
+
+NAMED = [
+    ("11.goodput", low_first_and_never_divided, "You return the rate of all GPUs together."),
+    ("11.goodput", low_first_and_the_upper_one, "You return the upper rate"),
+    ("11.goodput", low_first_with_rates_of_one, "You give attained the rate of one GPU."),
+    ("11.divide", sums_that_ask_once, "You add the two rates up."),
+    ("11.divide", the_first_from_below, "You take the first division"),
+    ("11.divide", rates_exchanged, "You give the decoders what the prefillers should have."),
+]

@@ -44,6 +44,11 @@ def test_the_librarys_own_search_is_refused():
     assert verdict("11.goodput", librarys).failure.kind == "forbidden"
 
 
+@pytest.mark.parametrize("exercise, answer, words", answers_11.NAMED)
+def test_a_mistake_is_named_whatever_the_order_of_the_questions(exercise, answer, words):
+    assert words in str(verdict(exercise, answer, name_mistakes=True))
+
+
 # What the right answers are
 
 

@@ -1,5 +1,10 @@
-"""The exercises on plain data: a check passes numbers and lists, and gets numbers, texts and lists back."""
+"""The exercises on plain data: a check passes numbers and lists, and gets numbers, texts and lists back.
 
+What a function asked for, and in which order, is not in what comes back, only by how much that was too often: a mistake
+is known by its outcome, and whoever tries `low` before `high` makes the same ones.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 
 MOST = 400
@@ -8,9 +13,9 @@ MOST = 400
 
 def plain_goodput(function: Callable) -> Callable:
     """(a): `run(points, gpus=…, …)`, where a point [rate, share] says what is attained up to that rate. Gives what the
-    function returned, and the rates that it tried."""
+    function returned, whether that is a rate that it tried, and how many more than `most` it tried."""
 
-    def run(points, **given):
+    def run(points, most=MOST, **given):
         tried: list[float] = []
 
         def attained(rate):
@@ -22,7 +27,8 @@ def plain_goodput(function: Callable) -> Callable:
         found = function(attained, **given)
         if isinstance(found, bool) or not isinstance(found, int | float):
             raise TypeError(f"a rate is wanted here, a number, got {found!r}")
-        return {"goodput": float(found), "tried": tried}
+        was_tried = any(math.isclose(found * given["gpus"], each, rel_tol=1e-9) for each in tried)
+        return {"goodput": float(found), "was tried": was_tried, "too many": max(len(tried) - most, 0)}
 
     return run
 
@@ -41,15 +47,16 @@ def plain_order(function: Callable) -> Callable:
 
 def plain_division(function: Callable) -> Callable:
     """(c): `run(prefill, decode)`, where the n-th number of each is what n engines reach. Gives the two counts, and how
-    often it asked for a rate."""
+    many times more than `most` it asked for a rate."""
 
-    def run(prefill, decode):
+    def run(prefill, decode, most=None):
         asked = [0]
         rates = _rates("prefill_rate", prefill, asked), _rates("decode_rate", decode, asked)
         counts = function(len(prefill) + 1, *rates)
         if not isinstance(counts, list | tuple) or [type(each) for each in counts] != [int, int]:
             raise TypeError(f"two counts are wanted here, (prefill, decode), got {counts!r}")
-        return {"prefill": counts[0], "decode": counts[1], "asked": asked[0]}
+        too_many = 0 if most is None else max(asked[0] - most, 0)
+        return {"prefill": counts[0], "decode": counts[1], "too many": too_many}
 
     return run
 

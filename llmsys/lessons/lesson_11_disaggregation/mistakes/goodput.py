@@ -22,6 +22,14 @@ wrong(
     why="They are rates that attained takes, and these are of all GPUs together.",
 )
 wrong(
+    "tries_rates_of_one_gpu",
+    "You give attained the rate of one GPU.",
+    ("attained(high)", "attained(high / gpus)"),
+    ("attained(low)", "attained(low / gpus)"),
+    ("attained(middle)", "attained(middle / gpus)"),
+    why="It takes the rate of the whole service, and low and high are such rates: only what you return is divided.",
+)
+wrong(
     "the_rate_that_failed",
     "You return the upper rate, at which too few requests met the limits.",
     ("return low / gpus", "return high / gpus"),
