@@ -274,8 +274,10 @@ class BlockPool:
         return block
 
     def _holds(self, block: int | None, prefix: Prefix) -> bool:
-        """Whether the block, or where that is None the host, holds it."""
-        return prefix.slot is not None if block is None else self._index.of(block) is prefix
+        """Whether the block, or where that is None the host alone, holds it."""
+        if block is None:
+            return prefix.slot is not None and not prefix.blocks
+        return self._index.of(block) is prefix
 
     def _bring_back(self, hit: PrefixHit) -> list[int]:
         """The hit's blocks, with new ones for those that come back from the host."""

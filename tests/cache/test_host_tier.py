@@ -120,6 +120,18 @@ def test_a_hit_is_out_of_date_when_the_host_has_lost_it():
         pool.allocate(13, hit)
 
 
+def test_a_hit_is_out_of_date_when_another_has_brought_its_blocks_back():
+    pool = BlockPool(5, 4, host_blocks=10)
+    lived(pool, A)
+    lived(pool, B)
+    hit = pool.match([*A, 0])
+    lived(pool, A)
+    with pytest.raises(ValueError, match="hit is out of date"):
+        pool.allocate(13, hit)
+    assert_consistent(pool, [])
+    assert pool.match([*A, 0]).tokens == 12
+
+
 def test_without_a_host_tier_there_is_none():
     pool = BlockPool(5, 4)
     assert pool.host is None

@@ -27,14 +27,14 @@ class Announced(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A layer of it is here: (T, Hkv, D), on the engine's device or in CPU memory."""
+    """A layer of it is here, whole: (T, Hkv, D), on the engine's device or in CPU memory."""
 
     sender: str
     frame: int
     layer: int
     rows: Tensor
-    ready: Callable[[], object] | None = None
-    """Makes the current stream wait until they are."""
+    read: Callable[[], object] | None = None
+    """Called before the current stream reads them, where their memory is another stream's."""
 
 
 class Cut(NamedTuple):
@@ -118,8 +118,8 @@ class Arrivals:
                 del self._arriving[piece.key]
                 whole.append(piece.key)
         if found:
-            if item.ready is not None:
-                item.ready()
+            if item.read is not None:
+                item.read()
             keys, values = self._cache.pages_of(spec, self._device)
             rows = item.rows if len(found) == len(pieces) else torch.cat([item.rows[each] for each in found])
             write_rows(rows.to(self._device), keys, None if spec.values_in_keys else values, torch.cat(slots))

@@ -18,6 +18,7 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -35,6 +36,12 @@ from llmsys.serving.request import Request
 from llmsys.serving.runner import Launched
 
 SAMPLED = 8  # elements of each weight by which two models are compared
+
+
+class Ends(Protocol):
+    """Something that can be closed; again, and nothing happens."""
+
+    def close(self) -> None: ...
 
 
 class Instance:
@@ -99,10 +106,15 @@ class Instance:
         self._next: dict[int, int] = {}  # the tokens from which those go on
         self._said: list[say.Said] = []
         self._replies: list = []
+        self._hears: dict[str, Ends] = {}
 
     def connect(self, name: str, wire: Wire) -> None:
         """From now on prompts can be pushed to an engine of that name."""
         self.push.wires[name] = wire
+
+    def hear(self, name: str, end: Ends) -> None:
+        """What an engine of that name pushes comes by `end`, which is closed when that engine has died."""
+        self._hears[name] = end
 
     @property
     def busy(self) -> bool:
@@ -121,7 +133,9 @@ class Instance:
     def turn(self) -> list:
         """Takes in all that came, does one step if there is one to do, and returns what the front is to know.
 
-        A step that raises fails its requests, which is said of them; one that fails nobody breaks the instance.
+        A step that raises fails its requests, which is said of them. One that fails nobody breaks the instance, and so
+        does one after which the device answers nothing any more: that is no fault of these requests, which others can
+        compute, and all that came here later would fail as well.
         """
         with contextlib.suppress(queue.Empty):
             while not self.closed:
@@ -132,7 +146,7 @@ class Instance:
             try:
                 self._loop.step(self)
             except Exception:
-                if len(self._said) == before:
+                if len(self._said) == before or not answers(self.engine.model.device):
                     raise
         self._let_in()
         return self._news()
@@ -195,6 +209,8 @@ class Instance:
     def _lost(self, name: str) -> None:
         self._arrivals.lost(name)
         self.push.lost(name)
+        if (end := self._hears.pop(name, None)) is not None:
+            end.close()
 
     def _forget(self, key: int) -> None:
         self.engine.metrics.requests.pop(str(key), None)
@@ -267,6 +283,16 @@ class Instance:
                 )
             )  # fmt: skip
         return replies
+
+
+def answers(device: torch.device) -> bool:
+    """Whether it still computes. After an address that is none, say, a GPU does nothing more for its process."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ Ranks 0 to prefill − 1 prefill, the others decode. Between each of the first a
 (`llmsys.parallel.ranks.pairs`), and from each to the front a connection of its own, on which messages are pickled: so
 the front listens on this machine alone where nothing else is said, and who connects must have the key.
 
-A rank that dies is noticed by its connection's end, whoever has started it. The others go on. It is not started again:
-a run of ranks has the processes that it began with.
+A rank that dies is noticed by its connection's end, whoever has started it, and the others go on, if they are let:
+torchrun ends all of its processes when one of them fails. A dead one is not started again: a run of ranks has the
+processes that it began with.
 """
 
 import contextlib
@@ -207,7 +208,9 @@ def _connect(instance: Instance, plan: Plan, rank: int, where: torch.device) -> 
             instance.connect(name, wire)
             ends.append(wire)
         else:
-            ends.append(Receiving(name, numbers, rows, spec, where, put))
+            receiving = Receiving(name, numbers, rows, spec, where, put)
+            instance.hear(name, receiving)
+            ends.append(receiving)
     return ends
 
 

@@ -172,10 +172,11 @@ class Router(Roster):
             status = Status.FINISHED if said.error is None else Status.FAILED
             self._end(request.id, status, reason=reason, error=said.error, now=now)
             return
-        if not attempt.said:
-            attempt.said = True
-            if name == attempt.prefill and attempt.decode is not None:
-                self._send(attempt.decode, say.GoOn(attempt.key, said.tokens[0]))
+        if attempt.said:
+            return
+        attempt.said = True
+        if name == attempt.prefill and attempt.decode is not None:
+            self._send(attempt.decode, say.GoOn(attempt.key, said.tokens[0]))
         if attempt.landed:
             self._begin(self._children(request))
 

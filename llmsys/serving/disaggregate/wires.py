@@ -10,8 +10,14 @@ The numbers go through gloo, so the host that must know what comes waits for no 
 ends are on GPUs, else through gloo as well. Each end has a thread of its own, so that nobody who computes waits for the
 wire: the sender's takes from a queue, the receiver's puts into the engine's inbox. How much may lie in these is up to
 the receiving engine, which grants no more than its window.
+
+**Rows count when they are here**, and not when NCCL has been told to receive them: its call returns at once, and where
+the sender dies then, nothing comes, or a part. So the receiver's thread waits for them, and the engine's own stream
+waits for no other machine. Whatever else goes wrong in such a thread, as where there is no memory for what comes,
+breaks the pair: who is not heard any more must be known to be so, or its requests would wait for ever.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -26,6 +32,7 @@ from llmsys.serving.disaggregate.messages import Broken
 from llmsys.serving.disaggregate.push import Piece
 
 BEGIN, LAYER, CUT = 0, 1, 2
+_LOGGER = logging.getLogger(__name__)
 
 
 class PairWire:
@@ -38,7 +45,7 @@ class PairWire:
     rows
         The pair for rows: the same one, or one by NCCL.
     broken
-        Called, in the wire's thread, when the other end is gone.
+        Called, in the wire's thread, when the other end is gone, or something cannot be sent.
     """
 
     def __init__(self, numbers: Pair, rows: Pair, broken: Callable[[], object]):
@@ -90,7 +97,10 @@ class PairWire:
                         stream.synchronize()  # its memory may be used again from now on
                     else:
                         self._numbers.send(tensor.cpu())
-        except PairBroken:
+        except Exception as error:
+            _note("send keys and values", error)
+            self._numbers.abort()  # so that the other end hears of it
+            self._rows.abort()
             self._broken()
             while self._items.get() is not None:  # dropped: nothing of it is kept
                 pass
@@ -146,7 +156,9 @@ class Receiving:
                     self._put(Cut(self._sender, frame))
                 else:
                     self._put(self._layer(frame, a, b, stream))
-        except PairBroken:
+        except Exception as error:
+            _note(f"receive from {self._sender}", error)
+            self.close()
             self._put(Broken(self._sender))
 
     def _layer(self, frame: int, layer: int, tokens: int, stream) -> Rows:
@@ -158,12 +170,16 @@ class Receiving:
         with torch.cuda.stream(stream):
             rows = torch.empty(tokens, heads, D, dtype=dtype, device=self._device)
             self._rows.recv(rows)
-            arrived = torch.cuda.Event()
-            arrived.record()
+        stream.synchronize()
+        if self._rows.aborted:  # which ends the waiting, too, and what is in `rows` then is anything
+            raise PairBroken(f"{self._rows.name} was aborted while rows came", self._rows.peer)
 
-        def ready() -> None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_event(arrived)
-            rows.record_stream(current)
+        def read() -> None:  # their memory is this thread's stream's, which is not to have it back before
+            rows.record_stream(torch.cuda.current_stream(self._device))
 
-        return Rows(self._sender, frame, layer, rows, ready)
+        return Rows(self._sender, frame, layer, rows, read)
+
+
+def _note(what: str, error: Exception) -> None:
+    if not isinstance(error, PairBroken):  # of which the front hears
+        _LOGGER.error("cannot %s any more", what, exc_info=error)

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,6 +147,40 @@ def test_an_engine_that_breaks_by_itself_is_one_that_has_died(llama):
     assert engine.scheduler.alive == {"decode 0"}
     assert isinstance(engine.links.errors.pop("prefill 0"), ZeroDivisionError)
     assert_empty(engine)
+
+
+def test_an_engine_whose_device_has_failed_dies_and_does_not_fail_what_others_can_compute(llama, monkeypatch):
+    engine = disaggregated_here(llama.ours, decode=2, num_blocks=40, block_size=4)
+    broken = engine.links.instances["decode 0"].engine.runner
+
+    def launch(plan):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    broken.launch = launch
+    monkeypatch.setattr("llmsys.serving.disaggregate.instance.answers", lambda device: False)
+    for response in engine.generate([(*PROMPT, 20 + i) for i in range(6)], LONG):
+        assert response.tokens == llama.greedy(response.prompt_tokens)[0][:12]
+    assert "illegal memory access" in str(engine.links.errors.pop("decode 0"))
+    assert engine.scheduler.alive == {"prefill 0", "decode 1"}
+    assert_empty(engine)
+
+
+def test_what_an_engine_that_has_died_would_send_is_not_waited_for(llama):
+    from llmsys.serving.disaggregate.messages import Broken, Lost
+
+    instance, closed = disaggregated_here(llama.ours, num_blocks=40).links.instances["decode 0"], []
+    for name in "abc":
+        instance.hear(name, SimpleNamespace(close=lambda name=name: closed.append(name)))
+    for message in (Lost("a"), Broken("b"), Lost("a"), Lost("nobody")):
+        instance.take(message)
+    assert closed == ["a", "b"]
+
+
+def test_who_waits_for_a_prompt_is_not_looked_for_with_every_token(engine, monkeypatch):
+    looked, of = [], engine.scheduler._children
+    monkeypatch.setattr(engine.scheduler, "_children", lambda request: looked.append(request.id) or of(request))
+    engine.generate([PROMPT], replace(LONG, n=2))
+    assert len(looked) <= 2 * 3, "when it has said a token, when it has landed, when it has ended"
 
 
 def test_a_broken_wire_costs_no_request_and_is_not_used_again(llama):
