@@ -169,8 +169,8 @@ def _peer(name: str, schedule: Schedule, stages: dict[tuple[int, int], Stage], m
 
 
 def _check_equal(ours: dict, theirs: dict, dtype: torch.dtype) -> None:
-    """RuntimeError where the gradients differ by more than the dtype's rounding, or by what one of eight microbatches
-    brings: in bf16 1/8 of the length is the limit."""
+    """RuntimeError where the gradients differ by more than the dtype's rounding. In bf16 the limit is 1/8 of a length:
+    a gradient without one of eight microbatches differs by more."""
     for key, stage in ours.items():
         other = theirs[key].weights
         for name, weight in stage.weights.items():
