@@ -103,7 +103,8 @@ def _row(name: str, model: Llama, batch: Tensor, size: Size) -> dict:
 
     def torch_step() -> None:
         first, last = (dist.get_rank() == schedule.placement.rank(stage) for stage in (0, schedule.num_stages - 1))
-        peer.step(*([batch[:, :-1]] if first else []), target=batch[:, 1:] if last else None)
+        tokens = [batch[:, :-1]] if first else []
+        peer.step(*tokens, target=batch[:, 1:] if last else None, return_outputs=False)  # nor do we keep the logits
 
     step(), torch_step()
     _check_equal(ours, theirs, size.dtype)
@@ -168,12 +169,13 @@ def _peer(name: str, schedule: Schedule, stages: dict[tuple[int, int], Stage], m
 
 
 def _check_equal(ours: dict, theirs: dict, dtype: torch.dtype) -> None:
-    """RuntimeError where the gradients differ by more than the dtype's rounding."""
+    """RuntimeError where the gradients differ by more than the dtype's rounding. In bf16 the limit is 1/8 of a length:
+    a gradient without one of eight microbatches differs by more."""
     for key, stage in ours.items():
         other = theirs[key].weights
         for name, weight in stage.weights.items():
             difference = (weight.grad - other[name].grad).norm() / other[name].grad.norm()
-            if not difference < 32 * torch.finfo(dtype).eps:
+            if not difference < 16 * torch.finfo(dtype).eps:
                 raise RuntimeError(f"{name} of stage {key[1]} has another gradient than torch's, by {difference:.2g}")
 
 

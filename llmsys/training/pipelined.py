@@ -84,7 +84,8 @@ def train_in_stages(
     -------
     The run, the same on all ranks; its `model` has the stages of this rank, "REPLICA-STAGE" by name.
 
-    Raises what `train` does, on all ranks.
+    Raises what `train` does, on all ranks; but OSError, of a folder that cannot be written to, on rank 0 alone. Who
+    started the ranks has to end the others then, as `llmsys.parallel.ranks` and torchrun do.
     """
     rank, out = dist.get_rank(), None if out is None else Path(out)
     settings, tokenizer = _settings(model)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmsys.parallel.execute.cut import Cut
+from llmsys.parallel.execute.cut import Cut, check_cut
 from llmsys.parallel.execute.stage import Key
 from llmsys.parallel.pipeline import Schedule
 
@@ -37,11 +37,7 @@ def copies(schedule: Schedule, cut: Cut) -> dict[str, tuple[Copy, ...]]:
 
     Raises ValueError where the cut has another number of stages than the schedule.
     """
-    if cut.num_stages != schedule.num_stages:
-        raise ValueError(
-            f"cut must have the {schedule.num_stages} stages of {schedule.name} on {schedule.num_ranks} ranks, and has "
-            f"{cut.num_stages}"
-        )
+    check_cut(cut, schedule)
     found: dict[str, list[Copy]] = {}
     for stage in range(cut.num_stages):
         for name in cut.shapes(stage):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmsys.cache import Backend
-from llmsys.models.checkpoints.weights import load_model
+from llmsys.models.checkpoints.weights import class_of, load_model
 from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.parallel.execute.put_off import PutOff
 from llmsys.parallel.execute.stage import Key, Stage
@@ -110,6 +110,15 @@ def check_class(model_class: type) -> None:
         )
 
 
+def check_cut(cut: Cut, schedule: Schedule) -> None:
+    """ValueError where a cut has another number of stages than the schedule."""
+    if cut.num_stages != schedule.num_stages:
+        raise ValueError(
+            f"cut must have the {schedule.num_stages} stages of {schedule.name} on {schedule.num_ranks} ranks, and has "
+            f"{cut.num_stages}"
+        )
+
+
 def stages_of(
     model: Llama,
     schedule: Schedule,
@@ -154,10 +163,17 @@ def load_stages(
     device: str | torch.device = "cpu",
     attention: str | Callable | Backend = "sdpa",
 ) -> dict[Key, Stage]:
-    """The stages of a rank from a checkpoint (`llmsys.models.load_model`), of which it reads no other weights."""
+    """The stages of a rank from a checkpoint (`llmsys.models.load_model`), of which it reads no other weights.
+
+    Raises what `load_model` does, and ValueError where the model cannot be cut, or not like that.
+    """
+    check_cut(cut, schedule)
+    check_class(class_of(cut.config))
     stages, parted = {}, split_stages(schedule)
     for replica, stage in schedule.placement.stages(rank):
         later = PutOff() if (replica, stage) in parted else None
         part = load_model(source, device=device, layers=cut.ranges[stage], linear=later)
+        if part.config != cut.config:
+            raise ValueError(f"cut must be of the checkpoint's {part.config.name}, and is of {cut.config.name}")
         stages[replica, stage] = Stage(part.requires_grad_(True).train(), later, attention)
     return stages

@@ -29,12 +29,11 @@ def execute_here(
     microbatches
         (B, T + 1) token ids each, their sizes may differ.
     gradients
-        False for forwards alone.
+        False for a schedule of forwards alone, which keeps nothing.
 
     Raises ValueError (`InvalidSchedule`) for a schedule that cannot be run, and as `Worker` does.
     """
-    if gradients:
-        validate(schedule).check()
+    validate(schedule, gradients=gradients).check()
     wire, lowered = MadeUpWire(), programs(schedule)
     workers = [
         Worker(schedule, rank, _of_rank(stages, schedule, rank), wire, program=lowered[rank], gradients=gradients)

@@ -30,15 +30,14 @@ class Pipeline:
     stages
         This rank's, by (replica, stage), on its device.
     gradients
-        False for a schedule of forwards alone.
+        False for a schedule of forwards alone, which keeps nothing.
 
     Raises ValueError (`InvalidSchedule`) for a schedule that cannot be run, and where ranks or stages are others than
     the schedule's.
     """
 
     def __init__(self, schedule: Schedule, stages: Mapping[Key, Stage], *, gradients: bool = True):
-        if gradients:
-            validate(schedule).check()
+        validate(schedule, gradients=gradients).check()
         lowered = programs(schedule)
         transfers = [
             each for program in lowered for step in program if isinstance(step, Exchange) for each in step.transfers
@@ -57,8 +56,10 @@ class Pipeline:
         """
         worker = self._worker
         device = next(iter(worker.stages.values())).device
-        worker.begin([each.to(device) for each in microbatches])
+        microbatches = [each.to(device) for each in microbatches]
+        # Before the first transfers begin, for this waits until the GPU has nothing to do: for those receives, too.
         worker.clock = GpuClock() if device.type == "cuda" else Clock()
+        worker.begin(microbatches)
         while worker.advance() is not None:
             pass
         own, self._events = worker.finish()

@@ -8,7 +8,10 @@ for a result where an action needs it. Two kinds of wire do that:
 
 Both sides of a transfer know it by the schedule alone, so nothing is negotiated. gloo matches messages by a number, the
 transfer's place among all of the schedule's. NCCL has no numbers: between two ranks the n-th send meets the n-th
-receive, so a pause's receives are begun in the order in which their sender computes them (`in_order`).
+receive, so a pause's receives are begun in the order in which their sender computes them (`in_order`). And a rank's
+transfers are a queue there: those of a pause end together, and later ones begin when they have ended. So a send can be
+behind a receive whose sender is later than in the run with equal costs by which `programs` places transfers. Between
+two ranks that costs nothing, as the receiver of the one is the sender of the other, and busy. Among more it can.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,7 +90,8 @@ class RankWire:
         one_for_all = len(works) != len(operations)  # NCCL joins what begins together
         work = dict.fromkeys(range(len(operations)), works[0]) if one_for_all else dict(enumerate(works))
         self._sending = [each for each in self._sending if not each[0].is_completed()]
-        self._sending += [(work[n], operations[n].tensor) for n in range(len(sends))]  # kept until it is sent
+        # Kept until it is sent; with gloo until `finish`, for gloo says so only to who waits.
+        self._sending += [(work[n], operations[n].tensor) for n in range(len(sends))]
 
         def arrival(n: int, x: Tensor) -> Arrival:
             def wait() -> Tensor:

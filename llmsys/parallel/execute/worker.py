@@ -30,11 +30,12 @@ class Worker:
     Parameters
     ----------
     schedule
-        Valid (`llmsys.parallel.pipeline.validate`).
+        Valid (`llmsys.parallel.pipeline.validate`, with the same `gradients`).
     stages
         This rank's stages, by (replica, stage). Anything with `Stage`'s methods.
     clock
-        What the time of an action's start and end is taken with; by default the device's own.
+        What the time of an action's start and end is taken with; by default the host's clock. On a GPU, which the host
+        is ahead of, a `GpuClock`, made before `begin`.
     gradients
         False runs schedules of forwards alone, and keeps nothing.
 

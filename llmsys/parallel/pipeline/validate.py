@@ -72,13 +72,21 @@ class Report:
         )
 
 
-def validate(schedule: Schedule, *, transfers: Transfers = "early", dependencies: Rule = dependencies) -> Report:
+def validate(
+    schedule: Schedule,
+    *,
+    transfers: Transfers = "early",
+    dependencies: Rule = dependencies,
+    gradients: bool = True,
+) -> Report:
     """All that is wrong with a schedule.
 
     Circles are looked for where every action is there once, deadlocks where there is no circle. `transfers` says where
-    the transfers stand in the ranks' programs (`communication.programs`).
+    the transfers stand in the ranks' programs (`communication.programs`). Without `gradients` it must be one of
+    forwards alone.
     """
-    found = (*_strange(schedule), *_counted(schedule))
+    kinds = (Kind.F, Kind.I, Kind.W) if gradients else (Kind.F,)
+    found = (*_strange(schedule, kinds), *_counted(schedule, kinds))
     if not found:
         stuck = blocked(schedule, dependencies=dependencies)
         if stuck:
@@ -92,8 +100,9 @@ def validate(schedule: Schedule, *, transfers: Transfers = "early", dependencies
     return Report(schedule, found, transfers)
 
 
-def _strange(schedule: Schedule) -> Iterator[Problem]:
-    """Actions that the schedule has no stage or microbatch for, and those on another rank than their stage."""
+def _strange(schedule: Schedule, kinds: tuple[Kind, ...]) -> Iterator[Problem]:
+    """Actions that the schedule has no stage or microbatch for, those on another rank than their stage, and those of
+    kinds that are not asked for."""
     stages, microbatches = schedule.num_stages, schedule.num_microbatches
     for rank, _, action in schedule.actions():
         for half in action.halves:
@@ -106,9 +115,11 @@ def _strange(schedule: Schedule) -> Iterator[Problem]:
                 yield Problem("unknown", f"{where}: microbatch {half.microbatch} is of replica {replica}", (half,))
             elif schedule.rank(half) != rank:
                 yield Problem("rank", f"{where}: its stage is on rank {schedule.rank(half)}", (half,))
+            elif not set(kinds).issuperset(part.kind for part in half.parts):
+                yield Problem("unknown", f"{where}: without gradients there are forwards alone", (half,))
 
 
-def _counted(schedule: Schedule) -> Iterator[Problem]:
+def _counted(schedule: Schedule, kinds: tuple[Kind, ...]) -> Iterator[Problem]:
     """Elementary actions that are done twice or never."""
     times = Counter(part for _, _, action in schedule.actions() for part in action.parts)
     for part, count in times.items():
@@ -117,7 +128,7 @@ def _counted(schedule: Schedule) -> Iterator[Problem]:
     for microbatch in range(schedule.num_microbatches):
         replica = schedule.replica(microbatch)
         for stage in range(schedule.num_stages):
-            for kind in (Kind.F, Kind.I, Kind.W):
+            for kind in kinds:
                 part = Action(kind, stage, microbatch, replica)
                 if part not in times:
                     text = f"{part} is missing on rank {schedule.rank(part)}"

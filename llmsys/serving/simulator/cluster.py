@@ -26,7 +26,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmsys.models.sampling import whole_number
 from llmsys.serving.admission import token_limit
@@ -157,6 +157,7 @@ class Cluster:
                 tally.listen_to(engine.events)
                 engine.events.listen(_done_with(tally, loads, i), progress=_nothing, several=False)
         self._count = itertools.count()
+        self._last = 0  # when the last one came, in ticks
         self._to_move: dict[str, tuple[int, Request]] = {}  # to which decoder
         self._moving: list[tuple[int, int, int, Request]] = []  # (when it arrives, its place, where, who): a heap
 
@@ -174,7 +175,12 @@ class Cluster:
 
         ValueError for a time before the last one, or a request that is too long for an engine.
         """
-        number, tick = next(self._count), round(arrival.at * TICKS)
+        tick = round(arrival.at * TICKS)
+        if tick < self._last:
+            raise ValueError(
+                f"at must be at least {self._last / TICKS:g} s, when the last request came, got {arrival.at:g}"
+            )
+        self._last, number = tick, next(self._count)
         name, prompt = str(number), prompt_tokens(arrival, number)
         if not self.second:
             if len(self.first) > 1:
@@ -222,11 +228,14 @@ class Cluster:
     def requests(self) -> list[RequestMetrics]:
         """All that have come, in their order."""
         first, second = (tally.requests for tally in self._tallies)
+        under_way = {request.id for _, _, _, request in self._moving}
         found = []
         for name in sorted(first, key=int):
             one = first[name]
             if name in second:
                 one = joined(one, second[name], gaps=self.gaps)
+            elif name in under_way:  # a first token is not the end of it
+                one = replace(one, last_token=None, ended=None, finished=False, output_tokens=0)
             found.append(one)
         return found
 

@@ -91,7 +91,7 @@ def joined(first: RequestMetrics, second: RequestMetrics, *, gaps: bool) -> Requ
         output_tokens=second.output_tokens, preemptions=first.preemptions + second.preemptions,
         lost_tokens=first.lost_tokens + second.lost_tokens,
     )  # fmt: skip
-    if gaps:
+    if gaps and second.first_token is not None:
         found.longest_gap = second.longest_gap
         _note_gap(found, second.first_token - first.first_token)
     return found

@@ -7,7 +7,7 @@ import torch
 
 from llmsys.attention import naive_attention
 from llmsys.cache import NoCache
-from llmsys.parallel.execute import Cut, Joint, SplitLinear, copies, execute_here, stages_of
+from llmsys.parallel.execute import Cut, Joint, SplitLinear, copies, execute_here, load_stages, stages_of
 from llmsys.parallel.pipeline import (
     SCHEDULES,
     F,
@@ -203,10 +203,17 @@ def test_what_cannot_be_is_refused_before_anything_runs():
     with pytest.raises(InvalidSchedule, match="1I3 is done 2 times"):
         twice = schedule.with_order(1, [*schedule.orders[1], schedule.orders[1][-1]])
         execute_here(twice, stages, make_microbatches(4))
+    with pytest.raises(InvalidSchedule, match="0B0 on rank 0: without gradients there are forwards alone"):
+        execute_here(schedule, stages, make_microbatches(4), gradients=False)
+    forwards = Schedule("forward", schedule.placement, 4, [[F(0, m) for m in range(4)], [F(1, m) for m in range(3)]])
+    with pytest.raises(InvalidSchedule, match="1F3 is missing on rank 1"):
+        execute_here(forwards, stages, make_microbatches(4), gradients=False)
     with pytest.raises(ValueError, match="into the 4 stages of zb-v, and is of tiny into 2"):
         stages_of(model, zb_v(2, 4), cut)
     with pytest.raises(ValueError, match="cut must have the 4 stages of zb-v on 2 ranks, and has 2"):
         Joint(zb_v(2, 4), cut)
+    with pytest.raises(ValueError, match="cut must have the 4 stages of zb-v on 2 ranks, and has 2"):
+        load_stages(None, zb_v(2, 4), cut, 0)
     with pytest.raises(ValueError, match="num_stages must be at most the 8 layers"):
         Cut.by_cost(model.config, 9, 7)
     with pytest.raises(ValueError, match="ranges must be the model's 8 layers in order"):

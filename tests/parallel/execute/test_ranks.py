@@ -1,10 +1,12 @@
 """Schedules on real ranks, each a process: the numbers are those of the unsplit model, and the timeline is a run's."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.distributed as dist
 
-from llmsys.parallel.execute import Cut, Joint, Pipeline, stages_of
+from llmsys.parallel.execute import Clock, Cut, Joint, Pipeline, RankWire, stages_of
 from llmsys.parallel.pipeline import dependencies, draw, make_schedule
 from llmsys.parallel.ranks import run
 from tests.parallel.execute.models import make_microbatches, make_model, unsplit
@@ -74,6 +76,31 @@ def test_microbatches_of_unequal_sizes_pass_between_ranks():
     for _, found, _, _ in run(one_step, 2, model, schedule, tokens, backend="gloo"):
         for (_, own), gradient in found.items():
             torch.testing.assert_close(gradient, expected[own], rtol=0, atol=1e-12, msg=own)
+
+
+def what_comes_first(model, microbatches):
+    """On a rank: in which order a step's clock is made and its first transfers begin."""
+    schedule = make_schedule("1f1b", 2, len(microbatches))
+    stages = stages_of(model, schedule, Cut.by_cost(model.config, 2, 7), dist.get_rank())
+    pipeline, seen = Pipeline(schedule, stages), []
+    exchange = RankWire.exchange
+
+    class Seen(Clock):
+        def __init__(self):
+            seen.append("clock")
+
+    def noted(wire, sends, receives):
+        seen.append("transfers")
+        return exchange(wire, sends, receives)
+
+    with patch("llmsys.parallel.execute.ranks.Clock", Seen), patch.object(RankWire, "exchange", noted):
+        pipeline.step(microbatches)
+    return seen[:2]
+
+
+def test_the_clock_is_made_before_a_receive_is_under_way():
+    """A GPU's clock waits until the GPU has nothing to do, and so for a receive, too."""
+    assert run(what_comes_first, 2, make_model(), make_microbatches(4), backend="gloo") == [["clock", "transfers"]] * 2
 
 
 def refused(model):

@@ -239,6 +239,23 @@ def test_what_a_prefiller_holds_is_what_has_not_arrived():
     assert decoder.scheduler.pool.stats.used == 0 and not decoder.scheduler.pool.received
 
 
+@pytest.mark.parametrize("gaps", [False, True])
+def test_who_is_asked_after_on_the_way_has_not_ended(gaps):
+    """At each time, whatever is going on then: a request that has more to say than its first token has not ended."""
+    link = replace(WHOLE, bandwidth=1e8)  # a cache of 900 tokens takes 1.2 s
+    cluster = Cluster(Placement(prefill=1, decode=1), times=TIMES, num_blocks=4000, transfer=link, gaps=gaps)
+    cluster.add(Arrival(0.0, 900, 50))
+    said_first = set()
+    for hundredths in range(140):
+        cluster.advance(hundredths / 100)
+        (one,) = cluster.requests()
+        said_first.add(one.first_token is not None)
+        assert not one.finished and one.ended is None and one.output_tokens == 0
+    cluster.advance()
+    (one,) = cluster.requests()
+    assert said_first == {False, True} and one.finished and one.output_tokens == 50 and one.ended > 1.4
+
+
 def test_who_is_preempted_is_computed_again_by_the_decoder():
     workload = [Arrival(0.0, 60, 100), Arrival(0.0, 60, 100), Arrival(0.0, 60, 100)]
     placement = Placement(prefill=1, decode=1)
@@ -286,5 +303,9 @@ def test_what_cannot_be_is_refused():
     cluster = Cluster(both, times=TIMES, num_blocks=100)
     cluster.add(Arrival(1.0, 5, 5))
     cluster.advance()
-    with pytest.raises(ValueError, match="at must be at least 1.0"):
+    with pytest.raises(ValueError, match="at must be at least 1 s, when the last request came, got 0.5"):
+        cluster.add(Arrival(0.5, 5, 5))
+    cluster = Cluster(Placement(colocated=2), times=TIMES, num_blocks=100)  # an engine to which nobody came, too
+    cluster.add(Arrival(1.0, 5, 5))
+    with pytest.raises(ValueError, match="at must be at least 1 s"):
         cluster.add(Arrival(0.5, 5, 5))
