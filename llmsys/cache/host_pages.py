@@ -18,11 +18,12 @@ others, one each way, for the link works both ways at once:
     out                                              └►│ rows ──► slots │
     in                 │ slots ──► rows │ begun in the shadow of step n + 1, waited for by the scatter alone │
 
-*Out*: the gather has read the block before the step overwrites it, so the step goes on at once. *In*: the host launches
-a step while the one before it runs (`Execution.ahead`), so the copy begins then, and only the scatter waits for it. A
-copy in waits for the copy out that wrote its slot, by that one's event, and a copy out for all copies in before it. The
-memory is pinned, or no copy could run while the host goes on. (torch takes pinned memory in powers of two: a budget of
-3 GiB costs 4 on a GPU.)
+*Out*: the gather has read the block before the step overwrites it, so the step goes on at once (or, where there are
+more blocks than `AT_ONCE`, when the link is done with all but the last turn). *In*: the host launches a step while the
+one before it runs (`Execution.ahead`), so the copy begins then, and only the scatter waits for it. A copy in waits for
+the copy out that wrote its slot, by that one's event, and a copy out for all copies in before it. The memory is pinned,
+or no copy could run while the host goes on. (torch takes pinned memory in powers of two: a budget of 3 GiB costs 4 on a
+GPU.)
 
 On a CPU the same copies are made in order, and are done when the call returns.
 """
@@ -38,7 +39,9 @@ from llmsys.cache.spec import CacheSpec
 
 ALIGNED = 16
 AT_ONCE = 64 << 20
-"""Bytes of rows on the device, for as long as they are on their way: more blocks than fit are copied in turns."""
+"""Bytes of rows on the device, for as long as they are on their way: more blocks than fit are copied in turns, in the
+same rows. (New ones would be taken before the link is done with any: a long prompt that evicts a whole pool would want
+as much memory again.)"""
 
 
 @dataclass(frozen=True)
@@ -118,19 +121,25 @@ class HostPages:
         pages, (num_blocks, block_size, Hkv, D) each, by the layers' numbers."""
         if self._out is not None:
             self._out.wait_stream(self._in)  # what these slots held may be on its way back
+        rows = None
         for turn in self._turns({copy.slot: copy for copy in copies}):
             blocks = self._indices([copy.block for copy in turn])
-            rows = torch.empty(len(turn), self.row_bytes, dtype=torch.uint8, device=self.device)
+            if rows is None:
+                rows = self._rows_for(turn)
+            elif self._out is not None:
+                torch.cuda.current_stream(self.device).wait_stream(self._out)
             for part, pages in self._pages(keys, values):
-                _part(rows, part, pages).copy_(pages.index_select(0, blocks))
-            self._cross(turn, rows)
+                _part(rows[: len(turn)], part, pages).copy_(pages.index_select(0, blocks))
+            self._cross(turn, rows[: len(turn)])
 
     def copy_in(self, copies: Sequence[CopyIn], keys: Mapping[int, Tensor], values: Mapping[int, Tensor]) -> None:
         """Each slot to its block, whose pages must have been made; of several to one block the last one counts."""
+        rows = None
         for turn in self._turns({copy.block: copy for copy in copies}):
-            blocks, rows = self._indices([copy.block for copy in turn]), self._fetch(turn)
+            blocks = self._indices([copy.block for copy in turn])
+            rows = self._fetch(turn, rows)
             for part, pages in self._pages(keys, values):
-                pages.index_copy_(0, blocks, _part(rows, part, pages))
+                pages.index_copy_(0, blocks, _part(rows[: len(turn)], part, pages))
 
     def _cross(self, copies: Sequence[CopyOut], rows: Tensor) -> None:
         """Rows on the device to slots."""
@@ -145,20 +154,27 @@ class HostPages:
         rows.record_stream(self._out)
         self._written.update((copy.slot, done) for copy in copies)
 
-    def _fetch(self, copies: Sequence[CopyIn]) -> Tensor:
-        """Slots to rows on the device, which the current stream may read."""
+    def _fetch(self, copies: Sequence[CopyIn], rows: Tensor | None) -> Tensor:
+        """Slots to rows on the device, which the current stream may read: to new ones, or those of the turn before."""
         if self._in is None:
             return self.rows.index_select(0, torch.tensor([copy.slot for copy in copies]))
         current = torch.cuda.current_stream(self.device)
+        if rows is not None:
+            self._in.wait_stream(current)
         with torch.cuda.stream(self._in):
-            rows = torch.empty(len(copies), self.row_bytes, dtype=torch.uint8, device=self.device)
+            if rows is None:
+                rows = self._rows_for(copies)
             for done in {self._written.get(copy.slot) for copy in copies} - {None}:
                 self._in.wait_event(done)
-            for copy, row in zip(copies, rows, strict=True):
+            for copy, row in zip(copies, rows[: len(copies)], strict=True):
                 row.copy_(self.rows[copy.slot], non_blocking=True)
         current.wait_stream(self._in)
         rows.record_stream(current)
         return rows
+
+    def _rows_for(self, copies: Sequence[CopyOut | CopyIn]) -> Tensor:
+        """Memory on the device, of the current stream."""
+        return torch.empty(len(copies), self.row_bytes, dtype=torch.uint8, device=self.device)
 
     def _turns(self, by_target: dict[int, CopyOut] | dict[int, CopyIn]) -> Iterator[list]:
         copies, most = list(by_target.values()), max(1, AT_ONCE // self.row_bytes)

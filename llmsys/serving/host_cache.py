@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llmsys.cache.host_pages import HostPages, slots_of
+from llmsys.cache.host_pages import HostPages, parts_of, slots_of
 from llmsys.cache.host_tier import Offer, TakesBack, always
 from llmsys.hardware.devices import DeviceSpec, detect, this_machine
 from llmsys.hardware.roofline import total_seconds
@@ -89,8 +89,14 @@ def host_tier(
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"host_cache must be None where the model is on {device}: there is a host tier for CUDA alone")
     slots = slots_of(budget, spec, block_size)
-    if budget > (free := available_memory()):
-        raise ValueError(f"host_cache must be at most the {free:,} bytes that main memory has free, got {budget:,}")
+    # Pinned memory is taken in powers of two (`host_pages`).
+    takes = slots * parts_of(spec, block_size)[1]
+    takes = 1 << (takes - 1).bit_length() if device.type == "cuda" else takes
+    if takes > (free := available_memory()):
+        more = f", which takes {takes:,} of pinned memory" if takes > budget else ""
+        raise ValueError(
+            f"host_cache must be at most the {free:,} bytes that main memory has free, got {budget:,}{more}"
+        )
     takes_back = setting.takes_back or cheaper_here(model, block_size)
     return HostPages(slots, spec, block_size, device=device), takes_back
 

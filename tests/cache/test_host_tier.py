@@ -1,5 +1,6 @@
 """The host tier: what a pool says of it, and its memory. (Whole lives: tests/serving/test_scheduler_machine.py.)"""
 
+import contextlib
 import random
 
 import pytest
@@ -201,6 +202,66 @@ def test_whatever_is_copied_to_and_fro_in_any_order_is_where_it_should_be(seed, 
             assert torch.equal(x, of_cache)
             if device == "cuda":  # while what was copied out may be on its way
                 x.mul_(0.5), of_cache.mul_(0.5)
+
+
+@pytest.mark.gpu
+def test_a_whole_pool_that_crosses_at_once_takes_no_more_of_the_device_than_a_few_of_its_blocks(monkeypatch):
+    spec = CacheSpec((LayerCache(0, 4, 64, 64, torch.bfloat16),))
+    cache = PagedCache(num_blocks=400, block_size=64, spec=spec, host=HostPages(400, spec, 64, device="cuda"))
+    cache._keys, cache._values = filled(spec, 400, 64, "cuda")
+    expected = cache._keys[0].clone(), cache._values[0].clone()
+    monkeypatch.setattr("llmsys.cache.host_pages.AT_ONCE", 4 * cache.host.row_bytes)
+    for copies in [CopyOut(n, n) for n in range(400)], [CopyIn(n, n) for n in range(400)]:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        cache.copy_blocks(copies)
+        assert torch.cuda.max_memory_allocated() - before < 20 * cache.host.row_bytes
+        torch.cuda.synchronize()
+        if isinstance(copies[0], CopyOut):
+            cache._keys[0].zero_(), cache._values[0].zero_()
+    assert torch.equal(cache._keys[0], expected[0]) and torch.equal(cache._values[0], expected[1])
+
+
+class Stream:
+    """Written down: whom it waits for."""
+
+    def __init__(self, name, said):
+        self.name, self.said = name, said
+
+    def wait_stream(self, other):
+        self.said.append(f"{self.name} waits for {other.name}")
+
+    def wait_event(self, event):
+        self.said.append(f"{self.name} waits for an event")
+
+    def record_event(self):
+        return object()
+
+
+def test_turns_on_a_gpu_share_their_rows_and_wait_for_each_other(monkeypatch):
+    said, spec = [], CacheSpec((LayerCache(0, 2, 3, 4, torch.float32),))
+    host = HostPages(5, spec, 2)
+    cache = PagedCache(num_blocks=6, block_size=2, spec=spec, host=host)
+    cache._keys, cache._values = filled(spec, 6, 2)
+    expected = cache._keys[0].clone(), cache._values[0].clone()
+    steps, host._out, host._in = (Stream(name, said) for name in ("steps", "out", "in"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: steps)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    monkeypatch.setattr(host, "_indices", torch.tensor)
+    monkeypatch.setattr("llmsys.cache.host_pages.AT_ONCE", 2 * host.row_bytes)
+    taken, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **more: taken.append(size) or empty(*size, **more))
+    cache.copy_blocks([CopyOut(n + 1, n) for n in range(5)])
+    assert said == ["out waits for in", *["out waits for steps", "steps waits for out"] * 2, "out waits for steps"]
+    said.clear()
+    cache._keys[0].zero_(), cache._values[0].zero_()
+    cache.copy_blocks([CopyIn(n, n + 1) for n in range(5)])
+    turn = ["in waits for an event", "steps waits for in"]
+    assert [each for each in said if each != turn[0]] == [turn[1], *["in waits for steps", turn[1]] * 2]
+    assert taken == [(2, host.row_bytes)] * 2, "of two blocks, once for all that go out, and for all that come in"
+    assert torch.equal(cache._keys[0][1:], expected[0][1:]) and torch.equal(cache._values[0][1:], expected[1][1:])
 
 
 def test_a_slot_takes_a_blocks_bytes_and_its_parts_are_aligned():

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from llmsys.models.decode_cost import bytes_per_token
 from llmsys.models.shapes import SHAPES
 from llmsys.serving.engine import Engine
 from llmsys.serving.execution import Execution
-from llmsys.serving.host_cache import Cheaper, HostCache, measured_link, size_in_bytes
+from llmsys.serving.host_cache import Cheaper, HostCache, host_tier, measured_link, size_in_bytes
 from llmsys.serving.sampling.sampling_params import SamplingParams
 from tests.serving.test_interrupts import PLACES, lines_of
 from tests.serving.test_latent import latent, prompts  # noqa: F401, a fixture
@@ -232,6 +233,13 @@ def test_an_engine_that_cannot_have_a_tier_says_so(llama):
 
     with pytest.raises(ValueError, match="host_cache must be None where scheduler makes no Scheduler"):
         made(llama, scheduler=Other)
+
+
+def test_pinned_memory_counts_as_the_power_of_two_that_it_takes(llama, monkeypatch):
+    monkeypatch.setattr("llmsys.serving.host_cache.available_memory", lambda: 3_500_000)
+    model = SimpleNamespace(device=torch.device("cuda", 0), cache_spec=llama.ours.cache_spec)
+    with pytest.raises(ValueError, match="at most the 3,500,000 bytes .* got 3,000,000, which takes 4,194,304 of"):
+        host_tier(model, 3_000_000, block_size=4)
 
 
 @pytest.mark.gpu
