@@ -173,9 +173,9 @@ def read_log(events, limits):
     Returns (ttft, tpot, goodput):
     ttft      dict, request id -> seconds from its arrival to its first token; of requests that have a token
     tpot      dict, request id -> seconds by equation (2); of requests that have two tokens or more
-    goodput   float, requests a second that finished and met both limits (one without a TPOT meets any limit to
-              it). The seconds run from the first arrival to the last end, also of requests that failed or were
-              aborted
+    goodput   float, requests a second that finished and met both limits (one without a TPOT meets any limit
+              to it). The seconds run from the first arrival to the last end, also of requests that failed or
+              were aborted
     Every log has an arrival and an end, at different times, and whoever finished has a token.
     Not allowed: llmsys.serving.goodput, and its metrics.
     """
@@ -312,14 +312,14 @@ def prefill_steps(prompt, contexts, *, budget, times):
     """The steps in which a prompt is read, beside requests that decode in each of them.
 
     prompt      int, its tokens, at least 1; none of them is in the cache
-    contexts    list of ints (D,), for each request that decodes: its tokens in the cache before the first step.
-                In each step it computes one more
+    contexts    list of ints (D,), for each request that decodes: its tokens in the cache before the first
+                step. In each step it computes one more
     budget      int, tokens of a step, more than D: one for each that decodes, and the rest for the prompt
-    times       times.seconds(load) is how long a step takes; load = StepLoad.of(pairs), of pairs (in the cache,
-                new tokens)
+    times       times.seconds(load) is how long a step takes; load = StepLoad.of(pairs), of pairs (in the
+                cache, new tokens)
 
-    Returns a list of pairs (piece, seconds), one for each step: how many tokens of the prompt it computes, and
-    how long it takes. Pieces are as long as they can be.
+    Returns a list of pairs (piece, seconds), one for each step: how many tokens of the prompt it computes,
+    and how long it takes. Pieces are as long as they can be.
     """
     ### BEGIN SOLUTION
     steps, computed, cached = [], 0, list(contexts)
@@ -430,8 +430,8 @@ def choose_budget(attained, budgets, *, low, high, share=0.9, within=0.02):
     share        a rate is good if at least this share is attained
     within       the search of a budget is over when bad / good is at most 1 + within
 
-    Returns (budget, rate). The rate was tried with this budget, and is good; it is `high` where that is good.
-    Budgets for which `low` is not good are left out.
+    Returns (budget, rate). The rate was tried with this budget, and is good; it is `high` where that is
+    good. Budgets for which `low` is not good are left out.
     Raises ValueError where no budget is left.
     Of two budgets with the same rate, either will do.
     A run is dear. At each budget `low` is tried; if it is good, `high` is; and then each run halves what is

@@ -167,8 +167,8 @@ def goodput_per_gpu(attained, *, gpus, low, high, share=0.9, within=0.02):
     share      is enough
     within     how near: the search ends when high / low is at most 1 + within
 
-    Returns requests a second and GPU (a float, no tensor). The rate must have been tried, and must have been good
-    enough. Where high is good enough, that is the rate; where low is not, goodput is 0.
+    Returns requests a second and GPU (a float, no tensor). The rate must have been tried, and must have been
+    good enough. Where high is good enough, that is the rate; where low is not, goodput is 0.
     Not allowed: the library's search.
     """
     ### BEGIN SOLUTION
