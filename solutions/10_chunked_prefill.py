@@ -80,7 +80,8 @@ for kind, price in (("decode alone", times.decode), ("with a prompt", times.mixe
     print(f"{kind:14}{1e3 * price.fixed:5.2f} ms {1e6 * price.per_token:6.1f} µs {1e6 * price.per_sequence:8.1f} µs", end="")
     print(f" {1e9 * price.per_attended:9.1f} ns {1e9 * price.per_pair:6.1f} ns")
 off = [abs(error) for error in relative_errors(replace(times, sizes=sizes), steps)]
-print("a step with a prompt is filled up to", *sizes, "tokens")
+print("a step with a prompt is filled up to so many tokens:")
+print("  ", *sizes)
 print(f"{sum(counts):,} recorded steps; the model is off by {percentile(off, 50):.0%} for half of their kinds, ", end="")
 print(f"by {percentile(off, 90):.0%} for nine in ten")
 
@@ -172,8 +173,9 @@ def read_log(events, limits):
     Returns (ttft, tpot, goodput):
     ttft      dict, request id -> seconds from its arrival to its first token; of requests that have a token
     tpot      dict, request id -> seconds by equation (2); of requests that have two tokens or more
-    goodput   float, requests a second that finished and met both limits (one without a TPOT meets any limit to it). The
-              seconds run from the first arrival to the last end, also of requests that failed or were aborted
+    goodput   float, requests a second that finished and met both limits (one without a TPOT meets any limit
+              to it). The seconds run from the first arrival to the last end, also of requests that failed or
+              were aborted
     Every log has an arrival and an end, at different times, and whoever finished has a token.
     Not allowed: llmsys.serving.goodput, and its metrics.
     """
@@ -310,13 +312,14 @@ def prefill_steps(prompt, contexts, *, budget, times):
     """The steps in which a prompt is read, beside requests that decode in each of them.
 
     prompt      int, its tokens, at least 1; none of them is in the cache
-    contexts    list of ints (D,), for each request that decodes: its tokens in the cache before the first step. In each
-                step it computes one more
+    contexts    list of ints (D,), for each request that decodes: its tokens in the cache before the first
+                step. In each step it computes one more
     budget      int, tokens of a step, more than D: one for each that decodes, and the rest for the prompt
-    times       times.seconds(load) is how long a step takes; load = StepLoad.of(pairs) of (in the cache, new tokens) pairs
+    times       times.seconds(load) is how long a step takes; load = StepLoad.of(pairs), of pairs (in the
+                cache, new tokens)
 
-    Returns a list of pairs (piece, seconds), one for each step: how many tokens of the prompt it computes, and how long
-    it takes. Pieces are as long as they can be.
+    Returns a list of pairs (piece, seconds), one for each step: how many tokens of the prompt it computes,
+    and how long it takes. Pieces are as long as they can be.
     """
     ### BEGIN SOLUTION
     steps, computed, cached = [], 0, list(contexts)
@@ -421,17 +424,18 @@ import math
 def choose_budget(attained, budgets, *, low, high, share=0.9, within=0.02):
     """The budget that allows the highest rate, and that rate.
 
-    attained         attained(budget, rate) -> float: one run, and the share of its requests that met the limits
-    budgets          list of ints, at least one
-    low, high        requests a second, floats: the rates between which the highest is looked for
-    share            a rate is good if at least this share is attained
-    within           the search of a budget is over when bad / good is at most 1 + within
+    attained     attained(budget, rate) -> float: one run, and the share of its requests that met the limits
+    budgets      list of ints, at least one
+    low, high    requests a second, floats: the rates between which the highest is looked for
+    share        a rate is good if at least this share is attained
+    within       the search of a budget is over when bad / good is at most 1 + within
 
-    Returns (budget, rate). The rate was tried with this budget, and is good; it is `high` where that is good. Budgets for
-    which `low` is not good are left out.
+    Returns (budget, rate). The rate was tried with this budget, and is good; it is `high` where that is
+    good. Budgets for which `low` is not good are left out.
     Raises ValueError where no budget is left.
     Of two budgets with the same rate, either will do.
-    A run is dear. At each budget `low` is tried; if it is good, `high` is; and then each run halves what is left.
+    A run is dear. At each budget `low` is tried; if it is good, `high` is; and then each run halves what is
+    left.
     Not allowed: highest_rate and capacity of llmsys.serving.
     """
     ### BEGIN SOLUTION
@@ -516,7 +520,7 @@ for name in ("alternating", "stall-free"):
 
 # %% tags=["claim"]
 decode, mixed = times.decode, times.mixed
-print("both steps with a piece are filled up to", times.sizes[11], "tokens")
+print(f"both steps with a piece are filled up to {times.sizes[11]:,} tokens")
 for D, context in ((40, 1000), (80, 1500)):
     answering = [(context, 1)] * D
     together = times.seconds(StepLoad.of([*answering, (2000, 2048 - D)]))
@@ -583,22 +587,22 @@ waits = {(row["name"], row["rate"]): row["wait_longest_ms"] for row in recorded(
 measured("10.recorded", waits["orca", 20.0] / waits["stall-free", 20.0], "×")
 
 # %% [markdown]
-# The simulator was asked the same. Filled points are the device, hollow ones the simulator.
+# The simulator was asked the same. What is filled is the device, what is hollow the simulator.
 
 # %%
 record = recorded("goodput", "H200")
-viz.chunked_prefill.recorded_runs(record, lambda row: simulated(row, times))
+viz.chunked_prefill.recorded_runs(record, lambda row: simulated(row, times, gaps=True))
 
 # %% tags=["claim"]
-print(f"recorded on {record.device}, {record.date}; simulated in brackets")
-print(f"{'':12}{'rate':>5} {'output tokens/s':>18} {'TTFT 50%, ms':>16} {'90%':>14} {'TPOT 50%, ms':>15} {'90%':>13} {'longest gap':>15}")
+print(f"recorded on {record.device}, {record.date}; simulated in brackets; waits in ms")
+print(f"{'':10} {'rate':>4} {'output tokens/s':>15} {'TTFT 50%':>15} {'90%':>15} {'TPOT 50%':>13} {'90%':>13} {'longest gap':>11}")
 for row in sorted((each for each in record.rows if each["sweep"] == "served"), key=lambda row: (row["name"], row["rate"])):
     result = simulated(row, times, gaps=True)
-    print(f"{row['name']:12}{row['rate']:5g} {row['output_tokens'] / row['seconds']:9,.0f} ({result.tokens_per_s:6,.0f})", end="")
-    for what in ("ttft", "tpot"):
+    print(f"{row['name']:10} {row['rate']:4g} {row['output_tokens'] / row['seconds']:7,.0f} ({result.tokens_per_s:5,.0f})", end="")
+    for what, wide in (("ttft", 5), ("tpot", 4)):
         for at in (50, 90):
-            print(f" {row[f'{what}_p{at}_ms']:7.1f} ({1e3 * getattr(result, what)(at):5.1f})", end="")
-    print(f" {row['wait_longest_ms']:7.0f} ({1e3 * max(each.longest_gap or 0 for each in result.requests):3.0f}) ms")
+            print(f" {row[f'{what}_p{at}_ms']:7.1f} ({1e3 * getattr(result, what)(at):{wide}.1f})", end="")
+    print(f" {row['wait_longest_ms']:5.0f} ({1e3 * max(each.longest_gap or 0 for each in result.requests):3.0f})")
 for what in record.missing:
     print("not recorded:", what.split(", the first")[0])
 
@@ -665,7 +669,7 @@ for name, engine in engines.items():
     done = [event for event in engine.events if type(event).__name__ == "StepDone"]
     print(f"{name:14} tokens of each step:", [event.tokens for event in done])
 ttft, tpot, goodput = own_log(engines["yours"].events, Limits(ttft=60.0, tpot=60.0))
-print("the same answers:", answers["whole prompts"] == answers["yours"], f"; {len(ttft)} requests have a TTFT, {len(tpot)} a TPOT")
+print(f"the same answers: {answers['whole prompts'] == answers['yours']}; {len(ttft)} requests have a TTFT, {len(tpot)} a TPOT")
 print("40 tokens, 9 a step beside three who answer:", math.ceil(40 / 9), "steps by (3)")
 
 # %% [markdown]

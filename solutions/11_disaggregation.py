@@ -94,7 +94,7 @@ DESIGNS = {
 }
 RATES = (0, 2, 4, 6)
 waits = {name: [answers_while(rate, at, **how) for rate in RATES] for name, (at, how) in DESIGNS.items()}
-print(f"{'ms a token (longest wait)':27}" + "".join(f"{rate:>11} a s" for rate in RATES))
+print(f"{'ms a token (longest wait)':27}" + "".join(f"{rate:>10} a s" for rate in RATES))
 for name, pairs in waits.items():
     print(f"{name:27}" + "".join(f"{1e3 * mean:8.1f} ({1e3 * longest:3.0f})" for mean, longest in pairs))
 
@@ -169,8 +169,8 @@ def goodput_per_gpu(attained, *, gpus, low, high, share=0.9, within=0.02):
     share      is enough
     within     how near: the search ends when high / low is at most 1 + within
 
-    Returns requests a second and GPU (a float, no tensor). The rate must have been tried, and must have been good
-    enough. Where high is good enough, that is the rate; where low is not, goodput is 0.
+    Returns requests a second and GPU (a float, no tensor). The rate must have been tried, and must have been
+    good enough. Where high is good enough, that is the rate; where low is not, goodput is 0.
     Not allowed: the library's search.
     """
     ### BEGIN SOLUTION
@@ -319,18 +319,18 @@ for device, peak in (("A800", 312e12), ("H800", 989e12)):
 # `("send", i)` gives that buffer to the link, and returns at once; the link sends one layer after the other. `("wait",
 # i)` returns when layer `i` is through. On paper first: four layers and two buffers.
 
+
 # %% tags=["exercise"] exercise="11.transfer_order"
-
-
 def transfer_order(layers, buffers):
     """In which order layers are computed, sent and waited for.
 
     layers    how many the model has, at least 1
-    buffers   how many there are, at least 1: layer i is in buffer i % buffers from its computing until it is through
+    buffers   how many there are, at least 1: layer i is in buffer i % buffers from its computing until it is
+              through
 
-    Returns a list of pairs ("compute", i), ("send", i), ("wait", i), each once for each layer. No buffer is overwritten
-    before what is in it is through; a layer is sent before the next one is computed; nobody waits before it is needed;
-    and at the end all layers are through.
+    Returns a list of pairs ("compute", i), ("send", i), ("wait", i), each once for each layer. No buffer is
+    overwritten before what is in it is through; a layer is sent before the next one is computed; nobody waits
+    before it is needed; and at the end all layers are through.
     """
     ### BEGIN SOLUTION
     order = []
@@ -412,9 +412,8 @@ for bandwidth in (1.25e9, 5e9, 50e9):
 # With each prefiller more the first of the two rises and the second falls. So you need not look everywhere, and must not:
 # each rate is a search of its own, yours of exercise (a). Mind that two engines do not take twice what one takes.
 
+
 # %% tags=["exercise"] exercise="11.divide"
-
-
 def divide(gpus, prefill_rate, decode_rate):
     """How many GPUs read prompts and how many write answers, so that the service takes most (4).
 
@@ -422,8 +421,8 @@ def divide(gpus, prefill_rate, decode_rate):
     prefill_rate   n → requests a second that n prefillers take, n from 1 to gpus − 1; it rises with n
     decode_rate    the same of n decoders
 
-    Returns (prefillers, decoders), two ints of at least 1 that are gpus together. A call of either rate takes long: ask
-    at most about 4 log₂(gpus) times, both together.
+    Returns (prefillers, decoders), two ints of at least 1 that are gpus together. A call of either rate takes
+    long: ask at most about 4 log₂(gpus) times, both together.
     Not allowed: the library's search.
     """
     ### BEGIN SOLUTION

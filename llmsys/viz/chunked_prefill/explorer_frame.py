@@ -80,8 +80,9 @@ def _row(svg: Svg, y: float, row: Row, frame: Frame) -> None:
         elif row.name in each.pieces:
             svg.rect(x, y, width, CELL, f"{colour}-soft", rx=1)
             svg.rect(x, y, width, CELL, f"line-{colour}", rx=1)
-            if width > 34:
-                svg.text(x + width / 2, y + 12.5, f"{each.pieces[row.name]:,}", "middle tiny bold")
+            words = f"{each.pieces[row.name]:,}"
+            if width > 6 * len(words) + 5:
+                svg.text(x + width / 2, y + 12.5, words, "middle tiny bold")
 
 
 def _stall(svg: Svg, frame: Frame) -> None:

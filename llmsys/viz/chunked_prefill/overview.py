@@ -55,8 +55,8 @@ def overview() -> Picture:
     svg.rect(0, 306, 760, 62, "panel", rx=8)
     svg.text(14, 331, [("The same tokens of all three, in the same time, ", "bold"),
                        f"and the prompt is read {later:.0f} ms later than alone."])  # fmt: skip
-    svg.text(14, 353, "(Blue: a token of an answer, at the end of its step. An example: a step takes 5 ms, and 20 µs a "
-             "token of a prompt.)")  # fmt: skip
+    svg.text(14, 353, "(Blue: a token of an answer, as its step ends. An example: 5 ms a step, and 20 µs a token of "
+             "the prompt.)")  # fmt: skip
     return svg.picture()
 
 

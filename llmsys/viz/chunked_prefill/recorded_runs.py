@@ -1,6 +1,6 @@
 """Runs that were recorded on a GPU, beside what the simulator says of the same requests.
 
-Whatever the record holds is drawn: a policy has a line through its rates, and where there is one rate, a point.
+Whatever the record holds is drawn: of several rates, a line for each policy; of a single one, bars beside each other.
 """
 
 from collections.abc import Callable
@@ -8,17 +8,21 @@ from collections.abc import Callable
 from llmsys.viz.chunked_prefill.curves import look_of
 from llmsys.viz.kit.numbers import number, seconds_in_words
 from llmsys.viz.kit.picture import Picture, chart
-from llmsys.viz.kit.style import chart_style
+from llmsys.viz.kit.style import LIGHT, chart_style
 
-WHAT = (("ttft", "to the first token, ms"), ("tpot", "a token after it, ms"))
-SHARES = (50, 90)
+WHAT = (
+    ("ttft_p90_ms", "to the first token, 90%", lambda result: result.ttft(90)),
+    ("tpot_p90_ms", "a token after it, 90%", lambda result: result.tpot(90)),
+    ("wait_longest_ms", "longest gap of all", lambda result: longest_gap(result)),
+)
+"""Of each panel: the record's number, in ms, its title, and the simulator's, in seconds."""
 
 
 def recorded_runs(record, simulated: Callable[[dict], object] | None = None) -> Picture:
-    """P90 of TTFT and of TPOT, of each policy at each rate that was recorded.
+    """P90 of TTFT and of TPOT, and the longest gap where it was recorded, of each policy at each rate.
 
     record       a `llmsys.bench.Record` of the goodput benchmark, or its rows
-    simulated    gives the simulator's `Result` for a row; its points are hollow. None: nothing is beside the runs
+    simulated    gives the simulator's `Result` for a row; what it says is hollow. None: nothing is beside the runs
 
     Raises ValueError where the record has no runs.
     """
@@ -27,39 +31,78 @@ def recorded_runs(record, simulated: Callable[[dict], object] | None = None) -> 
     rows = sorted(served(record), key=lambda row: (row["name"], row["rate"]))
     if not rows:
         raise ValueError("record has no served runs: take recorded('goodput', 'H200')")
-    names = list(dict.fromkeys(row["name"] for row in rows))
     results = [simulated(row) if simulated else None for row in rows]
+    panels = [
+        (title, [row[key] for row in rows], [result and 1e3 * says(result) for result in results])
+        for key, title, says in WHAT
+        if all(key in row for row in rows)
+    ]
+    one_rate = len({row["rate"] for row in rows}) == 1
     with chart_style():
-        figure, both = plt.subplots(1, 2, figsize=(7.6, 3.1))
-        for axes, (what, title) in zip(both, WHAT, strict=True):
-            for name in names:
-                mine = [(row, result) for row, result in zip(rows, results, strict=True) if row["name"] == name]
-                style = look_of(name)
-                rates = [row["rate"] for row, _ in mine]
-                axes.plot(rates, [row[f"{what}_p90_ms"] for row, _ in mine], label=f"{name}, recorded", **style)
-                if simulated:
-                    values = [1e3 * getattr(result, what)(90) for _, result in mine]
-                    axes.plot(rates, values, label=f"{name}, simulated", ls=":", mfc="none", ms=9, mew=1.5, **style)
-            low, high = min(row["rate"] for row in rows), max(row["rate"] for row in rows)
-            axes.set(title=f"{title}, 90%", xlabel="requests a second", xlim=(0.8 * low, 1.2 * high))
-            axes.set_xticks(sorted({row["rate"] for row in rows}))
+        figure, all_axes = plt.subplots(1, len(panels), figsize=(7.6, 3.1), squeeze=False)
+        for axes, (title, *both) in zip(all_axes[0], panels, strict=True):
+            (_bars if one_rate else _lines)(axes, rows, *both)
+            axes.set_title(f"{title}, ms")
             axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.grid(axis="y")
-        handles, labels = both[0].get_legend_handles_labels()
+        handles, labels = all_axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
     said = []
-    for row, result in zip(rows, results, strict=True):
+    for n, row in enumerate(rows):
         words = f"{row['name']} at {number(row['rate'])} a second"
-        for what, title in WHAT:
-            words += f", {title.removesuffix(', ms')} {seconds_in_words(row[f'{what}_p90_ms'] / 1e3)}"
-            if result is not None:
-                words += f" (simulated {seconds_in_words(getattr(result, what)(90))})"
+        for title, measured, says in panels:
+            words += f", {title.removesuffix(', 90%')} {seconds_in_words(measured[n] / 1e3)}"
+            if says[n] is not None:
+                words += f" (simulated {seconds_in_words(says[n] / 1e3)})"
         said.append(words)
     device = getattr(record, "device", "a GPU").removeprefix("NVIDIA ")
-    return chart(figure, alt=f"What 90% of the requests do not exceed, recorded on {device}: {'; '.join(said)}.")
+    what = "What 90% of the requests do not exceed" + (", and the longest gap" if len(panels) == len(WHAT) else "")
+    return chart(figure, alt=f"{what}, recorded on {device}: {'; '.join(said)}.")
 
 
 def served(record) -> list[dict]:
     """The rows of a record that are runs."""
     return [row for row in getattr(record, "rows", record) if row["sweep"] == "served"]
+
+
+def longest_gap(result) -> float:
+    """Seconds of the longest gap of all requests. Raises ValueError where the simulator was not asked for gaps."""
+    found = [each.longest_gap for each in result.requests if each.longest_gap is not None]
+    if not found:
+        raise ValueError("simulated must find the requests' gaps, too: simulated(row, times, gaps=True)")
+    return max(found)
+
+
+def _bars(axes, rows: list[dict], measured: list[float], says: list[float | None]) -> None:
+    """A single rate: for each policy two bars, and their numbers above them."""
+    names = [row["name"] for row in rows]
+    wide = 0.36 if says[0] is not None else 0.6
+    for n, (name, *both) in enumerate(zip(names, measured, says, strict=True)):
+        colour = look_of(name)["color"]
+        shown = [each for each in both if each is not None]
+        for place, value in enumerate(shown):
+            x = n + (wide + 0.04) * (place - (len(shown) - 1) / 2)
+            look = {"fc": "none", "ec": colour, "ls": ":"} if place else {"fc": colour, "ec": colour}
+            axes.bar(x, value, width=wide, lw=1.5, **look)
+            axes.annotate(f"{value:.0f}", (x, value), (0, 3), textcoords="offset points", ha="center", fontsize=8.5)
+    axes.bar([0], [0], fc=LIGHT["ink"], ec=LIGHT["ink"], label="recorded")  # for the legend: they have no height
+    if says[0] is not None:
+        axes.bar([0], [0], fc="none", ec=LIGHT["ink"], ls=":", lw=1.5, label="simulated")
+    axes.set(xlabel=f"{rows[0]['rate']:g} requests a second", xlim=(-0.6, len(names) - 0.4))
+    axes.set_xticks(range(len(names)), names)
+    axes.tick_params(axis="x", length=0)
+
+
+def _lines(axes, rows: list[dict], measured: list[float], says: list[float | None]) -> None:
+    """Several rates: for each policy a line through its rates, and a dotted one of the simulator's."""
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = [n for n, row in enumerate(rows) if row["name"] == name]
+        rates, style = [rows[n]["rate"] for n in mine], look_of(name)
+        axes.plot(rates, [measured[n] for n in mine], label=f"{name}, recorded", **style)
+        if says[0] is not None:
+            axes.plot(rates, [says[n] for n in mine], label=f"{name}, simulated", ls=":", mfc="none", ms=9, mew=1.5,
+                      **style)  # fmt: skip
+    rates = sorted({row["rate"] for row in rows})
+    axes.set(xlabel="requests a second", xlim=(0.8 * rates[0], 1.2 * rates[-1]))
+    axes.set_xticks(rates)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")

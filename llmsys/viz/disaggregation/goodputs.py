@@ -16,6 +16,7 @@ def goodputs(found: Sequence[tuple[str, Placed]], limits: Limits) -> Picture:
     Raises ValueError where there are none, or a limit is infinite.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     if not found:
         raise ValueError("found must have at least one placement")
@@ -26,12 +27,14 @@ def goodputs(found: Sequence[tuple[str, Placed]], limits: Limits) -> Picture:
         places = range(len(found) - 1, -1, -1)
         for y, (_, each) in zip(places, found, strict=True):
             rate.barh(y, each.goodput, height=0.6, color=LIGHT["purple" if each.placement.colocated else "blue"])
-            rate.text(each.goodput, y, f" {each.goodput:.1f}", va="center", fontsize=8.5)
+            rate.annotate(f"{each.goodput:.1f}", (each.goodput, y), (4, 0), textcoords="offset points", va="center",
+                          fontsize=8.5)  # fmt: skip
         shares = [(each.ttft / limits.ttft, (each.tpot or 0) / limits.tpot) for _, each in found]
         used.plot([each[0] for each in shares], places, "o", color=LIGHT["orange"], ls="", label="TTFT")
         used.plot([each[1] for each in shares], places, "D", color=LIGHT["green"], ls="", label="TPOT")
         used.axvline(1, color=LIGHT["ink"], lw=1)
-        used.set(title="of its limit, at that rate", xlim=(0, max(1.2, *(max(each) * 1.1 for each in shares))))
+        used.set(title="share of its limit, at that rate", xlim=(0, max(1.2, *(max(each) * 1.1 for each in shares))))
+        used.xaxis.set_major_locator(MaxNLocator(5))
         used.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
         used.legend(frameon=False, fontsize=8)
         rate.set_yticks(places, [name for name, _ in found])

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import LIGHT, chart_style
 
-COLOURS = ("orange", "purple", "green", "blue")
+LOOKS = (("orange", "s"), ("purple", "D"), ("green", "^"), ("blue", "o"))
 
 
 def interference(rates: Sequence[float], found: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
@@ -22,16 +22,15 @@ def interference(rates: Sequence[float], found: Mapping[str, Sequence[tuple[floa
         if len(pairs) != len(rates):
             raise ValueError(f"found[{name!r}] must have a pair for each of {len(rates)} rates, got {len(pairs)}")
     with chart_style():
-        figure, (mean, longest) = plt.subplots(1, 2, figsize=(7.6, 2.9))
-        for colour, (name, pairs) in zip(COLOURS, found.items(), strict=False):
-            mean.plot(rates, [1e3 * pair[0] for pair in pairs], "o-", color=LIGHT[colour], ms=4, label=name)
-            longest.plot(rates, [1e3 * pair[1] for pair in pairs], "o-", color=LIGHT[colour], ms=4, label=name)
-        top = 1.6e3 * max(pair[0] for pairs in found.values() for pair in pairs)  # above the lines stands the legend
-        mean.set(title="time per token, ms", xlabel="prompts a second", ylim=(0, top))
+        figure, (mean, longest) = plt.subplots(1, 2, figsize=(7.6, 3.1))
+        for (colour, marker), (name, pairs) in zip(LOOKS, found.items(), strict=False):
+            for axes, at in ((mean, 0), (longest, 1)):
+                axes.plot(rates, [1e3 * pair[at] for pair in pairs], marker=marker, color=LIGHT[colour], label=name)
+        mean.set(title="time per token, ms", xlabel="prompts a second", ylim=(0, None))
         longest.set(title="longest wait for one, ms", xlabel="prompts a second", ylim=(0, None))
         for axes in (mean, longest):
             axes.grid(axis="y")
-        mean.legend(frameon=False, fontsize=8, loc="upper left")
+        figure.legend(*mean.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     said = "; ".join(
         f"{name}: {1e3 * pairs[0][0]:.1f} ms a token at {rates[0]:g} prompts a second, {1e3 * pairs[-1][0]:.1f} at "
         f"{rates[-1]:g}, where the longest wait is {1e3 * pairs[-1][1]:.0f} ms"

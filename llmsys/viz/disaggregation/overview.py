@@ -13,7 +13,7 @@ from llmsys.viz.kit.svg import Svg
 
 STREAM = (Arrival(0.0, 200, 48), Arrival(0.06, 2048, 2), Arrival(0.19, 2048, 2))
 """Somebody who reads an answer, and two long prompts."""
-END = 0.42
+END = 0.32
 LEFT, RIGHT = 96, 752
 COLOURS = {"decode": "blue", "prefill": "orange", "mixed": "purple"}
 
@@ -22,7 +22,7 @@ def overview() -> Picture:
     """On one GPU an answer stands still while prompts are read; on two it does not."""
     together, apart = served(Placement(colocated=1)), served(Placement(prefill=1, decode=1))
     waits = [1e3 * longest_wait(logs) for logs in (together, apart)]
-    svg = Svg(760, 292, alt=(
+    svg = Svg(760, 302, alt=(
         f"An answer is being written while two prompts of {STREAM[1].prompt:,} tokens come. On one GPU its tokens "
         f"stand still while prompts are read, for {waits[0]:.0f} ms at the longest. With one GPU for prompts and "
         f"another for answers the longest wait between two of its tokens is {waits[1]:.0f} ms, and every cache is "
@@ -38,16 +38,19 @@ def overview() -> Picture:
     for event in apart[0]:
         if isinstance(event, Token):
             svg.arrow((_x(event.time), 154), (_x(event.time) + 5, 163))
-    svg.rect(0, 236, 760, 54, "panel", rx=8)
-    svg.text(14, 258, [("Longest wait of the answer between two tokens: ", "bold"),
+    for n in range(4):
+        svg.line((_x(0.1 * n), 220), (_x(0.1 * n), 224))
+        svg.text(_x(0.1 * n), 235, f"{100 * n} ms" if n else "0", "middle tiny muted")
+    svg.rect(0, 246, 760, 54, "panel", rx=8)
+    svg.text(14, 268, [("Longest wait of the answer between two tokens: ", "bold"),
                        f"{waits[0]:.0f} ms, and {waits[1]:.0f} ms where prompts are somebody else's."])  # fmt: skip
     x = 14.0
     for colour, words, width in (("blue", "a step of answers", 140), ("purple", "answers and a prompt", 164),
                                  ("orange", "prompts alone", 118)):  # fmt: skip
-        svg.rect(x, 270, 12, 12, colour, rx=2)
-        svg.text(x + 18, 280, words, "small")
+        svg.rect(x, 280, 12, 12, colour, rx=2)
+        svg.text(x + 18, 290, words, "small")
         x += width
-    svg.text(x, 280, "arrow: a cache is sent", "small")
+    svg.text(x, 290, "arrow: a cache is sent", "small")
     return svg.picture()
 
 

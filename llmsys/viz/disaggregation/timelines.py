@@ -19,6 +19,8 @@ class Frame:
     end: float  #  when all have ended, in the slower design
     limits: Limits
     lives: dict[str, list[RequestMetrics]]
+    sent: dict[str, list[float]]
+    """Seconds from each request's first token until its cache is where its answer is written; 0 if nothing is sent."""
 
     def late(self, request: RequestMetrics) -> str:
         """Which limit a request has missed by now: "TTFT", "TPOT", both, or none."""
@@ -44,11 +46,11 @@ def frames_of(
     workload: Sequence[Arrival], limits: Limits, *, times: StepTimes, transfer: Transfer, steps: int = 24
 ) -> list[Frame]:
     """Moments from the first arrival to the last token."""
-    lives = {
-        name: simulate(
-            workload, placement=placement, times=times, transfer=transfer, num_blocks=20_000, ahead=True
-        ).requests
+    results = {
+        name: simulate(workload, placement=placement, times=times, transfer=transfer, num_blocks=20_000, ahead=True)
         for name, placement in TWO.items()
     }
+    lives = {name: result.requests for name, result in results.items()}
+    sent = {name: result.transfers or [0.0] * len(result.requests) for name, result in results.items()}
     end = max(each.ended for requests in lives.values() for each in requests)
-    return [Frame(end * n / steps, end, limits, lives) for n in range(1, steps + 1)]
+    return [Frame(end * n / steps, end, limits, lives, sent) for n in range(1, steps + 1)]

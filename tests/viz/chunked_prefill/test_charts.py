@@ -1,5 +1,7 @@
 """The charts of lesson 10 draw the numbers that they are given, and the opening picture those of the step times."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from llmsys.bench.record import Record
@@ -71,7 +73,9 @@ def test_stalls_are_drawn_in_milliseconds(words):
 
 def test_whatever_was_recorded_is_drawn_one_rate_or_many():
     one = recorded_runs(record(("orca", 20.0), ("stall-free", 20.0)), Simulated)
-    assert [list(line.get_xdata()) for line in one.figure.axes[0].get_lines()] == [[20.0]] * 4
+    bars = [bar.get_height() for bar in one.figure.axes[0].patches if bar.get_height()]
+    assert bars == [100, 105, 110, 115] and [each.get_text() for each in one.figure.legends[0].texts] == [
+        "recorded", "simulated"]  # fmt: skip
     runs = [(name, rate) for name in ("static", "orca", "alternating", "stall-free") for rate in (24.0, 8.0, 16.0)]
     many = recorded_runs(record(*runs))
     lines = many.figure.axes[1].get_lines()
@@ -79,6 +83,21 @@ def test_whatever_was_recorded_is_drawn_one_rate_or_many():
     assert all(list(line.get_xdata()) == [8.0, 16.0, 24.0] for line in lines)
     assert "orca at 20 a second, to the first token 100 ms (simulated 105 ms)" in one.alt
     assert "recorded on H200" in many.alt and "simulated" not in many.alt
+
+
+def test_the_longest_gap_has_a_panel_where_it_was_recorded():
+    class WithGaps(Simulated):
+        requests = [SimpleNamespace(longest_gap=gap) for gap in (None, 0.1, 0.4)]
+
+    class WithoutGaps(Simulated):
+        requests = [SimpleNamespace(longest_gap=None)]
+
+    rows = [row | {"wait_longest_ms": 333.0} for row in record(("orca", 20.0)).rows if row["sweep"] == "served"]
+    shown = recorded_runs(rows, WithGaps)
+    assert [bar.get_height() for bar in shown.figure.axes[2].patches if bar.get_height()] == [333, 400]
+    assert "longest gap of all 333 ms (simulated 400 ms)" in shown.alt
+    with pytest.raises(ValueError, match="gaps=True"):
+        recorded_runs(rows, WithoutGaps)
 
 
 def test_a_record_without_runs_is_refused():

@@ -45,6 +45,22 @@ def test_every_frame_is_legible_and_says_in_words_how_many_have_ended(rate, band
         assert_legible(draw(frame).markup())
 
 
+def test_the_stepper_starts_at_the_end_and_shows_what_a_slow_link_costs():
+    shown = stepper()
+    assert shown.frame.now == shown.frame.end
+    fast = shown.frame.sent
+    shown.set(bandwidth=1.25e9)
+    slow = shown.frame
+    assert slow.now == slow.end and set(fast["colocated"]) == set(slow.sent["colocated"]) == {0.0}
+    assert len(slow.sent["disaggregated"]) == 14 and max(fast["disaggregated"]) < 0.01 < min(slow.sent["disaggregated"])
+    for sent, each in zip(slow.sent["disaggregated"], slow.lives["disaggregated"], strict=True):
+        assert each.first_token + sent < each.ended
+    boxes = draw(slow).markup().count("line-green")
+    assert boxes == 14 + 1  # and one in the key
+    shown.set(bandwidth=50e9)
+    assert draw(shown.frame).markup().count("line-green") == 1
+
+
 def test_charts_say_their_numbers_and_refuse_what_they_cannot_draw(assert_legible):
     shown = interference([0, 8], {"one": [(0.005, 0.01), (0.0134, 0.02)]})
     assert "13.4 at 8" in shown.alt
