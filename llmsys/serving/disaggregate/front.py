@@ -55,17 +55,21 @@ class Described:
 
 
 class Pools:
-    """The blocks of all engines together, as they last said."""
+    """The blocks of all living engines together, as they last said."""
 
     def __init__(self, router: Router):
         self._router = router
-        self.num_blocks = 1 + sum(each.num_blocks - 1 for each in router.hellos.values())
         self.block_size = min(each.block_size for each in router.hellos.values())
 
     @property
+    def num_blocks(self) -> int:
+        return 1 + self._router.blocks
+
+    @property
     def stats(self) -> PoolStats:
-        used = sum(each.blocks_used for each in self._router.reports.values())
-        blocks = self.num_blocks - 1
+        reports = list(self._router.reports.values())  # who asks may be in another thread than who steps
+        used = sum(each.blocks_used for each in reports)
+        blocks = self._router.blocks
         return PoolStats(blocks, used, blocks - used, 0, 0, 0, 0)
 
 

@@ -56,13 +56,26 @@ class ConnectionLinks:
         self._died.append(name)
 
 
-def accept(listener: connections.Listener, came: queue.SimpleQueue) -> None:
-    """In a thread: puts what each says first, and its connection, until the listener is closed."""
+def accept(listener: connections.Listener, key: bytes, came: queue.SimpleQueue) -> None:
+    """In a thread: puts what each says first who has the key, and its connection, until the listener is closed.
+
+    The listener itself is made without the key: it would ask for it in `accept`, and who connects and says nothing, as
+    who looks for open ports does, would keep all others out.
+    """
     while True:
         try:
             connection = listener.accept()
-            came.put((connection.recv(), connection))
-        except (AuthenticationError, EOFError, ConnectionError):  # somebody else
+        except ConnectionError:  # gone by now
             continue
         except OSError:  # closed: all are here
             return
+        threading.Thread(target=_meet, args=(connection, key, came), daemon=True).start()
+
+
+def _meet(connection: connections.Connection, key: bytes, came: queue.SimpleQueue) -> None:
+    try:
+        connections.deliver_challenge(connection, key)
+        connections.answer_challenge(connection, key)
+        came.put((connection.recv(), connection))
+    except (AuthenticationError, EOFError, OSError):  # somebody else
+        connection.close()

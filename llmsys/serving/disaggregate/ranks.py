@@ -123,7 +123,7 @@ def start(
         # Of what is free in main memory each gets its part; a GPU each has for itself.
         share = int(USED_ON_CPU * available_memory()) // (prefill + decode)
         plan = replace(plan, settings=settings | dict(memory=share))
-    listener = connections.Listener(plan.address, backlog=prefill + decode, authkey=plan.key)
+    listener = connections.Listener(plan.address, backlog=prefill + decode)
     plan = replace(plan, address=listener.address)
     ended: queue.SimpleQueue = queue.SimpleQueue()
 
@@ -151,7 +151,7 @@ def front_of(plan: Plan, *, timeout: float = START) -> DisaggregatedEngine:
     """
     if not plan.key:
         raise ValueError("key must be given, the same to the front and to all ranks: who has it may run code in them")
-    listener = connections.Listener(plan.address, backlog=plan.prefill + plan.decode, authkey=plan.key)
+    listener = connections.Listener(plan.address, backlog=plan.prefill + plan.decode)
     return _front(plan, listener, timeout, queue.SimpleQueue(), None)
 
 
@@ -225,7 +225,7 @@ def _front(plan: Plan, listener, timeout: float, ended: queue.SimpleQueue, threa
     """When all have come."""
     came: queue.SimpleQueue = queue.SimpleQueue()
     with listener:
-        threading.Thread(target=accept, args=(listener, came), daemon=True).start()
+        threading.Thread(target=accept, args=(listener, plan.key, came), daemon=True).start()
         hellos: dict[str, Hello] = {}
         to: dict[str, connections.Connection] = {}
         until = time.monotonic() + timeout

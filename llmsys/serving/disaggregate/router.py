@@ -87,6 +87,11 @@ class Router(Roster):
         self._broken: set[frozenset[str]] = set()  # pairs
         self._keys = itertools.count(1)
 
+    @property
+    def blocks(self) -> int:
+        """Of all living engines."""
+        return sum(each.num_blocks - 1 for name, each in self.hellos.items() if name in self.alive)
+
     # What the engine's interface asks for
 
     def add(self, request: Request) -> list[Request]:
@@ -153,7 +158,7 @@ class Router(Roster):
             if (attempt := self.attempts.get(said.key)) is not None:
                 self._said(name, attempt, said, now)
                 changed.append(attempt.request.id)
-        blocks = sum(each.num_blocks - 1 for each in self.hellos.values())
+        blocks = self.blocks
         used = sum(each.blocks_used for each in self.reports.values())
         for step in report.steps:
             counts = (step.tokens, step.sequences, len(self.running), len(self.waiting), used, blocks)

@@ -146,6 +146,7 @@ def test_an_engine_that_breaks_by_itself_is_one_that_has_died(llama):
     assert engine.generate([PROMPT], LONG)[0].tokens == llama.greedy(PROMPT)[0][:12]
     assert engine.scheduler.alive == {"decode 0"}
     assert isinstance(engine.links.errors.pop("prefill 0"), ZeroDivisionError)
+    assert engine.pool.stats.free == engine.pool.num_blocks - 1 == 39, "of the two pools one is left"
     assert_empty(engine)
 
 
