@@ -63,8 +63,9 @@ def open_page(chromium):
     yield opened
     for context in contexts:
         context.close()
-    # Chromium notes each request that was refused.
-    assert [each for each in complaints if "Failed to load resource: the server responded" not in each] == []
+    # Chromium notes each request that was refused, and those of a page that outlives its server.
+    expected = "Failed to load resource: the server responded", "net::ERR_CONNECTION_REFUSED"
+    assert [each for each in complaints if not any(words in each for words in expected)] == []
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_a_conversation_and_the_engine_at_work(model, open_page):
 
         # The engine: what it shows is what it did, and it goes on while an answer comes.
         until(page, "document.getElementById('ttft').textContent.includes('ms')")
-        assert page.locator("#tpot").inner_text().count("ms") == 2
+        until(page, "document.getElementById('tpot').textContent.split('ms').length === 3")  # when an answer has ended
         until(page, "document.getElementById('blocks').textContent === '0 of 399'")
         assert int(page.locator("#steps").inner_text().replace(",", "")) <= running.engine.metrics.totals.steps
         page.get_by_label("Most tokens").fill("300")
