@@ -520,15 +520,17 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 #
 # ## Where does the wall stand?
 #
-# So far, what a kernel wrote went to HBM. In truth there is a cache on the way, which all multiprocessors share: **L2**. What
-# one kernel leaves there the next one finds, if it fits. (SRAM is emptied in between.) So $S$ and $P$ live in L2 if it holds
-# both, and in HBM if not, and each level has a ridge of its own, the peak over *its* bandwidth. With $e$ bytes an element
-# (`itemsize` in code) $S$ and $P$ are written and read *there*, once each, so the three kernels together have an intensity of
+# So far, what a kernel wrote went to HBM. In truth there is a cache on the way, larger than SRAM and slower, and all
+# multiprocessors share it: **L2**. It keeps what was last written or read, and what one kernel leaves there the next one still
+# finds, if it fits. (SRAM is emptied in between.) So $S$ and $P$ live in L2 if it holds both, and in HBM if not; and each of
+# these levels has a ridge of its own, the peak over *its* bandwidth. With $e$ bytes an element (`itemsize` in code) they are
+# written and read *there*, once each, and the three kernels together have an intensity of
 #
 # $$ I = \frac{4\,T^2 D}{4\,T^2\, e} = \frac{D}{e} \tag{5} $$
 #
 # whatever $T$ is. What does depend on $T$ is where they fit. The L2 of an H100 has 50 MiB. <!-- source: NVIDIA H100
-# architecture white paper --> **Up to how many tokens do $S$ and $P$ of the 16 heads above, in `bfloat16`, fit into it?**
+# architecture white paper --> Take the 16 heads of the run above, all in `bfloat16`: **up to how many tokens do $S$ and $P$
+# fit into it?**
 
 # %% tags=["predict"]
 predict("01.ridge_tokens", None, "tokens")
@@ -551,11 +553,14 @@ measured("01.ridge_tokens", math.sqrt(h100.l2_bytes / (2 * 2 * 16)), "tokens")
 #
 # $$ 2\, e\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, e\, B H}} \tag{6} $$
 #
-# Beyond $T^\star$ they wait for HBM, whose ridge is five or nine times the 32 of (5). (The products alone have
-# $2D/e = 64$, and wait there, too: so (5) may take three kernels for one.) Only the ridge of SRAM is low enough, on the H100
-# with nothing to spare; and $S$ can stay in SRAM only if the three kernels are one.
+# Up to $T^\star$, L2 is what they wait for: the A100's has a ridge of 43, above the 32 of (5). Beyond $T^\star$ it is HBM,
+# whose ridge is five or nine times too high. (One by one, as exercise (c) counts, the two products have $2D/e = 64$: below
+# HBM's ridge, so that all three kernels wait there and (5) says it all, but above that of the A100's L2, where only the
+# softmax waits.) Only the ridge of SRAM is low enough, on the H100 with nothing to spare. But SRAM does not last from a kernel
+# to the next: $S$ can stay there only if the three kernels are one.
 #
-# So (5) makes a claim that can be tested: beyond $T^\star$ the FLOP/s no longer depend on $T$. All recorded lengths lie there:
+# Beyond $T^\star$ there is nothing left to fall to, and so (5) makes a claim that can be tested: the FLOP/s no longer
+# depend on $T$. From 1k to 16k tokens, all recorded lengths lie beyond the 905:
 
 # %% tags=["claim"]
 lengths = sorted(T for name, T in rows if name == "naive")
@@ -568,10 +573,10 @@ print(f"{(lengths[-1] // lengths[0]) ** 2} times the work, at {faster:.2f} times
 viz.memory_wall.ridge([rows["naive", T] for T in lengths], h100)
 
 # %% [markdown]
-# Nearly so: 256 times the work at about the same speed. The line above the points is the bound of three kernels, with 8
-# bytes a score. The library's version moves 28, so it has to stay below a third of that.
+# Nearly so: 256 times the work is done at about the same speed. The line above the points is the bound of three kernels,
+# with 8 bytes a score. The library's version moves 28, so it has to stay below a third of that.
 #
-# And on this machine?
+# And on a CPU? One core computes far less, and memory is not that much slower. (With a GPU here, the cell shows that.)
 
 # %% tags=["measure"]
 here = this_machine()
@@ -581,8 +586,9 @@ print(f"the ridge of its memory is at {here.flops[dtype] / here.bandwidth:.1f} F
 print(f"naive attention with D = {D}: {D / kind['dtype'].itemsize:g} FLOP a byte")
 
 # %% [markdown]
-# On one CPU core, $D/e = 16$ usually lies *above* the ridge: only the softmax feels the memory, and the wall is a step, not
-# a cliff. A GPU has far more arithmetic for each byte that it can fetch: that is why its ridge is at 295.
+# On one CPU core, $D/e = 16$ usually lies *above* the ridge: the products do not mind where $S$ is, and only the softmax
+# feels the memory. The wall is a step there, not a cliff. A GPU has far more arithmetic for each byte that it can fetch:
+# that is why its ridge is at 295.
 #
 # ## Your attention in a real model
 #
