@@ -523,7 +523,8 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 # So far, what a kernel wrote went to HBM. In truth there is a cache on the way, larger than SRAM and slower, and all
 # multiprocessors share it: **L2**. It keeps what was last written or read, and it is not emptied between two kernels as SRAM is:
 # the second still finds there what the first one wrote, if there was room. So with few tokens, $S$ and $P$ of all heads stay in L2
-# and need not come from HBM. **The wall** stands at $T^\star$, the largest number of tokens with which both fit.
+# and need not come from HBM. **The wall** stands at $T^\star$, the largest number of tokens with which both fit (both,
+# for the softmax reads the one while it writes the other).
 #
 # The L2 of an H100 has 50 MiB. <!-- source: NVIDIA H100 architecture white paper --> For one sequence with 16 heads of 64, and
 # $S$ and $P$ in `bfloat16`: **how large is $T^\star$?**
@@ -531,14 +532,19 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 # %% tags=["predict"]
 predict("01.ridge_tokens", None, "tokens")
 
-# %% tags=["measure"]
-measured("01.ridge_tokens", math.sqrt(h100.l2_bytes / (2 * 2 * 16)), "tokens")
-
 # %% [markdown]
-# With $e$ bytes an element (`itemsize` in code), two matrices for each of $BH$ heads fill a cache of $M$ bytes when
+# With $e$ bytes an element (`itemsize` in code), $S$ and $P$ of $BH$ heads fill a cache of $M$ bytes when
 #
 # $$ 2\, e\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, e\, B H}} \tag{5} $$
-#
+
+# %% tags=["measure"]
+def wall(l2_bytes, e, heads=16):
+    return int(math.sqrt(l2_bytes / (2 * e * heads)))
+
+
+measured("01.ridge_tokens", wall(h100.l2_bytes, e=2), "tokens")
+
+# %% [markdown]
 # How much slower is it beyond? Ask each kernel what it waits for. (4) holds for L2, too, with L2's bandwidth, and so L2 has a ridge of
 # its own. For the H100's no bandwidth is published, but there is one for the A100's. <!-- source: NVIDIA A100 architecture
 # white paper: 5120 bytes a cycle, at 1.41 GHz --> That one has 40 MiB, so there the wall stands at 809 tokens. A length on either
@@ -551,16 +557,12 @@ from llmsys.viz.kit.numbers import rate
 def what_they_wait_for(T, level, *, bandwidth, peak_flops, e):
     """The three kernels of one head of D, if S and P are in the memory called `level`, with e bytes an element."""
     ridge = peak_flops / bandwidth
-    print(f"T = {T:,}, {level} of {rate(bandwidth, unit='B/s')}: the ridge is {ridge:.1f} FLOP a byte")
+    print(f"T = {T:,}, D = {D}, {level} of {rate(bandwidth, unit='B/s')}: the ridge is {ridge:.1f} FLOP a byte")
     product, softmax = (2 * T * T * D, e * (2 * T * D + T * T)), (5 * T * T, e * 2 * T * T)  # FLOP, bytes
     for name, (flops, size) in {"q kᵀ": product, "softmax": softmax, "P v": product}.items():
         print(f"  {name:8}{flops / size:6.2f} FLOP a byte, waits for {level if flops / size < ridge else 'arithmetic'}")
     least = seconds([product, softmax, product], peak_flops=peak_flops, bandwidth=bandwidth)
     print(f"  all three: at most {rate(2 * product[0] / least)}")
-
-
-def wall(l2_bytes, e, heads=16):
-    return int(math.sqrt(l2_bytes / (2 * e * heads)))
 
 
 a100 = DEVICES["A100 80GB SXM"]
@@ -574,9 +576,9 @@ what_they_wait_for(4096, "HBM", bandwidth=a100.bandwidth, peak_flops=a100.flops[
 # for HBM, and a third of the speed is left. (The products' intensity goes towards $2D/e = 64$; in the shorter sequence, the
 # bytes of $q$, $k$, $v$ and $o$ count for more.)
 #
-# Further out it gets no worse: operations and bytes both grow with $T^2$, and so does the time. This the recorded runs do show,
-# though not where the wall stands. For the library's kernels keep scores in `float32`. By (5) with $e = 4$, their wall on the H100
-# is at 640 tokens, and all recorded lengths, from 1,024 on, lie beyond it: with each doubling the time grows about fourfold.
+# Further out it gets no worse: operations and bytes both grow with $T^2$, and so does the time. The runs recorded on the H100 show
+# this, though not where the wall stands. For the library's kernels keep scores in `float32`, so that by (5), with $e = 4$, their wall
+# is at 640 tokens; and all recorded lengths, from 1,024 on, lie beyond it. With each doubling, the time grows about fourfold.
 #
 # And on this machine?
 
