@@ -546,9 +546,9 @@ measured("01.ridge_tokens", wall(h100.l2_bytes, e=2), "tokens")
 
 # %% [markdown]
 # How much slower is it beyond? Ask each kernel what it waits for. (4) holds for L2, too, with L2's bandwidth, and so L2 has a ridge of
-# its own. For the H100's no bandwidth is published, but there is one for the A100's. <!-- source: NVIDIA A100 architecture
-# white paper: 5120 bytes a cycle, at 1.41 GHz --> That one has 40 MiB, so there the wall stands at 809 tokens. A length on either
-# side of it:
+# its own. For the H100's, no bandwidth is published, so take the A100's. <!-- source: NVIDIA A100 architecture
+# white paper: 5120 bytes a cycle, at 1.41 GHz --> It holds 40 MiB, so that the wall stands
+# at 809 tokens. Here is a length on either side of it:
 
 # %% tags=["claim"]
 from llmsys.viz.kit.numbers import rate
@@ -566,10 +566,11 @@ def what_they_wait_for(T, level, *, bandwidth, peak_flops, e):
 
 
 a100 = DEVICES["A100 80GB SXM"]
-print(f"the wall of the A100, bfloat16: {wall(a100.l2_bytes, e=2)} tokens; of the H100, bfloat16: "
-      f"{wall(h100.l2_bytes, e=2)}, float32: {wall(h100.l2_bytes, e=4)}")  # fmt: skip
-what_they_wait_for(512, "L2", bandwidth=a100.l2_bandwidth, peak_flops=a100.flops["bfloat16"], e=2)
-what_they_wait_for(4096, "HBM", bandwidth=a100.bandwidth, peak_flops=a100.flops["bfloat16"], e=2)
+peak = a100.flops["bfloat16"]
+print(f"{a100.name}, bfloat16, {rate(peak)}; with 16 heads, its wall is at {wall(a100.l2_bytes, e=2)} tokens")
+what_they_wait_for(512, "L2", bandwidth=a100.l2_bandwidth, peak_flops=peak, e=2)
+what_they_wait_for(4096, "HBM", bandwidth=a100.bandwidth, peak_flops=peak, e=2)
+print(f"{h100.name} with scores in float32: its wall is at {wall(h100.l2_bytes, e=4)} tokens")
 
 # %% [markdown]
 # At 512 tokens the products keep the arithmetic busy, and only the softmax waits for L2. At 4,096, beyond the wall, all three wait
@@ -577,8 +578,8 @@ what_they_wait_for(4096, "HBM", bandwidth=a100.bandwidth, peak_flops=a100.flops[
 # bytes of $q$, $k$, $v$ and $o$ count for more.)
 #
 # Further out it gets no worse: operations and bytes both grow with $T^2$, and so does the time. The runs recorded on the H100 show
-# this, though not where the wall stands. For the library's kernels keep scores in `float32`, so that by (5), with $e = 4$, their wall
-# is at 640 tokens; and all recorded lengths, from 1,024 on, lie beyond it. With each doubling, the time grows about fourfold.
+# this: with each doubling they take about four times as long. Where the wall stands they cannot show. With scores in `float32`,
+# theirs is at 640 tokens, by (5) with $e = 4$, and the shortest has 1,024.
 #
 # And on this machine?
 
