@@ -25,7 +25,7 @@ from llmsys.bench.record import Record, new_record
 from llmsys.models import Llama, LlamaConfig
 from llmsys.models.training_step import token_loss
 from llmsys.parallel.execute import Cut, Pipeline, Stage, stages_of
-from llmsys.parallel.pipeline import Costs, Kind, Schedule, Timeline, make_schedule, simulate
+from llmsys.parallel.pipeline import Schedule, costs_of, make_schedule, simulate
 from llmsys.parallel.ranks import device, run
 
 RANKS = 2
@@ -134,16 +134,6 @@ def _row(name: str, model: Llama, batch: Tensor, size: Size) -> dict:
             for event in row
         ],  # ms, of the median step
     }
-
-
-def costs_of(timeline: Timeline, num_stages: int) -> Costs:
-    """What the actions of a run took, for each stage the mean; a B that stands alone counts as its own kind."""
-    found: dict[Kind, list[list[float]]] = {kind: [[] for _ in range(num_stages)] for kind in Kind}
-    for row in timeline.events:
-        for event in row:
-            found[event.action.kind][event.action.stage].append(event.duration)
-    means = {kind: [statistics.fmean(each) if each else 0.0 for each in found[kind]] for kind in Kind}
-    return Costs(F=means[Kind.F], I=means[Kind.I], W=means[Kind.W], B=means[Kind.B], FB=means[Kind.FB])
 
 
 class _Part(nn.Module):

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from llmsys.bench.pipeline import PEERS, costs_of
-from llmsys.parallel.pipeline import Costs, make_schedule, simulate
+from llmsys.bench.pipeline import PEERS
+from llmsys.parallel.pipeline import Costs, costs_of, make_schedule, simulate
 from tests.support.size import SEED
 
 

@@ -118,5 +118,3 @@ def in_order(program: Sequence, schedule: Schedule) -> tuple:
         return Exchange(tuple(sorted(step.transfers, key=lambda each: (each.source, place[each.of]))))
 
     return tuple(map(sorted_, program))
-
-
