@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from llmsys.attention import sdpa_attention
 from llmsys.models import load_model
+from llmsys.parallel.execute import split_backward
 from llmsys.parallel.ranks import RanksFailed, close, run
 from llmsys.training import TrainConfig, train
 from llmsys.training.pipelined import schedule_for, train_in_stages
@@ -79,6 +80,28 @@ def test_a_checkpoint_goes_on_at_another_number_of_stages_and_without_any(deep, 
     same(second, expected)
     shutil.rmtree(tmp_path / "step-000004")
     same(train(deep(), corpus, SETTINGS, out=tmp_path, resume=True), expected)
+
+
+def with_a_doubled_backward(model, corpus, schedule):
+    """On a rank: the timelines of each step, and the first gradient's length, with every matrix's gradient doubled."""
+
+    def doubled(dy, x, weight):
+        dx, later = split_backward(dy, x, weight)
+        return dx, lambda: 2 * later()
+
+    seen = []
+    done = train_in_stages(model, corpus, SETTINGS, schedule, backward=doubled, on_timeline=seen.append)
+    return seen, done.steps[0].gradient_norm
+
+
+def test_each_steps_timeline_is_told_and_the_backward_is_the_one_that_is_given(deep, corpus):
+    schedule = schedule_for("zb-h1", 2, 4)
+    (seen, length), (others, _) = run(with_a_doubled_backward, 2, deep(), corpus, schedule, backend="gloo")
+    assert seen == others and len(seen) == SETTINGS.steps
+    for timeline in seen:
+        assert [[event.action for event in row] for row in timeline.events] == [*map(list, schedule.orders)]
+    plain = in_stages(deep(), corpus, replace(SETTINGS, steps=1), "zb-h1", 2).steps[0].gradient_norm
+    assert 1.2 * plain < length < 2 * plain  # that of norms and embedding is as it was
 
 
 def forward_only(q, k, v, **options):

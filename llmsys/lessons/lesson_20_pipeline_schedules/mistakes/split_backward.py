@@ -97,6 +97,14 @@ wrong(
     why="Several I may come before the first W. Each function has to have the dy and x of its own call.",
 )
 wrong(
+    "in_the_order_of_the_calls",
+    "You keep all dy and x in one list, and take those that have waited longest.",
+    (DX, DX + '\n    in_the_order_of_the_calls.__dict__.setdefault("kept", []).append((dy, x))'),
+    (LATER, "    def later():\n        dy, x = in_the_order_of_the_calls.kept.pop(0)\n        return " + DW + "\n"),
+    why="A schedule may do a later microbatch's W first, and a rank may have several stages. Each function has to have "
+    "the dy and x of its own call.",
+)
+wrong(
     "adds_up_by_itself",
     "You add dW to weight.grad, and return the sum of all microbatches.",
     (LATER, "    def later():\n        dw = " + DW + "\n"
