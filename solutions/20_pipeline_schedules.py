@@ -654,18 +654,20 @@ viz.pipeline_schedules.timelines(
 
 # %% [markdown]
 # What the two have in common is the bubble that a simulation can know of. The stages take different times, and the
-# faster rank waits for the other one in every round. And F, I and W take different times. I is longer than W: attention
-# and the norms have all of their backward in it, and matrices a half.
+# faster rank waits for the other one in every round. And F, I and W are not 1 : 1 : 1. What is no matrix has its whole
+# backward in I: attention, the norms, and at rank 0 the embedding, whose gradient is 49,152 × 576 numbers large for every
+# microbatch, however few tokens that has. The head's is as large, and is in rank 1's W. <!-- source: smollm2.config -->
 #
 # What is in the upper one alone, no means can tell: an action takes longer now and then, and others wait for it. Here
-# that is mostly two processes on one machine that take memory's bandwidth from each other. And an action begins some
-# time after what it needs has been computed, for it has to be sent.
+# that is mostly two processes on one machine that take memory's bandwidth, and perhaps cores, from each other. And an
+# action begins some time after what it needs has been computed, for it has to be sent.
 #
 # ## On two GPUs
 #
-# A bubble is worth what is lost by it, so one has to look where nothing else is lost. Here are four schedules on a
-# model that fills two GPUs, one rank on each, and beside them torch's own runtime with the same model, schedule and
-# microbatches.
+# Now a model that fills two GPUs, one rank on each, and microbatches that fill them, too. Recorded are four schedules,
+# forward and backward without the optimiser's step. *torch's* is torch's own runtime with the same model, schedule and
+# microbatches, measured in turn. *Simulated* is the bubble as the simulator has it, told what the actions of this very
+# run took: the mean of each kind at each stage, and sends that take no time.
 
 # %% tags=["claim"]
 records = all_recorded("pipeline")
@@ -682,9 +684,8 @@ if not records:
 viz.pipeline_schedules.recorded_runs(records[0]) if records else None
 
 # %% [markdown]
-# *Simulated* is the bubble as the simulator has it, told what the actions of this very run took: the means of each kind
-# at each stage, and sends that take no time. Where the two columns are close, a simulation is as good as a run, and
-# takes milliseconds. The picture has the run that the row is the median of, as it was recorded.
+# Where the two columns of bubbles are close, a simulation is as good as a run, and it takes milliseconds. The picture has
+# the run that a row is the median of, in milliseconds, action by action as they were recorded.
 #
 # ## DualPipe
 #
