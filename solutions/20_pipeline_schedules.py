@@ -675,8 +675,10 @@ for record in records:
     print(f"recorded on two {record.device}, {record.date}")
     print(f"{'':12} tokens/s   torch's   times as fast   bubble   simulated")
     for row in record.rows:
-        speeds = f"{row['tokens_s']:9,.0f} {row['torch_tokens_s']:9,.0f} {row['ratio']:15.2f}"
-        print(f"{row['name']:12}{speeds} {row['bubble']:8.1%} {row['bubble_simulated']:11.1%}")
+        beside = f"{row['torch_tokens_s']:9,.0f} {row['ratio']:15.2f}" if row["ratio"] else f"{'–':>9} {'–':>15}"
+        print(f"{row['name']:12}{row['tokens_s']:9,.0f} {beside} {row['bubble']:8.1%} {row['bubble_simulated']:11.1%}")
+    for what, why in record.missing.items():
+        print(f"not measured: {what} ({why})")
 if not records:
     print("not recorded yet: python -m llmsys.bench pipeline --out llmsys/bench/recorded does it, on two GPUs")
 

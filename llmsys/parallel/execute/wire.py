@@ -21,9 +21,11 @@ batch.)
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from llmsys.parallel.pipeline import Exchange, Schedule, Transfer, where_done
+from llmsys.parallel.ranks import device
 
 Arrival = Callable[[], Tensor]
 """Call it for the tensor; it waits until that is there. (On a GPU the stream waits, not the program.)"""
@@ -85,7 +87,21 @@ class RankWire:
             both = dist.new_group([ranks[each] for each in pair])  # all ranks make all groups, in one order
             if self._rank in pair:
                 self._groups[sum(pair) - self._rank] = both
-                dist.barrier(group=both)  # NCCL connects two ranks in their first call, and waits for both
+                self._connect(sum(pair) - self._rank)
+
+    def _connect(self, other: int) -> None:
+        """Send something to a rank, and receive something.
+
+        NCCL connects two ranks for a direction in the first transfers that have it. Until both have come to those, all
+        that begins together with them waits, whatever its direction. In a step, the other rank may wait for just that.
+        """
+        dist, both = self._dist, self._groups[other]
+        moves = [(way, torch.zeros(1, device=device())) for way in (dist.isend, dist.irecv)]
+        works = dist.batch_isend_irecv(
+            [dist.P2POp(way, x, group=both, group_peer=int(other > self._rank)) for way, x in moves]
+        )
+        for work in works:
+            work.wait()
 
     def exchange(
         self, sends: Sequence[tuple[Transfer, Tensor]], receives: Sequence[tuple[Transfer, Tensor]]

@@ -34,6 +34,11 @@ def test_all_of_a_record_can_be_read(assert_legible, words):
     assert "81,234 tokens/s, 1.03 × torch's; idle 7.1%, simulated 6.8%" in words(picture)
 
 
+def test_where_torchs_was_not_measured_nothing_is_said_of_it(words):
+    picture = recorded_runs(SimpleNamespace(rows=[row("1f1b") | {"ratio": None}]))
+    assert "81,234 tokens/s; idle 7.1%, simulated 6.8%" in words(picture)
+
+
 def test_a_record_without_rows_and_notes_for_others_are_refused():
     with pytest.raises(ValueError, match="record must have rows, one a schedule"):
         recorded_runs(SimpleNamespace(rows=[]))
