@@ -523,8 +523,9 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 # function that nobody has called yet. At the end of I there is a list of such functions, one for each matrix of the
 # stage, and W calls them.
 #
-# In a model that asks somebody else to make its matrices, that is a matter of asking `PutOff`. What is no matrix (norms
-# and the embedding) keeps an ordinary backward, in I.
+# The library's models have their matrices made by a factory, which can be exchanged. `PutOff` is one that makes matrices
+# with such a backward, out of a function that splits it: yours. What is no matrix (attention, the norms, the embedding)
+# keeps an ordinary backward, in I.
 #
 # ## Exercise (e): split a backward (15 minutes)
 #
@@ -538,14 +539,14 @@ def split_backward(dy, x, weight):
     """The backward of y = x @ weight.T in two halves: dx, and a function that computes dW when it is called.
 
     dy        (…, m), the gradient of the output y
-    x         (…, n), the input of the forward. Its leading dimensions are those of dy: (B, T) in a model, there may be
-              one or several. Both may have any strides
+    x         (…, n), the input of the forward. Its leading dimensions are those of dy: (B, T) in a model, and
+              there may be one or several. Both may have any strides
     weight    (m, n), as torch stores it
     Returns (dx, later). dx is (…, n). later() takes no arguments, and returns dW (m, n), of all rows together.
 
-    Nothing of dW is computed before later is called. Until then split_backward may be called for other microbatches,
-    and their functions may be called in any order, each once. Whoever calls one adds what it returns to the weight's
-    gradient. Each half is one matrix product; no autograd.
+    Nothing of dW is computed before later is called. Until then split_backward may be called for other
+    microbatches, and their functions may be called in any order, each once. Whoever calls one adds what it
+    returns to the weight's gradient. Each half is one matrix product; no autograd.
     """
     ### BEGIN SOLUTION
     def later():
@@ -559,7 +560,7 @@ def split_backward(dy, x, weight):
 check("20.split_backward", split_backward)
 
 # %% [markdown]
-# Here is a matrix with your halves in it, used by nobody but us:
+# Here is one matrix with your halves in it. Autograd comes to it with a $dy$ of ones, and stops at I:
 
 # %% tags=["claim"]
 import torch
@@ -594,10 +595,10 @@ print("rank 1:", *two.orders[1])
 print(f"simulated with F = I = W: idle for {own_simulate(two, Costs()).bubble_share:.1%} of the time")
 
 # %% [markdown]
-# Those are your orders (b), filled by your (d). The trainer gives each action to the stage that it belongs to: an F
-# computes the stage's layers; an I is autograd's backward with your halves in every matrix; and a W is a list of your
-# functions. What others need is sent to them, in the pauses between the actions. A microbatch is one sequence of 32
-# tokens of the course's corpus. **For what share of a step will a rank be idle?**
+# Those are your orders (b), filled by your (d). Each rank does its actions one after the other: an F computes the layers
+# of its stage; an I is autograd's backward through them, with your halves in every matrix; and a W calls the functions
+# that this I has left. Between two actions, what others need is sent to them. A microbatch is one sequence of 32 tokens
+# of the course's corpus. **For what share of a step will a rank be idle,** on the mean of both?
 
 # %% tags=["predict"]
 predict("20.executed", None, "%")
@@ -658,7 +659,7 @@ viz.pipeline_schedules.timelines(
 # backward in I: attention, the norms, and at rank 0 the embedding, whose gradient is 49,152 × 576 numbers large for every
 # microbatch, however few tokens that has. The head's is as large, and is in rank 1's W. <!-- source: smollm2.config -->
 #
-# What is in the upper one alone, no means can tell: an action takes longer now and then, and others wait for it. Here
+# What is in the upper one alone, a mean cannot tell: an action takes longer now and then, and others wait for it. Here
 # that is mostly two processes on one machine that take memory's bandwidth, and perhaps cores, from each other. And an
 # action begins some time after what it needs has been computed, for it has to be sent.
 #
