@@ -44,7 +44,7 @@ PEERS = {
 
 TORCH = "torch.distributed.pipelining"
 DEADLINE = 75.0
-"""Seconds for a schedule: on two H200s it takes 20, and 20 more to start the processes."""
+"""Seconds for a schedule by both, the start of processes included."""
 
 
 @dataclass(frozen=True)
