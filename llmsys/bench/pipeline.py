@@ -145,11 +145,12 @@ def _torch_step(
     theirs = stages_of(model, schedule, cut, dist.get_rank(), split=False)
     peer = _peer(name, schedule, theirs, size.microbatches)
     first, last = (dist.get_rank() == schedule.placement.rank(stage) for stage in (0, schedule.num_stages - 1))
-    tokens = [batch[:, :-1]] if first else []
+    tokens = [batch[:, :-1].contiguous()] if first else []  # torch's runtime refuses other strides
+    target = batch[:, 1:].contiguous() if last else None
 
     def step() -> None:
         _forget(theirs)
-        peer.step(*tokens, target=batch[:, 1:] if last else None, return_outputs=False)  # nor do we keep the logits
+        peer.step(*tokens, target=target, return_outputs=False)  # nor do we keep the logits
 
     step()
     _check_equal(ours, theirs, size.dtype)

@@ -2,16 +2,26 @@
 
 import io
 import random
+from unittest.mock import patch
 
 import pytest
+import torch
 from rich.console import Console
 
 from llmsys.bench import pipeline
 from llmsys.bench.pipeline import PEERS
 from llmsys.bench.record import new_record
+from llmsys.models import Llama
+from llmsys.parallel.execute import Cut
 from llmsys.parallel.pipeline import Costs, costs_of, make_schedule, simulate
-from llmsys.parallel.ranks import RanksFailed
+from llmsys.parallel.ranks import RanksFailed, close, run
 from tests.support.size import SEED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_rank_is_left():
+    yield
+    close()
 
 
 @pytest.mark.parametrize("name", [*PEERS, "dualpipe-v"])
@@ -28,13 +38,34 @@ def test_a_runs_costs_simulated_again_are_the_run(name):
         assert again.bubble_share == pytest.approx(run.bubble_share)
 
 
+def what_torch_is_given(name):
+    """On a rank: of what torch's runtime gets in a step, the shapes, and whether its rows lie one after the other."""
+    size, given = pipeline._size(quick=True), []
+
+    class Peer:
+        def step(self, *tokens, target=None, **options):
+            given.extend(each for each in (*tokens, target) if each is not None)
+
+    model, schedule = Llama(size.model), make_schedule(name, 2, size.microbatches)
+    cut = Cut.by_cost(size.model, schedule.num_stages, size.T)
+    batch = torch.zeros(size.microbatches * size.B, size.T + 1, dtype=torch.long)
+    with patch.object(pipeline, "_peer", lambda *_: Peer()), patch.object(pipeline, "_check_equal"):
+        pipeline._torch_step(name, model, schedule, cut, batch, {}, size)
+    return [(tuple(each.shape), each.is_contiguous()) for each in given]
+
+
+@pytest.mark.parametrize("name, ranks_given", [("1f1b", [1, 1]), ("zb-v", [2, 0])])
+def test_torchs_runtime_is_given_contiguous_tensors_which_some_versions_insist_on(name, ranks_given):
+    assert run(what_torch_is_given, 2, name, backend="gloo") == [n * [((8, 16), True)] for n in ranks_given]
+
+
 def test_where_torchs_runtime_fails_ours_is_measured_alone_and_every_row_is_given_as_it_comes(monkeypatch, capsys):
-    def run(function, ranks, name, size, with_torch, **options):
+    def runs(function, ranks, name, size, with_torch, **options):
         if name == "zb-v" or (name == "interleaved" and with_torch):
             raise RanksFailed(f"rank 0 did not end: {name}\nand so on", "hung", 0, {}, [])
         return [{"name": name, "tokens_s": 1.0, "torch_tokens_s": 2.0 if with_torch else None}]
 
-    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "run", runs)
     seen = []
     record = pipeline.measure(quick=True, so_far=lambda record: seen.append([row["name"] for row in record.rows]))
     assert [(row["name"], row["torch_tokens_s"]) for row in record.rows] == [
