@@ -700,11 +700,12 @@ viz.pipeline_schedules.recorded_runs(record)
 #
 # So are these the bubbles of the formulas? For 1F1B, (2) gives $1/9$, 11.1%, and ZB-H1 should have $1/25$, if F, I and
 # W took the same. There are two reasons why both have more. <!-- source: (p − 1)/(m + p − 1), p = 2, m = 8; 1 of 25 in
-# 8 · 3 + 1 --> Twenty layers and a head cannot be cut into equal halves: with one stage a rank, rank 1 is the faster one,
-# and waits in every round. And I takes more than three times as long as W. Attention, the norms and the MLP's activation have their whole
-# backward in it, and only the matrices have halves. What ZB-H1 saves against 1F1B is $2 (p − 1) W$ by the formulas, and
-# with such a W that is not much. Smaller stages do more: the interleaved schedule and ZB-V, with two stages a rank, are
-# the fastest here. But splitting costs nothing: I and W together take as long as B. <!-- source: the table above -->
+# 8 · 3 + 1 --> Twenty layers and a head cannot be cut into equal halves: with one stage a rank, rank 1 is the faster
+# one, and waits in every round. And I takes more than three times as long as W. Attention, the norms and the MLP's
+# activation have their whole backward in it, and only the matrices have halves. What ZB-H1 saves against 1F1B is $2 (p
+# − 1) W$ by the formulas, and with such a W that is not much. Smaller stages do more: the interleaved schedule and
+# ZB-V, with two stages a rank, are the fastest here. But splitting costs nothing: I and W together take as long as B.
+# <!-- source: the table above -->
 #
 # ## DualPipe
 #
