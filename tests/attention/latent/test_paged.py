@@ -138,10 +138,17 @@ def test_it_compiles_for_hopper_and_smaller_gpus_and_spills_little(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("Hq", "sequences"), [(16, [(1, 300)] * 9), (128, [(70, 513), (1, 4096), (1, 1), (0, 0)]), (7, [(33, 33)])]
+    ("Hq", "sequences", "trees"),
+    [
+        (16, [(1, 300)] * 9, ()),
+        (128, [(70, 513), (1, 4096), (1, 1), (0, 0)], ()),
+        (7, [(33, 33)], ()),
+        (16, [(5, 300), (1, 40), (8, 8), (1, 2000)], (True, False, True, True)),
+    ],
 )
-def test_on_a_gpu_with_deepseeks_sizes(Hq, sequences):
-    batch = latents(Shape(tuple(sequences), page=64, G=Hq, pad=3), 512, 64, dtype=torch.bfloat16, device="cuda")
+def test_on_a_gpu_with_deepseeks_sizes(Hq, sequences, trees):
+    shape = Shape(tuple(sequences), page=64, G=Hq, pad=3, trees=trees)
+    batch = latents(shape, 512, 64, dtype=torch.bfloat16, device="cuda")
     o, lse = attend(batch)
     expected, expected_lse = batch.expected()
     naive = paged_attention_reference(batch.q, batch.key_pages, batch.value_pages, **batch.step)
