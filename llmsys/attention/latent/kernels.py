@@ -52,7 +52,7 @@ def latent_kernel(
     each = tl.cdiv(total, tl.num_programs(0))
     at = tl.minimum(program * each, total)
     stop = tl.minimum(at + each, total)
-    cut_rows = 0
+    tl.store(cuts_ptr + tl.num_programs(0) + program, 0)  # until an entry is cut
     while at < stop:
         s, start, Tq, length, n, entry, tile = line_place(at, ends, starts_ptr, lengths_ptr, BLOCK_N)
         first_row = entry * BLOCK_M
@@ -90,11 +90,10 @@ def latent_kernel(
             part = 2 * program + (tile == 0)
             store_part(part_ptr, part_lse_ptr, o, lse, part, there, LATENT, BLOCK_M, BLOCK_L)
             if tile == 0:
-                cut_rows = tl.minimum(Tq * HEADS - first_row, BLOCK_M)
                 tl.store(cuts_ptr + program, start * HEADS + first_row)
+                tl.store(cuts_ptr + tl.num_programs(0) + program, tl.minimum(Tq * HEADS - first_row, BLOCK_M))
                 tl.store(cuts_ptr + 2 * tl.num_programs(0) + program, (at + n - 1) // each)
         at += take
-    tl.store(cuts_ptr + tl.num_programs(0) + program, cut_rows)
 
 
 @triton.jit
