@@ -154,14 +154,14 @@ def launch_merge(
     kernel: object = None,
 ) -> None:  # fmt: skip
     """Add up the parts that the programs of a split kernel, in teams of so many, have left; clear rows of nobody."""
-    (N, Hq, latent), programs = o.shape, cuts.shape[1]
+    (N, Hq, latent), programs, rows = o.shape, cuts.shape[1], part.shape[1]
     block_m, parts = (4, 2) if N * Hq >= MANY_ROWS else (1, 8)
     if o.device.type == "cpu":  # the interpreter takes as long for a row as for many
-        block_m, parts = 64, 4
-    (kernel or _kernels().merge)[(-(-N * Hq // block_m),)](
-        o, lse, part, part_lse, cuts, query_start_loc, programs, len(query_start_loc) - 1, N,
-        HEADS=Hq, LATENT=latent, MEMBERS=members, ROWS=part.shape[1], BLOCK_P=_up(programs, 16), BLOCK_M=block_m,
-        BLOCK_L=_up(latent, 16), PARTS=parts, num_warps=4,
+        block_m, parts = rows, 4
+    (kernel or _kernels().merge)[(programs, -(-min(rows, N * Hq) // block_m))](
+        o, lse, part, part_lse, cuts, query_start_loc, len(query_start_loc) - 1, N,
+        HEADS=Hq, LATENT=latent, MEMBERS=members, ROWS=rows, BLOCK_M=block_m, BLOCK_L=block_of(latent), PARTS=parts,
+        num_warps=4,
     )  # fmt: skip
 
 

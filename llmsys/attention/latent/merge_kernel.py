@@ -3,6 +3,10 @@
 It knows neither lengths nor tiles, only `cuts`, in which each program that cut something has written down whose the
 parts are. So it serves the kernel in Triton (`llmsys.attention.latent.kernels`) and the one for Hopper, whose programs
 come in teams and whose runs are not quite equal. A row of o is a token with one head, as they lie one after another.
+
+Nobody looks for what is theirs to do: program (p, b) has rows of what was cut at the end of program p's run, if there
+is such a thing, and is done after one load if there is not. (Rows that look for their parts in all of `cuts` are slow:
+a tile of rows times programs is held by every thread at once, in the layout that the sums want.)
 """
 
 from llmsys.attention.paged.walk import store_rows
@@ -11,38 +15,35 @@ from llmsys.hardware.tier import load_triton
 triton, tl = load_triton()
 
 
-@triton.jit(do_not_specialize=["P", "S", "N"])
+@triton.jit(do_not_specialize=["S", "N"])
 def merge_kernel(
-    o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, P, S, N,
-    HEADS: tl.constexpr, LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, PARTS: tl.constexpr,
+    o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, S, N,
+    HEADS: tl.constexpr, LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M rows of o (N · HEADS, LATENT) and lse: of those that were cut, the sum of their parts, in the order of
-    the runs; of those that belong to no sequence, 0 and −∞.
+    """Of the rows of o (N · HEADS, LATENT) and lse that were cut the sum of their parts, in the order of the runs; 0
+    and −∞ for those that belong to no sequence.
 
-    Grid: (⌈N · HEADS / BLOCK_M⌉,). The P programs that left the parts came in teams of MEMBERS, which share a run, with
-    other rows of queries. Parts have ROWS rows, and PARTS of them are read at a time.
+    Grid: (P, ⌈rows of a part / BLOCK_M⌉), for the P programs that left the parts, in teams of MEMBERS, which share a
+    run, with other rows of queries. Parts have ROWS rows, and PARTS of them are read at a time.
     """
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    program, P = tl.program_id(0), tl.num_programs(0)
+    row_of_part = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     latent = tl.arange(0, BLOCK_L)
-    each = tl.arange(0, BLOCK_P)
-    first = tl.load(cuts_ptr + each, mask=each < P, other=0)
-    rows = tl.load(cuts_ptr + P + each, mask=each < P, other=0)
-    mine = (first[:, None] <= row[None, :]) & (row[None, :] < (first + rows)[:, None])
-    program = tl.max(tl.where(mine, each[:, None], -1), 0)  # in whose run a row begins and goes on; −1: it is whole
-    if tl.max(program, 0) >= 0:
-        cut = program >= 0
-        row_of_part = row - tl.load(cuts_ptr + program, mask=cut, other=0)
-        last = tl.load(cuts_ptr + 2 * P + program, mask=cut, other=-1)
-        team = program // MEMBERS
+    rows = tl.load(cuts_ptr + P + program)
+    if tl.program_id(1) * BLOCK_M < rows:
+        mine = row_of_part < rows
+        row = tl.load(cuts_ptr + program).to(tl.int64) + row_of_part
+        last = tl.load(cuts_ptr + 2 * P + program)
+        first = program // MEMBERS  # its own team has the first part
         m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         l = tl.zeros((BLOCK_M,), tl.float32)
         o = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
-        for some in range(0, tl.max(tl.where(cut, last - team, -1), 0) + 1, PARTS):
-            its_team = team[None, :] + (some + tl.arange(0, PARTS))[:, None]  # (PARTS, BLOCK_M)
-            part = 2 * (its_team * MEMBERS + (program % MEMBERS)[None, :]) + (its_team == team[None, :])
-            at = part * ROWS + row_of_part[None, :]
-            there = cut[None, :] & (its_team <= last[None, :])
+        for some in range(first, last + 1, PARTS):
+            team = some + tl.arange(0, PARTS)
+            part = 2 * (team * MEMBERS + program % MEMBERS) + (team == first)
+            at = part[:, None] * ROWS + row_of_part[None, :]  # (PARTS, BLOCK_M)
+            there = (team <= last)[:, None] & mine[None, :]
             lse = tl.load(part_lse_ptr + at, mask=there, other=float("-inf"))
             inside = there[:, :, None] & (latent < LATENT)[None, None, :]
             its_o = tl.load(part_ptr + at[:, :, None] * LATENT + latent[None, None, :], mask=inside, other=0.0)
@@ -54,9 +55,9 @@ def merge_kernel(
             o = o * shrink[:, None] + tl.sum(its_o * weight[:, :, None], 0)
             m = m_new
         l = tl.where(l > 0, l, 1.0)
-        store_rows(o_ptr, lse_ptr, o / l[:, None], m + tl.log2(l), row.to(tl.int64), 0, cut, 1, LATENT, BLOCK_L)
-    nobodys = (row >= tl.load(starts_ptr + S) * HEADS) & (row < N * HEADS)
-    if tl.max(nobodys.to(tl.int32), 0) > 0:
-        nothing = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
-        never = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-        store_rows(o_ptr, lse_ptr, nothing, never, row.to(tl.int64), 0, nobodys, 1, LATENT, BLOCK_L)
+        store_rows(o_ptr, lse_ptr, o / l[:, None], m + tl.log2(l), row, 0, mine, 1, LATENT, BLOCK_L)
+    number = program * tl.num_programs(1) + tl.program_id(1)
+    for row in range(tl.load(starts_ptr + S) * HEADS + number, N * HEADS, P * tl.num_programs(1)):
+        o_at = o_ptr + tl.cast(row, tl.int64) * LATENT + latent
+        tl.store(o_at, tl.zeros((BLOCK_L,), o_ptr.dtype.element_ty), mask=latent < LATENT)
+        tl.store(lse_ptr + row, float("-inf"))
