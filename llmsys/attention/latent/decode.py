@@ -4,14 +4,13 @@
 
 Each slot of the cache has a latent vector c and a rotated key r, side by side. Queries come absorbed, [q_c, q_r], and
 what comes out is still latent (`llmsys.attention.latent`). Every key is read for 64 rows at a time, a row being a query
-token with one head. That is the right shape for decoding, and for the few tokens of a draft; chunks of prompts are taken
-as well, of which each tile of rows passes over the keys that none of them sees.
+token with one head. That is the right shape for decoding, and for the few tokens of a draft. Chunks of prompts are
+taken as well, of which each tile of rows passes over the keys that none of them sees.
 
-Two kernels for one contract: Gluon on Hopper (`hopper`), and Triton (`kernels`) for all other GPUs, for the interpreter,
-and for trees of drafts. On an H200, in bf16, for 2,048 tokens of 128 heads after 6,144 others, the one has 544 TFLOP/s
-and the other 246. Each cuts the keys of all sequences into equal runs; one merge adds up what was cut. What is launched
-depends on sizes of tensors and on `max_query_len`, and on no length: so nothing waits for the GPU, and a CUDA graph of
-it serves any lengths.
+Two kernels for one contract: Gluon on Hopper (`hopper`), and Triton (`kernels`) for other GPUs, the interpreter, and
+trees of drafts. Each cuts the keys of all sequences into equal runs; one merge adds up what was cut. What is
+launched depends on sizes of tensors and on `max_query_len`, and on no length: so nothing waits for the GPU, and a CUDA
+graph of it serves any lengths.
 """
 
 from dataclasses import dataclass
@@ -71,8 +70,8 @@ def latent_decode(
     pages
         A slot is c, `latent` numbers, then the rotated key. q's dtype; the last stride is 1.
     query_start_loc, seq_lens, block_table, tree_mask
-        The step, int32 and bool, as in `llmsys.attention.paged.arguments`: attention is causal, aligned bottom-right; slots that
-        no length reaches may hold NaN; entries of the table beyond those needed may be anything.
+        The step, as in `llmsys.attention.paged.arguments`: attention is causal, aligned bottom-right; slots that no
+        length reaches may hold NaN; entries of the table beyond those needed may be anything.
     max_query_len
         The most tokens that a sequence brings. Advice: what comes out does not depend on it.
     scale
@@ -81,7 +80,7 @@ def latent_decode(
         "gluon" is for Hopper, in half precision, 512 + 64, at most 128 heads, pages of 16 to 256 (a power of two), and
         no tree; "auto" goes there by itself.
     tiles, programs, kernels
-        Of the Triton kernel, in place of what `tiles_for` says: where one is given, it is this kernel that is launched.
+        Of the Triton kernel, in place of what `tiles_for` says. Where one is given, this kernel is launched.
 
     Returns o (N, Hq, latent) in q's dtype and, if asked for, lse (N, Hq) in fp32: 0 and −∞ for a token that sees no key
     or belongs to no sequence. The same arguments give the same bits.
@@ -112,8 +111,8 @@ def latent_decode(
     if language == "gluon" and not gluon:
         raise ValueError(
             'language must be "auto" or "triton" for this step: "gluon" is for Hopper GPUs, in half precision, latents '
-            "of 512 and rotated keys of 64, at most 128 heads, pages of 16, 32, 64, 128 or 256 that lie in a row, and no "
-            "tree"
+            "of 512 and rotated keys of 64, at most 128 heads, pages of 16, 32, 64, 128 or 256 that lie in a row, and "
+            "no tree"
         )
     if kernels is None:
         check_device(q)

@@ -1,6 +1,6 @@
-"""The small mixture of experts that comes with the package: trained on the corpus' bytes without anything that keeps its
-loads even, by `llmsys.bench.moe_training`, which repeats it in less than a minute on a GPU. One whose loads were kept even is
-`llmsys.models.deepseek.shipped`'s.
+"""The small mixture of experts that comes with the package: trained on the corpus' bytes, without anything that keeps
+its loads even, by `llmsys.bench.moe_training`, which repeats it in less than a minute on a GPU. One whose loads were
+kept even is `llmsys.models.deepseek.shipped`'s.
 
     model = load_shipped()
     x, routings = model.routed(torch.tensor([model.tokenizer.encode("def ")]))

@@ -1,4 +1,4 @@
-"""MLA decode by the Triton kernel and the merge: the definition over odd shapes, what is refused, and what is compiled."""
+"""MLA decode by the Triton kernel and the merge: the definition, what is refused, and what is compiled."""
 
 import itertools
 from dataclasses import dataclass
