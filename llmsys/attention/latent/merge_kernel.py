@@ -31,6 +31,7 @@ def merge_kernel(
     row_of_part = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     latent = tl.arange(0, BLOCK_L)
     rows = tl.load(cuts_ptr + P + program)
+    nobodys = tl.load(starts_ptr + S) * HEADS  # the first row of no sequence
     if tl.program_id(1) * BLOCK_M < rows:
         mine = row_of_part < rows
         row = tl.load(cuts_ptr + program).to(tl.int64) + row_of_part
@@ -57,7 +58,7 @@ def merge_kernel(
         l = tl.where(l > 0, l, 1.0)
         store_rows(o_ptr, lse_ptr, o / l[:, None], m + tl.log2(l), row, 0, mine, 1, LATENT, BLOCK_L)
     number = program * tl.num_programs(1) + tl.program_id(1)
-    for row in range(tl.load(starts_ptr + S) * HEADS + number, N * HEADS, P * tl.num_programs(1)):
+    for row in range(nobodys + number, N * HEADS, P * tl.num_programs(1)):
         o_at = o_ptr + tl.cast(row, tl.int64) * LATENT + latent
         tl.store(o_at, tl.zeros((BLOCK_L,), o_ptr.dtype.element_ty), mask=latent < LATENT)
         tl.store(lse_ptr + row, float("-inf"))

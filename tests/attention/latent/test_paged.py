@@ -127,7 +127,7 @@ def test_it_compiles_for_hopper_and_smaller_gpus_and_spills_little(tmp_path):
             empty(8 * T, Hq, 576, dtype=dtype), empty(100, 64, 576, dtype=dtype), latent=512,
             query_start_loc=empty(9), seq_lens=empty(8), block_table=empty(8, 64), max_query_len=T, scale=0.07,
             tree_mask=empty(8 * T, max(T, 2), dtype=torch.bool) if tree else None,
-            tiles=tiles_for(Hq * T, dtype.itemsize, tree, target)[0], kernels=kernels,
+            tiles=tiles_for(Hq * T, 576, dtype.itemsize, tree, target)[0], kernels=kernels,
         )  # fmt: skip
         builds += [kernels.latent.builds[0]]
     for kernel in compile_kernels(builds, cache=tmp_path):
