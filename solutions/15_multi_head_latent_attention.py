@@ -598,7 +598,7 @@ viz.multi_head_latent_attention.decode_roofline(record)
 # How near `gluon` comes to its two roofs is printed above: the copy's speed, where heads are few, and with 128 what the
 # project measured for large products of matrices, on an H100, which has the same tensor cores. (The picture's flat roof is
 # the data sheet's.) `triton` is the portable kernel, and with many heads less than half as fast, in
-# this record (since then it has been given larger tiles);
+# this record (it has had faster tiles since);
 # `llmsys/attention/latent/hopper/` says what the other does differently.
 #
 # A cache of keys and values loses by its size: with 16 heads, where memory decides for both, by its bytes nearly exactly.
