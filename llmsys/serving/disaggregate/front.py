@@ -96,7 +96,7 @@ class DisaggregatedEngine(Engine):
     Raises
     ------
     ValueError
-        There is no engine of one kind, a name is not known or has two roles, or the models are not one.
+        A name is not known or has two roles, nobody is to decode, or the models are not one.
     """
 
     def __init__(

@@ -106,7 +106,7 @@ def disaggregated_here(
     here = [Instance(f"prefill {i}", model, transfer=transfer, log=log, **(settings | dict(of_prefill or {})))
             for i in range(prefill)]  # fmt: skip
     there = [
-        Instance(f"decode {i}", model, pushes=False, log=log, **(settings | dict(of_decode or {})))
+        Instance(f"decode {i}", model, log=log, **(settings | dict(of_decode or {})))
         for i in range(decode)
     ]
     for one in here:

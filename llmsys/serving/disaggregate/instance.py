@@ -28,7 +28,6 @@ from llmsys.serving.disaggregate.arrivals import Announced, Arrivals, Cut, Rows
 from llmsys.serving.disaggregate.push import LayerEvent, Push, Transfer, Wire, push_each_layer
 from llmsys.serving.disaggregate.reserving import ReservingScheduler
 from llmsys.serving.engine import Engine
-from llmsys.serving.execution import Execution
 from llmsys.serving.guard import Guard
 from llmsys.serving.loop import Loop
 from llmsys.serving.plan import StepPlan
@@ -53,9 +52,6 @@ class Instance:
         By which others know it.
     model, settings
         The engine's, as for `Engine`; no two instances need have the same settings.
-    pushes
-        Whether it will compute prompts for others: then its steps are run kernel by kernel, so that every layer can
-        leave when it is computed. (A graph is one launch for all layers.)
     window
         As for `ReservingScheduler`.
     transfer, log
@@ -74,11 +70,9 @@ class Instance:
         name: str,
         model: nn.Module,
         *,
-        pushes: bool = True,
         window: int | None = None,
         transfer: Transfer = push_each_layer,
         log: Callable[[LayerEvent], object] | None = None,
-        execution: Execution | None = None,
         **settings,
     ):
         def scheduler(*args, **named):
@@ -86,10 +80,8 @@ class Instance:
 
         if settings.get("host_cache"):
             raise ValueError("host_cache must be None in engines that hand blocks to each other: give it to one Engine")
-        if pushes:
-            execution = replace(execution or Execution(), graphs=False, few_kernels=False)
         self.name, self.inbox = name, queue.SimpleQueue()
-        self.engine = engine = Engine(model, scheduler=scheduler, execution=execution, **settings)
+        self.engine = engine = Engine(model, scheduler=scheduler, **settings)
         self.scheduler: ReservingScheduler = engine.scheduler
         self.pool, model = engine.pool, engine.model
         spec = model.cache_spec()
@@ -174,8 +166,8 @@ class Instance:
 
     def launch(self, plan: StepPlan) -> Launched:
         """The runner's, and what the step computes of prompts for others leaves layer by layer. (For the loop.)"""
-        with self.push.step(plan):
-            return self.engine.runner.launch(plan)
+        with self.push.step(plan) as some:
+            return self.engine.runner.launch(plan, by_layers=some)
 
     def _request(self, item, sampling) -> Request:
         request = Request(str(item.key), item.tokens, sampling, salt=item.salt)

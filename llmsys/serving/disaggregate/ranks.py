@@ -51,6 +51,7 @@ class Plan:
     address     where the front listens: (host, port)
     key         who connects must have it
     settings    of every engine, as for `Instance`; of_prefill and of_decode count more
+    watch       called by each rank with its instance before that serves: to listen to its events, say
     """
 
     load: Callable[..., nn.Module] | nn.Module
@@ -61,6 +62,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     of_prefill: Mapping[str, Any] = field(default_factory=dict)
     of_decode: Mapping[str, Any] = field(default_factory=dict)
+    watch: Callable[[Instance], object] | None = None
 
     def __post_init__(self):
         for name in ("prefill", "decode"):
@@ -90,6 +92,7 @@ def start(
     of_prefill: Mapping[str, Any] | None = None,
     of_decode: Mapping[str, Any] | None = None,
     timeout: float = START,
+    watch: Callable[[Instance], object] | None = None,
     **settings,
 ) -> DisaggregatedEngine:
     """An engine of several processes on this machine, which end with it: `close`, or at the end of a `with`.
@@ -106,6 +109,8 @@ def start(
         As for `Instance`: of all, and of those of one kind, which count more.
     timeout
         Seconds until all are ready.
+    watch
+        As for `Plan`.
 
     Raises
     ------
@@ -116,7 +121,7 @@ def start(
     """
     plan = Plan(
         load, prefill, decode, key=secrets.token_bytes(32), settings=settings, of_prefill=dict(of_prefill or {}),
-        of_decode=dict(of_decode or {}),
+        of_decode=dict(of_decode or {}), watch=watch,
     )  # fmt: skip
     backend = _backend(device, prefill + decode)
     if backend == "gloo" and not {"num_blocks", "memory"} & {*settings, *plan.of_prefill, *plan.of_decode}:
@@ -168,8 +173,10 @@ def serve_as_rank(plan: Plan) -> None:
     model = plan.load if isinstance(plan.load, nn.Module) else plan.load(device=where)
     model = model.to(where)
     own = plan.of_prefill if prefills else plan.of_decode
-    instance = Instance(names[rank], model, pushes=prefills, **(dict(plan.settings) | dict(own)))
+    instance = Instance(names[rank], model, **(dict(plan.settings) | dict(own)))
     ends = _connect(instance, plan, rank, where)
+    if plan.watch is not None:
+        plan.watch(instance)
     try:
         with connections.Client(tuple(plan.address), authkey=plan.key) as front:
             front.send(instance.hello())

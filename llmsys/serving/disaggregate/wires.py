@@ -20,6 +20,7 @@ breaks the pair: who is not heard any more must be known to be so, or its reques
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,10 +47,17 @@ class PairWire:
         The pair for rows: the same one, or one by NCCL.
     broken
         Called, in the wire's thread, when the other end is gone, or something cannot be sent.
+
+    Attributes
+    ----------
+    sent
+        Called, in the wire's thread, with each layer's bytes and the seconds (of `time.perf_counter`) at which its rows
+        were there to be sent, and were sent. None: nobody is.
     """
 
     def __init__(self, numbers: Pair, rows: Pair, broken: Callable[[], object]):
         self._numbers, self._rows, self._broken = numbers, rows, broken
+        self.sent: Callable[[int, float, float], object] | None = None
         self._items: queue.SimpleQueue = queue.SimpleQueue()
         self._on_gpu, self._closed = rows.backend == "nccl", False
         threading.Thread(target=self._work, daemon=True, name="sends keys and values").start()
@@ -83,20 +91,21 @@ class PairWire:
             stream = None
             while (item := self._items.get()) is not None:
                 numbers, tensor, ready = item
+                if ready is not None:
+                    ready.synchronize()  # or the other end's GPU would wait for this one's computing
+                began = time.perf_counter()
                 self._numbers.send(torch.tensor(numbers, dtype=torch.int64))
                 if tensor is None:
                     continue
-                if ready is None:
-                    (self._rows if self._on_gpu and tensor.is_cuda else self._numbers).send(tensor)
-                    continue
-                stream = stream or torch.cuda.Stream(tensor.device)
-                with torch.cuda.stream(stream):
-                    stream.wait_event(ready)
-                    if self._on_gpu:
+                if tensor.is_cuda and self._on_gpu:
+                    stream = stream or torch.cuda.Stream(tensor.device)
+                    with torch.cuda.stream(stream):
                         self._rows.send(tensor)
                         stream.synchronize()  # its memory may be used again from now on
-                    else:
-                        self._numbers.send(tensor.cpu())
+                else:
+                    self._numbers.send(tensor.cpu())
+                if self.sent is not None and numbers[0] == LAYER:
+                    self.sent(tensor.nbytes, began, time.perf_counter())
         except Exception as error:
             _note("send keys and values", error)
             self._numbers.abort()  # so that the other end hears of it
