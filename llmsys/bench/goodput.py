@@ -131,7 +131,7 @@ def measure(quick: bool = False, *, size: Sizes | None = None) -> Record:
         if "rate" in what:
             row = {"sweep": "served", "name": policy, **what, "max_tokens_per_step": most, "trace": TRACE, "seed": SEED}
             row |= {"model": size.shape.name, "blocks": engine.pool.num_blocks, "max_sequences": size.max_sequences}
-            rows.append(row | _times(found))
+            rows.append(row | percentiles(found))
     padded = engine.runner.graphs.token_buckets if engine.runner.graphs else ()
     rows.append({"sweep": "sizes", "name": "tokens of a step", "sizes": list(padded)})
     return new_record("goodput", rows + condensed(recorder.steps, padded), missing)
@@ -201,7 +201,8 @@ def table(record: Record):
     return served
 
 
-def _times(found: Served) -> dict:
+def percentiles(found: Served) -> dict:
+    """What a row says of a workload's times."""
     row = {"seconds": _digits(found.seconds), "steps": found.steps, "output_tokens": found.output_tokens}
     for key, values in (("ttft", found.first), ("tpot", found.per_token), ("wait", found.waits)):
         for share in (50, 90, 99):

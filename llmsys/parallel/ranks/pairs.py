@@ -158,6 +158,7 @@ def pair_group(a: int, b: int, *, backend: str | None = None, timeout: float = 3
             if backend == "nccl":
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = _NO_LIMIT
+                options.is_high_priority_stream = True  # what is sent while others compute needs few multiprocessors
                 group = dist.ProcessGroupNCCL(own, int(rank == high), 2, options)
             else:
                 with _connections() as known:

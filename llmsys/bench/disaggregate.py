@@ -1,0 +1,348 @@
+"""Two GPUs, divided or not: the same conversations by two engines that each do everything, and by one that computes
+prompts and one that goes on from there.
+
+A model of Mistral-7B's shape with random weights, in bf16, in two processes that each have a GPU; keys and values go
+from one to the other by NCCL. Conversations (`synthetic`, as long as those of azure-conversation, Poisson arrivals,
+forced output lengths, drawn from a seed) come at several rates, and each rate is served by both designs in turn. **It
+is the same pair of engines both times**, behind the same front: the router is told who is to do what (`assign`).
+Colocated, a request goes to the engine that holds less. Both designs have steps of the same budget.
+
+Rows, by `sweep`:
+
+    link        what NCCL's send and receive alone reach between these two GPUs, for messages of `bytes`
+    served      `requests` conversations, `rate` a second for both GPUs together, by the design `name`: percentiles of
+                TTFT, TPOT and of the time between two tokens, of all requests; `ttft_ms` and `tpot_ms` of each of them;
+                the share that met both limits, `attainment`, and at this rate the requests a second and GPU that did,
+                `goodput_per_gpu`. `moved_bytes` were sent, a layer of a step's prompts at a time, and `moved_gbps` is
+                what they had while they were: from when a layer's rows were computed to when they were there
+    step        steps of nearly one load (`llmsys.bench.goodput`), by the `role` of the engine: colocated, prefill,
+                decode
+    sizes       to how many tokens that role's steps with prompts are filled up
+
+The steps are what a simulator's prices are fitted to (`recorded_times`), which can then be asked the same
+(`simulated`). Without two GPUs, and with --quick on any machine that has none, the processes are on the CPU, with gloo
+and a tiny model: figures of no interest, but the same code.
+"""
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from llmsys.bench.decode import random_model
+from llmsys.bench.goodput import MISTRAL_7B, SEED, TINY, TRACE, condensed, conversations, percentiles
+from llmsys.bench.record import Record, new_record
+from llmsys.bench.serving.serve import Waits, serve
+from llmsys.models.decode_cost import bytes_per_token
+from llmsys.models.shapes import ModelShape
+from llmsys.parallel.ranks import device
+from llmsys.serving import Execution
+from llmsys.serving.disaggregate import DisaggregatedEngine, Instance, start
+from llmsys.serving.goodput import Limits
+from llmsys.serving.simulator import (
+    Placement,
+    Result,
+    StepLoad,
+    StepRecorder,
+    StepTimes,
+    TimedStep,
+    Transfer,
+    fit,
+    simulate,
+)
+from llmsys.serving.telemetry.events import StepDone
+from llmsys.serving.workload import synthetic
+
+GPUS = 2
+ENGINES = ("prefill 0", "decode 0")
+DESIGNS = {
+    "colocated": (dict(prefill=(), decode=ENGINES), Placement(colocated=GPUS)),
+    "divided": (dict(prefill=ENGINES[:1], decode=ENGINES[1:]), Placement(prefill=1, decode=1)),
+}
+"""What the router is told, and what a simulator is."""
+LIMITS = Limits(ttft=0.5, tpot=0.010)
+"""Lesson 11's."""
+SMALL = ModelShape("small", layers=4, width=256, heads=4, kv_heads=2, head_dim=64, ffn=512, vocab=1000)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is asked, and the seconds after which nothing new is begun."""
+
+    shape: ModelShape = MISTRAL_7B
+    max_model_len: int = 16_384
+    max_sequences: int = 256
+    max_tokens_per_step: int = 2048
+    num_blocks: int = 40_000
+    rates: tuple[float, ...] = (32.0, 24.0, 40.0, 28.0, 36.0)
+    """Of both GPUs together."""
+    window: float = 8.0
+    """Seconds in which the conversations come."""
+    shorter: int = 1
+    messages: tuple[int, ...] = (2**21, 2**23, 2**28)
+    """Bytes: of 512 and of 2,048 tokens, what a layer keeps of them; and many."""
+    patience: float = 60.0
+    """Seconds after which a workload is taken to hang."""
+    seconds: float = 220.0
+    gpu: bool = True
+
+
+def sizes(quick: bool) -> Sizes:
+    gpu = torch.cuda.is_available() and torch.cuda.device_count() >= GPUS and dist.is_nccl_available()
+    if gpu and not quick:
+        return Sizes()
+    return Sizes(
+        SMALL if gpu else TINY, max_model_len=512, max_sequences=4, max_tokens_per_step=64, num_blocks=400,
+        rates=(40.0,), window=0.15, shorter=32, messages=(2**16,), gpu=gpu,
+    )  # fmt: skip
+
+
+def measure(
+    quick: bool = False, *, size: Sizes | None = None, save: Callable[[Record], object] = lambda record: None
+) -> Record:
+    """Serve with both designs at all rates: on two GPUs at the size of Mistral-7B, else with a tiny model on the CPU.
+
+    size      what to serve instead
+    save      called with the record so far, after each row
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return _Run(size or sizes(quick), Path(folder), save).all()
+
+
+class _Run:
+    """`rows` and `missing` grow from job to job; what engines write down lies in `folder`."""
+
+    def __init__(self, size: Sizes, folder: Path, save: Callable[[Record], object]):
+        self.size, self.folder, self._save = size, folder, save
+        self.rows: list[dict] = []
+        self.missing: dict[str, str] = {} if size.gpu else {"two GPUs": "this machine has none; its CPU was taken"}
+        self._began = time.perf_counter()
+        self._intervals: list[tuple[str, float, float]] = []  # which design served when
+
+    def all(self) -> Record:
+        size = self.size
+        jobs = [(rate, name) for rate in size.rates for name in DESIGNS]
+        execution = Execution(few_kernels=False, capture="at start") if size.gpu else None
+        try:
+            with start(
+                partial(_load, size.shape, size.max_model_len, size.messages, self.folder),
+                watch=partial(_written_down, self.folder), device="cuda" if size.gpu else "cpu", timeout=170.0,
+                max_tokens_per_step=size.max_tokens_per_step, max_sequences=size.max_sequences,
+                max_model_len=size.max_model_len, num_blocks=size.num_blocks, execution=execution,
+            ) as engine:  # fmt: skip
+                self._serve_all(engine, jobs)
+        except Exception as error:  # whatever it is, it is said, and what was measured before is not lost
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:240]
+            self.missing |= {f"{name}, {rate:g} a second": why for rate, name in jobs}
+            if not self.rows:  # the engines never came
+                _show_stacks(self.folder)
+        return self.record()
+
+    def _serve_all(self, engine: DisaggregatedEngine, jobs: list[tuple[float, str]]) -> None:
+        """What is done is taken off `jobs`."""
+        size, waits = self.size, Waits(engine)
+        self.rows += [row for row in self._written() if "sweep" in row]
+        try:
+            for name in DESIGNS:  # kernels are compiled, and the connection is made
+                self._serve(engine, name, max(size.rates), size.window / 3, waits, warm_up=True)
+            while jobs:
+                rate, name = jobs[0]
+                if time.perf_counter() - self._began > size.seconds:
+                    why = f"not begun: {size.seconds:.0f} s were over"
+                    self.missing |= {f"{name}, {rate:g} a second": why for rate, name in jobs}
+                    jobs.clear()
+                    return
+                self.rows.append(self._serve(engine, name, rate, size.window, waits))
+                del jobs[0]
+                self._save(self.record())
+        except Exception:
+            _show_stacks(self.folder)
+            raise
+
+    def record(self) -> Record:
+        return new_record("disaggregate", self.rows + self._steps(), dict(self.missing))
+
+    def _serve(
+        self, engine: DisaggregatedEngine, name: str, rate: float, window: float, waits: Waits, *, warm_up=False
+    ) -> dict:
+        size = self.size
+        roles, placement = DESIGNS[name]
+        engine.scheduler.assign(**roles)
+        asked = conversations(rate, window, vocab=size.shape.vocab, shorter=size.shorter)
+        called = f"{name}, {rate:g} a second, {len(asked)} requests"
+        begun = time.perf_counter()
+        found = serve(engine, asked, called, waits=waits, patience=size.patience)
+        ended = time.perf_counter()
+        if engine.scheduler.alive != set(ENGINES):
+            raise RuntimeError(f"an engine died: {', '.join(engine.scheduler.alive) or 'none'} is left")
+        if warm_up:
+            return {}
+        self._intervals.append((name, begun, ended))
+        met = sum(
+            first <= LIMITS.ttft and each <= LIMITS.tpot
+            for first, each in zip(found.first, found.per_token, strict=True)  # all have two tokens at least
+        )
+        moved = [row["sent"] for row in self._written() if "sent" in row]
+        moved = [(nbytes, end - start) for nbytes, start, end in moved if begun <= end <= ended]
+        total, busy = sum(nbytes for nbytes, _ in moved), sum(seconds for _, seconds in moved)
+        share = met / len(asked)
+        return {
+            "sweep": "served", "name": name, "rate": rate, "requests": len(asked), "gpus": GPUS, "trace": TRACE,
+            "seed": SEED, "model": size.shape.name, "blocks": size.num_blocks, "max_sequences": size.max_sequences,
+            "max_tokens_per_step": size.max_tokens_per_step, "prompt_tokens": sum(len(each.prompt) for each in asked),
+            **percentiles(found), "ttft_limit_ms": 1e3 * LIMITS.ttft, "tpot_limit_ms": 1e3 * LIMITS.tpot, "met": met,
+            "attainment": _digits(share), "goodput_per_gpu": _digits(share * rate / GPUS), "moved_bytes": total,
+            "messages": len(moved), "moved_s": _digits(busy), "moved_gbps": _digits(total / busy / 1e9) if moved else 0,
+            "ttft_ms": [_digits(1e3 * each) for each in found.first],
+            "tpot_ms": [_digits(1e3 * each) for each in found.per_token],
+        }  # fmt: skip
+
+    def _written(self) -> list[dict]:
+        """What both engines have written down so far."""
+        lines = [line for name in ENGINES for line in (self.folder / f"{name}.jsonl").read_text().splitlines(True)]
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def _steps(self) -> list[dict]:
+        """Rows of steps alike, for each role; the warm-up's are left out."""
+        if not self._intervals:
+            return []
+        steps: dict[str, list[TimedStep]] = {}
+        filled: dict[str, list[int]] = {"prefill": []}  # whose steps are launched layer by layer
+        for row in self._written():
+            if "filled" in row:
+                filled |= dict.fromkeys(("colocated", "decode"), row["filled"])
+            if "step" not in row:
+                continue
+            design = next((name for name, start, end in self._intervals if start <= row["at"] <= end), None)
+            if design is not None:
+                role = design if design == "colocated" else row["engine"].split()[0]
+                steps.setdefault(role, []).append(TimedStep(StepLoad(*row["step"]), row["seconds"]))
+        rows = [{"sweep": "sizes", "name": role, "role": role, "sizes": filled.get(role, [])} for role in steps]
+        for role, some in steps.items():
+            rows += [row | {"role": role} for row in condensed(some, tuple(filled.get(role, ())))]
+        return rows
+
+
+def recorded_times(record: Record, design: str) -> StepTimes:
+    """The prices of a design's steps. Divided, of steps with prompts those of who computes prompts count, and of the
+    others those of who goes on. ValueError where the record has no steps of it."""
+    wanted = {("decode", "decode"), ("prefill", "mixed")}
+    if design == "colocated":
+        wanted = {("colocated", "decode"), ("colocated", "mixed")}
+    rows = [row for row in record.rows if row["sweep"] == "step" and (row["role"], row["name"]) in wanted]
+    filled = {row["role"]: row["sizes"] for row in record.rows if row["sweep"] == "sizes"}
+    steps = [TimedStep(StepLoad(*(row[field] for field in StepLoad._fields)), row["ms"] / 1e3) for row in rows]
+    used = filled.get("colocated" if design == "colocated" else "prefill", ())
+    return fit(steps, weights=[row["count"] for row in rows], sizes=used)
+
+
+def simulated(row: dict, times: StepTimes, *, shape: ModelShape = MISTRAL_7B) -> Result:
+    """What the simulator says of a row of `served`: the same requests, the same engines, devices with these prices, and
+    a link that moves as many bytes a second as were moved."""
+    workload = synthetic(row["trace"], row["requests"], rate=row["rate"], seed=row["seed"])
+    transfer = Transfer()
+    if row["moved_bytes"]:
+        each = bytes_per_token(shape)
+        transfer = Transfer(bytes_per_token=each, bandwidth=1e9 * row["moved_gbps"], layers=shape.layers)
+    return simulate(
+        workload, times=times, num_blocks=row["blocks"], placement=DESIGNS[row["name"]][1], transfer=transfer,
+        max_tokens_per_step=row["max_tokens_per_step"], max_sequences=row["max_sequences"], ahead=True,
+    )  # fmt: skip
+
+
+def table(record: Record):
+    """The record as a rich table: what was served by which design, and the link."""
+    from rich.table import Table
+
+    link = max((row["gbps"] for row in record.rows if row["sweep"] == "link"), default=float("nan"))
+    title = f"conversations on two of {record.device}; the link alone carries {link:.4g} GB/s"
+    shown = Table("a second", "design", "TTFT, ms: median", "p90", "p99", "TPOT, ms: median", "p90", "p99",
+                  "within limits", "goodput per GPU", "moved, GB", "GB/s", title=title)  # fmt: skip
+    for row in record.rows:
+        if row["sweep"] == "served":
+            times = [f"{row[f'{key}_p{share}_ms']:.4g}" for key in ("ttft", "tpot") for share in (50, 90, 99)]
+            shown.add_row(f"{row['rate']:g}", row["name"], *times, f"{row['attainment']:.0%}",
+                          f"{row['goodput_per_gpu']:.3g}", f"{row['moved_bytes'] / 1e9:.4g}",
+                          f"{row['moved_gbps']:.4g}")  # fmt: skip
+    return shown
+
+
+# In each engine's process
+
+
+def _load(shape: ModelShape, max_model_len: int, messages: tuple[int, ...], folder: Path, device: torch.device):
+    """The model; before that, the link alone is timed."""
+    import faulthandler
+
+    name = ENGINES[dist.get_rank()]
+    faulthandler.register(signal.SIGUSR2, file=open(folder / f"{name}.stacks", "w"), all_threads=True)
+    (folder / f"{name}.pid").write_text(str(os.getpid()))
+    rows = [_time_link(nbytes, device) for nbytes in messages]
+    if dist.get_rank() == 0:  # who sends
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.manual_seed(SEED)
+    return random_model(shape, max_model_len, device=device)
+
+
+def _time_link(nbytes: int, where: torch.device, *, repeats: int = 20) -> dict:
+    """From rank 0 to rank 1, one message behind the other: the median of five times."""
+    message = torch.zeros(nbytes, dtype=torch.uint8, device=where)
+    move = dist.recv if dist.get_rank() else dist.send
+    times = []
+    for _ in range(1 + 5):  # the first makes the connection
+        dist.barrier()
+        began = time.perf_counter()
+        for _ in range(repeats):
+            move(message, 1 - dist.get_rank())
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        times.append((time.perf_counter() - began) / repeats)
+    seconds = median(times[1:])
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    return {"sweep": "link", "name": backend, "bytes": nbytes, "us": _digits(1e6 * seconds),
+            "gbps": _digits(nbytes / seconds / 1e9)}  # fmt: skip
+
+
+def _written_down(folder: Path, instance: Instance) -> None:
+    """From now on its steps and what it sends are written into a file, a line each."""
+    file = open(folder / f"{instance.name}.jsonl", "a", buffering=1)
+    recorder = StepRecorder(instance.engine.events)
+    graphs = instance.engine.runner.graphs
+
+    def write(**row) -> None:
+        file.write(json.dumps(row) + "\n")
+
+    def on(event) -> None:
+        if isinstance(event, StepDone) and recorder.steps:  # the recorder has heard of it before
+            (step,) = recorder.steps
+            recorder.steps.clear()
+            write(engine=instance.name, step=step.load, seconds=step.seconds, at=event.time)
+
+    instance.engine.events.listen(on, progress=lambda progress: None)
+    for wire in instance.push.wires.values():
+        wire.sent = lambda nbytes, began, ended: write(sent=(nbytes, began, ended))
+    write(filled=list(graphs.token_buckets) if graphs else [])
+
+
+def _show_stacks(folder: Path) -> None:
+    """Where each engine's threads are, as far as they are alive: something hangs, or has died."""
+    for file in sorted(folder.glob("*.pid")):
+        try:
+            os.kill(int(file.read_text()), signal.SIGUSR2)
+        except (OSError, ValueError):  # it is dead
+            continue
+        time.sleep(1.0)  # for it to write
+        print(f"{file.stem}:\n{file.with_suffix('.stacks').read_text()}", flush=True)
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.5g}")
