@@ -116,7 +116,7 @@ def sweep(
 
 
 def random_model(shape: ModelShape, context_length: int, *, device: str | torch.device | None = None) -> Llama:
-    """A model of this shape with random weights: on a GPU in bf16, on a CPU in fp32. None: on the GPU if there is one."""
+    """A model of this shape with random weights: on a GPU (None: if there is one) in bf16, on a CPU in fp32."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = device.type == "cuda"
     with torch.device("meta"):

@@ -44,7 +44,6 @@ from llmsys.bench.record import Record, new_record
 from llmsys.bench.serving.serve import Waits, serve
 from llmsys.models.decode_cost import bytes_per_token
 from llmsys.models.shapes import ModelShape
-from llmsys.parallel.ranks import device
 from llmsys.serving import Execution
 from llmsys.serving.disaggregate import DisaggregatedEngine, Instance, start
 from llmsys.serving.goodput import Limits

@@ -105,10 +105,7 @@ def disaggregated_here(
         whole_number(name, count, at_least=1)
     here = [Instance(f"prefill {i}", model, transfer=transfer, log=log, **(settings | dict(of_prefill or {})))
             for i in range(prefill)]  # fmt: skip
-    there = [
-        Instance(f"decode {i}", model, log=log, **(settings | dict(of_decode or {})))
-        for i in range(decode)
-    ]
+    there = [Instance(f"decode {i}", model, log=log, **(settings | dict(of_decode or {}))) for i in range(decode)]
     for one in here:
         for other in there:
             one.connect(other.name, WireHere(one.name, other.inbox.put))

@@ -93,8 +93,8 @@ class Router(Roster):
         return sum(each.num_blocks - 1 for name, each in self.hellos.items() if name in self.alive)
 
     def assign(self, prefill: Sequence[str], decode: Sequence[str]) -> None:
-        """Who is to do what, from now on; requests under way go on where they are. No `prefill`: nothing is divided, and
-        each of `decode` computes requests from their beginning to their end.
+        """Who is to do what, from now on; requests under way go on where they are. No `prefill`: nothing is divided,
+        and each of `decode` computes requests from their beginning to their end.
 
         ValueError where a name is not known or has two roles, or nobody is to decode.
         """
