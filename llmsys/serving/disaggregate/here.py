@@ -6,6 +6,7 @@
 Nothing runs side by side here, so nothing is gained. What is sent, when, and what comes of it is the same.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,6 +71,9 @@ class LinksHere:
         if self.instances.pop(name, None) is not None:
             self.dead.append(name)
 
+    def give_up(self, name: str) -> None:
+        self.kill(name)
+
     def close(self) -> None:
         self.instances = {}
 
@@ -84,6 +88,8 @@ def disaggregated_here(
     of_prefill: Mapping[str, Any] | None = None,
     of_decode: Mapping[str, Any] | None = None,
     links: Callable[[Mapping[str, Instance]], LinksHere] = LinksHere,
+    silent_after: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
     **settings,
 ) -> DisaggregatedEngine:
     """An engine of several in this process, which share the model's weights.
@@ -98,6 +104,8 @@ def disaggregated_here(
         As for `Instance`: of all, and of those of one kind, which count more.
     links
         Makes the front's way to them, as `LinksHere` does: one that decides whose turn it is, and what arrives when.
+    silent_after, clock
+        The front's, as for `DisaggregatedEngine`.
 
     ValueError where a count is below 1, or a setting is refused by `Engine`.
     """
@@ -112,5 +120,6 @@ def disaggregated_here(
     way = links({each.name: each for each in (*here, *there)})
     hellos = [each.hello() for each in (*here, *there)]
     return DisaggregatedEngine(
-        way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there]
-    )
+        way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there],
+        silent_after=silent_after, clock=clock,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ thread; its inbox may be filled by any.
 
 import contextlib
 import hashlib
+import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -119,7 +120,7 @@ class Instance:
         return say.Hello(
             self.name, model.config, model.tokenizer, model.cache_spec(), str(model.device), model.dtype,
             self.pool.block_size, self.pool.num_blocks, engine.max_model_len, self.scheduler.max_sequences,
-            fingerprint(model),
+            fingerprint(model), os.getpid(),
         )  # fmt: skip
 
     def turn(self) -> list:
@@ -149,6 +150,8 @@ class Instance:
             self._arrived(self._arrivals.take(item))
         elif isinstance(item, say.Close):
             self.closed = True
+        elif isinstance(item, say.Ping):
+            self._replies.append(say.Pong())
         elif isinstance(item, say.Lost):
             self._lost(item.name)
         elif isinstance(item, say.Broken):

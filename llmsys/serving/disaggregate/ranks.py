@@ -11,12 +11,14 @@ Ranks 0 to prefill − 1 prefill, the others decode. Between each of the first a
 (`llmsys.parallel.ranks.pairs`), and from each to the front a connection of its own, on which messages are pickled: so
 the front listens on this machine alone where nothing else is said, and who connects must have the key.
 
-A rank that dies is noticed by its connection's end, whoever has started it, and the others go on, if they are let:
-torchrun ends all of its processes when one of them fails. A dead one is not started again: a run of ranks has the
-processes that it began with.
+A rank that dies is noticed by its connection's end, whoever has started it, and one that hangs by its silence
+(`pulse`; of those that were started here the process is killed then). The others go on, if they are let: torchrun ends
+all of its processes when one of them fails. A dead one is not started again: a run of ranks has the processes that it
+began with.
 """
 
 import contextlib
+import functools
 import queue
 import secrets
 import threading
@@ -36,6 +38,7 @@ from llmsys.serving.disaggregate.front import DisaggregatedEngine
 from llmsys.serving.disaggregate.instance import Instance
 from llmsys.serving.disaggregate.links import ConnectionLinks, accept
 from llmsys.serving.disaggregate.messages import Broken, Close, Died, Hello
+from llmsys.serving.disaggregate.pulse import SILENT
 from llmsys.serving.disaggregate.wires import PairWire, Receiving
 from llmsys.serving.memory import USED_ON_CPU, available_memory
 
@@ -51,6 +54,7 @@ class Plan:
     address     where the front listens: (host, port)
     key         who connects must have it
     settings    of every engine, as for `Instance`; of_prefill and of_decode count more
+    silent_after    seconds after which an engine that says nothing, or a transfer that does not end, counts as dead
     watch       called by each rank with its instance before that serves: to listen to its events, say
     """
 
@@ -62,6 +66,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     of_prefill: Mapping[str, Any] = field(default_factory=dict)
     of_decode: Mapping[str, Any] = field(default_factory=dict)
+    silent_after: float | None = SILENT
     watch: Callable[[Instance], object] | None = None
 
     def __post_init__(self):
@@ -92,6 +97,7 @@ def start(
     of_prefill: Mapping[str, Any] | None = None,
     of_decode: Mapping[str, Any] | None = None,
     timeout: float = START,
+    silent_after: float | None = SILENT,
     watch: Callable[[Instance], object] | None = None,
     **settings,
 ) -> DisaggregatedEngine:
@@ -109,7 +115,7 @@ def start(
         As for `Instance`: of all, and of those of one kind, which count more.
     timeout
         Seconds until all are ready.
-    watch
+    silent_after, watch
         As for `Plan`.
 
     Raises
@@ -121,7 +127,7 @@ def start(
     """
     plan = Plan(
         load, prefill, decode, key=secrets.token_bytes(32), settings=settings, of_prefill=dict(of_prefill or {}),
-        of_decode=dict(of_decode or {}), watch=watch,
+        of_decode=dict(of_decode or {}), silent_after=silent_after, watch=watch,
     )  # fmt: skip
     backend = _backend(device, prefill + decode)
     if backend == "gloo" and not {"num_blocks", "memory"} & {*settings, *plan.of_prefill, *plan.of_decode}:
@@ -211,11 +217,12 @@ def _connect(instance: Instance, plan: Plan, rank: int, where: torch.device) -> 
         rows = pair_group(one, other, timeout=START) if where.type == "cuda" else numbers
         name = plan.names[one + other - rank]
         if rank == one:
-            wire = PairWire(numbers, rows, lambda name=name: put(Broken(name)))
+            broken = functools.partial(put, Broken(name))
+            wire = PairWire(numbers, rows, broken, silent_after=plan.silent_after)
             instance.connect(name, wire)
             ends.append(wire)
         else:
-            receiving = Receiving(name, numbers, rows, spec, where, put)
+            receiving = Receiving(name, numbers, rows, spec, where, put, silent_after=plan.silent_after)
             instance.hear(name, receiving)
             ends.append(receiving)
     return ends
@@ -249,9 +256,10 @@ def _front(plan: Plan, listener, timeout: float, ended: queue.SimpleQueue, threa
                     hello, connection = came.get(timeout=0.02)
                     hellos[hello.name], to[hello.name] = hello, connection
             names = plan.names
+            here = None if thread is None else {name: each.process for name, each in hellos.items()}
             return DisaggregatedEngine(
-                ConnectionLinks(to, thread), [hellos[name] for name in names],
-                prefill=names[: plan.prefill], decode=names[plan.prefill :],
+                ConnectionLinks(to, thread, here), [hellos[name] for name in names],
+                prefill=names[: plan.prefill], decode=names[plan.prefill :], silent_after=plan.silent_after,
             )  # fmt: skip
         except BaseException:
             for each in to.values():

@@ -127,6 +127,8 @@ class Router(Roster):
         if isinstance(message, say.Died):
             _LOGGER.error("%s dies: %s", name, message.why)
             return []
+        if isinstance(message, say.Pong):
+            return []
         if isinstance(message, say.Report):
             return self._reported(name, message)
         if isinstance(message, say.Broken):
