@@ -9,7 +9,7 @@ Colocated, a request goes to the engine that holds less. Both designs have steps
 
 Rows, by `sweep`:
 
-    link        what NCCL's send and receive alone reach between these two GPUs, for messages of `bytes`
+    link        what a pair's send and receive alone reach between these two GPUs, for messages of `bytes`
     served      `requests` conversations, `rate` a second for both GPUs together, by the design `name`: percentiles of
                 TTFT, TPOT and of the time between two tokens, of all requests; `ttft_ms` and `tpot_ms` of each of them;
                 the share that met both limits, `attainment`, and at this rate the requests a second and GPU that did,
@@ -20,8 +20,9 @@ Rows, by `sweep`:
     sizes       to how many tokens that role's steps with prompts are filled up
 
 The steps are what a simulator's prices are fitted to (`recorded_times`), which can then be asked the same
-(`simulated`). Without two GPUs, and with --quick on any machine that has none, the processes are on the CPU, with gloo
-and a tiny model: figures of no interest, but the same code.
+(`simulated`). Colocated comes first, which needs no NCCL, and whatever hangs ends after `patience`, with the stacks of
+both engines. Without two GPUs the processes are on the CPU, with gloo and a tiny model: figures of no interest, but the
+same code.
 """
 
 import json
@@ -44,6 +45,7 @@ from llmsys.bench.record import Record, new_record
 from llmsys.bench.serving.serve import Waits, serve
 from llmsys.models.decode_cost import bytes_per_token
 from llmsys.models.shapes import ModelShape
+from llmsys.parallel.ranks import pair_group, run
 from llmsys.serving import Execution
 from llmsys.serving.disaggregate import DisaggregatedEngine, Instance, start
 from llmsys.serving.goodput import Limits
@@ -82,16 +84,16 @@ class Sizes:
     max_sequences: int = 256
     max_tokens_per_step: int = 2048
     num_blocks: int = 40_000
-    rates: tuple[float, ...] = (32.0, 24.0, 40.0, 28.0, 36.0)
+    rates: tuple[float, ...] = (32.0, 20.0, 38.0, 26.0)
     """Of both GPUs together."""
-    window: float = 8.0
+    window: float = 10.0
     """Seconds in which the conversations come."""
     shorter: int = 1
     messages: tuple[int, ...] = (2**21, 2**23, 2**28)
     """Bytes: of 512 and of 2,048 tokens, what a layer keeps of them; and many."""
-    patience: float = 60.0
+    patience: float = 40.0
     """Seconds after which a workload is taken to hang."""
-    seconds: float = 220.0
+    seconds: float = 165.0
     gpu: bool = True
 
 
@@ -117,6 +119,10 @@ def measure(
         return _Run(size or sizes(quick), Path(folder), save).all()
 
 
+class NoTime(Exception):
+    """What was to be done is not begun any more."""
+
+
 class _Run:
     """`rows` and `missing` grow from job to job; what engines write down lies in `folder`."""
 
@@ -124,48 +130,59 @@ class _Run:
         self.size, self.folder, self._save = size, folder, save
         self.rows: list[dict] = []
         self.missing: dict[str, str] = {} if size.gpu else {"two GPUs": "this machine has none; its CPU was taken"}
+        halves = size.rates[:2], size.rates[2:]  # what needs no NCCL comes first, and both are there if time is short
+        self._jobs = [(name, rate) for rates in halves for name in DESIGNS for rate in rates]
         self._began = time.perf_counter()
         self._intervals: list[tuple[str, float, float]] = []  # which design served when
 
     def all(self) -> Record:
         size = self.size
-        jobs = [(rate, name) for rate in size.rates for name in DESIGNS]
         execution = Execution(few_kernels=False, capture="at start") if size.gpu else None
         try:
             with start(
-                partial(_load, size.shape, size.max_model_len, size.messages, self.folder),
-                watch=partial(_written_down, self.folder), device="cuda" if size.gpu else "cpu", timeout=170.0,
+                partial(_load, size.shape, size.max_model_len, self.folder),
+                watch=partial(_written_down, self.folder), device="cuda" if size.gpu else "cpu",
+                silent_after=60.0, timeout=120.0,
                 max_tokens_per_step=size.max_tokens_per_step, max_sequences=size.max_sequences,
                 max_model_len=size.max_model_len, num_blocks=size.num_blocks, execution=execution,
             ) as engine:  # fmt: skip
-                self._serve_all(engine, jobs)
+                self._serve_all(engine)
         except Exception as error:  # whatever it is, it is said, and what was measured before is not lost
-            why = f"{type(error).__name__}: {error}".splitlines()[0][:240]
-            self.missing |= {f"{name}, {rate:g} a second": why for rate, name in jobs}
-            if not self.rows:  # the engines never came
-                _show_stacks(self.folder)
+            self._not_done(_in_words(error))
+            _show_stacks(self.folder)
+        try:
+            self._in_time()
+            self.rows += run(_time_link, GPUS, size.messages, size.gpu, backend="gloo", timeout=30.0)[0]
+        except Exception as error:
+            self.missing["link"] = _in_words(error)
         return self.record()
 
-    def _serve_all(self, engine: DisaggregatedEngine, jobs: list[tuple[float, str]]) -> None:
-        """What is done is taken off `jobs`."""
-        size, waits = self.size, Waits(engine)
-        self.rows += [row for row in self._written() if "sweep" in row]
-        try:
-            for name in DESIGNS:  # kernels are compiled, and the connection is made
-                self._serve(engine, name, max(size.rates), size.window / 3, waits, warm_up=True)
-            while jobs:
-                rate, name = jobs[0]
-                if time.perf_counter() - self._began > size.seconds:
-                    why = f"not begun: {size.seconds:.0f} s were over"
-                    self.missing |= {f"{name}, {rate:g} a second": why for rate, name in jobs}
-                    jobs.clear()
-                    return
+    def _serve_all(self, engine: DisaggregatedEngine) -> None:
+        """What is done is taken off the jobs."""
+        size, waits, warm = self.size, Waits(engine), set()
+        while self._jobs:
+            name, rate = self._jobs[0]
+            try:
+                self._in_time()
+                if name not in warm:  # kernels are compiled, and a connection is made
+                    self._serve(engine, name, max(size.rates), size.window / 3, waits, warm_up=True)
+                    warm.add(name)
                 self.rows.append(self._serve(engine, name, rate, size.window, waits))
-                del jobs[0]
-                self._save(self.record())
-        except Exception:
-            _show_stacks(self.folder)
-            raise
+            except Exception as error:  # what an engine is still at would be in the next rows
+                self._not_done(_in_words(error))
+                if not isinstance(error, NoTime):
+                    _show_stacks(self.folder)
+                return
+            del self._jobs[0]
+            self._save(self.record())
+
+    def _in_time(self) -> None:
+        if time.perf_counter() - self._began > self.size.seconds:
+            raise NoTime(f"not begun: {self.size.seconds:.0f} s were over")
+
+    def _not_done(self, why: str) -> None:
+        self.missing |= {f"{name}, {rate:g} a second": why for name, rate in self._jobs}
+        self._jobs = []
 
     def record(self) -> Record:
         return new_record("disaggregate", self.rows + self._steps(), dict(self.missing))
@@ -278,37 +295,37 @@ def table(record: Record):
 # In each engine's process
 
 
-def _load(shape: ModelShape, max_model_len: int, messages: tuple[int, ...], folder: Path, device: torch.device):
-    """The model; before that, the link alone is timed."""
+def _load(shape: ModelShape, max_model_len: int, folder: Path, device: torch.device):
     import faulthandler
 
     name = ENGINES[dist.get_rank()]
     faulthandler.register(signal.SIGUSR2, file=open(folder / f"{name}.stacks", "w"), all_threads=True)
     (folder / f"{name}.pid").write_text(str(os.getpid()))
-    rows = [_time_link(nbytes, device) for nbytes in messages]
-    if dist.get_rank() == 0:  # who sends
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     torch.manual_seed(SEED)
     return random_model(shape, max_model_len, device=device)
 
 
-def _time_link(nbytes: int, where: torch.device, *, repeats: int = 20) -> dict:
+def _time_link(messages: tuple[int, ...], gpu: bool, *, repeats: int = 20) -> list[dict]:
     """From rank 0 to rank 1, one message behind the other: the median of five times."""
-    message = torch.zeros(nbytes, dtype=torch.uint8, device=where)
-    move = dist.recv if dist.get_rank() else dist.send
-    times = []
-    for _ in range(1 + 5):  # the first makes the connection
-        dist.barrier()
-        began = time.perf_counter()
-        for _ in range(repeats):
-            move(message, 1 - dist.get_rank())
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        times.append((time.perf_counter() - began) / repeats)
-    seconds = median(times[1:])
-    backend = "nccl" if where.type == "cuda" else "gloo"
-    return {"sweep": "link", "name": backend, "bytes": nbytes, "us": _digits(1e6 * seconds),
-            "gbps": _digits(nbytes / seconds / 1e9)}  # fmt: skip
+    rank, where = dist.get_rank(), torch.device("cuda", dist.get_rank()) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(where)
+    pair, rows = pair_group(0, 1, backend="nccl" if gpu else "gloo"), []
+    move = pair.recv if rank else pair.send
+    for nbytes in messages:
+        message, times = torch.zeros(nbytes, dtype=torch.uint8, device=where), []
+        for _ in range(1 + 5):  # the first makes the connection
+            dist.barrier()
+            began = time.perf_counter()
+            for _ in range(repeats):
+                move(message)
+            if gpu:
+                torch.cuda.synchronize(where)
+            times.append((time.perf_counter() - began) / repeats)
+        seconds = median(times[1:])
+        rows.append({"sweep": "link", "name": pair.backend, "bytes": nbytes, "us": _digits(1e6 * seconds),
+                     "gbps": _digits(nbytes / seconds / 1e9)})  # fmt: skip
+    return rows
 
 
 def _written_down(folder: Path, instance: Instance) -> None:
@@ -341,6 +358,10 @@ def _show_stacks(folder: Path) -> None:
             continue
         time.sleep(1.0)  # for it to write
         print(f"{file.stem}:\n{file.with_suffix('.stacks').read_text()}", flush=True)
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:240]
 
 
 def _digits(value: float) -> float:

@@ -74,13 +74,16 @@ def test_a_simulator_can_be_asked_the_same(quick):
 def test_what_hangs_is_listed_with_where_its_engines_are(capfd):
     record = measure(size=replace(CPU, patience=0.0))
     assert list(record.missing) == ["two GPUs", "colocated, 40 a second", "divided, 40 a second"]
+    assert [row["sweep"] for row in record.rows] == ["link"]
     assert "requests had ended after 0 s" in record.missing["divided, 40 a second"]
     said = capfd.readouterr().out
     assert "prefill 0:" in said and "decode 0:" in said and "serve_as_rank" in said
 
 
 def test_what_finds_no_time_and_what_cannot_be_is_listed():
-    assert measure(size=replace(CPU, seconds=-1.0)).missing["divided, 40 a second"] == "not begun: -1 s were over"
+    late = measure(size=replace(CPU, seconds=-1.0)).missing
+    assert list(late) == ["two GPUs", "colocated, 40 a second", "divided, 40 a second", "link"]
+    assert late["divided, 40 a second"] == "NoTime: not begun: -1 s were over"
     refused = measure(size=replace(CPU, num_blocks=1))
     assert "num_blocks must be at least 2" in refused.missing["colocated, 40 a second"]
 

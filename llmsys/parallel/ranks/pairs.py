@@ -58,9 +58,15 @@ class Transfer:
             record.issued(self._key, self._work)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Raises PairBroken. After so many seconds (of gloo; NCCL's host does not wait) the pair is broken, too."""
+        """Raises PairBroken. After so many seconds the pair is broken, too. (With NCCL the host waits only where it is
+        told how long; else the stream does.)"""
         with self._explained():
-            self._work.wait(_NO_LIMIT if timeout is None else datetime.timedelta(seconds=timeout))
+            if timeout is not None:
+                self._work.wait(datetime.timedelta(seconds=timeout))
+            elif self._pair.backend == "nccl":  # to which any time at all says that the host is to wait
+                self._work.wait()
+            else:
+                self._work.wait(_NO_LIMIT)
 
     @contextlib.contextmanager
     def _explained(self):

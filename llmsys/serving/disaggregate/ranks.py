@@ -19,6 +19,7 @@ began with.
 
 import contextlib
 import functools
+import os
 import queue
 import secrets
 import threading
@@ -56,6 +57,7 @@ class Plan:
     settings    of every engine, as for `Instance`; of_prefill and of_decode count more
     silent_after    seconds after which an engine that says nothing, or a transfer that does not end, counts as dead
     watch       called by each rank with its instance before that serves: to listen to its events, say
+    device      "cpu", or "cuda" for the GPU of each rank's number on its machine; None: as the ranks' backend says
     """
 
     load: Callable[..., nn.Module] | nn.Module
@@ -68,10 +70,13 @@ class Plan:
     of_decode: Mapping[str, Any] = field(default_factory=dict)
     silent_after: float | None = SILENT
     watch: Callable[[Instance], object] | None = None
+    device: str | None = None
 
     def __post_init__(self):
         for name in ("prefill", "decode"):
             whole_number(name, getattr(self, name), at_least=1)
+        if self.device not in (None, "cpu", "cuda"):
+            raise ValueError(f'device must be "cpu", "cuda" or None, got {self.device!r}')
         if not (isinstance(self.load, nn.Module) or callable(self.load)):
             raise ValueError(f"load must be a function that makes the model, or a model, got {self.load!r}")
 
@@ -128,9 +133,9 @@ def start(
     plan = Plan(
         load, prefill, decode, key=secrets.token_bytes(32), settings=settings, of_prefill=dict(of_prefill or {}),
         of_decode=dict(of_decode or {}), silent_after=silent_after, watch=watch,
+        device=_kind(device, prefill + decode),
     )  # fmt: skip
-    backend = _backend(device, prefill + decode)
-    if backend == "gloo" and not {"num_blocks", "memory"} & {*settings, *plan.of_prefill, *plan.of_decode}:
+    if plan.device == "cpu" and not {"num_blocks", "memory"} & {*settings, *plan.of_prefill, *plan.of_decode}:
         # Of what is free in main memory each gets its part; a GPU each has for itself.
         share = int(USED_ON_CPU * available_memory()) // (prefill + decode)
         plan = replace(plan, settings=settings | dict(memory=share))
@@ -141,9 +146,10 @@ def start(
     def run_all() -> None:
         try:
             ended.put(
+                # Among all of them nothing is sent but numbers. NCCL is for pairs, which may break one by one.
                 run(
                     serve_as_rank, prefill + decode, plan,
-                    backend=backend, timeout=None, stalled_after=None, on_death="report",
+                    backend="gloo", timeout=None, stalled_after=None, on_death="report",
                 )
             )  # fmt: skip
         except BaseException as error:
@@ -175,7 +181,7 @@ def serve_as_rank(plan: Plan) -> None:
         raise ValueError(
             f"prefill and decode must be as many as there are ranks, {ranks}: got {plan.prefill} and {plan.decode}"
         )
-    where, prefills = device(), rank < plan.prefill
+    where, prefills = _device(plan), rank < plan.prefill
     model = plan.load if isinstance(plan.load, nn.Module) else plan.load(device=where)
     model = model.to(where)
     own = plan.of_prefill if prefills else plan.of_decode
@@ -214,7 +220,7 @@ def _connect(instance: Instance, plan: Plan, rank: int, where: torch.device) -> 
         if rank not in (one, other):
             continue
         numbers = pair_group(one, other, backend="gloo", timeout=START)
-        rows = pair_group(one, other, timeout=START) if where.type == "cuda" else numbers
+        rows = pair_group(one, other, backend="nccl", timeout=START) if where.type == "cuda" else numbers
         name = plan.names[one + other - rank]
         if rank == one:
             broken = functools.partial(put, Broken(name))
@@ -279,16 +285,26 @@ def _why(results: Sequence) -> Exception:
     return first if isinstance(first, Exception) else RuntimeError(f"the engines ended at once: {first!r}")
 
 
-def _backend(device: str | torch.device | None, engines: int) -> str:
+def _device(plan: Plan) -> torch.device:
+    """This rank's, which is from now on the current one."""
+    where = device()
+    if plan.device is not None:
+        where = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    return where
+
+
+def _kind(device: str | torch.device | None, engines: int) -> str:
     kind = None if device is None else torch.device(device).type
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind not in (None, "cpu", "cuda"):
         raise ValueError(f'device must be "cpu", "cuda" or None for engines, got {device!r}')
     if kind == "cpu" or (kind is None and not gpus):
-        return "gloo"
+        return "cpu"
     if gpus < engines:
         raise ValueError(
             f"prefill and decode are {engines} engines, each with a GPU of its own, and there are {gpus}: "
             'ask for fewer, or for device="cpu"'
         )
-    return "nccl"
+    return "cuda"
