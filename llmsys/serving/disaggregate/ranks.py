@@ -7,6 +7,9 @@
     run_here(serve_as_rank, plan)              # in a script that torchrun starts, 8 processes in all
     engine = front_of(plan)                    # on 10.0.0.1, in a process of its own
 
+    LLMSYS_ENGINE_KEY=… llmsys serve --prefill 2 --decode 6 --front 10.0.0.1:7000         the same two, as commands:
+    LLMSYS_ENGINE_KEY=… torchrun --nproc-per-node 8 -m llmsys serve --prefill 2 --decode 6 --front 10.0.0.1:7000
+
 Ranks 0 to prefill − 1 prefill, the others decode. Between each of the first and each of the second is a pair
 (`llmsys.parallel.ranks.pairs`), and from each to the front a connection of its own, on which messages are pickled: so
 the front listens on this machine alone where nothing else is said, and who connects must have the key.
