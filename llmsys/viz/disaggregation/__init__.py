@@ -5,6 +5,7 @@ interference    how long a token takes while prompts come, by how many of them c
 order           an order of computing and sending, as two lanes
 goodputs        placements, by their goodput per GPU
 stepper         two timelines, colocated and disaggregated, under one stream of requests
+two_gpus        both designs on two GPUs, measured, and the link between these
 timelines       what the stepper shows: each request's life, up to a moment
 """
 
@@ -13,5 +14,6 @@ from llmsys.viz.disaggregation.interference import interference
 from llmsys.viz.disaggregation.order import order
 from llmsys.viz.disaggregation.overview import overview
 from llmsys.viz.disaggregation.stepper import stepper
+from llmsys.viz.disaggregation.two_gpus import two_gpus
 
-__all__ = ["goodputs", "interference", "order", "overview", "stepper"]
+__all__ = ["goodputs", "interference", "order", "overview", "stepper", "two_gpus"]
