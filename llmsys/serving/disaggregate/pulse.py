@@ -16,6 +16,12 @@ SILENT = 120.0
 """Seconds that an engine may be silent, where nobody says."""
 
 
+def check_silent_after(value: float | None) -> None:
+    """ValueError where it is neither seconds above 0 nor None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not value > 0):
+        raise ValueError(f"silent_after must be seconds above 0, or None where engines may hang, got {value!r}")
+
+
 class Pulse:
     """When each engine was heard last.
 
@@ -32,12 +38,7 @@ class Pulse:
     """
 
     def __init__(self, names: Iterable[str], silent_after: float | None, clock: Callable[[], float]):
-        if silent_after is not None and (
-            isinstance(silent_after, bool) or not isinstance(silent_after, Real) or not silent_after > 0
-        ):
-            raise ValueError(
-                f"silent_after must be seconds above 0, or None where engines may hang, got {silent_after!r}"
-            )
+        check_silent_after(silent_after)
         self._half, self._clock = None if silent_after is None else silent_after / 2, clock
         self._heard = dict.fromkeys(names, clock())
         self._asked: dict[str, float] = {}

@@ -42,7 +42,7 @@ from llmsys.serving.disaggregate.front import DisaggregatedEngine
 from llmsys.serving.disaggregate.instance import Instance
 from llmsys.serving.disaggregate.links import ConnectionLinks, accept
 from llmsys.serving.disaggregate.messages import Broken, Close, Died, Hello
-from llmsys.serving.disaggregate.pulse import SILENT
+from llmsys.serving.disaggregate.pulse import SILENT, check_silent_after
 from llmsys.serving.disaggregate.wires import PairWire, Receiving
 from llmsys.serving.memory import USED_ON_CPU, available_memory
 
@@ -52,7 +52,7 @@ START = 600.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What each rank is told. ValueError at once where a count is below 1.
+    """What each rank is told. ValueError at once where a count is below 1, or something else cannot be.
 
     load        load(device=…) makes the model, or is one
     address     where the front listens: (host, port)
@@ -78,6 +78,7 @@ class Plan:
     def __post_init__(self):
         for name in ("prefill", "decode"):
             whole_number(name, getattr(self, name), at_least=1)
+        check_silent_after(self.silent_after)
         if self.device not in (None, "cpu", "cuda"):
             raise ValueError(f'device must be "cpu", "cuda" or None, got {self.device!r}')
         if not (isinstance(self.load, nn.Module) or callable(self.load)):

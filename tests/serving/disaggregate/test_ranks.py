@@ -136,6 +136,7 @@ def test_what_an_engine_refuses_is_raised_by_start(llama):
         (dict(decode=-1), "decode must be at least 1"),
         (dict(load=3), "load must be a function"),
         (dict(device="mps"), 'device must be "cpu", "cuda" or None'),
+        (dict(silent_after=0), "silent_after must be seconds above 0, or None"),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_started(llama, wrong, says):
@@ -157,6 +158,8 @@ def test_a_front_to_which_nobody_comes_says_whom_it_waited_for(llama):
         front_of(plan, timeout=0.1)
     with pytest.raises(ValueError, match="key must be given"):
         front_of(Plan(llama.ours))
+    with pytest.raises(ValueError, match='device must be "cpu", "cuda" or None'):
+        Plan(llama.ours, device="tpu")
 
 
 SCRIPT = """
