@@ -30,6 +30,9 @@
 from functools import cache, partial
 
 from llmsys import viz
+from llmsys.bench import all_recorded
+from llmsys.bench.disaggregate import recorded_times as times_of
+from llmsys.bench.disaggregate import share_within, simulated
 from llmsys.bench.goodput import MISTRAL_7B, recorded_times
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.lessons.lesson_11_disaggregation import right
@@ -522,6 +525,44 @@ print(f"a cache of {mean:,.0f} tokens takes {1e3 * slow.ticks(round(mean)) / 1e1
 # It also loses where there are too few GPUs to divide, and where the mix of prompts and answers changes from hour to hour:
 # a division that is right at noon is wrong at night.
 #
+# ## On two GPUs
+#
+# All that was simulated. This is not: the library's own engines, in two processes with a GPU each; Mistral-7B's shape,
+# with random weights; conversations (azure-conversation: longer answers than those above) that come for ten seconds. It
+# is the same two engines in both designs, told anew what to do: each everything, in steps of at most 2,048 tokens, or
+# one the prompts and the other one the answers. Beside each number, in brackets, what the simulator says when it is asked
+# the same, with prices fitted to the steps of these runs, and a link as fast as caches went.
+
+# %% tags=["claim"]
+records = all_recorded("disaggregate")
+results = {}
+for record in records:
+    priced = {row["name"]: times_of(record, row["name"]) for row in record.rows if row["sweep"] == "served"}
+    rows = sorted((row for row in record.rows if row["sweep"] == "served"), key=lambda row: (row["rate"], row["name"]))
+    print(f"recorded on two of {record.device}, {record.date}; simulated in brackets")
+    print(f"a second {'':10} {'TTFT 50%, ms':>15} {'90%':>15} {'TPOT 50%, ms':>15} {'90%':>13} {'10 ms':>11} {'30 ms':>11}")
+    for row in rows:
+        results[record.device, row["name"], row["rate"]] = result = simulated(row, priced[row["name"]])
+        print(f"{row['rate']:8g} {row['name']:10}", end="")
+        for what, wide in (("ttft", 6), ("tpot", 5)):
+            for at in (50, 90):
+                print(f" {row[f'{what}_p{at}_ms']:6.1f} ({1e3 * getattr(result, what)(at):{wide}.1f})", end="")
+        for tpot in (0.010, 0.030):
+            limits = Limits(ttft=0.5, tpot=tpot)
+            print(f" {share_within(row, limits):4.0%} ({result.attainment(limits):4.0%})", end="")
+        print()
+    for what, why in record.missing.items():
+        print(f"not recorded: {what}: {why}")
+if not records:
+    print("not recorded yet; with two GPUs: python -m llmsys.bench disaggregate --out results/")
+
+# %%
+for record in records:
+    served = [row for row in record.rows if row["sweep"] == "served"]
+    said = [results[record.device, row["name"], row["rate"]] for row in served]
+    display(viz.disaggregation.two_gpus(record, said, LIMITS))
+
+# %% [markdown]
 # ## Your order moves a real cache
 #
 # SmolLM2 reads a prompt. Whenever a layer has its keys and values they go into a buffer, and a thread sends what is in

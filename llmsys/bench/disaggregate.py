@@ -203,23 +203,22 @@ class _Run:
         if warm_up:
             return {}
         self._intervals.append((name, begun, ended))
-        met = sum(
-            first <= LIMITS.ttft and each <= LIMITS.tpot
-            for first, each in zip(found.first, found.per_token, strict=True)  # all have two tokens at least
-        )
+        times = {  # of each request, for all have two tokens at least
+            "ttft_ms": [_digits(1e3 * each) for each in found.first],
+            "tpot_ms": [_digits(1e3 * each) for each in found.per_token],
+        }
+        share = share_within(times, LIMITS)
         moved = [row["sent"] for row in self._written() if "sent" in row]
         moved = [(nbytes, end - start) for nbytes, start, end in moved if begun <= end <= ended]
         total, busy = sum(nbytes for nbytes, _ in moved), sum(seconds for _, seconds in moved)
-        share = met / len(asked)
         return {
             "sweep": "served", "name": name, "rate": rate, "requests": len(asked), "gpus": GPUS, "trace": TRACE,
-            "seed": SEED, "model": size.shape.name, "blocks": size.num_blocks, "max_sequences": size.max_sequences,
+            "seed": SEED, "shorter": size.shorter, "model": size.shape.name, "blocks": size.num_blocks, "max_sequences": size.max_sequences,
             "max_tokens_per_step": size.max_tokens_per_step, "prompt_tokens": sum(len(each.prompt) for each in asked),
-            **percentiles(found), "ttft_limit_ms": 1e3 * LIMITS.ttft, "tpot_limit_ms": 1e3 * LIMITS.tpot, "met": met,
+            **percentiles(found), "ttft_limit_ms": 1e3 * LIMITS.ttft, "tpot_limit_ms": 1e3 * LIMITS.tpot,
             "attainment": _digits(share), "goodput_per_gpu": _digits(share * rate / GPUS), "moved_bytes": total,
             "messages": len(moved), "moved_s": _digits(busy), "moved_gbps": _digits(total / busy / 1e9) if moved else 0,
-            "ttft_ms": [_digits(1e3 * each) for each in found.first],
-            "tpot_ms": [_digits(1e3 * each) for each in found.per_token],
+            **times,
         }  # fmt: skip
 
     def _written(self) -> list[dict]:
@@ -261,10 +260,19 @@ def recorded_times(record: Record, design: str) -> StepTimes:
     return fit(steps, weights=[row["count"] for row in rows], sizes=used)
 
 
+def share_within(row: dict, limits: Limits) -> float:
+    """The share of a served row's requests that met these limits."""
+    times = list(zip(row["ttft_ms"], row["tpot_ms"], strict=True))
+    return sum(first <= 1e3 * limits.ttft and each <= 1e3 * limits.tpot for first, each in times) / len(times)
+
+
 def simulated(row: dict, times: StepTimes, *, shape: ModelShape = MISTRAL_7B) -> Result:
     """What the simulator says of a row of `served`: the same requests, the same engines, devices with these prices, and
     a link that moves as many bytes a second as were moved."""
-    workload = synthetic(row["trace"], row["requests"], rate=row["rate"], seed=row["seed"])
+    workload = [
+        each._replace(prompt=max(1, each.prompt // row["shorter"]), output=max(2, each.output // row["shorter"]))
+        for each in synthetic(row["trace"], row["requests"], rate=row["rate"], seed=row["seed"])
+    ]
     transfer = Transfer()
     if row["moved_bytes"]:
         each = bytes_per_token(shape)

@@ -44,10 +44,10 @@ do everything.
 *What is the same.* The tokens: as one engine's, greedy or drawn with a seed, whatever the order of things.
 
 How it is made, from the outside in: ranks (processes; links, the front's connections to them) → front (an `Engine` to
-whoever uses it; pulse, who is silent) → router (which request is where) → instance (one engine, which does what it is told) → push, arrivals,
-reserving → relayout, messages. wires are between processes, here is several engines in one process. An instance's loop
-is that of any engine, and so is its scheduler, whose one rule, computed catches up with known, is all that prefill and
-decode have ever been.
+whoever uses it; pulse, who is silent) → router (which request is where) → instance (one engine, which does what it is
+told) → push, arrivals, reserving → relayout, messages. wires are between processes, here is several engines in one
+process. An instance's loop is that of any engine, and so is its scheduler, whose one rule, computed catches up with
+known, is all that prefill and decode have ever been.
 
 `start`              engines as processes of this machine
 `Plan`, `serve_as_rank`, `front_of`     the same on many machines, by `torchrun`

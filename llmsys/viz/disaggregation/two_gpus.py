@@ -3,6 +3,7 @@ what the link carried beside what it carries alone. Rows of `llmsys.bench disagg
 
 from collections.abc import Sequence
 
+from llmsys.bench.disaggregate import share_within
 from llmsys.serving.goodput import Limits
 from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import LIGHT, chart_style
@@ -29,7 +30,7 @@ def two_gpus(record, results: Sequence, limits: Limits) -> Picture:
         figure, (rates, link) = plt.subplots(1, 2, figsize=(7.6, 3.1), width_ratios=(1.25, 1))
         for name, (colour, marker) in LOOKS.items():
             points = sorted(
-                (row["rate"], *(share * row["rate"] / row["gpus"] for share in (met(row, limits), of(limits))))
+                (row["rate"], *(share * row["rate"] / row["gpus"] for share in (share_within(row, limits), of(limits))))
                 for row, of in ((row, each.attainment) for row, each in zip(served, results, strict=True))
                 if row["name"] == name
             )
@@ -46,12 +47,6 @@ def two_gpus(record, results: Sequence, limits: Limits) -> Picture:
         rates.legend(frameon=False, fontsize=8)
         said.append(_bars(link, record, served))
     return chart(figure, alt=f"Two of {record.device}. Within the limits, a second and GPU: {'; '.join(said)}.")
-
-
-def met(row: dict, limits: Limits) -> float:
-    """The share of a row's requests that met these limits."""
-    times = list(zip(row["ttft_ms"], row["tpot_ms"], strict=True))
-    return sum(first <= 1e3 * limits.ttft and each <= 1e3 * limits.tpot for first, each in times) / len(times)
 
 
 def _bars(axes, record, served: list[dict]) -> str:
