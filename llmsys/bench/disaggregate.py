@@ -213,8 +213,9 @@ class _Run:
         total, busy = sum(nbytes for nbytes, _ in moved), sum(seconds for _, seconds in moved)
         return {
             "sweep": "served", "name": name, "rate": rate, "requests": len(asked), "gpus": GPUS, "trace": TRACE,
-            "seed": SEED, "shorter": size.shorter, "model": size.shape.name, "blocks": size.num_blocks, "max_sequences": size.max_sequences,
-            "max_tokens_per_step": size.max_tokens_per_step, "prompt_tokens": sum(len(each.prompt) for each in asked),
+            "seed": SEED, "shorter": size.shorter, "model": size.shape.name, "blocks": size.num_blocks,
+            "max_sequences": size.max_sequences, "max_tokens_per_step": size.max_tokens_per_step,
+            "prompt_tokens": sum(len(each.prompt) for each in asked),
             **percentiles(found), "ttft_limit_ms": 1e3 * LIMITS.ttft, "tpot_limit_ms": 1e3 * LIMITS.tpot,
             "attainment": _digits(share), "goodput_per_gpu": _digits(share * rate / GPUS), "moved_bytes": total,
             "messages": len(moved), "moved_s": _digits(busy), "moved_gbps": _digits(total / busy / 1e9) if moved else 0,
