@@ -142,7 +142,7 @@ class _Run:
             with start(
                 partial(_load, size.shape, size.max_model_len, self.folder),
                 watch=partial(_written_down, self.folder), device="cuda" if size.gpu else "cpu",
-                silent_after=60.0, timeout=120.0,
+                silent_after=60.0, timeout=140.0,
                 max_tokens_per_step=size.max_tokens_per_step, max_sequences=size.max_sequences,
                 max_model_len=size.max_model_len, num_blocks=size.num_blocks, execution=execution,
             ) as engine:  # fmt: skip
