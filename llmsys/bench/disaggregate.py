@@ -250,15 +250,23 @@ class _Run:
 
 def recorded_times(record: Record, design: str) -> StepTimes:
     """The prices of a design's steps. Divided, of steps with prompts those of who computes prompts count, and of the
-    others those of who goes on. ValueError where the record has no steps of it."""
+    others those of who goes on. ValueError where the record has no steps of it.
+
+    Where launching a step takes the host longer than the device takes for the one before, it waits for that one when it
+    has launched the next, and the last of several seems to take no time: what took less than a quarter of the role's
+    median is left out.
+    """
     wanted = {("decode", "decode"), ("prefill", "mixed")}
     if design == "colocated":
         wanted = {("colocated", "decode"), ("colocated", "mixed")}
     rows = [row for row in record.rows if row["sweep"] == "step" and (row["role"], row["name"]) in wanted]
     filled = {row["role"]: row["sizes"] for row in record.rows if row["sweep"] == "sizes"}
+    every = {role: [row["ms"] for row in rows if row["role"] == role for _ in range(row["count"])] for role in filled}
+    least = {role: median(took) / 4 for role, took in every.items() if took}
     steps = [TimedStep(StepLoad(*(row[field] for field in StepLoad._fields)), row["ms"] / 1e3) for row in rows]
     used = filled.get("colocated" if design == "colocated" else "prefill", ())
-    return fit(steps, weights=[row["count"] for row in rows], sizes=used)
+    kept = [(step, row["count"]) for step, row in zip(steps, rows, strict=True) if row["ms"] > least[row["role"]]]
+    return fit([step for step, _ in kept], weights=[count for _, count in kept], sizes=used)
 
 
 def share_within(row: dict, limits: Limits) -> float:
@@ -270,8 +278,9 @@ def share_within(row: dict, limits: Limits) -> float:
 def simulated(row: dict, times: StepTimes, *, shape: ModelShape = MISTRAL_7B) -> Result:
     """What the simulator says of a row of `served`: the same requests, the same engines, devices with these prices, and
     a link that moves as many bytes a second as were moved."""
+    shorter = row.get("shorter", 1)
     workload = [
-        each._replace(prompt=max(1, each.prompt // row["shorter"]), output=max(2, each.output // row["shorter"]))
+        each._replace(prompt=max(1, each.prompt // shorter), output=max(2, each.output // shorter))
         for each in synthetic(row["trace"], row["requests"], rate=row["rate"], seed=row["seed"])
     ]
     transfer = Transfer()
@@ -288,8 +297,9 @@ def table(record: Record):
     """The record as a rich table: what was served by which design, and the link."""
     from rich.table import Table
 
-    link = max((row["gbps"] for row in record.rows if row["sweep"] == "link"), default=float("nan"))
-    title = f"conversations on two of {record.device}; the link alone carries {link:.4g} GB/s"
+    alone = [row["gbps"] for row in record.rows if row["sweep"] == "link"]
+    link = f"; the link alone carries {max(alone):.4g} GB/s" if alone else ""
+    title = f"conversations on two of {record.device}{link}"
     shown = Table("a second", "design", "TTFT, ms: median", "p90", "p99", "TPOT, ms: median", "p90", "p99",
                   "within limits", "goodput per GPU", "moved, GB", "GB/s", title=title)  # fmt: skip
     for row in record.rows:
