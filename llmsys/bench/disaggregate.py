@@ -40,7 +40,7 @@ import torch
 import torch.distributed as dist
 
 from llmsys.bench.decode import random_model
-from llmsys.bench.goodput import MISTRAL_7B, SEED, TINY, TRACE, condensed, conversations, percentiles
+from llmsys.bench.goodput import MISTRAL_7B, SEED, SHORT, TINY, TRACE, condensed, conversations, percentiles
 from llmsys.bench.record import Record, new_record
 from llmsys.bench.serving.serve import Waits, serve
 from llmsys.models.decode_cost import bytes_per_token
@@ -266,7 +266,8 @@ def recorded_times(record: Record, design: str) -> StepTimes:
     steps = [TimedStep(StepLoad(*(row[field] for field in StepLoad._fields)), row["ms"] / 1e3) for row in rows]
     used = filled.get("colocated" if design == "colocated" else "prefill", ())
     kept = [(step, row["count"]) for step, row in zip(steps, rows, strict=True) if row["ms"] > least[row["role"]]]
-    return fit([step for step, _ in kept], weights=[count for _, count in kept], sizes=used)
+    weights = [count for _, count in kept]
+    return fit([step for step, _ in kept], weights=weights, sizes=used, short_tokens=SHORT)
 
 
 def share_within(row: dict, limits: Limits) -> float:
