@@ -30,7 +30,7 @@ def test_the_stepper_says_what_the_text_says_of_it():
 
     assert {name: met for name, (met, _) in ends(4, 50e9).items()} == {"colocated": 14, "disaggregated": 14}
     at_12 = ends(12, 50e9)
-    assert at_12["colocated"][1].count("TPOT") == 10 and at_12["disaggregated"][0] == 14
+    assert at_12["colocated"][1].count("TPOT") == 10 and at_12["disaggregated"] == (13, [""] * 13 + ["TTFT"])
     assert ends(20, 50e9)["disaggregated"][1] == [""] * 6 + ["TTFT"] * 8
     for rate in (4, 12, 20):
         assert ends(rate, 1.25e9)["disaggregated"][0] == 0
