@@ -43,6 +43,7 @@ def two_gpus(record, results: Sequence, limits: Limits) -> Picture:
                 f"{one:.1f} at {rate:g} a second (simulated {other:.1f})" for rate, one, other in points
             ))  # fmt: skip
         rates.set(title="within the limits, a second and GPU", xlabel="requests a second, both GPUs", ylim=(0, None))
+        rates.set_xticks(sorted({row["rate"] for row in served}))
         rates.grid(axis="y")
         rates.legend(frameon=False, fontsize=8)
         said.append(_bars(link, record, served))
@@ -52,7 +53,7 @@ def two_gpus(record, results: Sequence, limits: Limits) -> Picture:
 def _bars(axes, record, served: list[dict]) -> str:
     """Of the link. What they say, in words."""
     alone = [(f"alone, {_bytes(row['bytes'])}", row["gbps"]) for row in record.rows if row["sweep"] == "link"]
-    moved = [(f"{row['rate']:g} a second", row["moved_gbps"]) for row in served if row["moved_bytes"]]
+    moved = [(f"caches, {row['rate']:g} a second", row["moved_gbps"]) for row in served if row["moved_bytes"]]
     bars = [*(("green", *each) for each in sorted(alone, key=lambda each: each[1])),
             *(("blue", *each) for each in sorted(moved, key=lambda each: each[0]))]  # fmt: skip
     for y, (colour, _, gbps) in enumerate(bars):

@@ -108,7 +108,7 @@ def test_what_two_gpus_did_is_said_of_each_design_and_of_the_link():
     shown = two_gpus(record, [Said(0.5), Said(1.0)] * 2, Limits(0.5, 0.010))
     assert "colocated 5.0 at 20 a second (simulated 5.0), 8.0 at 32 a second (simulated 8.0)" in shown.alt
     assert "divided 5.0 at 20 a second (simulated 10.0), 8.0 at 32 a second (simulated 16.0)" in shown.alt
-    assert "alone, 64 KiB 112, alone, 2 MiB 147, 20 a second 20, 32 a second 32" in shown.alt
+    assert "alone, 64 KiB 112, alone, 2 MiB 147, caches, 20 a second 20, caches, 32 a second 32" in shown.alt
     assert "colocated 10.0 at 20" in two_gpus(record, [Said(0)] * 4, Limits(0.6, 0.011)).alt
     one = two_gpus(made_up("colocated"), [Said(0.5)] * 2, Limits(0.5, 0.010))
     assert "divided" not in one.alt
