@@ -93,7 +93,7 @@ class Sizes:
     """Bytes: of 512 and of 2,048 tokens, what a layer keeps of them; and many."""
     patience: float = 40.0
     """Seconds after which a workload is taken to hang."""
-    seconds: float = 165.0
+    seconds: float = 240.0
     gpu: bool = True
 
 
@@ -151,7 +151,6 @@ class _Run:
             self._not_done(_in_words(error))
             _show_stacks(self.folder)
         try:
-            self._in_time()
             self.rows += run(_time_link, GPUS, size.messages, size.gpu, backend="gloo", timeout=30.0)[0]
         except Exception as error:
             self.missing["link"] = _in_words(error)

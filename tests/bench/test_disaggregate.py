@@ -83,7 +83,7 @@ def test_what_hangs_is_listed_with_where_its_engines_are(capfd):
 
 def test_what_finds_no_time_and_what_cannot_be_is_listed():
     late = measure(size=replace(CPU, seconds=-1.0)).missing
-    assert list(late) == ["two GPUs", "colocated, 40 a second", "divided, 40 a second", "link"]
+    assert list(late) == ["two GPUs", "colocated, 40 a second", "divided, 40 a second"]
     assert late["divided, 40 a second"] == "NoTime: not begun: -1 s were over"
     refused = measure(size=replace(CPU, num_blocks=1))
     assert "num_blocks must be at least 2" in refused.missing["colocated, 40 a second"]
