@@ -495,8 +495,8 @@ print(f"the choice: {max(best, key=best.get):,}; {len(tried)} runs")
 viz.chunked_prefill.budgets(best)
 
 # %% [markdown]
-# A service of these limits takes its prompts in steps of 1,024 or 2,048 tokens: the two rates differ by less than the 5% to
-# which they were searched. With 4,096 it fails, because one full step takes longer than the longest gap may be, and soon
+# A service of these limits takes its prompts in steps of 1,024 or 2,048 tokens: the two rates differ by less than the search
+# can tell apart. With 4,096 it fails, because one full step takes longer than the longest gap may be, and soon
 # there is a full step in the answers of all who are answering. With 512 it is the time to the first token that fails.
 #
 # Two warnings. These are 120 requests, so a few seconds of a service: a queue that grows for an hour has not grown in
