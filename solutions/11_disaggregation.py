@@ -519,8 +519,8 @@ print(f"a cache of {mean:,.0f} tokens takes {1e3 * slow.ticks(round(mean)) / 1e1
 # once for both. Divided, the decoder's arithmetic is idle, and so is the prefillers' bandwidth. What the division buys,
 # tokens at less than 7 ms, nobody asked for. And the link: what is not hidden of sending is waited for between the first
 # token and the second. Of the 270 ms on the link (for the mean of these sixty prompts, which happen to be long), computing
-# hides some sixty; 210 ms, spread over an answer of thirty tokens, are 7 for each, and with its own 5 that is over the
-# limit. And it gets worse: eight such caches a second are more than twice what the link of the one decoder takes. <!--
+# hides a quarter; the other 200, spread over an answer of thirty tokens, are 7 for each, and with its own 5 that is over
+# the limit. And it gets worse: eight such caches a second are more than twice what the link of the one decoder takes. <!--
 # source: the cell above -->
 #
 # It also loses where there are too few GPUs to divide, and where the mix of prompts and answers changes from hour to hour:
