@@ -62,6 +62,14 @@ def serve(
         int | None, typer.Option(min=1, help="Engines that compute prompts, a process and device each; with --decode.")
     ] = None,
     decode: Annotated[int | None, typer.Option(min=1, help="Engines that go on from there; with --prefill.")] = None,
+    route: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of several such engines a request goes to: random, round-robin, fewest-tokens, least-full, "
+            "prefix-aware.",
+            show_default="least-full",
+        ),
+    ] = None,
     drain: Annotated[int, typer.Option(min=1, help="Seconds for answers under way when it is told to stop.")] = 30,
     access_log: Annotated[bool, typer.Option("--access-log", help="A line for each request.")] = False,
 ) -> None:
@@ -79,6 +87,8 @@ def serve(
         from llmsys.serving.server.limits import Limits
     if (prefill is None) is not (decode is None):
         raise Refused("--prefill and --decode go together, as in --prefill 1 --decode 1")
+    if prefill is None and route is not None:
+        raise Refused("--route chooses among several engines: give --prefill and --decode, too, or leave it out")
     if prefill is not None and host_cache:
         raise Refused("--host-cache is for one engine: leave it out, or --prefill and --decode")
     try:
@@ -88,7 +98,7 @@ def serve(
     with bound, contextlib.ExitStack() as at_the_end:
         with Console(stderr=True).status("loading the model"), refusals():
             engine = _engine(
-                model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill, decode
+                model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill, decode, route
             )
             if prefill is not None:
                 at_the_end.callback(engine.close)
@@ -104,7 +114,7 @@ def serve(
 
 
 def _engine(
-    model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill=None, decode=None
+    model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill=None, decode=None, route=None
 ):
     import torch
 
@@ -131,7 +141,7 @@ def _engine(
         return Engine(load(device=where), host_cache=int(host_cache * GIB), **settings)
     if on_cpu:  # whose memory they share
         settings["memory"] = memory // (prefill + decode)
-    return start(load, prefill=prefill, decode=decode, device=where, **settings)
+    return start(load, prefill=prefill, decode=decode, device=where, route=route or "least-full", **settings)
 
 
 def _say(service, where: str, *, open_to_all: bool) -> None:

@@ -16,6 +16,7 @@ from llmsys.serving.disaggregate.arrivals import Announced, Cut, Rows
 from llmsys.serving.disaggregate.front import DisaggregatedEngine
 from llmsys.serving.disaggregate.instance import Instance
 from llmsys.serving.disaggregate.push import LayerEvent, Transfer, push_each_layer
+from llmsys.serving.routing import Route
 
 
 class WireHere:
@@ -84,6 +85,7 @@ def disaggregated_here(
     of_prefill: Mapping[str, Any] | None = None,
     of_decode: Mapping[str, Any] | None = None,
     links: Callable[[Mapping[str, Instance]], LinksHere] = LinksHere,
+    route: str | Route | type = "least-full",
     **settings,
 ) -> DisaggregatedEngine:
     """An engine of several in this process, which share the model's weights.
@@ -98,6 +100,8 @@ def disaggregated_here(
         As for `Instance`: of all, and of those of one kind, which count more.
     links
         Makes the front's way to them, as `LinksHere` does: one that decides whose turn it is, and what arrives when.
+    route
+        Who of several is asked: a name of `llmsys.serving.routing.ROUTES`, or a route.
 
     ValueError where a count is below 1, or a setting is refused by `Engine`.
     """
@@ -115,5 +119,5 @@ def disaggregated_here(
     way = links({each.name: each for each in (*here, *there)})
     hellos = [each.hello() for each in (*here, *there)]
     return DisaggregatedEngine(
-        way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there]
+        way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there], route=route
     )
