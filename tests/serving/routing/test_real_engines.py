@@ -71,8 +71,8 @@ def test_what_a_route_is_told_is_what_engines_have(of):
     told = []
 
     def route(request, engines):
-        told.append((engines.kind, tuple(engines.names), tuple(engines.queued), tuple(engines.held), tuple(engines.room),
-                     engines.block_size, tuple(engines.hits)))  # fmt: skip
+        columns = (engines.names, engines.queued, engines.held, engines.room)
+        told.append((engines.kind, *map(tuple, columns), engines.block_size, tuple(engines.hits)))
         return 0
 
     engine = of(route)

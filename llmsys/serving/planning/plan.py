@@ -1,0 +1,283 @@
+"""The search for a plan: how many engines compute prompts and how many decode, of how many GPUs each.
+
+    plan(workload, Limits(ttft=0.5, tpot=0.01), gpus=8, engines={1: one, 2: two}, transfer=Transfer(…))
+    [Planned(6 × 1 prefill, 1 × 2 decode: 13.1 a second and GPU), …]
+
+Of G GPUs, g compute prompts and G − g decode, in engines of some number of GPUs each; or all do both, in steps of some
+number of tokens. For 8 GPUs and engines of 1, 2 and 4 that is 30 candidates, each of which has a highest rate within
+the limits: a search of its own (`capacity`), with a simulation at each rate that is tried. Not all of them are needed.
+
+**A bound first.** No candidate takes more than its prefillers do if nobody has to decode, nor more than its decoders do
+if prompts, and their caches, are there at once. These two rates are those of one kind alone, so there are few: they are
+DistServe's search (https://arxiv.org/abs/2401.09670, algorithm 1), which takes the best of each kind and as many of
+both as are wanted. Engines that do both are bounded by both, too.
+
+**Then the service as a whole**, transfers with it, the highest bound first, until no bound is above the best rate that
+was found. (A bound is not quite one: prompts leave prefillers more evenly than they came, which decoders like. So a
+candidate is left out only where its bound is below that rate by more than `SLACK`.)
+
+One bandwidth is that of a GPU's link, so an engine of p GPUs has p of them; a cache goes from p to d GPUs over the
+fewer of both.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from llmsys.models.sampling import whole_number
+from llmsys.serving.goodput import Limits
+from llmsys.serving.planning.engines import EngineOf
+from llmsys.serving.simulator.cluster import Placement
+from llmsys.serving.simulator.load import StepLoad
+from llmsys.serving.simulator.simulate import Result, simulate
+from llmsys.serving.simulator.step_times import Prices, StepTimes
+from llmsys.serving.simulator.transfer import Transfer
+from llmsys.serving.workload.arrivals import Arrival
+
+SLACK = 0.05
+BUDGETS = (256, 512, 2048)
+"""Tokens of a step that are tried where engines do both."""
+FREE = StepTimes(Prices(fixed=1e-9))
+Workload = Callable[[float], Sequence[Arrival]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Engines of each kind, and how many GPUs each of them has."""
+
+    placement: Placement
+    prefill_gpus: int = 1  #  of each engine that computes prompts, those that also decode among them
+    decode_gpus: int = 1
+    budget: int | None = None  #  tokens of a step, of engines that do both
+
+    @property
+    def gpus(self) -> int:
+        first = self.placement.colocated or self.placement.prefill
+        return first * self.prefill_gpus + self.placement.decode * self.decode_gpus
+
+    @property
+    def divided(self) -> bool:
+        return self.placement.decode > 0
+
+    def __str__(self) -> str:
+        at, gpus = self.placement, f" × {self.prefill_gpus}"
+        if self.divided:
+            return f"{at.prefill}{gpus} prefill, {at.decode} × {self.decode_gpus} decode"
+        return f"{at.colocated}{gpus} colocated, steps of {self.budget:,}"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What became of a candidate."""
+
+    candidate: Candidate
+    bound: float
+    """Requests a second that neither of its two kinds takes more of."""
+    rate: float | None = None
+    """Requests a second within the limits, of all GPUs together. None: it was not simulated, for its bound is below
+    the best one's rate. 0 where even the lowest that was tried is too high."""
+    modelled: bool = False
+    """Whether some engine of it was not measured."""
+    ttft: float | None = None
+    tpot: float | None = None
+    """At that rate (the lowest, where it is 0) the seconds that so large a share of the requests as must meet the
+    limits do not exceed; None where it was not simulated, or all answers have one token."""
+
+    @property
+    def goodput(self) -> float | None:
+        """Requests a second and GPU."""
+        return None if self.rate is None else self.rate / self.candidate.gpus
+
+    def __str__(self) -> str:
+        if self.rate is None:
+            return f"{self.candidate}: at most {self.bound / self.candidate.gpus:.3g} a second and GPU"
+        return f"{self.candidate}: {self.goodput:.3g} a second and GPU"
+
+
+def candidates(gpus: int, degrees: Sequence[int] = (1,), *, budgets: Sequence[int] = BUDGETS) -> list[Candidate]:
+    """Every way to have so many GPUs in engines of these numbers of GPUs. ValueError where there is none."""
+    whole_number("gpus", gpus, at_least=1)
+    found = [
+        Candidate(Placement(colocated=gpus // each), each, budget=budget)
+        for each in degrees if gpus % each == 0 for budget in budgets
+    ]  # fmt: skip
+    for first in range(1, gpus):
+        second = gpus - first
+        found += [
+            Candidate(Placement(prefill=first // p, decode=second // d), p, d)
+            for p in degrees if first % p == 0 for d in degrees if second % d == 0
+        ]  # fmt: skip
+    if not found:
+        raise ValueError(f"gpus must be a number that engines of {', '.join(map(str, degrees))} GPUs add up to: {gpus}")
+    return found
+
+
+def plan(
+    workload: Workload,
+    limits: Limits,
+    *,
+    gpus: int,
+    engines: Mapping[int, EngineOf],
+    transfer: Transfer | None = None,
+    budgets: Sequence[int] = BUDGETS,
+    prompt_budget: int = 2048,
+    low: float = 0.05,
+    high: float = 200.0,
+    share: float = 0.9,
+    within: float = 0.03,
+    progress: Callable[[str, int, int], object] = lambda what, done, of: None,
+    **settings,
+) -> list[Planned]:
+    """Every candidate, those that were simulated by their goodput first, and then the others by their bounds.
+
+    Parameters
+    ----------
+    workload
+        Rate, of all requests together → what is asked at that rate.
+    gpus
+        How many there are.
+    engines
+        By how many GPUs they have: what may be built. Of one GPU of theirs, `transfer.bandwidth` is the link.
+    budgets, prompt_budget
+        Tokens of a step: which to try where engines do both, and of a prefiller.
+    low, high
+        Between which rates the highest is looked for, requests a second and GPU.
+    share, within, settings
+        See `capacity` and `simulate`.
+    progress
+        progress(what is tried now, how many are done, of how many at most)
+
+    ValueError where engines are none, or cannot add up to so many GPUs.
+    """
+    if not engines:
+        raise ValueError("engines must be at least one, by how many GPUs it has")
+    tried = candidates(gpus, sorted(engines), budgets=budgets)
+    transfer = transfer or Transfer()
+    search = _Search(workload, limits, engines, transfer, prompt_budget, low, high, share, within, settings)
+    # Prefillers first, for of decoders it is enough to know whether they take what any of those do.
+    kinds = sorted({kind for each in tried for kind in _kinds(each)}, key=lambda kind: (kind[0] == "decode", kind))
+    steps = len(kinds) + len(tried)
+    for done, (kind, count, size) in enumerate(kinds):
+        progress(f"{count} × {size} {kind}, alone", done, steps)
+        search.alone(kind, count, size)
+    bounds = {each: min(search.alone(*kind) for kind in _kinds(each)) for each in tried}
+    found, best = [], 0.0
+    for done, each in enumerate(sorted(tried, key=lambda each: -bounds[each]), len(kinds)):
+        sizes = [each.prefill_gpus, each.decode_gpus][: 1 + each.divided]
+        one = Planned(each, bounds[each], modelled=any(engines[size].modelled for size in sizes))
+        # What everybody would begin with, one GPU each, is simulated in any case: the others are compared with it.
+        if bounds[each] > 0 and (bounds[each] * (1 + SLACK) >= best or not each.divided and each.prefill_gpus == 1):
+            progress(str(each), done, steps)
+            rate, there = search.together(each, bounds[each])
+            several = any(request.output_tokens > 1 for request in there.requests)
+            percent = 100 * share
+            one = replace(one, rate=rate, ttft=there.ttft(percent), tpot=there.tpot(percent) if several else None)
+            best = max(best, rate)
+        found.append(one)
+    progress("", steps, steps)
+    return sorted(found, key=lambda each: (each.rate is None, -(each.rate or 0.0), -each.bound))
+
+
+def _kinds(candidate: Candidate) -> list[tuple[str, int, int]]:
+    """Of what a candidate's bound is made: engines of one kind, how many, of how many GPUs each."""
+    at = candidate.placement
+    first = at.colocated or at.prefill
+    second = (at.decode, candidate.decode_gpus) if candidate.divided else (first, candidate.prefill_gpus)
+    return [("prefill", first, candidate.prefill_gpus), ("decode", *second)]
+
+
+@dataclass
+class _Search:
+    """Rates, each found once."""
+
+    workload: Workload
+    limits: Limits
+    engines: Mapping[int, EngineOf]
+    transfer: Transfer
+    prompt_budget: int
+    low: float
+    high: float
+    share: float
+    within: float
+    settings: dict
+    _alone: dict[tuple[str, int, int], float] = field(default_factory=dict)
+
+    def alone(self, kind: str, count: int, size: int) -> float:
+        """Requests a second that so many engines of so many GPUs take, if the other kind costs nothing."""
+        key = kind, count, size
+        if key not in self._alone:
+            engine = self.engines[size]
+            own = dict(times=engine.times, num_blocks=engine.num_blocks)
+
+            def prefilling(rate: float) -> Result:
+                asked = [each._replace(output=1) for each in self.workload(rate)]
+                return self._simulated(asked, Placement(colocated=count), max_tokens_per_step=self.prompt_budget, **own)
+
+            def decoding(rate: float) -> Result:
+                asked = [each._replace(blocks=()) for each in self.workload(rate)]
+                free = dict(prefill_settings={"times": FREE, "max_tokens_per_step": 1 << 20}, transfer=Transfer())
+                return self._simulated(asked, Placement(prefill=1, decode=count), **free, **own)
+
+            low, high = self.low * count * size, self.high * count * size
+            if kind == "prefill":
+                self._alone[key] = self._highest(prefilling, self._guess(engine, count), low, high)[0]
+            else:
+                most = max(rate for (kind, _, _), rate in self._alone.items() if kind == "prefill")
+                self._alone[key] = self._highest(decoding, most, min(low, most), most)[0] if most else 0.0
+        return self._alone[key]
+
+    def _guess(self, engine: EngineOf, count: int) -> float:
+        """A rate at which so many engines are busy with prompts for three quarters of the time."""
+        some = self.workload(1.0)
+        prompts = [StepLoad.of([(0, min(each.prompt, self.prompt_budget))]) for each in some]
+        pieces = [each.prompt / min(each.prompt, self.prompt_budget) for each in some]
+        seconds = sum(engine.times.seconds(load) * n for load, n in zip(prompts, pieces, strict=True))
+        return 0.75 * count * len(some) / seconds
+
+    def together(self, candidate: Candidate, bound: float) -> tuple[float, Result]:
+        """The highest rate of a whole service (0: the lowest is too high), and what came of it."""
+        first, second = self.engines[candidate.prefill_gpus], self.engines[candidate.decode_gpus]
+        own = dict(times=first.times, num_blocks=first.num_blocks)
+        if candidate.divided:
+            links = min(candidate.prefill_gpus, candidate.decode_gpus)
+            own |= dict(
+                prefill_settings={"max_tokens_per_step": self.prompt_budget},
+                decode_settings={"times": second.times, "num_blocks": second.num_blocks},
+                transfer=replace(self.transfer, bandwidth=links * self.transfer.bandwidth),
+            )
+        else:
+            own |= dict(max_tokens_per_step=candidate.budget)
+        low, high = self.low * candidate.gpus, self.high * candidate.gpus
+        return self._highest(
+            lambda rate: self._simulated(self.workload(rate), candidate.placement, **own), bound, low, high
+        )
+
+    def _simulated(self, asked: Sequence[Arrival], placement: Placement, **own) -> Result:
+        gaps = self.limits.gap < math.inf
+        return simulate(asked, placement=placement, gaps=gaps, **(self.settings | own))
+
+    def _highest(
+        self, simulated: Callable[[float], Result], guess: float, low: float, high: float
+    ) -> tuple[float, Result]:
+        """The highest rate within the limits, from a guess on: by larger and larger steps until it lies between two
+        rates, and then by halves; and what came of it. (0, what came of the lowest) where that is too high."""
+        rate, step = min(max(guess, low), high), 1.15
+        good: tuple[float, Result | None] = (0.0, None)
+        bad = math.inf
+        while True:
+            result = simulated(rate)
+            if result.attainment(self.limits) >= self.share:
+                good = rate, result
+                if rate == high:
+                    return good
+            elif rate == low:
+                return 0.0, result
+            else:
+                bad = rate
+            if good[0] and bad < math.inf:
+                if bad / good[0] <= 1 + self.within:
+                    return good
+                rate = math.sqrt(good[0] * bad)
+            else:
+                rate = min(rate * step, high) if good[0] else max(rate / step, low)
+                step **= 1.6
