@@ -20,6 +20,7 @@ One bandwidth is that of a GPU's link, so an engine of p GPUs has p of them; a c
 fewer of both.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,8 +75,8 @@ class Planned:
     bound: float
     """Requests a second that neither of its two kinds takes more of."""
     rate: float | None = None
-    """Requests a second within the limits, of all GPUs together. None: it was not simulated, for its bound is below
-    the best one's rate. 0 where even the lowest that was tried is too high."""
+    """Requests a second within the limits, of all GPUs together. None: its highest rate was not looked for, for it
+    does not take the best one's. 0 where even the lowest that was tried is too high."""
     modelled: bool = False
     """Whether some engine of it was not measured."""
     ttft: float | None = None
@@ -152,38 +153,56 @@ def plan(
     if not engines:
         raise ValueError("engines must be at least one, by how many GPUs it has")
     tried = candidates(gpus, sorted(engines), budgets=budgets)
-    transfer = transfer or Transfer()
-    search = _Search(workload, limits, engines, transfer, prompt_budget, low, high, share, within, settings)
-    # Prefillers first, for of decoders it is enough to know whether they take what any of those do.
-    kinds = sorted({kind for each in tried for kind in _kinds(each)}, key=lambda kind: (kind[0] == "decode", kind))
+    link = Transfer() if transfer is None else transfer
+    search = _Search(workload, limits, engines, link, prompt_budget, low, high, share, within, settings)
+    prefilling = {each: _prefillers(each) for each in tried}
+    kinds = sorted(set(prefilling.values()))
     steps = len(kinds) + len(tried)
-    for done, (kind, count, size) in enumerate(kinds):
-        progress(f"{count} × {size} {kind}, alone", done, steps)
-        search.alone(kind, count, size)
-    bounds = {each: min(search.alone(*kind) for kind in _kinds(each)) for each in tried}
-    found, best = [], 0.0
-    for done, each in enumerate(sorted(tried, key=lambda each: -bounds[each]), len(kinds)):
+    for done, (count, size) in enumerate(kinds):
+        progress(f"{count} × {size} prefill, by themselves", done, steps)
+        search.prefillers(count, size)
+
+    def planned(each: Candidate, bound: float, rate: float | None = None, there: Result | None = None) -> Planned:
         sizes = [each.prefill_gpus, each.decode_gpus][: 1 + each.divided]
-        one = Planned(each, bounds[each], modelled=any(engines[size].modelled for size in sizes))
-        # What everybody would begin with, one GPU each, is simulated in any case: the others are compared with it.
-        if bounds[each] > 0 and (bounds[each] * (1 + SLACK) >= best or not each.divided and each.prefill_gpus == 1):
-            progress(str(each), done, steps)
-            rate, there = search.together(each, bounds[each])
-            several = any(request.output_tokens > 1 for request in there.requests)
-            percent = 100 * share
-            one = replace(one, rate=rate, ttft=there.ttft(percent), tpot=there.tpot(percent) if several else None)
+        several = there is not None and any(request.output_tokens > 1 for request in there.requests)
+        return Planned(
+            each, bound, rate, any(engines[size].modelled for size in sizes),
+            None if there is None else there.ttft(100 * share), there.tpot(100 * share) if several else None,
+        )  # fmt: skip
+
+    found: list[Planned] = []
+    best = 0.0
+    # What everybody would begin with, engines of one GPU that do both, is simulated first, and in any case: the others
+    # are compared with it.
+    waiting = [(not (each.prefill_gpus == 1 and not each.divided), -search.prefillers(*prefilling[each]), number, False)
+               for number, each in enumerate(tried)]  # fmt: skip
+    heapq.heapify(waiting)
+    while waiting:
+        other, bound, number, tight = heapq.heappop(waiting)
+        each, bound = tried[number], -bound
+        progress(str(each), len(kinds) + len(found), steps)
+        if not bound or (other and bound * (1 + SLACK) < best):
+            found.append(planned(each, bound))
+        elif not tight:  # ask for its decoders, and then whether it is still the one with the highest bound
+            bound = search.decoders(*_decoders(each), least=best / (1 + SLACK), most=bound)
+            heapq.heappush(waiting, (other, -bound, number, True))
+        elif other and best and not search.takes(each, best):
+            found.append(planned(each, min(bound, best)))
+        else:
+            rate, there = search.together(each, bound)
             best = max(best, rate)
-        found.append(one)
+            found.append(planned(each, bound, rate, there))
     progress("", steps, steps)
     return sorted(found, key=lambda each: (each.rate is None, -(each.rate or 0.0), -each.bound))
 
 
-def _kinds(candidate: Candidate) -> list[tuple[str, int, int]]:
-    """Of what a candidate's bound is made: engines of one kind, how many, of how many GPUs each."""
-    at = candidate.placement
-    first = at.colocated or at.prefill
-    second = (at.decode, candidate.decode_gpus) if candidate.divided else (first, candidate.prefill_gpus)
-    return [("prefill", first, candidate.prefill_gpus), ("decode", *second)]
+def _prefillers(candidate: Candidate) -> tuple[int, int]:
+    """How many of its engines compute prompts, and of how many GPUs each."""
+    return candidate.placement.colocated or candidate.placement.prefill, candidate.prefill_gpus
+
+
+def _decoders(candidate: Candidate) -> tuple[int, int]:
+    return (candidate.placement.decode, candidate.decode_gpus) if candidate.divided else _prefillers(candidate)
 
 
 @dataclass
@@ -200,42 +219,54 @@ class _Search:
     share: float
     within: float
     settings: dict
-    _alone: dict[tuple[str, int, int], float] = field(default_factory=dict)
+    _prefill: dict[tuple[int, int], float] = field(default_factory=dict)
+    _decode: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
 
-    def alone(self, kind: str, count: int, size: int) -> float:
-        """Requests a second that so many engines of so many GPUs take, if the other kind costs nothing."""
-        key = kind, count, size
-        if key not in self._alone:
+    def prefillers(self, count: int, size: int) -> float:
+        """Requests a second that so many engines of so many GPUs take, if nobody has to decode."""
+        if (count, size) not in self._prefill:
             engine = self.engines[size]
-            own = dict(times=engine.times, num_blocks=engine.num_blocks)
+            own = dict(times=engine.times, num_blocks=engine.num_blocks, max_tokens_per_step=self.prompt_budget)
 
-            def prefilling(rate: float) -> Result:
+            def simulated(rate: float) -> Result:
                 asked = [each._replace(output=1) for each in self.workload(rate)]
-                return self._simulated(asked, Placement(colocated=count), max_tokens_per_step=self.prompt_budget, **own)
+                return self._simulated(asked, Placement(colocated=count), **own)
 
-            def decoding(rate: float) -> Result:
+            fewer = self._prefill.get((count - 1, size))
+            guess = fewer * count / (count - 1) if fewer else self._guess(engine, count)
+            gpus = count * size
+            self._prefill[count, size] = self._highest(simulated, guess, self.low * gpus, self.high * gpus)[0]
+        return self._prefill[count, size]
+
+    def decoders(self, count: int, size: int, *, least: float, most: float) -> float:
+        """Requests a second that so many engines of so many GPUs take, if prompts and caches are there at once; `most`
+        where they take as much as that, and no more than `least` where not even that."""
+        takes, less_than = self._decode.get((count, size), (0.0, math.inf))
+        if takes < most and least < less_than:
+            engine = self.engines[size]
+            free = dict(prefill_settings={"times": FREE, "max_tokens_per_step": 1 << 20, "num_blocks": 1 << 22})
+            free |= dict(times=engine.times, num_blocks=engine.num_blocks, transfer=Transfer())
+
+            def simulated(rate: float) -> Result:
                 asked = [each._replace(blocks=()) for each in self.workload(rate)]
-                free = dict(prefill_settings={"times": FREE, "max_tokens_per_step": 1 << 20}, transfer=Transfer())
-                return self._simulated(asked, Placement(prefill=1, decode=count), **free, **own)
+                return self._simulated(asked, Placement(prefill=1, decode=count), **free)
 
-            low, high = self.low * count * size, self.high * count * size
-            if kind == "prefill":
-                self._alone[key] = self._highest(prefilling, self._guess(engine, count), low, high)[0]
-            else:
-                most = max(rate for (kind, _, _), rate in self._alone.items() if kind == "prefill")
-                self._alone[key] = self._highest(decoding, most, min(low, most), most)[0] if most else 0.0
-        return self._alone[key]
+            lowest = min(max(least, self.low * count * size), most)
+            takes, _ = self._highest(simulated, lowest if least else most, lowest, most, step=2.0)
+            less_than = math.inf if takes == most else max(takes, lowest) * (1 + self.within)
+            self._decode[count, size] = takes, less_than
+        return min(max(takes, least), most)
 
-    def _guess(self, engine: EngineOf, count: int) -> float:
-        """A rate at which so many engines are busy with prompts for three quarters of the time."""
-        some = self.workload(1.0)
-        prompts = [StepLoad.of([(0, min(each.prompt, self.prompt_budget))]) for each in some]
-        pieces = [each.prompt / min(each.prompt, self.prompt_budget) for each in some]
-        seconds = sum(engine.times.seconds(load) * n for load, n in zip(prompts, pieces, strict=True))
-        return 0.75 * count * len(some) / seconds
+    def takes(self, candidate: Candidate, rate: float) -> bool:
+        """Whether a whole service meets the limits at a rate."""
+        return self._whole(candidate, rate).attainment(self.limits) >= self.share
 
     def together(self, candidate: Candidate, bound: float) -> tuple[float, Result]:
         """The highest rate of a whole service (0: the lowest is too high), and what came of it."""
+        gpus = candidate.gpus
+        return self._highest(lambda rate: self._whole(candidate, rate), bound, self.low * gpus, self.high * gpus)
+
+    def _whole(self, candidate: Candidate, rate: float) -> Result:
         first, second = self.engines[candidate.prefill_gpus], self.engines[candidate.decode_gpus]
         own = dict(times=first.times, num_blocks=first.num_blocks)
         if candidate.divided:
@@ -247,21 +278,26 @@ class _Search:
             )
         else:
             own |= dict(max_tokens_per_step=candidate.budget)
-        low, high = self.low * candidate.gpus, self.high * candidate.gpus
-        return self._highest(
-            lambda rate: self._simulated(self.workload(rate), candidate.placement, **own), bound, low, high
-        )
+        return self._simulated(self.workload(rate), candidate.placement, **own)
 
     def _simulated(self, asked: Sequence[Arrival], placement: Placement, **own) -> Result:
         gaps = self.limits.gap < math.inf
         return simulate(asked, placement=placement, gaps=gaps, **(self.settings | own))
 
+    def _guess(self, engine: EngineOf, count: int) -> float:
+        """A rate at which so many engines are busy with prompts for three quarters of the time."""
+        seconds, some = 0.0, self.workload(1.0)
+        for each in some:
+            piece = min(each.prompt, self.prompt_budget)
+            seconds += engine.times.seconds(StepLoad.of([(0, piece)])) * each.prompt / piece
+        return 0.75 * count * len(some) / seconds
+
     def _highest(
-        self, simulated: Callable[[float], Result], guess: float, low: float, high: float
+        self, simulated: Callable[[float], Result], guess: float, low: float, high: float, *, step: float = 1.15
     ) -> tuple[float, Result]:
         """The highest rate within the limits, from a guess on: by larger and larger steps until it lies between two
         rates, and then by halves; and what came of it. (0, what came of the lowest) where that is too high."""
-        rate, step = min(max(guess, low), high), 1.15
+        rate = min(max(guess, low), high)
         good: tuple[float, Result | None] = (0.0, None)
         bad = math.inf
         while True:
