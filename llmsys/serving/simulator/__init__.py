@@ -39,7 +39,7 @@ from llmsys.serving.simulator.step_times import Prices, StepTimes, fit, relative
 from llmsys.serving.simulator.transfer import Transfer
 
 __all__ = [
-    "Cluster", "Failure", "Failures", "Instance", "Placed", "Placement", "Prices", "Result", "Score", "StepLoad", "StepRecorder", "StepTimes",
-    "TimedStep", "Transfer", "capacity", "fit", "leaderboard", "placements", "relative_errors",
-    "search", "simulate",
+    "Cluster", "Failure", "Failures", "Instance", "Placed", "Placement", "Prices", "Result", "Score", "StepLoad",
+    "StepRecorder", "StepTimes", "TimedStep", "Transfer", "capacity", "fit", "leaderboard", "placements",
+    "relative_errors", "search", "simulate",
 ]  # fmt: skip

@@ -249,8 +249,8 @@ class Cluster:
         self._run_to(tick)
         if tick == math.inf and self._stranded:
             raise RuntimeError(
-                f"{len(self._stranded)} requests are left, and no engine is or ever will be there that could have them: "
-                "let one come back (until=…), or place more"
+                f"{len(self._stranded)} requests are left, and no engine is there, or ever will be, that could have "
+                "them: let one come back (until=…), or place more"
             )
 
     def requests(self) -> list[RequestMetrics]:

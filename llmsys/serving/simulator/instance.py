@@ -134,9 +134,7 @@ class Instance:
         if request.sampling.n > 1:
             raise ValueError(f"sampling.n must be 1 here, got {request.sampling.n}: let each answer be a request")
         if tick < self.now:
-            raise ValueError(
-                f"at must be at least {self.now / TICKS:g} s, for so far it is done, got {tick / TICKS:g}"
-            )
+            raise ValueError(f"at must be at least {self.now / TICKS:g} s, for so far it is done, got {tick / TICKS:g}")
         self.advance_to(tick)
         if self.busy and self.ahead:
             token_limit(request, self.scheduler.pool, self.scheduler.max_model_len)  # refused now, if it is

@@ -1,7 +1,7 @@
 """Requests that decode side by side, as one: they are in step, so what is true of one n steps later is true of all.
 
 Each step brings each of B requests a token. Written down for each, that is work that grows with B, and after a thousand
-steps nobody has read it. So it is kept once for all of them: how many steps they have `done` together. The rest follows:
+steps nobody has read it. So it is kept once for all: how many steps they have `done` together. The rest follows:
 
     a request that joined when `done` was g with k known tokens has k + done − g of them now
     it has all its tokens when `done` is g + limit − k                                a heap of these says who is next
@@ -10,8 +10,8 @@ steps nobody has read it. So it is kept once for all of them: how many steps the
     together they attend to the sum of their known tokens, which is B more in the next step
 
 Blocks are taken when they are needed, so that the pool has as many free ones as ever and forgets what it would, but not
-for anybody: they lie in a heap, from which a request gets what it lacks when it leaves, or when somebody looks (`sync`).
-A step thus takes a time that does not depend on B, but for a block in block_size steps of each.
+for anybody: they lie in a heap, from which a request gets what it lacks when it leaves, or when somebody looks
+(`sync`). A step thus takes a time that does not depend on B, but for a block in block_size steps of each.
 """
 
 import heapq

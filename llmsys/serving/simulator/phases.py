@@ -19,8 +19,8 @@ from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import BlockTable, PrefixHit
 from llmsys.serving.request import Request
 from llmsys.serving.simulator.instance import Instance, Row
-from llmsys.serving.simulator.pool import PlainPool
 from llmsys.serving.simulator.known_tokens import SAID
+from llmsys.serving.simulator.pool import PlainPool
 from llmsys.serving.simulator.runs import blocks_needed
 from llmsys.serving.simulator.step_times import StepTimes
 
@@ -46,9 +46,7 @@ class Prefiller(Instance):
         As for `Instance`.
     """
 
-    def __init__(
-        self, times: StepTimes, *, send: Callable[[int, int, Sequence[Part]], Mapping[str, int]], **settings
-    ):
+    def __init__(self, times: StepTimes, *, send: Callable[[int, int, Sequence[Part]], Mapping[str, int]], **settings):
         super().__init__(times, **settings)
         self._send = send
         self._begun: set[str] = set()  # some of its prompt was computed, and not all
