@@ -19,6 +19,7 @@ NVIDIA Dynamo's router has this cost, in blocks (its "routing concepts"); Moonca
 https://arxiv.org/abs/2407.00079, section 6.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -62,12 +63,13 @@ class RoundRobin:
 
     def __init__(self):
         self._when: dict[tuple[str, str], int] = {}  # by kind and name
+        self._turn = itertools.count()
 
     def __call__(self, request: Request, engines: Engines) -> int:
         kind, when = engines.kind, self._when
         turns = [when.get((kind, name), -1) for name in engines.names]
         number = turns.index(min(turns))
-        when[kind, engines.names[number]] = max(when.values(), default=0) + 1
+        when[kind, engines.names[number]] = next(self._turn)
         return number
 
 
