@@ -23,7 +23,6 @@ all heads together; launches, the number of layers.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmsys.hardware.devices import DeviceSpec
@@ -150,8 +149,3 @@ def _parts(prices: Prices, shape: ModelShape, device: DeviceSpec) -> tuple[float
     """Of what every step costs: to read the weights, and the rest."""
     weights = min(weight_bytes(shape) / device.bandwidth, prices.fixed)
     return weights, prices.fixed - weights
-
-
-def degrees(shape: ModelShape, most: int) -> Sequence[int]:
-    """Over how many GPUs, `most` of them, the heads of a model can be divided: powers of two."""
-    return [n for n in (1, 2, 4, 8, 16) if n <= most and shape.heads % n == 0 and shape.kv_heads % n == 0]

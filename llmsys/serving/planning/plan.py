@@ -1,7 +1,7 @@
 """The search for a plan: how many engines compute prompts and how many decode, of how many GPUs each.
 
     plan(workload, Limits(ttft=0.5, tpot=0.01), gpus=8, engines={1: one, 2: two}, transfer=Transfer(…))
-    [Planned(6 × 1 prefill, 1 × 2 decode: 13.1 a second and GPU), …]
+    [Planned(…), …]          the first one has most goodput per GPU: str(it) says "7 prefill, 1 decode: …"
 
 Of G GPUs, g compute prompts and G − g decode, in engines of some number of GPUs each; or all do both, in steps of some
 number of tokens. For 8 GPUs and engines of 1, 2 and 4 that is 30 candidates, each of which has a highest rate within
@@ -61,10 +61,14 @@ class Candidate:
         return self.placement.decode > 0
 
     def __str__(self) -> str:
-        at, gpus = self.placement, f" × {self.prefill_gpus}"
+        at = self.placement
         if self.divided:
-            return f"{at.prefill}{gpus} prefill, {at.decode} × {self.decode_gpus} decode"
-        return f"{at.colocated}{gpus} colocated, steps of {self.budget:,}"
+            return f"{_engines(at.prefill, self.prefill_gpus)} prefill, {_engines(at.decode, self.decode_gpus)} decode"
+        return f"{_engines(at.colocated, self.prefill_gpus)} colocated, steps of {self.budget:,}"
+
+
+def _engines(count: int, gpus: int) -> str:
+    return str(count) if gpus == 1 else f"{count} × {gpus} GPUs"
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def plan(
     kinds = sorted(set(prefilling.values()))
     steps = len(kinds) + len(tried)
     for done, (count, size) in enumerate(kinds):
-        progress(f"{count} × {size} prefill, by themselves", done, steps)
+        progress(f"{_engines(count, size)} prefill, by themselves", done, steps)
         search.prefillers(count, size)
 
     def planned(each: Candidate, bound: float, rate: float | None = None, there: Result | None = None) -> Planned:
@@ -181,7 +185,7 @@ def plan(
         other, bound, number, tight = heapq.heappop(waiting)
         each, bound = tried[number], -bound
         progress(str(each), len(kinds) + len(found), steps)
-        if not bound or (other and bound * (1 + SLACK) < best):
+        if other and (not bound or bound * (1 + SLACK) < best):
             found.append(planned(each, bound))
         elif not tight:  # ask for its decoders, and then whether it is still the one with the highest bound
             bound = search.decoders(*_decoders(each), least=best / (1 + SLACK), most=bound)
