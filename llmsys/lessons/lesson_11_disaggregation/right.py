@@ -44,3 +44,10 @@ def divide(gpus, prefill_rate, decode_rate):
     if first > 1 and prefill_rate(first - 1) > rate:
         first -= 1
     return first, gpus - first
+
+
+def route(request, engines, weight=1.0):
+    """(d): the lowest cost, in tokens; of equal ones, the first."""
+    tokens = len(request.tokens)
+    costs = [weight * (tokens - hit) + held for hit, held in zip(engines.hits, engines.held, strict=True)]
+    return costs.index(min(costs))
