@@ -521,74 +521,77 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 # ## Where does the wall stand?
 #
 # So far, what a kernel wrote went to HBM. In truth there is a cache on the way, larger than SRAM and slower, and all
-# multiprocessors share it: **L2**. It keeps what was last written or read, and what one kernel leaves there the next one still
-# finds, if it fits. (SRAM is emptied in between.) So $S$ and $P$ live in L2 if it holds both, and in HBM if not; and each of
-# these levels has a ridge of its own, the peak over *its* bandwidth. With $e$ bytes an element (`itemsize` in code) they are
-# written and read *there*, once each, and the three kernels together have an intensity of
+# multiprocessors share it: **L2**. It keeps what was last written or read, and it is not emptied between two kernels as SRAM is:
+# the second still finds there what the first one wrote, if there was room. So with few tokens, $S$ and $P$ of all heads stay in L2
+# and need not come from HBM. **The wall** stands at $T^\star$, the largest number of tokens with which both fit (both,
+# for the softmax reads the one while it writes the other).
 #
-# $$ I = \frac{4\,T^2 D}{4\,T^2\, e} = \frac{D}{e} \tag{5} $$
-#
-# whatever $T$ is. What does depend on $T$ is where they fit. The L2 of an H100 has 50 MiB. <!-- source: NVIDIA H100
-# architecture white paper --> Take the 16 heads of the run above, all in `bfloat16`: **up to how many tokens do $S$ and $P$
-# fit into it?**
+# The L2 of an H100 has 50 MiB. <!-- source: NVIDIA H100 architecture white paper --> For one sequence with 16 heads of 64, and
+# $S$ and $P$ in `bfloat16`: **how large is $T^\star$?**
 
 # %% tags=["predict"]
 predict("01.ridge_tokens", None, "tokens")
 
-# %% tags=["claim"]
-print("bf16, D = 64: naive attention has D/2 = 32 FLOP a byte where S and P are. The ridges:")
-for name in ("A100 80GB SXM", "H100 SXM"):
-    spec = DEVICES[name]
-    levels = {"SRAM": spec.sram_bandwidth, "L2": spec.l2_bandwidth, "HBM": spec.bandwidth}
-    peak, largest = spec.flops["bfloat16"], math.sqrt(spec.l2_bytes / (2 * 2 * 16))
-    ridges = [f"{level} {peak / rate:.0f}" if rate else f"{level} not published" for level, rate in levels.items()]
-    print(f"  {name:14}", ", ".join(ridges))
-    print(f"  {'':14} S and P of 16 heads fit into its L2 of {spec.l2_bytes >> 20} MiB up to T = {largest:.0f}")
+# %% [markdown]
+# With $e$ bytes an element (`itemsize` in code), $S$ and $P$ of $BH$ heads fill a cache of $M$ bytes when
+#
+# $$ 2\, e\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, e\, B H}} \tag{5} $$
 
 # %% tags=["measure"]
-measured("01.ridge_tokens", math.sqrt(h100.l2_bytes / (2 * 2 * 16)), "tokens")
+def wall(l2_bytes, e, heads=16):
+    return int(math.sqrt(l2_bytes / (2 * e * heads)))
+
+
+measured("01.ridge_tokens", wall(h100.l2_bytes, e=2), "tokens")
 
 # %% [markdown]
-# Both matrices of all heads fill a cache of $M$ bytes when
-#
-# $$ 2\, e\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, e\, B H}} \tag{6} $$
-#
-# Up to $T^\star$, L2 is what they wait for: the A100's has a ridge of 43, above the 32 of (5). Beyond $T^\star$ it is HBM,
-# whose ridge is five or nine times too high. (One by one, as exercise (c) counts, the two products have $2D/e = 64$: below
-# HBM's ridge, so that all three kernels wait there and (5) says it all, but above that of the A100's L2, where only the
-# softmax waits.) Only the ridge of SRAM is low enough, on the H100 with nothing to spare. But SRAM does not last from a kernel
-# to the next: $S$ can stay there only if the three kernels are one.
-#
-# Beyond $T^\star$ there is nothing left to fall to, and so (5) makes a claim that can be tested: the FLOP/s no longer
-# depend on $T$. From 1k to 16k tokens, all recorded lengths lie beyond the 905:
+# How much slower is it beyond? Ask each kernel what it waits for. (4) holds for L2, too, with L2's bandwidth, and so L2 has a ridge of
+# its own. For the H100's, no bandwidth is published, so take the A100's. <!-- source: NVIDIA A100 architecture
+# white paper: 5120 bytes a cycle, at 1.41 GHz --> It holds 40 MiB, so that the wall stands
+# at 809 tokens. Here is a length on either side of it:
 
 # %% tags=["claim"]
-lengths = sorted(T for name, T in rows if name == "naive")
-print("T        " + "".join(f"{T:>8,}" for T in lengths))
-print("TFLOP/s  " + "".join(f"{rows['naive', T]['tflops']:8.1f}" for T in lengths))
-faster = naive_16k["tflops"] / rows["naive", lengths[0]]["tflops"]
-print(f"{(lengths[-1] // lengths[0]) ** 2} times the work, at {faster:.2f} times the speed")
+from llmsys.viz.kit.numbers import rate
 
-# %%
-viz.memory_wall.ridge([rows["naive", T] for T in lengths], h100)
+
+def what_they_wait_for(T, level, *, bandwidth, peak_flops, e):
+    """The three kernels of one head of D, if S and P are in the memory called `level`, with e bytes an element."""
+    ridge = peak_flops / bandwidth
+    print(f"T = {T:,}, D = {D}, {level} of {rate(bandwidth, unit='B/s')}: the ridge is {ridge:.1f} FLOP a byte")
+    product, softmax = (2 * T * T * D, e * (2 * T * D + T * T)), (5 * T * T, e * 2 * T * T)  # FLOP, bytes
+    for name, (flops, size) in {"q kᵀ": product, "softmax": softmax, "P v": product}.items():
+        print(f"  {name:8}{flops / size:6.2f} FLOP a byte, waits for {level if flops / size < ridge else 'arithmetic'}")
+    least = seconds([product, softmax, product], peak_flops=peak_flops, bandwidth=bandwidth)
+    print(f"  all three: at most {rate(2 * product[0] / least)}")
+
+
+a100 = DEVICES["A100 80GB SXM"]
+peak = a100.flops["bfloat16"]
+print(f"{a100.name}, bfloat16, {rate(peak)}; with 16 heads, its wall is at {wall(a100.l2_bytes, e=2)} tokens")
+what_they_wait_for(512, "L2", bandwidth=a100.l2_bandwidth, peak_flops=peak, e=2)
+what_they_wait_for(4096, "HBM", bandwidth=a100.bandwidth, peak_flops=peak, e=2)
+print(f"{h100.name} with scores in float32: its wall is at {wall(h100.l2_bytes, e=4)} tokens")
 
 # %% [markdown]
-# Nearly so: 256 times the work is done at about the same speed. The line above the points is the bound of three kernels,
-# with 8 bytes a score. The library's version moves 28, so it has to stay below a third of that.
+# At 512 tokens the products keep the arithmetic busy, and only the softmax waits for L2. At 4,096, beyond the wall, all three wait
+# for HBM, and a third of the speed is left. (The products' intensity goes towards $2D/e = 64$; in the shorter sequence, the
+# bytes of $q$, $k$, $v$ and $o$ count for more.)
 #
-# And on a CPU? One core computes far less, and memory is not that much slower. (With a GPU here, the cell shows that.)
+# Further out it gets no worse: operations and bytes both grow with $T^2$, and so does the time. The runs recorded on the H100 show
+# this: with each doubling they take about four times as long. Where the wall stands they cannot show. With scores in `float32`,
+# theirs is at 640 tokens, by (5) with $e = 4$, and the shortest has 1,024.
+#
+# And on this machine?
 
 # %% tags=["measure"]
 here = this_machine()
 dtype = str(kind["dtype"]).removeprefix("torch.")
-print(f"{here.name}: {here.flops[dtype] / 1e9:,.0f} GFLOP/s in {dtype}, copies {here.bandwidth / 1e9:.1f} GB/s")
-print(f"the ridge of its memory is at {here.flops[dtype] / here.bandwidth:.1f} FLOP a byte;")
-print(f"naive attention with D = {D}: {D / kind['dtype'].itemsize:g} FLOP a byte")
+print(f"{here.name}, {dtype}, {rate(here.flops[dtype])}")
+what_they_wait_for(4096, "memory", bandwidth=here.bandwidth, peak_flops=here.flops[dtype], e=kind["dtype"].itemsize)
 
 # %% [markdown]
-# On one CPU core, $D/e = 16$ usually lies *above* the ridge: the products do not mind where $S$ is, and only the softmax
-# feels the memory. The wall is a step there, not a cliff. A GPU has far more arithmetic for each byte that it can fetch:
-# that is why its ridge is at 295.
+# A GPU has far more arithmetic for each byte that it can fetch than a CPU has: that is why its ridge is so high. On a CPU core usually
+# only the softmax is below the ridge. The products do not mind where $S$ is, and there is hardly a wall.
 #
 # ## Your attention in a real model
 #
