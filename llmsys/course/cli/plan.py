@@ -109,7 +109,7 @@ def _sizes(parallel: str, gpus: int) -> list[int]:
 
 def _engines(model: str, sizes: list[int], device: str, record: Path | None, bandwidth: float, whole: bool):
     """What may be built, how caches move, and what is to be said of both."""
-    from llmsys.bench.goodput import MISTRAL_7B, engine_blocks, recorded_steps
+    from llmsys.bench.goodput import MISTRAL_7B, SHORT, engine_blocks, recorded_steps
     from llmsys.bench.record import load, recorded
     from llmsys.hardware.devices import detect
     from llmsys.models.decode_cost import bytes_per_token
@@ -133,7 +133,7 @@ def _engines(model: str, sizes: list[int], device: str, record: Path | None, ban
         raise Refused(f"--model must be one of {', '.join(shapes)}, got {model!r}")
     shape = shapes[model]
     steps, counts, filled = recorded_steps(found)
-    times, blocks = fit(steps, sizes=filled), engine_blocks(found)
+    times, blocks = fit(steps, weights=counts, sizes=filled, short_tokens=SHORT), engine_blocks(found)
     measured = shape is MISTRAL_7B
     said = [f"step times: {MISTRAL_7B.name} on {found.device}, measured {found.date} ({sum(counts):,} steps)"]
     if not measured:

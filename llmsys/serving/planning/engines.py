@@ -23,6 +23,7 @@ all heads together; launches, the number of layers.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llmsys.hardware.devices import DeviceSpec
@@ -99,8 +100,7 @@ def engine_of(
             per_pair=prices.per_pair / gpus,
         )
 
-    mixed = None if times.mixed is None else divided(times.mixed)
-    return EngineOf(gpus, replace(times, decode=divided(times.decode), mixed=mixed), spare, modelled=True)
+    return EngineOf(gpus, _each(times, divided), spare, modelled=True)
 
 
 def rescaled(times: StepTimes, measured: ModelShape, wanted: ModelShape, device: DeviceSpec) -> StepTimes:
@@ -125,8 +125,7 @@ def rescaled(times: StepTimes, measured: ModelShape, wanted: ModelShape, device:
             per_pair=prices.per_pair * ratio(lambda shape: shape.layers * shape.heads * shape.head_dim),
         )
 
-    mixed = None if times.mixed is None else scaled(times.mixed)
-    return replace(times, decode=scaled(times.decode), mixed=mixed)
+    return _each(times, scaled)
 
 
 def blocks_left(num_blocks: int, measured: ModelShape, wanted: ModelShape, *, block_size: int = 16) -> int:
@@ -143,6 +142,12 @@ def weight_bytes(shape: ModelShape) -> int:
 
 def _layers_weights(shape: ModelShape) -> int:
     return shape.parameters - shape.vocab * shape.width * (1 if shape.tied else 2)
+
+
+def _each(times: StepTimes, change: Callable[[Prices], Prices]) -> StepTimes:
+    """The prices of each kind of step, changed."""
+    kinds = {name: getattr(times, name) for name in ("decode", "mixed", "short")}
+    return replace(times, **{name: change(prices) for name, prices in kinds.items() if prices is not None})
 
 
 def _parts(prices: Prices, shape: ModelShape, device: DeviceSpec) -> tuple[float, float]:
