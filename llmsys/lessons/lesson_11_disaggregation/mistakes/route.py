@@ -33,14 +33,8 @@ wrong(
     why="The first one is asked for.",
 )
 wrong(
-    "hits_in_blocks",
-    "You count hits in blocks, and all else in tokens.",
-    ("tokens - hit", "tokens - hit // engines.block_size"),
-    why="A hit of 64 tokens saves 64 tokens.",
-)
-wrong(
     "prompt_in_blocks",
-    "You count what is left of the prompt in blocks, and what is held in tokens.",
+    "You count what is left of the prompt, or its hit, in blocks, and what is held in tokens.",
     ("(tokens - hit)", "-(-(tokens - hit) // engines.block_size)"),
     why="Both terms must have one unit: here, tokens.",
 )
