@@ -56,7 +56,7 @@ viz.memory_wall.overview()
 predict("01.score_bytes", None, "TiB")
 
 # %% [markdown]
-# The picture shows one of these heads. An H100 computes $989 \cdot 10^{12}$ operations a second in `bfloat16` and moves
+# The picture shows one of these heads. An H100 computes $989.5 \cdot 10^{12}$ operations a second in `bfloat16` and moves
 # $3.35 \cdot 10^{12}$ bytes between its memory and the chip. <!-- source: NVIDIA H100 SXM data sheet, dense --> At these
 # rates the traffic takes nearly five times as long as the arithmetic. Now cut the same width into twice as many heads,
 # half as large: 64 heads of 64. **How many times as long as its arithmetic does attention's traffic take then?**
@@ -397,7 +397,7 @@ viz.memory_wall.naive_traffic(T, D)
 #
 # - In decoding, one token at a time, *nothing* is near the ridge. Which operations does a larger batch carry over it, and
 #   which one stays where it is? Why that one?
-# - In prefill, when a model reads the whole prompt at once, switch attention from naive to flash. Which points vanish, and
+# - In prefill, when a model reads the whole prompt at once, compare `naive` attention with `flash`, at a context of 8k. Which points vanish, and
 #   where does the new one stand?
 # - DeepSeek-V3 caches one short vector for all heads of a token. What does that do to its attention in decoding?
 #
@@ -520,7 +520,7 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 #
 # ## Where does the wall stand?
 #
-# So far, what a kernel wrote went to HBM. In truth there is a cache on the way, larger than SRAM and slower, and all
+# Not where memory is full, but where the speed falls. So far, what a kernel wrote went to HBM. In truth there is a cache on the way, larger than SRAM and slower, and all
 # multiprocessors share it: **L2**. It keeps what was last written or read, and it is not emptied between two kernels as SRAM is:
 # the second still finds there what the first one wrote, if there was room. So with few tokens, $S$ and $P$ of all heads stay in L2
 # and need not come from HBM. **The wall** stands at $T^\star$, the largest number of tokens with which both fit (both,
@@ -530,7 +530,7 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 # $S$ and $P$ in `bfloat16`: **how large is $T^\star$?**
 
 # %% tags=["predict"]
-predict("01.ridge_tokens", None, "tokens")
+predict("01.wall_tokens", None, "tokens")
 
 # %% [markdown]
 # With $e$ bytes an element (`itemsize` in code), $S$ and $P$ of $BH$ heads fill a cache of $M$ bytes when
@@ -542,13 +542,14 @@ def wall(l2_bytes, e, heads=16):
     return int(math.sqrt(l2_bytes / (2 * e * heads)))
 
 
-measured("01.ridge_tokens", wall(h100.l2_bytes, e=2), "tokens")
+measured("01.wall_tokens", wall(h100.l2_bytes, e=2), "tokens")
 
 # %% [markdown]
 # How much slower is it beyond? Ask each kernel what it waits for. (4) holds for L2, too, with L2's bandwidth, and so L2 has a ridge of
-# its own. For the H100's, no bandwidth is published, so take the A100's. <!-- source: NVIDIA A100 architecture
-# white paper: 5120 bytes a cycle, at 1.41 GHz --> It holds 40 MiB, so that the wall stands
-# at 809 tokens. Here is a length on either side of it:
+# its own. For the H100's, no bandwidth is published, so let an A100 stand in for it. <!-- source: NVIDIA A100 architecture
+# white paper: 5120 bytes a cycle, at 1.41 GHz --> Its L2 holds 40 MiB, so that its wall, again for 16 heads in `bfloat16`, stands
+# at 809 tokens. Here is a length well on either side of it. (In between it is a slope, for a cache that is too small still holds
+# a part. And to keep it simple, $q$, $k$, $v$ and $o$ are counted as if they came from the same memory.)
 
 # %% tags=["claim"]
 from llmsys.viz.kit.numbers import rate
@@ -574,7 +575,7 @@ print(f"{h100.name} with scores in float32: its wall is at {wall(h100.l2_bytes, 
 
 # %% [markdown]
 # At 512 tokens the products keep the arithmetic busy, and only the softmax waits for L2. At 4,096, beyond the wall, all three wait
-# for HBM, and a third of the speed is left. (The products' intensity goes towards $2D/e = 64$; in the shorter sequence, the
+# for HBM, and 64.24 of 186.2 TFLOP/s are left. (The products' intensity goes towards $2D/e = 64$; in the shorter sequence, the
 # bytes of $q$, $k$, $v$ and $o$ count for more.)
 #
 # Further out it gets no worse: operations and bytes both grow with $T^2$, and so does the time. The runs recorded on the H100 show
@@ -590,8 +591,10 @@ print(f"{here.name}, {dtype}, {rate(here.flops[dtype])}")
 what_they_wait_for(4096, "memory", bandwidth=here.bandwidth, peak_flops=here.flops[dtype], e=kind["dtype"].itemsize)
 
 # %% [markdown]
-# A GPU has far more arithmetic for each byte that it can fetch than a CPU has: that is why its ridge is so high. On a CPU core usually
-# only the softmax is below the ridge. The products do not mind where $S$ is, and there is hardly a wall.
+# A CPU core computes little for each byte that it can fetch, so its ridge is low, and usually only the softmax is below it. By the
+# roofline, then, there is hardly a wall on a CPU, wherever $S$ is. If your chart above is steeper than that at its end, it shows
+# something that (4) does not count: for every large matrix PyTorch asks the operating system for new memory, whose pages have
+# to be cleared before they are used.
 #
 # ## Your attention in a real model
 #
@@ -626,8 +629,8 @@ print("your attention chooses the same tokens as torch's fused attention:", your
 # - **Selective recomputation** ([Korthikanti et al., 2022](https://arxiv.org/abs/2205.05198)) drops $P$ and computes it
 #   again in the backward pass, in exactly that class: for GPT-3, 2.7% more operations save 70% of the activations'
 #   memory. Lesson 22.
-# - **transformers** has it as `eager_attention_forward`; `repeat_kv` there does what `repeat_interleave` does here, copies
-#   included. The library's `naive_attention` stacks the queries of a group instead, and copies nothing.
+# - **transformers** has it as `eager_attention_forward`; `repeat_kv` there gives every query head a copy of
+#   its keys and values. The library's `naive_attention` stacks the queries of a group instead, and copies nothing.
 # - **FlashAttention** ([Dao et al., 2022](https://arxiv.org/abs/2205.14135)) is where bytes, not operations, were first
 #   counted for attention; its section 3.2 proves how few are enough. That most of a transformer's time is data movement
 #   had been measured by [Ivanov et al., 2020](https://arxiv.org/abs/2007.00072).
@@ -648,9 +651,9 @@ print("your attention chooses the same tokens as torch's fused attention:", your
 # Attention has no weights. Every sequence has an S of its own, and bytes and operations grow alike.
 # </details>
 #
-# <details><summary><b>3.</b> You train SmolLM2 with naive attention, 8 sequences of 2048 tokens, bf16. How much memory do the P of all its layers take, beside 0.27 GB of weights?</summary>
+# <details><summary><b>3.</b> You train SmolLM2 with naive attention, 8 sequences of 2048 tokens, bf16. How much memory do the P of all its layers take, beside 0.25 GiB of weights?</summary>
 #
-# 30 layers · 8 sequences · 9 heads · 2048² · 2 bytes = 16.9 GiB, 67 times the weights. <!-- source: 30·8·9·2048²·2 =
+# 30 layers · 8 sequences · 9 heads · 2048² · 2 bytes = 16.9 GiB, 67 times as much. <!-- source: 30·8·9·2048²·2 =
 # 18,119,393,280 bytes; 134.5 million weights of 2 bytes --> Without grouping it would be the same: P has the query heads.
 # With FlashAttention it is the log-sum-exp, 4 bytes a row, 17 MiB; and o, which is needed anyway. <!-- source:
 # 30·8·9·2048·4 = 17,694,720 bytes -->
