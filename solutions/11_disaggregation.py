@@ -531,7 +531,7 @@ def route(request, engines, weight=1.0):
     """
     ### BEGIN SOLUTION
     tokens = len(request.tokens)
-    costs = [weight * (tokens - hit) + held for hit, held in zip(engines.hits, engines.held, strict=True)]
+    costs = [weight * (tokens - engines.hits[i]) + engines.held[i] for i in range(len(engines))]
     return costs.index(min(costs))
     ### END SOLUTION
 

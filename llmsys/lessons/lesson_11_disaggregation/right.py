@@ -49,5 +49,5 @@ def divide(gpus, prefill_rate, decode_rate):
 def route(request, engines, weight=1.0):
     """(d): the lowest cost, in tokens; of equal ones, the first."""
     tokens = len(request.tokens)
-    costs = [weight * (tokens - hit) + held for hit, held in zip(engines.hits, engines.held, strict=True)]
+    costs = [weight * (tokens - engines.hits[i]) + engines.held[i] for i in range(len(engines))]
     return costs.index(min(costs))

@@ -6,18 +6,18 @@ from llmsys.lessons.lesson_11_disaggregation.right import route
 
 wrong = Mistakes("11.route", route)
 
-COST = "weight * (tokens - hit) + held"
+COST = "weight * (tokens - engines.hits[i]) + engines.held[i]"
 
 wrong(
     "ignores_the_load",
     "You look at hits alone: who has most of the prompt gets it, however busy it is.",
-    (COST, "weight * (tokens - hit)"),
+    (COST, "weight * (tokens - engines.hits[i])"),
     why="All that begin alike then go to one engine, and wait there while others are idle.",
 )
 wrong(
     "ignores_hits",
     "You look at the load alone, and at no hits.",
-    (COST, "weight * tokens + held"),
+    (COST, "weight * tokens + engines.held[i]"),
     why="Each engine then computes, and keeps, the prefixes that the others have.",
 )
 wrong(
@@ -35,37 +35,40 @@ wrong(
 wrong(
     "prompt_in_blocks",
     "You count what is left of the prompt, or its hit, in blocks, and what is held in tokens.",
-    ("(tokens - hit)", "-(-(tokens - hit) // engines.block_size)"),
+    ("(tokens - engines.hits[i])", "-(-(tokens - engines.hits[i]) // engines.block_size)"),
     why="Both terms must have one unit: here, tokens.",
 )
 wrong(
     "hits_in_tokens_of_a_prompt_in_blocks",
     "You count the prompt and what is held in blocks, and hits in tokens.",
-    (COST, "weight * (-(-tokens // engines.block_size) - hit) + -(-held // engines.block_size)"),
+    (COST, "weight * (-(-tokens // engines.block_size) - engines.hits[i]) + -(-engines.held[i] // engines.block_size)"),
     why="Both terms, and what is taken off, must have one unit: here, tokens.",
 )
 wrong(
     "rounded_to_blocks",
     "You round to whole blocks.",
-    (COST, "weight * -(-(tokens - hit) // engines.block_size) + -(-held // engines.block_size)"),
+    (
+        COST,
+        "weight * -(-(tokens - engines.hits[i]) // engines.block_size) + -(-engines.held[i] // engines.block_size)",
+    ),
     why="Dynamo counts in blocks. Here the cost is in tokens, and engines that differ by less than a block differ.",
 )
 wrong(
     "adds_the_hits",
     "You add hits to what is to be computed.",
-    ("tokens - hit", "tokens + hit"),
+    ("tokens - engines", "tokens + engines"),
     why="What is cached need not be computed.",
 )
 wrong(
     "weight_on_the_load",
     "You multiply what is held by the weight.",
-    (COST, "(tokens - hit) + weight * held"),
+    (COST, "(tokens - engines.hits[i]) + weight * engines.held[i]"),
     why="The weight is the price of a token that is to be computed.",
 )
 wrong(
     "no_weight",
     "You leave the weight out.",
-    (COST, "(tokens - hit) + held"),
+    (COST, "(tokens - engines.hits[i]) + engines.held[i]"),
     why="It is 1 where nothing is said, and other values are passed.",
 )
 wrong(
