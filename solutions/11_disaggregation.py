@@ -27,10 +27,11 @@
 # And you will see where all this loses.
 
 # %% tags=["setup"]
+import random
 from functools import cache, partial
 
 from llmsys import viz
-from llmsys.bench import all_recorded
+from llmsys.bench import all_recorded, recorded
 from llmsys.bench.disaggregate import recorded_times as times_of
 from llmsys.bench.disaggregate import share_within, simulated
 from llmsys.bench.goodput import MISTRAL_7B, recorded_times
@@ -491,6 +492,100 @@ print(f"simulated together: {found[str(Placement(prefill=p, decode=d))].goodput:
 # division that was best above, found without a simulation of any service as a whole, and (4) is close to what all
 # of it together reached. It cannot be exact: what is sent takes time, and requests do not leave a prefiller as evenly, or
 # unevenly, as they came.
+#
+# ## A cluster: who is asked?
+#
+# Which of three prefillers gets a prompt hardly matters, as long as none has a long queue. Which of thirty does, for
+# prompts have something in common: the same instructions stand in front of them, or the same document, or the
+# conversation so far. Who has computed that keeps it in its prefix cache (lesson 08), and has only the rest to compute.
+# Of thirty engines perhaps one has.
+#
+# Two simple rules are wrong in opposite ways. By load alone each engine computes what another one has, and keeps it,
+# too: the caches of all hold little more than the cache of one. By hits alone whoever was first gets everything that
+# begins alike, while others are idle. So add both up. A prompt has $T$ tokens, of which $\text{hit}_i$ are in the cache
+# of engine $i$; and it holds the requests that it was given and has not done with, which came with $\text{held}_i$
+# tokens together. The request goes where
+#
+# $$ \text{cost}_i = w\, (T - \text{hit}_i) + \text{held}_i \tag{5} $$
+#
+# is lowest. $w$ is the price of a token that is to be computed. NVIDIA's Dynamo has this rule, and counts in blocks of
+# tokens. Its example: a prompt of ten blocks, three engines that have 2, 5 and 8 of them cached, and hold 10, 5 and 9
+# blocks of others. With $w = 1$ the costs are 8 + 10, 5 + 5 and 2 + 9: the second engine gets it, neither the one with
+# the largest hit nor an idle one, for there is none.
+#
+# ## Exercise (d): a router (15 minutes, optional)
+#
+# If you like (no points): write the rule, in tokens. It has the contract of the library's routes (`llmsys.serving.routing`),
+# by which the simulator chooses engines, and so do the real ones behind `llmsys serve --prefill 2 --decode 2 --route …`.
+
+
+# %% tags=["exercise"] exercise="11.route"
+def route(request, engines, weight=1.0):
+    """Which engine gets a request: the one with the lowest cost (5), in tokens; of equal ones the first.
+
+    request   request.tokens is a list of the prompt's tokens
+    engines   what is known of them, a list for each thing: engine i has engines.hits[i] of the prompt's tokens
+              in its cache, and holds engines.held[i] tokens of others. len(engines) is how many there are.
+              (engines.queued and engines.block_size, which there are, too, are not needed here.)
+    weight    w, from 0 on
+
+    Returns the number of an engine, from 0 on. Changes nothing.
+    Not allowed: the library's own routes.
+    """
+    ### BEGIN SOLUTION
+    tokens = len(request.tokens)
+    costs = [weight * (tokens - engines.hits[i]) + engines.held[i] for i in range(len(engines))]
+    return costs.index(min(costs))
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="11.route"
+check("11.route", route)
+
+# %% [markdown]
+# Eight engines answer questions about documents. A question comes with its document in front of it, 4,096 tokens, and has
+# 300 of its own. There are 200 documents, and one of them is what three of ten questions are about. An engine's cache has
+# room for 80 documents, without anything else. Eighty questions a second come, at random moments:
+
+
+# %% tags=["engine", "claim"]
+def questions(rate, count=1500, documents=200):
+    """Questions, each with its document in front of it: eight blocks of 512 tokens that it has in common with others."""
+    draw, at, asked = random.Random(0), 0.0, []
+    for number in range(count):
+        document = 0 if draw.random() < 0.3 else draw.randrange(documents)
+        blocks = (*range(8 * document, 8 * document + 8), 10_000 + number)
+        asked.append(Arrival(at, prompt=4096 + 300, output=60, blocks=blocks))
+        at += draw.expovariate(rate)
+    return asked
+
+
+def hits_alone(request, engines):
+    return engines.hits.index(max(engines.hits))
+
+
+own_route = mine("route", default=right.route)
+routes = {"random": "random", "fewest tokens": "fewest-tokens", "most hits": hits_alone}
+routes |= {f"(5), w = {w}": partial(own_route, weight=w) for w in (1, 4)}
+asked, PROMISED = questions(rate=80), Limits(ttft=0.5, tpot=0.02)
+print(f"{'eight engines':15} tokens hit   TTFT p90, ms   TPOT p90, ms   within 500 and 20 ms")
+for name, each in routes.items():
+    done = serve(asked, placement=Placement(colocated=8), num_blocks=640, block_size=512, route=each)
+    print(f"{name:15}{done.hit_share:11.0%}{1e3 * done.ttft(90):15,.0f}{1e3 * done.tpot(90):15.1f}", end="")
+    print(f"{done.attainment(PROMISED):23.0%}")
+
+# %% [markdown]
+# TEXT_LIVE
+#
+# On a real trace, and with more engines: the requests of two of Mooncake's, the conversations of a chat service and a
+# synthetic one, whose documents are long and asked about often. For each number of engines the highest rate within limits
+# is looked for, as in exercise (a), which takes minutes and not seconds, so it is recorded (`llmsys bench routing`).
+
+# %%
+viz.disaggregation.cluster(recorded("routing", "H200"))
+
+# %% [markdown]
+# TEXT_RECORD
 #
 # ## Where it loses
 #

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "serving": "llmsys.bench.serving",
     "goodput": "llmsys.bench.goodput",
     "disaggregate": "llmsys.bench.disaggregate",
+    "routing": "llmsys.bench.routing",
     "host_cache": "llmsys.bench.host_cache",
     "moe": "llmsys.bench.moe",
     "moe_training": "llmsys.bench.moe_training",

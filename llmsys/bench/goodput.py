@@ -212,6 +212,14 @@ def recorded_times(device: str = "H200") -> StepTimes:
     return fit(steps, weights=counts, sizes=filled, short_tokens=SHORT)
 
 
+def engine_blocks(record: Record) -> int:
+    """Blocks of 16 tokens that the recorded engine's cache had. ValueError where nothing was served."""
+    blocks = [row["blocks"] for row in record.rows if row["sweep"] == "served"]
+    if not blocks:
+        raise ValueError("record must have conversations that were served, to say how large the engine's cache was")
+    return blocks[0]
+
+
 def simulated(row: dict, times: StepTimes, *, gaps: bool = False) -> Result:
     """What the simulator says of a row of `served`: the same requests, the same engine, a device with these prices.
 

@@ -19,10 +19,14 @@ GIB = 1 << 30
 KEY = "LLMSYS_ENGINE_KEY"
 
 
-def check_engines(prefill: int | None, decode: int | None, front: str | None, host_cache: float) -> None:
+def check_engines(
+    prefill: int | None, decode: int | None, front: str | None, host_cache: float, route: str | None = None
+) -> None:
     """Refuses what cannot go together, before anything is loaded."""
     if (prefill is None) is not (decode is None):
         raise Refused("--prefill and --decode go together, as in --prefill 1 --decode 1")
+    if prefill is None and route is not None:
+        raise Refused("--route chooses among several engines: give --prefill and --decode, too, or leave it out")
     if prefill is not None and host_cache:
         raise Refused("--host-cache is for one engine: leave it out, or --prefill and --decode")
     if front is None:
@@ -46,8 +50,9 @@ def is_an_engine() -> bool:
 
 
 def engine_here(
-    model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill=None, decode=None, front=None
-) -> "Engine":
+    model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill=None, decode=None,
+    front=None, route="least-full",
+) -> "Engine":  # fmt: skip
     """The engine that the options ask for. Where it is a front, it waits until all engines have come."""
     from llmsys.serving import Engine
     from llmsys.serving.disaggregate import front_of, start
@@ -57,8 +62,8 @@ def engine_here(
     if prefill is None:
         return Engine(load(device=where), host_cache=int(host_cache * GIB), **settings)
     if front is None:
-        return start(load, prefill=prefill, decode=decode, device=where, **settings)
-    return front_of(_plan(load, prefill, decode, front, {}, None))
+        return start(load, prefill=prefill, decode=decode, device=where, route=route, **settings)
+    return front_of(_plan(load, prefill, decode, front, {}, None), route=route)
 
 
 def serve_as_an_engine(

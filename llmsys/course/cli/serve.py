@@ -60,6 +60,14 @@ def serve(
         int | None, typer.Option(min=1, help="Engines that compute prompts, a process and device each; with --decode.")
     ] = None,
     decode: Annotated[int | None, typer.Option(min=1, help="Engines that go on from there; with --prefill.")] = None,
+    route: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of several such engines a request goes to: random, round-robin, fewest-tokens, least-full, "
+            "prefix-aware.",
+            show_default="least-full",
+        ),
+    ] = None,
     front: Annotated[
         str | None, typer.Option(help="Where engines that torchrun starts meet their front, like 10.0.0.1:7000.")
     ] = None,
@@ -80,7 +88,7 @@ def serve(
         from llmsys.serving.server.app import create_app
         from llmsys.serving.server.drain import LOOPBACK, Server, is_loopback, listening, url
         from llmsys.serving.server.limits import Limits
-    check_engines(prefill, decode, front, host_cache)
+    check_engines(prefill, decode, front, host_cache, route)
     asked = dict(
         model=model, device=device, dtype=dtype, max_sequences=max_sequences, max_model_len=max_model_len, cache=cache,
         policy=policy, prefill=prefill, decode=decode, front=front,
@@ -96,7 +104,7 @@ def serve(
     with bound, contextlib.ExitStack() as at_the_end:
         doing = "loading the model" if front is None else f"waiting at {front} for {prefill} + {decode} engines"
         with Console(stderr=True).status(doing), refusals():
-            engine = engine_here(**asked, host_cache=host_cache)
+            engine = engine_here(**asked, host_cache=host_cache, route=route or "least-full")
             if prefill is not None:
                 at_the_end.callback(engine.close)
             limits = Limits(

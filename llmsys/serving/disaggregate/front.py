@@ -25,6 +25,7 @@ from llmsys.serving.engine import Engine
 from llmsys.serving.guard import Guard
 from llmsys.serving.responses.response import Update
 from llmsys.serving.responses.under_way import Answers
+from llmsys.serving.routing import Route
 from llmsys.serving.telemetry.events import EventLog
 from llmsys.serving.telemetry.metrics import Metrics
 
@@ -95,6 +96,8 @@ class DisaggregatedEngine(Engine):
         None: it may hang.
     events, clock
         As for `Engine`.
+    route
+        As for `Router`.
 
     Attributes
     ----------
@@ -118,6 +121,7 @@ class DisaggregatedEngine(Engine):
         silent_after: float | None = SILENT,
         events: EventLog | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        route: str | Route | type = "least-full",
     ):
         self.links, self.clock = links, clock
         self.events = EventLog(keep=100_000) if events is None else events
@@ -125,7 +129,7 @@ class DisaggregatedEngine(Engine):
         self.events.listen(self.metrics.on, progress=self.metrics.on_progress)
         self.scheduler = Router(
             hellos, prefill=prefill, decode=decode, send=links.send, metrics=self.metrics, events=self.events,
-            clock=clock,
+            clock=clock, route=route,
         )  # fmt: skip
         first = hellos[0]
         self.model = Described(first.config, first.tokenizer, first.dtype, ", ".join(each.device for each in hellos))

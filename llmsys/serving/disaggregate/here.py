@@ -17,6 +17,7 @@ from llmsys.serving.disaggregate.arrivals import Announced, Cut, Rows
 from llmsys.serving.disaggregate.front import DisaggregatedEngine
 from llmsys.serving.disaggregate.instance import Instance
 from llmsys.serving.disaggregate.push import LayerEvent, Transfer, push_each_layer
+from llmsys.serving.routing import Route
 
 
 class WireHere:
@@ -88,6 +89,7 @@ def disaggregated_here(
     of_prefill: Mapping[str, Any] | None = None,
     of_decode: Mapping[str, Any] | None = None,
     links: Callable[[Mapping[str, Instance]], LinksHere] = LinksHere,
+    route: str | Route | type = "least-full",
     silent_after: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
     **settings,
@@ -104,6 +106,8 @@ def disaggregated_here(
         As for `Instance`: of all, and of those of one kind, which count more.
     links
         Makes the front's way to them, as `LinksHere` does: one that decides whose turn it is, and what arrives when.
+    route
+        Who of several is asked: a name of `llmsys.serving.routing.ROUTES`, or a route.
     silent_after, clock
         The front's, as for `DisaggregatedEngine`.
 
@@ -121,5 +125,5 @@ def disaggregated_here(
     hellos = [each.hello() for each in (*here, *there)]
     return DisaggregatedEngine(
         way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there],
-        silent_after=silent_after, clock=clock,
+        route=route, silent_after=silent_after, clock=clock,
     )  # fmt: skip

@@ -45,6 +45,7 @@ from llmsys.serving.disaggregate.messages import Broken, Close, Died, Hello
 from llmsys.serving.disaggregate.pulse import SILENT, check_silent_after
 from llmsys.serving.disaggregate.wires import PairWire, Receiving
 from llmsys.serving.memory import USED_ON_CPU, available_memory
+from llmsys.serving.routing import Route, as_route
 
 START = 600.0
 """Seconds for all engines to have loaded their models and to have met."""
@@ -106,6 +107,7 @@ def start(
     of_prefill: Mapping[str, Any] | None = None,
     of_decode: Mapping[str, Any] | None = None,
     timeout: float = START,
+    route: str | Route | type = "least-full",
     silent_after: float | None = SILENT,
     watch: Callable[[Instance], object] | None = None,
     **settings,
@@ -124,6 +126,8 @@ def start(
         As for `Instance`: of all, and of those of one kind, which count more.
     timeout
         Seconds until all are ready.
+    route
+        Who of several is asked: a name of `llmsys.serving.routing.ROUTES`, or a route.
     silent_after, watch
         As for `Plan`.
 
@@ -134,6 +138,7 @@ def start(
     RuntimeError
         An engine could not be started. Says why.
     """
+    as_route(route)  # refused now, if it is
     plan = Plan(
         load, prefill, decode, key=secrets.token_bytes(32), settings=settings, of_prefill=dict(of_prefill or {}),
         of_decode=dict(of_decode or {}), silent_after=silent_after, watch=watch,
@@ -161,10 +166,12 @@ def start(
 
     thread = threading.Thread(target=run_all, daemon=True, name="ranks of engines")
     thread.start()
-    return _front(plan, listener, timeout, ended, thread)
+    return _front(plan, listener, timeout, ended, thread, route)
 
 
-def front_of(plan: Plan, *, timeout: float = START) -> DisaggregatedEngine:
+def front_of(
+    plan: Plan, *, timeout: float = START, route: str | Route | type = "least-full"
+) -> DisaggregatedEngine:
     """The front of engines that others have started, or will: it listens at the plan's address until all have come.
 
     OSError where it cannot listen there; RuntimeError where they do not come in so many seconds; ValueError where they
@@ -173,7 +180,7 @@ def front_of(plan: Plan, *, timeout: float = START) -> DisaggregatedEngine:
     if not plan.key:
         raise ValueError("key must be given, the same to the front and to all ranks: who has it may run code in them")
     listener = connections.Listener(plan.address, backlog=plan.prefill + plan.decode)
-    return _front(plan, listener, timeout, queue.SimpleQueue(), None)
+    return _front(plan, listener, timeout, queue.SimpleQueue(), None, route)
 
 
 def serve_as_rank(plan: Plan) -> None:
@@ -245,7 +252,7 @@ def _listen(front, put: Callable) -> None:
     put(Close())
 
 
-def _front(plan: Plan, listener, timeout: float, ended: queue.SimpleQueue, thread) -> DisaggregatedEngine:
+def _front(plan: Plan, listener, timeout: float, ended: queue.SimpleQueue, thread, route) -> DisaggregatedEngine:
     """When all have come."""
     came: queue.SimpleQueue = queue.SimpleQueue()
     with listener:
@@ -269,7 +276,8 @@ def _front(plan: Plan, listener, timeout: float, ended: queue.SimpleQueue, threa
             here = None if thread is None else {name: each.process for name, each in hellos.items()}
             return DisaggregatedEngine(
                 ConnectionLinks(to, thread, here), [hellos[name] for name in names],
-                prefill=names[: plan.prefill], decode=names[plan.prefill :], silent_after=plan.silent_after,
+                prefill=names[: plan.prefill], decode=names[plan.prefill :], route=route,
+                silent_after=plan.silent_after,
             )  # fmt: skip
         except BaseException:
             for each in to.values():

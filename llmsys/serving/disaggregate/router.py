@@ -11,6 +11,9 @@ said twice. Draws depend on a request's seed and the place of the token, so they
 
 Where no prefill engine is left that reaches a decode engine, or no decode engine, whoever is left computes requests
 from their beginning to their end.
+
+Which of several engines is asked, a route says (`llmsys.serving.routing`): of what each has cached it is told what the
+front remembers to have sent there.
 """
 
 import itertools
@@ -24,6 +27,7 @@ from llmsys.serving.outcome import accept
 from llmsys.serving.plan import Output
 from llmsys.serving.request import Request, Status
 from llmsys.serving.roster import Roster
+from llmsys.serving.routing import Engines, Remembered, Route, as_route, chosen
 from llmsys.serving.telemetry.events import Admitted, EventLog, Preempted, Progress, StepDone
 from llmsys.serving.telemetry.metrics import Metrics
 
@@ -59,6 +63,8 @@ class Router(Roster):
         The engines, and which of them are to prefill and to decode, by name.
     send
         send(name, message) tells an engine. It must not raise where that one is dead.
+    route
+        Who of several is asked: a name of `llmsys.serving.routing.ROUTES`, or a route.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Router(Roster):
         metrics: Metrics,
         events: EventLog,
         clock: Callable[[], float],
+        route: str | Route | type = "least-full",
     ):
         _check_models(hellos)
         smallest = min(hellos, key=lambda each: (each.num_blocks - 1) * each.block_size)
@@ -83,6 +90,9 @@ class Router(Roster):
         self.attempts: dict[int, Attempt] = {}
         self._send, self._metrics = send, metrics
         self.assign(prefill, decode)
+        self._route = as_route(route)
+        self._room = {each.name: (each.num_blocks - 1) * each.block_size for each in hellos}
+        self._sent = Remembered(max(each.block_size for each in hellos), self._room)
         self._of_request: dict[str, Attempt] = {}
         self._broken: set[frozenset[str]] = set()  # pairs
         self._keys = itertools.count(1)
@@ -155,7 +165,7 @@ class Router(Roster):
         if not able:
             self._again([attempt])
             return
-        attempt.prefill = min(able, key=self._prefilling)
+        attempt.prefill = self._choose("prefill", able, request)
         self._admitted(request, start)
         tokens, sampling = self._what_is_left(request)
         self._send(attempt.prefill, say.Prefill(attempt.key, tokens, sampling, request.salt, attempt.decode, start))
@@ -200,6 +210,7 @@ class Router(Roster):
     def _died(self, name: str) -> list[str]:
         self.alive.discard(name)
         self.reports.pop(name, None)
+        self._sent.forget(name)
         _LOGGER.error("%s has died; %s left", name, ", ".join(sorted(self.alive)) or "nobody is")
         for other in self.alive:
             self._send(other, say.Lost(name))
@@ -219,18 +230,18 @@ class Router(Roster):
         self.attempts[attempt.key] = self._of_request[request.id] = attempt
         prefill = [name for name in self._prefill if name in self.alive]
         if sampling.max_tokens == 1 and prefill:  # whoever computes the prompt says all there is to say
-            attempt.prefill = min(prefill, key=self._prefilling)
+            attempt.prefill = self._choose("prefill", prefill, request)
             self._send(attempt.prefill, say.Prefill(attempt.key, tokens, sampling, request.salt, None, 0))
             self._admitted(request, 0)
             return
         able = [name for name in self._decode if name in self.alive and self._who_can_push_to(name)]
         if able:
-            attempt.decode = min(able, key=self._held)
+            attempt.decode = self._choose("decode", able, request)
             self._send(attempt.decode, say.Reserve(attempt.key, tokens, sampling, request.salt))
             return
         # Decode engines first: what they compute by graphs, a prefill engine computes kernel by kernel.
         either = [name for name in self._decode if name in self.alive] or prefill
-        attempt.decode, attempt.landed = min(either, key=self._held), True
+        attempt.decode, attempt.landed = self._choose("both", either, request), True
         self._send(attempt.decode, say.Compute(attempt.key, tokens, sampling, request.salt))
         self._admitted(request, 0)
 
@@ -288,15 +299,21 @@ class Router(Roster):
     def _who_can_push_to(self, decode: str) -> list[str]:
         return [name for name in self._prefill if name in self.alive and frozenset((name, decode)) not in self._broken]
 
-    def _prefilling(self, name: str) -> int:
-        """Tokens that an engine still has to prefill."""
-        return sum(each.tokens for each in self.attempts.values() if each.prefill == name and not each.said)
-
-    def _held(self, name: str) -> float:
-        """Tokens of the requests that were given to an engine to decode, as a share of what it has room for."""
-        hello = self.hellos[name]
-        held = sum(len(each.request.tokens) for each in self.attempts.values() if each.decode == name)
-        return held / ((hello.num_blocks - 1) * hello.block_size)
+    def _choose(self, kind: str, names: Sequence[str], request: Request) -> str:
+        """The engine of these that is to have the request, by the route."""
+        queued, held = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        for each in self.attempts.values():
+            for name in {each.decode, each.prefill} & held.keys():
+                queued[name] += 0 if each.said else each.tokens
+                held[name] += 0 if each.said and name != each.decode else each.tokens
+        tokens, salt = request.tokens, request.salt
+        engines = Engines(
+            kind, names, list(queued.values()), list(held.values()), [self._room[name] for name in names],
+            self._sent.block_size, find=lambda: self._sent.hits(names, tokens, salt=salt),
+        )  # fmt: skip
+        name = names[chosen(self._route, request, engines)]
+        self._sent.note(name, tokens, salt=salt)
+        return name
 
 
 def _check_roles(names: Sequence[str], prefill: Sequence[str], decode: Sequence[str]) -> None:
