@@ -1,12 +1,15 @@
 """The pictures of lesson 11: they show what was simulated, and say in words what the lesson's text says of them."""
 
+from dataclasses import replace
+
 import pytest
 
+from llmsys.bench import Record
 from llmsys.lessons.lesson_11_disaggregation import right
 from llmsys.lessons.lesson_11_disaggregation.wire import lanes
 from llmsys.serving.goodput import Limits
 from llmsys.serving.simulator import Placed, Placement
-from llmsys.viz.disaggregation import goodputs, interference, order, overview, stepper
+from llmsys.viz.disaggregation import cluster, goodputs, interference, order, overview, stepper
 from llmsys.viz.disaggregation.overview import longest_wait, served
 from llmsys.viz.disaggregation.stepper import describe, draw
 
@@ -80,3 +83,18 @@ def test_charts_say_their_numbers_and_refuse_what_they_cannot_draw(assert_legibl
     assert_legible(shown.svg)
     with pytest.raises(ValueError, match="at least one order"):
         order([])
+
+
+def test_the_cluster_has_a_line_for_each_route_and_says_where_it_ends(assert_legible):
+    row = {"sweep": "a trace", "name": "random", "engines": 1, "goodput": 0.5, "hit_share": 0.1}
+    rows = [row, row | {"engines": 8, "goodput": 0.41, "hit_share": 0.07},
+            row | {"name": "prefix-aware", "weight": 4.0}, row | {"name": "prefix-aware", "weight": 4.0, "engines": 8,
+                                                                 "goodput": 0.83, "hit_share": 0.4}]  # fmt: skip
+    record = Record("routing", "simulated GPU", {}, "2026-01-01", rows)
+    shown = cluster(record)
+    assert_legible(shown.svg)
+    assert "random: 0.50 requests a second and GPU of 1 engine, 0.41 of 8, where 7% of" in shown.alt
+    assert "prefix-aware, w = 4: 0.50 requests a second and GPU of 1 engine, 0.83 of 8, where 40%" in shown.alt
+    for wrong in ([], [row | {"name": str(n)} for n in range(5)]):
+        with pytest.raises(ValueError, match="rows of 1 to 4 routes"):
+            cluster(replace(record, rows=wrong))
