@@ -6,7 +6,6 @@ is known by its outcome, and whoever tries `low` before `high` makes the same on
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
 from llmsys.serving.request import Request
 from llmsys.serving.routing.engines import Engines
@@ -77,11 +76,11 @@ def plain_route(function: Callable) -> Callable:
         engines = Engines("prefill", names, queued, held, [100_000] * n, BLOCK_SIZE, find=lambda: hits)
         request = Request("asked", range(tokens))
         found = function(request, engines) if weight is None else function(request, engines, weight=weight)
-        if isinstance(found, bool) or not isinstance(found, Integral):
-            raise TypeError(f"the number of an engine is wanted here, like 0 for the first, got {found!r}")
+        if type(found) is not int:
+            raise TypeError(f"the number of an engine is wanted here, an int like 0 for the first, got {found!r}")
         if not 0 <= found < n:
             raise ValueError(f"there are {n} engines, with the numbers from 0 to {n - 1}, and not {found}")
-        return {"engine": int(found), "changed": [list(each) for each in lists] != before}
+        return {"engine": found, "changed": [list(each) for each in lists] != before}
 
     return run
 
