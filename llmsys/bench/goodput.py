@@ -169,7 +169,7 @@ def _share(size: Sizes) -> Share:
         if "rate" in what:
             row = {"sweep": "served", "name": policy, **what, "max_tokens_per_step": most, "trace": TRACE, "seed": SEED}
             row |= {"model": size.shape.name, "blocks": engine.pool.num_blocks, "max_sequences": size.max_sequences}
-            rows.append(row | _times(found))
+            rows.append(row | percentiles(found))
     padded = engine.runner.graphs.token_buckets if engine.runner.graphs else ()
     return Share(rows, missing, recorder.steps, tuple(padded))
 
@@ -212,6 +212,14 @@ def recorded_times(device: str = "H200") -> StepTimes:
     return fit(steps, weights=counts, sizes=filled, short_tokens=SHORT)
 
 
+def engine_blocks(record: Record) -> int:
+    """Blocks of 16 tokens that the recorded engine's cache had. ValueError where nothing was served."""
+    blocks = [row["blocks"] for row in record.rows if row["sweep"] == "served"]
+    if not blocks:
+        raise ValueError("record must have conversations that were served, to say how large the engine's cache was")
+    return blocks[0]
+
+
 def simulated(row: dict, times: StepTimes, *, gaps: bool = False) -> Result:
     """What the simulator says of a row of `served`: the same requests, the same engine, a device with these prices.
 
@@ -238,7 +246,8 @@ def table(record: Record):
     return served
 
 
-def _times(found: Served) -> dict:
+def percentiles(found: Served) -> dict:
+    """What a row says of a workload's times."""
     row = {"seconds": _digits(found.seconds), "steps": found.steps, "output_tokens": found.output_tokens}
     for key, values in (("ttft", found.first), ("tpot", found.per_token), ("wait", found.waits)):
         for share in (50, 90, 99):

@@ -23,10 +23,10 @@ one is evicted, the other remains.
 import hashlib
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-BlockHash = Callable[[bytes, tuple[int, ...]], bytes]
+BlockHash = Callable[[Hashable, tuple], Hashable]
 """(the hash before, the block's tokens) → the block's hash."""
 
 
@@ -35,8 +35,8 @@ class Prefix:
     """The tokens of a block and everything before them. There is one object for each content that some block holds."""
 
     before: "Prefix | str | None"  #  of the first block: the salt
-    tokens: tuple[int, ...]
-    hash: bytes
+    tokens: tuple  #  or, in a simulation, what says which they are
+    hash: Hashable
     blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)  #  that hold it; the free ones first
     slot: int | None = None  #  of the host's memory, where the pool has a host tier and that holds it, too
 
@@ -74,7 +74,7 @@ class PrefixIndex:
 
     def __init__(self, hash_block: BlockHash = block_hash):
         self._hash_block = hash_block
-        self._by_hash: dict[bytes, list[Prefix]] = {}  # one each, unless hashes collide
+        self._by_hash: dict[Hashable, list[Prefix]] = {}  # one each, unless hashes collide
         self._by_block: dict[int, Prefix] = {}
 
     def __contains__(self, block: int) -> bool:
@@ -84,12 +84,12 @@ class PrefixIndex:
         """What the block is known to hold."""
         return self._by_block.get(block)
 
-    def find(self, before: Prefix | str | None, tokens: tuple[int, ...]) -> Prefix | None:
+    def find(self, before: Prefix | str | None, tokens: tuple) -> Prefix | None:
         """The prefix that is held: these tokens after `before`, a prefix that was found, or a salt."""
         prefix = self.describe(before, tokens)
         return prefix if prefix.held else None
 
-    def describe(self, before: Prefix | str | None, tokens: tuple[int, ...]) -> Prefix:
+    def describe(self, before: Prefix | str | None, tokens: tuple) -> Prefix:
         """The same, or a new prefix that is not held yet. Changes nothing."""
         start = before.hash if isinstance(before, Prefix) else salt_hash(before)
         hashed = self._hash_block(start, tokens)

@@ -213,9 +213,12 @@ class Scheduler(Roster):
         insort(self.waiting, request, key=lambda each: each.order)
 
     def _admit(self, turn: Turn, step: Step) -> None:
-        for request in tuple(self.waiting):
+        place = 0  # in the queue, of which no copy is made: it may be long
+        while place < len(self.waiting):
+            request = self.waiting[place]
             if waits_for_parent(request):
-                continue  # and keeps nobody waiting
+                place += 1  # and keeps nobody waiting
+                continue
             if step.left < 1 or len(self.running) == self.max_sequences:
                 return
             found = entrance(request, self.pool)
@@ -226,7 +229,7 @@ class Scheduler(Roster):
                 step.copy(take_blocks(request, self.pool, found, reserve=self.reserve if self.running else 0))
             except OutOfBlocks:
                 return
-            self.waiting.remove(request)
+            del self.waiting[place]
             self.running.append(request)
             request.status, request.was_planned = Status.RUNNING, True
             self._note(Admitted, request, step=step.number, hit_tokens=found.computed, shared=found.shared)

@@ -110,7 +110,7 @@ def test_the_commands_are_these():
     names = {" ".join(words) for words, _ in commands()}
     learner = {"doctor", "start", "update", "status", "check", "hint", "reset"}
     author = {"new", "build", "lint"}
-    others = {"grade", "export nbgrader", "bench", "data", "generate", "train", "serve", "chat"}
+    others = {"plan serving", "grade", "export nbgrader", "bench", "data", "generate", "train", "serve", "chat"}
     assert names == learner | author | others
 
 

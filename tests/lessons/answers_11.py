@@ -3,6 +3,8 @@ others that have one though they ask otherwise than the solution."""
 
 import math
 
+import numpy as np
+
 from tests.support.verdicts import fresh
 
 # (a)
@@ -181,15 +183,59 @@ def remembers_the_number_of_gpus():
     return answer
 
 
+# (d)
+
+
+def with_a_loop(request, engines, weight=1.0):
+    best, lowest = 0, None
+    for i, (hit, held) in enumerate(zip(engines.hits, engines.held, strict=True)):
+        cost = held - weight * hit  # the prompt is as long for all
+        if lowest is None or cost < lowest:
+            best, lowest = i, cost
+    return best
+
+
+def by_arrays(request, engines, weight=1.0):
+    left = len(request.tokens) - np.array(engines.hits)
+    return int(np.argmin(weight * left + np.array(engines.held)))
+
+
+def by_pairs(request, engines, weight=1.0):
+    left = (len(request.tokens) - hit for hit in engines.hits)
+    return min((weight * each + held, i) for i, (each, held) in enumerate(zip(left, engines.held, strict=True)))[1]
+
+
+def whoever_is_named(request, engines, weight=1.0):
+    return engines.names[with_a_loop(request, engines, weight)]
+
+
+def takes_note(request, engines, weight=1.0):
+    """Right, and changes what it is told."""
+    i = with_a_loop(request, engines, weight)
+    engines.held[i] += len(request.tokens)
+    return i
+
+
+def squares(request, engines, weight=1.0):
+    return min(range(len(engines)), key=lambda i: (len(request.tokens) - engines.hits[i]) ** 2 + engines.held[i])
+
+
+def the_fullest_of_the_three_with_most(request, engines, weight=1.0):
+    some = sorted(range(len(engines)), key=lambda i: -engines.hits[i])[:3]
+    return min(some, key=lambda i: weight * -engines.hits[i] + engines.held[i])
+
+
 RIGHT = {
     "11.goodput": [by_the_arithmetic_middle, low_first_and_by_itself_again, by_doubling],
     "11.transfer_order": [with_a_queue, the_last_ones_backwards],
     "11.divide": [by_golden_steps, from_the_decoders],
+    "11.route": [with_a_loop, by_arrays, by_pairs],
 }
 WRONG = {
     "11.goodput": [with_a_fixed_number_of_tries, mean_of_both_ends, shares_as_percent, divided_twice],
     "11.transfer_order": [half_the_buffers, waits_before_the_send, from_the_last_layer, for_two_buffers],
     "11.divide": [a_hill_of_eight, one_left_over, remembers_the_number_of_gpus],
+    "11.route": [whoever_is_named, takes_note, squares, the_fullest_of_the_three_with_most],
 }
 
 
@@ -237,6 +283,23 @@ def rates_exchanged(gpus, prefill_rate, decode_rate):
     return tuple(reversed(from_the_decoders(gpus, prefill_rate, decode_rate)))
 
 
+def as_a_loop_with_the_last(request, engines, weight=1.0):
+    best, lowest = 0, float("inf")
+    for i in range(len(engines)):
+        cost = engines.held[i] + weight * (len(request.tokens) - engines.hits[i])
+        if cost <= lowest:
+            best, lowest = i, cost
+    return best
+
+
+def fullest_hit(request, engines, weight=1.0):
+    best = 0
+    for i in range(len(engines)):
+        if engines.hits[i] > engines.hits[best]:
+            best = i
+    return best
+
+
 NAMED = [
     ("11.goodput", low_first_and_never_divided, "You return the rate of all GPUs together."),
     ("11.goodput", low_first_and_the_upper_one, "You return the upper rate"),
@@ -244,4 +307,6 @@ NAMED = [
     ("11.divide", sums_that_ask_once, "You add the two rates up."),
     ("11.divide", the_first_from_below, "You take the first division"),
     ("11.divide", rates_exchanged, "You give the decoders what the prefillers should have."),
+    ("11.route", as_a_loop_with_the_last, "Of engines with the same cost you take the last."),
+    ("11.route", fullest_hit, "You look at hits alone"),
 ]

@@ -12,7 +12,9 @@ from llmsys.lessons.lesson_11_disaggregation import right
 from llmsys.lessons.lesson_11_disaggregation.sending import Kept, Sending, decode, prefill
 from llmsys.lessons.lesson_11_disaggregation.wire import Wire, in_the_open, lanes
 from llmsys.models import Llama, LlamaConfig, generate
+from llmsys.serving import Request
 from llmsys.serving.goodput import highest_rate
+from llmsys.serving.routing import Engines, PrefixAware
 from tests.lessons import answers_11
 from tests.support.self_tests import assert_check_stands, exercises_of
 from tests.support.verdicts import assert_rejected, assert_taken, verdict
@@ -81,6 +83,16 @@ def test_what_an_order_leaves_in_the_open_is_the_formula_with_two_buffers_or_mor
         assert left == max(send, layers * send - (layers - 1) * compute)
     else:
         assert left == layers * send, "one buffer: computing and sending take turns"
+
+
+@given(st.integers(1, 99), st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=6),
+       st.sampled_from([0.0, 1.0, 4.0]))  # fmt: skip
+def test_a_route_is_the_librarys(tokens, pairs, weight):
+    hits, held = [hit for hit, _ in pairs], [other for _, other in pairs]
+    n = len(pairs)
+    engines = Engines("both", [f"both {i}" for i in range(n)], [0] * n, held, [999] * n, 16, lambda: hits)
+    request = Request("a", range(tokens))
+    assert right.route(request, engines, weight) == PrefixAware(weight)(request, engines)
 
 
 def test_lanes_refuse_what_cannot_be_done():

@@ -11,7 +11,7 @@ import sys
 import typer
 from typer.core import TyperGroup
 
-from llmsys.course.cli import data, learn, serve, teach, use
+from llmsys.course.cli import data, learn, plan, serve, teach, use
 from llmsys.course.cli.errors import for_people
 
 __all__ = ["app", "main"]
@@ -42,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+planning = typer.Typer(help="What to build, before it is built.", no_args_is_help=True)
 export = typer.Typer(help="Lessons for other systems.", no_args_is_help=True)
 
 for panel, function, example in (
@@ -64,6 +65,12 @@ for panel, function, example in (
     ("Teach", teach.lint, "llmsys lint 02"),
 ):
     app.command(rich_help_panel=panel, epilog=f"Example: {example}")(function)
+planning.command("serving", epilog="Example: llmsys plan serving --trace azure-code --ttft 0.5 --tpot 0.01 --gpus 8")(
+    plan.serving
+)
+app.add_typer(
+    planning, name="plan", rich_help_panel="Use", epilog="Example: llmsys plan serving --trace azure-code --gpus 8"
+)
 export.command("nbgrader", epilog="Example: llmsys export nbgrader 02 my_course")(teach.nbgrader)
 app.add_typer(export, name="export", rich_help_panel="Teach", epilog="Example: llmsys export nbgrader 02 my_course")
 

@@ -7,6 +7,10 @@ is known by its outcome, and whoever tries `low` before `high` makes the same on
 import math
 from collections.abc import Callable, Sequence
 
+from llmsys.serving.request import Request
+from llmsys.serving.routing.engines import Engines
+
+BLOCK_SIZE = 16
 MOST = 400
 """Calls after which a search is taken to have no end."""
 
@@ -57,6 +61,26 @@ def plain_division(function: Callable) -> Callable:
             raise TypeError(f"two counts are wanted here, (prefill, decode), got {counts!r}")
         too_many = 0 if most is None else max(asked[0] - most, 0)
         return {"prefill": counts[0], "decode": counts[1], "too many": too_many}
+
+    return run
+
+
+def plain_route(function: Callable) -> Callable:
+    """(d): `run(tokens, held, hits, queued=…, weight=…)` asks about a prompt of so many tokens and gives the number of
+    the engine, and whether what is known of the engines has been changed."""
+
+    def run(tokens, held, hits, queued=None, weight=None):
+        n, lists = len(held), (list(held), list(hits), list(queued or held))
+        held, hits, queued = lists
+        names, before = [f"prefill {i}" for i in range(n)], [list(each) for each in lists]
+        engines = Engines("prefill", names, queued, held, [100_000] * n, BLOCK_SIZE, find=lambda: hits)
+        request = Request("asked", range(tokens))
+        found = function(request, engines) if weight is None else function(request, engines, weight=weight)
+        if type(found) is not int:
+            raise TypeError(f"the number of an engine is wanted here, an int like 0 for the first, got {found!r}")
+        if not 0 <= found < n:
+            raise ValueError(f"there are {n} engines, with the numbers from 0 to {n - 1}, and not {found}")
+        return {"engine": found, "changed": [list(each) for each in lists] != before}
 
     return run
 

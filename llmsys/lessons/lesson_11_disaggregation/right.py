@@ -44,3 +44,10 @@ def divide(gpus, prefill_rate, decode_rate):
     if first > 1 and prefill_rate(first - 1) > rate:
         first -= 1
     return first, gpus - first
+
+
+def route(request, engines, weight=1.0):
+    """(d): the lowest cost, in tokens; of equal ones, the first."""
+    tokens = len(request.tokens)
+    costs = [weight * (tokens - engines.hits[i]) + engines.held[i] for i in range(len(engines))]
+    return costs.index(min(costs))

@@ -6,6 +6,7 @@
 Nothing runs side by side here, so nothing is gained. What is sent, when, and what comes of it is the same.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from llmsys.serving.disaggregate.arrivals import Announced, Cut, Rows
 from llmsys.serving.disaggregate.front import DisaggregatedEngine
 from llmsys.serving.disaggregate.instance import Instance
 from llmsys.serving.disaggregate.push import LayerEvent, Transfer, push_each_layer
+from llmsys.serving.routing import Route
 
 
 class WireHere:
@@ -70,6 +72,9 @@ class LinksHere:
         if self.instances.pop(name, None) is not None:
             self.dead.append(name)
 
+    def give_up(self, name: str) -> None:
+        self.kill(name)
+
     def close(self) -> None:
         self.instances = {}
 
@@ -84,6 +89,9 @@ def disaggregated_here(
     of_prefill: Mapping[str, Any] | None = None,
     of_decode: Mapping[str, Any] | None = None,
     links: Callable[[Mapping[str, Instance]], LinksHere] = LinksHere,
+    route: str | Route | type = "least-full",
+    silent_after: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
     **settings,
 ) -> DisaggregatedEngine:
     """An engine of several in this process, which share the model's weights.
@@ -98,6 +106,10 @@ def disaggregated_here(
         As for `Instance`: of all, and of those of one kind, which count more.
     links
         Makes the front's way to them, as `LinksHere` does: one that decides whose turn it is, and what arrives when.
+    route
+        Who of several is asked: a name of `llmsys.serving.routing.ROUTES`, or a route.
+    silent_after, clock
+        The front's, as for `DisaggregatedEngine`.
 
     ValueError where a count is below 1, or a setting is refused by `Engine`.
     """
@@ -105,15 +117,13 @@ def disaggregated_here(
         whole_number(name, count, at_least=1)
     here = [Instance(f"prefill {i}", model, transfer=transfer, log=log, **(settings | dict(of_prefill or {})))
             for i in range(prefill)]  # fmt: skip
-    there = [
-        Instance(f"decode {i}", model, pushes=False, log=log, **(settings | dict(of_decode or {})))
-        for i in range(decode)
-    ]
+    there = [Instance(f"decode {i}", model, log=log, **(settings | dict(of_decode or {}))) for i in range(decode)]
     for one in here:
         for other in there:
             one.connect(other.name, WireHere(one.name, other.inbox.put))
     way = links({each.name: each for each in (*here, *there)})
     hellos = [each.hello() for each in (*here, *there)]
     return DisaggregatedEngine(
-        way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there]
-    )
+        way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there],
+        route=route, silent_after=silent_after, clock=clock,
+    )  # fmt: skip

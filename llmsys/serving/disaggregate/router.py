@@ -11,6 +11,9 @@ said twice. Draws depend on a request's seed and the place of the token, so they
 
 Where no prefill engine is left that reaches a decode engine, or no decode engine, whoever is left computes requests
 from their beginning to their end.
+
+Which of several engines is asked, a route says (`llmsys.serving.routing`): of what each has cached it is told what the
+front remembers to have sent there.
 """
 
 import itertools
@@ -24,6 +27,7 @@ from llmsys.serving.outcome import accept
 from llmsys.serving.plan import Output
 from llmsys.serving.request import Request, Status
 from llmsys.serving.roster import Roster
+from llmsys.serving.routing import Engines, Remembered, Route, as_route, chosen
 from llmsys.serving.telemetry.events import Admitted, EventLog, Preempted, Progress, StepDone
 from llmsys.serving.telemetry.metrics import Metrics
 
@@ -59,6 +63,8 @@ class Router(Roster):
         The engines, and which of them are to prefill and to decode, by name.
     send
         send(name, message) tells an engine. It must not raise where that one is dead.
+    route
+        Who of several is asked: a name of `llmsys.serving.routing.ROUTES`, or a route.
     """
 
     def __init__(
@@ -71,18 +77,22 @@ class Router(Roster):
         metrics: Metrics,
         events: EventLog,
         clock: Callable[[], float],
+        route: str | Route | type = "least-full",
     ):
-        _check(hellos, prefill, decode)
+        _check_models(hellos)
         smallest = min(hellos, key=lambda each: (each.num_blocks - 1) * each.block_size)
         super().__init__(smallest, min(each.max_model_len for each in hellos), events, clock)
         tokenizer = hellos[0].tokenizer
         self.eos_ids = frozenset(tokenizer.eos_ids if tokenizer else ())
-        self.max_sequences = sum(each.max_sequences for each in hellos if each.name in decode)
         self.hellos = {each.name: each for each in hellos}
         self.alive = {each.name for each in hellos}
         self.reports: dict[str, say.Report] = {}
         self.attempts: dict[int, Attempt] = {}
-        self._prefill, self._decode, self._send, self._metrics = tuple(prefill), tuple(decode), send, metrics
+        self._send, self._metrics = send, metrics
+        self.assign(prefill, decode)
+        self._route = as_route(route)
+        self._room = {each.name: (each.num_blocks - 1) * each.block_size for each in hellos}
+        self._sent = Remembered(max(each.block_size for each in hellos), self._room)
         self._of_request: dict[str, Attempt] = {}
         self._broken: set[frozenset[str]] = set()  # pairs
         self._keys = itertools.count(1)
@@ -91,6 +101,16 @@ class Router(Roster):
     def blocks(self) -> int:
         """Of all living engines."""
         return sum(each.num_blocks - 1 for name, each in self.hellos.items() if name in self.alive)
+
+    def assign(self, prefill: Sequence[str], decode: Sequence[str]) -> None:
+        """Who is to do what, from now on; requests under way go on where they are. No `prefill`: nothing is divided,
+        and each of `decode` computes requests from their beginning to their end.
+
+        ValueError where a name is not known or has two roles, or nobody is to decode.
+        """
+        _check_roles(list(self.hellos), prefill, decode)
+        self._prefill, self._decode = tuple(prefill), tuple(decode)
+        self.max_sequences = sum(each.max_sequences for each in self.hellos.values() if each.name in decode)
 
     # What the engine's interface asks for
 
@@ -116,6 +136,8 @@ class Router(Roster):
             return self._died(name)
         if isinstance(message, say.Died):
             _LOGGER.error("%s dies: %s", name, message.why)
+            return []
+        if isinstance(message, say.Pong):
             return []
         if isinstance(message, say.Report):
             return self._reported(name, message)
@@ -143,7 +165,7 @@ class Router(Roster):
         if not able:
             self._again([attempt])
             return
-        attempt.prefill = min(able, key=self._prefilling)
+        attempt.prefill = self._choose("prefill", able, request)
         self._admitted(request, start)
         tokens, sampling = self._what_is_left(request)
         self._send(attempt.prefill, say.Prefill(attempt.key, tokens, sampling, request.salt, attempt.decode, start))
@@ -188,6 +210,7 @@ class Router(Roster):
     def _died(self, name: str) -> list[str]:
         self.alive.discard(name)
         self.reports.pop(name, None)
+        self._sent.forget(name)
         _LOGGER.error("%s has died; %s left", name, ", ".join(sorted(self.alive)) or "nobody is")
         for other in self.alive:
             self._send(other, say.Lost(name))
@@ -207,18 +230,18 @@ class Router(Roster):
         self.attempts[attempt.key] = self._of_request[request.id] = attempt
         prefill = [name for name in self._prefill if name in self.alive]
         if sampling.max_tokens == 1 and prefill:  # whoever computes the prompt says all there is to say
-            attempt.prefill = min(prefill, key=self._prefilling)
+            attempt.prefill = self._choose("prefill", prefill, request)
             self._send(attempt.prefill, say.Prefill(attempt.key, tokens, sampling, request.salt, None, 0))
             self._admitted(request, 0)
             return
         able = [name for name in self._decode if name in self.alive and self._who_can_push_to(name)]
         if able:
-            attempt.decode = min(able, key=self._held)
+            attempt.decode = self._choose("decode", able, request)
             self._send(attempt.decode, say.Reserve(attempt.key, tokens, sampling, request.salt))
             return
         # Decode engines first: what they compute by graphs, a prefill engine computes kernel by kernel.
         either = [name for name in self._decode if name in self.alive] or prefill
-        attempt.decode, attempt.landed = min(either, key=self._held), True
+        attempt.decode, attempt.landed = self._choose("both", either, request), True
         self._send(attempt.decode, say.Compute(attempt.key, tokens, sampling, request.salt))
         self._admitted(request, 0)
 
@@ -276,26 +299,37 @@ class Router(Roster):
     def _who_can_push_to(self, decode: str) -> list[str]:
         return [name for name in self._prefill if name in self.alive and frozenset((name, decode)) not in self._broken]
 
-    def _prefilling(self, name: str) -> int:
-        """Tokens that an engine still has to prefill."""
-        return sum(each.tokens for each in self.attempts.values() if each.prefill == name and not each.said)
+    def _choose(self, kind: str, names: Sequence[str], request: Request) -> str:
+        """The engine of these that is to have the request, by the route."""
+        queued, held = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        for each in self.attempts.values():
+            for name in {each.decode, each.prefill} & held.keys():
+                queued[name] += 0 if each.said else each.tokens
+                held[name] += 0 if each.said and name != each.decode else each.tokens
+        tokens, salt = request.tokens, request.salt
+        engines = Engines(
+            kind, names, list(queued.values()), list(held.values()), [self._room[name] for name in names],
+            self._sent.block_size, find=lambda: self._sent.hits(names, tokens, salt=salt),
+        )  # fmt: skip
+        name = names[chosen(self._route, request, engines)]
+        self._sent.note(name, tokens, salt=salt)
+        return name
 
-    def _held(self, name: str) -> float:
-        """Tokens of the requests that were given to an engine to decode, as a share of what it has room for."""
-        hello = self.hellos[name]
-        held = sum(len(each.request.tokens) for each in self.attempts.values() if each.decode == name)
-        return held / ((hello.num_blocks - 1) * hello.block_size)
 
-
-def _check(hellos: Sequence[say.Hello], prefill: Sequence[str], decode: Sequence[str]) -> None:
-    names = [each.name for each in hellos]
+def _check_roles(names: Sequence[str], prefill: Sequence[str], decode: Sequence[str]) -> None:
+    if not decode:
+        raise ValueError("decode must be at least one engine, got none")
     for role, some in (("prefill", prefill), ("decode", decode)):
-        if not some:
-            raise ValueError(f"{role} must be at least one engine, got none")
         if unknown := [name for name in some if name not in names]:
             raise ValueError(f"{role} must be names of {names}, got {unknown[0]!r}")
-    if len(set(names)) < len(names) or set(prefill) & set(decode):
-        raise ValueError(f"each engine must have a name of its own and one role, got {prefill} and {decode} of {names}")
+    if len({*prefill, *decode}) < len(prefill) + len(decode):
+        raise ValueError(f"each engine must have one role, got {prefill} and {decode}")
+
+
+def _check_models(hellos: Sequence[say.Hello]) -> None:
+    names = [each.name for each in hellos]
+    if len(set(names)) < len(names):
+        raise ValueError(f"each engine must have a name of its own, got {names}")
     first = hellos[0]
     for each in hellos[1:]:
         if each.model == first.model:

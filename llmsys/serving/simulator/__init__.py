@@ -10,18 +10,26 @@ The chapter, in the order in which to read it:
     load            what a step has to do, in four numbers; steps of an engine, written down
     step_times      how long it takes: a price for each of these, fitted to what was written down
     instance        an engine: a scheduler, and a clock
-    runs            runs of equal steps, skipped in closed form
-    pool            a block pool that looks for no prefixes
+    runs            runs of equal steps, skipped in closed form, and written down
+    known_tokens    a request whose tokens nobody writes down
+    pool            block pools for these, and one that looks for no prefixes
+    lockstep        requests that decode, as one
+    kinds           what the named policies do with all that decodes
+    stretch         steps planned without a look at each request
     transfer        how long a cache is on its way from one engine to another
     phases          an engine that computes prompts, and one that goes on from there
     tally           what is remembered of each request
+    agenda          whose turn it is among several engines
+    door            what a route is told of them
+    failures        engines that die, and others that come in their place
     cluster         several engines, and where requests go
     simulate        a workload, and what came of it; the highest rate within limits
     placement       how many engines of which kind give most goodput per GPU
     leaderboard     policies compared
 """
 
-from llmsys.serving.simulator.cluster import Cluster, Placement, fewest_tokens
+from llmsys.serving.simulator.cluster import Cluster, Placement
+from llmsys.serving.simulator.failures import Failure, Failures
 from llmsys.serving.simulator.instance import Instance
 from llmsys.serving.simulator.leaderboard import Score, leaderboard
 from llmsys.serving.simulator.load import StepLoad, StepRecorder, TimedStep
@@ -31,7 +39,7 @@ from llmsys.serving.simulator.step_times import Prices, StepTimes, fit, relative
 from llmsys.serving.simulator.transfer import Transfer
 
 __all__ = [
-    "Cluster", "Instance", "Placed", "Placement", "Prices", "Result", "Score", "StepLoad", "StepRecorder", "StepTimes",
-    "TimedStep", "Transfer", "capacity", "fewest_tokens", "fit", "leaderboard", "placements", "relative_errors",
-    "search", "simulate",
+    "Cluster", "Failure", "Failures", "Instance", "Placed", "Placement", "Prices", "Result", "Score", "StepLoad",
+    "StepRecorder", "StepTimes", "TimedStep", "Transfer", "capacity", "fit", "leaderboard", "placements",
+    "relative_errors", "search", "simulate",
 ]  # fmt: skip

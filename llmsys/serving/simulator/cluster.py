@@ -13,37 +13,43 @@
                                     ╰─► decoder ─► the other tokens
 
 Where a request goes is decided when it comes, for its prefiller and for its decoder, since layers that are sent while
-others are computed must know where to. `route` decides: by default for the engine whose requests have the fewest prompt
-tokens together, of those that it has not done with (and of equal ones for the first).
+others are computed must know where to. A route decides (`llmsys.serving.routing`): by default for the engine whose
+requests have the fewest tokens together, of those that it has not done with (and of equal ones for the first).
 
-**In the order of time**: what prefillers do depends on no decoder, so they go first, the one whose step ends next
-before the others, for they share links; what they send is then given to the decoders when it arrives.
+**In the order of time** (`agenda`): what prefillers do depends on no decoder, so they go first, the one whose step ends
+next before the others, for they share links; what they send is then given to the decoders when it arrives.
+
+**An engine may die** (`failures`). Its requests begin anew with all tokens that are known, and so do those whose caches
+were under way to it or from it, or were to be sent to it. Where no engine is left that could have a request, it waits
+for the next one that comes back.
 """
 
-import copy
 import functools
 import heapq
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmsys.models.sampling import whole_number
 from llmsys.serving.admission import token_limit
 from llmsys.serving.policies import Policy
 from llmsys.serving.request import Request
+from llmsys.serving.routing import Route, as_route
 from llmsys.serving.sampling.sampling_params import SamplingParams
+from llmsys.serving.simulator.agenda import Agenda
+from llmsys.serving.simulator.door import Door
+from llmsys.serving.simulator.failures import Failure, Failures, Outages
 from llmsys.serving.simulator.instance import Instance
+from llmsys.serving.simulator.known_tokens import SAID, KnownTokens, SimulatedRequest, known_prompt
 from llmsys.serving.simulator.phases import Decoder, Part, Prefiller
 from llmsys.serving.simulator.step_times import TICKS, StepTimes
-from llmsys.serving.simulator.tally import Tally, joined
+from llmsys.serving.simulator.tally import Tally
 from llmsys.serving.simulator.transfer import Link, Transfer, send_whole
-from llmsys.serving.telemetry.events import Event, EventLog, Finished
+from llmsys.serving.telemetry.events import EventLog
 from llmsys.serving.telemetry.metrics import RequestMetrics
-from llmsys.serving.workload.arrivals import Arrival, prompt_tokens
-
-Route = Callable[[Request, Sequence[int]], int]
-"""A request, and of each engine the prompt tokens of requests that it has and has not done with → which engine."""
+from llmsys.serving.workload.arrivals import Arrival
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,22 @@ class Placement:
         return f"{self.colocated} colocated" if self.colocated else f"{self.prefill} prefill, {self.decode} decode"
 
 
-def fewest_tokens(request: Request, loads: Sequence[int]) -> int:
-    """A `Route`: to the engine with the fewest prompt tokens."""
-    return min(range(len(loads)), key=loads.__getitem__)
+class Journey(NamedTuple):
+    """Where a request's cache is to go."""
+
+    sender: int
+    receiver: int
+    request: Request
+
+
+class Moving(NamedTuple):
+    """A cache that is under way."""
+
+    arrives: int  #  ticks
+    number: int  #  of the request
+    sender: int
+    receiver: int
+    request: Request
 
 
 class Cluster:
@@ -89,7 +108,10 @@ class Cluster:
     transfer
         How caches go from one to another. By default they are there at once.
     route
-        Where a request goes.
+        Where a request goes: the name of a route, a route, or its class. Engines are called "both 0", "both 1" …, or
+        "prefill 0" … and "decode 0" ….
+    failures
+        Which engines die, and when: `Failure`s, or `Failures` that are drawn. None: none does.
     policy
         The name of one, or what makes a policy of your own (its class), for each engine has one. One engine may be
         given a policy itself.
@@ -105,7 +127,7 @@ class Cluster:
     Attributes
     ----------
     first, second : list of Instance
-        Where requests come, and where caches do.
+        Where requests come, and where caches do. One that dies is replaced by another when it is back.
     transfers : dict
         Of each request that moved, by its id, the seconds from its first token until its cache had arrived.
     moved_tokens : int
@@ -121,7 +143,8 @@ class Cluster:
         times: StepTimes,
         num_blocks: int,
         transfer: Transfer | None = None,
-        route: Route = fewest_tokens,
+        route: str | Route | type = "fewest-tokens",
+        failures: Sequence[Failure] | Failures | None = None,
         policy: object = "stall-free",
         prefill_settings: Mapping[str, object] | None = None,
         decode_settings: Mapping[str, object] | None = None,
@@ -129,7 +152,7 @@ class Cluster:
         gaps: bool = False,
         **settings,
     ):
-        self.placement, self.route, self.gaps = placement, route, gaps
+        self.placement, self.route, self.gaps = placement, as_route(route), gaps
         self.transfer = Transfer() if transfer is None else transfer
         logs = [EventLog(keep=0) for _ in range(placement.gpus)] if events is None else list(events)
         if len(logs) != placement.gpus:
@@ -137,38 +160,51 @@ class Cluster:
         common = dict(times=times, num_blocks=num_blocks, policy=policy) | settings
         of_prefill, of_decode = common | dict(prefill_settings or {}), common | dict(decode_settings or {})
         at_door = placement.colocated or placement.prefill
-        self.first: list[Instance] = []
-        self.second: list[Instance] = []
+        self._makers: list[Callable[[], Instance]] = []
         for i, log in enumerate(logs):
             if placement.colocated:
-                self.first.append(Instance(**_own(common, log, alone=placement.gpus == 1)))
+                alone = placement.gpus == 1 and failures is None
+                self._makers.append(lambda log=log, alone=alone: Instance(**_own(common, log, alone=alone)))
             elif i < at_door:
-                self.first.append(Prefiller(**_own(of_prefill, log), send=self._sender(i)))
+                self._makers.append(
+                    lambda log=log, i=i: Prefiller(**_own(of_prefill, log), send=functools.partial(self._send, i))
+                )
             else:
-                self.second.append(Decoder(**_own(of_decode, log)))
+                self._makers.append(lambda log=log: Decoder(**_own(of_decode, log)))
+        made = [make() for make in self._makers]
+        self.first, self.second = made[:at_door], made[at_door:]
         self.outgoing = [Link() for _ in range(placement.prefill)]
         self.incoming = [Link() for _ in self.second]
         self.transfers: dict[str, float] = {}
         self.moved_tokens = 0
-        self._tallies = Tally(gaps=gaps), Tally(gaps=gaps)
-        self._loads = [0] * at_door, [0] * placement.decode
-        for engines, tally, loads in zip((self.first, self.second), self._tallies, self._loads, strict=True):
-            for i, engine in enumerate(engines):
-                tally.listen_to(engine.events)
-                engine.events.listen(_done_with(tally, loads, i), progress=_nothing, several=False)
+        self._to_move: dict[str, Journey] = {}  # whose prompts are not computed yet
+        self._moving: list[Moving] = []  # a heap
+        self._tally = Tally(gaps=gaps, goes_on=self._to_move.__contains__)
+        for each in made:
+            self._tally.listen_to(each.events)
+        kinds = ("both",) if placement.colocated else ("prefill", "decode")
+        parts = [(kind, part) for kind, part in zip(kinds, (self.first, self.second), strict=False)]
+        self._doors = [Door(kind, part, self.route) for kind, part in parts]
+        self._agendas = [Agenda(self.first), Agenda(self.second)]
+        self._outages = Outages(failures, [name for door in self._doors for name in door.names])
+        self._former: list[Instance] = []  # who died
+        self._stranded: list[tuple[str, KnownTokens, int]] = []
         self._count = itertools.count()
         self._last = 0  # when the last one came, in ticks
-        self._to_move: dict[str, tuple[int, Request]] = {}  # to which decoder
-        self._moving: list[tuple[int, int, int, Request]] = []  # (when it arrives, its place, where, who): a heap
 
     @property
     def engines(self) -> list[Instance]:
         return self.first + self.second
 
     @property
+    def ever(self) -> list[Instance]:
+        """These, and those that were there before one of them."""
+        return self._former + self.engines
+
+    @property
     def seconds(self) -> float:
         """From 0 to the end of the last step that is done."""
-        return max(engine.now for engine in self.engines) / TICKS
+        return max((engine.now for engine in self.ever if engine.steps), default=0) / TICKS
 
     def add(self, arrival: Arrival) -> None:
         """A request comes; what happens until then is done first. Its id is its number, from 0 on.
@@ -181,73 +217,77 @@ class Cluster:
                 f"at must be at least {self._last / TICKS:g} s, when the last request came, got {arrival.at:g}"
             )
         self._last, number = tick, next(self._count)
-        name, prompt = str(number), prompt_tokens(arrival, number)
-        if not self.second:
-            if len(self.first) > 1:
-                self.advance_to(tick)
-            request = Request(name, prompt, _params(arrival.output))
-            i = self._choose(0, request)
-            self.first[i].add_at(request, tick)
-        else:
-            self.advance_to(tick)
-            request = Request(name, prompt, _params(1))
-            goes_on = copy.copy(request)  # whose prompt need not be looked at again
-            goes_on.tokens, goes_on.sampling = list(request.tokens), _params(arrival.output)
-            i = self._choose(0, request)
-            if arrival.output > 1:
-                j = self._choose(1, goes_on)
-                scheduler = self.second[j].scheduler
-                token_limit(goes_on, scheduler.pool, scheduler.max_model_len)  # refused now, if it is
-            self.first[i].add_at(request, tick)
-            if arrival.output > 1:
-                self._to_move[name] = j, goes_on
-                self._loads[1][j] += arrival.prompt
-        self._loads[0][i] += arrival.prompt
+        prompt = known_prompt(arrival, number)
+        self.advance_to(tick)
+        self._begin(str(number), prompt, arrival.output, tick)
 
     def advance(self, until: float = math.inf) -> None:
-        """Do what ends by then, in seconds; without a time, all."""
-        self.advance_to(math.inf if until == math.inf else round(until * TICKS))
+        """Do what ends by then, in seconds; without a time, all.
+
+        RuntimeError where requests are left, and no engine that could have them is or ever will be.
+        """
+        tick = math.inf if until == math.inf else round(until * TICKS)
+        self.advance_to(tick)
+        for door in self._doors:
+            for i in door.alive:
+                door.engines[i].advance_to(tick)
+                door.engines[i].lockstep.sync()
+        for agenda, engines in zip(self._agendas, (self.first, self.second), strict=True):
+            for i in range(len(engines)):
+                agenda.changed(i)
 
     def advance_to(self, tick: float) -> None:
-        """The same, until a time in ticks."""
-        if not self.second:
-            for engine in self.first:
-                engine.advance_to(tick)
-            return
-        while True:
-            ends = [engine.next_end(tick) for engine in self.first]
-            if (end := min(ends)) > tick or end == math.inf:
-                break
-            self.first[ends.index(end)].advance_to(end)
-        while self._moving and self._moving[0][0] <= tick:
-            at, _, j, request = heapq.heappop(self._moving)
-            self.second[j].receive(request, at)
-        for engine in self.second:
-            engine.advance_to(tick)
+        """The same, until a time in ticks, as far as others can notice."""
+        while (then := self._outages.tick) <= tick:
+            if tick == math.inf and not self._unfinished_by(then):
+                return
+            outage = self._outages.pop()
+            self._run_to(outage.tick)
+            kind, _, number = outage.engine.partition(" ")
+            happens = self._dies if outage.dies else self._is_back
+            happens(int(kind == "decode"), int(number), outage.tick)
+        self._run_to(tick)
+        if tick == math.inf and self._stranded:
+            raise RuntimeError(
+                f"{len(self._stranded)} requests are left, and no engine is there, or ever will be, that could have "
+                "them: let one come back (until=…), or place more"
+            )
 
     def requests(self) -> list[RequestMetrics]:
         """All that have come, in their order."""
-        first, second = (tally.requests for tally in self._tallies)
-        under_way = {request.id for _, _, _, request in self._moving}
-        found = []
-        for name in sorted(first, key=int):
-            one = first[name]
-            if name in second:
-                one = joined(one, second[name], gaps=self.gaps)
-            elif name in under_way:  # a first token is not the end of it
-                one = replace(one, last_token=None, ended=None, finished=False, output_tokens=0)
-            found.append(one)
-        return found
+        found = self._tally.requests
+        return [found[name] for name in sorted(found, key=int)]
 
-    def _choose(self, kind: int, request: Request) -> int:
-        loads = self._loads[kind]
-        chosen = self.route(request, tuple(loads)) if len(loads) > 1 else 0
-        if not (isinstance(chosen, int) and 0 <= chosen < len(loads)):
-            raise ValueError(f"route must choose one of {len(loads)} engines, from 0 on, got {chosen!r}")
-        return chosen
+    # Where requests go
 
-    def _sender(self, i: int) -> Callable[[int, int, Sequence[Part]], Mapping[str, int]]:
-        return lambda began, ended, parts: self._send(i, began, ended, parts)
+    def _begin(self, name: str, prompt: KnownTokens, output: int, tick: int) -> None:
+        """A request, or what is left of it: where it goes is decided."""
+        if not all(door.alive for door in self._doors):
+            self._stranded.append((name, prompt, output))
+            return
+        first = self._doors[0]
+        request = SimulatedRequest(name, prompt, _params(1 if self.second else output))
+        i = first.choose(request)
+        if self.second and output > 1:
+            goes_on = SimulatedRequest(name, prompt, _params(output))
+            j = self._doors[1].choose(goes_on)
+            scheduler = self.second[j].scheduler
+            token_limit(goes_on, scheduler.pool, scheduler.max_model_len)  # refused now, if it is
+        self.first[i].add_at(request, tick)
+        if self.second and output > 1:
+            self._to_move[name] = Journey(i, j, goes_on)
+            self._doors[1].give(j, goes_on)
+        first.give(i, request)
+        self._agendas[0].changed(i)
+
+    def _run_to(self, tick: float) -> None:
+        """All do what ends by then; nobody dies until then."""
+        self._agendas[0].advance_to(tick)
+        while self._moving and self._moving[0].arrives <= tick:
+            at, _, _, j, request = heapq.heappop(self._moving)
+            self.second[j].receive(request, at)
+            self._agendas[1].changed(j)
+        self._agendas[1].advance_to(tick)
 
     def _send(self, i: int, began: int, ended: int, parts: Sequence[Part]) -> dict[str, int]:
         """What a step of the i-th prefiller brought is sent to decoders: when those will have arrived that are done."""
@@ -260,22 +300,72 @@ class Cluster:
             through = link.send_layers(began, ended, transfer.layers, made=made, found=found)
             of: dict[int, int] = {}  # tokens for each decoder
             for part in parts:
-                j = self._to_move[part.request][0]
+                j = self._to_move[part.request].receiver
                 of[j] = of.get(j, 0) + part.found + part.made
             there = {j: max(through, self.incoming[j].carry(began, ticks(tokens))) for j, tokens in of.items()}
         for part in parts:
             if part.done:
-                j, request = self._to_move.pop(part.request)
+                _, j, request = self._to_move.pop(part.request)
                 tokens = len(request.prompt)
                 if transfer.layers is None:
                     end = send_whole(link, self.incoming[j], ended, transfer.ticks(tokens))
                 else:
                     end = there[j]
                 arrivals[part.request] = end = end + transfer.latency_ticks
-                heapq.heappush(self._moving, (end, int(part.request), j, request))
+                heapq.heappush(self._moving, Moving(end, int(part.request), i, j, request))
                 self.transfers[part.request] = (end - ended) / TICKS
                 self.moved_tokens += tokens
         return arrivals
+
+    # Who dies, and who is back
+
+    def _unfinished_by(self, tick: float) -> bool:
+        """Whether a request is left at a time; what happens until then is done."""
+        self._run_to(tick)
+        return bool(self._tally.unfinished or self._stranded)
+
+    def _dies(self, place: int, i: int, tick: int) -> None:
+        door = self._doors[place]
+        door.died(i)
+        self._agendas[place].leave_out(i)
+        engine = door.engines[i]
+        engine.advance_to(tick)
+        lost = {each.id: (each.tokens, each.computed, each) for each in engine.unfinished()}
+        for cache in self._moving:
+            if i == (cache.sender, cache.receiver)[place]:
+                tokens = cache.request.tokens.copy()
+                tokens.append(SAID)  # the first token, which was said when it left
+                lost[cache.request.id] = tokens, len(cache.request.prompt), cache.request
+        self._moving = [cache for cache in self._moving if i != (cache.sender, cache.receiver)[place]]
+        heapq.heapify(self._moving)
+        if place:
+            for name, journey in self._to_move.items():
+                if journey.receiver == i:
+                    computed = self.first[journey.sender].abort(name)
+                    self._agendas[0].changed(journey.sender)
+                    lost[name] = journey.request.tokens, computed, journey.request
+        for name in sorted(lost, key=int):
+            tokens, computed, request = lost[name]
+            if (journey := self._to_move.pop(name, None)) is not None:
+                request = journey.request  # the whole of it
+            for each in self._doors:
+                each.take_back(name)
+            self._tally.begins_anew(name, tokens.said, computed)
+            left = request.sampling.max_tokens - (tokens.said - request.prompt.said)
+            self._begin(name, tokens.copy(), left, tick)
+
+    def _is_back(self, place: int, i: int, tick: int) -> None:
+        """Another engine, in whose cache nothing is, and links on which nothing is."""
+        engines = self._doors[place].engines
+        self._former.append(engines[i])
+        engines[i] = self._makers[place * len(self.first) + i]()
+        engines[i].now = tick
+        if self.second:
+            (self.outgoing, self.incoming)[place][i] = Link()
+        self._doors[place].is_back(i)
+        waited, self._stranded = self._stranded, []
+        for name, prompt, output in waited:
+            self._begin(name, prompt, output, tick)
 
 
 def new_policy(policy: object) -> str | Policy:
@@ -294,20 +384,6 @@ def _own(settings: dict, events: EventLog, *, alone: bool = False) -> dict:
     policy = settings["policy"]
     kept = alone and not isinstance(policy, type) and hasattr(policy, "turns")
     return settings | dict(events=events, policy=policy if kept else new_policy(policy))
-
-
-def _done_with(tally: Tally, loads: list[int], i: int) -> Callable[[Event], None]:
-    """A listener that takes a request off an engine's load when it ends."""
-
-    def on(event: Event) -> None:
-        if type(event) is Finished:
-            loads[i] -= tally.requests[event.request].prompt_tokens
-
-    return on
-
-
-def _nothing(progress: object) -> None:
-    pass
 
 
 @functools.lru_cache(maxsize=4096)

@@ -18,9 +18,10 @@ from typing import NamedTuple
 from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import BlockTable, PrefixHit
 from llmsys.serving.request import Request
-from llmsys.serving.simulator.instance import Instance
+from llmsys.serving.simulator.instance import Instance, Row
+from llmsys.serving.simulator.known_tokens import SAID
 from llmsys.serving.simulator.pool import PlainPool
-from llmsys.serving.simulator.runs import SAID, blocks_needed
+from llmsys.serving.simulator.runs import blocks_needed
 from llmsys.serving.simulator.step_times import StepTimes
 
 
@@ -45,9 +46,7 @@ class Prefiller(Instance):
         As for `Instance`.
     """
 
-    def __init__(
-        self, times: StepTimes, *, send: Callable[[int, int, Sequence[Part]], Mapping[str, int]], **settings
-    ):
+    def __init__(self, times: StepTimes, *, send: Callable[[int, int, Sequence[Part]], Mapping[str, int]], **settings):
         super().__init__(times, **settings)
         self._send = send
         self._begun: set[str] = set()  # some of its prompt was computed, and not all
@@ -77,6 +76,8 @@ class Prefiller(Instance):
                 self._let_go()
         return super()._begin(until)
 
+    _sends_pieces = True
+
     def _has_room(self, request: Request) -> bool:
         return blocks_needed(request, self.scheduler.pool) <= self.scheduler.pool.free_blocks
 
@@ -85,19 +86,18 @@ class Prefiller(Instance):
         while self._held and self._held[0][0] <= self.now:
             self.scheduler.pool.free(heapq.heappop(self._held)[2])
 
-    def _land(self) -> None:
-        plan, began, requests = self._plan, self.now, self.scheduler.requests
-        prompts = {work.request: requests[work.request].prompt for work in plan.work if work.logits}
-        super()._land()
-        parts = []
-        for work in plan.work:
-            name = work.request
-            parts.append(Part(name, 0 if name in self._begun else work.computed, len(work.tokens), name in prompts))
-            (self._begun.discard if name in prompts else self._begun.add)(name)
+    def _landed(self, began: int, rows: Sequence[Row]) -> None:
+        parts, tables = [], {}
+        for request, start, tokens in rows:
+            name, done = request.id, request.ended
+            parts.append(Part(name, 0 if name in self._begun else start, tokens, done))
+            (self._begun.discard if done else self._begun.add)(name)
+            tables[name] = request.prompt
         pool = self.scheduler.pool
         for name, tick in self._send(began, self.now, parts).items():
             if tick > self.now:  # its blocks are free, and nobody has taken any since
-                table = pool.allocate(len(prompts[name]), pool.match(prompts[name]))
+                prompt = tables[name]
+                table = pool.allocate(len(prompt), pool.match(prompt))
                 heapq.heappush(self._held, (tick, next(self._number), table))
 
 

@@ -19,6 +19,7 @@ before its end.
 which of the free blocks a request has got; and the event log has the same events (`SkippedSteps`).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
@@ -27,16 +28,14 @@ from llmsys.cache.block_pool import BlockPool
 from llmsys.serving.admission import entrance
 from llmsys.serving.request import Request
 from llmsys.serving.scheduler import Scheduler
+from llmsys.serving.simulator.known_tokens import SAID
 from llmsys.serving.simulator.load import StepLoad
 from llmsys.serving.simulator.step_times import TICKS, StepTimes
 from llmsys.serving.telemetry.events import Computed, Event, Progress, StepDone, Token
 
-SAID = 1 << 50
-"""Tokens that a simulated device says are from here on, in no prompt: SAID + the order of the request."""
 
-
-class Run:
-    """Steps that are alike, as many as there may be, from `now` on (in ticks).
+class Steps:
+    """Steps of which each takes as much longer than the one before: as many as there may be, from `now` on (in ticks).
 
     Attributes
     ----------
@@ -44,20 +43,21 @@ class Run:
         How many there may be at most, at least 1.
     first : int
         How many ticks the next one takes.
+    growth : int
+        How many more each takes than the one before.
     """
 
-    def __init__(self, scheduler: Scheduler, times: StepTimes, requests: list[Request], now: int, steps: int):
-        self.scheduler, self.requests, self.now, self.steps = scheduler, requests, now, steps
-        attended = sum([len(each.tokens) for each in requests])
-        self.first = times.ticks(StepLoad(len(requests), len(requests), attended, attended))
-        self.growth = times.growth(len(requests))
+    def __init__(self, now: int, steps: int, first: int, growth: int):
+        self.now, self.steps, self.first, self.growth = now, steps, first, growth
 
     def ticks(self, n: int) -> int:
         """How long the next n steps take together."""
         return n * self.first + self.growth * (n * (n - 1) // 2)
 
-    def until(self, tick: int) -> int:
+    def until(self, tick: float) -> int:
         """How many of the steps end by then."""
+        if tick == math.inf:
+            return self.steps
         left, d = tick - self.now, self.growth
         if left < self.first:
             return 0
@@ -65,6 +65,22 @@ class Run:
             return min(self.steps, left // self.first)
         b = 2 * self.first - d  # d n² + b n ≤ 2 left
         return min(self.steps, (isqrt(b * b + 8 * d * left) - b) // (2 * d))
+
+    def pass_by(self, n: int) -> None:
+        """The next n of them are done."""
+        self.now += self.ticks(n)
+        self.steps -= n
+        self.first += n * self.growth
+
+
+class Run(Steps):
+    """Steps in which all `requests` decode."""
+
+    def __init__(self, scheduler: Scheduler, times: StepTimes, requests: list[Request], now: int, steps: int):
+        attended = sum([len(each.tokens) for each in requests])
+        first = times.ticks(StepLoad(len(requests), len(requests), attended, attended))
+        super().__init__(now, steps, first, times.growth(len(requests)))
+        self.scheduler, self.requests = scheduler, requests
 
     def take(self, n: int) -> bool:
         """The next n steps are done, and `now` is their end. True if the last one has requests that have all their
@@ -85,9 +101,7 @@ class Run:
                 pool.extend(table, slots)
             if slots // size > len(table.prefixes):
                 pool.register(table, each.tokens, slots)
-        self.now += self.ticks(n)
-        self.steps -= n
-        self.first += n * self.growth
+        self.pass_by(n)
         return ends
 
     def _write_down(self, n: int) -> None:

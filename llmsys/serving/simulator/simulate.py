@@ -120,7 +120,7 @@ def simulate(
             before = each.at
             cluster.add(each)
         cluster.advance()
-    requests, engines = cluster.requests(), cluster.engines
+    requests, engines = cluster.requests(), cluster.ever
     return Result(
         requests,
         cluster.seconds,

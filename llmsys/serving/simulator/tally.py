@@ -1,9 +1,9 @@
-"""What is remembered of each request while a simulated engine runs; of one that two engines served, together.
+"""What is remembered of each request while simulated engines run, one of which may begin it and another end it.
 
 It is `llmsys.serving.Metrics` for who need not be told of every token, so that skipped steps may stay skipped.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
 
 from llmsys.serving.simulator.runs import SkippedSteps
 from llmsys.serving.simulator.step_times import TICKS
@@ -18,13 +18,27 @@ class Tally:
     know of the others, too; of skipped steps that is the first one, which may have begun long after a request's last
     token, or the last one, which takes longest.
 
-    gaps      whether it does
+    Parameters
+    ----------
+    gaps
+        Whether it does.
+    goes_on
+        Whether a request that an engine has done with is continued by another one.
+
+    Attributes
+    ----------
+    requests : dict
+        By their ids. The first engine's word is taken for when one came and was admitted, and for what it hit.
+    unfinished : int
+        How many of them have not ended.
     """
 
-    def __init__(self, *, gaps: bool = False):
-        self.gaps = gaps
+    def __init__(self, *, gaps: bool = False, goes_on: Callable[[str], bool] = lambda request: False):
+        self.gaps, self.goes_on = gaps, goes_on
         self.requests: dict[str, RequestMetrics] = {}
+        self.unfinished = 0
         self._unsaid: set[str] = set()  # requests without a token
+        self._said_before: dict[str, int] = {}  # tokens, of those that began anew
 
     def listen_to(self, events: EventLog) -> None:
         if self.gaps:
@@ -32,15 +46,27 @@ class Tally:
         else:
             events.listen(self.on, progress=self.on_progress, several=False)
 
+    def begins_anew(self, request: str, said: int, lost: int) -> None:
+        """An engine has died: what it computed of the request is lost, and the tokens that were said so far are known.
+        It counts as a preemption."""
+        one = self.requests[request]
+        one.preemptions += 1
+        one.lost_tokens += lost
+        self._said_before[request] = said
+
     def on(self, event: Event) -> None:
         kind = type(event)
         if kind is Arrived:
-            self.requests[event.request] = RequestMetrics(event.prompt_tokens, event.time)
-            self._unsaid.add(event.request)
+            if event.request not in self.requests:
+                self.requests[event.request] = RequestMetrics(event.prompt_tokens, event.time)
+                self._unsaid.add(event.request)
+                self.unfinished += 1
         elif kind is Finished:
-            one = self.requests[event.request]
-            one.last_token = one.ended = event.time
-            one.finished, one.output_tokens = True, event.generated
+            if not self.goes_on(event.request):
+                one = self.requests[event.request]
+                one.last_token = one.ended = event.time
+                one.finished, one.output_tokens = True, event.generated + self._said_before.pop(event.request, 0)
+                self.unfinished -= 1
         elif kind is Admitted:
             one = self.requests[event.request]
             if one.admitted is None:
@@ -81,17 +107,3 @@ class Tally:
 def _note_gap(request: RequestMetrics, gap: float) -> None:
     if request.longest_gap is None or gap > request.longest_gap:
         request.longest_gap = gap
-
-
-def joined(first: RequestMetrics, second: RequestMetrics, *, gaps: bool) -> RequestMetrics:
-    """A request that one engine began and another ended: `second` has its tokens from the second one on, and arrived
-    when its cache did."""
-    found = replace(
-        first, last_token=second.last_token, ended=second.ended, finished=second.finished,
-        output_tokens=second.output_tokens, preemptions=first.preemptions + second.preemptions,
-        lost_tokens=first.lost_tokens + second.lost_tokens,
-    )  # fmt: skip
-    if gaps and second.first_token is not None:
-        found.longest_gap = second.longest_gap
-        _note_gap(found, second.first_token - first.first_token)
-    return found

@@ -27,7 +27,8 @@ from llmsys.serving.workload.lengths import Lengths, draw_lengths
 
 BLOCK = 512
 """Tokens of a block of `Arrival.blocks`."""
-_ALONE = 1 << 40  # keys of prompts that share nothing begin here, above any trace's blocks
+ALONE = 1 << 40
+"""Keys of prompts that share nothing begin here, above any trace's blocks."""
 
 
 class Arrival(NamedTuple):
@@ -84,7 +85,7 @@ def prompt_tokens(arrival: Arrival, number: int, *, vocab: int | None = None) ->
     if vocab is not None and vocab < 2:
         raise ValueError(f"vocab must be at least 2 tokens, to tell two prompts apart, got {vocab}")
     if not arrival.blocks:
-        return _block(_ALONE + number, arrival.prompt, vocab)
+        return _block(ALONE + number, arrival.prompt, vocab)
     whole, rest = divmod(arrival.prompt, BLOCK)
     if len(arrival.blocks) != whole + (rest > 0):
         raise ValueError(

@@ -138,7 +138,7 @@ def test_one_of_each_is_what_two_plain_loops_say(transfer, seed):
 def test_with_as_many_of_each_as_requests_and_a_free_link_nobody_waits():
     workload = [each._replace(output=max(2, each.output)) for each in drawn(8, seed=3, rate=200.0)]
     result = simulate(workload, times=TIMES, num_blocks=300, placement=Placement(prefill=8, decode=8),
-                      route=lambda request, loads: int(request.id))  # fmt: skip
+                      route=lambda request, engines: int(request.id))  # fmt: skip
     for each, came in zip(result.requests, workload, strict=True):
         assert each.time_to_first_token == pytest.approx(TIMES.seconds(StepLoad.of([(0, came.prompt)])))
         decoding = sum(TIMES.seconds(StepLoad.of([(came.prompt + n, 1)])) for n in range(came.output - 1))
@@ -159,7 +159,7 @@ def test_prompts_wait_as_if_nobody_decoded():
 def test_colocated_engines_are_each_what_one_is():
     workload = drawn(24, seed=5)
     engine = dict(times=TIMES, num_blocks=400, max_sequences=5)
-    three = simulate(workload, placement=Placement(colocated=3), route=lambda request, loads: int(request.id) % 3,
+    three = simulate(workload, placement=Placement(colocated=3), route=lambda request, engines: int(request.id) % 3,
                      **engine)  # fmt: skip
     for i in range(3):
         one = simulate(workload[i::3], **engine)
@@ -169,9 +169,9 @@ def test_colocated_engines_are_each_what_one_is():
 def test_routes_are_told_of_what_is_not_done_and_requests_go_where_the_fewest_tokens_are():
     told = []
 
-    def route(request, loads):
-        told.append(loads)
-        return loads.index(min(loads))
+    def route(request, engines):
+        told.append(tuple(engines.held))
+        return engines.held.index(min(engines.held))
 
     workload = [Arrival(0.0, 100, 5), Arrival(0.0, 30, 5), Arrival(0.0, 20, 5), Arrival(0.0, 60, 5), Arrival(9.0, 7, 5)]
     for placement in (Placement(colocated=2), Placement(prefill=2, decode=2)):
@@ -297,7 +297,7 @@ def test_what_cannot_be_is_refused():
         simulate([Arrival(0.0, 5, 5)], events=EventLog(), **good)
     with pytest.raises(ValueError, match="route must choose one of 2 engines"):
         simulate([Arrival(0.0, 5, 5)], times=TIMES, num_blocks=100, placement=Placement(colocated=2),
-                 route=lambda request, loads: 2)  # fmt: skip
+                 route=lambda request, engines: 2)  # fmt: skip
     with pytest.raises(ValueError, match="max_tokens must be at most 85 after a prompt of 1500"):
         simulate([Arrival(0.0, 1500, 100)], **good)
     cluster = Cluster(both, times=TIMES, num_blocks=100)
