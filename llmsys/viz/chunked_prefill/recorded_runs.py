@@ -22,17 +22,19 @@ WHAT = (
 
 
 def recorded_runs(
-    record, simulated: Callable[[dict], object] | None = None, limits: Limits = Limits()
+    record, simulated: Callable[[dict], object] | None = None, limits: Limits | None = None
 ) -> Picture:
     """P90 of TTFT and of TPOT, and the longest gap where it was recorded, of each policy at each rate.
 
     record       a `llmsys.bench.Record` of the goodput benchmark, or its rows
     simulated    gives the simulator's `Result` for a row; what it says is hollow. None: nothing is beside the runs
-    limits       a line across each panel that has one
+    limits       a line across each panel that has one. None: no lines
 
     Raises ValueError where the record has no runs.
     """
     import matplotlib.pyplot as plt
+
+    limits = limits or Limits()
 
     rows = sorted(served(record), key=lambda row: (row["name"], row["rate"]))
     if not rows:
