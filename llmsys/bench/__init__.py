@@ -24,6 +24,7 @@ BENCHMARKS = {
     "mla_training": "llmsys.bench.mla_training",
     "serving": "llmsys.bench.serving",
     "goodput": "llmsys.bench.goodput",
+    "disaggregate": "llmsys.bench.disaggregate",
     "routing": "llmsys.bench.routing",
     "host_cache": "llmsys.bench.host_cache",
     "moe": "llmsys.bench.moe",

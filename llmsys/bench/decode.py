@@ -115,12 +115,13 @@ def sweep(
     return rows
 
 
-def random_model(shape: ModelShape, context_length: int) -> Llama:
-    """A model of this shape with random weights: on the GPU in bf16, on a CPU in fp32."""
-    gpu = torch.cuda.is_available()
+def random_model(shape: ModelShape, context_length: int, *, device: str | torch.device | None = None) -> Llama:
+    """A model of this shape with random weights: on a GPU (None: if there is one) in bf16, on a CPU in fp32."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    gpu = device.type == "cuda"
     with torch.device("meta"):
         model = Llama(config_of(shape, context_length=context_length))
-    model = model.to(torch.bfloat16 if gpu else torch.float32).to_empty(device="cuda" if gpu else "cpu")
+    model = model.to(torch.bfloat16 if gpu else torch.float32).to_empty(device=device)
     model.tie()  # which `to_empty` undid
     with torch.no_grad():
         for weight in model.parameters():

@@ -169,7 +169,7 @@ def _share(size: Sizes) -> Share:
         if "rate" in what:
             row = {"sweep": "served", "name": policy, **what, "max_tokens_per_step": most, "trace": TRACE, "seed": SEED}
             row |= {"model": size.shape.name, "blocks": engine.pool.num_blocks, "max_sequences": size.max_sequences}
-            rows.append(row | _times(found))
+            rows.append(row | percentiles(found))
     padded = engine.runner.graphs.token_buckets if engine.runner.graphs else ()
     return Share(rows, missing, recorder.steps, tuple(padded))
 
@@ -246,7 +246,8 @@ def table(record: Record):
     return served
 
 
-def _times(found: Served) -> dict:
+def percentiles(found: Served) -> dict:
+    """What a row says of a workload's times."""
     row = {"seconds": _digits(found.seconds), "steps": found.steps, "output_tokens": found.output_tokens}
     for key, values in (("ttft", found.first), ("tpot", found.per_token), ("wait", found.waits)):
         for share in (50, 90, 99):

@@ -1,5 +1,6 @@
 """`llmsys serve` and `llmsys chat` as a user meets them; that the server serves is tests/serving/server's matter."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -117,6 +118,28 @@ def test_prefill_and_decode_go_together_and_are_counts():
     assert done.exit_code == 2 and "--prefill" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "environ", "says"),
+    [
+        (("--front", "127.0.0.1:7000"), {}, "it goes with --prefill and --decode"),
+        (("--prefill", 1, "--decode", 1, "--front", "127.0.0.1:7000"), {}, "LLMSYS_ENGINE_KEY in the environment"),
+        (("--prefill", 1, "--decode", 1, "--front", "7000"), {"LLMSYS_ENGINE_KEY": "k"}, "a host and a port"),
+        (("--prefill", 1, "--decode", 1, "--front", "a:x"), {"LLMSYS_ENGINE_KEY": "k"}, "a host and a port"),
+        (
+            ("--prefill", 1, "--decode", 1),
+            dict.fromkeys("RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split(), "1"),
+            "under torchrun --front says where the engines meet",
+        ),
+    ],
+)
+def test_what_a_front_needs_is_said_before_anything_is_loaded(monkeypatch, options, environ, says):
+    monkeypatch.setattr("llmsys.models.load_model", lambda *_, **__: pytest.fail("it loaded a model"))
+    monkeypatch.delenv("LLMSYS_ENGINE_KEY", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert says in is_one_line(run("serve", *options))
+
+
 def test_more_engines_than_gpus_cost_one_line(monkeypatch):
     import torch
 
@@ -146,3 +169,33 @@ def test_two_engines_serve_as_one_does(model, tmp_path):
         assert "llmsys_time_to_first_token_seconds_count" in metrics and "llmsys_steps_total" in metrics
         server.terminate()
         assert server.wait(60) == 0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def test_two_engines_that_torchrun_starts_serve_as_one_does(model, tmp_path):
+    save_model(model, tmp_path / "tiny")
+    asked = {"model": "tiny", "prompt": "Hello, who is there?", "max_tokens": 12, "temperature": 0}
+    with serving(model) as running:
+        expected = running.post("/v1/completions", asked).json()["choices"][0]["text"]
+    front, secret = f"127.0.0.1:{free_port()}", {"LLMSYS_ENGINE_KEY": "of this test"}
+    options = ["--model", "tiny", "--device", "cpu", "--prefill", "1", "--decode", "1", "--front", front]
+    environ = os.environ | secret | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "llmsys"]
+    with subprocess.Popen(
+        [*torchrun, "serve", *options], cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as engines:
+        try:
+            with in_a_process(*options, cwd=tmp_path, **secret) as (server, address, said):
+                assert said.startswith("tiny on cpu, cpu: 16 answers at a time")
+                for _ in range(2):
+                    done = httpx.post(f"{address}/v1/completions", json=asked, timeout=60)
+                    assert done.json()["choices"][0]["text"] == expected
+                server.terminate()
+                assert server.wait(60) == 0
+            assert engines.wait(60) == 0, engines.stdout.read().decode()
+        finally:
+            engines.kill()

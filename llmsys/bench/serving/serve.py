@@ -5,6 +5,7 @@ in a run of 6 s. So what is there before a run is taken out of its sight (`gc.fr
 """
 
 import gc
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -58,18 +59,26 @@ class Waits:
             self._times.setdefault(event.request, []).append(event.time)
 
 
-def serve(engine: Engine, asked: Sequence[Asked], name: str, *, waits: Waits | None = None) -> Served:
+def serve(
+    engine: Engine, asked: Sequence[Asked], name: str, *, waits: Waits | None = None, patience: float = math.inf
+) -> Served:
     """Hand each request over when its time has come, and step until all have their answers.
 
     `name` keeps them from finding blocks of a run before, whose prompts were the same.
 
-    Raises RuntimeError where an answer is not as long as was asked for.
+    Raises RuntimeError where an answer is not as long as was asked for; TimeoutError where it takes more than
+    `patience` seconds: then all of these requests are aborted.
     """
     coming, responses = deque(enumerate(asked)), []
     steps = engine.metrics.totals.steps
     with old_objects_left_alone():
         start = engine.clock()
         while coming or engine.has_unfinished:
+            if engine.clock() - start > patience:
+                ended = sum(response.finished for response in responses)
+                for response in responses:
+                    engine.abort(response.id)
+                raise TimeoutError(f"{ended} of {len(asked)} requests had ended after {patience:g} s")
             while coming and coming[0][1].at <= engine.clock() - start:
                 responses.append(hand_over(engine, *coming.popleft(), name))
             if engine.has_unfinished:

@@ -1,18 +1,16 @@
 """The server, and a terminal that talks to it."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from llmsys.course.cli.engines import check_engines, engine_here, is_an_engine, serve_as_an_engine
 from llmsys.course.cli.errors import Refused
-from llmsys.course.cli.use import device_of, refusals
+from llmsys.course.cli.use import refusals
 
-CPU_SEQUENCES, CPU_CACHE = 16, 2.0  # answers side by side, GiB: a laptop is used for other things, too
-GIB = 1 << 30
 SMOLLM2 = "SmolLM2-135M-Instruct"
 
 
@@ -70,6 +68,9 @@ def serve(
             show_default="least-full",
         ),
     ] = None,
+    front: Annotated[
+        str | None, typer.Option(help="Where engines that torchrun starts meet their front, like 10.0.0.1:7000.")
+    ] = None,
     drain: Annotated[int, typer.Option(min=1, help="Seconds for answers under way when it is told to stop.")] = 30,
     access_log: Annotated[bool, typer.Option("--access-log", help="A line for each request.")] = False,
 ) -> None:
@@ -77,7 +78,9 @@ def serve(
 
     SIGTERM or Ctrl-C lets the answers under way end; a second one does not wait.
 
-    With --prefill 1 --decode 1, prompts are computed by one engine and answers by another one, on two GPUs.
+    With --prefill 1 --decode 1, prompts are computed by one engine and answers by another one, on two GPUs. On several
+    machines: llmsys serve --prefill 4 --decode 4 --front 10.0.0.1:7000 on one of them, and on each of them torchrun
+    --nnodes 2 --nproc-per-node 4 … -m llmsys serve, with the same options, and LLMSYS_ENGINE_KEY, the same for all.
     """
     from rich.console import Console
 
@@ -85,21 +88,23 @@ def serve(
         from llmsys.serving.server.app import create_app
         from llmsys.serving.server.drain import LOOPBACK, Server, is_loopback, listening, url
         from llmsys.serving.server.limits import Limits
-    if (prefill is None) is not (decode is None):
-        raise Refused("--prefill and --decode go together, as in --prefill 1 --decode 1")
-    if prefill is None and route is not None:
-        raise Refused("--route chooses among several engines: give --prefill and --decode, too, or leave it out")
-    if prefill is not None and host_cache:
-        raise Refused("--host-cache is for one engine: leave it out, or --prefill and --decode")
+    check_engines(prefill, decode, front, host_cache, route)
+    asked = dict(
+        model=model, device=device, dtype=dtype, max_sequences=max_sequences, max_model_len=max_model_len, cache=cache,
+        policy=policy, prefill=prefill, decode=decode, front=front,
+    )  # fmt: skip
+    if is_an_engine():
+        with refusals():
+            serve_as_an_engine(**asked)
+        return
     try:
         bound = listening(host, port)
     except OSError as error:
         raise Refused(f"--host {host} --port {port}: {error.strerror or error}. --port 0 takes a free one") from None
     with bound, contextlib.ExitStack() as at_the_end:
-        with Console(stderr=True).status("loading the model"), refusals():
-            engine = _engine(
-                model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill, decode, route
-            )
+        doing = "loading the model" if front is None else f"waiting at {front} for {prefill} + {decode} engines"
+        with Console(stderr=True).status(doing), refusals():
+            engine = engine_here(**asked, host_cache=host_cache, route=route or "least-full")
             if prefill is not None:
                 at_the_end.callback(engine.close)
             limits = Limits(
@@ -111,37 +116,6 @@ def serve(
             app = create_app(engine, name=called, limits=limits, api_key=api_key, hosts=hosts)
         _say(app.state.service, url(bound), open_to_all=hosts is None and api_key is None)
         Server(app, access_log=access_log).run(sockets=[bound])
-
-
-def _engine(
-    model, device, dtype, max_sequences, max_model_len, cache, host_cache, policy, prefill=None, decode=None, route=None
-):
-    import torch
-
-    from llmsys.models import load_model
-    from llmsys.serving import Engine
-    from llmsys.serving.disaggregate import start
-    from llmsys.serving.memory import USED_ON_CPU, available_memory
-
-    where = device_of(device)
-    on_cpu = torch.device(where).type == "cpu"
-    dtype = dtype or ("float32" if on_cpu else "bfloat16")
-    if dtype not in (dtypes := ("float32", "bfloat16", "float16")):
-        raise typer.BadParameter(f"must be {' or '.join(dtypes)}, got {dtype!r}", param_hint="--dtype")
-    memory = None if cache is None else int(cache * GIB)
-    if memory is None and on_cpu:
-        memory = int(min(CPU_CACHE * GIB, USED_ON_CPU * available_memory()))
-    sequences = max_sequences or (CPU_SEQUENCES if on_cpu else 256)
-    settings = dict(
-        memory=memory, max_sequences=sequences, max_tokens_per_step=max(2048, sequences), max_model_len=max_model_len,
-        policy=policy,
-    )  # fmt: skip
-    load = functools.partial(load_model, model, dtype=getattr(torch, dtype))
-    if prefill is None:
-        return Engine(load(device=where), host_cache=int(host_cache * GIB), **settings)
-    if on_cpu:  # whose memory they share
-        settings["memory"] = memory // (prefill + decode)
-    return start(load, prefill=prefill, decode=decode, device=where, route=route or "least-full", **settings)
 
 
 def _say(service, where: str, *, open_to_all: bool) -> None:

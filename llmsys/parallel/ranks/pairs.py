@@ -58,9 +58,15 @@ class Transfer:
             record.issued(self._key, self._work)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Raises PairBroken. After so many seconds (of gloo; NCCL's host does not wait) the pair is broken, too."""
+        """Raises PairBroken. After so many seconds the pair is broken, too. (With NCCL the host waits only where it is
+        told how long; else the stream does.)"""
         with self._explained():
-            self._work.wait(_NO_LIMIT if timeout is None else datetime.timedelta(seconds=timeout))
+            if timeout is not None:
+                self._work.wait(datetime.timedelta(seconds=timeout))
+            elif self._pair.backend == "nccl":  # to which any time at all says that the host is to wait
+                self._work.wait()
+            else:
+                self._work.wait(_NO_LIMIT)
 
     @contextlib.contextmanager
     def _explained(self):
@@ -158,6 +164,7 @@ def pair_group(a: int, b: int, *, backend: str | None = None, timeout: float = 3
             if backend == "nccl":
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = _NO_LIMIT
+                options.is_high_priority_stream = True  # what is sent while others compute needs few multiprocessors
                 group = dist.ProcessGroupNCCL(own, int(rank == high), 2, options)
             else:
                 with _connections() as known:

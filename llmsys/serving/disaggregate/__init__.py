@@ -34,15 +34,20 @@ again when a prompt's last layer is computed.
 
 *Who dies.* The front knows each request's tokens so far. Where an engine dies that a request still needs, the living
 side gives its blocks back, and the request begins anew with these tokens (`router`). Where none of one kind is left,
-the others do both. Nothing is said twice, and draws are the same, for they depend on the seed and the place.
+the others do both. Nothing is said twice, and draws are the same, for they depend on the seed and the place. Who hangs
+is asked whether it is there, and counts as dead when it has not answered in time (`pulse`); a transfer that does not
+end breaks its pair (`wires`).
+
+*Who does what* can be told anew while they serve: `engine.scheduler.assign(prefill=(), decode=names)` has each of them
+do everything.
 
 *What is the same.* The tokens: as one engine's, greedy or drawn with a seed, whatever the order of things.
 
 How it is made, from the outside in: ranks (processes; links, the front's connections to them) → front (an `Engine` to
-whoever uses it) → router (which request is where) → instance (one engine, which does what it is told) → push, arrivals,
-reserving → relayout, messages. wires are between processes, here is several engines in one process. An instance's loop
-is that of any engine, and so is its scheduler, whose one rule, computed catches up with known, is all that prefill and
-decode have ever been.
+whoever uses it; pulse, who is silent) → router (which request is where) → instance (one engine, which does what it is
+told) → push, arrivals, reserving → relayout, messages. wires are between processes, here is several engines in one
+process. An instance's loop is that of any engine, and so is its scheduler, whose one rule, computed catches up with
+known, is all that prefill and decode have ever been.
 
 `start`              engines as processes of this machine
 `Plan`, `serve_as_rank`, `front_of`     the same on many machines, by `torchrun`

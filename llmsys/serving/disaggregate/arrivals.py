@@ -52,6 +52,16 @@ class Arriving:
     missing: int  #  tokens times layers
 
 
+@dataclass
+class Frame:
+    """A step's pieces, while their layers come."""
+
+    pieces: tuple[Piece, ...]
+    left: set[int]  #  layers that have not come
+    wanted: list[Piece] | None = None
+    slots: Tensor | None = None  #  of what is wanted, on the device
+
+
 class Arrivals:
     """What one engine receives.
 
@@ -71,7 +81,7 @@ class Arrivals:
         self._cache, self._device, self._log = cache, device, log
         self._specs = {each.layer: each for each in spec.layers}
         self._arriving: dict[int, Arriving] = {}
-        self._frames: dict[tuple[str, int], tuple[tuple[Piece, ...], set[int]]] = {}
+        self._frames: dict[tuple[str, int], Frame] = {}
 
     def expect(self, key: int, request: Request, start: int) -> None:
         """The request has blocks; its tokens from `start` on will come, in all layers."""
@@ -89,40 +99,52 @@ class Arrivals:
         """Takes in what came. The keys of attempts of which all is here now."""
         frame = item.sender, item.frame
         if isinstance(item, Announced):
-            self._frames[frame] = tuple(item.pieces), set(self._specs)
+            self._frames[frame] = Frame(tuple(item.pieces), set(self._specs))
             return []
         if isinstance(item, Cut):
             self._frames.pop(frame, None)
             return []
         if frame not in self._frames:  # of one who is lost
             return []
-        pieces, left = self._frames[frame]
-        left.remove(item.layer)
-        if not left:
+        coming = self._frames[frame]
+        coming.left.remove(item.layer)
+        if not coming.left:
             del self._frames[frame]
-        return self._write(item, pieces)
+        return self._write(item, coming)
 
     @torch.inference_mode()  # as the pages were made
-    def _write(self, item: Rows, pieces: Sequence[Piece]) -> list[int]:
-        spec, first, found, slots, whole = self._specs[item.layer], 0, [], [], []
-        for piece in pieces:
-            rows, first = slice(first, first + piece.stop - piece.start), first + piece.stop - piece.start
-            arriving = self._arriving.get(piece.key)
-            if arriving is None:
-                continue
-            blocks = arriving.request.table.blocks
-            slots.append(slots_of(blocks, self._cache.block_size, piece.start, piece.stop))
-            found.append(rows)
+    def _write(self, item: Rows, frame: Frame) -> list[int]:
+        spec, whole = self._specs[item.layer], []
+        wanted = [piece for piece in frame.pieces if piece.key in self._arriving]
+        if wanted:
+            if item.read is not None:
+                item.read()
+            keys, values = self._cache.pages_of(spec, self._device)
+            rows = item.rows if len(wanted) == len(frame.pieces) else _rows_of(wanted, frame.pieces, item.rows)
+            slots = self._slots(frame, wanted)
+            write_rows(rows.to(self._device), keys, None if spec.values_in_keys else values, slots)
+        for piece in wanted:
+            arriving = self._arriving[piece.key]
             arriving.missing -= piece.stop - piece.start
             if not arriving.missing:
                 del self._arriving[piece.key]
                 whole.append(piece.key)
-        if found:
-            if item.read is not None:
-                item.read()
-            keys, values = self._cache.pages_of(spec, self._device)
-            rows = item.rows if len(found) == len(pieces) else torch.cat([item.rows[each] for each in found])
-            write_rows(rows.to(self._device), keys, None if spec.values_in_keys else values, torch.cat(slots))
         if self._log is not None:
-            self._log(LayerEvent("received", item.layer, tuple(piece.key for piece in pieces)))
+            self._log(LayerEvent("received", item.layer, tuple(piece.key for piece in frame.pieces)))
         return whole
+
+    def _slots(self, frame: Frame, wanted: list[Piece]) -> Tensor:
+        """On the device, where they are sent once for all layers, as long as the same pieces are wanted."""
+        if frame.slots is None or frame.wanted != wanted:
+            of_each = [
+                slots_of(self._arriving[key].request.table.blocks, self._cache.block_size, start, stop)
+                for key, start, stop in wanted
+            ]
+            frame.wanted, frame.slots = wanted, torch.cat(of_each).to(self._device, non_blocking=True)
+        return frame.slots
+
+
+def _rows_of(wanted: Sequence[Piece], pieces: Sequence[Piece], rows: Tensor) -> Tensor:
+    """Those of some of a frame's pieces."""
+    parts = rows.split([piece.stop - piece.start for piece in pieces])
+    return torch.cat([part for piece, part in zip(pieces, parts, strict=True) if piece in wanted])

@@ -9,6 +9,7 @@ what engines have said, and waits a moment where they have said nothing.)
 """
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import Any, Protocol
 import torch
 
 from llmsys.cache import PoolStats
-from llmsys.serving.disaggregate.messages import Close, Hello
+from llmsys.serving.disaggregate.messages import Close, Hello, Ping
+from llmsys.serving.disaggregate.pulse import SILENT, Pulse
 from llmsys.serving.disaggregate.router import Router
 from llmsys.serving.engine import Engine
 from llmsys.serving.guard import Guard
@@ -27,6 +29,7 @@ from llmsys.serving.routing import Route
 from llmsys.serving.telemetry.events import EventLog
 from llmsys.serving.telemetry.metrics import Metrics
 
+_LOGGER = logging.getLogger(__name__)
 MOMENT = 0.005
 """Seconds that `step` waits for engines: whoever wants to add a request waits for the end of a step."""
 
@@ -40,6 +43,9 @@ class Links(Protocol):
     def wait(self, seconds: float) -> list[tuple[str, Any]]:
         """What engines have said, (name, message) each, in the order in which each said it; after so many seconds at
         most. (name, None), once: it has died."""
+
+    def give_up(self, name: str) -> None:
+        """That one is taken for dead, and told nothing any more; which `wait` will say of it."""
 
     def close(self) -> None:
         """Nobody will be told anything any more."""
@@ -85,6 +91,9 @@ class DisaggregatedEngine(Engine):
         What they are.
     prefill, decode
         Their names, by what they are to do.
+    silent_after
+        Seconds without a word after which an engine that is asked and does not answer is taken for dead (`pulse`).
+        None: it may hang.
     events, clock
         As for `Engine`.
     route
@@ -99,7 +108,7 @@ class DisaggregatedEngine(Engine):
     Raises
     ------
     ValueError
-        There is no engine of one kind, a name is not known or has two roles, or the models are not one.
+        A name is not known or has two roles, nobody is to decode, or the models are not one.
     """
 
     def __init__(
@@ -109,6 +118,7 @@ class DisaggregatedEngine(Engine):
         *,
         prefill: Sequence[str],
         decode: Sequence[str],
+        silent_after: float | None = SILENT,
         events: EventLog | None = None,
         clock: Callable[[], float] = time.perf_counter,
         route: str | Route | type = "least-full",
@@ -127,7 +137,8 @@ class DisaggregatedEngine(Engine):
         self._numbers = itertools.count()
         self._guard = Guard(self.abort)
         self._answers = Answers(self.scheduler, self.metrics, self._guard)
-        self._loop = Listening(self.scheduler, links, self._guard, self._answers.take)
+        pulse = Pulse(self.scheduler.alive, silent_after, clock)
+        self._loop = Listening(self.scheduler, links, pulse, self._guard, self._answers.take)
 
     @property
     def broken(self) -> bool:
@@ -150,8 +161,15 @@ class DisaggregatedEngine(Engine):
 class Listening:
     """In the place of an engine's loop: a step is what engines have said in the meantime."""
 
-    def __init__(self, router: Router, links: Links, guard: Guard, take: Callable[[Iterable[str]], list[Update]]):
-        self._router, self._links, self._guard, self._take = router, links, guard, take
+    def __init__(
+        self,
+        router: Router,
+        links: Links,
+        pulse: Pulse,
+        guard: Guard,
+        take: Callable[[Iterable[str]], list[Update]],
+    ):
+        self._router, self._links, self._pulse, self._guard, self._take = router, links, pulse, guard, take
 
     def step(self, runner: None) -> list[Update]:
         """Takes in what was said, and says what it added; [] where nothing is new. Raises what a listener raised."""
@@ -162,7 +180,14 @@ class Listening:
             with self._guard.window():
                 heard = self._links.wait(MOMENT) if self._router.alive else []
             for name, message in heard:
+                self._pulse.heard(name)
                 changed |= dict.fromkeys(self._router.heard(name, message))
+            ask, silent = self._pulse.look(self._router.alive)
+            for name in ask:
+                self._links.send(name, Ping())
+            for name in silent:
+                _LOGGER.error("%s does not answer: it is taken for dead", name)
+                self._links.give_up(name)
             return self._take(changed)
 
     def forget_ended(self) -> None:

@@ -6,6 +6,7 @@
 Nothing runs side by side here, so nothing is gained. What is sent, when, and what comes of it is the same.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,6 +72,9 @@ class LinksHere:
         if self.instances.pop(name, None) is not None:
             self.dead.append(name)
 
+    def give_up(self, name: str) -> None:
+        self.kill(name)
+
     def close(self) -> None:
         self.instances = {}
 
@@ -86,6 +90,8 @@ def disaggregated_here(
     of_decode: Mapping[str, Any] | None = None,
     links: Callable[[Mapping[str, Instance]], LinksHere] = LinksHere,
     route: str | Route | type = "least-full",
+    silent_after: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
     **settings,
 ) -> DisaggregatedEngine:
     """An engine of several in this process, which share the model's weights.
@@ -102,6 +108,8 @@ def disaggregated_here(
         Makes the front's way to them, as `LinksHere` does: one that decides whose turn it is, and what arrives when.
     route
         Who of several is asked: a name of `llmsys.serving.routing.ROUTES`, or a route.
+    silent_after, clock
+        The front's, as for `DisaggregatedEngine`.
 
     ValueError where a count is below 1, or a setting is refused by `Engine`.
     """
@@ -109,15 +117,13 @@ def disaggregated_here(
         whole_number(name, count, at_least=1)
     here = [Instance(f"prefill {i}", model, transfer=transfer, log=log, **(settings | dict(of_prefill or {})))
             for i in range(prefill)]  # fmt: skip
-    there = [
-        Instance(f"decode {i}", model, pushes=False, log=log, **(settings | dict(of_decode or {})))
-        for i in range(decode)
-    ]
+    there = [Instance(f"decode {i}", model, log=log, **(settings | dict(of_decode or {}))) for i in range(decode)]
     for one in here:
         for other in there:
             one.connect(other.name, WireHere(one.name, other.inbox.put))
     way = links({each.name: each for each in (*here, *there)})
     hellos = [each.hello() for each in (*here, *there)]
     return DisaggregatedEngine(
-        way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there], route=route
-    )
+        way, hellos, prefill=[each.name for each in here], decode=[each.name for each in there],
+        route=route, silent_after=silent_after, clock=clock,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ thread; its inbox may be filled by any.
 
 import contextlib
 import hashlib
+import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -28,7 +29,6 @@ from llmsys.serving.disaggregate.arrivals import Announced, Arrivals, Cut, Rows
 from llmsys.serving.disaggregate.push import LayerEvent, Push, Transfer, Wire, push_each_layer
 from llmsys.serving.disaggregate.reserving import ReservingScheduler
 from llmsys.serving.engine import Engine
-from llmsys.serving.execution import Execution
 from llmsys.serving.guard import Guard
 from llmsys.serving.loop import Loop
 from llmsys.serving.plan import StepPlan
@@ -53,9 +53,6 @@ class Instance:
         By which others know it.
     model, settings
         The engine's, as for `Engine`; no two instances need have the same settings.
-    pushes
-        Whether it will compute prompts for others: then its steps are run kernel by kernel, so that every layer can
-        leave when it is computed. (A graph is one launch for all layers.)
     window
         As for `ReservingScheduler`.
     transfer, log
@@ -74,11 +71,9 @@ class Instance:
         name: str,
         model: nn.Module,
         *,
-        pushes: bool = True,
         window: int | None = None,
         transfer: Transfer = push_each_layer,
         log: Callable[[LayerEvent], object] | None = None,
-        execution: Execution | None = None,
         **settings,
     ):
         def scheduler(*args, **named):
@@ -86,10 +81,8 @@ class Instance:
 
         if settings.get("host_cache"):
             raise ValueError("host_cache must be None in engines that hand blocks to each other: give it to one Engine")
-        if pushes:
-            execution = replace(execution or Execution(), graphs=False, few_kernels=False)
         self.name, self.inbox = name, queue.SimpleQueue()
-        self.engine = engine = Engine(model, scheduler=scheduler, execution=execution, **settings)
+        self.engine = engine = Engine(model, scheduler=scheduler, **settings)
         self.scheduler: ReservingScheduler = engine.scheduler
         self.pool, model = engine.pool, engine.model
         spec = model.cache_spec()
@@ -127,7 +120,7 @@ class Instance:
         return say.Hello(
             self.name, model.config, model.tokenizer, model.cache_spec(), str(model.device), model.dtype,
             self.pool.block_size, self.pool.num_blocks, engine.max_model_len, self.scheduler.max_sequences,
-            fingerprint(model),
+            fingerprint(model), os.getpid(),
         )  # fmt: skip
 
     def turn(self) -> list:
@@ -157,6 +150,8 @@ class Instance:
             self._arrived(self._arrivals.take(item))
         elif isinstance(item, say.Close):
             self.closed = True
+        elif isinstance(item, say.Ping):
+            self._replies.append(say.Pong())
         elif isinstance(item, say.Lost):
             self._lost(item.name)
         elif isinstance(item, say.Broken):
@@ -174,8 +169,8 @@ class Instance:
 
     def launch(self, plan: StepPlan) -> Launched:
         """The runner's, and what the step computes of prompts for others leaves layer by layer. (For the loop.)"""
-        with self.push.step(plan):
-            return self.engine.runner.launch(plan)
+        with self.push.step(plan) as some:
+            return self.engine.runner.launch(plan, by_layers=some)
 
     def _request(self, item, sampling) -> Request:
         request = Request(str(item.key), item.tokens, sampling, salt=item.salt)

@@ -1,8 +1,8 @@
 """What front and engines say to each other: plain picklable values. `key` is an attempt's number, which is never used
 again: what comes late, of an attempt that was given up, is known by it, and left out.
 
-    front ──► engine   Reserve, Prefill, Compute, GoOn, Cancel, Lost, Close
-    engine ──► front   Hello, Granted, Landed, Refused, Broken, Report, Died
+    front ──► engine   Reserve, Prefill, Compute, GoOn, Cancel, Lost, Ping, Close
+    engine ──► front   Hello, Granted, Landed, Refused, Broken, Report, Pong, Died
 """
 
 from collections.abc import Hashable
@@ -66,6 +66,10 @@ class Lost(NamedTuple):
     name: str
 
 
+class Ping(NamedTuple):
+    """Are you there? To be answered between two steps."""
+
+
 class Close(NamedTuple):
     """There will be no more."""
 
@@ -88,6 +92,7 @@ class Hello:
     max_model_len: int
     max_sequences: int
     fingerprint: Hashable  #  of the weights
+    process: int  #  its id, on its machine
 
     @property
     def model(self) -> tuple:
@@ -119,6 +124,10 @@ class Broken(NamedTuple):
     """The connection to another engine broke."""
 
     name: str
+
+
+class Pong(NamedTuple):
+    """To a Ping: yes."""
 
 
 class Died(NamedTuple):

@@ -157,26 +157,26 @@ class Push:
             self.wires[name].close()
 
     @contextmanager
-    def step(self, plan: StepPlan) -> Iterator[None]:
-        """A block in which the plan's step is launched.
+    def step(self, plan: StepPlan) -> Iterator[bool]:
+        """A block in which the plan's step is launched. Whether something of it leaves: then it must be launched layer
+        by layer.
 
         RuntimeError where `transfer` has not sent every layer by the last one, or the step's layers were not computed
         by the cache's `attend`. Then, and where the block raises, the frames are cut.
         """
         self._begin(plan)
         if not self._frames:
-            yield
+            yield False
             return
         self._unsent, self._computed = list(self._layers), set()
         self._cache.after_layer = self._after_layer
         try:
-            yield
+            yield True
             if self._unsent:
                 what = "computed by the cache's attend" if self._unsent[0] not in self._computed else "sent by transfer"
                 raise RuntimeError(
                     f"layers {self._unsent} of this step were not {what}: transfer must send all layers by the end of "
-                    "its call for the last one, and an engine that pushes must run steps without graphs and without "
-                    "kernels that write pages themselves, Execution(graphs=False, few_kernels=False)"
+                    "its call for the last one, and the runner must launch such a step layer by layer"
                 )
         except BaseException:
             for frame in self._frames:

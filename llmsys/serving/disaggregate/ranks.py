@@ -7,16 +7,22 @@
     run_here(serve_as_rank, plan)              # in a script that torchrun starts, 8 processes in all
     engine = front_of(plan)                    # on 10.0.0.1, in a process of its own
 
+    LLMSYS_ENGINE_KEY=… llmsys serve --prefill 2 --decode 6 --front 10.0.0.1:7000         the same two, as commands:
+    LLMSYS_ENGINE_KEY=… torchrun --nproc-per-node 8 -m llmsys serve --prefill 2 --decode 6 --front 10.0.0.1:7000
+
 Ranks 0 to prefill − 1 prefill, the others decode. Between each of the first and each of the second is a pair
 (`llmsys.parallel.ranks.pairs`), and from each to the front a connection of its own, on which messages are pickled: so
 the front listens on this machine alone where nothing else is said, and who connects must have the key.
 
-A rank that dies is noticed by its connection's end, whoever has started it, and the others go on, if they are let:
-torchrun ends all of its processes when one of them fails. A dead one is not started again: a run of ranks has the
-processes that it began with.
+A rank that dies is noticed by its connection's end, whoever has started it, and one that hangs by its silence
+(`pulse`; of those that were started here the process is killed then). The others go on, if they are let: torchrun ends
+all of its processes when one of them fails. A dead one is not started again: a run of ranks has the processes that it
+began with.
 """
 
 import contextlib
+import functools
+import os
 import queue
 import secrets
 import threading
@@ -36,6 +42,7 @@ from llmsys.serving.disaggregate.front import DisaggregatedEngine
 from llmsys.serving.disaggregate.instance import Instance
 from llmsys.serving.disaggregate.links import ConnectionLinks, accept
 from llmsys.serving.disaggregate.messages import Broken, Close, Died, Hello
+from llmsys.serving.disaggregate.pulse import SILENT, check_silent_after
 from llmsys.serving.disaggregate.wires import PairWire, Receiving
 from llmsys.serving.memory import USED_ON_CPU, available_memory
 from llmsys.serving.routing import Route, as_route
@@ -46,12 +53,15 @@ START = 600.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What each rank is told. ValueError at once where a count is below 1.
+    """What each rank is told. ValueError at once where a count is below 1, or something else cannot be.
 
     load        load(device=…) makes the model, or is one
     address     where the front listens: (host, port)
     key         who connects must have it
     settings    of every engine, as for `Instance`; of_prefill and of_decode count more
+    silent_after    seconds after which an engine that says nothing, or a transfer that does not end, counts as dead
+    watch       called by each rank with its instance before that serves: to listen to its events, say
+    device      "cpu", or "cuda" for the GPU of each rank's number on its machine; None: as the ranks' backend says
     """
 
     load: Callable[..., nn.Module] | nn.Module
@@ -62,10 +72,16 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     of_prefill: Mapping[str, Any] = field(default_factory=dict)
     of_decode: Mapping[str, Any] = field(default_factory=dict)
+    silent_after: float | None = SILENT
+    watch: Callable[[Instance], object] | None = None
+    device: str | None = None
 
     def __post_init__(self):
         for name in ("prefill", "decode"):
             whole_number(name, getattr(self, name), at_least=1)
+        check_silent_after(self.silent_after)
+        if self.device not in (None, "cpu", "cuda"):
+            raise ValueError(f'device must be "cpu", "cuda" or None, got {self.device!r}')
         if not (isinstance(self.load, nn.Module) or callable(self.load)):
             raise ValueError(f"load must be a function that makes the model, or a model, got {self.load!r}")
 
@@ -92,6 +108,8 @@ def start(
     of_decode: Mapping[str, Any] | None = None,
     timeout: float = START,
     route: str | Route | type = "least-full",
+    silent_after: float | None = SILENT,
+    watch: Callable[[Instance], object] | None = None,
     **settings,
 ) -> DisaggregatedEngine:
     """An engine of several processes on this machine, which end with it: `close`, or at the end of a `with`.
@@ -110,6 +128,8 @@ def start(
         Seconds until all are ready.
     route
         Who of several is asked: a name of `llmsys.serving.routing.ROUTES`, or a route.
+    silent_after, watch
+        As for `Plan`.
 
     Raises
     ------
@@ -121,10 +141,10 @@ def start(
     as_route(route)  # refused now, if it is
     plan = Plan(
         load, prefill, decode, key=secrets.token_bytes(32), settings=settings, of_prefill=dict(of_prefill or {}),
-        of_decode=dict(of_decode or {}),
+        of_decode=dict(of_decode or {}), silent_after=silent_after, watch=watch,
+        device=_kind(device, prefill + decode),
     )  # fmt: skip
-    backend = _backend(device, prefill + decode)
-    if backend == "gloo" and not {"num_blocks", "memory"} & {*settings, *plan.of_prefill, *plan.of_decode}:
+    if plan.device == "cpu" and not {"num_blocks", "memory"} & {*settings, *plan.of_prefill, *plan.of_decode}:
         # Of what is free in main memory each gets its part; a GPU each has for itself.
         share = int(USED_ON_CPU * available_memory()) // (prefill + decode)
         plan = replace(plan, settings=settings | dict(memory=share))
@@ -135,9 +155,10 @@ def start(
     def run_all() -> None:
         try:
             ended.put(
+                # Among all of them nothing is sent but numbers. NCCL is for pairs, which may break one by one.
                 run(
                     serve_as_rank, prefill + decode, plan,
-                    backend=backend, timeout=None, stalled_after=None, on_death="report",
+                    backend="gloo", timeout=None, stalled_after=None, on_death="report",
                 )
             )  # fmt: skip
         except BaseException as error:
@@ -171,12 +192,14 @@ def serve_as_rank(plan: Plan) -> None:
         raise ValueError(
             f"prefill and decode must be as many as there are ranks, {ranks}: got {plan.prefill} and {plan.decode}"
         )
-    where, prefills = device(), rank < plan.prefill
+    where, prefills = _device(plan), rank < plan.prefill
     model = plan.load if isinstance(plan.load, nn.Module) else plan.load(device=where)
     model = model.to(where)
     own = plan.of_prefill if prefills else plan.of_decode
-    instance = Instance(names[rank], model, pushes=prefills, **(dict(plan.settings) | dict(own)))
+    instance = Instance(names[rank], model, **(dict(plan.settings) | dict(own)))
     ends = _connect(instance, plan, rank, where)
+    if plan.watch is not None:
+        plan.watch(instance)
     try:
         with connections.Client(tuple(plan.address), authkey=plan.key) as front:
             front.send(instance.hello())
@@ -208,14 +231,15 @@ def _connect(instance: Instance, plan: Plan, rank: int, where: torch.device) -> 
         if rank not in (one, other):
             continue
         numbers = pair_group(one, other, backend="gloo", timeout=START)
-        rows = pair_group(one, other, timeout=START) if where.type == "cuda" else numbers
+        rows = pair_group(one, other, backend="nccl", timeout=START) if where.type == "cuda" else numbers
         name = plan.names[one + other - rank]
         if rank == one:
-            wire = PairWire(numbers, rows, lambda name=name: put(Broken(name)))
+            broken = functools.partial(put, Broken(name))
+            wire = PairWire(numbers, rows, broken, silent_after=plan.silent_after)
             instance.connect(name, wire)
             ends.append(wire)
         else:
-            receiving = Receiving(name, numbers, rows, spec, where, put)
+            receiving = Receiving(name, numbers, rows, spec, where, put, silent_after=plan.silent_after)
             instance.hear(name, receiving)
             ends.append(receiving)
     return ends
@@ -249,9 +273,11 @@ def _front(plan: Plan, listener, timeout: float, ended: queue.SimpleQueue, threa
                     hello, connection = came.get(timeout=0.02)
                     hellos[hello.name], to[hello.name] = hello, connection
             names = plan.names
+            here = None if thread is None else {name: each.process for name, each in hellos.items()}
             return DisaggregatedEngine(
-                ConnectionLinks(to, thread), [hellos[name] for name in names],
+                ConnectionLinks(to, thread, here), [hellos[name] for name in names],
                 prefill=names[: plan.prefill], decode=names[plan.prefill :], route=route,
+                silent_after=plan.silent_after,
             )  # fmt: skip
         except BaseException:
             for each in to.values():
@@ -271,16 +297,26 @@ def _why(results: Sequence) -> Exception:
     return first if isinstance(first, Exception) else RuntimeError(f"the engines ended at once: {first!r}")
 
 
-def _backend(device: str | torch.device | None, engines: int) -> str:
+def _device(plan: Plan) -> torch.device:
+    """This rank's, which is from now on the current one."""
+    where = device()
+    if plan.device is not None:
+        where = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    return where
+
+
+def _kind(device: str | torch.device | None, engines: int) -> str:
     kind = None if device is None else torch.device(device).type
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind not in (None, "cpu", "cuda"):
         raise ValueError(f'device must be "cpu", "cuda" or None for engines, got {device!r}')
     if kind == "cpu" or (kind is None and not gpus):
-        return "gloo"
+        return "cpu"
     if gpus < engines:
         raise ValueError(
             f"prefill and decode are {engines} engines, each with a GPU of its own, and there are {gpus}: "
             'ask for fewer, or for device="cpu"'
         )
-    return "nccl"
+    return "cuda"

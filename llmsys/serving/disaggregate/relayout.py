@@ -9,10 +9,17 @@ to know how the other one's blocks are cut:
 
 **Heads.** Where attention is spread over n ranks, each keeps Hkv/n of the heads, or where n is more than Hkv, one head
 that n/Hkv ranks keep alike. From n ranks to m, `head_moves` says which heads of whom go where; each of the m gets every
-head of its own once. DeepSeek serves the two phases with different parallelism (https://arxiv.org/abs/2412.19437,
-section 3.4); here the engines keep all heads on one rank each, and the split is for who spreads them.
+head of its own once. A move's rows are read and written by the same two functions, of these heads alone:
 
-`relay` is both in one, from pages to pages: what a transfer must come to, however it is done.
+    for move in head_moves(heads, senders, receivers):
+        rows = read_rows(keys, values, slots, heads=move.theirs)              on rank move.sender
+        write_rows(rows, keys, values, slots, heads=move.ours)                on rank move.receiver
+
+DeepSeek serves the two phases with different parallelism (https://arxiv.org/abs/2412.19437, section 3.4). The engines
+here keep all heads on one rank each, so what they push is one move of all heads from one to one; the other splits are
+for who spreads a model over ranks.
+
+`relay` is all of it in one, from pages to pages: what a transfer must come to, however it is done.
 """
 
 from collections.abc import Sequence
@@ -21,6 +28,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
+
+ALL = slice(None)
 
 
 def slots_of(blocks: Sequence[int], block_size: int, start: int, stop: int) -> Int[Tensor, " T"]:
@@ -46,10 +55,15 @@ def read_rows(
     keys: Shaped[Tensor, "blocks size Hkv Dk"],
     values: Shaped[Tensor, "blocks size Hkv Dv"] | None,
     slots: Int[Tensor, " T"],
-) -> Shaped[Tensor, "T Hkv D"]:
-    """The rows in these slots, a copy: D is Dk + Dv, or Dk where `values` is None because they are in the keys."""
+    *,
+    heads: slice = ALL,
+) -> Shaped[Tensor, "T H D"]:
+    """The rows in these slots, a copy: D is Dk + Dv, or Dk where `values` is None because they are in the keys.
+
+    heads      of which of the pages' heads
+    """
     slots = slots.to(keys.device, non_blocking=True)
-    parts = [pages.flatten(0, 1).index_select(0, slots) for pages in (keys, values) if pages is not None]
+    parts = [pages.flatten(0, 1)[:, heads].index_select(0, slots) for pages in (keys, values) if pages is not None]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
@@ -58,18 +72,21 @@ def write_rows(
     keys: Shaped[Tensor, "blocks size Hkv Dk"],
     values: Shaped[Tensor, "blocks size Hkv Dv"] | None,
     slots: Int[Tensor, " T"],
+    *,
+    heads: slice = ALL,
 ) -> None:
-    """Writes rows into these slots. ValueError where they are not of these pages' heads and sizes."""
+    """Writes rows into these slots, of these heads. ValueError where they are not of as many heads, or of other sizes
+    than the pages'."""
     Dk, Dv = keys.shape[3], 0 if values is None else values.shape[3]
-    expected = (len(slots), keys.shape[2], Dk + Dv)
+    expected = (len(slots), len(range(*heads.indices(keys.shape[2]))), Dk + Dv)
     if tuple(rows.shape) != expected or rows.dtype != keys.dtype:
         raise ValueError(
-            f"rows must be (T, Hkv, Dk + Dv) = {expected} in {keys.dtype}, got {tuple(rows.shape)} in {rows.dtype}"
+            f"rows must be (T, H, Dk + Dv) = {expected} in {keys.dtype}, got {tuple(rows.shape)} in {rows.dtype}"
         )
     slots = slots.to(keys.device, non_blocking=True)
-    keys.flatten(0, 1).index_copy_(0, slots, rows[..., :Dk])
+    keys.flatten(0, 1)[:, heads].index_copy_(0, slots, rows[..., :Dk])
     if values is not None:
-        values.flatten(0, 1).index_copy_(0, slots, rows[..., Dk:])
+        values.flatten(0, 1)[:, heads].index_copy_(0, slots, rows[..., Dk:])
 
 
 class HeadMove(NamedTuple):
@@ -81,6 +98,16 @@ class HeadMove(NamedTuple):
     there: int
     here: int
     count: int
+
+    @property
+    def theirs(self) -> slice:
+        """Of the sender's heads."""
+        return slice(self.there, self.there + self.count)
+
+    @property
+    def ours(self) -> slice:
+        """Of the receiver's heads."""
+        return slice(self.here, self.here + self.count)
 
 
 def head_moves(heads: int, senders: int, receivers: int) -> list[HeadMove]:
@@ -144,12 +171,12 @@ def relay(
                 f"pages[{sender}] must be (blocks, size, H, D) with H = {share} heads and room for {tokens} tokens, "
                 f"got {tuple(each.shape)}"
             )
-    blocks, D = -(-tokens // block_size), pages[0].shape[3]
-    laid = [pages[0].new_zeros(blocks * block_size, max(1, heads // parts), D) for _ in range(parts)]
-    for move in moves:
-        rows = pages[move.sender].flatten(0, 1)[:tokens, move.there : move.there + move.count]
-        laid[move.receiver][:tokens, move.here : move.here + move.count] = rows
-    return [each.unflatten(0, (blocks, block_size)) for each in laid]
+    blocks, D, first = -(-tokens // block_size), pages[0].shape[3], torch.arange(tokens)
+    laid = [pages[0].new_zeros(blocks, block_size, max(1, heads // parts), D) for _ in range(parts)]
+    for move in moves:  # the sequence's blocks lie in their order, so a token's slot is its number
+        rows = read_rows(pages[move.sender], None, first, heads=move.theirs)
+        write_rows(rows, laid[move.receiver], None, first, heads=move.ours)
+    return laid
 
 
 def _split(heads: int, parts: int, name: str) -> list[range]:

@@ -79,17 +79,17 @@ class Router(Roster):
         clock: Callable[[], float],
         route: str | Route | type = "least-full",
     ):
-        _check(hellos, prefill, decode)
+        _check_models(hellos)
         smallest = min(hellos, key=lambda each: (each.num_blocks - 1) * each.block_size)
         super().__init__(smallest, min(each.max_model_len for each in hellos), events, clock)
         tokenizer = hellos[0].tokenizer
         self.eos_ids = frozenset(tokenizer.eos_ids if tokenizer else ())
-        self.max_sequences = sum(each.max_sequences for each in hellos if each.name in decode)
         self.hellos = {each.name: each for each in hellos}
         self.alive = {each.name for each in hellos}
         self.reports: dict[str, say.Report] = {}
         self.attempts: dict[int, Attempt] = {}
-        self._prefill, self._decode, self._send, self._metrics = tuple(prefill), tuple(decode), send, metrics
+        self._send, self._metrics = send, metrics
+        self.assign(prefill, decode)
         self._route = as_route(route)
         self._room = {each.name: (each.num_blocks - 1) * each.block_size for each in hellos}
         self._sent = Remembered(max(each.block_size for each in hellos), self._room)
@@ -101,6 +101,16 @@ class Router(Roster):
     def blocks(self) -> int:
         """Of all living engines."""
         return sum(each.num_blocks - 1 for name, each in self.hellos.items() if name in self.alive)
+
+    def assign(self, prefill: Sequence[str], decode: Sequence[str]) -> None:
+        """Who is to do what, from now on; requests under way go on where they are. No `prefill`: nothing is divided,
+        and each of `decode` computes requests from their beginning to their end.
+
+        ValueError where a name is not known or has two roles, or nobody is to decode.
+        """
+        _check_roles(list(self.hellos), prefill, decode)
+        self._prefill, self._decode = tuple(prefill), tuple(decode)
+        self.max_sequences = sum(each.max_sequences for each in self.hellos.values() if each.name in decode)
 
     # What the engine's interface asks for
 
@@ -126,6 +136,8 @@ class Router(Roster):
             return self._died(name)
         if isinstance(message, say.Died):
             _LOGGER.error("%s dies: %s", name, message.why)
+            return []
+        if isinstance(message, say.Pong):
             return []
         if isinstance(message, say.Report):
             return self._reported(name, message)
@@ -304,15 +316,20 @@ class Router(Roster):
         return name
 
 
-def _check(hellos: Sequence[say.Hello], prefill: Sequence[str], decode: Sequence[str]) -> None:
-    names = [each.name for each in hellos]
+def _check_roles(names: Sequence[str], prefill: Sequence[str], decode: Sequence[str]) -> None:
+    if not decode:
+        raise ValueError("decode must be at least one engine, got none")
     for role, some in (("prefill", prefill), ("decode", decode)):
-        if not some:
-            raise ValueError(f"{role} must be at least one engine, got none")
         if unknown := [name for name in some if name not in names]:
             raise ValueError(f"{role} must be names of {names}, got {unknown[0]!r}")
-    if len(set(names)) < len(names) or set(prefill) & set(decode):
-        raise ValueError(f"each engine must have a name of its own and one role, got {prefill} and {decode} of {names}")
+    if len({*prefill, *decode}) < len(prefill) + len(decode):
+        raise ValueError(f"each engine must have one role, got {prefill} and {decode}")
+
+
+def _check_models(hellos: Sequence[say.Hello]) -> None:
+    names = [each.name for each in hellos]
+    if len(set(names)) < len(names):
+        raise ValueError(f"each engine must have a name of its own, got {names}")
     first = hellos[0]
     for each in hellos[1:]:
         if each.model == first.model:

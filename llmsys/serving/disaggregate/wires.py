@@ -17,10 +17,12 @@ waits for no other machine. Whatever else goes wrong in such a thread, as where 
 breaks the pair: who is not heard any more must be known to be so, or its requests would wait for ever.
 """
 
+import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,10 +48,22 @@ class PairWire:
         The pair for rows: the same one, or one by NCCL.
     broken
         Called, in the wire's thread, when the other end is gone, or something cannot be sent.
+    silent_after
+        As for `Watch`.
+
+    Attributes
+    ----------
+    sent
+        Called, in the wire's thread, with each layer's bytes and the seconds (of `time.perf_counter`) at which its rows
+        were there to be sent, and were sent. None: nobody is.
     """
 
-    def __init__(self, numbers: Pair, rows: Pair, broken: Callable[[], object]):
+    def __init__(
+        self, numbers: Pair, rows: Pair, broken: Callable[[], object], *, silent_after: float | None = None
+    ):
         self._numbers, self._rows, self._broken = numbers, rows, broken
+        self._watch = Watch(silent_after, "sends keys and values", numbers, rows)
+        self.sent: Callable[[int, float, float], object] | None = None
         self._items: queue.SimpleQueue = queue.SimpleQueue()
         self._on_gpu, self._closed = rows.backend == "nccl", False
         threading.Thread(target=self._work, daemon=True, name="sends keys and values").start()
@@ -70,6 +84,7 @@ class PairWire:
     def close(self) -> None:
         self._closed = True
         self._items.put(None)
+        self._watch.close()
         self._numbers.abort()
         self._rows.abort()
 
@@ -83,20 +98,22 @@ class PairWire:
             stream = None
             while (item := self._items.get()) is not None:
                 numbers, tensor, ready = item
-                self._numbers.send(torch.tensor(numbers, dtype=torch.int64))
-                if tensor is None:
-                    continue
-                if ready is None:
-                    (self._rows if self._on_gpu and tensor.is_cuda else self._numbers).send(tensor)
-                    continue
-                stream = stream or torch.cuda.Stream(tensor.device)
-                with torch.cuda.stream(stream):
-                    stream.wait_event(ready)
-                    if self._on_gpu:
-                        self._rows.send(tensor)
-                        stream.synchronize()  # its memory may be used again from now on
+                if ready is not None:
+                    ready.synchronize()  # or the other end's GPU would wait for this one's computing
+                began = time.perf_counter()
+                with self._watch.one():
+                    self._numbers.send(torch.tensor(numbers, dtype=torch.int64))
+                    if tensor is None:
+                        continue
+                    if tensor.is_cuda and self._on_gpu:
+                        stream = stream or torch.cuda.Stream(tensor.device)
+                        with torch.cuda.stream(stream):
+                            self._rows.send(tensor)
+                            stream.synchronize()  # its memory may be used again from now on
                     else:
                         self._numbers.send(tensor.cpu())
+                if self.sent is not None and numbers[0] == LAYER:
+                    self.sent(tensor.nbytes, began, time.perf_counter())
         except Exception as error:
             _note("send keys and values", error)
             self._numbers.abort()  # so that the other end hears of it
@@ -121,11 +138,15 @@ class Receiving:
         Where rows through NCCL are to lie. Through gloo they come into CPU memory.
     put
         Into the inbox.
+    silent_after
+        As for `Watch`.
     """
 
     def __init__(
-        self, sender: str, numbers: Pair, rows: Pair, spec: CacheSpec, device: torch.device, put: Callable
-    ):
+        self, sender: str, numbers: Pair, rows: Pair, spec: CacheSpec, device: torch.device, put: Callable, *,
+        silent_after: float | None = None,
+    ):  # fmt: skip
+        self._watch = Watch(silent_after, f"receives from {sender}", numbers, rows)
         self._sender, self._numbers, self._rows, self._put = sender, numbers, rows, put
         self._shapes = {
             each.layer: (each.heads, each.Dk + (0 if each.values_in_keys else each.Dv), each.dtype)
@@ -136,6 +157,7 @@ class Receiving:
         self._thread.start()
 
     def close(self) -> None:
+        self._watch.close()
         self._numbers.abort()
         self._rows.abort()
 
@@ -148,14 +170,16 @@ class Receiving:
             while True:
                 self._numbers.recv(numbers)
                 kind, frame, a, b = numbers.tolist()
-                if kind == BEGIN:
-                    pieces = torch.zeros(a, 3, dtype=torch.int64)
-                    self._numbers.recv(pieces)
-                    self._put(Announced(self._sender, frame, tuple(Piece(*each) for each in pieces.tolist())))
-                elif kind == CUT:
-                    self._put(Cut(self._sender, frame))
-                else:
-                    self._put(self._layer(frame, a, b, stream))
+                with self._watch.one():
+                    if kind == BEGIN:
+                        pieces = torch.zeros(a, 3, dtype=torch.int64)
+                        self._numbers.recv(pieces)
+                        came = Announced(self._sender, frame, tuple(Piece(*each) for each in pieces.tolist()))
+                    elif kind == CUT:
+                        came = Cut(self._sender, frame)
+                    else:
+                        came = self._layer(frame, a, b, stream)
+                self._put(came)
         except Exception as error:
             _note(f"receive from {self._sender}", error)
             self.close()
@@ -178,6 +202,45 @@ class Receiving:
             rows.record_stream(torch.cuda.current_stream(self._device))
 
         return Rows(self._sender, frame, layer, rows, read)
+
+
+class Watch:
+    """Breaks the pairs of a wire that hangs: one whose transfer of one message has taken `silent_after` seconds. Then
+    who waits in it raises, as where the other end has died. None: it may hang.
+
+    It has a thread of its own, for the one that waits cannot look at a clock, and a transfer is soon over.
+    """
+
+    def __init__(self, silent_after: float | None, what: str, *pairs: Pair):
+        self._since: float | None = None
+        self._over = threading.Event()
+        if silent_after is not None:
+            work = threading.Thread(
+                target=self._work, args=(silent_after, what, pairs), daemon=True, name=f"watches who {what}"
+            )
+            work.start()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """A block in which a message is transferred."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def close(self) -> None:
+        """It watches no more."""
+        self._over.set()
+
+    def _work(self, silent_after: float, what: str, pairs: Sequence[Pair]) -> None:
+        while not self._over.wait(silent_after / 4):
+            since = self._since
+            if since is not None and time.monotonic() - since >= silent_after:
+                _LOGGER.error("who %s has waited for %g s: the wire is broken off", what, silent_after)
+                for pair in pairs:
+                    pair.abort()
+                return
 
 
 def _note(what: str, error: Exception) -> None:

@@ -120,23 +120,27 @@ class Runner:
         return self.launch(plan).result()
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> Launched:
-        """Everything of the step but its result, which on a GPU is on its way then."""
+    def launch(self, plan: StepPlan, *, by_layers: bool = False) -> Launched:
+        """Everything of the step but its result, which on a GPU is on its way then.
+
+        by_layers      somebody wants to know when each layer is launched (`PagedCache.after_layer`): no graph is taken
+                       for this step, which is one launch for all of them, nor few kernels
+        """
         try:
             with _on(self.rows.device):
-                return self._launch(plan)
+                return self._launch(plan, by_layers)
         except BaseException:
             self.rows.lose()
             raise
 
-    def _launch(self, plan: StepPlan) -> Launched:
+    def _launch(self, plan: StepPlan, by_layers: bool) -> Launched:
         start = self.clock()
         last, self._last = self._last, None  # until nothing has been raised
         if plan.copies:
             self.cache.copy_blocks(plan.copies)
-        changed = None if last is None else last.takes(plan)
+        changed = None if last is None or by_layers else last.takes(plan)
         if changed is None:
-            return self._launch_any(plan, start)
+            return self._launch_any(plan, start, by_layers)
         graph, row = last.graph, last.row
         self.rows.skip(row, plan.ended)
         if changed:
@@ -150,12 +154,12 @@ class Runner:
             plan, fetched, None, (), seconds, self.clock, form=graph.form.name, one_each=True, bucket=graph.size
         )
 
-    def _launch_any(self, plan: StepPlan, start: float) -> Launched:
+    def _launch_any(self, plan: StepPlan, start: float, by_layers: bool) -> Launched:
         seconds = {}
         step = HostStep(plan, self.rows, self.cache.block_size)
         self.rows.known[step.row] = False  # until the model has not raised
         graph = None
-        if self.graphs is not None:
+        if self.graphs is not None and not by_layers:
             if not self.graphs.has(step):
                 captured = self.clock()
                 self.graphs.take(step)
@@ -169,7 +173,7 @@ class Runner:
             graph.send(step, self._sender)
             form = graph.form
         else:
-            form = self.forms.of(L if step.decode else 0)
+            form = self.forms.of(L if step.decode and not by_layers else 0)
             eager = EagerStep(step, self.rows, self.cache, self._sender, draw=drawing)
         prepared = self.clock()
         logits, drawn = graph.run() if graph is not None else eager.run(form)

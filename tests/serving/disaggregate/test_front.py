@@ -154,7 +154,7 @@ def test_an_engine_whose_device_has_failed_dies_and_does_not_fail_what_others_ca
     engine = disaggregated_here(llama.ours, decode=2, num_blocks=40, block_size=4)
     broken = engine.links.instances["decode 0"].engine.runner
 
-    def launch(plan):
+    def launch(plan, **how):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     broken.launch = launch
@@ -249,8 +249,9 @@ def test_a_weight_that_differs_is_seen(llama):
 @pytest.mark.parametrize(
     ("roles", "says"),
     [
-        (dict(prefill=[], decode=["decode 0"]), "prefill must be at least one engine"),
-        (dict(prefill=["prefill 0"], decode=["prefill 0"]), "a name of its own and one role"),
+        (dict(prefill=["decode 0"], decode=[]), "decode must be at least one engine"),
+        (dict(prefill=["prefill 0"], decode=["prefill 0"]), "each engine must have one role"),
+        (dict(prefill=[], decode=["decode 0", "decode 0"]), "each engine must have one role"),
         (dict(prefill=["prefill 0"], decode=["decode 7"]), "decode must be names of"),
     ],
 )
@@ -259,6 +260,23 @@ def test_roles_that_cannot_be_are_named(llama, roles, says):
     hellos = [each.hello() for each in engine.links.instances.values()]
     with pytest.raises(ValueError, match=says):
         DisaggregatedEngine(engine.links, hellos, **roles)
+
+
+def test_engines_that_are_assigned_anew_go_on_with_what_they_have_and_serve_the_next_as_they_are_told(llama):
+    engine = disaggregated_here(llama.ours, num_blocks=40, block_size=4)
+    finished = [each.engine.metrics.totals for each in engine.links.instances.values()]
+    before = [engine.add((*PROMPT, 20 + i), LONG) for i in range(3)]
+    engine.step()
+    engine.scheduler.assign(prefill=(), decode=("prefill 0", "decode 0"))  # each does everything
+    moved = [each.output_tokens for each in finished]
+    after = engine.generate([(*PROMPT, 30 + i) for i in range(4)], LONG)
+    assert all(each.output_tokens - then > 20 for each, then in zip(finished, moved, strict=True)), "half for each"
+    engine.scheduler.assign(prefill=("prefill 0",), decode=("decode 0",))
+    again = engine.generate([(*PROMPT, 40 + i) for i in range(4)], LONG)
+    for each in (*before, *after, *again):
+        assert each.tokens == llama.greedy(each.prompt_tokens)[0][:12]
+    assert engine.scheduler.max_sequences == 256
+    assert_empty(engine)
 
 
 # Other models, other ways to execute steps

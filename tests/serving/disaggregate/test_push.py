@@ -93,10 +93,21 @@ def test_what_only_the_sender_has_in_its_cache_is_sent_as_well(llama):
     assert hits[0] and finished[1] and finished[2], "both decode engines had one, and the prompt was computed once"
 
 
-def test_an_engine_that_pushes_runs_kernel_by_kernel_and_graphs_that_skip_the_cache_are_named(llama):
-    engine, _ = made(llama, execution=Execution(graphs=None))
+def test_a_step_of_which_something_leaves_is_launched_by_layers_and_every_other_by_graphs(llama):
+    engine, log = made(llama, execution=Execution(graphs=True))
+    pusher, other = engine.links.instances.values()
+    assert tokens(engine) == llama.greedy(tuple(PROMPT))[0][:4]
+    assert [each.layer for each in log if each.what == "computed"] == [0, 1]
+    graphs = pusher.engine.runner.graphs
+    assert not graphs.captured and not graphs.captured_tokens and other.engine.runner.graphs.captured
+    engine.links.kill("decode 0")
+    assert tokens(engine) == llama.greedy(tuple(PROMPT))[0][:4]
+    assert graphs.captured and len([each for each in log if each.what == "computed"]) == 2
+
+
+def test_a_runner_that_skips_the_hook_of_the_cache_is_named(llama):
+    engine, _ = made(llama)
     pusher = engine.links.instances["prefill 0"]
-    assert pusher.engine.runner.execution.graphs is False and pusher.engine.runner.execution.few_kernels is False
     cache = pusher.engine.runner.cache
     attend, cache.attend = cache.attend, lambda *args, **more: silent(cache, attend, *args, **more)
     (response,) = engine.generate([PROMPT], FEW)

@@ -17,6 +17,7 @@ from llmsys.models import load_model, save_model
 from llmsys.parallel.ranks import close
 from llmsys.serving import SamplingParams
 from llmsys.serving.disaggregate import Plan, front_of, start
+from llmsys.serving.disaggregate.messages import Lost
 from llmsys.serving.disaggregate.router import NOBODY_LEFT
 
 ROOT = Path(__file__).parents[3]
@@ -91,6 +92,32 @@ def test_processes_say_what_one_engine_says_and_those_that_are_killed_cost_no_re
         assert last.answers[0].error == NOBODY_LEFT
 
 
+def test_processes_that_hang_are_noticed_in_time_killed_and_cost_no_request(llama, tmp_path):
+    """Stopped, they neither answer nor die; and one is told more than its socket holds, which keeps nobody else."""
+    expected = {tuple(prompt): llama.greedy(tuple(prompt))[0] for prompt in PROMPTS}
+    load = loading(llama.ours, tmp_path)
+    with start(load, prefill=1, decode=2, silent_after=2.0, **SETTINGS) as engine:
+        engine.generate(PROMPTS, params(2))
+        responses = [engine.add(prompt, params(24)) for prompt in PROMPTS]
+        step_until(engine, lambda: sum(len(each.tokens) for each in responses) > 10)
+        os.kill(pid(tmp_path, 1), signal.SIGSTOP)
+        for _ in range(100):
+            engine.links.send("decode 0", Lost("nobody" + 20_000 * "."))  # 2 MB
+        began = time.monotonic()
+        step_until(engine, lambda: all(each.finished for each in responses))
+        assert engine.scheduler.alive == {"prefill 0", "decode 1"} and time.monotonic() - began < 30.0
+        with pytest.raises(ProcessLookupError):
+            step_until(engine, lambda: os.kill(pid(tmp_path, 1), 0))
+        alone = [engine.add(prompt, params(24)) for prompt in PROMPTS]
+        os.kill(pid(tmp_path, 0), signal.SIGSTOP)
+        step_until(engine, lambda: all(each.finished for each in alone))
+        assert engine.scheduler.alive == {"decode 1"}
+        for response in (*responses, *alone, *engine.generate(PROMPTS, params(6))):
+            assert response.tokens == expected[response.prompt_tokens][: len(response.tokens)]
+            assert response.answers[0].reason == "length"
+        assert engine.pool.stats.used == 0
+
+
 def test_what_an_engine_refuses_is_raised_by_start(llama):
     with pytest.raises(ValueError, match="block_size must be at least 1"):
         start(llama.ours, **SETTINGS | dict(block_size=0))
@@ -109,6 +136,7 @@ def test_what_an_engine_refuses_is_raised_by_start(llama):
         (dict(decode=-1), "decode must be at least 1"),
         (dict(load=3), "load must be a function"),
         (dict(device="mps"), 'device must be "cpu", "cuda" or None'),
+        (dict(silent_after=0), "silent_after must be seconds above 0, or None"),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_started(llama, wrong, says):
@@ -130,6 +158,8 @@ def test_a_front_to_which_nobody_comes_says_whom_it_waited_for(llama):
         front_of(plan, timeout=0.1)
     with pytest.raises(ValueError, match="key must be given"):
         front_of(Plan(llama.ours))
+    with pytest.raises(ValueError, match='device must be "cpu", "cuda" or None'):
+        Plan(llama.ours, device="tpu")
 
 
 SCRIPT = """

@@ -94,6 +94,47 @@ def test_rows_of_any_range_come_from_any_blocks_into_any_others(T, size, new_siz
                 assert (block, i) in written or torch.equal(pages[block, i], old[block, i])
 
 
+@given(st.sampled_from(SPLITS), st.sampled_from(SPLITS), st.integers(0, 2**31), st.booleans())
+def test_ranks_of_any_split_push_rows_to_ranks_of_any_other_and_each_has_what_a_gather_would_give_it(
+    one, other, seed, latent
+):
+    """Keys and values, in scattered blocks of differing sizes on each rank, in chunks, as engines push them."""
+    (heads, senders), (_, receivers), draw = one, other, random.Random(seed)
+    if heads % receivers and receivers % heads:
+        return
+    T, Dk, Dv = draw.randint(1, 17), draw.randint(1, 3), draw.randint(1, 3)
+    whole = [torch.randn(T, heads, D) for D in (Dk, Dv)][: 1 if latent else 2]
+
+    def ranks(parts: int):
+        """Of each rank its block size, its blocks of the sequence, and its pages of keys and of values."""
+        made = []
+        for part in range(parts):
+            size, own = draw.randint(1, 6), len(heads_of(heads, parts, part))
+            blocks = draw.sample(range(30), -(-T // size))
+            made.append((size, blocks, [torch.randn(30, size, own, each.shape[2]) for each in whole]))
+        return made
+
+    there, here = ranks(senders), ranks(receivers)
+    for part, (size, blocks, pages) in enumerate(there):
+        for each, some in zip(whole, pages, strict=True):
+            for t in range(T):
+                some[blocks[t // size], t % size] = each[t, heads_of(heads, senders, part)]
+    cuts = sorted({0, T, *(draw.randrange(T) for _ in range(2))})
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        for move in head_moves(heads, senders, receivers):
+            size, blocks, (keys, *values) = there[move.sender]
+            values = values[0] if values else None
+            rows = read_rows(keys, values, slots_of(blocks, size, start, stop), heads=move.theirs)
+            assert rows.shape[:2] == (stop - start, move.count)
+            size, blocks, (keys, *values) = here[move.receiver]
+            values = values[0] if values else None
+            write_rows(rows, keys, values, slots_of(blocks, size, start, stop), heads=move.ours)
+    for part, (size, blocks, pages) in enumerate(here):
+        for each, some in zip(whole, pages, strict=True):
+            gathered = torch.stack([some[blocks[t // size], t % size] for t in range(T)])
+            assert torch.equal(gathered, each[:, heads_of(heads, receivers, part)])
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -108,6 +149,12 @@ def test_rows_of_any_range_come_from_any_blocks_into_any_others(T, size, new_siz
         (lambda: relay([torch.zeros(1, 4, 2, 3)], 5, heads=2, block_size=4, parts=1), r"pages\[0\].* room for 5"),
         (lambda: relay([torch.zeros(1, 4, 1, 3)], 4, heads=2, block_size=4, parts=1), r"pages\[0\].* H = 2 heads"),
         (lambda: write_rows(torch.zeros(2, 1, 3), torch.zeros(1, 4, 1, 2), None, torch.arange(2)), "rows must be"),
+        (
+            lambda: write_rows(
+                torch.zeros(2, 2, 2), torch.zeros(1, 4, 3, 2), None, torch.arange(2), heads=slice(2, 4)
+            ),
+            r"rows must be \(T, H, Dk \+ Dv\) = \(2, 1, 2\)",
+        ),
     ],
 )
 def test_what_cannot_be_laid_is_named(call, says):

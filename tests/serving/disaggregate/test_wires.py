@@ -3,6 +3,7 @@
 import contextlib
 import queue
 import threading
+import time
 
 import pytest
 import torch
@@ -107,3 +108,30 @@ def test_a_sending_thread_that_goes_wrong_breaks_its_pair_says_so_and_keeps_noth
     wire.layer(0, 0, ROWS)
     wire.close()
     wire.layer(0, 0, ROWS)
+
+
+class Endless(MadeUpPair):
+    """What is begun does not end before it is aborted."""
+
+    def send(self, tensor, tag=0) -> None:
+        self._over.wait()
+        raise PairBroken("it was aborted", 1)
+
+
+def test_a_transfer_that_does_not_end_breaks_its_wire_after_so_many_seconds_at_both_ends():
+    pair, said = Endless(), threading.Event()
+    PairWire(pair, pair, said.set, silent_after=0.2).begin(0, [Piece(1, 0, 4)])
+    assert said.wait(20) and pair.aborted
+    pair, inbox = MadeUpPair([numbers(BEGIN, 7, 1, 0)]), queue.SimpleQueue()  # and its pieces never come
+    Receiving("prefill 0", pair, pair, SPEC, torch.device("cpu"), inbox.put, silent_after=0.2)
+    assert inbox.get(timeout=20) == Broken("prefill 0") and pair.aborted
+
+
+def test_a_wire_by_which_nothing_is_to_come_is_left_alone():
+    pair, inbox = MadeUpPair([*ANNOUNCED, numbers(LAYER, 7, 0, 4), ROWS]), queue.SimpleQueue()
+    end = Receiving("prefill 0", pair, pair, SPEC, torch.device("cpu"), inbox.put, silent_after=0.1)
+    assert [type(inbox.get(timeout=20)) for _ in range(2)] == [Announced, Rows]
+    time.sleep(0.5)
+    assert not pair.aborted and inbox.empty()
+    end.close()
+    assert inbox.get(timeout=20) == Broken("prefill 0")

@@ -135,11 +135,11 @@ def serving(
 
 
 @contextlib.contextmanager
-def in_a_process(*options: str, cwd: Path) -> Iterator[tuple[subprocess.Popen, str, str]]:
+def in_a_process(*options: str, cwd: Path, **environ: str) -> Iterator[tuple[subprocess.Popen, str, str]]:
     """`llmsys serve` in a process of its own, on a free port: (the process, its address, what it said first)."""
     command = [sys.executable, "-m", "llmsys", "serve", "--port", "0", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLMSYS")}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environ
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=errors) as server,

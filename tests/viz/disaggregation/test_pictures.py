@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from llmsys.bench import Record
+from llmsys.bench.record import Record
 from llmsys.lessons.lesson_11_disaggregation import right
 from llmsys.lessons.lesson_11_disaggregation.wire import lanes
 from llmsys.serving.goodput import Limits
 from llmsys.serving.simulator import Placed, Placement
-from llmsys.viz.disaggregation import cluster, goodputs, interference, order, overview, stepper
+from llmsys.viz.disaggregation import cluster, goodputs, interference, order, overview, stepper, two_gpus
 from llmsys.viz.disaggregation.overview import longest_wait, served
 from llmsys.viz.disaggregation.stepper import describe, draw
 
@@ -32,7 +32,7 @@ def test_the_stepper_says_what_the_text_says_of_it():
 
     assert {name: met for name, (met, _) in ends(4, 50e9).items()} == {"colocated": 14, "disaggregated": 14}
     at_12 = ends(12, 50e9)
-    assert at_12["colocated"][1].count("TPOT") == 10 and at_12["disaggregated"][0] == 14
+    assert at_12["colocated"][1].count("TPOT") == 10 and at_12["disaggregated"] == (13, [""] * 13 + ["TTFT"])
     assert ends(20, 50e9)["disaggregated"][1] == [""] * 6 + ["TTFT"] * 8
     for rate in (4, 12, 20):
         assert ends(rate, 1.25e9)["disaggregated"][0] == 0
@@ -97,3 +97,36 @@ def test_the_cluster_has_a_line_for_each_route_and_says_where_it_ends():
     for wrong in ([], [row | {"name": str(n)} for n in range(5)]):
         with pytest.raises(ValueError, match="rows of 1 to 4 routes"):
             cluster(replace(record, rows=wrong))
+
+
+class Said:
+    """A simulator's result."""
+
+    def __init__(self, share):
+        self._share = share
+
+    def attainment(self, limits):
+        return self._share
+
+
+def made_up(*names) -> Record:
+    rows = [{"sweep": "link", "name": "nccl", "bytes": 1 << size, "gbps": 7.0 * size} for size in (16, 21)]
+    for rate in (32.0, 20.0):
+        for name in names:
+            moved = {"moved_bytes": 5, "moved_gbps": rate} if name == "divided" else {"moved_bytes": 0, "moved_gbps": 0}
+            times = {"ttft_ms": [100.0, 400.0, 501.0, 20.0], "tpot_ms": [9.0, 10.5, 4.0, 10.0]}
+            rows.append({"sweep": "served", "name": name, "rate": rate, "gpus": 2, **times, **moved})
+    return Record("disaggregate", "two made-up GPUs", {}, "", rows)
+
+
+def test_what_two_gpus_did_is_said_of_each_design_and_of_the_link():
+    record = made_up("colocated", "divided")
+    shown = two_gpus(record, [Said(0.5), Said(1.0)] * 2, Limits(0.5, 0.010))
+    assert "colocated 5.0 at 20 a second (simulated 5.0), 8.0 at 32 a second (simulated 8.0)" in shown.alt
+    assert "divided 5.0 at 20 a second (simulated 10.0), 8.0 at 32 a second (simulated 16.0)" in shown.alt
+    assert "alone, 64 KiB 112, alone, 2 MiB 147, caches, 20 a second 20, caches, 32 a second 32" in shown.alt
+    assert "colocated 10.0 at 20" in two_gpus(record, [Said(0)] * 4, Limits(0.6, 0.011)).alt
+    one = two_gpus(made_up("colocated"), [Said(0.5)] * 2, Limits(0.5, 0.010))
+    assert "divided" not in one.alt
+    with pytest.raises(ValueError, match="results must be one for each of 4 served rows"):
+        two_gpus(record, [Said(0.5)], Limits(0.5, 0.010))
