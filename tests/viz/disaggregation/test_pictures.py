@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmsys.bench.record import Record
+from llmsys.bench import Record
 from llmsys.lessons.lesson_11_disaggregation import right
 from llmsys.lessons.lesson_11_disaggregation.wire import lanes
 from llmsys.serving.goodput import Limits
@@ -85,20 +85,6 @@ def test_charts_say_their_numbers_and_refuse_what_they_cannot_draw(assert_legibl
         order([])
 
 
-def test_the_cluster_has_a_line_for_each_route_and_says_where_it_ends():
-    row = {"sweep": "a trace", "name": "random", "engines": 1, "goodput": 0.5, "hit_share": 0.1}
-    rows = [row, row | {"engines": 8, "goodput": 0.41, "hit_share": 0.07},
-            row | {"name": "prefix-aware", "weight": 4.0}, row | {"name": "prefix-aware", "weight": 4.0, "engines": 8,
-                                                                 "goodput": 0.83, "hit_share": 0.4}]  # fmt: skip
-    record = Record("routing", "simulated GPU", {}, "2026-01-01", rows)
-    shown = cluster(record)
-    assert "random: 0.50 requests a second and GPU of 1 engine, 0.41 of 8, where 7% of" in shown.alt
-    assert "prefix-aware, w = 4: 0.50 requests a second and GPU of 1 engine, 0.83 of 8, where 40%" in shown.alt
-    for wrong in ([], [row | {"name": str(n)} for n in range(5)]):
-        with pytest.raises(ValueError, match="rows of 1 to 4 routes"):
-            cluster(replace(record, rows=wrong))
-
-
 class Said:
     """A simulator's result."""
 
@@ -130,3 +116,17 @@ def test_what_two_gpus_did_is_said_of_each_design_and_of_the_link():
     assert "divided" not in one.alt
     with pytest.raises(ValueError, match="results must be one for each of 4 served rows"):
         two_gpus(record, [Said(0.5)], Limits(0.5, 0.010))
+
+
+def test_the_cluster_has_a_line_for_each_route_and_says_where_it_ends():
+    row = {"sweep": "a trace", "name": "random", "engines": 1, "goodput": 0.5, "hit_share": 0.1}
+    rows = [row, row | {"engines": 8, "goodput": 0.41, "hit_share": 0.07},
+            row | {"name": "prefix-aware", "weight": 4.0}, row | {"name": "prefix-aware", "weight": 4.0, "engines": 8,
+                                                                 "goodput": 0.83, "hit_share": 0.4}]  # fmt: skip
+    record = Record("routing", "simulated GPU", {}, "2026-01-01", rows)
+    shown = cluster(record)
+    assert "random: 0.50 requests a second and GPU of 1 engine, 0.41 of 8, where 7% of" in shown.alt
+    assert "prefix-aware, w = 4: 0.50 requests a second and GPU of 1 engine, 0.83 of 8, where 40%" in shown.alt
+    for wrong in ([], [row | {"name": str(n)} for n in range(5)]):
+        with pytest.raises(ValueError, match="rows of 1 to 4 routes"):
+            cluster(replace(record, rows=wrong))
