@@ -18,8 +18,9 @@ to the first token and 30 ms a token up to 17.2 a second (stall-free), 16.3 (orc
 batching fewer than 90% do at any rate of interest, so its rates are those at which it goes from bad to worse.
 
 Where there are several GPUs each serves a share of the runs, with an engine of its own. What matters most comes first:
-after `Sizes.seconds` nothing new is begun, and what is not is listed. `few_kernels` is off: the form of a step that has it is made for smaller models. On this one, on an H200, a step of three sequences took
-23 ms in it, and one of five, without, 4.8.
+after `Sizes.seconds` nothing new is begun, and what is not is listed. `few_kernels` is off: the form of a step that has
+it is made for smaller models. On this one, on an H200, a step of three sequences took 23 ms in it, and one of five,
+without, 4.8.
 """
 
 import math

@@ -21,8 +21,11 @@ WHAT = (
 """Of each panel: the record's number, in ms, its title, and the simulator's, in seconds."""
 
 
+NO_LIMITS = Limits()
+
+
 def recorded_runs(
-    record, simulated: Callable[[dict], object] | None = None, limits: Limits = Limits()
+    record, simulated: Callable[[dict], object] | None = None, limits: Limits = NO_LIMITS
 ) -> Picture:
     """P90 of TTFT and of TPOT, and the longest gap where it was recorded, of each policy at each rate.
 

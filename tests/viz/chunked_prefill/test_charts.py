@@ -85,7 +85,8 @@ def test_whatever_was_recorded_is_drawn_one_rate_or_many():
     both = recorded_runs(record(*runs), Simulated, Limits(tpot=0.02)).figure
     hollow = [line for line in both.axes[0].get_lines() if line.get_mfc() == "none" and len(line.get_xdata())]
     assert len(hollow) == 4 and all(list(line.get_xdata()) == [8.0, 16.0, 24.0] for line in hollow)
-    limits = [[list(line.get_ydata()) for line in axes.get_lines() if line.get_label() == "limit"] for axes in both.axes]
+    lines = [[line for line in axes.get_lines() if line.get_label() == "limit"] for axes in both.axes]
+    limits = [[list(line.get_ydata()) for line in some] for some in lines]
     assert limits == [[], [[20, 20]]]
     assert [axes.get_yscale() for axes in both.axes] == ["linear", "linear"]
     much = [row | ({"ttft_p90_ms": 1e5} if row.get("name") == "static" else {}) for row in record(*runs).rows]
