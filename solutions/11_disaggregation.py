@@ -493,6 +493,9 @@ print(f"simulated together: {found[str(Placement(prefill=p, decode=d))].goodput:
 # of it together reached. It cannot be exact: what is sent takes time, and requests do not leave a prefiller as evenly, or
 # unevenly, as they came.
 #
+# For services of your own, `llmsys plan serving --trace azure-code --ttft 0.5 --tpot 0.01 --gpus 8` does this in a terminal:
+# first each kind by itself, then whole services, of which only those are simulated that may be the best.
+#
 # ## A cluster: who is asked?
 #
 # Which of three prefillers gets a prompt hardly matters, as long as none has a long queue. Which of thirty does, for
@@ -583,7 +586,8 @@ for name, each in routes.items():
 #
 # On a real trace, and with more engines: the requests of two of Mooncake's, the conversations of a chat service and a
 # synthetic one, whose documents are long and asked about often. For each number of engines the highest rate within limits
-# is looked for, as in exercise (a), which takes minutes and not seconds, so it is recorded (`llmsys bench routing`).
+# is looked for, as in exercise (a). That takes minutes and not seconds, so it is recorded (`llmsys data`, then `llmsys bench
+# routing`).
 
 # %%
 viz.disaggregation.cluster(recorded("routing", "H200"))
@@ -592,13 +596,14 @@ viz.disaggregation.cluster(recorded("routing", "H200"))
 # Read it from the left. One engine is asked by everybody, and 90% of requests within the limits (5 s and 50 ms here, for
 # prompts of 12,000 tokens) are had at 0.19 a second. <!-- source: the record --> More engines are worth more *each*, as
 # long as somebody looks at their queues: a long prompt on one of them is no misfortune for who can go elsewhere. Asked at
-# random they are as many single engines. That is worth a factor of three, and more than prefixes are.
+# random they are as many single engines. With 32 that is worth a factor of more than three, and more <!-- source: the
+# record, 0.657 / 0.183 and 0.754 / 0.201 --> than prefixes are.
 #
-# Then the prefixes. By load alone the more engines there are, the less is hit, for the next prompt of a conversation comes
-# to another one. By (5) the more there are, the more is hit: their caches are one, in pieces. In the synthetic trace, where
-# prompts have much in common, the goodput of 32 engines is 1.8 times as high as by load alone, with $w = 4$; in the
-# conversations, which are short, 1.15 times. <!-- source: the record, 1.36 / 0.754 and 0.754 / 0.657 --> With one or two
-# engines a router has nothing to win.
+# Then the prefixes. By load alone few tokens are hit however many engines there are, 6% and 3% with 32, for the next prompt
+# of a conversation comes to another one. By (5) the more there are, the more is hit, up to 25% and 43% with $w = 4$: their
+# caches are one, in pieces. In the synthetic trace, where prompts have more in common, the goodput of 32 engines is then 1.8
+# times as high as by load alone, in the conversations 1.15 times. <!-- source: the record, 1.36 / 0.754 and
+# 0.754 / 0.657 --> With two engines there is little to win.
 #
 # ## Where it loses
 #

@@ -195,17 +195,16 @@ def _progress():
 def _table(found, share: float):
     from rich.table import Table
 
-    percent = f"{share:.0%}"
-    table = Table()
-    for head in ("a second,\na GPU", "in all", f"TTFT\nof {percent}", f"TPOT\nof {percent}", "engines"):
+    table = Table(title=f"requests a second, for each GPU and in all; TTFT and TPOT of {share:.0%}, ms")
+    for head in ("a GPU", "in all", "TTFT", "TPOT", "engines"):
         table.add_column(head, no_wrap=True)
     for place, each in enumerate(found, 1):
         name = f"{each.candidate}{' *' if each.modelled else ''}"
         if each.rate is None:
             table.add_row(f"≤ {each.bound / each.candidate.gpus:.3g}", "", "", "", name, style="dim")
         else:
-            numbers = (f"{each.goodput:.3g}", f"{each.rate:.3g}", _ms(each.ttft), _ms(each.tpot))
-            table.add_row(*numbers, name, style="bold" if place == 1 else "")
+            times = (_ms(seconds).removesuffix(" ms") for seconds in (each.ttft, each.tpot))
+            table.add_row(f"{each.goodput:.3g}", f"{each.rate:.3g}", *times, name, style="bold" if place == 1 else "")
     table.caption = "≤: what its prefillers, or its decoders, take at most. That was enough to leave it out."
     return table
 
