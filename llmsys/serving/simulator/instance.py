@@ -333,11 +333,15 @@ class Instance:
             request.computed = start + n * tokens
             if request.computed < known:
                 rows.append((request, request.computed, tokens))  # of the next step
-                if request not in prompts:
-                    prompts.append(request)
-                continue
+                if request.in_prefill:
+                    if request not in prompts:
+                        prompts.append(request)
+                    continue
             if request in prompts:
                 prompts.remove(request)
+            if request.computed < known:  # it was preempted, and has but its newest token to compute
+                self.lockstep.join(request)
+                continue
             request.tokens.append(SAID + request.order)
             said.append((request.id, start, tokens, 0, (SAID + request.order,)))
             if known // size > len(request.table.prefixes):

@@ -81,7 +81,7 @@ def plan_stretch(
     prompts      the running requests that do not decode, in the order of admission
     several      whether it may have more than one step if there are such
     """
-    policy, waiting, budget = scheduler.policy, scheduler.waiting, scheduler.max_tokens_per_step
+    policy, waiting, budget, tried = scheduler.policy, scheduler.waiting, scheduler.max_tokens_per_step, False
     remembered = dict(vars(policy))
     head = waiting[0] if waiting else None
     for turn in kind_turns(policy, len(lockstep), prompts, head, budget):
@@ -100,6 +100,7 @@ def plan_stretch(
                 share.add(each, n)
         if turn.admit:
             scheduler._admit(turn.as_turn(), share)
+            tried = True
         if decodes or share.rows:
             break
     else:
@@ -107,7 +108,8 @@ def plan_stretch(
         return None
     turn = turn._replace(decodes=decodes)
     steps, is_open = _how_many(scheduler, lockstep, turn, share)
-    if share.rows and not several:
+    others_are_next = not share.rows and (prompts or (waiting and not tried and getattr(policy, "joins", True)))
+    if others_are_next or (share.rows and not several):
         steps = 1
     return Stretch(now, steps, times, lockstep, turn, share.rows, is_open=is_open)
 
