@@ -228,17 +228,15 @@ class Cluster:
         """
         tick = math.inf if until == math.inf else round(until * TICKS)
         self.advance_to(tick)
-        for door in self._doors:
+        for door, agenda in zip(self._doors, self._agendas, strict=False):
             for i in door.alive:
                 door.engines[i].advance_to(tick)
                 door.engines[i].lockstep.sync()
-        for agenda, engines in zip(self._agendas, (self.first, self.second), strict=True):
-            for i in range(len(engines)):
                 agenda.changed(i)
 
     def advance_to(self, tick: float) -> None:
         """The same, until a time in ticks, as far as others can notice."""
-        while (then := self._outages.tick) <= tick:
+        while (then := self._outages.tick) <= tick and then < math.inf:
             if tick == math.inf and not self._unfinished_by(then):
                 return
             outage = self._outages.pop()
@@ -263,6 +261,7 @@ class Cluster:
     def _begin(self, name: str, prompt: KnownTokens, output: int, tick: int) -> None:
         """A request, or what is left of it: where it goes is decided."""
         if not all(door.alive for door in self._doors):
+            self._tally.comes(name, len(prompt), tick / TICKS)
             self._stranded.append((name, prompt, output))
             return
         first = self._doors[0]
@@ -322,7 +321,7 @@ class Cluster:
     def _unfinished_by(self, tick: float) -> bool:
         """Whether a request is left at a time; what happens until then is done."""
         self._run_to(tick)
-        return bool(self._tally.unfinished or self._stranded)
+        return self._tally.unfinished > 0
 
     def _dies(self, place: int, i: int, tick: int) -> None:
         door = self._doors[place]

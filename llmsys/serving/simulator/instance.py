@@ -109,6 +109,7 @@ class Instance:
         self.steps = self.planned = self.computed = 0
         self._plan: StepPlan | None = None  # of the step that runs
         self._load: StepLoad | None = None
+        self._working: list[Request] = []
         self._run: Run | None = None  # or the steps of which the first one does, written down or not
         self._stretch: Stretch | None = None
         self._prompts: list[Request] | None = None  # who runs and is not in `lockstep`; None: it has to be looked up
@@ -220,6 +221,7 @@ class Instance:
         if not (self._begin_stretch() or self._begin_run()):
             self._plan = plan = scheduler.plan()
             self._load = StepLoad.of_plan(plan)
+            self._working = [scheduler.requests[work.request] for work in plan.work]
             self._end = self.now + self.times.ticks(self._load)
         self._take_in_coming()
         return True
@@ -254,17 +256,16 @@ class Instance:
 
     def _land(self) -> None:
         """The step that was planned is done."""
-        plan, requests, began = self._plan, self.scheduler.requests, self.now
+        plan, began = self._plan, self.now
         self.now = self._clock = self._end
-        working = [(requests.get(work.request), work) for work in plan.work]  # None: it was aborted
-        rows = [(each, work.computed, len(work.tokens)) for each, work in working if each is not None]
-        said = [Output(work.request, (SAID + each.order if each else SAID,)) for each, work in working if work.logits]
+        working = list(zip(self._working, plan.work, strict=True))
+        said = [Output(work.request, (SAID + each.order,)) for each, work in working if work.logits]
         self.scheduler.update(plan, StepResult(plan.step, tuple(said)))
         self.steps += 1
         self.planned += 1
         self.computed += self._load.tokens
         self._plan = None
-        self._landed(began, rows)
+        self._landed(began, [(each, work.computed, len(work.tokens)) for each, work in working])
 
     def _is_cut(self) -> bool:
         """Whether the steps that run come to an end with the first of them, because somebody has come."""
@@ -359,5 +360,5 @@ class Instance:
     """Whether `_landed` is to be told of every piece of a prompt."""
 
     def _landed(self, began: int, rows: Sequence[Row]) -> None:
-        """A step is done that began then: for a kind of engine that has more to do. Of requests that decode in lockstep
-        nothing is said."""
+        """A step is done that began then: for a kind of engine that has more to do. Rows may be of requests that were
+        aborted since; of those that decode in lockstep there are none."""
