@@ -220,6 +220,7 @@ class Cluster:
         prompt = known_prompt(arrival, number)
         self.advance_to(tick)
         self._begin(str(number), prompt, arrival.output, tick)
+        self._tally.comes(str(number), arrival.prompt, tick / TICKS)  # it may have to wait until an engine hears of it
 
     def advance(self, until: float = math.inf) -> None:
         """Do what ends by then, in seconds; without a time, all.
@@ -261,7 +262,6 @@ class Cluster:
     def _begin(self, name: str, prompt: KnownTokens, output: int, tick: int) -> None:
         """A request, or what is left of it: where it goes is decided."""
         if not all(door.alive for door in self._doors):
-            self._tally.comes(name, len(prompt), tick / TICKS)
             self._stranded.append((name, prompt, output))
             return
         first = self._doors[0]
@@ -329,7 +329,7 @@ class Cluster:
         self._agendas[place].leave_out(i)
         engine = door.engines[i]
         engine.advance_to(tick)
-        lost = {each.id: (each.tokens, each.computed, each) for each in engine.unfinished()}
+        lost = {each.id: (each.tokens, engine.has(each), each) for each in engine.unfinished()}
         for cache in self._moving:
             if i == (cache.sender, cache.receiver)[place]:
                 tokens = cache.request.tokens.copy()

@@ -168,6 +168,10 @@ class Instance:
         self.lockstep.sync()
         return [*self.scheduler.requests.values(), *(request for _, request in self._coming)]
 
+    def has(self, request: Request) -> int:
+        """How many of a request's tokens need not be computed any more."""
+        return request.computed
+
     def advance(self, until: float = math.inf) -> None:
         """Do every step that ends by then; one that begins before then runs. (One that would begin just then does not,
         for who comes at that time may be in it.) Without a time: until all requests have ended.

@@ -119,6 +119,9 @@ class Decoder(Instance):
         self.add_at(request, tick)
         received[request.id] = len(request.prompt)
 
+    def has(self, request: Request) -> int:
+        return request.computed or self.scheduler.pool.received.get(request.id, 0)
+
     def _make_pool(self, num_blocks: int, block_size: int, prefixes: bool) -> BlockPool:
         return ReceivingPool(num_blocks, block_size)
 

@@ -76,9 +76,9 @@ def test_what_is_computed_is_what_is_needed_and_what_was_lost(seed, placement, t
     assert computed <= expected, "what a step computes of a request that is given up meanwhile is in no log"
     if not placement.decode:
         assert computed == expected
-    # Without failures it is the same workload, sooner.
+    # Without failures the same is said.
     alone = simulate(workload, times=TIMES, num_blocks=2000, placement=placement, transfer=transfer, ahead=ahead)
-    assert alone.output_tokens == result.output_tokens and alone.computed_tokens <= result.computed_tokens
+    assert alone.output_tokens == result.output_tokens
 
 
 def test_a_request_goes_on_elsewhere_with_what_was_said_and_its_cache_is_computed_again():
