@@ -40,8 +40,8 @@ from llmsys.serving.simulator.lockstep import Lockstep
 from llmsys.serving.simulator.pool import PlainPool, SimulatedPool
 from llmsys.serving.simulator.runs import Run, Steps, begin_run, last_step
 from llmsys.serving.simulator.step_times import TICKS, StepTimes
-from llmsys.serving.simulator.stretch import Stretch, plan_stretch
-from llmsys.serving.telemetry.events import EventLog, Progress
+from llmsys.serving.simulator.stretch import Stretch, plan_stretch, take_in
+from llmsys.serving.telemetry.events import EventLog
 
 Row = tuple[Request, int, int]
 """Who computed in a step, from which of its tokens on, and how many."""
@@ -310,7 +310,7 @@ class Instance:
             ended = sorted(self.lockstep.ended(), key=scheduler.running.index)
         rows = stretch.rows
         if rows:
-            ended += self._land_rows(stretch, n)
+            ended += take_in(stretch, n, scheduler, lockstep=self.lockstep, prompts=self._prompts)
             if len(ended) > 1 and not stretch.turn.decodes_first:
                 ended.sort(key=scheduler.running.index)
         for each in ended:
@@ -326,39 +326,6 @@ class Instance:
         self._clock = self.now
         if rows:
             self._landed(began, rows)
-
-    def _land_rows(self, stretch: Stretch, n: int) -> list[Request]:
-        """What those have computed that are not in lockstep. Some may be so from now on; others have all tokens."""
-        prompts, said, ended, rows = self._prompts, [], [], []
-        size = self.scheduler.pool.block_size
-        for request, start, tokens in stretch.rows:
-            if request.ended:  # aborted
-                continue
-            known = len(request.tokens)
-            request.computed = start + n * tokens
-            if request.computed < known:
-                rows.append((request, request.computed, tokens))  # of the next step
-                if request.in_prefill:
-                    if request not in prompts:
-                        prompts.append(request)
-                    continue
-            if request in prompts:
-                prompts.remove(request)
-            if request.computed < known:  # it was preempted, and has but its newest token to compute
-                self.lockstep.join(request)
-                continue
-            request.tokens.append(SAID + request.order)
-            said.append((request.id, start, tokens, 0, (SAID + request.order,)))
-            if known // size > len(request.table.prefixes):
-                self.scheduler.pool.register(request.table, request.tokens, known)
-            if known + 1 == request.limit:
-                ended.append(request)
-            else:
-                self.lockstep.join(request)
-        if said:
-            self.events.add_progress(Progress(self.scheduler.steps_done, self.now / TICKS, said))
-        stretch.rows = rows
-        return ended
 
     _sends_pieces = False
     """Whether `_landed` is to be told of every piece of a prompt."""

@@ -58,7 +58,7 @@ class Lockstep:
         self._since[request] = self.done
         self.attended += known
         self._filled[(self.done + 1 - known) % self._size] += 1
-        if len(request.table.blocks) > self.pool.blocks_for(known - 1):  # preempted once, and all but one token computed
+        if len(request.table.blocks) > self.pool.blocks_for(known - 1):  # was preempted, and had to compute all of them
             self._ahead.append(request)
         heapq.heappush(self._ends, (self.done + request.limit - known, next(self._serial), request))
 

@@ -8,7 +8,7 @@
 
     simulate(workload, placement=Placement(prefill=2, decode=1), transfer=Transfer(…), times=…, num_blocks=…)
 
-One workload, one result: nothing is drawn here.
+One workload, one result: nothing is drawn here, but for failures, and these from a seed.
 """
 
 import gc
@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from llmsys.serving.goodput import Limits, attainment, goodput, highest_rate, percentile
-from llmsys.serving.simulator.cluster import Cluster, Placement, new_policy
+from llmsys.serving.simulator.cluster import Cluster
+from llmsys.serving.simulator.engines import Placement, new_policy
 from llmsys.serving.simulator.step_times import StepTimes
 from llmsys.serving.telemetry.events import EventLog
 from llmsys.serving.telemetry.metrics import RequestMetrics

@@ -16,6 +16,7 @@ from llmsys.serving.simulator.lockstep import Lockstep
 from llmsys.serving.simulator.pool import PlainPool
 from llmsys.serving.simulator.tally import Tally
 from llmsys.serving.workload import Arrival, prompt_tokens
+from tests.support.size import sized
 
 TIMES = StepTimes(Prices(4e-3, 2e-6, 5e-6, 30e-6, 0.7e-6), Prices(5e-3, 2e-4, 5e-6, 60e-6, 3e-7), (8, 16))
 EVEN = StepTimes(Prices(0.01), Prices(0.02))  # steps end at whole hundredths of a second
@@ -43,8 +44,8 @@ def served(arrivals, *, skip, stops=(), times=TIMES, ahead=False, **engine):
             instance.advance(at)
             _check_tables(instance)
         else:
-            request = SimulatedRequest(str(n), known_prompt(arrivals[n], n), SamplingParams(max_tokens=arrivals[n].output))
-            instance.add(request, at)
+            params = SamplingParams(max_tokens=arrivals[n].output)
+            instance.add(SimulatedRequest(str(n), known_prompt(arrivals[n], n), params), at)
     instance.advance()
     return instance, tally
 
@@ -77,7 +78,7 @@ def same(arrivals, **engine):
     st.sampled_from([16, 17, 64]), st.booleans(), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.1]),
     st.booleans(), st.booleans(), st.sampled_from([0.003, 0.05, 0.4]),
 )  # fmt: skip
-@settings(max_examples=80)
+@settings(max_examples=sized(short=40, full=400))
 def test_what_comes_of_it_is_the_same(
     seed, policy, num_blocks, max_sequences, budget, ahead, alike, watermark, even, prefixes, pause
 ):
