@@ -56,7 +56,7 @@ viz.memory_wall.overview()
 predict("01.score_bytes", None, "TiB")
 
 # %% [markdown]
-# The picture shows one of these heads. An H100 computes $989 \cdot 10^{12}$ operations a second in `bfloat16` and moves
+# The picture shows one of these heads. An H100 computes $989.5 \cdot 10^{12}$ operations a second in `bfloat16` and moves
 # $3.35 \cdot 10^{12}$ bytes between its memory and the chip. <!-- source: NVIDIA H100 SXM data sheet, dense --> At these
 # rates the traffic takes nearly five times as long as the arithmetic. Now cut the same width into twice as many heads,
 # half as large: 64 heads of 64. **How many times as long as its arithmetic does attention's traffic take then?**
@@ -397,7 +397,7 @@ viz.memory_wall.naive_traffic(T, D)
 #
 # - In decoding, one token at a time, *nothing* is near the ridge. Which operations does a larger batch carry over it, and
 #   which one stays where it is? Why that one?
-# - In prefill, when a model reads the whole prompt at once, switch attention from naive to flash. Which points vanish, and
+# - In prefill, when a model reads the whole prompt at once, compare `naive` attention with `flash`, at a context of 8k. Which points vanish, and
 #   where does the new one stand?
 # - DeepSeek-V3 caches one short vector for all heads of a token. What does that do to its attention in decoding?
 #
@@ -520,75 +520,81 @@ print(f"its products reach {naive_16k['tflops']:.0f} TFLOP/s, {100 * share:.1f}%
 #
 # ## Where does the wall stand?
 #
-# So far, what a kernel wrote went to HBM. In truth there is a cache on the way, larger than SRAM and slower, and all
-# multiprocessors share it: **L2**. It keeps what was last written or read, and what one kernel leaves there the next one still
-# finds, if it fits. (SRAM is emptied in between.) So $S$ and $P$ live in L2 if it holds both, and in HBM if not; and each of
-# these levels has a ridge of its own, the peak over *its* bandwidth. With $e$ bytes an element (`itemsize` in code) they are
-# written and read *there*, once each, and the three kernels together have an intensity of
+# Not where memory is full, but where the speed falls. So far, what a kernel wrote went to HBM. In truth there is a cache on the way, larger than SRAM and slower, and all
+# multiprocessors share it: **L2**. It keeps what was last written or read, and it is not emptied between two kernels as SRAM is:
+# the second still finds there what the first one wrote, if there was room. So with few tokens, $S$ and $P$ of all heads stay in L2
+# and need not come from HBM. **The wall** stands at $T^\star$, the largest number of tokens with which both fit (both,
+# for the softmax reads the one while it writes the other).
 #
-# $$ I = \frac{4\,T^2 D}{4\,T^2\, e} = \frac{D}{e} \tag{5} $$
-#
-# whatever $T$ is. What does depend on $T$ is where they fit. The L2 of an H100 has 50 MiB. <!-- source: NVIDIA H100
-# architecture white paper --> Take the 16 heads of the run above, all in `bfloat16`: **up to how many tokens do $S$ and $P$
-# fit into it?**
+# The L2 of an H100 has 50 MiB. <!-- source: NVIDIA H100 architecture white paper --> For one sequence with 16 heads of 64, and
+# $S$ and $P$ in `bfloat16`: **how large is $T^\star$?**
 
 # %% tags=["predict"]
-predict("01.ridge_tokens", None, "tokens")
+predict("01.wall_tokens", None, "tokens")
 
-# %% tags=["claim"]
-print("bf16, D = 64: naive attention has D/2 = 32 FLOP a byte where S and P are. The ridges:")
-for name in ("A100 80GB SXM", "H100 SXM"):
-    spec = DEVICES[name]
-    levels = {"SRAM": spec.sram_bandwidth, "L2": spec.l2_bandwidth, "HBM": spec.bandwidth}
-    peak, largest = spec.flops["bfloat16"], math.sqrt(spec.l2_bytes / (2 * 2 * 16))
-    ridges = [f"{level} {peak / rate:.0f}" if rate else f"{level} not published" for level, rate in levels.items()]
-    print(f"  {name:14}", ", ".join(ridges))
-    print(f"  {'':14} S and P of 16 heads fit into its L2 of {spec.l2_bytes >> 20} MiB up to T = {largest:.0f}")
+# %% [markdown]
+# With $e$ bytes an element (`itemsize` in code), $S$ and $P$ of $BH$ heads fill a cache of $M$ bytes when
+#
+# $$ 2\, e\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, e\, B H}} \tag{5} $$
 
 # %% tags=["measure"]
-measured("01.ridge_tokens", math.sqrt(h100.l2_bytes / (2 * 2 * 16)), "tokens")
+def wall(l2_bytes, e, heads=16):
+    return int(math.sqrt(l2_bytes / (2 * e * heads)))
+
+
+measured("01.wall_tokens", wall(h100.l2_bytes, e=2), "tokens")
 
 # %% [markdown]
-# Both matrices of all heads fill a cache of $M$ bytes when
-#
-# $$ 2\, e\, B H\, T^2 = M \quad\Longrightarrow\quad T^\star = \sqrt{\frac{M}{2\, e\, B H}} \tag{6} $$
-#
-# Up to $T^\star$, L2 is what they wait for: the A100's has a ridge of 43, above the 32 of (5). Beyond $T^\star$ it is HBM,
-# whose ridge is five or nine times too high. (One by one, as exercise (c) counts, the two products have $2D/e = 64$: below
-# HBM's ridge, so that all three kernels wait there and (5) says it all, but above that of the A100's L2, where only the
-# softmax waits.) Only the ridge of SRAM is low enough, on the H100 with nothing to spare. But SRAM does not last from a kernel
-# to the next: $S$ can stay there only if the three kernels are one.
-#
-# Beyond $T^\star$ there is nothing left to fall to, and so (5) makes a claim that can be tested: the FLOP/s no longer
-# depend on $T$. From 1k to 16k tokens, all recorded lengths lie beyond the 905:
+# How much slower is it beyond? Ask each kernel what it waits for. (4) holds for L2, too, with L2's bandwidth, and so L2 has a ridge of
+# its own. For the H100's, no bandwidth is published, so let an A100 stand in for it. <!-- source: NVIDIA A100 architecture
+# white paper: 5120 bytes a cycle, at 1.41 GHz --> Its L2 holds 40 MiB, so that its wall, again for 16 heads in `bfloat16`, stands
+# at 809 tokens. Here is a length well on either side of it. (In between it is a slope, for a cache that is too small still holds
+# a part. And to keep it simple, $q$, $k$, $v$ and $o$ are counted as if they came from the same memory.)
 
 # %% tags=["claim"]
-lengths = sorted(T for name, T in rows if name == "naive")
-print("T        " + "".join(f"{T:>8,}" for T in lengths))
-print("TFLOP/s  " + "".join(f"{rows['naive', T]['tflops']:8.1f}" for T in lengths))
-faster = naive_16k["tflops"] / rows["naive", lengths[0]]["tflops"]
-print(f"{(lengths[-1] // lengths[0]) ** 2} times the work, at {faster:.2f} times the speed")
+from llmsys.viz.kit.numbers import rate
 
-# %%
-viz.memory_wall.ridge([rows["naive", T] for T in lengths], h100)
+
+def what_they_wait_for(T, level, *, bandwidth, peak_flops, e):
+    """The three kernels of one head of D, if S and P are in the memory called `level`, with e bytes an element."""
+    ridge = peak_flops / bandwidth
+    print(f"T = {T:,}, D = {D}, {level} of {rate(bandwidth, unit='B/s')}: the ridge is {ridge:.1f} FLOP a byte")
+    product, softmax = (2 * T * T * D, e * (2 * T * D + T * T)), (5 * T * T, e * 2 * T * T)  # FLOP, bytes
+    for name, (flops, size) in {"q kᵀ": product, "softmax": softmax, "P v": product}.items():
+        print(f"  {name:8}{flops / size:6.2f} FLOP a byte, waits for {level if flops / size < ridge else 'arithmetic'}")
+    least = seconds([product, softmax, product], peak_flops=peak_flops, bandwidth=bandwidth)
+    print(f"  all three: at most {rate(2 * product[0] / least)}")
+
+
+a100 = DEVICES["A100 80GB SXM"]
+peak = a100.flops["bfloat16"]
+print(f"{a100.name}, bfloat16, {rate(peak)}; with 16 heads, its wall is at {wall(a100.l2_bytes, e=2)} tokens")
+what_they_wait_for(512, "L2", bandwidth=a100.l2_bandwidth, peak_flops=peak, e=2)
+what_they_wait_for(4096, "HBM", bandwidth=a100.bandwidth, peak_flops=peak, e=2)
+print(f"{h100.name} with scores in float32: its wall is at {wall(h100.l2_bytes, e=4)} tokens")
 
 # %% [markdown]
-# Nearly so: 256 times the work is done at about the same speed. The line above the points is the bound of three kernels,
-# with 8 bytes a score. The library's version moves 28, so it has to stay below a third of that.
+# At 512 tokens the products keep the arithmetic busy, and only the softmax waits for L2. At 4,096, beyond the wall, all three wait
+# for HBM, and 64.24 of 186.2 TFLOP/s are left. (The products' intensity goes towards $2D/e = 64$; in the shorter sequence, the
+# bytes of $q$, $k$, $v$ and $o$ count for more.)
 #
-# And on a CPU? One core computes far less, and memory is not that much slower. (With a GPU here, the cell shows that.)
+# Further out it gets no worse: operations and bytes both grow with $T^2$, and so does the time. The runs recorded on the H100 show
+# this: with each doubling they take about four times as long. Where the wall stands they cannot show. With scores in `float32`,
+# theirs is at 640 tokens, by (5) with $e = 4$, and the shortest has 1,024.
+#
+# And on this machine?
 
 # %% tags=["measure"]
 here = this_machine()
 dtype = str(kind["dtype"]).removeprefix("torch.")
-print(f"{here.name}: {here.flops[dtype] / 1e9:,.0f} GFLOP/s in {dtype}, copies {here.bandwidth / 1e9:.1f} GB/s")
-print(f"the ridge of its memory is at {here.flops[dtype] / here.bandwidth:.1f} FLOP a byte;")
-print(f"naive attention with D = {D}: {D / kind['dtype'].itemsize:g} FLOP a byte")
+print(f"{here.name}, {dtype}, {rate(here.flops[dtype])}")
+what_they_wait_for(4096, "memory", bandwidth=here.bandwidth, peak_flops=here.flops[dtype], e=kind["dtype"].itemsize)
 
 # %% [markdown]
-# On one CPU core, $D/e = 16$ usually lies *above* the ridge: the products do not mind where $S$ is, and only the softmax
-# feels the memory. The wall is a step there, not a cliff. A GPU has far more arithmetic for each byte that it can fetch:
-# that is why its ridge is at 295.
+# A CPU core computes little for each byte that it can fetch, so its ridge is low, and usually only the softmax is below it. By the
+# roofline, then, there is hardly a wall on a CPU, wherever $S$ is. If your chart above is steeper than that at its end, it shows
+# something that (4) does not count: for every large matrix PyTorch asks the operating system for new memory, whose pages have
+# to be cleared before they are used.
 #
 # ## Your attention in a real model
 #
@@ -623,8 +629,8 @@ print("your attention chooses the same tokens as torch's fused attention:", your
 # - **Selective recomputation** ([Korthikanti et al., 2022](https://arxiv.org/abs/2205.05198)) drops $P$ and computes it
 #   again in the backward pass, in exactly that class: for GPT-3, 2.7% more operations save 70% of the activations'
 #   memory. Lesson 22.
-# - **transformers** has it as `eager_attention_forward`; `repeat_kv` there does what `repeat_interleave` does here, copies
-#   included. The library's `naive_attention` stacks the queries of a group instead, and copies nothing.
+# - **transformers** has it as `eager_attention_forward`; `repeat_kv` there gives every query head a copy of
+#   its keys and values. The library's `naive_attention` stacks the queries of a group instead, and copies nothing.
 # - **FlashAttention** ([Dao et al., 2022](https://arxiv.org/abs/2205.14135)) is where bytes, not operations, were first
 #   counted for attention; its section 3.2 proves how few are enough. That most of a transformer's time is data movement
 #   had been measured by [Ivanov et al., 2020](https://arxiv.org/abs/2007.00072).
@@ -645,9 +651,9 @@ print("your attention chooses the same tokens as torch's fused attention:", your
 # Attention has no weights. Every sequence has an S of its own, and bytes and operations grow alike.
 # </details>
 #
-# <details><summary><b>3.</b> You train SmolLM2 with naive attention, 8 sequences of 2048 tokens, bf16. How much memory do the P of all its layers take, beside 0.27 GB of weights?</summary>
+# <details><summary><b>3.</b> You train SmolLM2 with naive attention, 8 sequences of 2048 tokens, bf16. How much memory do the P of all its layers take, beside 0.25 GiB of weights?</summary>
 #
-# 30 layers · 8 sequences · 9 heads · 2048² · 2 bytes = 16.9 GiB, 67 times the weights. <!-- source: 30·8·9·2048²·2 =
+# 30 layers · 8 sequences · 9 heads · 2048² · 2 bytes = 16.9 GiB, 67 times as much. <!-- source: 30·8·9·2048²·2 =
 # 18,119,393,280 bytes; 134.5 million weights of 2 bytes --> Without grouping it would be the same: P has the query heads.
 # With FlashAttention it is the log-sum-exp, 4 bytes a row, 17 MiB; and o, which is needed anyway. <!-- source:
 # 30·8·9·2048·4 = 17,694,720 bytes -->

@@ -46,6 +46,7 @@ def test_it_runs_whole_and_says_what_it_did(quick, tmp_path):
     for row in served:
         assert 0 < row["ttft_p50_ms"] <= row["ttft_p90_ms"] <= row["ttft_p99_ms"] and row["steps"] > 0
         assert row["wait_p50_ms"] <= row["wait_p99_ms"] <= row["wait_longest_ms"]
+        assert 0 <= row["attained"] <= 1 and row["attained_of"] == [0.5, 0.03]
     steps, counts, _ = recorded_steps(quick)
     assert sum(counts) <= sum(row["steps"] for row in served) + 200 and min(counts) > 0
     assert fit(steps, weights=counts).seconds(steps[0].load) > 0
@@ -84,9 +85,9 @@ def test_a_recorded_device_has_prices_that_say_its_times():
         )
         assert errors[len(errors) // 2] < 0.05 and errors[len(errors) * 9 // 10] < 0.15
         for row in record.rows:
-            if row["sweep"] == "served" and row["rate"] <= 20:  # beyond, queues make much of a small error
+            if row["sweep"] == "served" and row["rate"] < 20:  # beyond, queues make much of a small error
                 found = simulated(row, times)
-                assert found.seconds == pytest.approx(row["seconds"], rel=0.1)
+                assert found.seconds == pytest.approx(row["seconds"], rel=0.02)
                 for share in (50, 90):
-                    assert found.ttft(share) == pytest.approx(row[f"ttft_p{share}_ms"] / 1e3, rel=0.11)
-                    assert found.tpot(share) == pytest.approx(row[f"tpot_p{share}_ms"] / 1e3, rel=0.11)
+                    assert found.ttft(share) == pytest.approx(row[f"ttft_p{share}_ms"] / 1e3, rel=0.1)
+                    assert found.tpot(share) == pytest.approx(row[f"tpot_p{share}_ms"] / 1e3, rel=0.1)

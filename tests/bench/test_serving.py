@@ -119,7 +119,7 @@ def test_a_workload_is_repeated_until_patience_is_over_and_the_median_comes_firs
 
     def fake(engine, asked, name):
         names.append(name)
-        return Served(next(took), 6, 1, [], [], [])
+        return Served(next(took), 6, 1, [], [], [], [])
 
     monkeypatch.setattr("llmsys.bench.serving.serve.serve", fake)
     found = repeated(None, [], "w", repeats=3, patience=9.0)

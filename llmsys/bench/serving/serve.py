@@ -15,6 +15,7 @@ from statistics import median_low
 from llmsys.bench.serving.workloads import Asked
 from llmsys.serving import Engine, Response, SamplingParams
 from llmsys.serving.telemetry.events import Event, Token
+from llmsys.serving.telemetry.metrics import RequestMetrics
 
 TEMPERATURE = 0.6
 
@@ -32,6 +33,8 @@ class Served:
     """Of each request, from a token to the next one: the mean."""
     waits: list[float]
     """From a token to the next one of the same request, of all requests, in order of size. [] where nobody listened."""
+    requests: list[RequestMetrics]
+    """As the engine counts; there a request comes when the step that ran has ended."""
 
     @property
     def speed(self) -> float:
@@ -83,7 +86,7 @@ def serve(engine: Engine, asked: Sequence[Asked], name: str, *, waits: Waits | N
         seconds, sum(each.output for each in asked), engine.metrics.totals.steps - steps,
         first=[one.first_token - start - each.at for one, each in zip(known, asked, strict=True)],
         per_token=[one.time_per_output_token for one in known if one.output_tokens > 1],
-        waits=waits.of([response.id for response in responses]) if waits else [],
+        waits=waits.of([response.id for response in responses]) if waits else [], requests=known,
     )  # fmt: skip
 
 

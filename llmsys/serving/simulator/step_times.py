@@ -12,6 +12,11 @@ The time is a sum of what there is to do, each with a price of its own (`StepLoa
 that decode and nothing else are done by other kernels than those with a prompt in them, so each kind has its own
 prices: while the weights are read, another decoding sequence costs next to nothing, and a prompt's tokens are paid for.
 
+Of steps with a prompt, **short** ones may have prices of their own, too: with few tokens attention does not fill the
+device, and a token of context is dear. On an H200, with a model of Mistral-7B's shape, it is 81 ns in a step of at most
+512 tokens, 18 in a longer one, and 30 beside no prompt; with one price for the first two, what happens at the highest
+rate that is served is told a third too slow, and with two within a tenth (`llmsys.bench.goodput`).
+
 **Filled up**: an engine that captures steps as graphs has graphs of some sizes, and a step with prompts takes as long
 as the size that it is filled up to. With `sizes` that is what is counted as tokens.
 
@@ -35,6 +40,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from llmsys.models.sampling import whole_number
 from llmsys.serving.simulator.load import StepLoad, TimedStep
 
 TICKS = 10**15
@@ -73,16 +79,25 @@ class StepTimes:
         Of the others. None: the same.
     sizes
         To how many tokens these others are filled up, in order; a longer step is not filled up. (): none is.
+    short
+        Of those of the others that are filled up to `short_tokens` at most. None: as mixed.
+    short_tokens
+        How many tokens a short step may have.
     """
 
     decode: Prices
     mixed: Prices | None = None
     sizes: tuple[int, ...] = ()
+    short: Prices | None = None
+    short_tokens: int = 0
 
     def __post_init__(self):
-        for name in ("decode", "mixed"):
-            if not isinstance(getattr(self, name), Prices) and (name == "decode" or self.mixed is not None):
+        for name in ("decode", "mixed", "short"):
+            if not isinstance(getattr(self, name), Prices | None) or (name == "decode" and self.decode is None):
                 raise ValueError(f"{name} must be Prices, got {getattr(self, name)!r}")
+        if self.short is not None and self.mixed is None:
+            raise ValueError("mixed must have prices where short has: those of the steps that are not short")
+        whole_number("short_tokens", self.short_tokens, at_least=0)
         if list(self.sizes) != sorted(self.sizes):
             raise ValueError(f"sizes must be in order, got {self.sizes}")
         object.__setattr__(self, "sizes", tuple(self.sizes))
@@ -92,8 +107,8 @@ class StepTimes:
         tokens, sequences, attended, pairs = load
         prices = self.decode
         if tokens > sequences:
-            prices = self.mixed or prices
             tokens = filled_up(tokens, self.sizes)
+            prices = (self.short if tokens <= self.short_tokens else self.mixed) or self.mixed or prices
         fixed, per_token, per_sequence, per_attended, per_pair = prices.in_ticks
         return fixed + per_token * tokens + per_sequence * sequences + per_attended * attended + per_pair * pairs
 
@@ -111,29 +126,39 @@ def filled_up(tokens: int, sizes: Sequence[int]) -> int:
     return sizes[i] if i < len(sizes) else tokens
 
 
-def fit(steps: Iterable[TimedStep], *, weights: Sequence[float] | None = None, sizes: Sequence[int] = ()) -> StepTimes:
+def fit(
+    steps: Iterable[TimedStep],
+    *,
+    weights: Sequence[float] | None = None,
+    sizes: Sequence[int] = (),
+    short_tokens: int = 0,
+) -> StepTimes:
     """The prices of the device that did these steps.
 
-    weights      how much each step counts; None: all alike
-    sizes        see `StepTimes`
+    weights           how much each step counts; None: all alike
+    sizes             see `StepTimes`
+    short_tokens      steps with prompts that are filled up to so many tokens at most have prices of their own
 
     ValueError for fewer than two steps that decode, or a time that is not above 0. Where fewer than two steps have
-    prompts in them, these cost what the others do.
+    prompts in them, these cost what the others do; where fewer than two of them are short, or not, all have one price.
     """
     steps = list(steps)
     weights = [1.0] * len(steps) if weights is None else list(weights)
     if any(not 0 < step.seconds < math.inf for step in steps):
         raise ValueError("steps must have times above 0")
-    kinds: dict[bool, list[tuple[TimedStep, float]]] = {False: [], True: []}
+    kinds: dict[str, list[tuple[TimedStep, float]]] = {"decode": [], "mixed": [], "short": []}
     for step, weight in zip(steps, weights, strict=True):
-        load = step.load
-        is_mixed = load.tokens > load.sequences
-        if is_mixed:
-            step = step._replace(load=load._replace(tokens=filled_up(load.tokens, sizes)))
-        kinds[is_mixed].append((step, weight))
-    if len(kinds[False]) < 2:
-        raise ValueError(f"steps must have at least two that decode and do nothing else, got {len(kinds[False])}")
-    return StepTimes(_prices(kinds[False]), _prices(kinds[True]) if len(kinds[True]) > 1 else None, tuple(sizes))
+        load, kind = step.load, "decode"
+        if load.tokens > load.sequences:
+            step = step._replace(load=load._replace(tokens=(tokens := filled_up(load.tokens, sizes))))
+            kind = "short" if tokens <= short_tokens else "mixed"
+        kinds[kind].append((step, weight))
+    if len(kinds["decode"]) < 2:
+        raise ValueError(f"steps must have at least two that decode and do nothing else, got {len(kinds['decode'])}")
+    if min(len(kinds["short"]), len(kinds["mixed"])) < 2:
+        kinds["mixed"], kinds["short"], short_tokens = kinds["mixed"] + kinds["short"], [], 0
+    decode, mixed, short = (_prices(each) if len(each) > 1 else None for each in kinds.values())
+    return StepTimes(decode, mixed, tuple(sizes), short, short_tokens)
 
 
 def _prices(steps: list[tuple[TimedStep, float]]) -> Prices:

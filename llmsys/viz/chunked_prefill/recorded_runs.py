@@ -1,10 +1,13 @@
 """Runs that were recorded on a GPU, beside what the simulator says of the same requests.
 
-Whatever the record holds is drawn: of several rates, a line for each policy; of a single one, bars beside each other.
+Whatever the record holds is drawn: of several rates, a line for each policy, on a scale of powers of ten where one of
+them waits a hundred times as long as another; of a single rate, bars beside each other.
 """
 
+import math
 from collections.abc import Callable
 
+from llmsys.serving.goodput import Limits
 from llmsys.viz.chunked_prefill.curves import look_of
 from llmsys.viz.kit.numbers import number, seconds_in_words
 from llmsys.viz.kit.picture import Picture, chart
@@ -18,11 +21,14 @@ WHAT = (
 """Of each panel: the record's number, in ms, its title, and the simulator's, in seconds."""
 
 
-def recorded_runs(record, simulated: Callable[[dict], object] | None = None) -> Picture:
+def recorded_runs(
+    record, simulated: Callable[[dict], object] | None = None, limits: Limits = Limits()
+) -> Picture:
     """P90 of TTFT and of TPOT, and the longest gap where it was recorded, of each policy at each rate.
 
     record       a `llmsys.bench.Record` of the goodput benchmark, or its rows
     simulated    gives the simulator's `Result` for a row; what it says is hollow. None: nothing is beside the runs
+    limits       a line across each panel that has one
 
     Raises ValueError where the record has no runs.
     """
@@ -43,10 +49,17 @@ def recorded_runs(record, simulated: Callable[[dict], object] | None = None) -> 
         for axes, (title, *both) in zip(all_axes[0], panels, strict=True):
             (_bars if one_rate else _lines)(axes, rows, *both)
             axes.set_title(f"{title}, ms")
-            axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
+            wide = max(both[0]) > 100 * min(both[0])
+            axes.set_yscale("log" if wide else "linear")
+            if not wide:
+                axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
             axes.grid(axis="y")
+        for axes, limit in zip(all_axes[0], (limits.ttft, limits.tpot, limits.gap), strict=False):
+            if limit < math.inf:
+                axes.axhline(1e3 * limit, color=LIGHT["ink"], lw=1, ls="--", label="limit")
         handles, labels = all_axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
+        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3)
     said = []
     for n, row in enumerate(rows):
         words = f"{row['name']} at {number(row['rate'])} a second"
@@ -94,15 +107,16 @@ def _bars(axes, rows: list[dict], measured: list[float], says: list[float | None
 
 
 def _lines(axes, rows: list[dict], measured: list[float], says: list[float | None]) -> None:
-    """Several rates: for each policy a line through its rates, and a dotted one of the simulator's."""
+    """Several rates: for each policy a line through its rates, and hollow marks where the simulator sees them."""
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = [n for n, row in enumerate(rows) if row["name"] == name]
         rates, style = [rows[n]["rate"] for n in mine], look_of(name)
         axes.plot(rates, [measured[n] for n in mine], label=f"{name}, recorded", **style)
         if says[0] is not None:
-            axes.plot(rates, [says[n] for n in mine], label=f"{name}, simulated", ls=":", mfc="none", ms=9, mew=1.5,
-                      **style)  # fmt: skip
+            axes.plot(rates, [says[n] for n in mine], **style | dict(ls="none", mfc="none", ms=10, mew=1.2))
+    if says[0] is not None:
+        axes.plot([], [], "o", mfc="none", mec=LIGHT["ink"], ms=10, mew=1.2, label="simulated")
     rates = sorted({row["rate"] for row in rows})
-    axes.set(xlabel="requests a second", xlim=(0.8 * rates[0], 1.2 * rates[-1]))
-    axes.set_xticks(rates)
+    axes.set(xlabel="requests a second", xlim=(0, 1.08 * rates[-1]))
+    axes.set_xticks(rates if len(rates) < 5 else [rate for rate in rates if rate >= rates[-1] / 6])
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")

@@ -71,13 +71,14 @@ DECODE, MIXED = Prices(4e-3, 0.0, 5e-6, 30e-9), Prices(5e-3, 2e-5, 2e-5, 60e-9, 
     [
         StepTimes(DECODE, MIXED, (64, 256, 1024, 2048)),
         StepTimes(DECODE, MIXED),
+        StepTimes(DECODE, MIXED, (64, 256, 1024, 2048), Prices(4e-3, 1e-5, 4e-5, 90e-9), short_tokens=600),
         StepTimes(Prices(4e-3, per_attended=30e-9)),
         StepTimes(Prices(per_token=1e-5)),
     ],
 )
 def test_prices_that_were_paid_are_found(true):
     steps = [TimedStep(load, true.seconds(load)) for load in drawn_loads(300)]
-    found = fit(steps, sizes=true.sizes)
+    found = fit(steps, sizes=true.sizes, short_tokens=true.short_tokens)
     assert max(map(abs, relative_errors(found, steps))) < 1e-5
     others = [TimedStep(load, true.seconds(load)) for load in drawn_loads(100, seed=1)]
     assert max(map(abs, relative_errors(found, others))) < 1e-4
@@ -101,6 +102,15 @@ def test_a_step_with_prompts_is_filled_up_and_one_that_decodes_is_not():
     times = StepTimes(Prices(per_token=1.0), Prices(per_token=2.0), (16, 32))
     assert times.seconds(StepLoad(17, 1, 17, 9)) == 64 and times.seconds(StepLoad(33, 1, 33, 9)) == 66
     assert times.seconds(StepLoad(17, 17, 17, 17)) == 17
+
+
+def test_a_short_step_with_prompts_has_prices_of_its_own_and_one_that_decodes_has_not():
+    times = StepTimes(Prices(1.0), Prices(2.0), (16, 32, 64), Prices(3.0), short_tokens=32)
+    seconds = [times.seconds(StepLoad(n, 1, n, n)) for n in (1, 2, 17, 32, 33, 65)]
+    assert seconds == [1.0, 3.0, 3.0, 3.0, 2.0, 2.0] and times.seconds(StepLoad(20, 20, 20, 20)) == 1.0
+    steps = [TimedStep(StepLoad(1, 1, 1, 1), 1.0)] * 2 + [TimedStep(StepLoad(n, 1, n, n), 2.0) for n in (8, 40, 80)]
+    found = fit(steps, short_tokens=8)  # one short step gives no prices
+    assert found.short is None and found.seconds(steps[2].load) == pytest.approx(2.0)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(3, 30))
@@ -130,6 +140,12 @@ def test_what_cannot_be_is_refused():
         Prices(per_pair=1.0)
     with pytest.raises(ValueError, match="decode must be Prices"):
         StepTimes(1.0)
+    with pytest.raises(ValueError, match="mixed must have prices where short has"):
+        StepTimes(DECODE, short=MIXED)
+    with pytest.raises(ValueError, match="short must be Prices"):
+        StepTimes(DECODE, MIXED, short=2.0)
+    with pytest.raises(ValueError, match="short_tokens must be"):
+        StepTimes(DECODE, MIXED, short=MIXED, short_tokens=-1)
     with pytest.raises(ValueError, match="sizes must be in order"):
         StepTimes(DECODE, sizes=(2, 1))
     with pytest.raises(ValueError, match="at least two that decode"):

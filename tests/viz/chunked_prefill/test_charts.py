@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from llmsys.bench.record import Record
+from llmsys.serving.goodput import Limits
 from llmsys.viz.chunked_prefill import attained, budgets, overview, recorded_runs, stalls
 from llmsys.viz.chunked_prefill.overview import BUDGET, PROMPT, TIMES, first_token, steps_of
 
@@ -81,6 +82,14 @@ def test_whatever_was_recorded_is_drawn_one_rate_or_many():
     lines = many.figure.axes[1].get_lines()
     assert [line.get_label() for line in lines] == [f"{each}, recorded" for each in sorted({name for name, _ in runs})]
     assert all(list(line.get_xdata()) == [8.0, 16.0, 24.0] for line in lines)
+    both = recorded_runs(record(*runs), Simulated, Limits(tpot=0.02)).figure
+    hollow = [line for line in both.axes[0].get_lines() if line.get_mfc() == "none" and len(line.get_xdata())]
+    assert len(hollow) == 4 and all(list(line.get_xdata()) == [8.0, 16.0, 24.0] for line in hollow)
+    limits = [[list(line.get_ydata()) for line in axes.get_lines() if line.get_label() == "limit"] for axes in both.axes]
+    assert limits == [[], [[20, 20]]]
+    assert [axes.get_yscale() for axes in both.axes] == ["linear", "linear"]
+    much = [row | ({"ttft_p90_ms": 1e5} if row.get("name") == "static" else {}) for row in record(*runs).rows]
+    assert recorded_runs(much).figure.axes[0].get_yscale() == "log"
     assert "orca at 20 a second, to the first token 100 ms (simulated 105 ms)" in one.alt
     assert "recorded on H200" in many.alt and "simulated" not in many.alt
 
