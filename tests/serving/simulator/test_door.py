@@ -85,7 +85,8 @@ def test_an_agenda_asks_whom_it_concerns_and_nobody_else():
     cluster = Cluster(Placement(colocated=50), times=TIMES, num_blocks=300)
     asked = []
     for i, engine in enumerate(cluster.first):
-        engine.add_at(SimulatedRequest(str(i), known_prompt(Arrival(0.0, 100, 200), i), SamplingParams(max_tokens=200)), 0)
+        request = SimulatedRequest(str(i), known_prompt(Arrival(0.0, 100, 200), i), SamplingParams(max_tokens=200))
+        engine.add_at(request, 0)
         looked = engine.next_change
         engine.next_change = lambda tick, i=i, looked=looked: asked.append(i) or looked(tick)
     agenda = Agenda(cluster.first)
