@@ -40,7 +40,8 @@ from llmsys.hardware.devices import DEVICES
 from llmsys.models import MixtureLlama, TrainingStep, generate
 from llmsys.models.text.byte_tokenizer import byte_tokenizer
 from llmsys.models.decode_cost import weights_of_step
-from llmsys.models.mixture.shipped import load_shipped
+from llmsys.models.deepseek.shipped import load_shipped as load_balanced
+from llmsys.models.mixture.shipped import load_shipped as load_unbalanced
 from llmsys.models.shapes import SHAPES
 from llmsys.models.training_step import token_loss
 from llmsys.moe import (
@@ -339,7 +340,7 @@ print("starts:             ", grouped.starts.tolist(), "  where each expert's ro
 predict("14.busiest", None, "×")
 
 # %% tags=["claim"]
-trained = load_shipped("none")
+trained = load_unbalanced()
 corpus = Corpus.load(byte_tokenizer(), files=LESSON.files)
 held_out = corpus.held_out_batches(16, 256)
 tokens = held_out[0][:, :-1]  # (16, 256)
@@ -412,7 +413,7 @@ check("14.dispatch", run_grouped)
 
 # %% tags=["claim"]
 own_run = mine("run_grouped", default=run_experts)
-own_trained = load_shipped("none")
+own_trained = load_unbalanced()
 for moe in own_trained.mixtures.values():
     moe.router.route, moe.experts.form = own_route, own_run
 with torch.no_grad():
@@ -481,15 +482,22 @@ for tile, (e, row) in enumerate(zip(grouped.tile_expert.tolist(), grouped.tile_r
 # How fast is that? Rows times the matrix of their expert, in bf16, on an H200, beside PyTorch's own grouped product,
 # `torch._grouped_mm`, in the same process. Rows are sorted for both. *Skewed* is a load in which the $n$-th expert has
 # $1/n$ of the first one's rows. *dx* and *dweight* are the two products of the backward pass: the gradient of the rows,
-# and that of the matrices, in which the ragged dimension is the one that is summed over.
+# and that of the matrices, in which the ragged dimension is the one that is summed over. (Where experts have a few rows
+# each, as in *decode* steps, it is the matrices that take time to read, and GB/s are what counts.)
 
 # %% tags=["claim"]
 speeds = recorded("moe", "H200")
-print(f"{speeds.device}, TFLOP/s{'llmsys':>50}{'torch._grouped_mm':>20}{'times as fast':>15}")
-rows = {(row["load"], row["what"], row["name"]): row for row in speeds.rows}
-for load, what in dict.fromkeys(key[:2] for key in rows):
-    own, peer = (rows[load, what, name] for name in ("llmsys", "torch._grouped_mm"))
-    print(f"{load:8}{what:10}{own['shape']:44}{own['tflops']:7.0f}{peer['tflops']:20.0f}{own['ratio']:15.2f}")
+print(f"{speeds.device:36}{'llmsys':>8}{'torch._grouped_mm':>20}{'times as fast':>24}")
+by_shape = {}
+for row in speeds.rows:
+    by_shape.setdefault((row["shape"], row["load"]), {}).setdefault(row["what"], {})[row["name"]] = row
+for (shape, load), by_what in by_shape.items():
+    print(f"{shape}: {load}")
+    unit = ("gbps", "GB/s") if load == "decode" else ("tflops", "TFLOP/s")
+    for what, found in by_what.items():
+        if {"llmsys", "torch._grouped_mm"} <= found.keys():
+            own, peer = found["llmsys"], found["torch._grouped_mm"]
+            print(f"    {what:32}{own[unit[0]]:8,.0f}{peer[unit[0]]:20,.0f} {unit[1]:9}{own['ratio']:14.2f}")
 
 # %%
 viz.mixture_of_experts.grouped_speed(speeds)
@@ -537,7 +545,7 @@ print("what a step down its gradient does to each score:", [f"{-g:+.2f}" for g i
 # both, of the trained mixture's routers, on the text that it has just read:
 
 # %% tags=["claim"]
-learning = load_shipped("none").requires_grad_(True)
+learning = load_unbalanced().requires_grad_(True)
 x, routings = learning.routed(tokens)
 own = token_loss(learning.head(x[:, :-1]), tokens[:, 1:])
 for layer, routing in routings.items():
@@ -649,16 +657,19 @@ def sequence_loss(routing, *, sequences=1):
 check("14.sequence_loss", sequence_loss)
 
 # %% [markdown]
-# The two specialists again, and the real thing: the mixture that was trained without balancing, and one that comes
-# beside it and was trained with the bias. Of each layer, the loss of the batch and yours, by sequence:
+# The two specialists again, and the real thing: the mixture that was trained without balancing; and a small DeepSeek-V3,
+# the model of lesson 15, which was trained as V3 was, with the bias and with a loss by sequence of that very small weight.
+# (It is another model, with 4 of 16 experts for a token. So no expert of it can have more than 4 times the mean, where
+# in the first it was 8.) Of each layer, the loss of the batch and yours, by sequence:
 
 # %% tags=["claim"]
 own_loss = mine("sequence_loss", default=balance_loss)
 print(f"the two specialists: L of the batch {balance_loss(specialists):.2f}", end="")
 print(f", by sequence {own_loss(specialists, sequences=2):.2f}")
-for kept_even in ("none", "bias"):
+two = {"nothing": trained, "the bias": load_balanced()}
+for kept_even, model in two.items():
     with torch.no_grad():
-        routings = load_shipped(kept_even).routed(tokens)[1]
+        routings = model.routed(tokens)[1]
     for layer, routing in routings.items():
         whole, each = balance_loss(routing), own_loss(routing, sequences=len(tokens))
         most = load_statistics(routing.loads).busiest
@@ -673,17 +684,17 @@ for kept_even in ("none", "bias"):
 # looks like more than even. It is not: 1 is where loads *or* scores are even, and less is where experts with high scores
 # are chosen seldom. That is the bias at work, against the scores.
 #
-# Is 2.5 even? Those were 4,096 bytes of files that the bias never saw, and loads follow the text. Over batches of the files
+# Is 1.6 even? Those were 4,096 bytes of files that the bias never saw, and loads follow the text. Over batches of the files
 # that it was trained on:
 
 # %% tags=["claim"]
 batches = corpus.batches(8, 128, seed=1)
-for kept_even in ("none", "bias"):
-    model = load_shipped(kept_even)
+for kept_even, model in two.items():
     with torch.no_grad():
         each = [model.routed(batches[n][:, :-1])[1] for n in range(32)]
     found = [float(load_statistics(sum(by[layer].loads for by in each)).busiest) for layer in model.mixtures]
-    print(f"trained with {kept_even}, over 32 batches: busiest {', '.join(f'{most:.2f}' for most in found)} × the mean")
+    most = " and ".join(f"{most:.2f}" for most in found)
+    print(f"trained with {kept_even}, over 32 batches: the busiest of each layer {most} × the mean")
 
 # %% [markdown]
 # ## Watch it
@@ -775,8 +786,8 @@ viz.mixture_of_experts.training_arms(record)
 # - Either loss brings that down to about 1.3 within 200 steps, with an $\alpha$ of 0.01, which somebody had to find: with a tenth
 #   of it, in trials for this record, the busiest experts kept 2 to 4 times the mean. <!-- source: llmsys/bench/moe_training.py -->
 # - The bias is still on its way. It moves by $\gamma = 0.001$ a step, so by a quarter at most in 250 steps. In a training of
-#   a hundred thousand steps nobody would notice: the small mixture from above has had 1,500 steps of the same $\gamma$, and
-#   over its training files its busiest experts have 1.47 and 1.25 times the mean.
+#   a hundred thousand steps nobody would notice: the small DeepSeek-V3 from above has had 700 steps, with the same
+#   $\gamma$, and over its training files its busiest experts have 1.09 and 1.14 times the mean. <!-- source: SHIPPED_TRAINING in llmsys/bench/mla_training.py -->
 # - Within a single sequence, last column, the loss by sequence is the most even, 2.02 against 2.31 of the loss by batch,
 #   and no seed of the one comes near the other. That is what it is for.
 #

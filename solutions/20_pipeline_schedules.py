@@ -23,21 +23,24 @@
 # needs, and its picture. So schedules can be proved, simulated and drawn before anybody trains with them.
 #
 # You will write that rule, the order that most of the world trains with, the simulator, and the trick that takes two
-# thirds of its bubble away. Then we look at the schedule of DeepSeek-V3, and at where its formula stops holding. You
-# need no GPU for any of it.
+# thirds of its bubble away. Your order then trains a real model on two ranks, and is measured. And we look at the
+# schedule of DeepSeek-V3, and at where its formula stops holding. You need no GPU for any of it.
 
 # %% tags=["setup"]
 import itertools
+from dataclasses import replace
 from functools import partial
 
 from llmsys import viz
+from llmsys.bench import recorded
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.hardware.devices import DEVICES
 from llmsys.lessons.lesson_20_pipeline_schedules.given import given_fill, given_order
 from llmsys.lessons.lesson_20_pipeline_schedules.leaderboard import leaderboard
 from llmsys.models.shapes import SHAPES
-from llmsys.parallel import pipeline
+from llmsys.parallel import execute, pipeline
 from llmsys.parallel.pipeline import B, Costs, F, Schedule, linear, simulate, validate
+from llmsys.viz.pipeline_schedules.recorded_runs import timeline_of
 from llmsys.viz.pipeline_schedules.stepped import given_step, in_steps
 
 # %%
@@ -513,6 +516,197 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 # tests/lessons/test_20_pipeline_schedules.py has them -->
 # </details>
 #
+# ## Execute it
+#
+# Until now W was a box in a picture. What is it in a model? By (1) it is a product of each matrix, and a stage of a
+# language model is matrices, nearly all of it. So it is enough to split the backward of *one matrix*. When autograd
+# comes to it on its way back, it gets $dx$ and goes on. The other product is not computed, but kept for later, as a
+# function that nobody has called yet. At the end of I there is a list of such functions, one for each matrix of the
+# stage, and W calls them.
+#
+# The library's models have their matrices made by a factory, which can be exchanged. `PutOff` is one that makes matrices
+# with such a backward, out of a function that splits it: yours. What is no matrix (attention, the norms, the embedding)
+# keeps an ordinary backward, in I.
+#
+# ## Exercise (e): split a backward (15 minutes)
+#
+# torch stores a matrix as (outputs, inputs), so a linear layer is $y = x W^\top$, and in (1) $W$ and $W^\top$ change
+# places. And its input has a row for each token of each sequence. Write both halves.
+
+# %% tags=["exercise"] exercise="20.split_backward"
+
+
+def split_backward(dy, x, weight):
+    """The backward of y = x @ weight.T in two halves: dx, and a function that computes dW when it is called.
+
+    dy        (…, m), the gradient of the output y
+    x         (…, n), the input of the forward. Its leading dimensions are those of dy: (B, T) in a model, and
+              there may be one or several. Both may have any strides
+    weight    (m, n), as torch stores it
+    Returns (dx, later). dx is (…, n). later() takes no arguments, and returns dW (m, n), of all rows together.
+
+    Nothing of dW is computed before later is called. Until then split_backward may be called for other
+    microbatches, and their functions may be called in any order, each once. Whoever calls one adds what it
+    returns to the weight's gradient. Each half is one matrix product; no autograd.
+    """
+    ### BEGIN SOLUTION
+    def later():
+        return dy.flatten(0, -2).T @ x.flatten(0, -2)  # a product sums over its rows, those of all tokens
+
+    return dy @ weight, later
+    ### END SOLUTION
+
+
+# %% tags=["check"] exercise="20.split_backward"
+check("20.split_backward", split_backward)
+
+# %% [markdown]
+# Here is one matrix with your halves in it. Autograd comes to it with a $dy$ of ones, and stops at I:
+
+# %% tags=["claim"]
+import torch
+
+own_halves = mine("split_backward", default=execute.split_backward)
+torch.manual_seed(0)
+put_off = execute.PutOff(own_halves)
+matrix, x = put_off(3, 2), torch.randn(4, 5, 3)  # 3 numbers in, 2 out; 4 sequences of 5 tokens
+matrix(x).sum().backward()
+print("after I, the weight's gradient is", matrix.weight.grad)
+for waiting in put_off.take():
+    waiting.finish()
+print("after W, it is the sum of all inputs, for each output:", torch.allclose(matrix.weight.grad, x.sum((0, 1))))
+
+# %% [markdown]
+# ## Predict: the real bubble
+#
+# Two ranks now, which are two processes on this machine, and SmolLM2 with its real weights. It has 30 layers, and a
+# head that costs as much as several of them:
+
+# %% tags=["claim"]
+from llmsys.models import load_model
+
+smollm2 = load_model()
+context, microbatches = 32, 4
+layer, head = execute.costs(smollm2.config, context)
+cut = execute.Cut.by_cost(smollm2.config, 2, context)
+print(f"the head costs as much as {head / layer:.1f} layers; layers of each stage:", *map(len, cut.ranges))
+two = whole("ZB-H1", lambda rank, p, m: own_fill(list(own_order(rank, p, m)), rank), 2, microbatches)
+print("rank 0:", *two.orders[0])
+print("rank 1:", *two.orders[1])
+print(f"simulated with F = I = W: idle for {own_simulate(two, Costs()).bubble_share:.1%} of the time")
+
+# %% [markdown]
+# Those are your orders (b), filled by your (d). Each rank does its actions one after the other: an F computes the layers
+# of its stage; an I is autograd's backward through them, with your halves in every matrix; and a W calls the functions
+# that this I has left. Between two actions, what others need is sent to them. A microbatch is one sequence of 32 tokens
+# of the course's corpus. **For what share of a step will a rank be idle,** on the mean of both?
+
+# %% tags=["predict"]
+predict("20.executed", None, "%")
+
+# %% [markdown]
+# ## Your schedule trains the model
+#
+# Two steps on two ranks. Then the same two steps without a pipeline, on the whole model, by the ordinary trainer: four
+# forwards and backwards, one after the other. Loss and gradient should be the same. (The processes have to start
+# first, and each reads its own stage's weights. It takes some ten seconds.)
+
+# %% tags=["engine"]
+from llmsys.parallel.ranks import close, run
+from llmsys.training import Corpus, TrainConfig, train
+from llmsys.training.pipelined import train_in_stages
+
+corpus = Corpus.load(smollm2.tokenizer, files=8)
+settings = TrainConfig(steps=2, batch=1, context=context, accumulate=microbatches, warmup=1, evaluate_batches=1)
+
+
+def on_a_rank():
+    """What each of the two processes does: the steps, and when all ranks did what in each of them."""
+    seen = []
+    done = train_in_stages(None, corpus, settings, two, backward=own_halves, on_timeline=seen.append)
+    return done.steps, seen
+
+
+steps, timelines = run(on_a_rank, 2, backend="gloo")[0]
+close()
+unsplit = train(smollm2, corpus, settings).steps
+print("step   loss: 2 ranks   whole model   length of the gradient: 2 ranks   whole model")
+for one, other in zip(steps, unsplit, strict=True):
+    print(f"{one.number:4} {one.loss:15.4f} {other.loss:13.4f} {one.gradient_norm:32.3f} {other.gradient_norm:13.3f}")
+
+# %% tags=["engine", "claim"]
+agree = all(abs(a.loss - b.loss) < 1e-3 and abs(a.gradient_norm / b.gradient_norm - 1) < 1e-3
+            for a, b in zip(steps, unsplit, strict=True))  # fmt: skip
+print("loss and gradient agree to a thousandth, in both steps:", agree)
+
+# %% tags=["measure"]
+executed = timelines[-1]
+measured("20.executed", 100 * executed.bubble_share, "%")
+
+# %% [markdown]
+# What became of your prediction? Below is the second step as it was, in seconds. And below that is your simulator, told
+# what the actions took: the mean of each kind at each stage.
+
+# %%
+costs = pipeline.costs_of(executed, two.num_stages)
+told = own_simulate(two, costs)
+viz.pipeline_schedules.timelines(
+    replace(executed, name="executed, in seconds"), replace(told, name="simulated, with the times that its actions took")
+)
+
+# %% [markdown]
+# What the two have in common is the bubble that a simulation can know of. The stages take different times, and the
+# faster rank waits for the other one in every round. And F, I and W are not 1 : 1 : 1. What is no matrix has its whole
+# backward in I: attention, the norms, and at rank 0 the embedding, whose gradient is 49,152 × 576 numbers large for every
+# microbatch, however few tokens that has. The head's is as large, and is in rank 1's W. <!-- source: smollm2.config -->
+#
+# What is in the upper one alone, a mean cannot tell: an action takes longer now and then, and others wait for it. Here
+# that is mostly two processes on one machine that take memory's bandwidth, and perhaps cores, from each other. And an
+# action begins some time after what it needs has been computed, for it has to be sent.
+#
+# ## On two GPUs
+#
+# Now a model that fills two GPUs, one rank on each, and microbatches that fill them, too: 20 layers with 1.2 billion
+# weights, and 8 microbatches of 4 × 2,048 tokens. Recorded are four schedules, forward and backward without the
+# optimiser's step. *torch's* is torch's own runtime with the same model, schedule and microbatches, measured in turn.
+# *Simulated* is the bubble as the simulator has it, told what the actions of this very run took: the mean of each kind
+# at each stage, and sends that take no time.
+
+# %% tags=["claim"]
+record = recorded("pipeline", "H200")
+runs = {row["name"]: timeline_of(row) for row in record.rows}
+print(f"recorded on two {record.device}, {record.date}")
+print(f"{'':12} tokens/s   torch's   times as fast   bubble   simulated")
+for row in record.rows:
+    beside = f"{row['torch_tokens_s']:9,.0f} {row['ratio']:15.3f}" if row["ratio"] else f"{'–':>9} {'–':>15}"
+    print(f"{row['name']:12}{row['tokens_s']:9,.0f} {beside} {row['bubble']:8.1%} {row['bubble_simulated']:11.1%}")
+for what, why in record.missing.items():
+    print(f"{what}: {why}")
+apart = max(abs(row["bubble"] - row["bubble_simulated"]) for row in record.rows)
+print(f"\nbetween a bubble and the simulated one lie {100 * apart:.1f} percentage points at most")
+for name, kinds in (("1f1b", "FB"), ("zb-h1", "FIW")):
+    took = pipeline.costs_of(runs[name], 2)
+    print(f"{name:6} takes, in ms on ranks 0 and 1:", end=" ")
+    print("; ".join(f"{kind} {', '.join(f'{ms:.1f}' for ms in getattr(took, kind))}" for kind in kinds))
+
+# %%
+viz.pipeline_schedules.recorded_runs(record)
+
+# %% [markdown]
+# (The picture has the run that a row is the median of, in milliseconds, action by action as they were recorded.)
+#
+# Where an action takes tens of milliseconds, what the simulator leaves out hardly counts: it is within a percentage
+# point of each run, and takes milliseconds. And torch's runtime is as fast as ours, where it was measured.
+#
+# So are these the bubbles of the formulas? For 1F1B, (2) gives $1/9$, 11.1%, and ZB-H1 should have $1/25$, if F, I and
+# W took the same. There are two reasons why both have more. <!-- source: (p − 1)/(m + p − 1), p = 2, m = 8; 1 of 25 in
+# 8 · 3 + 1 --> Twenty layers and a head cannot be cut into equal halves: with one stage a rank, rank 1 is the faster
+# one, and waits in every round. And I takes more than three times as long as W. Attention, the norms and the MLP's
+# activation have their whole backward in it, and only the matrices have halves. What ZB-H1 saves against 1F1B is $2 (p
+# − 1) W$ by the formulas, and with such a W that is not much. Smaller stages do more: the interleaved schedule and
+# ZB-V, with two stages a rank, are the fastest here. But splitting costs nothing: I and W together take as long as B.
+# <!-- source: the table above -->
+#
 # ## DualPipe
 #
 # DeepSeek-V3 was trained with **DualPipe** ([DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), section 3.2.1). It
@@ -630,7 +824,7 @@ for order in (pipeline.dualpipe(P, N).orders[1], v.orders[1]):
     print("  ", *order[:9], "…")
 
 # %% [markdown]
-# ## Exercise (e): fold DualPipe (20 minutes, optional)
+# ## Exercise (f): fold DualPipe (20 minutes, optional)
 #
 # If you like (no points): fold it yourself, from a DualPipe schedule to one on `v_shaped`. What becomes of an action of
 # replica 1, of its stage and its microbatch? A pair is `pair(F(…), B(…))`, and has its halves in `.forward` and
@@ -693,7 +887,7 @@ for transfers in ("together", "early"):
 # not enough: a rank that receives only what it needs next keeps others waiting who are further ahead. *Early* is the
 # one that always works: receive as soon as something is there, and not when it is needed.
 #
-# ## Exercise (f): repair it (20 minutes, optional)
+# ## Exercise (g): repair it (20 minutes, optional)
 #
 # If you like (no points): repair `apart`. A program is a tuple of actions and exchanges, `step.transfers[0]` has a
 # `.source` and a `.destination`. Change the order of exchanges between two actions on some ranks, and nothing else,
@@ -790,7 +984,8 @@ leaderboard(yours)
 #   and the last may get fewer layers, for the embedding and the head.
 # - **torch.distributed.pipelining** has schedules as data, too: `1F1B`, `Interleaved1F1B`, `ZBVZeroBubble`,
 #   `DualPipeV`, and a CSV of your own, in the notation that is used here. Sends and receives are inserted by a pass
-#   over it, as in `pipeline.programs`. Its `I` and `W` are made by walking autograd's graph.
+#   over it, as in `pipeline.programs`. Its `I` and `W` are made by walking autograd's graph, from the inputs to where it
+#   meets a weight: that works for any model, where ours has to have its matrices made by `PutOff`.
 # - **DeepSeek** published [DualPipe](https://github.com/deepseek-ai/DualPipe) with hand-written steps, eight loops a
 #   rank, of which the lengths depend on the rank. The pairs are theirs to write: the model's code for a forward and a
 #   backward that interleave, layer by layer, with the GPU's multiprocessors divided between computing and
@@ -801,7 +996,7 @@ leaderboard(yours)
 #   back if the norm turns out to be too large.
 # - **What is missing here:** an activation is not all of a size (lesson 22 recomputes most of it); B is often faster
 #   than I and W apart; and the simulator's times are constant, while with experts they depend on the tokens (lesson
-#   21). Running these schedules, on a real model, comes later in this part.
+#   21).
 #
 # ## Do you have it?
 #

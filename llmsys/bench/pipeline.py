@@ -9,12 +9,17 @@ The simulator is given what the actions of the median step took, for each stage 
 that are free. How long it says that ranks are idle, and how long they were, are the two bubbles, as shares of the step;
 their difference is what the simulator leaves out.
 
+Each schedule has a run of its own, with a deadline. Where one fails, ours is measured alone; what is missing then, and
+why, is in the record, and where the ranks were is printed.
+
 On a machine with two GPUs the ranks are theirs, with NCCL. Otherwise, and with --quick, they are two processes on the
 CPU with gloo and a tiny model: figures of no interest, but the same code.
 """
 
 import statistics
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +30,8 @@ from llmsys.bench.record import Record, new_record
 from llmsys.models import Llama, LlamaConfig
 from llmsys.models.training_step import token_loss
 from llmsys.parallel.execute import Cut, Pipeline, Stage, stages_of
-from llmsys.parallel.pipeline import Costs, Kind, Schedule, Timeline, make_schedule, simulate
-from llmsys.parallel.ranks import device, run
+from llmsys.parallel.pipeline import Schedule, Timeline, costs_of, make_schedule, simulate
+from llmsys.parallel.ranks import RanksFailed, device, run
 
 RANKS = 2
 PEERS = {
@@ -38,6 +43,8 @@ PEERS = {
 """Our schedules, and torch's classes for them."""
 
 TORCH = "torch.distributed.pipelining"
+DEADLINE = 75.0
+"""Seconds for a schedule by both, the start of processes included."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +64,29 @@ def _size(quick: bool) -> Size:
         tiny = LlamaConfig("tiny", 64, 32, 4, 4, 2, 8, 64, 64, tied_embeddings=False)
         return Size(tiny, torch.float32, 4, 2, 16, 3)
     large = LlamaConfig("1.2B", 32_000, 2048, 20, 16, 16, 128, 5632, 2048, tied_embeddings=False)
-    return Size(large, torch.bfloat16, 8, 4, 2048, 10)
+    return Size(large, torch.bfloat16, 8, 4, 2048, 8)
 
 
-def measure(quick: bool = False) -> Record:
-    """All four schedules, on two GPUs if there are as many."""
+def measure(quick: bool = False, *, so_far: Callable[[Record], object] = lambda record: None) -> Record:
+    """All four schedules, on two GPUs if there are as many. `so_far` is given the record after each of them."""
     gpus = torch.cuda.device_count() >= RANKS and dist.is_nccl_available()
     size = _size(quick or not gpus)
-    rows = run(_on_a_rank, RANKS, size, backend="nccl" if gpus else "gloo", timeout=1800.0)[0]
-    return new_record("pipeline", rows, {} if gpus else {"two GPUs": "this machine has none; two processes on its CPU"})
+    rows: list[dict] = []
+    missing = {} if gpus else {"two GPUs": "this machine has none; two processes on its CPU"}
+    for name in PEERS:
+        for with_torch in (True, False):
+            what = f"{name}, with {TORCH} in turn" if with_torch else name
+            try:
+                rows.append(run(_on_a_rank, RANKS, name, size, with_torch, backend="nccl" if gpus else "gloo",
+                                timeout=DEADLINE)[0])  # fmt: skip
+            except RanksFailed as failed:
+                missing[what] = str(failed).partition("\n")[0]
+                print(f"{what}: {failed}", file=sys.stderr, flush=True)
+                continue
+            print(f"{what}: {rows[-1]['tokens_s']:,.0f} tokens/s", file=sys.stderr, flush=True)
+            break
+        so_far(new_record("pipeline", rows, missing))
+    return new_record("pipeline", rows, missing)
 
 
 def table(record: Record):
@@ -76,46 +97,70 @@ def table(record: Record):
     shown = Table(*columns, title=f"pipeline schedules on {RANKS} ranks, {record.device}")
     for row in record.rows:
         shown.add_row(
-            row["name"], f"{row['tokens_s']:,.0f}", f"{row['torch_tokens_s']:,.0f}", f"{row['ratio']:.2f}",
-            f"{row['bubble']:.1%}", f"{row['bubble_simulated']:.1%}",
-        )  # fmt: skip
+            row["name"],
+            f"{row['tokens_s']:,.0f}",
+            _or_none(row["torch_tokens_s"], ",.0f"),
+            _or_none(row["ratio"], ".2f"),
+            f"{row['bubble']:.1%}",
+            f"{row['bubble_simulated']:.1%}",
+        )
     return shown
 
 
-def _on_a_rank(size: Size) -> list[dict]:
+def _or_none(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _on_a_rank(name: str, size: Size, with_torch: bool) -> dict:
     torch.manual_seed(0)
     with torch.device(device()):
         model = Llama(size.model).to(size.dtype)
         batch = torch.randint(0, size.model.vocab_size, (size.microbatches * size.B, size.T + 1))
     dist.broadcast(batch, 0)
-    return [_row(name, model, batch, size) for name in PEERS]
-
-
-def _row(name: str, model: Llama, batch: Tensor, size: Size) -> dict:
     schedule = make_schedule(name, RANKS, size.microbatches)
     cut = Cut.by_cost(model.config, schedule.num_stages, size.T)
-    ours, theirs = (stages_of(model, schedule, cut, dist.get_rank(), split=split) for split in (None, False))
-    pipeline, peer = Pipeline(schedule, ours), _peer(name, schedule, theirs, size.microbatches)
+    ours = stages_of(model, schedule, cut, dist.get_rank())
+    pipeline = Pipeline(schedule, ours)
     microbatches = batch.chunk(size.microbatches)
 
     def step() -> None:
         pipeline.step(microbatches)
 
-    def torch_step() -> None:
-        first, last = (dist.get_rank() == schedule.placement.rank(stage) for stage in (0, schedule.num_stages - 1))
-        tokens = [batch[:, :-1]] if first else []
-        peer.step(*tokens, target=batch[:, 1:] if last else None, return_outputs=False)  # nor do we keep the logits
-
-    step(), torch_step()
-    _check_equal(ours, theirs, size.dtype)
+    step()
+    torch_step = _torch_step(name, model, schedule, cut, batch, ours, size) if with_torch else None
     own, others, timelines = [], [], []
     for _ in range(size.steps):
-        _forget(ours, theirs)
+        _forget(ours)
         own.append(_seconds(step))
         timelines.append(pipeline.timeline())
-        others.append(_seconds(torch_step))
-    timeline = timelines[own.index(statistics.median_low(own))]
-    simulated = simulate(schedule, costs_of(timeline, schedule.num_stages))
+        if torch_step is not None:
+            others.append(_seconds(torch_step))
+    return _row(name, schedule, size, own, others, timelines[own.index(statistics.median_low(own))])
+
+
+def _torch_step(
+    name: str, model: Llama, schedule: Schedule, cut: Cut, batch: Tensor, ours: dict, size: Size
+) -> Callable[[], None]:
+    """A step by torch's runtime, which has taken one: its gradients are those that `ours` have."""
+    theirs = stages_of(model, schedule, cut, dist.get_rank(), split=False)
+    peer = _peer(name, schedule, theirs, size.microbatches)
+    first, last = (dist.get_rank() == schedule.placement.rank(stage) for stage in (0, schedule.num_stages - 1))
+    tokens = [batch[:, :-1].contiguous()] if first else []  # torch's runtime refuses other strides
+    target = batch[:, 1:].contiguous() if last else None
+
+    def step() -> None:
+        _forget(theirs)
+        peer.step(*tokens, target=target, return_outputs=False)  # nor do we keep the logits
+
+    step()
+    _check_equal(ours, theirs, size.dtype)
+    return step
+
+
+def _row(
+    name: str, schedule: Schedule, size: Size, own: list[float], others: list[float], timeline: Timeline
+) -> dict:
+    """What is recorded of a schedule, of whose steps these are the seconds; `timeline` is the median one's."""
     tokens = size.microbatches * size.B * size.T
     return {
         "name": name,
@@ -124,26 +169,16 @@ def _row(name: str, model: Llama, batch: Tensor, size: Size) -> dict:
         "microbatches": size.microbatches,
         "shape": f"{size.B} × {size.T}",
         "tokens_s": tokens / statistics.median(own),
-        "torch_tokens_s": tokens / statistics.median(others),
-        "ratio": statistics.median(others) / statistics.median(own),
+        "torch_tokens_s": tokens / statistics.median(others) if others else None,
+        "ratio": statistics.median(others) / statistics.median(own) if others else None,
         "bubble": timeline.bubble_share,
-        "bubble_simulated": simulated.bubble_share,
+        "bubble_simulated": simulate(schedule, costs_of(timeline, schedule.num_stages)).bubble_share,
         "events": [
             [event.rank, str(event.action), round(1000 * event.start, 3), round(1000 * event.end, 3)]
             for row in timeline.events
             for event in row
         ],  # ms, of the median step
     }
-
-
-def costs_of(timeline: Timeline, num_stages: int) -> Costs:
-    """What the actions of a run took, for each stage the mean; a B that stands alone counts as its own kind."""
-    found: dict[Kind, list[list[float]]] = {kind: [[] for _ in range(num_stages)] for kind in Kind}
-    for row in timeline.events:
-        for event in row:
-            found[event.action.kind][event.action.stage].append(event.duration)
-    means = {kind: [statistics.fmean(each) if each else 0.0 for each in found[kind]] for kind in Kind}
-    return Costs(F=means[Kind.F], I=means[Kind.I], W=means[Kind.W], B=means[Kind.B], FB=means[Kind.FB])
 
 
 class _Part(nn.Module):
@@ -179,8 +214,8 @@ def _check_equal(ours: dict, theirs: dict, dtype: torch.dtype) -> None:
                 raise RuntimeError(f"{name} of stage {key[1]} has another gradient than torch's, by {difference:.2g}")
 
 
-def _forget(*stages: dict) -> None:
-    for each in (each for several in stages for each in several.values()):
+def _forget(stages: dict) -> None:
+    for each in stages.values():
         each.part.zero_grad()
 
 

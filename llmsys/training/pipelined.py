@@ -23,8 +23,19 @@ from llmsys.hardware.disk import check_writable
 from llmsys.models.checkpoints.weights import class_of, find_smollm2, open_checkpoint
 from llmsys.models.llama import Llama, LlamaConfig
 from llmsys.models.text.tokenizer import Tokenizer
-from llmsys.parallel.execute import Copy, Cut, Joint, Pipeline, check_class, check_model, load_stages, stages_of
-from llmsys.parallel.pipeline import F, Placement, Schedule, make_schedule
+from llmsys.parallel.execute import (
+    Copy,
+    Cut,
+    Joint,
+    Pipeline,
+    SplitBackward,
+    check_class,
+    check_model,
+    load_stages,
+    split_backward,
+    stages_of,
+)
+from llmsys.parallel.pipeline import F, Placement, Schedule, Timeline, make_schedule
 from llmsys.parallel.ranks import device
 from llmsys.training.checkpoint import latest_checkpoint, load_parts, prune, save_checkpoint
 from llmsys.training.corpus import Corpus
@@ -56,10 +67,12 @@ def train_in_stages(
     schedule: Schedule,
     *,
     attention: str | Callable | Backend = "sdpa",
+    backward: SplitBackward = split_backward,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
     on_step: Callable[[Step], object] | None = None,
+    on_timeline: Callable[[Timeline], object] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Run:
     """Train a model to predict the corpus' next tokens, as `train` does. Every rank of the schedule calls this alike.
@@ -73,8 +86,12 @@ def train_in_stages(
         Of `config.accumulate` microbatches.
     out
         A folder that all ranks see. Rank 0 writes there.
+    backward
+        How a matrix's backward pass is split, where the schedule has an I or a W.
     progress, on_step
         Of each rank that asks for it.
+    on_timeline
+        Called after each step with what all ranks did in it, when. Given to all ranks or to none, as they exchange it.
     should_stop
         Asked on each rank after each step; if one says True, all end there, with a checkpoint.
     attention, resume
@@ -91,11 +108,11 @@ def train_in_stages(
     settings, tokenizer = _settings(model)
     cut = check_run(settings, schedule, corpus, config, out, resume)
     if isinstance(model, Llama):
-        stages = stages_of(model, schedule, cut, rank, attention=attention)
+        stages = stages_of(model, schedule, cut, rank, backward=backward, attention=attention)
         for each in stages.values():
             each.part.to(device())
     else:
-        stages = load_stages(model, schedule, cut, rank, device=device(), attention=attention)
+        stages = load_stages(model, schedule, cut, rank, device=device(), backward=backward, attention=attention)
     parts = nn.ModuleDict({f"{replica}-{stage}": each.part for (replica, stage), each in stages.items()})
     optimiser = Optimiser(parts, dtype=DTYPES[config.dtype], betas=config.betas, weight_decay=config.weight_decay)
     optimiser.gather_at_once()
@@ -119,6 +136,8 @@ def train_in_stages(
         start = time.perf_counter()
         numbers = range(number * config.accumulate, (number + 1) * config.accumulate)
         losses = pipeline.step([batches[i] for i in numbers])
+        if on_timeline is not None:
+            on_timeline(pipeline.timeline())
         gradients = {(each.key, each.name): _gradient(optimiser, each) for each in joint.here()}
         joint.add_copies(gradients)
         length, loss, rate = joint.length(gradients), float(losses.sum()), rate_of(number, config)

@@ -93,11 +93,11 @@ def test_active_parameters_are_those_that_a_gradient_of_one_token_reaches():
     assert touched == active_parameters(model)
 
 
-def test_the_sizes_are_what_they_are_called_and_the_small_ones_can_be_shipped():
+def test_the_sizes_are_what_they_are_called_and_the_small_one_can_be_shipped():
     with torch.device("meta"):
         full, small = (sum(w.numel() for w in MixtureLlama(size.model).parameters()) for size in (FULL, SHIPPED))
     assert 10e6 < full < 100e6 and FULL.model.experts >= 32
-    assert 2 * 2 * small < 4 * 2**20  # two of them, in two bytes a number
+    assert 2 * small < 2 * 2**20  # in two bytes a number: half of what may be shipped in all
 
 
 def test_an_arm_that_is_none_is_refused(corpus):

@@ -8,6 +8,7 @@ import torch
 
 from llmsys.parallel import pipeline
 from llmsys.parallel.pipeline import Action, B, Exchange, F, I, Kind, Schedule, Transfer, W, pair, v_shaped
+from tests.support.verdicts import fresh
 
 # (a)
 
@@ -222,6 +223,91 @@ def of_four_ranks(order, rank):
 # (e)
 
 
+def by_einsum(dy, x, weight):
+    """A lambda, and letters for the dimensions."""
+    return torch.einsum("...m,mn->...n", dy, weight), lambda: torch.einsum("...m,...n->mn", dy, x)
+
+
+def sequence_by_sequence(dy, x, weight):
+    """A product for each sequence, and their sum; what is kept is laid out for it. A list, and an object's method."""
+    rows, columns = dy.reshape(-1, *dy.shape[-2:]), x.reshape(-1, *x.shape[-2:])
+
+    class Kept:
+        def gradient(self):
+            return sum(one.T @ other for one, other in zip(rows, columns, strict=True))
+
+    return [torch.matmul(weight.T, dy.mT).mT, Kept().gradient]
+
+
+@fresh
+def newest_first():
+    """A stack: right as long as each W comes right after its I."""
+    kept = []
+
+    def split(dy, x, weight):
+        kept.append((dy, x))
+
+        def later():
+            dy, x = kept.pop()
+            return dy.flatten(0, -2).T @ x.flatten(0, -2)
+
+        return dy @ weight, later
+
+    return split
+
+
+def by_views(dy, x, weight):
+    """Right where rows lie one after the other."""
+    return dy @ weight, lambda: dy.view(-1, dy.shape[-1]).T @ x.view(-1, x.shape[-1])
+
+
+def in_float32(dy, x, weight):
+    return dy @ weight, lambda: dy.flatten(0, -2).float().T @ x.flatten(0, -2).float()
+
+
+def rounded(dy, x, weight):
+    """In float32, whatever is given."""
+    later = in_float32(dy, x, weight)[1]
+    return dy @ weight, lambda: later().to(weight.dtype)
+
+
+def as_outer_products(dy, x, weight):
+    """Without a matrix product."""
+    return dy @ weight, lambda: (dy[..., None] * x[..., None, :]).flatten(0, -3).sum(0)
+
+
+def by_autograd(dy, x, weight):
+    leaf = weight.clone().requires_grad_()
+    return dy @ weight, lambda: torch.autograd.grad(torch.nn.functional.linear(x, leaf), leaf, dy)[0]
+
+
+def one_half(dy, x, weight):
+    return dy @ weight
+
+
+def both_halves(dy, x, weight):
+    return dy @ weight, dy.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+def puts_it_into_the_weight(dy, x, weight):
+    def later():
+        weight.grad = dy.flatten(0, -2).T @ x.flatten(0, -2)
+
+    return dy @ weight, later
+
+
+def changes_its_argument(dy, x, weight):
+    dx = dy @ weight
+
+    def later():
+        return dy.flatten(0, -2).T @ x.mul_(1.5).flatten(0, -2) / 1.5
+
+    return dx, later
+
+
+# (f)
+
+
 def from_the_other_half(schedule):
     """The ranks from the end, whose first direction is the other one; generators, and a name that is none."""
     half, share = schedule.num_ranks // 2, schedule.num_microbatches // 2
@@ -275,7 +361,7 @@ def in_rounds(schedule):
     return folded
 
 
-# (f)
+# (g)
 
 
 def even_ranks_receive_first(programs):
@@ -357,6 +443,7 @@ RIGHT = {
     "20.one_f_one_b": [by_counting, by_slices],
     "20.simulate": [by_arrivals, by_a_heap, with_numpy],
     "20.fill_with_w": [with_a_queue, by_numbers],
+    "20.split_backward": [by_einsum, sequence_by_sequence],
     "20.fold": [from_the_other_half, with_backwards_in_halves],
     "20.unblock": [even_ranks_receive_first, by_playing_it],
 }
@@ -365,6 +452,18 @@ WRONG = {
     "20.one_f_one_b": [of_an_even_batch, one_ahead],
     "20.simulate": [sum_of_transfers, pops_what_ran, rounds, one_transfer_for_all],
     "20.fill_with_w": [none_in_the_middle, of_four_ranks],
+    "20.split_backward": [
+        newest_first,
+        by_views,
+        in_float32,
+        rounded,
+        as_outer_products,
+        by_autograd,
+        one_half,
+        both_halves,
+        puts_it_into_the_weight,
+        changes_its_argument,
+    ],
     "20.fold": [another_v, weights_last, of_twenty_microbatches, in_rounds],
     "20.unblock": [
         in_pairs_of_ranks,

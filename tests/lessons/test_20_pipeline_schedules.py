@@ -4,11 +4,13 @@ taken, wrong ones rejected; what the lesson says of schedules is so; the leaderb
 import itertools
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsys.course.workspace import progress
 from llmsys.lessons.lesson_20_pipeline_schedules import right
+from llmsys.lessons.lesson_20_pipeline_schedules.checks.split_backward import gradients, plain_halves
 from llmsys.lessons.lesson_20_pipeline_schedules.given import given_fill, given_order
 from llmsys.lessons.lesson_20_pipeline_schedules.leaderboard import BEST, COSTS, LIMIT, YOURS, judged, leaderboard
 from llmsys.lessons.lesson_20_pipeline_schedules.plain import (
@@ -22,7 +24,7 @@ from llmsys.lessons.lesson_20_pipeline_schedules.plain import (
     text_of,
     texts_of,
 )
-from llmsys.parallel import pipeline
+from llmsys.parallel import execute, pipeline
 from llmsys.parallel.pipeline import (
     Action,
     B,
@@ -42,6 +44,7 @@ from llmsys.parallel.pipeline import (
 from llmsys.viz.pipeline_schedules.editor import editor
 from llmsys.viz.pipeline_schedules.stepped import given_step, in_steps
 from tests.lessons import answers_20
+from tests.parallel.execute.models import make_microbatches, make_model, unsplit
 from tests.support.self_tests import assert_check_stands, exercises_of
 from tests.support.verdicts import assert_rejected, assert_taken, verdict
 
@@ -90,6 +93,8 @@ def test_the_librarys_own_orders_are_refused():
     for each in (pipeline.fold, by_the_library, right.fold):
         assert verdict("20.fold", each).failure.kind == "forbidden"
     assert verdict("20.unblock", received_early).failure.kind == "forbidden"
+    for each in (execute.split_backward, right.split_backward, answers_20.by_autograd):
+        assert verdict("20.split_backward", each).failure.kind == "forbidden"
 
 
 # What the checks expect
@@ -103,8 +108,49 @@ def test_right_and_given_orders_are_those_of_the_library(p, m):
         assert right.fill_with_w(own, rank) == given_fill(own, rank) == list(pipeline.zb_h1(p, m).orders[rank])
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(1, 6), st.integers(1, 6))
+def test_what_the_check_of_halves_expects_is_written_out_row_by_row(rows, m, n):
+    dy, x, weight = (torch.randn(*shape, dtype=torch.float64) for shape in ((*rows, m), (*rows, n), (m, n)))
+    expected = gradients(dy, x, weight)
+    dw = torch.zeros(m, n, dtype=torch.float64)
+    for one, other in zip(dy.reshape(-1, m), x.reshape(-1, n), strict=True):
+        dw += one[:, None] * other
+    torch.testing.assert_close(expected["dW"], dw)
+    torch.testing.assert_close(expected["dx"], (dy[..., None] * weight).sum(-2))
+    for split in (right.split_backward, *answers_20.RIGHT["20.split_backward"]):
+        for only in ("dx", "dW"):
+            torch.testing.assert_close(plain_halves(split)(dy, x, weight, only=only), expected[only])
+
+
+@pytest.mark.parametrize("split", [right.split_backward, *answers_20.RIGHT["20.split_backward"]])
+def test_right_halves_train_a_model_as_the_librarys_do(split):
+    schedule, model, tokens = pipeline.zb_h1(2, 4), make_model(4), make_microbatches(4)
+    cut = execute.Cut.by_cost(model.config, 2, 7)
+    stages = execute.stages_of(model, schedule, cut, backward=split)
+    losses, _ = execute.execute_here(schedule, stages, tokens)
+    expected_losses, expected = unsplit(model, tokens)
+    torch.testing.assert_close(losses, expected_losses, rtol=0, atol=1e-12)
+    for stage in stages.values():
+        for name, weight in stage.weights.items():  # the loss is in float32: strides change what is rounded there
+            torch.testing.assert_close(weight.grad, expected[name], rtol=0, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        (lambda dy, x, weight: dy @ weight, "two things, dx and a function that computes dW when it is called; got Te"),
+        (lambda dy, x, weight: (dy @ weight, dy.T @ x), "the second one is a Tensor, which cannot be called"),
+        (lambda dy, x, weight: (dy @ weight, lambda: None), "must return dW, a tensor; got None"),
+    ],
+)
+def test_halves_that_are_something_else_are_told_what_is_wanted(made, said):
+    with pytest.raises(TypeError, match=said):
+        plain_halves(made)(*torch.ones(3, 2, 2))
+
+
 @pytest.mark.parametrize("p, m", [(2, 4), (4, 10), (8, 20)])
-def test_what_the_check_of_e_asks_for_is_what_dualpipe_takes_and_keeps(p, m):
+def test_what_the_check_of_fold_asks_for_is_what_dualpipe_takes_and_keeps(p, m):
     whole = pipeline.dualpipe(p, m)
     folded = schedule_of(plain_fold(right.fold)(f"dualpipe({p}, {m})"))
     assert folded.orders == pipeline.fold(whole).orders and validate(folded).valid

@@ -9,6 +9,8 @@ import torch.distributed as dist
 
 from llmsys.attention import sdpa_attention
 from llmsys.models import load_model
+from llmsys.parallel.execute import split_backward
+from llmsys.parallel.pipeline import SCHEDULES
 from llmsys.parallel.ranks import RanksFailed, close, run
 from llmsys.training import TrainConfig, train
 from llmsys.training.pipelined import schedule_for, train_in_stages
@@ -17,7 +19,8 @@ from tests.support.size import SEED, sized
 SETTINGS = TrainConfig(
     steps=4, batch=2, context=16, accumulate=4, learning_rate=3e-3, evaluate_every=2, evaluate_batches=3, save_every=2
 )
-NAMES = ["1f1b", "zb-v", "chimera", "dualpipe-v"]
+SHORT = [("1f1b", 2), ("zb-v", 4), ("chimera", 2), ("dualpipe-v", 4)]
+FULL = [(name, stages) for name in SCHEDULES for stages in (2, 4, 8)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,13 +56,12 @@ def same(one, other, tolerance=1e-5):
     assert one.held_out == pytest.approx(other.held_out, abs=tolerance)
 
 
-@pytest.mark.parametrize("name", sized(short=[NAMES[SEED % len(NAMES)]], full=NAMES))
-def test_the_run_is_the_one_without_stages(deep, corpus, tmp_path, name):
+@pytest.mark.parametrize("name, stages", sized(short=[SHORT[SEED % len(SHORT)]], full=FULL))
+def test_the_run_is_the_one_without_stages(new_model, corpus, tmp_path, name, stages):
     """With a clip that shortens every gradient, by the length over all stages; the embedding is the head."""
-    config = replace(SETTINGS, clip=0.1)
-    stages = 2 if name in ("chimera", "1f1b") else 4
-    split = in_stages(deep(), corpus, config, name, stages, out=tmp_path)
-    model = deep()
+    config = replace(SETTINGS, clip=0.1, accumulate=4 if stages < 4 else 2 * stages, batch=2 if stages < 8 else 1)
+    split = in_stages(new_model(stages + 1), corpus, config, name, stages, out=tmp_path)
+    model = new_model(stages + 1)
     whole = train(model, corpus, config)
     same(split, whole)
     assert all(step.gradient_norm > 0.1 for step in whole.steps)
@@ -79,6 +81,28 @@ def test_a_checkpoint_goes_on_at_another_number_of_stages_and_without_any(deep, 
     same(second, expected)
     shutil.rmtree(tmp_path / "step-000004")
     same(train(deep(), corpus, SETTINGS, out=tmp_path, resume=True), expected)
+
+
+def with_a_doubled_backward(model, corpus, schedule):
+    """On a rank: the timelines of each step, and the first gradient's length, with every matrix's gradient doubled."""
+
+    def doubled(dy, x, weight):
+        dx, later = split_backward(dy, x, weight)
+        return dx, lambda: 2 * later()
+
+    seen = []
+    done = train_in_stages(model, corpus, SETTINGS, schedule, backward=doubled, on_timeline=seen.append)
+    return seen, done.steps[0].gradient_norm
+
+
+def test_each_steps_timeline_is_told_and_the_backward_is_the_one_that_is_given(deep, corpus):
+    schedule = schedule_for("zb-h1", 2, 4)
+    (seen, length), (others, _) = run(with_a_doubled_backward, 2, deep(), corpus, schedule, backend="gloo")
+    assert seen == others and len(seen) == SETTINGS.steps
+    for timeline in seen:
+        assert [[event.action for event in row] for row in timeline.events] == [*map(list, schedule.orders)]
+    plain = in_stages(deep(), corpus, replace(SETTINGS, steps=1), "zb-h1", 2).steps[0].gradient_norm
+    assert 1.2 * plain < length < 2 * plain  # that of norms and embedding is as it was
 
 
 def forward_only(q, k, v, **options):

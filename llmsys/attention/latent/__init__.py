@@ -1,10 +1,12 @@
 """Multi-head latent attention: of a token one latent is kept, from which the keys and values of all heads follow. The
 chapter, in the order in which to read it:
 
-    forms     what is computed, in two forms that are equal: expand the latent, or absorb the expansion into the query
-    paged     the absorbed form over pages of latents: what surrounds the kernel
-    kernels   the kernel: each latent is read once, and is key and value
-    decode    the same for few query tokens a sequence; `decode_kernels` in Triton, `hopper/` in Gluon
+    forms         what is computed, in two equal forms: expand the latent, or absorb the expansion into the query
+    paged         the absorbed form over pages of latents, as a model's cache asks for it
+    decode        the same, of latents alone: what surrounds the kernels
+    kernels       the kernel in Triton: each latent is read once, and is key and value
+    merge_kernel  how parts are added up, of this kernel and of the next
+    hopper/       the kernel for an H100 or H200, in Gluon
 """
 
 from llmsys.attention.latent.decode import LARGEST_LATENT, LARGEST_ROPE, latent_decode

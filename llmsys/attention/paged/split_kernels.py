@@ -14,7 +14,7 @@ a head, each side leaves its part (o, lse), and `merge_kernel` adds the parts up
 A *unit* is what would be one program elsewhere: a tile of rows of one key head of one sequence, BLOCK_N keys at a time.
 """
 
-from llmsys.attention.paged.walk import attend, rows_of, store_rows
+from llmsys.attention.paged.walk import attend, rows_of, store_part, store_rows
 from llmsys.hardware.tier import load_triton
 
 triton, tl = load_triton()
@@ -63,10 +63,7 @@ def split_kernel(
             store_rows(o_ptr, lse_ptr, o, lse, token, head, there, Hkv * G, DV, BLOCK_DV)
         else:
             part = 2 * program + (tile == 0)
-            row = part * BLOCK_M + tl.arange(0, BLOCK_M)
-            dv = tl.arange(0, BLOCK_DV)
-            tl.store(part_ptr + row[:, None] * DV + dv[None, :], o, mask=there[:, None] & (dv < DV)[None, :])
-            tl.store(part_lse_ptr + row, lse, mask=there)
+            store_part(part_ptr, part_lse_ptr, o, lse, part, there, DV, BLOCK_M, BLOCK_DV)
         at += take
 
 

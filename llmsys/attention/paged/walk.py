@@ -51,13 +51,7 @@ def attend(
     l = tl.zeros((BLOCK_M,), tl.float32)
     o = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     computed = length - Tq
-    last_query = tl.minimum((first_row + BLOCK_M - 1) // G, Tq - 1)
-    stop = tl.minimum(tl.maximum(tl.minimum(last_query + 1 + computed, length), 0), end)
-    clear = first_row // G + 1 + computed  # keys before it are seen by every row
-    if TREE:
-        clear = computed
-    clear = tl.minimum(tl.maximum(clear, 0), stop) // BLOCK_N * BLOCK_N
-    clear = tl.maximum(clear, begin)
+    clear, stop = keys_seen(first_row, begin, end, Tq, length, G, TREE, BLOCK_M, BLOCK_N)
     m, l, o = _walk(
         m, l, o, q, token, last_key, in_tree, k_at, v_at, table_at, tree_ptr,
         k_stride_page, k_stride_slot, v_stride_page, v_stride_slot, begin, clear, length, computed, W, scale_log2,
@@ -83,39 +77,74 @@ def _walk(
     for key in range(begin, stop, BLOCK_N):
         keys = key + tl.arange(0, BLOCK_N)
         written = keys < length
-        if MASKED:
-            page = tl.load(table_at + keys // PAGE, mask=written, other=0).to(tl.int64)
-        else:
-            page = tl.load(table_at + keys // PAGE).to(tl.int64)
-        place = (keys % PAGE).to(tl.int64)
+        page, place = slots_of(keys, written, table_at, PAGE, MASKED)
         k_tile = k_at + (page * k_stride_page + place * k_stride_slot)[None, :] + dk[:, None]
-        k = _load(k_tile, (dk < DK)[:, None], written[None, :], DK < BLOCK_DK, MASKED)  # (BLOCK_DK, BLOCK_N)
+        k = load_tile(k_tile, (dk < DK)[:, None], written[None, :], DK < BLOCK_DK, MASKED)  # (BLOCK_DK, BLOCK_N)
         s = tl.dot(q, k, input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
         if MASKED:
-            seen = written[None, :] & (keys[None, :] <= last_key[:, None])
-            if TREE:
-                own = keys - computed  # the number among the step's tokens, below 0 for those from before
-                there = in_tree[:, None] & ((own >= 0) & (own < W))[None, :]
-                related = tl.load(tree_ptr + token[:, None] * W + own[None, :], mask=there, other=0) != 0
-                seen = seen & (related | (own < 0)[None, :] | (in_tree == 0)[:, None])
-            s = tl.where(seen, s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, axis=1) * scale_log2)
-        shift = m_new
-        if MASKED:  # a row may have seen no key yet, and −∞ − (−∞) is NaN
-            shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.exp2(s * scale_log2 - shift[:, None])
-        shrink = tl.exp2(m - shift)
-        l = l * shrink + tl.sum(p, axis=1)
+            s = mask_scores(s, keys, written, last_key, token, in_tree, tree_ptr, computed, W, TREE)
+        m, l, p, shrink = weigh(m, l, s, scale_log2, MASKED)
         o = o * shrink[:, None]
         v_tile = v_at + (page * v_stride_page + place * v_stride_slot)[:, None] + dv[None, :]
-        v = _load(v_tile, (dv < DV)[None, :], written[:, None], DV < BLOCK_DV, MASKED)  # (BLOCK_N, BLOCK_DV)
+        v = load_tile(v_tile, (dv < DV)[None, :], written[:, None], DV < BLOCK_DV, MASKED)  # (BLOCK_N, BLOCK_DV)
         o = tl.dot(p.to(v.dtype), v, o, input_precision=PRECISION)
-        m = m_new
     return m, l, o
 
 
 @triton.jit
-def _load(at, in_head, written, RAGGED_HEAD: tl.constexpr, RAGGED_KEYS: tl.constexpr):
+def keys_seen(
+    first_row, begin, end, Tq, length, G: tl.constexpr, TREE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Of a sequence's keys from `begin` to `end`: before which one all are seen by every row of a tile, in whole tiles
+    of keys, and before which one any is seen at all."""
+    computed = length - Tq
+    last_query = tl.minimum((first_row + BLOCK_M - 1) // G, Tq - 1)
+    stop = tl.minimum(tl.maximum(tl.minimum(last_query + 1 + computed, length), 0), end)
+    clear = first_row // G + 1 + computed
+    if TREE:
+        clear = computed
+    clear = tl.minimum(tl.maximum(clear, 0), stop) // BLOCK_N * BLOCK_N
+    return tl.maximum(clear, begin), stop
+
+
+@triton.jit
+def slots_of(keys, written, table_at, PAGE: tl.constexpr, MASKED: tl.constexpr):
+    """In which page each of a sequence's keys lies, and in which place there, in 64 bits."""
+    if MASKED:
+        page = tl.load(table_at + keys // PAGE, mask=written, other=0)
+    else:
+        page = tl.load(table_at + keys // PAGE)
+    return page.to(tl.int64), (keys % PAGE).to(tl.int64)
+
+
+@triton.jit
+def mask_scores(s, keys, written, last_key, token, in_tree, tree_ptr, computed, W, TREE: tl.constexpr):
+    """The scores s (BLOCK_M, BLOCK_N), −∞ where a row does not see a key."""
+    seen = written[None, :] & (keys[None, :] <= last_key[:, None])
+    if TREE:
+        own = keys - computed  # the number among the step's tokens, below 0 for those from before
+        there = in_tree[:, None] & ((own >= 0) & (own < W))[None, :]
+        related = tl.load(tree_ptr + token[:, None] * W + own[None, :], mask=there, other=0) != 0
+        seen = seen & (related | (own < 0)[None, :] | (in_tree == 0)[:, None])
+    return tl.where(seen, s, float("-inf"))
+
+
+@triton.jit
+def weigh(m, l, s, scale_log2, MASKED: tl.constexpr):
+    """One step of the online softmax in base two: the new m and l, the weights p of the scores s, and by what o, the
+    sum up to here, has to shrink."""
+    m_new = tl.maximum(m, tl.max(s, axis=1) * scale_log2)
+    shift = m_new
+    if MASKED:  # a row may have seen no key yet, and −∞ − (−∞) is NaN
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = tl.exp2(s * scale_log2 - shift[:, None])
+    shrink = tl.exp2(m - shift)
+    return m_new, l * shrink + tl.sum(p, axis=1), p, shrink
+
+
+@triton.jit
+def load_tile(at, in_head, written, RAGGED_HEAD: tl.constexpr, RAGGED_KEYS: tl.constexpr):
     """A tile with zeros beyond the head's size and the last key. Where nothing is ragged, there is no mask at all."""
     if RAGGED_HEAD or RAGGED_KEYS:
         return tl.load(at, mask=in_head & written, other=0.0)
@@ -133,3 +162,14 @@ def store_rows(
     at = o_ptr + row[:, None] * DV + dv[None, :]
     tl.store(at, o.to(o_ptr.dtype.element_ty), mask=there[:, None] & (dv < DV)[None, :])
     tl.store(lse_ptr + row, lse * 0.6931471805599453, mask=there)  # ln 2: to natural logarithms
+
+
+@triton.jit
+def store_part(
+    part_ptr, part_lse_ptr, o, lse, part, there, DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr
+):  # fmt: skip
+    """o and lse, base two, of a tile's rows as part number `part` of what is added up later: fp32."""
+    dv = tl.arange(0, BLOCK_DV)
+    row = part * BLOCK_M + tl.arange(0, BLOCK_M)
+    tl.store(part_ptr + row[:, None] * DV + dv[None, :], o, mask=there[:, None] & (dv < DV)[None, :])
+    tl.store(part_lse_ptr + row, lse, mask=there)

@@ -27,6 +27,8 @@ from collections.abc import Collection
 from pathlib import Path
 from types import FunctionType, ModuleType
 
+import cloudpickle
+
 from llmsys.course.checking.source import function_of, text_of
 from llmsys.course.manifest import Exercise, UnknownId, lesson
 from llmsys.course.workspace.notebook import write_text
@@ -237,7 +239,9 @@ def _from_mine(folder: Path, name: str):
     if added:
         sys.path.insert(0, str(folder))
     try:
-        own = getattr(importlib.import_module("mine"), name, None)
+        package = importlib.import_module("mine")
+        cloudpickle.register_pickle_by_value(package)  # a rank, another process, need not find the workspace
+        own = getattr(package, name, None)
         # In a workspace of before, the package also gives what an answer merely imports from the library.
         return None if str(getattr(underlying(own), "__module__", "")).startswith("llmsys.") else own
     except ImportError:

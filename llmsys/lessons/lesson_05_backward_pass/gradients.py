@@ -11,9 +11,7 @@ from torch import Tensor
 from llmsys.attention.naive import naive_attention
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.watch import DERIVATIVES, FUSED_ATTENTION
-from llmsys.hardware.arithmetic import count
-from llmsys.hardware.dispatch import Observer
-from llmsys.lessons.common import later_stages
+from llmsys.lessons.common import Products, later_stages
 
 NAMES = ("dq", "dk", "dv")
 FORBIDDEN = (
@@ -40,38 +38,6 @@ def one_gradient(function: Callable) -> Callable:
         return result
 
     return gradients
-
-
-class Products(Observer):
-    """Counts the matrix products of its block, in every thread.
-
-    `report()` is plain data: how many there were, the operations of the largest, and the operations of all by the
-    length that they sum over, which tells q kᵀ (Dk) from dO vᵀ (Dv) and from the sums over keys and queries.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops: list[tuple[int, int]] = []  # of each: the length it sums over, its operations
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():  # there, some come whole
-            with self:
-                result = operator.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        result = operator(*args, **kwargs)
-        computed = count(operator, args, kwargs, result)
-        if computed and computed.matmul:
-            self.flops.append((computed.matmul // (2 * result.numel()), computed.matmul))
-        return result
-
-    def report(self) -> dict:
-        by_length: dict[int, int] = {}
-        for length, flops in sorted(self.flops):
-            by_length[length] = by_length.get(length, 0) + flops
-        largest = max((flops for _, flops in self.flops), default=0)
-        return {"count": len(self.flops), "largest": largest, "summed over": by_length}
 
 
 def draw(

@@ -92,3 +92,13 @@ def unblock(programs):
             mended += steps
         repaired.append(mended)
     return repaired
+
+
+def split_backward(dy, x, weight):
+    """dx, and a function that computes dW when it is called."""
+    dx = dy @ weight
+
+    def later():
+        return dy.flatten(0, -2).T @ x.flatten(0, -2)
+
+    return dx, later

@@ -7,7 +7,7 @@
     stages = stages_of(model, schedule, cut)
     losses, timeline = execute_here(schedule, stages, microbatches)
 
-`PutOff`            the model's factory for matrices that splits a backward pass into I and W
+`PutOff`            the model's factory for matrices that splits a backward pass into I and W, each by `split_backward`
 `Stage`, `Cut`      a part of the model that computes F, I and W; where the model is cut, by cost
 `Worker`, `Wire`    a rank's part in a step; how results get from rank to rank
 `execute_here`      all ranks in one process
@@ -21,7 +21,7 @@ The timeline of a run is of the simulator's kind: drawn, measured and compared a
 from llmsys.parallel.execute.copies import Copy, Joint, copies
 from llmsys.parallel.execute.cut import Cut, check_class, check_model, costs, load_stages, stages_of
 from llmsys.parallel.execute.here import execute_here
-from llmsys.parallel.execute.put_off import PutOff, SplitLinear
+from llmsys.parallel.execute.put_off import PutOff, SplitBackward, SplitLinear, split_backward
 from llmsys.parallel.execute.ranks import Pipeline
 from llmsys.parallel.execute.stage import Stage
 from llmsys.parallel.execute.wire import MadeUpWire, RankWire, Wire
@@ -37,6 +37,7 @@ __all__ = [
     "Pipeline",
     "PutOff",
     "RankWire",
+    "SplitBackward",
     "SplitLinear",
     "Stage",
     "Wire",
@@ -47,5 +48,6 @@ __all__ = [
     "costs",
     "execute_here",
     "load_stages",
+    "split_backward",
     "stages_of",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from llmsys.cache import Backend
 from llmsys.models.checkpoints.weights import class_of, load_model
 from llmsys.models.llama import Llama, LlamaConfig
-from llmsys.parallel.execute.put_off import PutOff
+from llmsys.parallel.execute.put_off import PutOff, SplitBackward, split_backward
 from llmsys.parallel.execute.stage import Key, Stage
 from llmsys.parallel.pipeline import Kind, Schedule, split_layers
 
@@ -71,13 +71,14 @@ class Cut:
         weights: Mapping[str, Tensor],
         *,
         split: bool = True,
+        backward: SplitBackward = split_backward,
         attention: str | Callable | Backend = "sdpa",
     ) -> Stage:
         """A stage with copies of the whole model's `weights` of it, by name; ready to be trained.
 
-        `split=False` makes its I a whole backward pass, and its W empty.
+        `backward` is how a matrix's backward pass is split. `split=False` makes I a whole one, and W empty.
         """
-        later = PutOff() if split else None
+        later = PutOff(backward) if split else None
         part = self.empty(stage, later)
         own = {name: weights[self.whole_name(name)].detach().clone() for name, _ in part.named_parameters()}
         part.load_state_dict(own, assign=True, strict=False)
@@ -126,12 +127,14 @@ def stages_of(
     rank: int | None = None,
     *,
     split: bool | None = None,
+    backward: SplitBackward = split_backward,
     attention: str | Callable | Backend = "sdpa",
 ) -> dict[Key, Stage]:
     """The stages of a rank, or of all, by (replica, stage), with copies of the model's weights.
 
     Backward passes are split (`split`) in those stages where the schedule has an I or a W of its own; where each is a
-    whole B, splitting would only cost. True or False says it for all of them.
+    whole B, splitting would only cost. True or False says it for all of them. `backward` is how one of a matrix is
+    split.
 
     Raises ValueError where the model cannot be cut, or not like that.
     """
@@ -145,7 +148,9 @@ def stages_of(
     ranks = range(schedule.num_ranks) if rank is None else [rank]
     keys = [key for each in ranks for key in schedule.placement.stages(each)]
     parted = split_stages(schedule) if split is None else set(keys) if split else set()
-    return {key: cut.stage(key[1], weights, split=key in parted, attention=attention) for key in keys}
+    return {
+        key: cut.stage(key[1], weights, split=key in parted, backward=backward, attention=attention) for key in keys
+    }
 
 
 def split_stages(schedule: Schedule) -> set[Key]:
@@ -161,9 +166,11 @@ def load_stages(
     rank: int,
     *,
     device: str | torch.device = "cpu",
+    backward: SplitBackward = split_backward,
     attention: str | Callable | Backend = "sdpa",
 ) -> dict[Key, Stage]:
     """The stages of a rank from a checkpoint (`llmsys.models.load_model`), of which it reads no other weights.
+    `backward` is how a matrix's backward pass is split, where the schedule has an I or a W of its own.
 
     Raises what `load_model` does, and ValueError where the model cannot be cut, or not like that.
     """
@@ -171,7 +178,7 @@ def load_stages(
     check_class(class_of(cut.config))
     stages, parted = {}, split_stages(schedule)
     for replica, stage in schedule.placement.stages(rank):
-        later = PutOff() if (replica, stage) in parted else None
+        later = PutOff(backward) if (replica, stage) in parted else None
         part = load_model(source, device=device, layers=cut.ranges[stage], linear=later)
         if part.config != cut.config:
             raise ValueError(f"cut must be of the checkpoint's {part.config.name}, and is of {cut.config.name}")

@@ -46,7 +46,7 @@ class Pipeline:
         wire = RankWire(schedule, transfers)
         self._worker = Worker(schedule, self.rank, stages, wire, program=lowered[self.rank], gradients=gradients)
         self._events: list[Event] = []
-        dist.barrier()  # NCCL wants all ranks in a group's first call, and the first transfers are between two
+        dist.barrier()  # NCCL connects all ranks in the first call of all, and that is no part of a step
 
     def step(self, microbatches: Sequence[Tensor]) -> Tensor:
         """Run the schedule once: adds to the gradients of this rank's stages. Returns the loss of each microbatch, (N,)

@@ -15,6 +15,7 @@
                                  v-half, v-min, dualpipe, dualpipe-v
 `validate`                       is it one? if not, what is missing, or who waits for whom
 `simulate`, `Costs`              when is what done, at which costs: a `Timeline`, with bubbles and memory
+`costs_of`                       what the actions of a timeline took, to simulate another with
 `draw`                           a timeline as text
 `to_text`, `to_csv`              and back: `from_text`, `from_csv`, in torch's notation
 `programs`, `circle`             sends and receives between actions; can blocking ones hang?
@@ -42,7 +43,7 @@ from llmsys.parallel.pipeline.placement import Placement, bidirectional, linear,
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.simulate import simulate
 from llmsys.parallel.pipeline.text import from_csv, from_text, parse, to_csv, to_text
-from llmsys.parallel.pipeline.timeline import Event, Timeline
+from llmsys.parallel.pipeline.timeline import Event, Timeline, costs_of
 from llmsys.parallel.pipeline.v_half import v_half, v_min
 from llmsys.parallel.pipeline.validate import Problem, Report, validate
 from llmsys.parallel.pipeline.zb_v import zb_v
@@ -95,6 +96,7 @@ __all__ = [
     "blocked",
     "chimera",
     "circle",
+    "costs_of",
     "dependencies",
     "draw",
     "dualpipe",

@@ -11,6 +11,7 @@ the backward (activations) there was at which time. Two counts of a rank's idle 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 
 from llmsys.parallel.pipeline.actions import Action, Kind
 from llmsys.parallel.pipeline.costs import Costs
@@ -136,3 +137,13 @@ class Timeline:
     def peaks(self) -> tuple[float, ...]:
         """The most that each rank keeps at a time."""
         return tuple(self.peak(rank) for rank in range(self.num_ranks))
+
+
+def costs_of(timeline: Timeline, num_stages: int) -> Costs:
+    """What the actions of a run took: of each kind the mean at each stage. A B that stands alone counts as its own
+    kind, and transfers as nothing. Simulated with these, a measured run shows what the simulator leaves out."""
+    found: dict[Kind, list[list[float]]] = {kind: [[] for _ in range(num_stages)] for kind in Kind}
+    for event in (event for row in timeline.events for event in row):
+        found[event.action.kind][event.action.stage].append(event.duration)
+    means = {kind: [fmean(each) if each else 0.0 for each in stages] for kind, stages in found.items()}
+    return Costs(F=means[Kind.F], I=means[Kind.I], W=means[Kind.W], B=means[Kind.B], FB=means[Kind.FB])

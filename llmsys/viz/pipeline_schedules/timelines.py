@@ -1,5 +1,7 @@
 """Timelines below one another, to one scale: what each rank does when, what is idle, what it keeps."""
 
+from collections.abc import Sequence
+
 from llmsys.parallel.pipeline.timeline import Timeline
 from llmsys.viz.kit.numbers import number
 from llmsys.viz.kit.picture import Picture
@@ -19,10 +21,16 @@ from llmsys.viz.pipeline_schedules.rows import (
 )
 
 
-def timelines(*shown: Timeline) -> Picture:
-    """One timeline, or several to compare. Raises ValueError where there is none, or one has no event."""
+def timelines(*shown: Timeline, notes: Sequence[str] = ()) -> Picture:
+    """One timeline, or several to compare; `notes` stand beside their names, and say how idle they are if not given.
+
+    Raises ValueError where there is none, one has no event, or there are not as many notes.
+    """
     if not shown or not all(any(each.events) for each in shown):
         raise ValueError("timelines takes one timeline at least, and each must have events")
+    notes = list(notes) or [f"idle {each.bubble_share:.1%} of the time" for each in shown]
+    if len(notes) != len(shown):
+        raise ValueError(f"notes must be one for each of the {len(shown)} timelines, got {len(notes)}")
     longest = max(each.makespan for each in shown)
     scale = (RIGHT - LEFT) / longest
     height = 24 + sum(ROW * each.num_ranks + 54 for each in shown)
@@ -30,9 +38,9 @@ def timelines(*shown: Timeline) -> Picture:
     kinds = set().union(*(kinds_of(each.events) for each in shown))
     seconds = [second_stages(each.events) for each in shown]
     y = 14.0
-    for timeline, second in zip(shown, seconds, strict=True):
+    for timeline, second, note in zip(shown, seconds, notes, strict=True):
         name = NAMES.get(timeline.name, timeline.name)
-        svg.text(0, y, [(name, "bold"), (f" · idle {timeline.bubble_share:.1%} of the time", "muted")])
+        svg.text(0, y, [(name, "bold"), (f" · {note}", "muted")])
         heads(svg, y + 6)
         rows(svg, y + 12, timeline.events, second, scale, scale * timeline.makespan)
         numbers(svg, y + 12, timeline)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import cloudpickle
 import pytest
 
 from llmsys.course.workspace.mine import export_answer, mine, put_section
@@ -184,6 +185,15 @@ def test_mine_says_which_version_is_in_use(notebook, work, capsys):
     notebook.run("def merge(x):\n    return 6")
     export_answer("02.merge", notebook["merge"])
     assert mine("merge", default=put_section)(0) == 6  # the answer of a moment ago, without a restart
+
+
+def test_ones_own_version_travels_to_a_process_that_does_not_find_the_workspace(notebook, work, tmp_path_factory):
+    notebook.run("import math\n\n\ndef helper(x):\n    return math.floor(x)")
+    notebook.run("def merge(x):\n    return helper(x) + 5")
+    export_answer("02.merge", notebook["merge"])
+    sent = cloudpickle.dumps(mine("merge", default=put_section))
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    assert in_a_fresh_process(elsewhere, f"import pickle; print(pickle.loads({sent!r})(1.5))") == "6"
 
 
 def test_what_an_answer_imports_from_the_library_is_not_taken_for_ones_own(work, capsys):

@@ -45,9 +45,9 @@ def by_torch(model, schedule, peer, microbatches):
         wrapped if schedule.num_stages > schedule.num_ranks else wrapped[0], len(microbatches), loss_fn=token_loss
     )
     batch = torch.cat(microbatches)
-    inputs = [batch[:, :-1]] if rank == schedule.placement.rank(0) else []
+    inputs = [batch[:, :-1].contiguous()] if rank == schedule.placement.rank(0) else []
     has_last = rank == schedule.placement.rank(schedule.num_stages - 1)
-    made.step(*inputs, target=batch[:, 1:] if has_last else None)
+    made.step(*inputs, target=batch[:, 1:].contiguous() if has_last else None)
     return _gradients(stages)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from llmsys.models import Llama
 from llmsys.models.modules import LinearFactory
-from llmsys.parallel.execute import PutOff
+from llmsys.parallel.execute import PutOff, split_backward
 from tests.parallel.execute.models import make_microbatches, make_model, unsplit
 
 sizes = st.integers(1, 9)
@@ -40,6 +40,24 @@ def test_both_halves_are_autograds_gradients(rows, n, m, seed):
 
 def test_it_is_a_factory_of_matrices():
     assert isinstance(PutOff(), LinearFactory)
+
+
+def test_another_split_takes_the_place_of_the_librarys():
+    """Whoever gives a function of one's own sees each matrix's dy, x and weight once, and W calls what it returned."""
+    seen = []
+
+    def noted(dy, x, weight):
+        seen.append((dy.shape, x.shape, weight.shape))
+        dx, later = split_backward(dy, x, weight)
+        return dx, lambda: 2 * later()
+
+    later = PutOff(noted)
+    matrix = later(3, 2)
+    x = torch.randn(4, 5, 3, requires_grad=True)
+    matrix(x).sum().backward()
+    later.take()[0].finish()
+    assert seen == [((4, 5, 2), (4, 5, 3), (2, 3))]
+    torch.testing.assert_close(matrix.weight.grad, 2 * x.detach().sum((0, 1)).expand(2, 3))
 
 
 def test_an_input_without_a_gradient_leaves_the_weight_its_own():

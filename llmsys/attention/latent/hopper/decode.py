@@ -1,17 +1,16 @@
 """What surrounds the MLA decode kernel for Hopper: what it takes, descriptors, the launch.
 
-How fast it is, on an H200 (bf16, pages of 64, 128 sequences; torch 2.11.0+cu130, triton 3.6.0, 2026-11-29). With 16
-heads as a part of what torch's copy reads and writes, 4.3 TB/s; with 128 heads in TFLOP/s:
+How fast it is, the merge included, on an H200 (bf16, pages of 64, 128 sequences; torch 2.11.0+cu130, triton 3.6.0,
+2026-11-29, from the record of `llmsys.bench.mla_decode`). With 16 heads as a part of what torch's copy reads and
+writes, 4.2 TB/s; with 128 heads in TFLOP/s:
 
-                                   1k      4k      8k      1k to 32k
-    16 heads, this kernel alone    0.81    0.92    0.95    0.98
-    128 heads, the same            430     535     573
+                     1k      4k      8k      1k to 32k
+    16 heads         0.77    0.92    0.96    1.00
+    128 heads        418     511     563     581
 
-The merge comes on top. With one that has a program for each row, 8k took 303 µs in place of 298 with 16 heads, and 535
-in place of 510 with 128 (546 TFLOP/s). Where rows are many, programs take four of them now, which has not been timed.
-Before, whoever came last added up the parts in this kernel, as in `llmsys.attention.paged.hopper`. Timed in turns with
-the merge, that took 345 against 303 µs, and 547 against 535; with 4 sequences 90 against 25, and 74 against 33. The
-recorded benchmark, of the same day, was made in that way, but for batches of 1 and 4, and of 16 with 128 heads.
+Alone, without the merge that follows, this kernel takes 46 of 50 µs with 16 heads at 1k, 291 of 297 at 8k, 504 of 518
+with 128 heads there, and 13 of 23 with one sequence of 8k, whose parts are many. Before, whoever came last added up the
+parts in this kernel, as in `llmsys.attention.paged.hopper`: that took 352 µs and 561 at 8k.
 
 By count, and at 1.6 GHz, the tensor cores need two thirds of a tile's time. What limits is the way of a slot: a copy,
 scores, softmax, values; and two slots are all that fits. Tried on it, in turns, at 8k: half tiles that are given back

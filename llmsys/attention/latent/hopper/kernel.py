@@ -12,7 +12,7 @@ copies going. One program an SM has five roles:
 - one warpgroup *scores*, and two *accumulate* (`consumers`).
 
 Parts of an entry that several teams share are left in memory, and `merge_kernel` adds them up
-(`llmsys.attention.latent.decode_kernels`).
+(`llmsys.attention.latent.merge_kernel`).
 
 Only one program of this kind fits on an SM, and it must stay so: with more, in earlier trials, the GPU hung.
 """

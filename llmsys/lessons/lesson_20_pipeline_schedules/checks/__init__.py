@@ -6,7 +6,8 @@ from llmsys.lessons.lesson_20_pipeline_schedules.checks import (
     fold,
     one_f_one_b,
     simulate,
+    split_backward,
     unblock,
 )
 
-__all__ = ["dependencies", "fill_with_w", "fold", "one_f_one_b", "simulate", "unblock"]
+__all__ = ["dependencies", "fill_with_w", "fold", "one_f_one_b", "simulate", "split_backward", "unblock"]
