@@ -19,6 +19,7 @@ The chapter, in the order in which to read it:
     transfer        how long a cache is on its way from one engine to another
     phases          an engine that computes prompts, and one that goes on from there
     tally           what is remembered of each request
+    engines         how many there are of which kind, and how each is made
     agenda          whose turn it is among several engines
     door            what a route is told of them
     failures        engines that die, and others that come in their place
@@ -28,7 +29,8 @@ The chapter, in the order in which to read it:
     leaderboard     policies compared
 """
 
-from llmsys.serving.simulator.cluster import Cluster, Placement
+from llmsys.serving.simulator.cluster import Cluster
+from llmsys.serving.simulator.engines import Placement
 from llmsys.serving.simulator.failures import Failure, Failures
 from llmsys.serving.simulator.instance import Instance
 from llmsys.serving.simulator.leaderboard import Score, leaderboard

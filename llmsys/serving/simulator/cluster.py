@@ -28,54 +28,26 @@ import functools
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from llmsys.models.sampling import whole_number
 from llmsys.serving.admission import token_limit
-from llmsys.serving.policies import Policy
 from llmsys.serving.request import Request
 from llmsys.serving.routing import Route, as_route
 from llmsys.serving.sampling.sampling_params import SamplingParams
 from llmsys.serving.simulator.agenda import Agenda
 from llmsys.serving.simulator.door import Door
+from llmsys.serving.simulator.engines import Placement, makers
 from llmsys.serving.simulator.failures import Failure, Failures, Outages
 from llmsys.serving.simulator.instance import Instance
 from llmsys.serving.simulator.known_tokens import SAID, KnownTokens, SimulatedRequest, known_prompt
-from llmsys.serving.simulator.phases import Decoder, Part, Prefiller
+from llmsys.serving.simulator.phases import Part
 from llmsys.serving.simulator.step_times import TICKS, StepTimes
 from llmsys.serving.simulator.tally import Tally
 from llmsys.serving.simulator.transfer import Link, Transfer, send_whole
 from llmsys.serving.telemetry.events import EventLog
 from llmsys.serving.telemetry.metrics import RequestMetrics
 from llmsys.serving.workload.arrivals import Arrival
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How many engines there are of each kind: `colocated` ones, or else at least one that computes prompts and at
-    least one that decodes. Each has one GPU. ValueError for anything else."""
-
-    colocated: int = 0
-    prefill: int = 0
-    decode: int = 0
-
-    def __post_init__(self):
-        for name in ("colocated", "prefill", "decode"):
-            whole_number(name, getattr(self, name), at_least=0)
-        if bool(self.prefill) != bool(self.decode) or bool(self.colocated) == bool(self.prefill):
-            raise ValueError(
-                "a placement must have colocated engines, or else some for prefill and some for decode, got "
-                f"colocated {self.colocated}, prefill {self.prefill}, decode {self.decode}"
-            )
-
-    @property
-    def gpus(self) -> int:
-        return self.colocated + self.prefill + self.decode
-
-    def __str__(self) -> str:
-        return f"{self.colocated} colocated" if self.colocated else f"{self.prefill} prefill, {self.decode} decode"
 
 
 class Journey(NamedTuple):
@@ -158,19 +130,10 @@ class Cluster:
         if len(logs) != placement.gpus:
             raise ValueError(f"events must be a log for each of {placement.gpus} engines, got {len(logs)}")
         common = dict(times=times, num_blocks=num_blocks, policy=policy) | settings
-        of_prefill, of_decode = common | dict(prefill_settings or {}), common | dict(decode_settings or {})
+        differing = dict(prefill_settings or {}), dict(decode_settings or {})
+        alone = placement.gpus == 1 and failures is None
+        self._makers = makers(placement, common, differing, logs, send=self._send, alone=alone)
         at_door = placement.colocated or placement.prefill
-        self._makers: list[Callable[[], Instance]] = []
-        for i, log in enumerate(logs):
-            if placement.colocated:
-                alone = placement.gpus == 1 and failures is None
-                self._makers.append(lambda log=log, alone=alone: Instance(**_own(common, log, alone=alone)))
-            elif i < at_door:
-                self._makers.append(
-                    lambda log=log, i=i: Prefiller(**_own(of_prefill, log), send=functools.partial(self._send, i))
-                )
-            else:
-                self._makers.append(lambda log=log: Decoder(**_own(of_decode, log)))
         made = [make() for make in self._makers]
         self.first, self.second = made[:at_door], made[at_door:]
         self.outgoing = [Link() for _ in range(placement.prefill)]
@@ -220,6 +183,7 @@ class Cluster:
         prompt = known_prompt(arrival, number)
         self.advance_to(tick)
         self._begin(str(number), prompt, arrival.output, tick)
+        self._tally.comes(str(number), arrival.prompt, tick / TICKS)  # it may have to wait until an engine hears of it
 
     def advance(self, until: float = math.inf) -> None:
         """Do what ends by then, in seconds; without a time, all.
@@ -228,17 +192,15 @@ class Cluster:
         """
         tick = math.inf if until == math.inf else round(until * TICKS)
         self.advance_to(tick)
-        for door in self._doors:
+        for door, agenda in zip(self._doors, self._agendas, strict=False):
             for i in door.alive:
                 door.engines[i].advance_to(tick)
                 door.engines[i].lockstep.sync()
-        for agenda, engines in zip(self._agendas, (self.first, self.second), strict=True):
-            for i in range(len(engines)):
                 agenda.changed(i)
 
     def advance_to(self, tick: float) -> None:
         """The same, until a time in ticks, as far as others can notice."""
-        while (then := self._outages.tick) <= tick:
+        while (then := self._outages.tick) <= tick and then < math.inf:
             if tick == math.inf and not self._unfinished_by(then):
                 return
             outage = self._outages.pop()
@@ -322,7 +284,7 @@ class Cluster:
     def _unfinished_by(self, tick: float) -> bool:
         """Whether a request is left at a time; what happens until then is done."""
         self._run_to(tick)
-        return bool(self._tally.unfinished or self._stranded)
+        return self._tally.unfinished > 0
 
     def _dies(self, place: int, i: int, tick: int) -> None:
         door = self._doors[place]
@@ -330,7 +292,7 @@ class Cluster:
         self._agendas[place].leave_out(i)
         engine = door.engines[i]
         engine.advance_to(tick)
-        lost = {each.id: (each.tokens, each.computed, each) for each in engine.unfinished()}
+        lost = {each.id: (each.tokens, engine.has(each), each) for each in engine.unfinished()}
         for cache in self._moving:
             if i == (cache.sender, cache.receiver)[place]:
                 tokens = cache.request.tokens.copy()
@@ -366,24 +328,6 @@ class Cluster:
         waited, self._stranded = self._stranded, []
         for name, prompt, output in waited:
             self._begin(name, prompt, output, tick)
-
-
-def new_policy(policy: object) -> str | Policy:
-    """What `policy` names or makes. ValueError for a policy itself, which may remember another run."""
-    if isinstance(policy, str):
-        return policy
-    if not isinstance(policy, type) and hasattr(policy, "turns"):
-        raise ValueError("policy must be a name, or what makes a policy (its class), for each run needs a new one")
-    if not callable(policy):
-        raise ValueError(f"policy must be a name, or what makes a policy (its class), got {policy!r}")
-    return policy()
-
-
-def _own(settings: dict, events: EventLog, *, alone: bool = False) -> dict:
-    """An engine's settings, with a log and a policy of its own."""
-    policy = settings["policy"]
-    kept = alone and not isinstance(policy, type) and hasattr(policy, "turns")
-    return settings | dict(events=events, policy=policy if kept else new_policy(policy))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -40,8 +40,8 @@ from llmsys.serving.simulator.lockstep import Lockstep
 from llmsys.serving.simulator.pool import PlainPool, SimulatedPool
 from llmsys.serving.simulator.runs import Run, Steps, begin_run, last_step
 from llmsys.serving.simulator.step_times import TICKS, StepTimes
-from llmsys.serving.simulator.stretch import Stretch, plan_stretch
-from llmsys.serving.telemetry.events import EventLog, Progress
+from llmsys.serving.simulator.stretch import Stretch, plan_stretch, take_in
+from llmsys.serving.telemetry.events import EventLog
 
 Row = tuple[Request, int, int]
 """Who computed in a step, from which of its tokens on, and how many."""
@@ -109,6 +109,7 @@ class Instance:
         self.steps = self.planned = self.computed = 0
         self._plan: StepPlan | None = None  # of the step that runs
         self._load: StepLoad | None = None
+        self._working: list[Request] = []
         self._run: Run | None = None  # or the steps of which the first one does, written down or not
         self._stretch: Stretch | None = None
         self._prompts: list[Request] | None = None  # who runs and is not in `lockstep`; None: it has to be looked up
@@ -167,6 +168,10 @@ class Instance:
         self.lockstep.sync()
         return [*self.scheduler.requests.values(), *(request for _, request in self._coming)]
 
+    def has(self, request: Request) -> int:
+        """How many of a request's tokens need not be computed any more."""
+        return request.computed
+
     def advance(self, until: float = math.inf) -> None:
         """Do every step that ends by then; one that begins before then runs. (One that would begin just then does not,
         for who comes at that time may be in it.) Without a time: until all requests have ended.
@@ -220,6 +225,7 @@ class Instance:
         if not (self._begin_stretch() or self._begin_run()):
             self._plan = plan = scheduler.plan()
             self._load = StepLoad.of_plan(plan)
+            self._working = [scheduler.requests[work.request] for work in plan.work]
             self._end = self.now + self.times.ticks(self._load)
         self._take_in_coming()
         return True
@@ -254,17 +260,16 @@ class Instance:
 
     def _land(self) -> None:
         """The step that was planned is done."""
-        plan, requests, began = self._plan, self.scheduler.requests, self.now
+        plan, began = self._plan, self.now
         self.now = self._clock = self._end
-        working = [(requests.get(work.request), work) for work in plan.work]  # None: it was aborted
-        rows = [(each, work.computed, len(work.tokens)) for each, work in working if each is not None]
-        said = [Output(work.request, (SAID + each.order if each else SAID,)) for each, work in working if work.logits]
+        working = list(zip(self._working, plan.work, strict=True))
+        said = [Output(work.request, (SAID + each.order,)) for each, work in working if work.logits]
         self.scheduler.update(plan, StepResult(plan.step, tuple(said)))
         self.steps += 1
         self.planned += 1
         self.computed += self._load.tokens
         self._plan = None
-        self._landed(began, rows)
+        self._landed(began, [(each, work.computed, len(work.tokens)) for each, work in working])
 
     def _is_cut(self) -> bool:
         """Whether the steps that run come to an end with the first of them, because somebody has come."""
@@ -305,7 +310,7 @@ class Instance:
             ended = sorted(self.lockstep.ended(), key=scheduler.running.index)
         rows = stretch.rows
         if rows:
-            ended += self._land_rows(stretch, n)
+            ended += take_in(stretch, n, scheduler, lockstep=self.lockstep, prompts=self._prompts)
             if len(ended) > 1 and not stretch.turn.decodes_first:
                 ended.sort(key=scheduler.running.index)
         for each in ended:
@@ -322,38 +327,9 @@ class Instance:
         if rows:
             self._landed(began, rows)
 
-    def _land_rows(self, stretch: Stretch, n: int) -> list[Request]:
-        """What those have computed that are not in lockstep. Some may be so from now on; others have all tokens."""
-        prompts, said, ended, rows = self._prompts, [], [], []
-        size = self.scheduler.pool.block_size
-        for request, start, tokens in stretch.rows:
-            if request.ended:  # aborted
-                continue
-            known = len(request.tokens)
-            request.computed = start + n * tokens
-            if request.computed < known:
-                rows.append((request, request.computed, tokens))  # of the next step
-                if request not in prompts:
-                    prompts.append(request)
-                continue
-            if request in prompts:
-                prompts.remove(request)
-            request.tokens.append(SAID + request.order)
-            said.append((request.id, start, tokens, 0, (SAID + request.order,)))
-            if known // size > len(request.table.prefixes):
-                self.scheduler.pool.register(request.table, request.tokens, known)
-            if known + 1 == request.limit:
-                ended.append(request)
-            else:
-                self.lockstep.join(request)
-        if said:
-            self.events.add_progress(Progress(self.scheduler.steps_done, self.now / TICKS, said))
-        stretch.rows = rows
-        return ended
-
     _sends_pieces = False
     """Whether `_landed` is to be told of every piece of a prompt."""
 
     def _landed(self, began: int, rows: Sequence[Row]) -> None:
-        """A step is done that began then: for a kind of engine that has more to do. Of requests that decode in lockstep
-        nothing is said."""
+        """A step is done that began then: for a kind of engine that has more to do. Rows may be of requests that were
+        aborted since; of those that decode in lockstep there are none."""

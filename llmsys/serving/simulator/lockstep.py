@@ -38,6 +38,7 @@ class Lockstep:
         self._size = pool.block_size
         self._paid = 0  # steps for which blocks have been taken
         self._spare: list[int] = []  # of these, those that no table has
+        self._ahead: list[Request] = []  # who has the block for the next step already
         self._since: dict[Request, int] = {}  # up to which of the steps a request itself is
         self._ends: list[tuple[int, int, Request]] = []  # a heap
         self._filled = [0] * self._size  # how many need a block in a step, by the remainder of its number
@@ -57,6 +58,8 @@ class Lockstep:
         self._since[request] = self.done
         self.attended += known
         self._filled[(self.done + 1 - known) % self._size] += 1
+        if len(request.table.blocks) > self.pool.blocks_for(known - 1):  # was preempted, and had to compute all of them
+            self._ahead.append(request)
         heapq.heappush(self._ends, (self.done + request.limit - known, next(self._serial), request))
 
     def steps_with_room(self, steps: int) -> int:
@@ -81,9 +84,15 @@ class Lockstep:
             needed = rounds * len(self._since)
             for i in range(rest):
                 needed += self._filled[(self._paid + i) % self._size]
+            needed -= len(self._ahead)
             if needed > self.pool.free_blocks:
                 return False
             self._spare += self.pool.take(needed)
+            for request in self._ahead:
+                self._spare.append(request.table.blocks.pop())
+                request.table.length = request.computed
+                request.table.changed()
+            self._ahead.clear()
         self._paid = max(self._paid, self.done + steps)
         return True
 
@@ -116,8 +125,8 @@ class Lockstep:
         if not self._since:
             return
         self.sync()
-        self._since.clear()
-        self._ends.clear()
+        for members in (self._since, self._ends, self._ahead):
+            members.clear()
         self._filled = [0] * self._size
         self.attended = 0
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from llmsys.cache.block_pool import BlockPool
 from llmsys.cache.block_table import BlockTable, PrefixHit
-from llmsys.serving.request import Request
+from llmsys.serving.request import Request, Status
 from llmsys.serving.simulator.instance import Instance, Row
 from llmsys.serving.simulator.known_tokens import SAID
 from llmsys.serving.simulator.pool import PlainPool
@@ -63,6 +63,10 @@ class Prefiller(Instance):
             raise ValueError(f"sampling.max_tokens must be 1, for all it says here, got {request.sampling.max_tokens}")
         super().add_at(request, tick)
 
+    def abort(self, name: str) -> int:
+        self._begun.discard(name)
+        return super().abort(name)
+
     def _begin(self, until: float) -> bool:
         scheduler = self.scheduler
         self._let_go()
@@ -89,7 +93,9 @@ class Prefiller(Instance):
     def _landed(self, began: int, rows: Sequence[Row]) -> None:
         parts, tables = [], {}
         for request, start, tokens in rows:
-            name, done = request.id, request.ended
+            name, done = request.id, request.status is Status.FINISHED
+            if request.status is Status.ABORTED:
+                continue
             parts.append(Part(name, 0 if name in self._begun else start, tokens, done))
             (self._begun.discard if done else self._begun.add)(name)
             tables[name] = request.prompt
@@ -112,6 +118,9 @@ class Decoder(Instance):
         request.salt = request.id  # what has come is a prefix that it alone can hit
         self.add_at(request, tick)
         received[request.id] = len(request.prompt)
+
+    def has(self, request: Request) -> int:
+        return request.computed or self.scheduler.pool.received.get(request.id, 0)
 
     def _make_pool(self, num_blocks: int, block_size: int, prefixes: bool) -> BlockPool:
         return ReceivingPool(num_blocks, block_size)

@@ -23,10 +23,12 @@ from collections.abc import Sequence
 from llmsys.serving.request import Request
 from llmsys.serving.scheduler import Scheduler
 from llmsys.serving.simulator.kinds import KindTurn, kind_turns
+from llmsys.serving.simulator.known_tokens import SAID
 from llmsys.serving.simulator.load import StepLoad
 from llmsys.serving.simulator.lockstep import Lockstep
 from llmsys.serving.simulator.runs import Steps
 from llmsys.serving.simulator.step_times import StepTimes
+from llmsys.serving.telemetry.events import Progress
 
 
 class Stretch(Steps):
@@ -81,7 +83,7 @@ def plan_stretch(
     prompts      the running requests that do not decode, in the order of admission
     several      whether it may have more than one step if there are such
     """
-    policy, waiting, budget = scheduler.policy, scheduler.waiting, scheduler.max_tokens_per_step
+    policy, waiting, budget, tried = scheduler.policy, scheduler.waiting, scheduler.max_tokens_per_step, False
     remembered = dict(vars(policy))
     head = waiting[0] if waiting else None
     for turn in kind_turns(policy, len(lockstep), prompts, head, budget):
@@ -100,6 +102,7 @@ def plan_stretch(
                 share.add(each, n)
         if turn.admit:
             scheduler._admit(turn.as_turn(), share)
+            tried = True
         if decodes or share.rows:
             break
     else:
@@ -107,9 +110,47 @@ def plan_stretch(
         return None
     turn = turn._replace(decodes=decodes)
     steps, is_open = _how_many(scheduler, lockstep, turn, share)
-    if share.rows and not several:
+    others_are_next = not share.rows and (prompts or (waiting and not tried and getattr(policy, "joins", True)))
+    if others_are_next or (share.rows and not several):
         steps = 1
     return Stretch(now, steps, times, lockstep, turn, share.rows, is_open=is_open)
+
+
+def take_in(
+    stretch: Stretch, n: int, scheduler: Scheduler, *, lockstep: Lockstep, prompts: list[Request]
+) -> list[Request]:
+    """The next n of its steps are done: what the rows have computed, and the tokens that were said of it. Some of them
+    decode from now on; those that have all tokens are returned, and still to be ended."""
+    said, ended, rows, size = [], [], [], scheduler.pool.block_size
+    for request, start, tokens in stretch.rows:
+        if request.ended:  # aborted
+            continue
+        known = len(request.tokens)
+        request.computed = start + n * tokens
+        if request.computed < known:
+            rows.append((request, request.computed, tokens))  # of the next step
+        if request.in_prefill and request.computed < known:
+            if request not in prompts:
+                prompts.append(request)
+            continue
+        if request in prompts:
+            prompts.remove(request)
+        if request.computed < known:  # it was preempted, and has but its newest token to compute
+            lockstep.join(request)
+            continue
+        token = SAID + request.order
+        request.tokens.append(token)
+        said.append((request.id, start, tokens, 0, (token,)))
+        if known // size > len(request.table.prefixes):
+            scheduler.pool.register(request.table, request.tokens, known)
+        if known + 1 == request.limit:
+            ended.append(request)
+        else:
+            lockstep.join(request)
+    if said:
+        scheduler.events.add_progress(Progress(scheduler.steps_done, scheduler.clock(), said))
+    stretch.rows = rows
+    return ended
 
 
 def _how_many(scheduler: Scheduler, lockstep: Lockstep, turn: KindTurn, share: Share) -> tuple[int, bool]:

@@ -46,6 +46,13 @@ class Tally:
         else:
             events.listen(self.on, progress=self.on_progress, several=False)
 
+    def comes(self, request: str, prompt_tokens: int, time: float) -> None:
+        """A request, to an engine or to nobody yet; of one that has come before, this is not its arrival."""
+        if request not in self.requests:
+            self.requests[request] = RequestMetrics(prompt_tokens, time)
+            self._unsaid.add(request)
+            self.unfinished += 1
+
     def begins_anew(self, request: str, said: int, lost: int) -> None:
         """An engine has died: what it computed of the request is lost, and the tokens that were said so far are known.
         It counts as a preemption."""
@@ -57,10 +64,7 @@ class Tally:
     def on(self, event: Event) -> None:
         kind = type(event)
         if kind is Arrived:
-            if event.request not in self.requests:
-                self.requests[event.request] = RequestMetrics(event.prompt_tokens, event.time)
-                self._unsaid.add(event.request)
-                self.unfinished += 1
+            self.comes(event.request, event.prompt_tokens, event.time)
         elif kind is Finished:
             if not self.goes_on(event.request):
                 one = self.requests[event.request]
