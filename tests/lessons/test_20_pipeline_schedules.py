@@ -140,6 +140,7 @@ def test_right_halves_train_a_model_as_the_librarys_do(split):
     "made, said",
     [
         (lambda dy, x, weight: dy @ weight, "two things, dx and a function that computes dW when it is called; got Te"),
+        (lambda dy, x, weight: (lambda: dy @ weight, lambda: dy.T @ x), "to be there at once, as a tensor, and is a f"),
         (lambda dy, x, weight: (dy @ weight, dy.T @ x), "the second one is a Tensor, which cannot be called"),
         (lambda dy, x, weight: (dy @ weight, lambda: None), "must return dW, a tensor; got None"),
     ],
