@@ -612,8 +612,10 @@ predict("20.executed", None, "%")
 # ## Your schedule trains the model
 #
 # Two steps on two ranks. Then the same two steps without a pipeline, on the whole model, by the ordinary trainer: four
-# forwards and backwards, one after the other. Loss and gradient should be the same, but for rounding: the sums are in
-# another order. (The processes have to start first, and each reads its own stage's weights. It takes some ten seconds.)
+# forwards and backwards, one after the other. Loss and gradient should be the same, but for rounding. (The squares of all
+# gradients are added up in `float64` by the ranks and in `float32` by the trainer, and there are so many that it shows in
+# the length's last digits. The processes have to start first, and each reads its own stage's weights. It takes some ten
+# seconds.)
 #
 # One matrix is at both ends: SmolLM2's head is its embedding. Each rank has a copy of it, and in its backward the copy
 # gets the gradient of its own use. At the end of a step the ranks exchange the two and add them up, so both copies are

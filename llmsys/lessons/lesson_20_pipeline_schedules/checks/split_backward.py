@@ -83,9 +83,9 @@ def _called(later: Callable[[], Tensor]) -> Tensor:
     ),
     adapt=plain_halves,
     hints=(
-        "Write each product with its shapes beside it, for rows in one dimension: dy is (R, m), x (R, n), weight (m, "
-        "n). Which two of them give (R, n), and which two (m, n)? What has to be transposed, so that the inner "
-        "sizes agree?",
+        "Write each product with its shapes beside it, for R rows in one dimension: dy is (R, outputs), x (R, inputs), "
+        "weight (outputs, inputs). Which two of them give (R, inputs), and which two (outputs, inputs)? What has to be "
+        "transposed, so that the inner sizes agree?",
         "dx is dy times weight, row by row. dW is a sum over all rows, wherever they are in the leading dimensions, of "
         "a column dy and a row x: one product, of both as matrices of R rows. It is made inside of the function that "
         "is returned, from the dy and x that this call was given.",
@@ -129,7 +129,8 @@ def split_backward(answer: Answer) -> None:
 
     with answer.property(
         "dx, of a matrix", why="It has the shape of x. Row by row: each token's is made of its own dy.",
-        hint="weight is (m, n), dy (R, m) and dx (R, n). As y = x Wᵀ, the transposed one of (1) is W itself.",
+        hint="weight is (outputs, inputs), dy has rows of outputs and dx of inputs. As y = x Wᵀ, the transposed one of "
+        "(1) is W itself.",
     ):  # fmt: skip
         for rows, m, n in (((3,), 4, 6), ((5,), 7, 2), ((3,), 4, 4), ((2, 5), 3, 4), ((2, 1, 3), 4, 4)):
             right("dx", *draw(*rows, m=m, n=n))
@@ -138,7 +139,8 @@ def split_backward(answer: Answer) -> None:
         "dW, of one token: number (i, j) is dy of output i times x of input j",
         why="It has the shape of the weight, whose gradient it is. The rows come in one leading dimension here, and "
         "elsewhere in several.",
-        hint="dW is (m, n), as the weight. From a dy of (1, m) and an x of (1, n): which one is transposed?",
+        hint="dW is (outputs, inputs), as the weight. From a dy of (1, outputs) and an x of (1, inputs): which one is "
+        "transposed?",
     ):
         for m, n in ((4, 6), (7, 2), (5, 5)):
             right("dW", *draw(1, m=m, n=n))
@@ -146,7 +148,7 @@ def split_backward(answer: Answer) -> None:
     with answer.property(
         "it is summed over all tokens",
         why="Every token has gone through the same weight, so the loss depends on it by each of them.",
-        hint="Two tokens: the sum of two matrices (m, n), of the one's dy and x and of the other's.",
+        hint="Two tokens: the sum of two matrices (outputs, inputs), of the one's dy and x and of the other's.",
     ):
         for R, m, n in ((3, 4, 6), (9, 5, 5), (7, 6, 2)):
             right("dW", *draw(R, m=m, n=n))
@@ -154,7 +156,7 @@ def split_backward(answer: Answer) -> None:
     with answer.property(
         "of all sequences, in however many leading dimensions",
         why="A microbatch is (sequences, tokens, width), and there is one weight for all tokens of all sequences.",
-        hint="dW is (m, n) for any number of dimensions before the last: make matrices of all rows first.",
+        hint="dW is (outputs, inputs) for any number of dimensions before the last: make matrices of all rows first.",
     ):
         for rows, m, n in (((2, 5), 3, 4), ((4, 1), 5, 5), ((1, 6), 4, 3), ((2, 3, 2), 4, 4), ((3, 2, 1, 2), 2, 5)):
             right("dW", *draw(*rows, m=m, n=n))
