@@ -768,12 +768,13 @@ print(f"rank 0's W, of {weights / 1e6:.0f} million weights, runs at {rate:.0f} o
 # - **The cut.** Twenty layers and a head cannot be cut into equal halves. With one stage a rank, rank 1 is the faster
 #   one, and waits in every round. With ZB-V rank 0 is: it has the first stage and the last one, nine layers and the head.
 #   With the interleaved schedule the mean stays what it was: rank 1 waits longer, and rank 0, the slower one, less.
-# - **I takes more than three times as long as W.** By (1) the matrices have as many operations in each. But W is nothing
-#   else, and runs near what the GPU can do. Attention, the norms and the MLP's activation have their whole backward in I.
-#   They are few operations and a lot of time: a norm, for one, fetches each number from memory to do very little with it.
-#   If the matrices take as long in I as in W, more than half of I is no matrix. What ZB-H1 saves against 1F1B is $2 (p − 1) W$ by the formulas, and with such a W that is not much. ZB-V
-#   counts on a W wherever a rank waits for an I of the other one. Such a W is too short, and a gap is left: with equal
-#   stages $2 (I − W)$ on each rank.
+# - **I takes more than three times as long as W.** By (1) the matrices have as many operations in each. But W is
+#   nothing else, and runs at nearly three quarters of the GPU's peak. Attention, the norms and the MLP's activation
+#   have their whole backward in I. They are few operations and a lot of time: a norm, for one, fetches each number from
+#   memory to do very little with it. If the matrices take as long in I as in W, more than half of I is no matrix. What
+#   ZB-H1 saves against 1F1B is $2 (p − 1) W$ by the formulas, and with such a W that is not much. ZB-V counts on a W
+#   wherever a rank waits for an I of the other one. Such a W is too short, and a gap is left: with equal stages $2 (I −
+#   W)$ on each rank.
 #
 # So ZB-V, "without a bubble", has a larger one here than the interleaved schedule, which splits nothing. These two are
 # the fastest, since their stages are smaller. And does splitting cost anything? In the backward nothing: I and W together

@@ -316,6 +316,11 @@ def test_from_gpipe_to_1f1b_one_begins_with_the_last_rank():
             assert not validate(schedule).valid or simulate(schedule).makespan == 27
 
 
+def test_where_w_is_at_most_half_of_i_zb_v_waits_as_the_lesson_says():
+    for f, i, w in ((2, 2, 1), (2, 3, 1), (4, 6, 3), (14.25, 21.25, 6.25)):
+        assert simulate(pipeline.zb_v(2, 8), Costs(F=f, I=i, W=w)).bubbles == (2 * (i - w), 2 * (i - w))
+
+
 def test_question_3_has_the_answer_that_is_given():
     assert simulate(pipeline.dualpipe(8, 20), Costs(F=10, I=10, W=14)).bubble() == 3 * 20
 
