@@ -96,8 +96,8 @@ for gpu in (h100, h800):
 print(f"each of 16, InfiniBand       {1e3 * arithmetic / stages:9.1f} {1e3 * 2 * A / 50e9:12.1f}")
 
 # %% [markdown]
-# Across the matrices, an H800 would send for longer than it computes; and what is sent there is waited for. A stage
-# sends for a twenty-fifth of its time, over the slowest wire in the house, and can compute meanwhile. So DeepSeek-V3
+# Across the matrices, an H800 would send for longer than it computes; and nobody computes meanwhile, for what comes next
+# in the layer needs the sum. A stage sends for a twenty-fifth of its time, over the slowest wire in the house, and can compute meanwhile. So DeepSeek-V3
 # was trained with 16 stages, and with no matrix cut across ([its report](https://arxiv.org/abs/2412.19437), section
 # 3.2).
 #
@@ -146,7 +146,7 @@ def dependencies(action, num_stages):
     num_stages    the stages are 0, 1, …, num_stages − 1
 
     F(stage, microbatch, replica), I(…) and W(…) make elementary actions. What is in the action itself is not among
-    those that it needs. What follows from the others, further up, may be left out, or be there.
+    those that it needs. What those need in their turn may be left out, or be there.
     """
     ### BEGIN SOLUTION
     needed = []
@@ -518,8 +518,8 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 #
 # ## Execute it
 #
-# Until now W was a box in a picture. What is it in a model? By (1) it is a product of each matrix, and a stage of a
-# language model is matrices, nearly all of it. So it is enough to split the backward of *one matrix*. When autograd
+# Until now W was a box in a picture. What is it in a model? By (1) it is a product of each matrix, and nearly all
+# operations of a stage are those of its matrices. (Of its time that is another matter, as we shall see.) So it is enough to split the backward of *one matrix*. When autograd
 # comes to it on its way back, it gets $dx$ and goes on. The other product is not computed, but kept for later, as a
 # function that nobody has called yet. At the end of I there is a list of such functions, one for each matrix of the
 # stage, and W calls them.
@@ -539,11 +539,12 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 def split_backward(dy, x, weight):
     """The backward of y = x @ weight.T in two halves: dx, and a function that computes dW when it is called.
 
-    dy        (…, m), the gradient of the output y
-    x         (…, n), the input of the forward. Its leading dimensions are those of dy: (B, T) in a model, and
-              there may be one or several. Both may have any strides
-    weight    (m, n), as torch stores it
-    Returns (dx, later). dx is (…, n). later() takes no arguments, and returns dW (m, n), of all rows together.
+    dy        (…, outputs), the gradient of the output y
+    x         (…, inputs), the input of the forward. Its leading dimensions are those of dy: (sequences, tokens) in
+              a model, and there may be one or several. Both may have any strides
+    weight    (outputs, inputs), as torch stores it
+    Returns (dx, later). dx is (…, inputs), a tensor. later is a function without arguments: it returns dW
+    (outputs, inputs), of all rows together.
 
     Nothing of dW is computed before later is called. Until then split_backward may be called for other
     microbatches, and their functions may be called in any order, each once. Whoever calls one adds what it
@@ -561,7 +562,8 @@ def split_backward(dy, x, weight):
 check("20.split_backward", split_backward)
 
 # %% [markdown]
-# Here is one matrix with your halves in it. Autograd comes to it with a $dy$ of ones, and stops at I:
+# Here is one matrix with your halves in it. Autograd comes to it with a $dy$ of ones, and stops at I. `take()` is the
+# list of what has been put off, and `finish()` is W: it calls your function, and adds what comes back to the gradient:
 
 # %% tags=["claim"]
 import torch
@@ -599,7 +601,9 @@ print(f"simulated with F = I = W: idle for {own_simulate(two, Costs()).bubble_sh
 # Those are your orders (b), filled by your (d). Each rank does its actions one after the other: an F computes the layers
 # of its stage; an I is autograd's backward through them, with your halves in every matrix; and a W calls the functions
 # that this I has left. Between two actions, what others need is sent to them. A microbatch is one sequence of 32 tokens
-# of the course's corpus. **For what share of a step will a rank be idle,** on the mean of both?
+# of the course's corpus. **For what share of a step will a rank be idle,** on the mean of both? (A step is all forwards
+# and backwards, from the first start to the last end; the optimiser's part of it does not count. Two steps are taken, and
+# the second one is measured.)
 
 # %% tags=["predict"]
 predict("20.executed", None, "%")
@@ -608,8 +612,14 @@ predict("20.executed", None, "%")
 # ## Your schedule trains the model
 #
 # Two steps on two ranks. Then the same two steps without a pipeline, on the whole model, by the ordinary trainer: four
-# forwards and backwards, one after the other. Loss and gradient should be the same. (The processes have to start
-# first, and each reads its own stage's weights. It takes some ten seconds.)
+# forwards and backwards, one after the other. Loss and gradient should be the same, but for rounding. (The squares of all
+# gradients are added up in `float64` by the ranks and in `float32` by the trainer, and there are so many that it shows in
+# the length's last digits. The processes have to start first, and each reads its own stage's weights. It takes some ten
+# seconds.)
+#
+# One matrix is at both ends: SmolLM2's head is its embedding. Each rank has a copy of it, and in its backward the copy
+# gets the gradient of its own use. At the end of a step the ranks exchange the two and add them up, so both copies are
+# moved alike. They add up the squares of all gradients as well, for the length by which a gradient is clipped.
 
 # %% tags=["engine"]
 from llmsys.parallel.ranks import close, run
@@ -644,8 +654,10 @@ executed = timelines[-1]
 measured("20.executed", 100 * executed.bubble_share, "%")
 
 # %% [markdown]
-# What became of your prediction? Below is the second step as it was, in seconds. And below that is your simulator, told
-# what the actions took: the mean of each kind at each stage.
+# What became of your prediction? The simulated figure above is for ranks that take the same time for everything. The
+# real one may be close to it or twice as large: it depends on how well the cut balances the ranks, on this machine and at
+# this moment. Below is the second step as it was, in seconds. And below that is your simulator, told what the actions
+# took: the mean of each kind at each stage.
 
 # %%
 costs = pipeline.costs_of(executed, two.num_stages)
@@ -655,57 +667,120 @@ viz.pipeline_schedules.timelines(
 )
 
 # %% [markdown]
-# What the two have in common is the bubble that a simulation can know of. The stages take different times, and the
-# faster rank waits for the other one in every round. And F, I and W are not 1 : 1 : 1. What is no matrix has its whole
-# backward in I: attention, the norms, and at rank 0 the embedding, whose gradient is 49,152 × 576 numbers large for every
-# microbatch, however few tokens that has. The head's is as large, and is in rank 1's W. <!-- source: smollm2.config -->
+# Where is it idle? Of both timelines, what a rank does for one microbatch, and what it waits for:
+
+# %% tags=["engine"]
+print("seconds           F    I    W   sum    waits: to begin   for its first gradient   later   at the end")
+for name, shown in (("executed", executed), ("simulated", told)):
+    for rank, row in enumerate(shown.events):
+        gaps = {later.action: later.start - one.end for one, later in itertools.pairwise(row)}
+        first = gaps.pop(I(rank, 0))
+        took = [each[rank] for each in (costs.F, costs.I, costs.W)]
+        print(f"{name:9} rank {rank}", *(f"{each:4.2f}" for each in (*took, sum(took))), end="")
+        begin, end = row[0].start - shown.start, shown.end - row[-1].end
+        print(f"{begin:18.2f} {first:24.2f} {sum(gaps.values()):7.2f} {end:12.2f}")
+
+# %% [markdown]
+# Some of it is the ramps: rank 1 waits for the first microbatch, rank 0 for the first gradient, and one of them for the
+# other one's end. The rest is under *later*, and to understand it compare the sums of both ranks. If they are about the
+# same, there is little later waiting: where one rank is longer at I and the other one at W, a W that has been put off
+# fills the difference. If one rank takes longer in all, the other one waits for it in every round. The cut has balanced
+# operations, and how long they take is for the machine to say.
 #
-# What is in the upper one alone, a mean cannot tell: an action takes longer now and then, and others wait for it. Here
-# that is mostly two processes on one machine that take memory's bandwidth, and perhaps cores, from each other. And an
-# action begins some time after what it needs has been computed, for it has to be sent.
+# F, I and W are not 1 : 1 : 1. What is no matrix has its whole backward in I: attention, the norms, and at rank 0 the
+# embedding, whose gradient is 49,152 × 576 numbers large for every microbatch, however few tokens that has. The head's is
+# as large, and is in rank 1's W. <!-- source: smollm2.config -->
+#
+# Where the executed bubble is another one than the simulated, a mean cannot tell it: an action takes longer now and then,
+# and others wait for it, or it takes longer where nobody waits. Here that is mostly two processes on one machine that
+# take memory's bandwidth, and perhaps cores, from each other. And an action begins some time after what it needs has
+# been computed, for it has to be sent.
 #
 # ## On two GPUs
 #
 # Now a model that fills two GPUs, one rank on each, and microbatches that fill them, too: 20 layers with 1.2 billion
-# weights, and 8 microbatches of 4 × 2,048 tokens. Recorded are four schedules, forward and backward without the
-# optimiser's step. *torch's* is torch's own runtime with the same model, schedule and microbatches, measured in turn.
-# *Simulated* is the bubble as the simulator has it, told what the actions of this very run took: the mean of each kind
-# at each stage, and sends that take no time.
+# weights (width 2,048, 16 heads, an MLP of 5,632, in `bfloat16`), and 8 microbatches of 4 × 2,048 tokens. <!-- source:
+# MODEL in llmsys/bench/pipeline.py --> Recorded are four schedules, forward and backward without the optimiser's step.
+# *torch's* is torch's own runtime with the same model, schedule and microbatches; a step of ours and one of torch's were
+# taken alternately, and medians are compared. (Where there is none, the machine had to be given back before.) *Simulated*
+# is the bubble as the simulator has it, told what the actions of this very run took: the mean of each kind at each stage,
+# and sends that take no time.
 
 # %% tags=["claim"]
+from statistics import fmean
+
+from llmsys.bench.pipeline import MODEL
+
 record = recorded("pipeline", "H200")
 runs = {row["name"]: timeline_of(row) for row in record.rows}
 print(f"recorded on two {record.device}, {record.date}")
-print(f"{'':12} tokens/s   torch's   times as fast   bubble   simulated")
+print(f"{'':12} tokens/s   torch's   times as fast   bubble   simulated   layers of each stage, and the head")
 for row in record.rows:
     beside = f"{row['torch_tokens_s']:9,.0f} {row['ratio']:15.3f}" if row["ratio"] else f"{'–':>9} {'–':>15}"
-    print(f"{row['name']:12}{row['tokens_s']:9,.0f} {beside} {row['bubble']:8.1%} {row['bubble_simulated']:11.1%}")
-for what, why in record.missing.items():
-    print(f"{what}: {why}")
+    idle = f"{row['bubble']:8.1%} {row['bubble_simulated']:11.1%}"
+    layers = ", ".join(str(len(each)) for each in execute.Cut.by_cost(MODEL, row["stages"], 2048).ranges)
+    print(f"{row['name']:12}{row['tokens_s']:9,.0f} {beside} {idle}   {layers}")
 apart = max(abs(row["bubble"] - row["bubble_simulated"]) for row in record.rows)
 print(f"\nbetween a bubble and the simulated one lie {100 * apart:.1f} percentage points at most")
-for name, kinds in (("1f1b", "FB"), ("zb-h1", "FIW")):
-    took = pipeline.costs_of(runs[name], 2)
-    print(f"{name:6} takes, in ms on ranks 0 and 1:", end=" ")
-    print("; ".join(f"{kind} {', '.join(f'{ms:.1f}' for ms in getattr(took, kind))}" for kind in kinds))
 
 # %%
 viz.pipeline_schedules.recorded_runs(record)
 
 # %% [markdown]
-# (The picture has the run that a row is the median of, in milliseconds, action by action as they were recorded.)
+# (The picture has the run that a row is the median of, in milliseconds, action by action as they were recorded. What a
+# rank keeps is in shares of a rank: of the activations of its whole half of the model.)
 #
 # Where an action takes tens of milliseconds, what the simulator leaves out hardly counts: it is within a percentage
 # point of each run, and takes milliseconds. And torch's runtime is as fast as ours, where it was measured.
 #
-# So are these the bubbles of the formulas? For 1F1B, (2) gives $1/9$, 11.1%, and ZB-H1 should have $1/25$, if F, I and
-# W took the same. There are two reasons why both have more. <!-- source: (p − 1)/(m + p − 1), p = 2, m = 8; 1 of 25 in
-# 8 · 3 + 1 --> Twenty layers and a head cannot be cut into equal halves: with one stage a rank, rank 1 is the faster
-# one, and waits in every round. And I takes more than three times as long as W. Attention, the norms and the MLP's
-# activation have their whole backward in it, and only the matrices have halves. What ZB-H1 saves against 1F1B is $2 (p
-# − 1) W$ by the formulas, and with such a W that is not much. Smaller stages do more: the interleaved schedule and
-# ZB-V, with two stages a rank, are the fastest here. But splitting costs nothing: I and W together take as long as B.
-# <!-- source: the table above -->
+# So are these the bubbles of the formulas? By (2) it is one of 9 with 1F1B, and one of 17 with the interleaved schedule,
+# whose bubble is half as long. If F, I and W took the same, it would be one of 25 with ZB-H1, and one of 49 with ZB-V:
+# rank 1's wait for a forward of half a rank, before it begins. The simulator says these, too. Then tell it one thing
+# after the other of what was measured:
+
+# %% tags=["claim"]
+took = {row["name"]: pipeline.costs_of(runs[row["name"]], row["stages"]) for row in record.rows}
+print("bubble        F = I = W   equal stages   I = W   as recorded: simulated   measured   each rank busy for, ms")
+for row in record.rows:
+    schedule, each = pipeline.make_schedule(row["name"], 2, 8), took[row["name"]]
+    half = [(i + w + b) / 2 for i, w, b in zip(each.I, each.W, each.B, strict=True)]  # I and W, or B: one is 0
+    mean = {kind: fmean(getattr(each, kind)) for kind in ("F", "I", "W", "B")}
+    tries = Costs(), Costs(**mean), Costs(F=each.F, I=half, W=half), each
+    unit, equal, halved, all_of_it = (simulate(schedule, costs).bubble_share for costs in tries)
+    busy = ", ".join(f"{runs[row['name']].busy(rank):.0f}" for rank in range(2))
+    print(f"{row['name']:12} {unit:10.1%} {equal:14.1%} {halved:7.1%} {all_of_it:24.1%} {row['bubble']:10.1%}   {busy}")
+print()
+for name, kinds in (("1f1b", "FB"), ("zb-h1", "FIW")):
+    print(f"{name:6} takes, in ms on ranks 0 and 1:", end=" ")
+    print("; ".join(f"{kind} {', '.join(f'{ms:.1f}' for ms in getattr(took[name], kind))}" for kind in kinds))
+mean = {kind: fmean(getattr(took["zb-v"], kind)) for kind in "FIW"}
+idle = simulate(pipeline.zb_v(2, 8), Costs(**mean)).bubbles
+print(f"zb-v, equal stages: idle for {idle[0]:.1f}, {idle[1]:.1f} ms; 2 (I − W) = {2 * (mean['I'] - mean['W']):.1f} ms")
+weights = 11 * execute.costs(MODEL, 0)[0]  # of rank 0's layers: without attention, a multiplication for each
+flops, peak = 2 * weights * 4 * 2048, DEVICES["H200"].flops["bfloat16"]
+rate = flops / took["zb-h1"].W[0] / 1e9
+print(f"rank 0's W, of {weights / 1e6:.0f} million weights, runs at {rate:.0f} of {peak / 1e12:.0f} TFLOP/s")
+
+# %% [markdown]
+# *Equal stages* has the times of each kind as recorded, and all stages alike; *I = W* has the stages as recorded, and each
+# backward in equal halves. So there are two reasons, and 1F1B has but the first one.
+#
+# - **The cut.** Twenty layers and a head cannot be cut into equal halves. With one stage a rank, rank 1 is the faster
+#   one, and waits in every round. With ZB-V rank 0 is: it has the first stage and the last one, nine layers and the head.
+#   With the interleaved schedule the mean stays what it was: rank 1 waits longer, and rank 0, the slower one, less.
+# - **I takes more than three times as long as W.** By (1) the matrices have as many operations in each. But W is
+#   nothing else, and runs at nearly three quarters of the GPU's peak. Attention, the norms and the MLP's activation
+#   have their whole backward in I. They are few operations and a lot of time: a norm, for one, fetches each number from
+#   memory to do very little with it. If the matrices take as long in I as in W, more than half of I is no matrix. What
+#   ZB-H1 saves against 1F1B is $2 (p − 1) W$ by the formulas, and with such a W that is not much. ZB-V counts on a W
+#   wherever a rank waits for an I of the other one. Such a W is too short, and a gap is left: with equal stages $2 (I −
+#   W)$ on each rank.
+#
+# So ZB-V, "without a bubble", has a larger one here than the interleaved schedule, which splits nothing. These two are
+# the fastest, since their stages are smaller. And does splitting cost anything? In the backward nothing: I and W together
+# take as long as B. But rank 0's F takes a millisecond longer in ZB-H1's run, eight times a step, and that is a part of
+# what should have been saved. The two are separate runs, and the record does not tell why. <!-- source: the table above
+# -->
 #
 # ## DualPipe
 #
@@ -991,12 +1066,13 @@ leaderboard(yours)
 #   backward that interleave, layer by layer, with the GPU's multiprocessors divided between computing and
 #   communicating.
 # - **Sea AI Lab**'s [zero-bubble](https://github.com/sail-sg/zero-bubble-pipeline-parallelism) searches orders for
-#   measured times by an integer program and by heuristics. And it solves what we left out: the optimiser's step needs
-#   the norm of *all* gradients, and waiting for that is a bubble as well. Each stage steps ahead, and takes the step
-#   back if the norm turns out to be too large.
+#   measured times by an integer program and by heuristics. And it solves what our timelines leave out: the
+#   optimiser's step needs the norm of *all* gradients, and waiting for that is a bubble as well. Each stage steps ahead,
+#   and takes the step back if the norm turns out to be too large.
 # - **What is missing here:** an activation is not all of a size (lesson 22 recomputes most of it); B is often faster
-#   than I and W apart; and the simulator's times are constant, while with experts they depend on the tokens (lesson
-#   21).
+#   than I and W apart; a W that waits keeps the $dy$ of its matrices as well as their $x$, as your `later` does, and
+#   *keeps* counts only what forwards have kept; and the simulator's times are constant, while with experts they depend
+#   on the tokens (lesson 21).
 #
 # ## Do you have it?
 #

@@ -42,6 +42,9 @@ PEERS = {
 }
 """Our schedules, and torch's classes for them."""
 
+MODEL = LlamaConfig("1.2B", 32_000, 2048, 20, 16, 16, 128, 5632, 2048, tied_embeddings=False)
+"""The model that is measured on GPUs."""
+
 TORCH = "torch.distributed.pipelining"
 DEADLINE = 75.0
 """Seconds for a schedule by both, the start of processes included."""
@@ -63,8 +66,7 @@ def _size(quick: bool) -> Size:
     if quick:
         tiny = LlamaConfig("tiny", 64, 32, 4, 4, 2, 8, 64, 64, tied_embeddings=False)
         return Size(tiny, torch.float32, 4, 2, 16, 3)
-    large = LlamaConfig("1.2B", 32_000, 2048, 20, 16, 16, 128, 5632, 2048, tied_embeddings=False)
-    return Size(large, torch.bfloat16, 8, 4, 2048, 8)
+    return Size(MODEL, torch.bfloat16, 8, 4, 2048, 8)
 
 
 def measure(quick: bool = False, *, so_far: Callable[[Record], object] = lambda record: None) -> Record:

@@ -140,6 +140,7 @@ def test_right_halves_train_a_model_as_the_librarys_do(split):
     "made, said",
     [
         (lambda dy, x, weight: dy @ weight, "two things, dx and a function that computes dW when it is called; got Te"),
+        (lambda dy, x, weight: (lambda: dy @ weight, lambda: dy.T @ x), "to be there at once, as a tensor, and is a f"),
         (lambda dy, x, weight: (dy @ weight, dy.T @ x), "the second one is a Tensor, which cannot be called"),
         (lambda dy, x, weight: (dy @ weight, lambda: None), "must return dW, a tensor; got None"),
     ],
@@ -313,6 +314,11 @@ def test_from_gpipe_to_1f1b_one_begins_with_the_last_rank():
             schedule = schedule.with_order(rank, target.orders[rank])
             assert validate(schedule).valid == (runs or rank == 3)
             assert not validate(schedule).valid or simulate(schedule).makespan == 27
+
+
+def test_where_w_is_at_most_half_of_i_zb_v_waits_as_the_lesson_says():
+    for f, i, w in ((2, 2, 1), (2, 3, 1), (4, 6, 3), (14.25, 21.25, 6.25)):
+        assert simulate(pipeline.zb_v(2, 8), Costs(F=f, I=i, W=w)).bubbles == (2 * (i - w), 2 * (i - w))
 
 
 def test_question_3_has_the_answer_that_is_given():

@@ -26,6 +26,12 @@ def test_the_run_is_read_as_it_was(name):
     assert timeline_of(row(name)).events == simulate(pipeline.make_schedule(name, 2, 8), COSTS).events
 
 
+def test_what_is_kept_is_in_shares_of_a_rank_for_every_schedule():
+    kept = {name: timeline_of(row(name)).peaks for name in NAMES}
+    assert kept["1f1b"] == (2, 1) and kept["zb-h1"] == (2, 2) and kept["zb-v"] == (2, 2)
+    assert kept["interleaved"] == (2.5, 1.5) and kept["dualpipe"] == (3, 3)  # P + 1, of stages as large as a rank's
+
+
 def test_all_of_a_record_can_be_read(assert_legible, words):
     picture = recorded_runs(SimpleNamespace(rows=[row(name) for name in NAMES]))
     assert_legible(picture.svg)

@@ -14,20 +14,23 @@ from llmsys.course.checking.checks import exercise_check
 from llmsys.course.checking.watch import DERIVATIVES
 from llmsys.lessons.common import Products
 
-FEWER = " that torch made: what is multiplied and summed in another way is slow"
+FEWER = " that torch made: what is multiplied and summed by a loop, or number by number, is slow"
 WANTED = "split_backward returns two things, dx and a function that computes dW when it is called"
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 5e-2}  # for sums of some dozen products
 
 
 def plain_halves(function: Callable) -> Callable:
     """A function that splits a backward pass as one that gives tensors: dx for only="dx", and for only="dW" what the
-    other half computes. only="products" has the operations of each half's matrix products.
+    other half computes. only="products" has the operations of each half's matrix products, only="number" how many
+    things are returned, whatever they are.
 
     With lists of dy and x, one for each microbatch, all their first halves are done, then the others in `order`: the
     list of their dW, in the microbatches' order.
     """
 
     def run(dy, x, weight, *, only="dW", order: Sequence[int] = ()):
+        if only == "number":
+            return len(_pair(function, dy, x, weight))
         if order:
             laters = [_split(function, *each, weight)[1] for each in zip(dy, x, strict=True)]
             found = {n: _called(laters[n]) for n in order}
@@ -47,10 +50,17 @@ def plain_halves(function: Callable) -> Callable:
     return run
 
 
-def _split(function: Callable, *given: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+def _pair(function: Callable, *given: Tensor) -> Sequence:
     result = function(*given)
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise TypeError(f"{WANTED}; got {type(result).__name__}")
+    return result
+
+
+def _split(function: Callable, *given: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    result = _pair(function, *given)
+    if not isinstance(result[0], Tensor):
+        raise TypeError(f"{WANTED}; dx is to be there at once, as a tensor, and is a {type(result[0]).__name__}")
     if not callable(result[1]):
         raise TypeError(f"{WANTED}; the second one is a {type(result[1]).__name__}, which cannot be called")
     return tuple(result)
@@ -73,9 +83,9 @@ def _called(later: Callable[[], Tensor]) -> Tensor:
     ),
     adapt=plain_halves,
     hints=(
-        "Write each product with its shapes beside it, for rows in one dimension: dy is (R, m), x (R, n), weight (m, "
-        "n). Which two of them give (R, n), and which two (m, n)? What has to be transposed, so that the inner "
-        "sizes agree?",
+        "Write each product with its shapes beside it, for R rows in one dimension: dy is (R, outputs), x (R, inputs), "
+        "weight (outputs, inputs). Which two of them give (R, inputs), and which two (outputs, inputs)? What has to be "
+        "transposed, so that the inner sizes agree?",
         "dx is dy times weight, row by row. dW is a sum over all rows, wherever they are in the leading dimensions, of "
         "a column dy and a row x: one product, of both as matrices of R rows. It is made inside of the function that "
         "is returned, from the dy and x that this call was given.",
@@ -96,22 +106,41 @@ def split_backward(answer: Answer) -> None:
         answer.matches(expected, dy, x, weight, only=only, rtol=tolerance, atol=tolerance)
 
     with answer.property(
+        "two things are returned", why="One for each half of the backward.",
+        hint="return dx, later, where later is a function that is defined above it.",
+    ):  # fmt: skip
+        given = draw(1, 1, m=1, n=1)
+        answer.matches(2, *given, only="number")
+
+    with answer.property(
+        "they are dx, a tensor, and a function that returns dW",
+        why="The layer before waits for dx. Nobody waits for dW: whoever calls the function, later, adds what it "
+        "returns to the weight's gradient.",
+        hint="dx is computed before split_backward returns, dW when somebody calls what it has returned.",
+    ):
+        for only in ("dx", "dW"):
+            answer.that(answer(*given, only=only), lambda r: isinstance(r.value, Tensor), f"{only}, a tensor")
+
+    with answer.property(
         "of a single number, y = w x: dx is w dy", why="It is the chain rule.",
-        hint="Two things are returned: dx, and a function without arguments.",
+        hint="One number of each: how much does y move with x, and so the loss with x, if it moves by dy with y?",
     ):  # fmt: skip
         right("dx", *draw(1, m=1, n=1))
 
     with answer.property(
         "dx, of a matrix", why="It has the shape of x. Row by row: each token's is made of its own dy.",
-        hint="weight is (m, n), dy (R, m) and dx (R, n). As y = x Wᵀ, the transposed one of (1) is W itself.",
+        hint="weight is (outputs, inputs), dy has rows of outputs and dx of inputs. As y = x Wᵀ, the transposed one of "
+        "(1) is W itself.",
     ):  # fmt: skip
         for rows, m, n in (((3,), 4, 6), ((5,), 7, 2), ((3,), 4, 4), ((2, 5), 3, 4), ((2, 1, 3), 4, 4)):
             right("dx", *draw(*rows, m=m, n=n))
 
     with answer.property(
         "dW, of one token: number (i, j) is dy of output i times x of input j",
-        why="It has the shape of the weight, which is added to it in the optimiser's step.",
-        hint="dW is (m, n), as the weight. From a dy of (1, m) and an x of (1, n): which one is transposed?",
+        why="It has the shape of the weight, whose gradient it is. The rows come in one leading dimension here, and "
+        "elsewhere in several.",
+        hint="dW is (outputs, inputs), as the weight. From a dy of (1, outputs) and an x of (1, inputs): which one is "
+        "transposed?",
     ):
         for m, n in ((4, 6), (7, 2), (5, 5)):
             right("dW", *draw(1, m=m, n=n))
@@ -119,15 +148,15 @@ def split_backward(answer: Answer) -> None:
     with answer.property(
         "it is summed over all tokens",
         why="Every token has gone through the same weight, so the loss depends on it by each of them.",
-        hint="Two tokens: the sum of two matrices (m, n), of the one's dy and x and of the other's.",
+        hint="Two tokens: the sum of two matrices (outputs, inputs), of the one's dy and x and of the other's.",
     ):
         for R, m, n in ((3, 4, 6), (9, 5, 5), (7, 6, 2)):
             right("dW", *draw(R, m=m, n=n))
 
     with answer.property(
         "of all sequences, in however many leading dimensions",
-        why="A microbatch is (B, T, width), and there is one weight for all of its B · T tokens.",
-        hint="dW is (m, n) for any number of dimensions before the last: make matrices of all rows first.",
+        why="A microbatch is (sequences, tokens, width), and there is one weight for all tokens of all sequences.",
+        hint="dW is (outputs, inputs) for any number of dimensions before the last: make matrices of all rows first.",
     ):
         for rows, m, n in (((2, 5), 3, 4), ((4, 1), 5, 5), ((1, 6), 4, 3), ((2, 3, 2), 4, 4), ((3, 2, 1, 2), 2, 5)):
             right("dW", *draw(*rows, m=m, n=n))
@@ -175,7 +204,7 @@ def split_backward(answer: Answer) -> None:
         products("I", "until dx is there")
 
     with answer.property(
-        "W is one product, that of dW", why="A backward is twice a forward, however it is split.",
+        "W is one product, that of dW", why="All rows at once, as in an ordinary backward.",
         hint="What does the function compute beside dW? dx has gone long ago.",
     ):  # fmt: skip
         products("W", "when dW is asked for")

@@ -1,5 +1,8 @@
 """Wrong answers to 20.split_backward: a right one with an edit."""
 
+import torch
+
+from llmsys.course.checking.diagnosis import misconception
 from llmsys.course.checking.mistakes import Mistakes
 from llmsys.lessons.lesson_20_pipeline_schedules.right import split_backward
 
@@ -111,3 +114,65 @@ wrong(
      "        weight.grad = dw if weight.grad is None else weight.grad + dw\n        return weight.grad\n"),
     why="Whoever calls the function adds what it returns to the gradient. What you added counts twice then.",
 )  # fmt: skip
+wrong(
+    "dx_later_too",
+    "You return a function for dx as well.",
+    (DX, "def dx():\n        return dy @ weight\n"),
+    why="Only dW may wait. The layer before needs dx now, and I is over when it is there.",
+)
+wrong(
+    "dw_itself",
+    "You return dW itself, and not a function that computes it.",
+    (LATER, "    later = " + DW + "\n"),
+    why="dW is computed before dx is handed on, then, and I takes as long as B. A function computes when it is called.",
+)
+wrong(
+    "returns_nothing",
+    "Your function puts dW into weight.grad and returns nothing.",
+    ("return " + DW, "weight.grad = " + DW),
+    why="Whoever calls it adds what it returns to the gradient: it returns dW, and changes nothing.",
+)
+wrong(
+    "dx_of_all_rows",
+    "You leave dx as one matrix of all rows.",
+    (DX, "dx = dy.flatten(0, -2) @ weight"),
+    why="The layer before has its output in the shape of x. A product with weight takes any leading dimensions as they "
+    "are; where you make one matrix of all rows, its leading dimensions have to be given back.",
+)
+
+
+@misconception(
+    "20.split_backward",
+    "You have a letter for each of exactly two leading dimensions.",
+    why="There may be one or several. In einsum, ... stands for as many as there are.",
+)
+def two_leading_dimensions(dy, x, weight):
+    return dy @ weight, lambda: torch.einsum("btm,btn->mn", dy, x)
+
+
+wrong(
+    "two_leading_dimensions_by_name",
+    "You unpack exactly two leading dimensions.",
+    (DX, "sequences, tokens, _ = dy.shape\n    " + DX),
+    (DW, "dy.reshape(sequences * tokens, -1).T @ x.reshape(sequences * tokens, -1)"),
+    why="There may be one or several. flatten(0, -2) and reshape(-1, …) make rows of as many as there are.",
+)
+wrong(
+    "two_leading_dimensions_in_w",
+    "Your function unpacks exactly two leading dimensions.",
+    (LATER, "    def later():\n        sequences, tokens, _ = dy.shape\n"
+     "        return dy.reshape(sequences * tokens, -1).T @ x.reshape(sequences * tokens, -1)\n"),
+    why="There may be one or several. flatten(0, -2) and reshape(-1, …) make rows of as many as there are.",
+)  # fmt: skip
+wrong(
+    "a_sum_over_one_dimension",
+    "You take for granted that there is exactly one dimension before the tokens, and sum over it.",
+    (DW, "(dy.mT @ x).sum(0)"),
+    why="There may be none, as here, or several. Make a matrix of all rows first: its product sums over all of them.",
+)
+wrong(
+    "no_matrix_product",
+    "You multiply number by number, or row by row in a loop, and add up.",
+    (DW, "sum(one[:, None] * other for one, other in zip(dy.flatten(0, -2), x.flatten(0, -2), strict=True))"),
+    why="It is right, and slow. A matrix product sums over its rows: dyᵀ x does it in one go, all rows at once.",
+)
