@@ -300,6 +300,10 @@ def fullest_hit(request, engines, weight=1.0):
     return best
 
 
+def engine_nought(request, engines, weight=1.0):
+    return min(0, len(engines))
+
+
 NAMED = [
     ("11.goodput", low_first_and_never_divided, "You return the rate of all GPUs together."),
     ("11.goodput", low_first_and_the_upper_one, "You return the upper rate"),
@@ -309,4 +313,5 @@ NAMED = [
     ("11.divide", rates_exchanged, "You give the decoders what the prefillers should have."),
     ("11.route", as_a_loop_with_the_last, "Of engines with the same cost you take the last."),
     ("11.route", fullest_hit, "You look at hits alone"),
+    ("11.route", engine_nought, "You always take the first engine."),
 ]

@@ -42,7 +42,8 @@ def two_gpus(record, results: Sequence, limits: Limits) -> Picture:
             said.append(f"{name} " + ", ".join(
                 f"{one:.1f} at {rate:g} a second (simulated {other:.1f})" for rate, one, other in points
             ))  # fmt: skip
-        rates.set(title="within the limits, a second and GPU", xlabel="requests a second, both GPUs", ylim=(0, None))
+        rates.set_title(f"within {1e3 * limits.ttft:g} and {1e3 * limits.tpot:g} ms, a second and GPU")
+        rates.set(xlabel="requests a second, both GPUs", ylim=(0, None))
         rates.set_xticks(sorted({row["rate"] for row in served}))
         rates.grid(axis="y")
         rates.legend(frameon=False, fontsize=8)
@@ -55,7 +56,7 @@ def _bars(axes, record, served: list[dict]) -> str:
     alone = [(f"alone, {_bytes(row['bytes'])}", row["gbps"]) for row in record.rows if row["sweep"] == "link"]
     moved = [(f"caches, {row['rate']:g} a second", row["moved_gbps"]) for row in served if row["moved_bytes"]]
     bars = [*(("green", *each) for each in sorted(alone, key=lambda each: each[1])),
-            *(("blue", *each) for each in sorted(moved, key=lambda each: each[0]))]  # fmt: skip
+            *(("blue", *each) for each in sorted(moved, key=lambda each: each[0], reverse=True))]  # fmt: skip
     for y, (colour, _, gbps) in enumerate(bars):
         axes.barh(y, gbps, height=0.6, color=LIGHT[colour])
         axes.annotate(f"{gbps:.3g}", (gbps, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
@@ -66,4 +67,4 @@ def _bars(axes, record, served: list[dict]) -> str:
 
 
 def _bytes(count: int) -> str:
-    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+    return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"

@@ -110,7 +110,7 @@ def test_what_two_gpus_did_is_said_of_each_design_and_of_the_link():
     shown = two_gpus(record, [Said(0.5), Said(1.0)] * 2, Limits(0.5, 0.010))
     assert "colocated 5.0 at 20 a second (simulated 5.0), 8.0 at 32 a second (simulated 8.0)" in shown.alt
     assert "divided 5.0 at 20 a second (simulated 10.0), 8.0 at 32 a second (simulated 16.0)" in shown.alt
-    assert "alone, 64 KiB 112, alone, 2 MiB 147, caches, 20 a second 20, caches, 32 a second 32" in shown.alt
+    assert "alone, 65.5 kB 112, alone, 2.1 MB 147, caches, 32 a second 32, caches, 20 a second 20" in shown.alt
     assert "colocated 10.0 at 20" in two_gpus(record, [Said(0)] * 4, Limits(0.6, 0.011)).alt
     one = two_gpus(made_up("colocated"), [Said(0.5)] * 2, Limits(0.5, 0.010))
     assert "divided" not in one.alt
@@ -123,10 +123,14 @@ def test_the_cluster_has_a_line_for_each_route_and_says_where_it_ends():
     rows = [row, row | {"engines": 8, "goodput": 0.41, "hit_share": 0.07},
             row | {"name": "prefix-aware", "weight": 4.0}, row | {"name": "prefix-aware", "weight": 4.0, "engines": 8,
                                                                  "goodput": 0.83, "hit_share": 0.4}]  # fmt: skip
+    rows += [each | {"sweep": "another", "goodput": 3 * each["goodput"]} for each in rows]
     record = Record("routing", "simulated GPU", {}, "2026-01-01", rows)
     shown = cluster(record)
-    assert "random: 0.50 requests a second and GPU of 1 engine, 0.41 of 8, where 7% of" in shown.alt
-    assert "prefix-aware, w = 4: 0.50 requests a second and GPU of 1 engine, 0.83 of 8, where 40%" in shown.alt
+    assert "at random: 0.50 requests a second and GPU of 1 engine, 0.41 of 8, where 7% of" in shown.alt
+    assert "by (5), w = 4: 0.50 requests a second and GPU of 1 engine, 0.83 of 8, where 40%" in shown.alt
+    upper, lower = shown.figure.axes[:2], shown.figure.axes[2:]
+    assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 3 * 0.83 for axes in upper), "all is to be seen"
+    assert [list(line.get_ydata()) for line in lower[0].lines] == [pytest.approx([10, 7]), pytest.approx([10, 40])]
     for wrong in ([], [row | {"name": str(n)} for n in range(5)]):
         with pytest.raises(ValueError, match="rows of 1 to 4 routes"):
             cluster(replace(record, rows=wrong))

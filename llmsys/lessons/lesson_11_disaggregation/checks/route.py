@@ -52,6 +52,13 @@ def route(answer: Answer) -> None:
         go((10, [5], [0]), (40, [0], [32]))
 
     with answer.property(
+        "to who has most of the prompt and holds the fewest tokens, if that is one engine",
+        why="It has least to compute, and least else to do.",
+        hint="Does your answer depend on what engines says?",
+    ):
+        go((100, [300, 20, 500], [16, 64, 0]), (400, [90, 80, 10, 70], [160, 0, 320, 16]))
+
+    with answer.property(
         "where nobody has any of the prompt, to who holds the fewest tokens",
         why="All would compute the whole prompt. What makes the difference is who is there already.",
         hint="hits are all 0 here. What is left of the cost?",

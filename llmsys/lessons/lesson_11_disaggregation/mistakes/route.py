@@ -95,3 +95,12 @@ def hits_first(request, engines, weight=1.0):
 )
 def load_first(request, engines, weight=1.0):
     return min(range(len(engines)), key=lambda i: (engines.held[i], -engines.hits[i]))
+
+
+@misconception(
+    "11.route",
+    "You always take the first engine.",
+    why="It gets every request, and the others are idle.",
+)
+def the_first(request, engines, weight=1.0):
+    return 0
