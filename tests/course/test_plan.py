@@ -41,7 +41,7 @@ def test_a_traces_own_prefixes_are_replayed(tmp_path):
 def test_what_a_rate_is_worth_is_said():
     one = ("--gpus", "1", "--parallel", "1")
     short = run(*one, "--requests", "50")
-    assert "too short a run: 50 requests come within" in short.stdout and "Give --requests " in short.stdout
+    assert "too short a run: 50 requests come in" in short.stdout and "Give --requests " in short.stdout
     unlimited = run(*one, "--requests", "50", "--ttft", "1e9", "--tpot", "1e9")
     assert "higher rates than 200 for each GPU are not tried" in unlimited.stdout
     assert "higher rates" not in short.stdout

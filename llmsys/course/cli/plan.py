@@ -112,7 +112,7 @@ def _doubts(best, asked) -> list[str]:
         if comes < LONG_ENOUGH * seconds:
             enough = 100 * math.ceil(LONG_ENOUGH * seconds * best.rate / 100)
             found.append(
-                f"too short a run: {len(asked):,} requests come within {comes:.3g} s, and one takes about {seconds:.2g} s;"
+                f"too short a run: {len(asked):,} requests come in {comes:.3g} s, and one takes about {seconds:.2g} s;"
                 f" a service that goes on takes fewer. Give --requests {enough} or more, of a trace that has as many"
             )
     return found
