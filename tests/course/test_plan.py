@@ -38,6 +38,15 @@ def test_a_traces_own_prefixes_are_replayed(tmp_path):
     assert done.exit_code == 0, done.output
 
 
+def test_what_a_rate_is_worth_is_said():
+    one = ("--gpus", "1", "--parallel", "1")
+    short = run(*one, "--requests", "50")
+    assert "too short a run: 50 requests come in" in short.stdout and "Give --requests " in short.stdout
+    unlimited = run(*one, "--requests", "50", "--ttft", "1e9", "--tpot", "1e9")
+    assert "higher rates than 200 for each GPU are not tried" in unlimited.stdout
+    assert "higher rates" not in short.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -50,7 +59,12 @@ def test_a_traces_own_prefixes_are_replayed(tmp_path):
         (["--parallel", "8", "--gpus", "4"], "must have a number up to --gpus 4"),
         (["--parallel", "3", "--gpus", "3"], "gpus must divide the 32 query heads"),
         (["--device", "TPU"], "--device TPU: no record of 'goodput'"),
-        (["--record", "gone.json"], "gone.json"),
+        (["--record", "gone.json"], "--record: there is no file gone.json"),
+        (["--plot", "taken.svg"], "taken.svg cannot be written: give another path"),
+        (
+            ["--model", "Llama-3.1-405B", "--gpus", "8", "--parallel", "8", "--requests", "50"],
+            "no engine does, if it only computes prompts, or only decodes",
+        ),
         (["--route", "nearest"], "route must be one of random"),
         (["--plot", "plan.pdf"], "must end in .svg or .png"),
         (["--plot", "nowhere/plan.svg"], "there is no folder"),
@@ -59,5 +73,6 @@ def test_a_traces_own_prefixes_are_replayed(tmp_path):
 )
 def test_what_cannot_be_asked_is_refused(arguments, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.svg").mkdir()
     done = run(*arguments)
     assert done.exit_code == 2 and says in " ".join(done.output.replace("│", " ").split()), done.output

@@ -1,5 +1,7 @@
 """Planning: which GPUs do what, before there are any."""
 
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +12,9 @@ from llmsys.course.cli.errors import Refused
 from llmsys.course.cli.use import refusals
 
 MEASURED = "Mistral-7B"
+LONG_ENOUGH = 10
+"""Times that a request takes, for which requests must come. Of the default trace, one GPU serves 20.6, 16.1 and 15.4 a
+second within the default limits, by runs of 250, 1,000 and 4,000 requests: 3, 15 and 60 times."""
 
 
 def serving(
@@ -75,16 +80,42 @@ def serving(
         console.print(line)
     best = found[0]
     if not best.rate:
+        reached = f"the best has TTFT {_ms(best.ttft)} and TPOT {_ms(best.tpot)}"
+        if best.ttft is None:
+            reached = "no engine does, if it only computes prompts, or only decodes"
         raise Refused(
             f"no plan serves {share:.0%} of these requests within --ttft {ttft:g} and --tpot {tpot:g}, at any rate: "
-            f"the best has TTFT {_ms(best.ttft)} and TPOT {_ms(best.tpot)}. Allow more, or give other --parallel"
+            f"{reached}. Allow more, or give other --parallel"
         )
     console.print(f"[bold]{best.candidate}[/]: {best.rate:.3g} requests a second, {best.goodput:.3g} for each GPU")
+    for line in _doubts(best, workload(best.rate)):
+        console.print(line)
     if plot is not None:
         from llmsys.viz.charts.plans import plans
 
         with refusals():
             console.print(f"drawn: {_draw(plans(found, limits), plot)}")
+
+
+def _doubts(best, asked) -> list[str]:
+    """What is to be said against the best plan's rate: how it was found."""
+    from statistics import fmean
+
+    from llmsys.serving.planning.plan import HIGH
+
+    found = []
+    if best.rate >= HIGH * best.candidate.gpus:
+        found.append(f"at least: higher rates than {HIGH:g} for each GPU are not tried, nor plans at it compared")
+    if best.ttft is not None:
+        seconds = best.ttft + (best.tpot or 0.0) * fmean(each.output for each in asked)
+        comes = asked[-1].at - asked[0].at
+        if comes < LONG_ENOUGH * seconds:
+            enough = 100 * math.ceil(LONG_ENOUGH * seconds * best.rate / 100)
+            found.append(
+                f"too short a run: {len(asked):,} requests come in {comes:.3g} s, and one takes about {seconds:.2g} s;"
+                f" a service that goes on takes fewer. Give --requests {enough} or more, of a trace that has as many"
+            )
+    return found
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -93,8 +124,10 @@ def _check_plot(plot: Path | None) -> None:
         return
     if plot.suffix not in (".svg", ".png"):
         raise typer.BadParameter(f"must end in .svg or .png, got {plot.name}", param_hint="--plot")
-    if not plot.resolve().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {plot.resolve().parent}", param_hint="--plot")
+    if not (folder := plot.resolve().parent).is_dir():
+        raise typer.BadParameter(f"there is no folder {folder}", param_hint="--plot")
+    if plot.is_dir() or not os.access(plot if plot.exists() else folder, os.W_OK):
+        raise typer.BadParameter(f"{plot} cannot be written: give another path", param_hint="--plot")
 
 
 def _sizes(parallel: str, gpus: int) -> list[int]:
@@ -118,6 +151,8 @@ def _engines(model: str, sizes: list[int], device: str, record: Path | None, ban
     from llmsys.serving.simulator import Transfer, fit
 
     try:
+        if record is not None and not record.is_file():
+            raise Refused(f"--record: there is no file {record}: `llmsys bench goodput --out DIR` makes one")
         found = recorded("goodput", device) if record is None else load(record)
     except LookupError as error:
         raise Refused(f"--device {device}: {error.args[0]}") from None
@@ -205,7 +240,7 @@ def _table(found, share: float):
         else:
             times = (_ms(seconds).removesuffix(" ms") for seconds in (each.ttft, each.tpot))
             table.add_row(f"{each.goodput:.3g}", f"{each.rate:.3g}", *times, name, style="bold" if place == 1 else "")
-    table.caption = "≤: what its prefillers, or its decoders, take at most. That was enough to leave it out."
+    table.caption = "≤: at most, by its prefillers, its decoders, or since it does not take the best rate."
     return table
 
 

@@ -36,6 +36,8 @@ from llmsys.serving.simulator.transfer import Transfer
 from llmsys.serving.workload.arrivals import Arrival
 
 SLACK = 0.05
+HIGH = 200.0
+"""Requests a second and GPU, above which no rate is tried if nobody says."""
 BUDGETS = (256, 512, 2048)
 """Tokens of a step that are tried where engines do both."""
 FREE = StepTimes(Prices(fixed=1e-9))
@@ -102,6 +104,8 @@ class Planned:
 def candidates(gpus: int, degrees: Sequence[int] = (1,), *, budgets: Sequence[int] = BUDGETS) -> list[Candidate]:
     """Every way to have so many GPUs in engines of these numbers of GPUs. ValueError where there is none."""
     whole_number("gpus", gpus, at_least=1)
+    for each in degrees:
+        whole_number("degrees", each, at_least=1)
     found = [
         Candidate(Placement(colocated=gpus // each), each, budget=budget)
         for each in degrees if gpus % each == 0 for budget in budgets
@@ -127,7 +131,7 @@ def plan(
     budgets: Sequence[int] = BUDGETS,
     prompt_budget: int = 2048,
     low: float = 0.05,
-    high: float = 200.0,
+    high: float = HIGH,
     share: float = 0.9,
     within: float = 0.03,
     progress: Callable[[str, int, int], object] = lambda what, done, of: None,
@@ -152,10 +156,15 @@ def plan(
     progress
         progress(what is tried now, how many are done, of how many at most)
 
-    ValueError where engines are none, or cannot add up to so many GPUs.
+    ValueError where engines are none, have another number of GPUs than is said, or cannot add up to so many; or for
+    rates that are none.
     """
     if not engines:
         raise ValueError("engines must be at least one, by how many GPUs it has")
+    if wrong := [size for size, each in engines.items() if each.gpus != size]:
+        raise ValueError(f"engines must be by how many GPUs they have: that of {wrong[0]} has {engines[wrong[0]].gpus}")
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"low and high must be rates above 0, the lower one first, got {low} and {high}")
     tried = candidates(gpus, sorted(engines), budgets=budgets)
     link = Transfer() if transfer is None else transfer
     search = _Search(workload, limits, engines, link, prompt_budget, low, high, share, within, settings)

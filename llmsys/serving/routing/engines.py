@@ -3,10 +3,11 @@
     def fewest_tokens(request, engines):
         return min(range(len(engines)), key=engines.held.__getitem__)
 
-A **route** is given a request and the engines of one kind that may have it, and answers with the number of one of
-them. It is asked once for each engine that a request needs: for one where engines do all of a request (`both`), for one
-that computes its prompt (`prefill`) and one that goes on from there (`decode`) where they are divided, in no promised
-order. An engine that has died is not among them, so numbers may change from one time to the next, and names do not.
+A **route** is given a request and the engines of one kind that may have it, and answers with the number of one of them.
+It is asked once for each engine that a request needs, where there are several: for one where engines do all of a
+request (`both`), for one that computes its prompt (`prefill`) and one that goes on from there (`decode`) where they are
+divided, in no promised order. An engine that has died is not among them, so numbers may change from one time to the
+next, and names do not.
 
 What is known stands in **columns**, the i-th entry of each for the i-th engine, so that to choose among hundreds of
 engines is a `min` over a list that somebody keeps, and not the making of hundreds of objects. How much of the prompt

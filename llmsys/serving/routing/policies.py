@@ -98,8 +98,9 @@ def as_route(route: str | Route | type) -> Route:
     anything else."""
     if isinstance(route, str) and route in ROUTES:
         return ROUTES[route]()
-    if callable(route):
-        return route() if isinstance(route, type) else route
+    made = route() if isinstance(route, type) else route
+    if callable(made):
+        return made
     raise ValueError(f"route must be one of {', '.join(ROUTES)}, or take a request and engines, got {route!r}")
 
 

@@ -149,6 +149,7 @@ class Cluster:
         parts = [(kind, part) for kind, part in zip(kinds, (self.first, self.second), strict=False)]
         self._doors = [Door(kind, part, self.route) for kind, part in parts]
         self._agendas = [Agenda(self.first), Agenda(self.second)]
+        self._may_die = failures is not None
         self._outages = Outages(failures, [name for door in self._doors for name in door.names])
         self._former: list[Instance] = []  # who died
         self._stranded: list[tuple[str, KnownTokens, int]] = []
@@ -172,7 +173,8 @@ class Cluster:
     def add(self, arrival: Arrival) -> None:
         """A request comes; what happens until then is done first. Its id is its number, from 0 on.
 
-        ValueError for a time before the last one, or a request that is too long for an engine.
+        ValueError for a time before the last one, or a request that is too long for an engine. Where engines may die,
+        one that computes prompts must have room for its answer, too: with as much as was said of it, it begins anew.
         """
         tick = round(arrival.at * TICKS)
         if tick < self._last:
@@ -181,6 +183,8 @@ class Cluster:
             )
         self._last, number = tick, next(self._count)
         prompt = known_prompt(arrival, number)
+        if self._may_die:
+            self._check_anew(str(number), prompt, arrival.output)
         self.advance_to(tick)
         self._begin(str(number), prompt, arrival.output, tick)
         self._tally.comes(str(number), arrival.prompt, tick / TICKS)  # it may have to wait until an engine hears of it
@@ -241,6 +245,14 @@ class Cluster:
             self._doors[1].give(j, goes_on)
         first.give(i, request)
         self._agendas[0].changed(i)
+
+    def _check_anew(self, name: str, prompt: KnownTokens, output: int) -> None:
+        """ValueError for a request that an engine which computes prompts could not take with what was said of it."""
+        scheduler = self.first[0].scheduler
+        try:
+            token_limit(SimulatedRequest(name, prompt, _params(output)), scheduler.pool, scheduler.max_model_len)
+        except ValueError as error:
+            raise ValueError(f"request {name}, which begins anew where engines die: {error}") from None
 
     def _run_to(self, tick: float) -> None:
         """All do what ends by then; nobody dies until then."""

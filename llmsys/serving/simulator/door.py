@@ -13,7 +13,7 @@ reports with its steps; blocks that decoding has taken since then are still take
 from collections.abc import Callable, Sequence
 
 from llmsys.serving.request import Request
-from llmsys.serving.routing import Engines, Route, fewest_tokens
+from llmsys.serving.routing import Engines, Route, chosen, fewest_tokens
 from llmsys.serving.simulator.instance import Instance
 from llmsys.serving.simulator.pool import SimulatedPool
 from llmsys.serving.telemetry.events import Admitted, Event, Finished, Progress
@@ -116,10 +116,7 @@ class Door:
             names, queued, held, room = ([column[i] for i in alive] for column in (names, queued, held, room))
         find = None if self.cached is None else lambda: self.cached.hits(request, alive)
         size = self.engines[0].scheduler.pool.block_size
-        chosen = self.route(request, Engines(self.kind, names, queued, held, room, size, find))
-        if not (isinstance(chosen, int) and 0 <= chosen < len(alive)):
-            raise ValueError(f"route must choose one of {len(alive)} engines, from 0 on, got {chosen!r}")
-        return alive[chosen]
+        return alive[chosen(self.route, request, Engines(self.kind, names, queued, held, room, size, find))]
 
     def give(self, i: int, request: Request) -> None:
         """The i-th engine is to have it, now or when its cache arrives."""

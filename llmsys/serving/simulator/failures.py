@@ -58,9 +58,8 @@ class Failures:
         draw, now = random.Random(f"failures {self.seed} {engine}"), 0.0
         while True:
             at = now + draw.expovariate(1 / self.every)
-            now = at + draw.expovariate(1 / self.repair)
-            if now > at:
-                yield Failure(engine, at, now)
+            now = max(at + draw.expovariate(1 / self.repair), math.nextafter(at, math.inf))
+            yield Failure(engine, at, now)
 
 
 class Outage(NamedTuple):
@@ -72,7 +71,8 @@ class Outage(NamedTuple):
 
 
 class Outages:
-    """What happens to engines of these names, one after the other, in the order of time.
+    """What happens to engines of these names, one after the other, in the order of time. Who dies is dead for a tick at
+    least, however short its repair.
 
     ValueError for an engine that is not there, or one that is to die while it is dead.
     """
@@ -88,7 +88,7 @@ class Outages:
         self._sources = dict(zip(names, sources, strict=True))
         self._places = {name: place for place, name in enumerate(names)}
         for name in names:
-            self._next_of(name)
+            self._next_of(name, after=0)
 
     @property
     def tick(self) -> float:
@@ -99,19 +99,19 @@ class Outages:
         """The next thing that happens."""
         outage = heapq.heappop(self._heap)[2]
         if not outage.dies:
-            self._next_of(outage.engine)
+            self._next_of(outage.engine, after=outage.tick)
         return outage
 
-    def _next_of(self, name: str) -> None:
+    def _next_of(self, name: str, *, after: int) -> None:
         failure = next(self._sources[name], None)
         if failure is None:
             return
-        self._put(failure.at, name, dies=True)
+        at = max(round(failure.at * TICKS), after)
+        self._put(at, name, dies=True)
         if failure.until < math.inf:
-            self._put(failure.until, name, dies=False)
+            self._put(max(round(failure.until * TICKS), at + 1), name, dies=False)
 
-    def _put(self, seconds: float, name: str, *, dies: bool) -> None:
-        tick = round(seconds * TICKS)
+    def _put(self, tick: int, name: str, *, dies: bool) -> None:
         heapq.heappush(self._heap, (tick, self._places[name], Outage(tick, name, dies)))
 
 

@@ -94,3 +94,13 @@ def test_progress_is_told_and_ends():
 def test_no_engines_is_refused():
     with pytest.raises(ValueError, match="engines must be at least one"):
         plan(workload, LIMITS, gpus=2, engines={})
+
+
+def test_what_is_no_number_of_gpus_or_rate_is_refused():
+    with pytest.raises(ValueError, match="degrees must be at least 1"):
+        candidates(4, (0, 1))
+    with pytest.raises(ValueError, match="that of 2 has 1"):
+        plan(workload, LIMITS, gpus=2, engines={2: ENGINES[1]})
+    for low, high in [(0.0, 1.0), (5.0, 1.0)]:
+        with pytest.raises(ValueError, match="low and high must be rates above 0"):
+            plan(workload, LIMITS, gpus=1, engines={1: ENGINES[1]}, low=low, high=high)

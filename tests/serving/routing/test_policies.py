@@ -80,7 +80,7 @@ def test_names_make_routes_of_their_own():
     assert {"random", "round-robin", "fewest-tokens", "least-full", "prefix-aware"} <= set(ROUTES)
     assert as_route("round-robin") is not as_route("round-robin")
     assert isinstance(as_route(RoundRobin), RoundRobin) and as_route(least_full) is least_full
-    for wrong in ("nearest", 3, None):
+    for wrong in ("nearest", 3, None, int):
         with pytest.raises(ValueError, match="route must be one of random, round-robin"):
             as_route(wrong)
     for wrong in (-1, float("inf"), float("nan")):

@@ -155,6 +155,43 @@ def test_a_dead_engine_is_given_nothing_and_drawn_failures_are_as_long_as_they_s
     assert last / TICKS == pytest.approx(2000 * 125, rel=0.1)
 
 
+@pytest.mark.parametrize("repair", [1e-17, 1e-15, 3e-15])
+def test_however_short_a_repair_is_the_engine_dies_before_it_is_back(repair):
+    workload = [Arrival(0.0, 1000, 300), Arrival(0.1, 1000, 300)]
+    failures = Failures(every=0.5, repair=repair, seed=1)
+    outages = Outages(failures, ["both 0"])
+    seen = [outages.pop() for _ in range(40)]
+    assert [each.dies for each in seen] == [True, False] * 20
+    assert [each.tick for each in seen] == sorted(each.tick for each in seen)
+    cluster = Cluster(Placement(colocated=2), times=TIMES, num_blocks=4000, failures=failures)
+    for each in workload:
+        cluster.add(each)
+    cluster.advance(until=60.0)
+    assert all(each.finished and each.preemptions for each in cluster.requests())
+
+
+@pytest.mark.parametrize("wrong", [True, 2, -1, None])
+def test_a_route_that_chooses_none_of_the_engines_is_refused(wrong):
+    with pytest.raises(ValueError, match="route must choose one of 2 engines, by its number from 0 on, got"):
+        simulate([Arrival(0.0, 5, 5)], times=TIMES, num_blocks=99, placement=Placement(colocated=2),
+                 route=lambda request, engines: wrong)  # fmt: skip
+
+
+def test_whoever_could_not_begin_anew_is_refused_when_he_comes():
+    asked = [Arrival(0.0, 1000, 300), Arrival(0.1, 900, 100)]
+    small = dict(times=TIMES, num_blocks=4000, placement=Placement(prefill=1, decode=2),
+                 prefill_settings={"num_blocks": 70})  # fmt: skip
+    assert all(each.finished for each in simulate(asked, **small).requests)
+    failures = [Failure("decode 0", at=1.0)]
+    with pytest.raises(ValueError, match="request 0, which begins anew where engines die: max_tokens must be at most"):
+        simulate(asked, failures=failures, **small)
+    assert all(each.finished for each in simulate(asked[1:], failures=failures, **small).requests)
+    alone = Cluster(Placement(colocated=1), times=TIMES, num_blocks=70, failures=[Failure("both 0", at=0.5, until=1.0)])
+    alone.advance(0.6)
+    with pytest.raises(ValueError, match="request 0, which begins anew where engines die: prompt must have at most"):
+        alone.add(Arrival(0.7, 2000, 3))  # nobody is there who could refuse it
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="from a time of at least 0 until a later one, got at=3.0, until=2.0"):
         Failure("both 0", at=3.0, until=2.0)
