@@ -573,7 +573,7 @@ def hits_alone(request, engines):
     return engines.hits.index(max(engines.hits))
 
 
-own_route = mine("route", default=right.route)
+own_route = mine("11.route", default=right.route)
 routes = {"random": "random", "fewest tokens": "fewest-tokens", "most hits": hits_alone}
 routes |= {f"(5), w = {w}": partial(own_route, weight=w) for w in (1, 4)}
 asked, PROMISED = questions(rate=80), Limits(ttft=0.5, tpot=0.02)

@@ -268,7 +268,7 @@ check("14.router", route)
 # own settings, 256 experts, and a smaller width.
 
 # %% tags=["claim"]
-own_route = mine("route", default=route_sigmoid)
+own_route = mine("14.router", default=route_sigmoid)
 print(DEEPSEEK_V3)
 torch.manual_seed(0)
 layer = MixtureOfExperts(64, 32, DEEPSEEK_V3, shared_size=32)

@@ -30,7 +30,7 @@ from types import FunctionType, ModuleType
 import cloudpickle
 
 from llmsys.course.checking.source import function_of, text_of
-from llmsys.course.manifest import Exercise, UnknownId, lesson
+from llmsys.course.manifest import Exercise, UnknownId, exercise, lesson
 from llmsys.course.workspace.notebook import write_text
 from llmsys.course.workspace.workspace import MINE, find
 from llmsys.hardware.kernel_source import underlying
@@ -71,11 +71,16 @@ def export_answer(id: str, answer: object, *, kernel: bool = False) -> Path | No
 
 
 def mine(name: str, default: object):
-    """Your own version of a function (its name, or the exercise's id), if it has passed its check, otherwise `default`.
-    Says which it is."""
-    name = name.rpartition(".")[2]
-    folder = find()
-    own = _from_mine(folder, name) if folder else None
+    """Your own version of a function, if it has passed its check, otherwise `default`. Says which it is.
+
+    name      of the function: the latest lesson's that has one; or an exercise's id, "11.route": that lesson's
+    """
+    folder, places = find(), ["mine"]
+    if "." in name:
+        number, name = name.partition(".")[0], exercise(name).function
+        places = [f"mine.lesson_{number}", f"mine.lesson_{number}_kernels"]
+    found = (_from_mine(folder, place, name) for place in places) if folder else ()
+    own = next((each for each in found if each is not None), None)
     if own is not None:
         home = underlying(own).__module__  # an interpreted kernel is of a class of Triton's
         print(f"{name}: yours, from mine/{home.partition('.')[2]}.py")
@@ -234,14 +239,13 @@ def _ids_after(id: str) -> list[str]:
     return ids[ids.index(id) + 1 :] if id in ids else []
 
 
-def _from_mine(folder: Path, name: str):
+def _from_mine(folder: Path, place: str, name: str):
     added = str(folder) not in sys.path
     if added:
         sys.path.insert(0, str(folder))
     try:
-        package = importlib.import_module("mine")
-        cloudpickle.register_pickle_by_value(package)  # a rank, another process, need not find the workspace
-        own = getattr(package, name, None)
+        cloudpickle.register_pickle_by_value(importlib.import_module("mine"))  # a rank need not find the workspace
+        own = getattr(importlib.import_module(place), name, None)
         # In a workspace of before, the package also gives what an answer merely imports from the library.
         return None if str(getattr(underlying(own), "__module__", "")).startswith("llmsys.") else own
     except ImportError:

@@ -1,12 +1,17 @@
 """`mine`: what passed can be imported again, in a fresh process, whatever its cell leaned on."""
 
+import importlib
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import cloudpickle
 import pytest
 
+from llmsys.course import manifest
 from llmsys.course.workspace.mine import export_answer, mine, put_section
+from llmsys.course.workspace.workspace import MINE
 from tests.support.cells import Cells
 
 SETUP = """
@@ -185,6 +190,27 @@ def test_mine_says_which_version_is_in_use(notebook, work, capsys):
     notebook.run("def merge(x):\n    return 6")
     export_answer("02.merge", notebook["merge"])
     assert mine("merge", default=put_section)(0) == 6  # the answer of a moment ago, without a restart
+
+
+def test_by_an_exercises_id_it_is_that_lessons_and_by_name_the_latest(work, capsys):
+    (work / "mine").mkdir()
+    (work / "mine" / "__init__.py").write_text(MINE)
+    (work / "mine" / "lesson_11.py").write_text("def route(): return 11\n")
+    (work / "mine" / "lesson_14.py").write_text("def route(): return 14\n")
+    assert mine("route", default=put_section)() == 14
+    assert mine("11.route", default=put_section)() == 11
+    assert mine("14.router", default=put_section)() == 14  # the id is not the function's name
+    assert "route: yours, from mine/lesson_11.py\n" in capsys.readouterr().out
+    (work / "mine" / "lesson_11.py").unlink()
+    importlib.invalidate_caches()
+    sys.modules.pop("mine.lesson_11")
+    assert mine("11.route", default=put_section) is put_section
+
+
+def test_lessons_that_ask_for_a_name_of_several_exercises_say_whose():
+    functions = Counter(exercise.function for each in manifest.lessons() for exercise in each.exercises)
+    asked = [re.findall(r'mine\("([^"]+)"', path.read_text("utf-8")) for path in manifest.solutions_dir().glob("*.py")]
+    assert len(asked) > 10 and all(functions[name] <= 1 for names in asked for name in names)
 
 
 def test_ones_own_version_travels_to_a_process_that_does_not_find_the_workspace(notebook, work, tmp_path_factory):
