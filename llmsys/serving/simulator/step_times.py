@@ -15,7 +15,7 @@ prices: while the weights are read, another decoding sequence costs next to noth
 Of steps with a prompt, **short** ones may have prices of their own, too: with few tokens attention does not fill the
 device, and a token of context is dear. On an H200, with a model of Mistral-7B's shape, it is 81 ns in a step of at most
 512 tokens, 18 in a longer one, and 30 beside no prompt; with one price for the first two, what happens at the highest
-rate that is served is told a third too slow, and with two within a tenth (`llmsys.bench.goodput`).
+rate that is served is told a quarter too slow, and with two within a tenth (`llmsys.bench.goodput`).
 
 **Filled up**: an engine that captures steps as graphs has graphs of some sizes, and a step with prompts takes as long
 as the size that it is filled up to. With `sizes` that is what is counted as tokens.

@@ -4,9 +4,11 @@ import random
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmsys.parallel.ranks import run
 from llmsys.serving.disaggregate.relayout import head_moves, read_rows, relay, slots_of, write_rows
 
 SPLITS = [(heads, parts) for heads in (1, 2, 3, 4, 6, 8) for parts in (1, 2, 3, 4, 6, 8, 16)
@@ -160,3 +162,31 @@ def test_ranks_of_any_split_push_rows_to_ranks_of_any_other_and_each_has_what_a_
 def test_what_cannot_be_laid_is_named(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+@pytest.mark.parametrize(("senders", "receivers"), [(2, 3), (1, 2), (3, 1)])
+def test_ranks_that_hold_other_heads_and_other_blocks_send_what_each_receiver_lacks(senders, receivers):
+    """Over real connections: a model's six heads lie on so many ranks, and then on others."""
+    heads, T, size, new_size, D = 6, 17, 4, 5, 3
+    whole = torch.arange(T * heads * 2 * D, dtype=torch.float32).view(T, heads, 2 * D)
+    before, after = cut(whole, heads, senders, size, -7.0), cut(whole, heads, receivers, new_size, 0.0)
+    moves = head_moves(heads, senders, receivers)
+
+    def send_and_receive():
+        me, got = dist.get_rank(), None
+        if me >= senders:
+            got = torch.zeros_like(after[me - senders])
+        for move in moves:  # each rank takes its own, in the order of all
+            if me == move.sender:
+                keys, values = before[me].split(D, dim=-1)
+                slots = slots_of(range(-(-T // size)), size, 0, T)
+                dist.send(read_rows(keys, values, slots, heads=move.theirs), senders + move.receiver)
+            elif me == senders + move.receiver:
+                rows = torch.empty(T, move.count, 2 * D)
+                dist.recv(rows, move.sender)
+                slots = slots_of(range(-(-T // new_size)), new_size, 0, T)
+                write_rows(rows, *got.split(D, dim=-1), slots, heads=move.ours)
+        return got
+
+    found = run(send_and_receive, senders + receivers, backend="gloo")[senders:]
+    assert all(torch.equal(a, b) for a, b in zip(found, after, strict=True))
