@@ -12,6 +12,7 @@ this module's place):
 - `mbarrier`, barriers in shared memory; `fence_async_shared`, to be called before an engine reads what threads wrote;
 - `warpgroup_mma`, the asynchronous matrix product, and `warpgroup_mma_wait`;
 - `wait_for_warpgroup`, which waits for all warps of a role; its name differs between the versions;
+- `launch_dependents`: from here on the next kernel may be launched, if it was asked to come early (its `launch_pdl`);
 - `TensorDescriptor`, which tells the copy engine, from the host, what a tensor looks like.
 """
 
@@ -32,6 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (  # noqa: E402
 )
 from triton.experimental.gluon.language.nvidia.hopper import tma as tritons_tma  # noqa: E402
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor  # noqa: E402
+from triton.language.extra.cuda import gdc_launch_dependents as launch_dependents  # noqa: E402
 
 wait_for_warpgroup = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # 3.7 | 3.6
 
@@ -72,6 +74,7 @@ __all__ = [
     "fence_async_shared",
     "gl",
     "gluon",
+    "launch_dependents",
     "mbarrier",
     "tma",
     "wait_for_warpgroup",

@@ -33,6 +33,8 @@ LEAST_TILE = 16
 """Rows, and keys, of the smallest tiles."""
 MANY_ROWS = 1024
 """Rows of a step from which on a program of the merge has several. Where they are fewer, each has more parts."""
+MANY_PARTS = 32
+"""Parts of a sequence from which on, with few rows, a program of the merge reads so many at a time."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +156,17 @@ def launch_merge(
 ) -> None:  # fmt: skip
     """Add up the parts that the programs of a split kernel, in teams of so many, have left; clear rows of nobody."""
     (N, Hq, latent), programs, rows = o.shape, cuts.shape[1], part.shape[1]
+    S = len(query_start_loc) - 1
     block_m, parts = (4, 2) if N * Hq >= MANY_ROWS else (1, 8)
+    if N * Hq < MANY_ROWS and programs > MANY_PARTS * members * S:
+        parts = MANY_PARTS
     if o.device.type == "cpu":  # the interpreter takes as long for a row as for many
         block_m, parts = rows, 4
+    early = _begins_early(o.device)
     (kernel or _kernels().merge)[(programs, -(-min(rows, N * Hq) // block_m))](
-        o, lse, part, part_lse, cuts, query_start_loc, len(query_start_loc) - 1, N,
+        o, lse, part, part_lse, cuts, query_start_loc, S, N,
         HEADS=Hq, LATENT=latent, MEMBERS=members, ROWS=rows, BLOCK_M=block_m, BLOCK_L=block_of(latent), PARTS=parts,
-        num_warps=4,
+        EARLY=early, num_warps=4, **(dict(launch_pdl=True) if early else {}),
     )  # fmt: skip
 
 
@@ -226,6 +232,13 @@ def _kernels() -> Kernels:
     from llmsys.attention.latent.merge_kernel import merge_kernel
 
     return Kernels(latent_kernel, merge_kernel)
+
+
+@lru_cache
+def _begins_early(device: torch.device) -> bool:
+    """Whether a kernel can be launched while the one before it still runs (programmatic dependent launch): from Hopper
+    on. The merge is then on its SM when its parts are there, which saves 1 to 6 µs a call on an H200."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @lru_cache

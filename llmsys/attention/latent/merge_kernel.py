@@ -13,20 +13,24 @@ from llmsys.attention.paged.walk import store_rows
 from llmsys.hardware.tier import load_triton
 
 triton, tl = load_triton()
+from triton.language.extra.cuda import gdc_wait  # noqa: E402
 
 
 @triton.jit(do_not_specialize=["S", "N"])
 def merge_kernel(
     o_ptr, lse_ptr, part_ptr, part_lse_ptr, cuts_ptr, starts_ptr, S, N,
     HEADS: tl.constexpr, LATENT: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_L: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_L: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Of the rows of o (N · HEADS, LATENT) and lse that were cut the sum of their parts, in the order of the runs; 0
     and −∞ for those that belong to no sequence.
 
     Grid: (P, ⌈rows of a part / BLOCK_M⌉), for the P programs that left the parts, in teams of MEMBERS, which share a
-    run, with other rows of queries. Parts have ROWS rows, and PARTS of them are read at a time.
+    run, with other rows of queries. Parts have ROWS rows, and PARTS of them are read at a time. EARLY: it may have been
+    launched before the parts are there, and waits for the kernel that leaves them.
     """
+    if EARLY:
+        gdc_wait()
     program, P = tl.program_id(0), tl.num_programs(0)
     row_of_part = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     latent = tl.arange(0, BLOCK_L)

@@ -20,6 +20,7 @@ from llmsys.parallel.ranks.processes import Process
 LOOK = 0.05  # seconds between looks at who has died
 GRACE = 0.3  # after a failure: what follows from it is reported beside it
 LAST_WORDS = 2.0  # for output that is on its way
+LEAVING = 20.0  # seconds for ranks to leave the process group, which NCCL needs a second for
 
 _numbers = itertools.count(1)
 
@@ -84,17 +85,31 @@ class Team:
             raise self._explain(first.kind, headline, first.rank) from first.exception
 
     def end(self) -> None:
-        """The run is over. The processes are warm, if all ranks did well."""
+        """The run is over. The processes are warm, if all ranks did well, and have left the process group."""
         for process in self._processes:
             if self.endings[process.rank].kind == "returned":
                 self._send(process, ("end", self.number))
-        well = not self._failed()
+        well = not self._failed() and self._have_left()
         if not well:
             self.discard()
         self._collect_output()
         if well:
             self._lent = False
             self._pool.give_back(self._processes)
+
+    def _have_left(self) -> bool:
+        """Whether all ranks have left the process group. They are in it until they have been told that all are done."""
+        until = time.monotonic() + LEAVING
+        staying = {process.channel: process for process in self._processes}
+        while staying and (left := until - time.monotonic()) > 0:
+            for channel in connection.wait(list(staying), left):
+                try:
+                    (kind, number, *_), _ = channel.recv()
+                except (EOFError, OSError):
+                    return False
+                if (kind, number) == ("left", self.number):
+                    del staying[channel]
+        return not staying
 
     def discard(self) -> None:
         """Ends the processes."""

@@ -1,7 +1,9 @@
 """A rank's process: it waits for runs, joins the process group of each, calls the function, and sends back the result.
 
 A run has two steps, so that a rank which is done stays until all are: a peer that still waits for it is reported as
-waiting for a rank that has returned, and not as one whose connection broke. A warm rank begins each run like a fresh
+waiting for a rank that has returned, and not as one whose connection broke. Then all leave the group, and say so: while
+they do, NCCL's threads may still ask the file by which the ranks have met, and would wait for it if it were gone. A
+warm rank begins each run like a fresh
 one: the caller's environment, working directory and import path, torch's seed and defaults. A module whose file has
 changed since it was imported makes the rank stale, and the caller takes a new one.
 """
@@ -57,6 +59,7 @@ def work(rank: int, control: int, directory: Path) -> None:
         fine = _run(job, payload, record, caller, told)
         if fine:
             _leave()  # here, where nothing of the function, its arguments and its result is held any more
+            caller.send(("left", job.number))
         elif job.may_die:
             return
         imported |= _modified(set(sys.modules) - original - set(imported))

@@ -1,7 +1,7 @@
 """MLA decode by the Triton kernel and the merge: the definition, what is refused, and what is compiled."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -181,7 +181,8 @@ def builds(heads, tokens=1, dtype=torch.bfloat16, sizes=(512, 64), page=64, targ
         query_start_loc=empty(33), seq_lens=empty(32), block_table=empty(32, 64), max_query_len=tokens, scale=SCALE,
         tiles=tiles_for(heads * tokens, sum(sizes), dtype.itemsize, False, target)[0], programs=264, kernels=recorders,
     )  # fmt: skip
-    return recorders.latent.builds[0], recorders.merge.builds[0]
+    merge = recorders.merge.builds[0]
+    return recorders.latent.builds[0], replace(merge, constants=merge.constants | {"EARLY": int(target.removeprefix("sm_")) >= 90})
 
 
 def test_compiled_for_hopper_the_kernel_uses_tensor_cores_fits_as_often_as_given_and_spills_nothing(tmp_path):
@@ -196,6 +197,7 @@ def test_compiled_for_hopper_the_kernel_uses_tensor_cores_fits_as_often_as_given
         assert not latent.warnings, what
         assert latent.occupancy().programs >= tiles_for(heads * tokens, 576, 2, False, "sm_90")[1], what
         assert merge.occupancy().programs >= 4, what
+        assert "griddepcontrol.wait" in merge.ptx, what
 
 
 def test_other_gpus_and_float32_have_shared_memory_for_their_tiles(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llmsys.parallel.ranks import NotPicklable, close, device, pool, run
+from llmsys.parallel.ranks import NotPicklable, close, device, pool, run, team
 from tests.parallel.ranks.conftest import processes
 
 
@@ -150,6 +150,34 @@ def test_a_function_whose_ranks_use_two_groups_leaves_nothing_for_the_next_call(
 
     for _ in range(2):
         assert run(groups, 3) == [2, 2, 1]
+
+
+def leaves_late(seconds, told=None):
+    """On a rank: it needs so long to leave the process group, and writes down whether the others could still be found."""
+    leave, store = dist.destroy_process_group, dist.distributed_c10d._get_default_store().underlying_store.path
+
+    def late():
+        dist.destroy_process_group = leave
+        time.sleep(seconds)
+        if told:
+            told.with_name(f"{dist.get_rank()}").write_text(str(os.path.exists(store)))
+        leave()
+
+    dist.destroy_process_group = late
+    return os.getpid(), store
+
+
+def test_the_file_by_which_ranks_have_met_is_there_until_all_have_left(tmp_path):
+    first, stores = zip(*run(leaves_late, 2, 0.3, tmp_path / "told"), strict=True)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["True", "True"]
+    assert run(os.getpid, 2) == [*first]
+    assert len(set(stores)) == 1 and not os.path.exists(stores[0])
+
+
+def test_ranks_that_do_not_leave_are_ended_and_their_results_are_kept(monkeypatch):
+    monkeypatch.setattr(team, "LEAVING", 0.3)
+    first = run(leaves_late, 2, 600.0)
+    assert not {process for process, _ in first} & set(run(os.getpid, 2))
 
 
 def test_runs_of_two_threads_do_not_meet():

@@ -17,7 +17,7 @@ Parts of an entry that several teams share are left in memory, and `merge_kernel
 Only one program of this kind fits on an SM, and it must stay so: with more, in earlier trials, the GPU hung.
 """
 
-from llmsys.attention.hopper.gluon import fence_async_shared, gl, gluon
+from llmsys.attention.hopper.gluon import fence_async_shared, gl, gluon, launch_dependents
 from llmsys.attention.latent.hopper.consumers import accumulate, score
 from llmsys.attention.latent.hopper.line import TILE, new_line
 from llmsys.attention.latent.hopper.ring import new_latent_ring, new_queries
@@ -41,6 +41,7 @@ def latent_decode_kernel(
     part_lse (2P, 64), base two, fp32, and cuts (3, P) int32 are for `merge_kernel`, which must follow. Four warps are
     asked for: they score.
     """
+    launch_dependents()  # the merge, whose programs then wait beside this one, or for its place
     tokens, length = ask(starts_ptr, lengths_ptr, S, BLOCK_S)  # on the way while the barriers are made
     queries = new_queries(q_desc)
     ring = new_latent_ring(pages_desc)
