@@ -3,9 +3,9 @@
 A run has two steps, so that a rank which is done stays until all are: a peer that still waits for it is reported as
 waiting for a rank that has returned, and not as one whose connection broke. Then all leave the group, and say so: while
 they do, NCCL's threads may still ask the file by which the ranks have met, and would wait for it if it were gone. A
-warm rank begins each run like a fresh
-one: the caller's environment, working directory and import path, torch's seed and defaults. A module whose file has
-changed since it was imported makes the rank stale, and the caller takes a new one.
+warm rank begins each run like a fresh one: the caller's environment, working directory and import path, torch's seed
+and defaults. A module whose file has changed since it was imported makes the rank stale, and the caller takes a new
+one.
 """
 
 import ctypes

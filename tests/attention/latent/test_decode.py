@@ -181,8 +181,8 @@ def builds(heads, tokens=1, dtype=torch.bfloat16, sizes=(512, 64), page=64, targ
         query_start_loc=empty(33), seq_lens=empty(32), block_table=empty(32, 64), max_query_len=tokens, scale=SCALE,
         tiles=tiles_for(heads * tokens, sum(sizes), dtype.itemsize, False, target)[0], programs=264, kernels=recorders,
     )  # fmt: skip
-    merge = recorders.merge.builds[0]
-    return recorders.latent.builds[0], replace(merge, constants=merge.constants | {"EARLY": int(target.removeprefix("sm_")) >= 90})
+    merge, early = recorders.merge.builds[0], int(target.removeprefix("sm_")) >= 90
+    return recorders.latent.builds[0], replace(merge, constants=merge.constants | {"EARLY": early})
 
 
 def test_compiled_for_hopper_the_kernel_uses_tensor_cores_fits_as_often_as_given_and_spills_nothing(tmp_path):

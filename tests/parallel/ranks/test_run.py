@@ -153,7 +153,7 @@ def test_a_function_whose_ranks_use_two_groups_leaves_nothing_for_the_next_call(
 
 
 def leaves_late(seconds, told=None):
-    """On a rank: it needs so long to leave the process group, and writes down whether the others could still be found."""
+    """On a rank: it needs so long to leave the process group, and notes whether the others could still be found."""
     leave, store = dist.destroy_process_group, dist.distributed_c10d._get_default_store().underlying_store.path
 
     def late():
