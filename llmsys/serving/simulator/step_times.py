@@ -13,9 +13,9 @@ that decode and nothing else are done by other kernels than those with a prompt 
 prices: while the weights are read, another decoding sequence costs next to nothing, and a prompt's tokens are paid for.
 
 Of steps with a prompt, **short** ones may have prices of their own, too: with few tokens attention does not fill the
-device, and a token of context is dear. On an H200, with a model of Mistral-7B's shape, it is 81 ns in a step of at most
-512 tokens, 18 in a longer one, and 30 beside no prompt; with one price for the first two, what happens at the highest
-rate that is served is told a quarter too slow, and with two within a tenth (`llmsys.bench.goodput`).
+device, and a token of context is dear. On an H200, with a model of Mistral-7B's shape, it is 78 ns in a step of at most
+512 tokens, 24 in a longer one, and 30 beside no prompt. With one price for the first two, waits for a first token at 22
+requests a second, where queues grow, are told 134% too long, and with two 23% (`llmsys.bench.goodput`).
 
 **Filled up**: an engine that captures steps as graphs has graphs of some sizes, and a step with prompts takes as long
 as the size that it is filled up to. With `sizes` that is what is counted as tokens.
