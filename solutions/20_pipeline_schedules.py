@@ -827,9 +827,9 @@ print(f"measured {ours:.0f} ms, torch's {torchs:.0f} ms")
 # 2. **1F1B's order** in each direction, which bounds the memory.
 # 3. **W in the gaps**, at both ends only.
 # 4. **Pairs.** In between, a rank always has a forward of one direction and a backward of the other at hand. They run
-#    as one: while one computes, the other communicates. (Where nothing is hidden, a pair takes as long as its halves, F
-#    + B, and so it does here where nothing else is said.) With experts on many GPUs that is half of the time (lesson
-#    21), and it is why the schedule exists.
+#    as one: while one computes, the other communicates. (Where nothing is hidden, a pair takes as long as its halves,
+#    $F + B$, and so it does here where nothing else is said.) With experts on many GPUs that is half of the time
+#    (lesson 21), and it is why the schedule exists.
 
 # %% tags=["claim"]
 P, N = 8, 20
