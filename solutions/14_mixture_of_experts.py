@@ -524,13 +524,14 @@ for shape in MEASURED:
     loads = shape.loads()
     computed = sum(-(-rows // 128) * 128 for rows in loads)  # in tiles of 128 rows
     print(f"{shape.R:,} rows, {min(loads):,} to {max(loads):,} an expert:", end=" ")
-    print(f"{computed / shape.R - 1:.0%} more are computed; slower", end="")
+    print(f"{computed / shape.R - 1:.0%} more are computed", end="")
     for name in ("llmsys", "torch._grouped_mm"):
         slower = [
             1 - speed[shape.R, "skewed", what, name] / speed[shape.R, "even", what, name]
             for what in ("product", "dx", "dweight")
         ]
-        print(f" by {min(slower):.0%} to {max(slower):.0%} with {name}", end="\n" if name != "llmsys" else ",")
+        print(f"; {name.split('.')[0]} is {min(slower):.0%} to {max(slower):.0%} slower", end="")
+    print()
 
 # %% [markdown]
 # With 65,536 rows that is all of it for the library's kernels. With half as many rows and larger matrices a skewed load
