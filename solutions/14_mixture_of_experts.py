@@ -34,6 +34,7 @@ import torch
 
 from llmsys import viz
 from llmsys.bench import recorded
+from llmsys.bench.moe import SHAPES as MEASURED
 from llmsys.bench.moe_training import LESSON
 from llmsys.course import check, hint, measured, mine, predict
 from llmsys.hardware.devices import DEVICES
@@ -177,6 +178,9 @@ print("as the library's:", torch.equal(chosen, library.experts) and torch.equal(
 print("loads:", library.loads.tolist())
 
 # %% [markdown]
+# (With $K = 1$ a weight that is divided by the sum is 1, whatever the logit, and has no gradient. Switch, where $K$ is 1, takes
+# the score itself.)
+#
 # The weights are part of the model, and not only of its plumbing. Which experts are best has no gradient: it jumps. But
 # $y$ is differentiable in the *weights* of those that were chosen, and so the router learns: where an expert's answer
 # helps, its weight is pushed up, and with it its score.
@@ -187,14 +191,14 @@ print("loads:", library.loads.tolist())
 #
 # - **Sigmoids.** An expert's score is made of its own logit alone, and not of all the others':
 #
-# $$ s = \sigma(W x) \tag{3} $$
+# $$ s = \sigma(W x), \qquad W \text{ is the router's matrix, } (E, C) \tag{3} $$
 #
 # - **A bias.** Each expert has a number $b_e$ that is added to *choose*, and only then. It is not learnt by a gradient:
 #   where an expert has too much to do, its $b_e$ is lowered, and it is chosen less. What its answer is worth has not
 #   changed by that, so the weights are made of the scores without it.
 # - **Groups.** The experts lie in groups of equal size, on 8 nodes of a cluster, say, and a token may only go to
 #   experts of its 4 best groups: then its copies cross the network to at most 4 nodes. A group is as good as its best
-#   two experts together, by $s + b$. With $\mathcal{G}$, the experts of the groups that stay, it is chosen by
+#   two experts together, by $s + b$. Let $\mathcal{G}$ be the experts of the groups that stay. What is chosen by is
 #
 # $$ c_e = \begin{cases} s_e + b_e & e \in \mathcal{G} \\ -\infty & \text{else} \end{cases} \tag{4} $$
 #
@@ -224,8 +228,8 @@ def route(logits, k, *, bias=None, groups=1, kept_groups=1, normalise=True, scal
     k            experts of a token
     bias         (E,)    float32, added to choose (4), and nowhere else; None: zeros
     groups       experts 0 to E/groups − 1 are the first group, the next E/groups the second, and so on
-    kept_groups  a token's experts are in its best kept_groups groups. A group is as good as its best two experts
-                 together, by what is chosen by (4); as good as its only one, where it has one
+    kept_groups  a token's experts are in its best kept_groups groups, which have at least k. A group is as good as its
+                 best two experts together, by s + b; as good as its only one, where it has one
     normalise    divide the weights of a token by their sum + 1e-20; False: leave them
     scale        then multiply them by this
 
@@ -481,9 +485,13 @@ for tile, (e, row) in enumerate(zip(grouped.tile_expert.tolist(), grouped.tile_r
 # %% [markdown]
 # How fast is that? Rows times the matrix of their expert, in bf16, on an H200, beside PyTorch's own grouped product,
 # `torch._grouped_mm`, in the same process. Rows are sorted for both. *Skewed* is a load in which the $n$-th expert has
-# $1/n$ of the first one's rows. *dx* and *dweight* are the two products of the backward pass: the gradient of the rows,
+# $1/n$ of the first one's rows; *one in eight*, that only every eighth expert has rows at all. *dx* and *dweight* are the two products of the backward pass: the gradient of the rows,
 # and that of the matrices, in which the ragged dimension is the one that is summed over. (Where experts have a few rows
 # each, as in *decode* steps, it is the matrices that take time to read, and GB/s are what counts.)
+#
+# A *layer* is router, experts and shared expert, of which the experts' products are counted. Beside the library's stands
+# the same layer whose experts are torch's operations around `torch._grouped_mm`. Both are timed as CUDA graphs. (It is
+# the router's bias that skews a layer's loads.)
 
 # %% tags=["claim"]
 speeds = recorded("moe", "H200")
@@ -503,9 +511,68 @@ for (shape, load), by_what in by_shape.items():
 viz.mixture_of_experts.grouped_speed(speeds)
 
 # %% [markdown]
-# A skewed load costs a little, and not much: the busiest expert has many tiles, and tiles are dealt to the GPU's
-# multiprocessors whosever they are. On *one* GPU uneven loads hardly matter. With the experts on many GPUs, each waits for
-# the one with the most rows, and then they do.
+# (The green crosses are the layer with a loop over experts, which asks the host for their loads.)
+#
+# What does a **skewed load** cost? Something can be counted beforehand: the last tile of an expert is not full, and all of
+# it is computed.
+
+# %% tags=["claim"]
+speed = {(row["R"], row["load"], row["what"], row["name"]): row["tflops"] for row in speeds.rows if "R" in row}
+for shape in MEASURED:
+    if shape.load != "skewed":
+        continue
+    loads = shape.loads()
+    computed = sum(-(-rows // 128) * 128 for rows in loads)  # in tiles of 128 rows
+    print(f"{shape.R:,} rows, {min(loads):,} to {max(loads):,} an expert:", end=" ")
+    print(f"{computed / shape.R - 1:.0%} more are computed", end="")
+    for name in ("llmsys", "torch._grouped_mm"):
+        slower = [
+            1 - speed[shape.R, "skewed", what, name] / speed[shape.R, "even", what, name]
+            for what in ("product", "dx", "dweight")
+        ]
+        print(f"; {name.split('.')[0]} is {min(slower):.0%} to {max(slower):.0%} slower", end="")
+    print()
+
+# %% [markdown]
+# With 65,536 rows that is all of it for the library's kernels. With half as many rows and larger matrices a skewed load
+# costs up to a quarter, and torch as much; in one product, the skewed one of 7168 → 4096, torch is ahead. Of that the
+# rows of tiles are less than half; what the rest is the record does not say.
+#
+# But on *one* GPU one busy expert does not make the others wait: it has many tiles, and tiles are dealt to the GPU's
+# multiprocessors whosever they are. With the experts on many GPUs, each waits for the one with the most rows.
+#
+# **Whole layers** gain more than their products: 1.34 times and more, with the backward pass 1.44, where no product of as
+# many rows gains more than 1.23. The reason is memory's traffic between the products. Torch's operations write three
+# tensors there, for the next operation to read: $\operatorname{silu}$ of the gate, $(NK, I)$; the experts' results, back
+# in the order of the tokens, $(NK, C)$; and these times their weights, $(NK, C)$, before they are added up. In the library
+# `gated_silu` reads gate and up and writes their product at once, and `unpermute` reads a token's $K$ results where they
+# lie, weights them, adds them up in registers, and writes the sum. So none of the three is made. (`permute` copies each
+# token to its $K$ rows; that is the same in both.) How much is it?
+
+# %% tags=["claim"]
+even = [row for row in speeds.rows if row["load"] == "even"]
+layers = {row["name"]: row for row in even if row["what"] == "layer forward"}
+ours, torchs = layers["llmsys"], layers["torch._grouped_mm"]
+rows_of_layer = ours["N"] * ours["K"]
+tensors = 2 * rows_of_layer * (ours["I"] + 2 * ours["C"])  # bytes, in bf16
+bandwidth = DEVICES["H200"].bandwidth
+print(f"the three tensors have {tensors / 1e9:.2f} GB. To write and to read them takes", end=" ")
+print(f"{2e3 * tensors / bandwidth:.2f} ms at least, at {bandwidth / 1e12:.1f} TB/s")
+ms = {(row["what"], row["name"]): row["ms"] for row in even if row.get("R") == rows_of_layer}
+product, dx = (ms[what, "torch._grouped_mm"] - ms[what, "llmsys"] for what in ("product", "dx"))
+print(f"products: gate and up are two of the product above, down is as large as dx: {2 * product + dx:.2f} ms less")
+print(f"the layer, forward: {ours['ms']:.2f} ms, torch's {torchs['ms']:.2f}: {torchs['ms'] - ours['ms']:.2f} ms less")
+print(f"a loop over experts: {layers['loop']['ms']:.2f} ms, {layers['loop']['ms'] / ours['ms']:.1f} times as long")
+
+# %% [markdown]
+# Products and tensors together are half of the difference. The rest the record does not divide up: 4.8 TB/s is the data
+# sheet's, which no copy reaches, and torch's form has more kernels to begin and to end. With the backward pass there is
+# more of the same: for torch the gradient of a gather is a scatter, which adds up into a tensor of zeros. The library
+# knows the token of every row and the rows of every token, so it gathers there, too, with the weights in the same kernel
+# (`llmsys/moe/experts/rows.py`).
+#
+# In a decode step it is the other way round: 1.25 for the layer, whose gate and up alone (128 experts, 512 rows) gain
+# 1.42. Router and shared expert are the same in both layers, and a larger part there.
 #
 # (For Hopper the library has kernels of its own, in `llmsys/moe/experts/hopper_kernels.py`, with what lesson 06 is about:
 # a warp that only loads, others that only multiply. Those for all other GPUs are plain Triton, a page each:
@@ -581,7 +648,8 @@ def move_bias(bias, loads, rate):
     """Moves the router's bias by one step against the loads, in place (7). Returns nothing.
 
     bias   (E,)  float32; this tensor is to change
-    loads  (E,)  int64: how many tokens each expert was given in this step, summed over all batches and ranks
+    loads  (E,)  int64: how many tokens each expert was given in this step, summed over all batches and ranks; any
+                 number, also above 2²⁴
     rate   γ, at least 0
     """
     ### BEGIN SOLUTION
@@ -684,8 +752,8 @@ for kept_even, model in two.items():
 # looks like more than even. It is not: 1 is where loads *or* scores are even, and less is where experts with high scores
 # are chosen seldom. That is the bias at work, against the scores.
 #
-# Is 1.6 even? Those were 4,096 bytes of files that the bias never saw, and loads follow the text. Over batches of the files
-# that it was trained on:
+# Is 1.6 even? Those were 4,096 bytes, few for 16 experts, and of files that the bias never saw. Loads follow the text. Over
+# 32 batches, eight times as many bytes, of the files that it was trained on:
 
 # %% tags=["claim"]
 batches = corpus.batches(8, 128, seed=1)
@@ -706,7 +774,11 @@ for kept_even, model in two.items():
 # - how soon the busiest expert comes down, and how far, with each size of step;
 # - what it takes: with the bias a part of the choices is no longer what the scores alone would say, and the scores stay
 #   as they are; with the loss it is the other way round, the scores themselves are moved;
-# - the orange bars, the first sequence by itself: does anything even those?
+# - the orange bars, the batch's first sequence by itself: does anything even those? (The number beside them, *in a
+#   sequence*, is the mean over all sequences of the batch: of each by itself, its busiest expert.)
+#
+# How hard the loss pulls is a number that was chosen for this picture: a step goes 0.3 of its gradient. With a larger one it
+# would even more, as the bias does with a larger $\gamma$. So compare the ways in what they do, and not in how far they get. <!-- source: PULL in llmsys/viz/mixture_of_experts/stream.py -->
 
 # %% tags=["widget"]
 own_move = mine("move_bias", default=library_move_bias)
@@ -728,8 +800,9 @@ for rate, loss in ((0.0, ""), (0.003, ""), (0.01, ""), (0.03, ""), (0.0, "batch"
     print(f" {last.own_choice:27.0%} {last.moved:17.2f}")
 
 # %% [markdown]
-# A small step is slow, and a large one overshoots: it never comes to rest. A single sequence stays less even than the batch
-# in each way, by the loss of its own, too: it has 128 bytes, and they are of one text.
+# A small step is slow, and a large one overshoots: it never comes to rest. A single sequence stays less even than the batch,
+# by the loss of its own, too: it has 128 bytes, and they are of one text. (Where the two are equal, in the first two rows, one
+# expert is the busiest of every sequence.)
 
 # %% [markdown]
 # ## Four ways, twelve runs
@@ -779,8 +852,8 @@ viz.mixture_of_experts.training_arms(record)
 # tenths of a percent, ask for the seeds. (Why the runs without balancing lie so near each other these twelve do not say
 # either; of three, that may be chance.)
 #
-# **The loads**, in the lower row, are another matter. All but the two losses are much further apart than their seeds. (The
-# mean over five layers is shown: no layer's worst, as it was asked for above.)
+# **The loads**, in the lower row, are another matter. All but the two losses are much further apart than their seeds. (What
+# is shown is the mean over the five layers. The prediction above asked for the worst layer.)
 #
 # - Without anything, the busiest experts have five to seven times the mean all the time, 5.40 at the end.
 # - Either loss brings that down to about 1.3 within 200 steps, with an $\alpha$ of 0.01, which somebody had to find: with a tenth
@@ -800,7 +873,7 @@ viz.mixture_of_experts.training_arms(record)
 # Last, a mixture that is trained from nothing on this machine, in the library's trainer, in the same four ways, with
 # your code wherever you have written some: the router in each layer, the experts, the bias in the trainer's hook after
 # each step, the loss by sequence. It is 80 steps of 1,024 bytes
-# for each way, a few seconds: far too few for a verdict about losses, and enough to see what becomes of the loads. (In
+# for each way: far too few for a verdict about losses, and enough to see what becomes of the loads. (In
 # so short a run $\gamma$ is ten times what it was above.)
 
 
@@ -841,8 +914,9 @@ for name, balance in LESSON.arms().items():
     print(f"{name:10} {run.held_out[LESSON.training.steps]:13.3f}   {[round(float(each), 1) for each in last]}")
 
 # %% [markdown]
-# The order is not that of the record, and both are right. Eighty steps are too few for this $\alpha$: in the record, with as
-# large a one, the losses needed 200. And the bias, which was slow there, is ten times as fast here. How long a run is, and
+# Neither losses nor loads are in the order of the record, and both are right. Eighty steps are too few for this $\alpha$: in
+# the record, with the same 0.01, the losses needed 200. And the bias, which was slow there, is ten times as fast here. <!-- source: LESSON in llmsys/bench/moe_training.py -->
+# How long a run is, and
 # how $\alpha$ and $\gamma$ were chosen, is part of what is compared: whoever wants one of the ways to look best has only to
 # choose them.
 #
@@ -911,11 +985,11 @@ for layer in range(2):
 # else is being served. What helps is placement: copies of the busy experts, from today's loads.
 # </details>
 #
-# <details><summary><b>3.</b> Your grouped product is right for every test, and in training one rank has loads twice as high as the others,
-# although tokens are dealt evenly. Recomputation is on. Where do you look first?</summary>
+# <details><summary><b>3.</b> Your grouped product is right for every test. In training, the loads of the last layers add up to twice the
+# step's assignments, those of the first ones do not. Some layers are recomputed. Where do you look first?</summary>
 #
 # At where loads are counted. A layer that is computed again in the backward pass counts its tokens again, if it counts
-# by itself: twice for layers that are recomputed. Sums over ranks that are taken twice look like that as well. Loads
+# by itself: twice for layers that are recomputed. (Sums over ranks that are taken twice would be too large in all layers.) Loads
 # that are returned by the forward pass, and added up by the trainer alone, cannot.
 # </details>
 #

@@ -18,7 +18,7 @@
 # of each token. <!-- source: the usual size of a head -->
 #
 # **The idea:** of each token keep one vector of 512 numbers, the **latent**, from which *every* head makes a key and a
-# value of its own. And then do not make them: the matrices that would can be moved to the query and to the output.
+# value of its own. And then do not make them: the matrices that are for it can be moved to the query and to the output.
 #
 # This is how DeepSeek-V2 and V3 attend, and models that follow them. You will write attention that expands latents into
 # keys and values; the same attention without a single key or value; and what is kept of a token, where positions are the
@@ -75,15 +75,16 @@ for name in ("Qwen2.5-72B", "Llama-3.1-405B"):
     print(f"{name}: {cache_spec_of(SHAPES[name]).bytes_per_token:,} bytes a token")
 alike = replace(with_kv_heads(SHAPES["DeepSeek-V3"], 128), name="DeepSeek-V3's heads")
 print(f"128 heads of 128 in 61 layers, with keys and values of their own: {bytes_per_token(alike):,}")
-print(f"DeepSeek-V3's heads, keys of 192 and values of 128: {128 * (192 + 128):,} numbers in a layer,", end=" ")
+print(f"DeepSeek-V3's heads as they are, keys of 128 + 64, values of 128: {128 * (192 + 128):,} in a layer,", end=" ")
 print(f"{128 * (192 + 128) / layer.Dk:.0f} times as many")
 
 # %% tags=["measure"]
 measured("15.heads", layer.Dk / (2 * 128), "heads")
 
 # %% [markdown]
-# Two and a quarter heads, and each of 128 heads has its own keys. On one axis, with plain heads of 128 numbers for the bar
-# of "DeepSeek-V3's heads":
+# Two and a quarter heads, and each of 128 heads has its own keys. (Their keys have 64 numbers for the position beside the
+# 128: that is (2) below.) On one axis, with plain heads of 128 numbers, without those 64, for the bar of "DeepSeek-V3's
+# heads":
 
 # %%
 viz.kv_cache.bytes_per_token(["Llama-2-7B", alike, "Qwen2.5-72B", "Llama-3.1-405B", "DeepSeek-V3"])
@@ -94,7 +95,8 @@ viz.kv_cache.bytes_per_token(["Llama-2-7B", alike, "Qwen2.5-72B", "Llama-3.1-405
 # multi-head attention on hard benchmarks, and latent attention, at two sizes of models, is better than it on most.
 #
 # A small trial of the library's own: one model, lesson 14's with experts, with each kind of attention in turn (MHA, GQA,
-# MLA: multi-head, grouped-query, multi-head latent), trained on the same bytes. What does each keep of a token in a layer?
+# MLA: multi-head, grouped-query, multi-head latent), trained on the same bytes. It has 8 heads of 32 numbers; in GQA four
+# share a key and a value; MLA has latents of 96, and 16 numbers for the position. <!-- source: FULL in llmsys/bench/mla_training.py -->
 
 # %% tags=["claim"]
 trainings = recorded("mla_training", "H200")
@@ -111,8 +113,8 @@ for row in trainings.rows:
 # although DeepSeek found the opposite. This trial does not say why, nor that it must be so. It has one seed for each, and
 # lesson 14 found that seeds of one and the same model lie several percent apart. It has 250 steps, where a training has a
 # hundred thousand, with a learning rate that was searched for none of them. And the three differ in more than their
-# caches: with MHA and GQA, each head's queries and keys are normalised, with MLA only the latents are; and of a head's 48
-# columns only 16 have a position there. DeepSeek's comparison took models of billions of parameters, and benchmarks.
+# caches: with MHA and GQA, each head's queries and keys are normalised, with MLA only the latents are; and of the 32 + 16
+# columns of its keys only 16 have a position. DeepSeek's comparison took models of billions of parameters, and benchmarks.
 # <!-- source: kinds() in llmsys/bench/mla_training.py -->
 #
 # ## Compress, and expand
@@ -121,8 +123,8 @@ for row in trainings.rows:
 #
 # $$ c_t = \operatorname{norm}(W_c\, x_t) \qquad r_t = W_r\, x_t, \text{ turned by the position } t \tag{1} $$
 #
-# with $L = 512$ and $R = 64$ numbers. Leave $r_t$ aside for the moment: it has to do with positions, and exercise (c) is
-# about it. Of the latent, head $h$ makes its key and its value by two matrices of its own, $U_h$ of shape $(D_n, L)$ and
+# with $L = 512$ and $R = 64$ numbers. Take $r_t$ as given for the moment: how it is made has to do with positions, and
+# exercise (c) is about that. Of the latent, head $h$ makes its key and its value by two matrices of its own, $U_h$ of shape $(D_n, L)$ and
 # $V_h$ of $(D_v, L)$, and $r_t$ is the end of every head's key:
 #
 # $$ k_{t,h} = \begin{bmatrix} U_h\, c_t \\ r_t \end{bmatrix} \qquad v_{t,h} = V_h\, c_t \tag{2} $$
@@ -145,8 +147,8 @@ print("rank with a matrix for each head:   ", int(torch.linalg.matrix_rank(plain
 print(f"rank by way of a latent of {L} numbers:", int(torch.linalg.matrix_rank(latent_keys)))
 
 # %% [markdown]
-# That is a loss. But with a cache of 24 numbers, grouped queries would not even have one KV head: a key and a value of 16
-# are 32 numbers. And all heads would see those 16 as they are, where with a latent each makes its own 16 of all 24.
+# That is a loss. But with a cache of 24 numbers (and an $r$), grouped queries would not even have one KV head: a key and a
+# value of 16 are 32 numbers. And all heads would see those 16 as they are, where with a latent each makes its own 16 of all 24.
 #
 # ## Exercise (a): expand (20 minutes)
 #
@@ -170,7 +172,7 @@ def attend_expanded(q, latent, key_up, value_up, *, causal=False, scale=None):
     scale     of the scores; None: one over the root of the size of a key
 
     Returns (B, H, Tq, Dv), of q's dtype. Attention itself is given: naive_attention(q, k, v, causal=…, scale=…) or
-    any other will do. Not allowed: the library's latent attention.
+    another of the library's stages. Not allowed: the library's latent attention.
     """
     ### BEGIN SOLUTION
     H, Dn, L = key_up.shape
@@ -321,7 +323,7 @@ for Tq in (1, 2, 16, 128, 256, 8192):
     naive, absorbed = sum(naive_flops(128, 8192, Tq)), sum(absorbed_flops(128, 8192, Tq))
     print(f"{Tq:11,} {naive / 1e9:8,.0f} {absorbed / 1e9:10,.1f}")
 even = next(Tq for Tq in range(1, 8192) if sum(naive_flops(128, 8192, Tq)) < sum(absorbed_flops(128, 8192, Tq)))
-print(f"from {even} new tokens on, expanding is less work; of very long texts from {512 * 256 / (1088 - 320):.0f} on")
+print(f"from {even} new tokens on, expanding is less work; where texts are very long, from {512 * 256 / (1088 - 320):.0f}")
 ratio = sum(naive_flops(16, 2048)) / sum(absorbed_flops(16, 2048))
 print(f"one new token, 16 heads, 2,048 tokens: {ratio:.0f} times less, absorbed")
 
@@ -410,9 +412,10 @@ for distance in (0, 1, 10, 1000):
     print(f"distance {distance:5}: cosine with the one for distance 0 is {cosine:5.2f}")
 
 # %% [markdown]
-# There is no query that fits all keys, although half of these columns hardly turn. What if it is the *latent* that is turned? Then $U_h$ comes after the rotation, and
+# There is no query that fits all keys. (Alike does not fall steadily with the distance: each pair of columns turns at its
+# own speed, and fast ones have come round many times at 1,000.) What if it is the *latent* that is turned? Then $U_h$ comes after the rotation, and
 # the score of a query that is turned as ever, $(R_m\, q) \cdot (U_h R_n\, c)$, is no function of a distance any more. Move a
-# query and a key by five tokens, and see whether their score stays. In the last two lines, what is turned is the query
+# query and a key by five tokens, and see whether their score stays; then the query alone, and it should change. In the last two lines, what is turned is the query
 # *after* it has absorbed $U_h$, or $r$ as in (1).
 
 
@@ -442,7 +445,7 @@ for name, score in scores.items():
 # %% [markdown]
 # Turned keys know the distance, and cannot be absorbed. Turned latents alone know no distance.
 #
-# The third line does both, and is a trap. Its key is $U_h R_{n-m}\, c_n$: another key of the same token for every query.
+# The third line knows the distance, and needs no key of a head: and is a trap all the same. Its key is $U_h R_{n-m}\, c_n$: another key of the same token for every query.
 # So it cannot be expanded, once for all queries, as training and prompts need it. And the values are made of the same
 # latents and have no position: they would have to be turned back in every step, or kept a second time.
 #
@@ -496,8 +499,9 @@ check("15.keep", keep)
 # Step through the products of one layer's attention in a decode step, with their shapes, what they read, and what they
 # compute, and watch where they come to stand on an H100's roofline. Three things to look for:
 #
-# - DeepSeek-V3, absorbed and naive: which product has the time, and what is written for it?
-# - The same heads with a cache of their own keys and values (MHA): do 32 sequences of 8k fit into an H100? Does one of 32k?
+# - DeepSeek-V3, absorbed: with which product does the time grow, and why does the sum, with nearly as many operations, add
+#   nothing? And naive: what is written, and how much of the time passes before attention begins?
+# - The same heads with a cache of their own keys and values (MHA; keys of 192 here, so more than in the bar above): do 32 sequences of 8k fit into an H100? Does one of 32k?
 # - Absorbed, with 1, 2 and 4 new tokens: from where on does another token cost more time?
 
 # %% tags=["widget"]
@@ -538,8 +542,9 @@ print(f"absorbed {1e3 * fast:8.2f} ms, {flops[1] / fast / 1e9:6.1f} GFLOP/s")
 measured("15.faster", slow / fast, "times")
 
 # %% [markdown]
-# While this lesson was written it was between 110 and 220, with one thread. <!-- source: eight runs on two cores --> A
-# millisecond or two is easily disturbed: on a machine that is busy with something else it may be far less.
+# While this lesson was written it was between 110 and 220, and may be outside of that elsewhere. <!-- source: eight runs on two cores -->
+# Above 114, writing and rereading keys and values weighs more than the larger products gain. But a millisecond or two is
+# easily disturbed: on a machine that is busy with something else it may be far less.
 
 # %% [markdown]
 # ### On a GPU
@@ -573,7 +578,7 @@ for H, n in ((16, 1), (32, 1), (128, 1), (128, 2)):
     print()
 few, one, two = (rows[H, n, 8192, "gluon"] for H, n in ((16, 1), (128, 1), (128, 2)))
 print(
-    f"gluon: 16 heads {few['of_copy']:.1f} of the copy's speed, 128 heads {one['tflops'] / 746:.1f} of 746 TFLOP/s;",
+    f"gluon: 16 heads {few['of_copy']:.2f} of the copy's speed, 128 heads {one['tflops'] / 746:.2f} of 746 TFLOP/s;",
     end=" ",
 )
 print(f"two new tokens take {two['us'] / one['us']:.2f} times as long as one")
@@ -597,9 +602,8 @@ viz.multi_head_latent_attention.decode_roofline(record)
 # from here on each token costs time. (Not quite twice as much for the second, for the longer product fills them better.)
 # How near `gluon` comes to its two roofs is printed above: the copy's speed, where heads are few, and with 128 what the
 # project measured for large products of matrices, on an H100, which has the same tensor cores. (The picture's flat roof is
-# the data sheet's.) `triton` is the portable kernel, and with many heads less than half as fast, in
-# this record (it has had faster tiles since);
-# `llmsys/attention/latent/hopper/` says what the other does differently.
+# the data sheet's; the points of a column are the record's lengths, of 1,024 tokens and more.) `triton` is the portable kernel, and with many heads less than half as fast;
+# `llmsys/attention/latent/hopper/` says what the other does differently, and by how much it falls short of its targets.
 #
 # A cache of keys and values loses by its size: with 16 heads, where memory decides for both, by its bytes nearly exactly.
 # With 128 heads it has 71 times the bytes and takes about half as many times as long, as the latents' kernel no longer waits for memory
@@ -741,8 +745,9 @@ print(f"{2 * weights / mla / 1000:.0f} thousand tokens of latents")
 # absorbing is free". Is it right? Would you do it for DeepSeek-V3? <!-- source: an assumption --></summary>
 #
 # It is right: $U_h^\top W_q$ is one matrix, for the part without a position. But $W_q$ of a head has 128 rows, the
-# product 512: four times as much to keep and to read in each step, for every head, to save a small product. With
-# queries of their own latent (1,536 numbers) that is 1,536 · 512 numbers a head in place of 1,536 · 128 + 128 · 512.
+# product 512: four times as many, for every head, to save a small product. DeepSeek-V3 makes its queries of a latent of
+# their own, of 1,536 numbers. Counted with $U_h$, which is then not read any more, that is 1,536 · 512 numbers a head in place of
+# 1,536 · 128 + 128 · 512: three times as much to keep, and to read in each step.
 # Decoding waits for bytes. One would not.
 # </details>
 #

@@ -12,9 +12,6 @@ for every step, then attends in the same way.
 
 On a GPU each is a CUDA graph of a few calls, on different tensors in turn, which together are larger than the L2 cache.
 Pages are dealt at random, and what belongs to nobody is NaN. On a CPU the definition in plain PyTorch is timed.
-
-(In the record of 2026-11-29 `triton` has tiles of one stage and of 64 rows where there are more than 16, which were
-exchanged for faster ones after it: `llmsys.attention.latent.decode.tiles_for` has the figures.)
 """
 
 import random

@@ -7,15 +7,18 @@ from llmsys.viz.kit.numbers import number
 from llmsys.viz.kit.picture import Picture, chart
 from llmsys.viz.kit.style import LIGHT, chart_style
 
-OURS, PEER = "llmsys", "torch._grouped_mm"
-FORMS = {OURS: ("blue", "o"), PEER: ("orange", "s")}
-LOADS = {"even": ("blue", "o"), "skewed": ("purple", "D"), "one in eight": ("green", "^"), "decode": ("orange", "s")}
+OURS, PEER, LOOP = "llmsys", "torch._grouped_mm", "loop"
+FORMS = {OURS: ("blue", "o"), PEER: ("orange", "s"), LOOP: ("green", "x")}
+LAYERS = {"layer forward": "a layer", "layer forward and backward": "with its backward"}
+"""What is measured of a layer, and what it is called beside the products."""
+LOADS = {"even": ("blue", "o"), "skewed": ("purple", "D"), "one in eight": ("green", "^"), "decode": ("ink", "v")}
 """Colour and marker of each."""
 
 
 def grouped_speed(record) -> Picture:
-    """Left: TFLOP/s of the product, for each shape and load, of the library's kernels and of torch's. Right: how many
-    times as fast as torch's the library's are, product and gradients, layers forward and with their backward.
+    """Left: TFLOP/s of the product and of whole layers, for each shape and load, of the library's kernels, of torch's
+    and of a loop over experts. Right: how many times as fast as torch's the library's are, product and gradients,
+    layers forward and with their backward.
 
     record    a `llmsys.bench.Record` of the moe benchmark
 
@@ -23,17 +26,17 @@ def grouped_speed(record) -> Picture:
     """
     import matplotlib.pyplot as plt
 
-    products = products_of(record)
+    products, layers = products_of(record), layers_of(record)
     ratios = ratios_of(record)
-    high = 1.4 + 0.45 * max(len(products), len(ratios))
+    high = 1.4 + 0.45 * max(len(products) + len(layers), len(ratios))
     with chart_style():
         figure, (speed, ratio) = plt.subplots(1, 2, figsize=(7.8, high), width_ratios=(1.15, 1))
-        _speed(speed, products)
+        _speed(speed, products, layers)
         _ratio(ratio, ratios)
-        speed.legend(frameon=False, fontsize=8.5, loc="lower left")
-        handles = ratio.get_legend_handles_labels()
-        figure.legend(*handles, frameon=False, fontsize=8.5, loc="outside upper right", ncols=len(handles[0]))
-    return chart(figure, alt=_in_words(record, products))
+        speed.legend(frameon=False, fontsize=8.5, loc="upper left")
+        place = dict(loc="lower right", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.2)
+        ratio.legend(frameon=False, fontsize=8.5, ncols=2, columnspacing=1.0, **place)
+    return chart(figure, alt=_in_words(record, products, layers))
 
 
 def products_of(record) -> dict[tuple[str, str], dict[str, Mapping]]:
@@ -47,6 +50,16 @@ def products_of(record) -> dict[tuple[str, str], dict[str, Mapping]]:
     return found
 
 
+def layers_of(record) -> dict[tuple[str, str, str], dict[str, Mapping]]:
+    """The layers that are no decode step, by what of them, shape and load: the row of each form."""
+    found: dict[tuple[str, str, str], dict[str, Mapping]] = {}
+    for what in LAYERS:
+        for row in getattr(record, "rows", record):
+            if row["what"] == what and row["load"] != "decode" and row["name"] in FORMS:
+                found.setdefault((what, row["shape"], row["load"]), {})[row["name"]] = row
+    return found
+
+
 def ratios_of(record) -> dict[str, dict[str, list[float]]]:
     """What -> load -> how many times as fast as torch's the library's are, of each shape."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -56,17 +69,22 @@ def ratios_of(record) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def _speed(axes, products) -> None:
+def _speed(axes, products, layers) -> None:
+    lines = [*products.values(), *layers.values()]
     for name, (colour, marker) in FORMS.items():
-        points = [(here[name]["tflops"], y) for y, here in enumerate(products.values()) if name in here]
+        points = [(here[name]["tflops"], y) for y, here in enumerate(lines) if name in here]
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=LIGHT[colour], ms=6.5, label=name,
                       mfc=LIGHT[colour] if name == OURS else "none", mew=1.5)  # fmt: skip
-    axes.set_yticks(range(len(products)), [f"{load}\n{_short(shape)}" for shape, load in products], fontsize=8)
-    fastest = max(row["tflops"] for here in products.values() for row in here.values())
-    axes.set(xlim=(0, 1.08 * fastest), xlabel="TFLOP/s", ylim=(len(products) - 0.5, -0.5))
+    words = [f"{load}\n{_short(shape)}" for shape, load in products]
+    words += [f"{LAYERS[what]}: {load}\n{shape.split(', ')[-1]}" for what, shape, load in layers]
+    axes.set_yticks(range(len(lines)), words, fontsize=8)
+    if layers:
+        axes.axhline(len(products) - 0.5, color=LIGHT["muted"], lw=1)
+    fastest = max(row["tflops"] for here in lines for row in here.values())
+    axes.set(xlim=(0, 1.08 * fastest), xlabel="TFLOP/s", ylim=(len(lines) - 0.5, -0.5))
     axes.grid(axis="both")
-    axes.set_title("rows × their expert's matrix")
+    axes.set_title("rows × their expert's matrix" + ("; whole layers" if layers else ""))
 
 
 def _ratio(axes, ratios) -> None:
@@ -87,13 +105,14 @@ def _short(shape: str) -> str:
     return f"{experts}, {sizes}"
 
 
-def _in_words(record, products) -> str:
-    said = []
-    for (shape, load), here in products.items():
+def _in_words(record, products, layers) -> str:
+    said, named = [], {", ".join(key): here for key, here in (*products.items(), *layers.items())}
+    for what, here in named.items():
         figures = " and ".join(f"{name} {number(row['tflops'], 3)}" for name, row in here.items())
-        said.append(f"{shape}, {load}: {figures} TFLOP/s")
+        said.append(f"{what}: {figures} TFLOP/s")
     many = {what: [each for those in here.values() for each in those] for what, here in ratios_of(record).items()}
     middle = "; ".join(f"{what} {number(statistics.median(each), 3)}" for what, each in many.items())
     return (
-        f"Grouped products on {record.device}. {'; '.join(said)}. The library's, in times of {PEER}, medians: {middle}."
+        f"Grouped products{' and layers' if layers else ''} on {record.device}. {'; '.join(said)}. The library's, in "
+        f"times of {PEER}, medians: {middle}."
     )

@@ -28,7 +28,7 @@ def overview() -> Picture:
     svg.text(151, 122, f"r   {R}", "middle small on")
     svg.text(0, 156, [("This is kept: ", "bold"), f"{L + R} numbers"], "small")
     svg.text(0, 174, f"a token and layer, for all {H} heads.", "small")
-    svg.text(0, 192, f"Keys and values: {H * (Dn + R + Dv):,}.", "small muted")
+    svg.text(0, 192, f"(Keys and values would be {H * (Dn + R + Dv):,}.)", "small muted")
     x = 270
     svg.text(x, 16, [("Naive", "bold purple"), (f" · make keys and values of {H} heads, in each step", "muted")])
     svg.arrow((190, 112), (x - 8, 66))

@@ -2,15 +2,21 @@
 
 How fast it is, the merge included, on an H200 (bf16, pages of 64, 128 sequences; torch 2.11.0+cu130, triton 3.6.0,
 2026-11-29, from the record of `llmsys.bench.mla_decode`). With 16 heads as a part of what torch's copy reads and
-writes, 4.2 TB/s; with 128 heads in TFLOP/s:
+writes, 4.0 to 4.3 TB/s; with 128 heads in TFLOP/s:
 
                      1k      4k      8k      1k to 32k
-    16 heads         0.77    0.92    0.96    1.00
-    128 heads        418     511     563     581
+    16 heads         0.77    0.89    0.93    0.97
+    128 heads        422     512     557     577
 
-Alone, without the merge that follows, this kernel takes 46 of 50 µs with 16 heads at 1k, 291 of 297 at 8k, 504 of 518
-with 128 heads there, and 13 of 23 with one sequence of 8k, whose parts are many. Before, whoever came last added up the
-parts in this kernel, as in `llmsys.attention.paged.hopper`: that took 352 µs and 561 at 8k.
+Targets were 0.80 at 1k and 0.95 from 4k on, 400 TFLOP/s at 1k and 560 at 8k. So 16 heads fall short at each of the
+three lengths, and 128 heads a little at 8k. The record before it, of another H200, without the merge's early launch,
+had 0.77, 0.92 and 0.96, 418, 511 and 563: at 4k and 8k it matters more which GPU of a kind one has than that launch.
+
+Alone, without the merge that follows, this kernel takes 45.4 of 47.5 µs with 16 heads at 1k, 152 of 154 at 4k, 293 of
+298 at 8k; 497 of 511 with 128 heads there; and 12.8 of 18.1 with one sequence of 8k and 16 heads, whose parts are many
+(in one process, on a third H200). Before the merge was launched early, kernel and merge took 49.3, 160.5, 302, 512 and
+20.5 µs in that process. Before there was a merge, whoever came last added up the parts in this kernel, as in
+`llmsys.attention.paged.hopper`: that took 352 µs with 16 heads and 561 with 128, at 8k.
 
 By count, and at 1.6 GHz, the tensor cores need two thirds of a tile's time. What limits is the way of a slot: a copy,
 scores, softmax, values; and two slots are all that fits. Tried on it, in turns, at 8k: half tiles that are given back

@@ -45,6 +45,12 @@ wrong(
     why="There is nothing to correct, and the sign of 0 is 0.",
 )
 wrong(
+    "loads_as_shares",
+    "You compare with 1/E, as if loads were shares: they are counts.",
+    (MISSING, "missing = 1 / len(loads) - loads"),
+    why="Every expert that has a token would be moved down. The mean load is loads.sum() / E.",
+)
+wrong(
     "median",
     "You compare with the median load.",
     (MISSING, "missing = loads.median() - loads"),

@@ -9,7 +9,7 @@ SHARES = "routing.scores / (routing.scores.sum(dim=-1, keepdim=True) + 1e-20)"
 
 wrong(
     "of_the_batch",
-    "You have one loss for the whole batch: f and P run over the tokens of all sequences.",
+    "You have one loss for the whole batch: f and P, or one of the two, run over the tokens of all sequences.",
     ("T = N // sequences", "T, sequences = N, 1"),
     why="Then one sequence's favourite experts make up for another's, and the loss sees nothing.",
 )
@@ -40,6 +40,12 @@ wrong(
     "You take the mean of the scores as they are.",
     (SHARES, "routing.scores"),
     why="Sigmoids do not add up to 1. The loss would fall by lowering all of them, with loads as uneven as before.",
+)
+wrong(
+    "softmax_of_the_scores",
+    "You put the scores through a softmax.",
+    (SHARES, "torch.softmax(routing.scores, dim=-1)"),
+    why="They are scores already, between 0 and 1: a softmax makes them nearly equal. Divide them by their sum.",
 )
 wrong(
     "scores_of_the_chosen",

@@ -44,6 +44,12 @@ wrong(
     why="Queries are [q_nope ; q_rope]. Keys have to be in the same order: [U c ; r].",
 )
 wrong(
+    "without_r",
+    "You leave r out of the scores.",
+    ("r.expand(-1, H, -1, -1)", "0 * r.expand(-1, H, -1, -1)"),
+    why="A key is [U c ; r], and r is all that a score knows of positions.",
+)
+wrong(
     "heads_in_the_wrong_order",
     "You let all heads take the matrix of the first one.",
     ("k = c @ key_up.mT", "k = (c @ key_up[:1].mT).expand(-1, H, -1, -1)"),

@@ -43,6 +43,12 @@ wrong(
     why="Every head's matrix comes after that, and a rotation before it cannot be undone behind it.",
 )
 wrong(
+    "r_comes_first",
+    "You keep r in front of c.",
+    (BOTH, "torch.cat((r, c), dim=-1)[:, None]"),
+    why="It is [c ; r], c in the first L columns. The matrices of the heads take those.",
+)
+wrong(
     "turns_half_and_half",
     "You pair column i with column i + R/2, as Llama's checkpoints do.",
     (SPLIT, "even, odd = r.chunk(2, dim=-1)"),
