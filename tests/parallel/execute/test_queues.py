@@ -19,8 +19,8 @@ from llmsys.parallel.pipeline import (
 
 @dataclass
 class Turn:
-    """What a rank does at a time in a group: a send, a receive, or one of each. It begins when the rank has done `after`
-    actions, and all turns before it in this group are over."""
+    """What a rank does at a time in a group: a send, a receive, or one of each. It begins when the rank has done
+    `after` actions, and all turns before it in this group are over."""
 
     under_way: set[Transfer]
     after: int
