@@ -18,8 +18,13 @@ from llmsys.parallel.ranks import run
 from tests.parallel.execute.models import make_microbatches, make_model
 from tests.support.size import SEED, sized
 
-PEERS = [("1f1b", "Schedule1F1B"), ("interleaved", "ScheduleInterleaved1F1B"), ("zb-v", "ScheduleZBVZeroBubble"),
-         ("dualpipe-v", "ScheduleDualPipeV")]  # fmt: skip
+PEERS = [
+    ("1f1b", "Schedule1F1B"),
+    ("interleaved", "ScheduleInterleaved1F1B"),
+    ("zb-h1", "ScheduleInterleavedZeroBubble"),  # with one stage a rank it is ZB-H1
+    ("zb-v", "ScheduleZBVZeroBubble"),
+    ("dualpipe-v", "ScheduleDualPipeV"),
+]
 
 
 class Part(nn.Module):
@@ -42,7 +47,7 @@ def by_torch(model, schedule, peer, microbatches):
         for (_, number), stage in stages.items()
     ]
     made = getattr(torch_schedules, peer)(
-        wrapped if schedule.num_stages > schedule.num_ranks else wrapped[0], len(microbatches), loss_fn=token_loss
+        wrapped[0] if peer == "Schedule1F1B" else wrapped, len(microbatches), loss_fn=token_loss
     )
     batch = torch.cat(microbatches)
     inputs = [batch[:, :-1].contiguous()] if rank == schedule.placement.rank(0) else []
