@@ -542,7 +542,7 @@ for shape in MEASURED:
 # multiprocessors whosever they are. With the experts on many GPUs, each waits for the one with the most rows.
 #
 # **Whole layers** gain more than their products: 1.34 times and more, with the backward pass 1.44, where no product of as
-# many rows gains more than 1.23. The reason is memory's traffic between the products. Torch's operations write three
+# many rows gains more than 1.23. What can be counted of the reason is memory's traffic between the products. Torch's operations write three
 # tensors there, for the next operation to read: $\operatorname{silu}$ of the gate, $(NK, I)$; the experts' results, back
 # in the order of the tokens, $(NK, C)$; and these times their weights, $(NK, C)$, before they are added up. In the library
 # `gated_silu` reads gate and up and writes their product at once, and `unpermute` reads a token's $K$ results where they
