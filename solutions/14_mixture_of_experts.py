@@ -541,13 +541,13 @@ for shape in MEASURED:
 # But on *one* GPU one busy expert does not make the others wait: it has many tiles, and tiles are dealt to the GPU's
 # multiprocessors whosever they are. With the experts on many GPUs, each waits for the one with the most rows.
 #
-# **Whole layers** gain more than their products: 1.34 times and more, with the backward pass 1.44, where no product of as
-# many rows gains more than 1.23. What can be counted of the reason is memory's traffic between the products. Torch's operations write three
-# tensors there, for the next operation to read: $\operatorname{silu}$ of the gate, $(NK, I)$; the experts' results, back
-# in the order of the tokens, $(NK, C)$; and these times their weights, $(NK, C)$, before they are added up. In the library
-# `gated_silu` reads gate and up and writes their product at once, and `unpermute` reads a token's $K$ results where they
-# lie, weights them, adds them up in registers, and writes the sum. So none of the three is made. (`permute` copies each
-# token to its $K$ rows; that is the same in both.) How much is it?
+# **Whole layers** gain more than their products: 1.34 times and more, with the backward pass 1.44, where no product of
+# as many rows gains more than 1.23. What can be counted of the reason is memory's traffic between the products. Torch's
+# operations write three tensors there, for the next operation to read: $\operatorname{silu}$ of the gate, $(NK, I)$;
+# the experts' results, back in the order of the tokens, $(NK, C)$; and these times their weights, $(NK, C)$, before
+# they are added up. In the library `gated_silu` reads gate and up and writes their product at once, and `unpermute`
+# reads a token's $K$ results where they lie, weights them, adds them up in registers, and writes the sum. So none of
+# the three is made. (`permute` copies each token to its $K$ rows; that is the same in both.) How much is it?
 
 # %% tags=["claim"]
 even = [row for row in speeds.rows if row["load"] == "even"]

@@ -629,9 +629,10 @@ print(f"128 sequences of 1,024 tokens, 16 heads: {rows[16, 1, 1024, 'gluon']['of
 viz.multi_head_latent_attention.decode_sizes(record)
 
 # %% [markdown]
-# The keys of a single sequence are dealt to all multiprocessors, too, and their parts are merged (lesson 08). But then each
-# has little to do, and what counts is beginning, waiting for the first tiles, and the merge: 64 sequences take nine times as
-# long as one. From 64 on it is bytes that count, or with 128 heads operations. Short contexts have less of the same.
+# The keys of a single sequence are dealt to all multiprocessors, too, and their parts are merged (lesson 08). But then
+# each has little to do, and what counts is beginning, waiting for the first tiles, and the merge: 64 sequences take
+# nine times as long as one. From 64 on it is bytes that count, or with 128 heads operations. Short contexts have less
+# of the same.
 
 # %% [markdown]
 # ## Your functions in a real model
