@@ -114,8 +114,8 @@ measured("11.per_token", 1e3 * waits["one GPU, steps of 512"][RATES.index(6)][0]
 # %% [markdown]
 # Pieces do what they promise: the longest wait is a quarter of what it is with whole prompts. But the *mean* is no
 # shorter. What takes the time is the prompts' arithmetic: whole, six tenths of each second are theirs, and 5 ms become
-# 5 / 0.4, which is the 12.5 of the table. In pieces of 512 it is longer, 18.3 ms: eight short steps take half as long
-# again as a prompt at once. (Tokens that come along in a prompt's step make that less.) Where another GPU does it, answers
+# 5 / 0.4, which is the 12.5 of the table. In pieces of 512 it is longer, 16.5 ms: eight short steps take 1.4 times as
+# long as a prompt at once. (Tokens that come along in a prompt's step make that less.) Where another GPU does it, answers
 # do not notice that prompts come at all. Their longest wait, 12 ms, is the first: sixteen caches are sent, and then a step
 # has to begin. <!-- source: the table, and the line under it -->
 #
@@ -271,7 +271,7 @@ for name in ("4 colocated, steps of 2,048", "4 colocated, steps of 256"):
 # colocated service.
 #
 # How much of that is chance, and the five seconds? With twenty seconds of requests, three prefillers and a decoder
-# take 11.4, and the colocated services 5.6 and 4.8; with other requests for five seconds 11.4, 5.2 and 5.2, or 13.3, 5.2
+# take 12.3, and the colocated services 6.0 and 5.2; with other requests for five seconds 11.4, 5.2 and 5.2, or 13.3, 6.0
 # and 4.1. <!-- source: the cell of the table with SECONDS = 20; with seed=1; with seed=2 --> So twice the better
 # colocated one stands; of the 3.0 times the default, more than twice does.
 #
@@ -587,7 +587,7 @@ for name, each in routes.items():
 # At random, and by load alone, each engine is asked about nearly all documents, and its cache has room for two fifths
 # of them: what is hit is the document that all ask about, and some of what was asked about lately. (With room for all
 # documents either would hit 70%.) <!-- source: this cell with num_blocks=40_000 --> By load alone at least nobody waits
-# behind others while an engine is free: 86% of answers keep the promise, at random 64%. Most hits first is the worst of
+# behind others while an engine is free: 89% of answers keep the promise, at random 65%. Most hits first is the worst of
 # all. Where nobody has the document, the first engine has as many hits as any other, none, and gets the question; so it
 # is the only one that ever has any. All 6,000 questions go to it, and seven engines do nothing. <!-- source: engines
 # chosen by hits_alone in this cell, counted --> Its one cache hits no more than each of the eight does at random.
@@ -615,26 +615,26 @@ viz.disaggregation.cluster(recorded("routing", "H200"))
 
 # %% [markdown]
 # The upper row is simulated goodput, the lower one what share of the prompts' tokens is found in a cache. Read the
-# upper one from the left. One engine is asked by everybody, and takes 0.19 requests a second, though it reads a prompt
-# of the conversations in 0.93 s on average, and could read five times as many. <!-- source: the record; times as in the
+# upper one from the left. One engine is asked by everybody, and takes 0.20 requests a second, though it reads a prompt
+# of the conversations in 0.90 s on average, and could read five times as many. <!-- source: the record; times as in the
 # cell above, of all 3,000 --> The longest prompts keep it from more. Some 2 to 4% have over 55,000 tokens, which cannot
 # be read within 5 s by any engine, <!-- source: the same lines, 106 and 56 of 3,000; the cell above --> and while one
 # of them is read, up to 22 s, all who come wait behind it. Nine of ten requests have to miss them. Without these the
-# same engine takes 0.90 a second. <!-- source: bench.routing.highest for the 2,894 others, one engine --> With more
+# same engine takes 0.94 a second. <!-- source: bench.routing.highest for the 2,894 others, one engine --> With more
 # engines each is worth more, as long as somebody looks at their queues: a long prompt on one of them is no misfortune
 # for who can go elsewhere. Asked at random they are as many single engines. With 32 that is worth a factor of more than
-# three, and more <!-- source: the record, 0.657 / 0.183 and 0.754 / 0.201 --> than prefixes are. It does not go on for
-# ever: in the conversations there is nothing to win from 16 to 32. (One line even falls there, by a step of the search,
-# which ends within 5%. Differences of one step mean nothing.)
+# three, and more <!-- source: the record, 0.688 / 0.192 and 0.753 / 0.210 --> than prefixes are. It does not go on for
+# ever: in the conversations there is nothing to win from 16 to 32. (One line falls there and one rises, by a step of the
+# search, which ends within 5%. Differences of one step mean nothing.)
 #
 # Then the prefixes, in the lower row. One engine hits 5%: its cache has room for some 66 such prompts, and what a
 # prompt has in common with another one has mostly gone by then. <!-- source: the record of goodput, 890,880 tokens /
 # 13,500; a cache without bound would hit 32% and 50% --> By load alone it is no more with 32 caches, for the next
-# prompt of a conversation comes to another one. By (5) the more engines there are, the more is hit, up to 25% and 43%
+# prompt of a conversation comes to another one. By (5) the more engines there are, the more is hit, up to 24% and 43%
 # with $w = 4$: their caches are one, in pieces. In the synthetic trace, where prompts have more in common, the goodput
-# of 32 engines is then 1.8 times as high as by load alone, in the conversations 1.15 times. <!-- source: the record,
-# 1.36 / 0.754 and 0.754 / 0.657 --> There $w = 4$ hits half as much again as $w = 1$, and its goodput is the same; why,
-# the record does not say. With two engines there is little to win.
+# of 32 engines is then 1.8 times as high as by load alone, in the conversations 1.2 times. <!-- source: the record,
+# 1.36 / 0.753 and 0.825 / 0.688 --> There $w = 4$ hits nearly half as much again as $w = 1$, and its goodput is the same but
+# for one step; why, the record does not say. With two engines there is little to win.
 #
 # ## Where it loses
 #

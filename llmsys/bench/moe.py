@@ -5,7 +5,7 @@
   experts have a few rows and it is the matrices that take time to read. The peer is `torch._grouped_mm`, which is given
   the rows sorted, as ours are.
 - *layer*: router, experts and shared expert, forward, and forward with backward, against the same layer whose experts
-  are built of torch's operations around `torch._grouped_mm`, and, forward, a loop over experts. The first two are timed
+  are built of torch's operations around `torch._grouped_mm`, and a loop over experts. The first two are timed
   as CUDA graphs, so that it is the GPU's work that is compared, and not Python's; the loop reads the loads on the host,
   and no graph can hold it.
 
@@ -239,8 +239,6 @@ def _layers(shape: LayerShape, missing: dict[str, str], *, repeats: int) -> list
             continue
         runs = {}
         for name, layer in layers.items():
-            if name == LOOP and step is _both and gpu:
-                continue
             graphs = gpu and name != LOOP
             runs[name] = [_captured(step, layer, x) if graphs else partial(step, layer, x) for x in sets]
         turns = {name: (lambda x, i, each=each: each[i]()) for name, each in runs.items()}

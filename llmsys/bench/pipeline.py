@@ -102,7 +102,7 @@ def table(record: Record):
             row["name"],
             f"{row['tokens_s']:,.0f}",
             _or_none(row["torch_tokens_s"], ",.0f"),
-            _or_none(row["ratio"], ".2f"),
+            _or_none(row["ratio"], ".3f"),
             f"{row['bubble']:.1%}",
             f"{row['bubble_simulated']:.1%}",
         )

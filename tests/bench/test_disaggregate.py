@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmsys.bench import disaggregate
 from llmsys.bench.disaggregate import LIMITS, measure, recorded_times, simulated, sizes, table
-from llmsys.bench.goodput import MISTRAL_7B
+from llmsys.bench.goodput import MISTRAL_7B, TINY
 from llmsys.bench.record import all_recorded, load
 from llmsys.models.decode_cost import bytes_per_token
 from llmsys.parallel.ranks import close
@@ -39,7 +38,7 @@ def test_both_designs_serve_the_same_and_only_one_of_them_moves_caches(quick, tm
         other[key] for key in ("requests", "prompt_tokens", "output_tokens")
     )
     assert one["moved_bytes"] == 0
-    each = bytes_per_token(disaggregate.TINY, "float32")
+    each = bytes_per_token(TINY, "float32")
     assert other["moved_bytes"] == other["prompt_tokens"] * each
     assert other["moved_gbps"] == pytest.approx(other["moved_bytes"] / other["moved_s"] / 1e9, rel=1e-3)
     for row in served:
@@ -66,7 +65,7 @@ def test_a_simulator_can_be_asked_the_same(quick):
     record, _ = quick
     for row in record.rows:
         if row["sweep"] == "served":
-            found = simulated(row, recorded_times(record, row["name"]), shape=disaggregate.TINY)
+            found = simulated(row, recorded_times(record, row["name"]), shape=TINY)
             assert sum(each.prompt_tokens for each in found.requests) == row["prompt_tokens"]
             assert found.output_tokens == row["output_tokens"]
             assert bool(found.transfers) == (row["name"] == "divided")

@@ -199,6 +199,11 @@ def test_in_stages_it_is_the_same_run(folder):
     close()
 
 
+def test_a_schedule_without_stages_is_refused(folder):
+    done = run("out", *WHOLE, "--schedule", "zb-v")
+    assert done.exit_code == 2 and "--stages" in done.stderr and not (folder / "out").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [

@@ -169,8 +169,11 @@ def train(
         ),
     ] = None,
     schedule: Annotated[
-        str, typer.Option(help="The pipeline's: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, …")
-    ] = "1f1b",
+        str | None,
+        typer.Option(
+            help="The pipeline's: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, …", show_default="1f1b"
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune the model on SymPy's sources, on any attention stage, with checkpoints to resume from.
 
@@ -186,9 +189,11 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     if resume and (model is not None or files is not None):
         raise typer.BadParameter("the checkpoint says which model and which files", param_hint="--resume")
+    if schedule is not None and stages is None:
+        raise typer.BadParameter("say into how many stages the model is cut, with --stages", param_hint="--schedule")
     if stages is not None and not resume:
         given = {"accumulate": 2 * stages} | given
-    pipeline = None if stages is None else (schedule, stages)
+    pipeline = None if stages is None else (schedule or "1f1b", stages)
     try:  # all of these say what is wrong with an option, a file, the disk or the numbers
         _train(out, attention, model, resume, files, given, pipeline)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -11,11 +11,11 @@ transfer's place among all of the schedule's. NCCL has no numbers: between two r
 receive, so a pause's receives are begun in the order in which their sender computes them (`in_order`).
 
 And with NCCL the transfers of a group are a queue at each rank: those that begin together end together, and later ones
-begin when they have ended. In one group of all ranks a send to the next rank would be behind a receive from the one
-before, whose sender may be later than in the run with equal costs by which `programs` places transfers. So two ranks
-that have something to send each other have a group of their own. Between two ranks a queue costs nothing: the receiver
-of the one transfer is the sender of the other, and busy. (torch does so itself, for sends and receives that are in no
-batch.)
+begin when they have ended. Even those that begin together come in turn, a send and a receive at a time: of two sends
+and a receive, the second send begins when the receive has ended. If what is received was made of that send, both wait
+for ever. (So it went with one group for both directions: DualPipe-V on four H200s, and by the same rule DualPipe, too,
+on eight. `tests/parallel/execute/test_queues.py` plays it.) So each direction between two ranks has a group of its own,
+in which one of them only sends and the other only receives, in the order of the sender's work.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,46 +80,39 @@ class RankWire:
             )
         self._dist, self._rank = dist, dist.get_rank(group)
         self._tags = {transfer: tag for tag, transfer in enumerate(sorted(set(transfers)))}
-        self._groups = {}  # by the rank at the other end
+        self._groups: dict[tuple[int, int], object] = {}  # by source and destination
         self._sending: list[tuple] = []
         ranks = dist.get_process_group_ranks(group)
-        for pair in sorted({tuple(sorted((each.source, each.destination))) for each in transfers}):
-            both = dist.new_group([ranks[each] for each in pair])  # all ranks make all groups, in one order
-            if self._rank in pair:
-                self._groups[sum(pair) - self._rank] = both
-                self._connect(sum(pair) - self._rank)
+        for way in sorted({(each.source, each.destination) for each in transfers}):
+            both = dist.new_group([ranks[each] for each in way])  # all ranks make all groups, in one order
+            if self._rank in way:
+                self._groups[way] = both
+                self._connect(way)
 
-    def _connect(self, other: int) -> None:
-        """Send something to a rank, and receive something.
+    def _connect(self, way: tuple[int, int]) -> None:
+        """Send something this way, or receive it. NCCL connects two ranks in their first transfer, and whoever comes to
+        that first waits for the other: in a step it may be the one that the other waits for."""
+        self._begin(way, [(torch.zeros(1, device=device()), 0)])[0].wait()
 
-        NCCL connects two ranks for a direction in the first transfers that have it. Until both have come to those, all
-        that begins together with them waits, whatever its direction. In a step, the other rank may wait for just that.
-        """
-        dist, both = self._dist, self._groups[other]
-        moves = [(way, torch.zeros(1, device=device())) for way in (dist.isend, dist.irecv)]
+    def _begin(self, way: tuple[int, int], moves: Sequence[tuple[Tensor, int]]) -> list:
+        """Begin to send or receive tensors, by their tags, together; a work for each."""
+        dist, (source, destination) = self._dist, way
+        operation, other = (dist.isend, destination) if source == self._rank else (dist.irecv, source)
+        place = sorted(way).index(other)  # in the group
         works = dist.batch_isend_irecv(
-            [dist.P2POp(way, x, group=both, group_peer=int(other > self._rank)) for way, x in moves]
+            [dist.P2POp(operation, x, group=self._groups[way], tag=tag, group_peer=place) for x, tag in moves]
         )
-        for work in works:
-            work.wait()
+        return works if len(works) == len(moves) else works * len(moves)  # NCCL joins what begins together
 
     def exchange(
         self, sends: Sequence[tuple[Transfer, Tensor]], receives: Sequence[tuple[Transfer, Tensor]]
     ) -> list[Arrival]:
-        dist = self._dist
+        moves = [(each, x.contiguous()) for each, x in sends] + list(receives)
         begun: dict[Transfer, tuple] = {}  # the work, and the tensor
-        for other, both in self._groups.items():
-            out = [(dist.isend, each, x.contiguous()) for each, x in sends if each.destination == other]
-            into = [(dist.irecv, each, x) for each, x in receives if each.source == other]
-            if moves := out + into:
-                works = dist.batch_isend_irecv(
-                    [
-                        dist.P2POp(way, x, group=both, tag=self._tags[each], group_peer=int(other > self._rank))
-                        for way, each, x in moves
-                    ]
-                )
-                works = works if len(works) == len(moves) else works * len(moves)  # NCCL joins what begins together
-                begun |= {each: (work, x) for work, (_, each, x) in zip(works, moves, strict=True)}
+        for way in dict.fromkeys((each.source, each.destination) for each, _ in moves):  # those of sends first
+            these = [(each, x) for each, x in moves if (each.source, each.destination) == way]
+            works = self._begin(way, [(x, self._tags[each]) for each, x in these])
+            begun |= {each: (work, x) for work, (each, x) in zip(works, these, strict=True)}
         self._sending = [each for each in self._sending if not each[0].is_completed()]
         # Kept until it is sent; with gloo until `finish`, for gloo says so only to who waits.
         self._sending += [begun[each] for each, _ in sends]

@@ -19,6 +19,7 @@
 `draw`                           a timeline as text
 `to_text`, `to_csv`              and back: `from_text`, `from_csv`, in torch's notation
 `programs`, `circle`             sends and receives between actions; can blocking ones hang?
+`waiting_beside`                 beside which actions of a run did transfers wait for the other rank?
 `split_layers`                   which layers go into which stage
 
 To run one on a real model: `llmsys.parallel.execute`.
@@ -28,7 +29,7 @@ from collections.abc import Callable
 
 from llmsys.parallel.pipeline.actions import Action, B, F, I, Kind, W, pair
 from llmsys.parallel.pipeline.chimera import chimera
-from llmsys.parallel.pipeline.communication import Exchange, Transfer, Wait, circle, programs
+from llmsys.parallel.pipeline.communication import Exchange, Transfer, Wait, circle, programs, waiting_beside
 from llmsys.parallel.pipeline.costs import Costs
 from llmsys.parallel.pipeline.dependencies import Rule, dependencies, where_done
 from llmsys.parallel.pipeline.draw import draw
@@ -121,6 +122,7 @@ __all__ = [
     "v_min",
     "v_shaped",
     "validate",
+    "waiting_beside",
     "where_done",
     "zb_h1",
     "zb_h2",

@@ -36,6 +36,7 @@ from llmsys.parallel.pipeline.actions import Action
 from llmsys.parallel.pipeline.dependencies import Rule, dependencies, where_done
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.simulate import simulate
+from llmsys.parallel.pipeline.timeline import Timeline
 
 Transfers = Literal["early", "together", "apart"]
 """Where transfers stand, and whether those of a pause begin together."""
@@ -154,6 +155,42 @@ def circle(rank_programs: Sequence[Program]) -> tuple[Wait, ...]:
             transfer = next(each for each in program[place[rank]].transfers if each not in ended)
             waits[rank] = Wait(rank, transfer, _other(transfer, rank))
     return _walk(waits)
+
+
+def waiting_beside(schedule: Schedule, timeline: Timeline, transfers: Transfers = "early") -> dict[Action, float]:
+    """For each action, the share of its time (0 to 1) in which a transfer of its rank waited for the other rank.
+
+    A rank begins the transfers of a pause when the action before has ended, and computes on (unlike above, where it
+    waits). A transfer waits while one rank has begun it and the other one has not: with NCCL, a kernel on the GPU that
+    computes meanwhile.
+
+    timeline    a run of `schedule`, simulated or measured, with the transfers placed as `transfers` says
+
+    Raises ValueError where the timeline has other actions, or another order.
+    """
+    if [[event.action for event in row] for row in timeline.events] != [list(order) for order in schedule.orders]:
+        raise ValueError(f"timeline must be a run of {schedule.name}: each rank's actions in the schedule's order")
+    begun: dict[tuple[Transfer, int], float] = {}
+    for rank, program in enumerate(programs(schedule, transfers)):
+        now, events = timeline.start, iter(timeline.events[rank])
+        for step in program:
+            if isinstance(step, Exchange):
+                begun |= {(transfer, rank): now for transfer in step.transfers}
+            else:
+                now = next(events).end
+    waits: list[list[tuple[float, float]]] = [[] for _ in schedule.orders]
+    for (transfer, rank), at in begun.items():
+        waits[rank].append((at, begun[transfer, _other(transfer, rank)]))
+    shares = {}
+    for rank, row in enumerate(timeline.events):
+        for event in row:
+            covered, until = 0.0, event.start
+            for at, met in sorted(waits[rank]):
+                at, met = max(at, until), min(met, event.end)
+                if at < met:
+                    covered, until = covered + met - at, met
+            shares[event.action] = covered / event.duration if event.duration else 0.0
+    return shares
 
 
 def _walk(waits: dict[int, Wait]) -> tuple[Wait, ...]:

@@ -32,7 +32,7 @@ class Limits:
     prompt_tokens: int | None = None
     """None: what the model has room for."""
     answers: int = 16
-    """To one request: its prompts times `n`."""
+    """To one request: its prompts times `n`. Never more than `running` and `waiting` together: those have no room."""
     running: int = 256
     """Answers that are computed side by side: the engine's `max_sequences`."""
     waiting: int = 1024

@@ -4,6 +4,7 @@ A request goes this way, and whatever happens on it, `ask` ends with nothing lef
 
     door ──► tokens, in a thread ──► one reader for each prompt, into one queue ──► updates, choice by choice
     429      400                     400: too long                                  500, 503
+    400: more answers than there is ever room for
 """
 
 import asyncio
@@ -85,8 +86,9 @@ class Service:
         where the request is not taken.
         """
         arrived, answers = time.perf_counter(), len(prompts) * params.n
-        if answers > self.limits.answers:
-            what = f"n must be at most {self.limits.answers} for all prompts together, got {answers} answers"
+        most = min(self.limits.answers, self.door.most)  # beyond the door's there is never room: 429 would be a lie
+        if answers > most:
+            what = f"n must be at most {most} for all prompts together, got {answers} answers"
             raise ApiError(400, what, param="n")
         self.check_open()
         with self.door.pass_through(answers):

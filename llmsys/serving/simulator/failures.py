@@ -15,8 +15,9 @@ distributed exponentially, so an engine is there for a share of every / (every +
 import heapq
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 from llmsys.serving.simulator.step_times import TICKS
@@ -24,7 +25,8 @@ from llmsys.serving.simulator.step_times import TICKS
 
 @dataclass(frozen=True)
 class Failure:
-    """An engine is not there, from one time to another, in seconds. ValueError where that is not after this."""
+    """An engine is not there, from one time to another, in seconds. ValueError where that is not after this, or what is
+    given is no name and no numbers."""
 
     engine: str
     """Its name: "both 0", "prefill 3", "decode 1"."""
@@ -32,6 +34,11 @@ class Failure:
     until: float = math.inf
 
     def __post_init__(self):
+        if not isinstance(self.engine, str):
+            raise ValueError(f'engine must be the name of one, as "both 0" or "prefill 3", got {self.engine!r}')
+        for name in ("at", "until"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"{name} must be seconds, a number, got {getattr(self, name)!r}")
         if not 0 <= self.at < self.until:
             raise ValueError(
                 f"a failure must be from a time of at least 0 until a later one, got at={self.at}, until={self.until}"
@@ -50,8 +57,8 @@ class Failures:
 
     def __post_init__(self):
         for name in ("every", "repair"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be seconds above 0, on average, got {getattr(self, name)}")
+            if not (_is_number(value := getattr(self, name)) and 0 < value < math.inf):
+                raise ValueError(f"{name} must be seconds above 0, on average, got {value!r}")
 
     def of(self, engine: str) -> Iterator[Failure]:
         """Those of one engine, without an end, in the order of time."""
@@ -74,15 +81,16 @@ class Outages:
     """What happens to engines of these names, one after the other, in the order of time. Who dies is dead for a tick at
     least, however short its repair.
 
-    ValueError for an engine that is not there, or one that is to die while it is dead.
+    ValueError for an engine that is not there, one that is to die while it is dead, or what is no failure.
     """
 
     def __init__(self, failures: Sequence[Failure] | Failures | None, names: Sequence[str]):
         if isinstance(failures, Failures):
             sources = [failures.of(name) for name in names]
         else:
-            sources = [iter(_checked(failures or (), name)) for name in names]
-            if unknown := [each.engine for each in failures or () if each.engine not in names]:
+            listed = _in_a_list(failures)
+            sources = [iter(_checked(listed, name)) for name in names]
+            if unknown := [each.engine for each in listed if each.engine not in names]:
                 raise ValueError(f"failures must be of engines among {_listed(names)}, got {unknown[0]!r}")
         self._heap: list[tuple[int, int, Outage]] = []
         self._sources = dict(zip(names, sources, strict=True))
@@ -115,12 +123,31 @@ class Outages:
         heapq.heappush(self._heap, (tick, self._places[name], Outage(tick, name, dies)))
 
 
+def _in_a_list(failures: Sequence[Failure] | None) -> list[Failure]:
+    if failures is None:
+        return []
+    wrong = [failures]  # unless it can be gone through
+    if isinstance(failures, Iterable):
+        failures = list(failures)
+        wrong = [each for each in failures if not isinstance(each, Failure)]
+    if wrong:
+        raise ValueError(
+            f'failures must be a list of Failure("both 0", at=…, until=…), or Failures(every=…, repair=…), got '
+            f"{wrong[0]!r}"
+        )
+    return failures
+
+
 def _checked(failures: Sequence[Failure], name: str) -> list[Failure]:
     mine = sorted((each for each in failures if each.engine == name), key=lambda each: each.at)
     for one, other in zip(mine, mine[1:], strict=False):
         if other.at <= one.until:
             raise ValueError(f"failures of {name!r}: it dies at {other.at:g} s, and is dead until {one.until:g} s")
     return mine
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,9 +13,9 @@ that decode and nothing else are done by other kernels than those with a prompt 
 prices: while the weights are read, another decoding sequence costs next to nothing, and a prompt's tokens are paid for.
 
 Of steps with a prompt, **short** ones may have prices of their own, too: with few tokens attention does not fill the
-device, and a token of context is dear. On an H200, with a model of Mistral-7B's shape, it is 81 ns in a step of at most
-512 tokens, 18 in a longer one, and 30 beside no prompt; with one price for the first two, what happens at the highest
-rate that is served is told a quarter too slow, and with two within a tenth (`llmsys.bench.goodput`).
+device, and a token of context is dear. On an H200, with a model of Mistral-7B's shape, it is 78 ns in a step of at most
+512 tokens, 24 in a longer one, and 30 beside no prompt. With one price for the first two, waits for a first token at 22
+requests a second, where queues grow, are told 134% too long, and with two 23% (`llmsys.bench.goodput`).
 
 **Filled up**: an engine that captures steps as graphs has graphs of some sizes, and a step with prompts takes as long
 as the size that it is filled up to. With `sizes` that is what is counted as tokens.
@@ -37,6 +37,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import numpy as np
 
@@ -83,6 +84,8 @@ class StepTimes:
         Of those of the others that are filled up to `short_tokens` at most. None: as mixed.
     short_tokens
         How many tokens a short step may have.
+
+    ValueError where something is of another type, or sizes are not in order.
     """
 
     decode: Prices
@@ -98,9 +101,7 @@ class StepTimes:
         if self.short is not None and self.mixed is None:
             raise ValueError("mixed must have prices where short has: those of the steps that are not short")
         whole_number("short_tokens", self.short_tokens, at_least=0)
-        if list(self.sizes) != sorted(self.sizes):
-            raise ValueError(f"sizes must be in order, got {self.sizes}")
-        object.__setattr__(self, "sizes", tuple(self.sizes))
+        object.__setattr__(self, "sizes", _sizes(self.sizes))
 
     def ticks(self, load: StepLoad) -> int:
         """How long a step takes, in whole ticks: TICKS are a second."""
@@ -118,6 +119,15 @@ class StepTimes:
 
     def seconds(self, load: StepLoad) -> float:
         return self.ticks(load) / TICKS
+
+
+def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(sizes, Iterable):
+        raise ValueError(f"sizes must be numbers of tokens, as (64, 128), or () for none, got {sizes!r}")
+    sizes = tuple(whole_number("each of sizes", size, at_least=1) for size in sizes)
+    if list(sizes) != sorted(sizes):
+        raise ValueError(f"sizes must be in order, got {sizes}")
+    return sizes
 
 
 def filled_up(tokens: int, sizes: Sequence[int]) -> int:
@@ -139,13 +149,13 @@ def fit(
     sizes             see `StepTimes`
     short_tokens      steps with prompts that are filled up to so many tokens at most have prices of their own
 
-    ValueError for fewer than two steps that decode, or a time that is not above 0. Where fewer than two steps have
-    prompts in them, these cost what the others do; where fewer than two of them are short, or not, all have one price.
+    ValueError for fewer than two steps that decode, a time that is not above 0, or what is no step. Where fewer than
+    two steps have prompts in them, these cost what the others do; where fewer than two of them are short, or not, all
+    have one price.
     """
-    steps = list(steps)
-    weights = [1.0] * len(steps) if weights is None else list(weights)
-    if any(not 0 < step.seconds < math.inf for step in steps):
-        raise ValueError("steps must have times above 0")
+    steps, sizes = _timed(steps), _sizes(sizes)
+    weights = [1.0] * len(steps) if weights is None else _weights(weights, len(steps))
+    whole_number("short_tokens", short_tokens, at_least=0)
     kinds: dict[str, list[tuple[TimedStep, float]]] = {"decode": [], "mixed": [], "short": []}
     for step, weight in zip(steps, weights, strict=True):
         load, kind = step.load, "decode"
@@ -158,7 +168,27 @@ def fit(
     if min(len(kinds["short"]), len(kinds["mixed"])) < 2:
         kinds["mixed"], kinds["short"], short_tokens = kinds["mixed"] + kinds["short"], [], 0
     decode, mixed, short = (_prices(each) if len(each) > 1 else None for each in kinds.values())
-    return StepTimes(decode, mixed, tuple(sizes), short, short_tokens)
+    return StepTimes(decode, mixed, sizes, short, short_tokens)
+
+
+def _timed(steps: Iterable[TimedStep]) -> list[TimedStep]:
+    steps = list(steps) if isinstance(steps, Iterable) else [steps]
+    for step in steps:
+        if not (isinstance(step, TimedStep) and isinstance(step.load, StepLoad)):
+            raise ValueError(f"steps must be TimedStep(StepLoad(…), seconds), as a StepRecorder has them, got {step!r}")
+        if not (isinstance(step.seconds, Real) and 0 < step.seconds < math.inf):
+            raise ValueError(f"steps must have times above 0, in seconds, got {step.seconds!r}")
+    return steps
+
+
+def _weights(weights: Sequence[float], count: int) -> list[float]:
+    weights = list(weights) if isinstance(weights, Iterable) else [weights]
+    for weight in weights:
+        if not (isinstance(weight, Real) and 0 <= weight < math.inf):
+            raise ValueError(f"weights must be numbers from 0 on, got {weight!r}")
+    if len(weights) != count:
+        raise ValueError(f"weights must be one for each of {count} steps, got {len(weights)}")
+    return weights
 
 
 def _prices(steps: list[tuple[TimedStep, float]]) -> Prices:

@@ -4,9 +4,10 @@
         replayed = await replay(workload, EngineClient(served), vocab=32_000, speed=2.0)
     goodput(replayed.requests, Limits(ttft=1.0, tpot=0.05))
 
-Who serves is a `Client`: an engine in this process, or a server somewhere, which is asked over the network and says
-when each token came. Times are the client's: from when a request was **due**, so a client that is late in sending does
-not make the service look faster, to when a token was there to be read.
+Who serves is a `Client`: an engine in this process, or a server somewhere, which is asked over the network
+(`ServerClient`, in `server_client`), and says when each token came. Times are the client's: from when a request was
+**due**, so a client that is late in sending does not make the service look faster, to when a token was there to be
+read.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Runs that were recorded on a GPU, beside what the simulator says of the same requests.
+"""Runs that were recorded on a GPU, beside what the simulator says of the same requests: who was in time, the waits.
 
 Whatever the record holds is drawn: of several rates, a line for each policy, on a scale of powers of ten where one of
 them waits a hundred times as long as another; of a single rate, bars beside each other.
@@ -73,6 +73,43 @@ def recorded_runs(
     device = getattr(record, "device", "a GPU").removeprefix("NVIDIA ")
     what = "What 90% of the requests do not exceed" + (", and the longest gap" if len(panels) == len(WHAT) else "")
     return chart(figure, alt=f"{what}, recorded on {device}: {'; '.join(said)}.")
+
+
+def recorded_goodput(
+    record, simulated: Callable[[dict], object] | None = None, *, share: float = 0.9
+) -> Picture:
+    """The share of the requests that were within the record's limits to TTFT and TPOT, by rate, a line for each policy.
+
+    record       a `llmsys.bench.Record` of the goodput benchmark, or its rows
+    simulated    gives the simulator's `Result` for a row; what it says is hollow. None: nothing is beside the runs
+    share        a dashed line: where it is crossed is what a service can be sold for
+
+    Raises ValueError where the record has no runs, or says of none who was in time.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = sorted((row for row in served(record) if "attained" in row), key=lambda row: (row["name"], row["rate"]))
+    if not rows:
+        raise ValueError("record has no served runs with `attained`: take recorded('goodput', 'H200')")
+    limits = Limits(*rows[0]["attained_of"])
+    measured = [100 * row["attained"] for row in rows]
+    says = [100 * simulated(row).attainment(limits) if simulated else None for row in rows]
+    with chart_style():
+        figure, axes = plt.subplots(figsize=(7.6, 3.4))
+        axes.axhline(100 * share, color=LIGHT["ink"], lw=1, ls=(0, (4, 3)))
+        _lines(axes, rows, measured, says)
+        axes.set(ylabel="within both limits", ylim=(-3, 105))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0f}%")
+        axes.grid(axis="y")
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    said = []
+    for row, was, would in zip(rows, measured, says, strict=True):
+        words = f"{row['name']} at {number(row['rate'])} a second, {was:.0f}%"
+        said.append(words if would is None else f"{words} (simulated {would:.0f}%)")
+    what = f"The share of requests within {1e3 * limits.ttft:.0f} ms to the first token and "
+    what += f"{1e3 * limits.tpot:.0f} ms a token"
+    device = getattr(record, "device", "a GPU").removeprefix("NVIDIA ")
+    return chart(figure, alt=f"{what}, recorded on {device}; dashed, {share:.0%}: {'; '.join(said)}.")
 
 
 def served(record) -> list[dict]:

@@ -32,6 +32,6 @@ def timeline_of(row: dict) -> Timeline:
 
 
 def _note(row: dict) -> str:
-    beside = f", {row['ratio']:.2f} × torch's" if row["ratio"] else ""  # None where torch's was not measured
+    beside = f", {row['ratio']:.3f} × torch's" if row["ratio"] else ""  # None where torch's was not measured
     idle = f"idle {row['bubble']:.1%}, simulated {row['bubble_simulated']:.1%}"
     return f"{row['tokens_s']:,.0f} tokens/s{beside}; {idle}"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llmsys.parallel.pipeline import (
     SCHEDULES,
     B,
+    Costs,
     Exchange,
     F,
     I,
@@ -26,8 +27,10 @@ from llmsys.parallel.pipeline import (
     linear,
     one_f_one_b,
     programs,
+    simulate,
     v_half,
     validate,
+    waiting_beside,
     zb_h1,
     zb_h2,
     zb_v,
@@ -206,3 +209,35 @@ def test_an_unknown_way_is_refused():
                                       zb_h2(4, 9), zb_v(4, 9)], ids=lambda schedule: schedule.name)  # fmt: skip
 def test_real_runs_of_the_early_programs_end(schedule):
     assert not hangs(programs(schedule))
+
+
+def test_a_receive_that_was_begun_early_waits_beside_a_forward():
+    """ZB-H1 with F = 2, I = 3, W = 1. Rank 0 has W0 from 10 to 11 and F2 until 13; the receive of I1 begins at 11, in
+    the pause where it is there with equal costs. Rank 1 has I1 from 9 to 12: the receive waits for half of F2."""
+    schedule = zb_h1(2, 3)
+    shares = waiting_beside(schedule, simulate(schedule, Costs(F=2, I=3, W=1)))
+    assert set(shares) == {action for order in schedule.orders for action in order}
+    assert {action: share for action, share in shares.items() if share} == {F(0, 2): 0.5}
+
+
+def test_a_send_waits_beside_what_its_rank_does_next():
+    """GPipe with F = 3 at rank 1: rank 0 sends F1 at 2, and rank 1 takes it in the pause after its F0, at 4."""
+    schedule = gpipe(2, 3)
+    shares = waiting_beside(schedule, simulate(schedule, Costs(F=[1, 3], B=4)))
+    assert shares[F(0, 1)] == 0 and shares[F(0, 2)] == 1  # from 2 to 3, as rank 1 has F0 until 4
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(SCHEDULES)), st.data())
+def test_with_any_costs_an_action_has_a_share(name, data):
+    schedule = SCHEDULES[name](2, 4)
+    times = st.lists(st.integers(1, 4), min_size=schedule.num_stages, max_size=schedule.num_stages)
+    timeline = simulate(schedule, Costs(**{kind: data.draw(times) for kind in "FIW"}))
+    shares = waiting_beside(schedule, timeline)
+    assert set(shares) == {event.action for row in timeline.events for event in row}
+    assert all(0 <= share <= 1 for share in shares.values())
+
+
+def test_waits_of_another_schedules_run_are_refused():
+    with pytest.raises(ValueError, match="timeline must be a run of zb-h1"):
+        waiting_beside(zb_h1(2, 3), simulate(one_f_one_b(2, 3)))

@@ -198,6 +198,17 @@ def test_a_full_server_says_so_at_once_and_when_to_try_again(model):
         running.wait_until_empty()
 
 
+def test_what_there_is_never_room_for_is_refused_for_good_also_where_nobody_is_under_way(model):
+    with serving(model, limits=Limits(running=4, waiting=4), max_sequences=4) as running:
+        for body in ({"prompt": "a", "n": 9}, {"prompt": ["a"] * 9}, {"prompt": ["a"] * 3, "n": 3, "stream": True}):
+            refused = running.post(PATH, body | {"max_tokens": 3})
+            assert is_an_error(refused, 400) == "n must be at most 8 for all prompts together, got 9 answers"
+            assert refused.json()["error"]["param"] == "n" and "retry-after" not in refused.headers
+        whole = running.post(PATH, {"prompt": "a", "n": 8, "max_tokens": 3, "ignore_eos": True})
+        assert whole.status_code == 200 and len(whole.json()["choices"]) == 8, "all that there is room for"
+        running.wait_until_empty()
+
+
 def test_the_door_counts_whoever_goes_through_and_whatever_happens_inside():
     now = 0.0
     door = Door(5, clock=lambda: now)

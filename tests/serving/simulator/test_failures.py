@@ -202,3 +202,35 @@ def test_what_cannot_be_is_refused():
         simulate(**good, failures=[Failure("prefill 0", at=3.0)])
     with pytest.raises(ValueError, match="failures of 'both 0': it dies at 2 s, and is dead until 3 s"):
         simulate(**good, failures=[Failure("both 0", at=1.0, until=3.0), Failure("both 0", at=2.0)])
+
+
+WRONG = [5, True, Failure("both 0", at=1.0), ("both 0", 1.0), "both 0", {"both 0": 1.0}, Failures]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_list_of_failures_is_refused_with_what_is_one(wrong):
+    said = r'failures must be a list of Failure\("both 0", at=…, until=…\), or Failures\(every=…, repair=…\), got '
+    with pytest.raises(ValueError, match=said):
+        simulate([Arrival(0.0, 5, 5)], times=TIMES, num_blocks=99, failures=wrong)
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: Failure(3, at=1.0), 'engine must be the name of one, as "both 0" or "prefill 3", got 3'),
+        (lambda: Failure("both 0", at="1"), "at must be seconds, a number, got '1'"),
+        (lambda: Failure("both 0", at=True), "at must be seconds, a number, got True"),
+        (lambda: Failure("both 0", at=1, until=None), "until must be seconds, a number, got None"),
+        (lambda: Failures(every="1", repair=1.0), "every must be seconds above 0, on average, got '1'"),
+        (lambda: Failures(every=1.0, repair=None), "repair must be seconds above 0, on average, got None"),
+    ],
+)
+def test_a_failure_of_the_wrong_types_is_refused(make, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        make()
+
+
+def test_failures_that_can_be_gone_through_once_all_happen():
+    both = [Failure(name, at=0.01, until=0.5) for name in ("both 0", "both 1")]
+    asked = dict(workload=[Arrival(0.0, 500, 50)] * 4, times=TIMES, num_blocks=99, placement=Placement(colocated=2))
+    assert simulate(**asked, failures=iter(both)) == simulate(**asked, failures=both) != simulate(**asked)

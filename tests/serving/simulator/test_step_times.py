@@ -64,6 +64,7 @@ def drawn_loads(count, seed=0):
 
 
 DECODE, MIXED = Prices(4e-3, 0.0, 5e-6, 30e-9), Prices(5e-3, 2e-5, 2e-5, 60e-9, 4e-9)
+TWO = [TimedStep(StepLoad(1, 1, 1, 1), 1.0)] * 2
 
 
 @pytest.mark.parametrize(
@@ -152,3 +153,38 @@ def test_what_cannot_be_is_refused():
         fit([TimedStep(StepLoad(5, 1, 5, 15), 1.0)] * 3)
     with pytest.raises(ValueError, match="times above 0"):
         fit([TimedStep(StepLoad(1, 1, 1, 1), 0.0)] * 3)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (64, r"sizes must be numbers of tokens, as \(64, 128\), or \(\) for none, got 64"),
+        (None, r"sizes must be numbers of tokens, as \(64, 128\), or \(\) for none, got None"),
+        ((64, "128"), "each of sizes must be a whole number, got '128'"),
+        ((64.5,), "each of sizes must be a whole number, got 64.5"),
+        ((0, 64), "each of sizes must be at least 1, got 0"),
+    ],
+)
+def test_sizes_of_the_wrong_types_are_refused(wrong, said):
+    for make in (lambda: StepTimes(DECODE, sizes=wrong), lambda: fit(TWO, sizes=wrong)):
+        with pytest.raises(ValueError, match=said):
+            make()
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (dict(steps=5), r"steps must be TimedStep\(StepLoad\(…\), seconds\), as a StepRecorder has them, got 5"),
+        (dict(steps=[(1, 1.0)]), r"steps must be TimedStep\(StepLoad\(…\), seconds\), .*, got \(1, 1.0\)"),
+        (dict(steps=[TimedStep((1, 1, 1, 1), 1.0)]), r"steps must be TimedStep\(StepLoad"),
+        (dict(steps=[TimedStep(StepLoad(1, 1, 1, 1), "1")]), "times above 0, in seconds, got '1'"),
+        (dict(steps=TWO, weights=3), "weights must be one for each of 2 steps, got 1"),
+        (dict(steps=TWO, weights=[1.0]), "weights must be one for each of 2 steps, got 1"),
+        (dict(steps=TWO, weights=[1.0, -1.0]), "weights must be numbers from 0 on, got -1.0"),
+        (dict(steps=TWO, weights=["1", 1.0]), "weights must be numbers from 0 on, got '1'"),
+        (dict(steps=TWO, short_tokens="1"), "short_tokens must be a whole number, got '1'"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        fit(**given)

@@ -6,7 +6,7 @@ import pytest
 
 from llmsys.bench.record import Record
 from llmsys.serving.goodput import Limits
-from llmsys.viz.chunked_prefill import attained, budgets, overview, recorded_runs, stalls
+from llmsys.viz.chunked_prefill import attained, budgets, overview, recorded_goodput, recorded_runs, stalls
 from llmsys.viz.chunked_prefill.overview import BUDGET, PROMPT, TIMES, first_token, steps_of
 
 
@@ -109,6 +109,26 @@ def test_the_longest_gap_has_a_panel_where_it_was_recorded():
         recorded_runs(rows, WithoutGaps)
 
 
+def test_who_was_in_time_is_drawn_as_recorded_and_hollow_as_simulated():
+    class OneOfThree(Simulated):
+        def attainment(self, limits):
+            assert limits == Limits(ttft=0.5, tpot=0.03)
+            return 1 / 3
+
+    runs = record(("orca", 20.0), ("orca", 10.0), ("static", 1.0))
+    rows = [row | {"attained": 0.9 if row.get("rate") == 10 else 0.25, "attained_of": [0.5, 0.03]} for row in runs.rows]
+    shown = recorded_goodput(rows)
+    _, orca, static = shown.figure.axes[0].get_lines()
+    assert (list(orca.get_xdata()), list(orca.get_ydata())) == ([10, 20], [90, 25]) and list(static.get_ydata()) == [25]
+    assert "within 500 ms to the first token and 30 ms a token" in shown.alt and "simulated" not in shown.alt
+    both = recorded_goodput(rows, OneOfThree)
+    hollow = [line for line in both.figure.axes[0].get_lines() if line.get_mfc() == "none" and len(line.get_xdata())]
+    assert [[round(y) for y in line.get_ydata()] for line in hollow] == [[33, 33], [33]]
+    assert "orca at 10 a second, 90% (simulated 33%)" in both.alt
+
+
 def test_a_record_without_runs_is_refused():
     with pytest.raises(ValueError, match="no served runs"):
         recorded_runs(record())
+    with pytest.raises(ValueError, match="no served runs with `attained`"):
+        recorded_goodput(record(("orca", 20.0)))

@@ -54,7 +54,7 @@ def test_the_stepper_starts_at_the_end_and_shows_what_a_slow_link_costs():
     fast = shown.frame.sent
     shown.set(bandwidth=1.25e9)
     slow = shown.frame
-    assert slow.now == slow.end and set(fast["colocated"]) == set(slow.sent["colocated"]) == {0.0}
+    assert slow.now == pytest.approx(slow.end) and set(fast["colocated"]) == set(slow.sent["colocated"]) == {0.0}
     assert len(slow.sent["disaggregated"]) == 14 and max(fast["disaggregated"]) < 0.01 < min(slow.sent["disaggregated"])
     for sent, each in zip(slow.sent["disaggregated"], slow.lives["disaggregated"], strict=True):
         assert each.first_token + sent < each.ended
