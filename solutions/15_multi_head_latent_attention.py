@@ -542,8 +542,7 @@ print(f"absorbed {1e3 * fast:8.2f} ms, {flops[1] / fast / 1e9:6.1f} GFLOP/s")
 measured("15.faster", slow / fast, "times")
 
 # %% [markdown]
-# While this lesson was written it was between 110 and 220, and may be outside of that elsewhere. <!-- source: eight runs on two cores -->
-# Above 114, writing and rereading keys and values weighs more than the larger products gain. But a millisecond or two is
+# It depends on the machine. Above 114, writing and rereading keys and values weighs more than the larger products gain. But a millisecond or two is
 # easily disturbed: on a machine that is busy with something else it may be far less.
 
 # %% [markdown]
