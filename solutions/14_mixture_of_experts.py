@@ -535,19 +535,19 @@ for shape in MEASURED:
 
 # %% [markdown]
 # With 65,536 rows that is all of it for the library's kernels. With half as many rows and larger matrices a skewed load
-# costs up to a quarter, and torch as much; in one product, the skewed one of 7168 → 4096, torch is ahead. Of that the
-# rows of tiles are less than half; what the rest is the record does not say.
+# costs them up to a quarter, and torch a fifth: there, in product and dx, torch is ahead. Of that the rows of tiles are
+# less than half; what the rest is the record does not say.
 #
 # But on *one* GPU one busy expert does not make the others wait: it has many tiles, and tiles are dealt to the GPU's
 # multiprocessors whosever they are. With the experts on many GPUs, each waits for the one with the most rows.
 #
-# **Whole layers** gain more than their products: 1.34 times and more, with the backward pass 1.44, where no product of as
-# many rows gains more than 1.23. The reason is memory's traffic between the products. Torch's operations write three
-# tensors there, for the next operation to read: $\operatorname{silu}$ of the gate, $(NK, I)$; the experts' results, back
-# in the order of the tokens, $(NK, C)$; and these times their weights, $(NK, C)$, before they are added up. In the library
-# `gated_silu` reads gate and up and writes their product at once, and `unpermute` reads a token's $K$ results where they
-# lie, weights them, adds them up in registers, and writes the sum. So none of the three is made. (`permute` copies each
-# token to its $K$ rows; that is the same in both.) How much is it?
+# **Whole layers** gain more than their products: 1.34 times and more, with the backward pass 1.40, where no product of
+# as many rows gains more than 1.23. What can be counted of the reason is memory's traffic between the products. Torch's
+# operations write three tensors there, for the next operation to read: $\operatorname{silu}$ of the gate, $(NK, I)$;
+# the experts' results, back in the order of the tokens, $(NK, C)$; and these times their weights, $(NK, C)$, before
+# they are added up. In the library `gated_silu` reads gate and up and writes their product at once, and `unpermute`
+# reads a token's $K$ results where they lie, weights them, adds them up in registers, and writes the sum. So none of
+# the three is made. (`permute` copies each token to its $K$ rows; that is the same in both.) How much is it?
 
 # %% tags=["claim"]
 even = [row for row in speeds.rows if row["load"] == "even"]
@@ -571,8 +571,8 @@ print(f"a loop over experts: {layers['loop']['ms']:.2f} ms, {layers['loop']['ms'
 # knows the token of every row and the rows of every token, so it gathers there, too, with the weights in the same kernel
 # (`llmsys/moe/experts/rows.py`).
 #
-# In a decode step it is the other way round: 1.25 for the layer, whose gate and up alone (128 experts, 512 rows) gain
-# 1.42. Router and shared expert are the same in both layers, and a larger part there.
+# In a decode step it is the other way round: 1.24 for the layer, whose gate and up alone (128 experts, 512 rows) gain
+# 1.43. Router and shared expert are the same in both layers, and a larger part there.
 #
 # (For Hopper the library has kernels of its own, in `llmsys/moe/experts/hopper_kernels.py`, with what lesson 06 is about:
 # a warp that only loads, others that only multiply. Those for all other GPUs are plain Triton, a page each:
@@ -856,8 +856,8 @@ viz.mixture_of_experts.training_arms(record)
 # is shown is the mean over the five layers. The prediction above asked for the worst layer.)
 #
 # - Without anything, the busiest experts have five to seven times the mean all the time, 5.40 at the end.
-# - Either loss brings that down to about 1.3 within 200 steps, with an $\alpha$ of 0.01, which somebody had to find: with a tenth
-#   of it, in trials for this record, the busiest experts kept 2 to 4 times the mean. <!-- source: llmsys/bench/moe_training.py -->
+# - Either loss brings that down to about 1.3 within 200 steps, with an $\alpha$ of 0.01, which somebody had to find: it is
+#   Switch's.
 # - The bias is still on its way. It moves by $\gamma = 0.001$ a step, so by a quarter at most in 250 steps. In a training of
 #   a hundred thousand steps nobody would notice: the small DeepSeek-V3 from above has had 700 steps, with the same
 #   $\gamma$, and over its training files its busiest experts have 1.09 and 1.14 times the mean. <!-- source: SHIPPED_TRAINING in llmsys/bench/mla_training.py -->

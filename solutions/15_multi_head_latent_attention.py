@@ -323,7 +323,7 @@ for Tq in (1, 2, 16, 128, 256, 8192):
     naive, absorbed = sum(naive_flops(128, 8192, Tq)), sum(absorbed_flops(128, 8192, Tq))
     print(f"{Tq:11,} {naive / 1e9:8,.0f} {absorbed / 1e9:10,.1f}")
 even = next(Tq for Tq in range(1, 8192) if sum(naive_flops(128, 8192, Tq)) < sum(absorbed_flops(128, 8192, Tq)))
-print(f"from {even} new tokens on, expanding is less work; where texts are very long, from {512 * 256 / (1088 - 320):.0f}")
+print(f"from {even} new tokens on, expanding is less work; with very long texts from {512 * 256 / (1088 - 320):.0f}")
 ratio = sum(naive_flops(16, 2048)) / sum(absorbed_flops(16, 2048))
 print(f"one new token, 16 heads, 2,048 tokens: {ratio:.0f} times less, absorbed")
 
@@ -542,8 +542,7 @@ print(f"absorbed {1e3 * fast:8.2f} ms, {flops[1] / fast / 1e9:6.1f} GFLOP/s")
 measured("15.faster", slow / fast, "times")
 
 # %% [markdown]
-# While this lesson was written it was between 110 and 220, and may be outside of that elsewhere. <!-- source: eight runs on two cores -->
-# Above 114, writing and rereading keys and values weighs more than the larger products gain. But a millisecond or two is
+# It depends on the machine. Above 114, writing and rereading keys and values weighs more than the larger products gain. But a millisecond or two is
 # easily disturbed: on a machine that is busy with something else it may be far less.
 
 # %% [markdown]
@@ -608,6 +607,31 @@ viz.multi_head_latent_attention.decode_roofline(record)
 # A cache of keys and values loses by its size: with 16 heads, where memory decides for both, by its bytes nearly exactly.
 # With 128 heads it has 71 times the bytes and takes about half as many times as long, as the latents' kernel no longer waits for memory
 # there. And the naive form has all of that to make first, 17.6 TFLOP in a layer of this step, and to write and read again.
+#
+# All of that was of 128 sequences. How is it with fewer?
+
+# %% tags=["claim"]
+print("sequences of        16 heads                   128 heads")
+print("8,192 tokens      µs   of the copy's speed      µs   TFLOP/s")
+batches = {
+    (row["B"], row["Hq"]): row
+    for row in record.rows
+    if row["name"] == "gluon" and row["shortest"] == row["longest"] == 8192 and (row["tokens"], row["page"]) == (1, 64)
+}
+for B in (1, 4, 16, 64, 128):
+    few, many = batches[B, 16], batches[B, 128]
+    print(f"{B:12} {few['us']:7.0f} {few['of_copy']:21.2f} {many['us']:7.0f} {many['tflops']:9.0f}")
+print(f"64 sequences, 16 heads: {batches[64, 16]['us'] / batches[1, 16]['us']:.0f} times as long as one")
+print(f"128 sequences of 1,024 tokens, 16 heads: {rows[16, 1, 1024, 'gluon']['of_copy']:.2f} of the copy's speed")
+
+# %%
+viz.multi_head_latent_attention.decode_sizes(record)
+
+# %% [markdown]
+# The keys of a single sequence are dealt to all multiprocessors, too, and their parts are merged (lesson 08). But then
+# each has little to do, and what counts is beginning, waiting for the first tiles, and the merge: 64 sequences take
+# nine times as long as one. From 64 on it is bytes that count, or with 128 heads operations. Short contexts have less
+# of the same.
 
 # %% [markdown]
 # ## Your functions in a real model

@@ -8,7 +8,9 @@ TFLOP/s, 2 · (576 + 512) operations for each row and key. Both are recorded of 
 Beside our kernels stand a *copy* of as many bytes, half of them read and half written; and, where memory is enough for
 keys and values of every head (320 numbers each where the latent has 576 for all), the two ways that do without the
 absorbed form: *expanded* is cuDNN's attention to a cache that keeps them, and *naive* makes them of the latents anew
-for every step, then attends in the same way.
+for every step, then attends in the same way. (These two are for equal lengths, one new token of each sequence, and
+48 GB of keys and values at most. So they are not measured for two tokens, for mixed lengths, nor for 128 heads with 128
+sequences of 8k or 32 of 32k; a record does not list that as missing.)
 
 On a GPU each is a CUDA graph of a few calls, on different tensors in turn, which together are larger than the L2 cache.
 Pages are dealt at random, and what belongs to nobody is NaN. On a CPU the definition in plain PyTorch is timed.

@@ -29,7 +29,7 @@ wrong(
 )
 wrong(
     "assignment_is_token",
-    "You take an assignment's number for its token: there are K of them for each token.",
+    "You take assignment a for one of token a % N, as if all tokens' first experts came first.",
     ("token = order // K", "token = order % len(x)"),
     why="experts.flatten() has token 0's K experts first: assignment a is of token a // K.",
 )

@@ -43,6 +43,12 @@ wrong(
     why="Every head's matrix comes after that, and a rotation before it cannot be undone behind it.",
 )
 wrong(
+    "eps_outside_of_the_root",
+    "You add eps to the root, and not under it.",
+    (NORM, "c = weight * c / (c.square().mean(dim=-1, keepdim=True).sqrt() + eps)"),
+    why="It is √(mean(c²) + eps). Where c is small, that is far from √mean(c²) + eps.",
+)
+wrong(
     "r_comes_first",
     "You keep r in front of c.",
     (BOTH, "torch.cat((r, c), dim=-1)[:, None]"),
