@@ -646,10 +646,9 @@ for count in (120, 400, 900):
 
 # %% [markdown]
 # The simulator was fitted to the steps of these very runs, so it is no surprise that steps take as long as it says. That whole
-# runs, made of a hundred thousand steps, come out within 6% up to 16 a second is what it was made for. (It can be asked about
-# runs that it has not seen, too: with prices fitted to the steps of another H200, it is within 9% up to there.
-# <!-- source: prices of the record before this one, of another machine: off by 9.0% at most at 16 a second and
-# below --> The prices are the device's, and not this record's.) Beyond the edge requests
+# runs, made of a hundred thousand steps, come out within 6% up to 16 a second is what it was made for. And it can be asked about
+# runs that it has not seen. With prices fitted to the steps of another H200 it is within 9% up to there. <!-- source: prices of
+# the record before this one, of another machine: off by 9.0% at most at 16 a second and below --> Beyond the edge, requests
 # come faster than they are served, so a queue grows for as long as the run lasts, and a few percent of a step become a quarter of
 # a wait.
 #
