@@ -94,6 +94,12 @@ wrong(
     why="The clock may have run long before the first request came.",
 )
 wrong(
+    "from_the_last_arrival",
+    "Your seconds begin with the last arrival.",
+    ("min(arrived.values())", "max(arrived.values())"),
+    why="They run from the first one: the service has worked since then.",
+)
+wrong(
     "until_the_last_success",
     "Your seconds end with the last one that finished.",
     ("max(ended.values())", "max(ended[name] for name in finished)"),
