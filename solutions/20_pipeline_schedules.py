@@ -1013,6 +1013,13 @@ for transfers in ("together", "early"):
 # not enough: a rank that receives only what it needs next keeps others waiting who are further ahead. *Early* is the
 # one that always works: receive as soon as something is there, and not when it is needed.
 #
+# It takes for granted that transfers that begin together do not wait for each other. With NCCL they do, where they share
+# a communicator: it carries out one send and one receive at a time, and so, on four H200s, one of our eleven schedules
+# hung, DualPipeV: of two sends and a receive, the second send waited for what the other rank was to make of it. Now each
+# direction between two ranks has a communicator of its own (`llmsys/parallel/execute/wire.py`); that has been run on CPUs
+# with gloo, and in a model of NCCL's queues, but not yet on four GPUs. <!-- source:
+# tests/parallel/execute/test_queues.py -->
+#
 # ## Exercise (g): repair it (20 minutes, optional)
 #
 # If you like (no points): repair `apart`. A program is a tuple of actions and exchanges, `step.transfers[0]` has a
