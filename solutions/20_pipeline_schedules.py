@@ -280,8 +280,8 @@ both = [simulate(each, Costs(F=1, B=2)) for each in (gpipe, whole("1F1B", own_or
 viz.pipeline_schedules.timelines(*both)
 
 # %% [markdown]
-# The same bubble, and 4 activations where there were 64. It is the *order* that does it: no action takes less time than
-# before. <!-- source: the two tables above -->
+# The same bubble, and at most 4 activations, however many microbatches there are. It is the *order* that does it: no
+# action takes less time than before. <!-- source: the two tables above -->
 #
 # ## The simulator
 #
@@ -369,10 +369,11 @@ predict("20.interleaved", None)
 halves = Costs(F=1 / 2, B=2 / 2, activation=1 / 2)  # of a stage, of which each rank has two
 timeline = simulate(pipeline.interleaved(p, m, chunks=2), halves)
 print(f"bubble {timeline.bubble():g}; activations, in shares of a rank: {', '.join(map(str, timeline.peaks))}")
-for v in (1, 2, 4):
+run = simulate(pipeline.one_f_one_b(p, m), Costs(F=1, B=2))
+print(f"1F1B:  bubble {run.bubble():5.3g}, peak {run.peak():5.4g}")
+for v in (2, 4):
     run = simulate(pipeline.interleaved(p, m, chunks=v), Costs(F=1 / v, B=2 / v, activation=1 / v))
-    formula = p * (1 + (p - 1) / (p * v))
-    print(f"v = {v}: bubble {run.bubble():5.3g}, peak {run.peak():5.4g}, {p} · (1 + (p − 1)/(p · v)) = {formula:.4g}")
+    print(f"v = {v}: bubble {run.bubble():5.3g}, peak {run.peak():5.4g}, p + (p − 1)/v = {p + (p - 1) / v:.4g}")
 
 # %% tags=["measure"]
 measured("20.interleaved", timeline.bubble())
@@ -381,8 +382,9 @@ measured("20.interleaved", timeline.bubble())
 viz.pipeline_schedules.timelines(timeline)
 
 # %% [markdown]
-# The bubble is $(p − 1)(F + B)/v$. It is paid for twice: with $v$ times as many transfers, and with more activations,
-# for a rank must be further ahead to keep all of its chunks going. <!-- source: the output above -->
+# The bubble is $(p − 1)(F + B)/v$. It is paid for twice: with $v$ times as many transfers, and with more activations than
+# 1F1B's $p$, for rank 0 must be $p − 1$ stages further ahead. The smaller the stages, the less that is. <!-- source: the
+# output above -->
 #
 # ## Nobody waits for W
 #
@@ -394,9 +396,8 @@ viz.pipeline_schedules.timelines(timeline)
 # and B is 1F1B's. Every B becomes an I, and its W is done later. How much later, memory says: a microbatch's
 # activations are kept until its W is done. Rank 0 of 1F1B keeps $p$ microbatches. Let all ranks keep as many.
 #
-# **Predict** the bubble with $F = I = W = 1$, $p = 4$ and $m = 8$, now from a rank's own first action to its own last
-# one: where ranks leave one after the other, as they came, the next step's first forwards can begin in what is left.
-# (For rank 0 of 1F1B it is $(4 − 1)(1 + 2) = 9$, as before.)
+# **Predict** rank 0's bubble with $F = I = W = 1$, $p = 4$ and $m = 8$, from its own first action to its own last one. (In
+# 1F1B it is $(4 − 1)(1 + 2) = 9$, as before.)
 
 # %% tags=["predict"]
 predict("20.zero_bubble", None)
@@ -405,8 +406,8 @@ predict("20.zero_bubble", None)
 # ## Exercise (d): fill the bubble with W (25 minutes)
 #
 # How many microbatches does rank $r$ keep in 1F1B at most? How many does rank 0, and so how many W may wait on rank $r$
-# at a time? At the end the forwards run out. The same number may still wait, and no more: a rank that has a W left, and
-# does it only when all its I are done, has waited between them for nothing.
+# at a time? At the end the forwards run out. The same number may still wait, and no more: a rank that lets more W pile
+# up, until all its I are done, has waited between them for nothing.
 
 # %% tags=["exercise"] exercise="20.fill_with_w"
 from llmsys.parallel.pipeline import I, Kind, W
@@ -418,9 +419,9 @@ def fill_with_w(order, rank):
     order    the list of F and B that exercise (b) gives for this rank
     rank     0, 1, …: rank r has stage r
 
-    F and I stay in the order of F and B. Each W comes after its I, in the microbatches' order. Some W may wait: at any
-    time as many as there is room for, and when one more would wait the oldest is done. While a W waits its activations
-    are kept, and no rank is to keep more of them than rank 0 keeps in 1F1B.
+    F and I stay in the order of F and B. Each W comes after its I, in the microbatches' order. Some W may wait, at any
+    time the same number, also when no forwards are left: when one more would wait, the oldest is done. While a W waits
+    its activations are kept, and no rank is to keep more of them than rank 0 keeps in 1F1B.
     """
     ### BEGIN SOLUTION
     filled, waiting = [], []
@@ -456,14 +457,16 @@ measured("20.zero_bubble", timeline.own_bubble(0))
 viz.pipeline_schedules.timelines(simulate(pipeline.one_f_one_b(p, m)), timeline)
 
 # %% [markdown]
-# A third of 1F1B's bubble, and nobody keeps more than rank 0 did before. On the way down to the last rank it costs F a
-# stage, as ever. On the way back, a gradient needs only I from each rank, and while the next one is awaited there is a
-# W to do: $I − W$ a stage is left. Where W takes longer than I (the last line) or than F, the formula promises too much:
-# a gap cannot be negative, and a W that has begun is not interrupted. Remember that. (In the picture all ranks are idle
-# for 3: that is from the first start of all to the last end. The table counts from a rank's own start to its own end.)
+# A third of 1F1B's bubble, and nobody keeps more than rank 0 did before. In 1F1B rank 0 waits $(p − 1) B$ for its first
+# gradient, and F before each of its last $p − 1$, when it has no forwards left. Now the first one needs only I from each
+# rank: $(p − 1) I$. And the last ones come earlier, by the W that the other ranks have put off: before each, $F − W$ is
+# left. Where W takes longer than F (the last line), the formula promises too much: a gap cannot be negative. Remember
+# that. (In the picture all ranks are idle for 3: that is from the first start of all to the last end. The table counts
+# from a rank's own start to its own end.)
 #
 # Could the beginning be filled as well? With more forwards ahead, which is **ZB-H2**: no bubble at all for
-# $F = I = W$, and nearly twice the activations.
+# $F = I = W$, and nearly twice the activations. (No rank is idle between its own first and last action. The ranks leave
+# one after the other, as they came, so the next step can follow at once. Those of ZB-H1 leave together.)
 #
 # ## Two stages a rank, on a V
 #
@@ -524,14 +527,15 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 # function that nobody has called yet. At the end of I there is a list of such functions, one for each matrix of the
 # stage, and W calls them.
 #
-# The library's models have their matrices made by a factory, which can be exchanged. `PutOff` is one that makes matrices
-# with such a backward, out of a function that splits it: yours. What is no matrix (attention, the norms, the embedding)
-# keeps an ordinary backward, in I.
+# The library's models have their matrices made by a factory, which can be exchanged. `PutOff(f)` is one whose matrices
+# have their backward split by the function f: yours. What is no matrix (attention, the norms, the embedding) keeps an
+# ordinary backward, in I.
 #
 # ## Exercise (e): split a backward (15 minutes)
 #
-# torch stores a matrix as (outputs, inputs), so a linear layer is $y = x W^\top$, and in (1) $W$ and $W^\top$ change
-# places. And its input has a row for each token of each sequence. Write both halves.
+# torch stores a matrix as (outputs, inputs), so a linear layer is $y = x W^\top$. In (1) $W$ and $W^\top$ change
+# places, and $dW$ is transposed as well: it has the weight's shape. And the input has a row for each token of each
+# sequence. Write both halves.
 
 # %% tags=["exercise"] exercise="20.split_backward"
 
@@ -612,10 +616,10 @@ predict("20.executed", None, "%")
 # ## Your schedule trains the model
 #
 # Two steps on two ranks. Then the same two steps without a pipeline, on the whole model, by the ordinary trainer: four
-# forwards and backwards, one after the other. Loss and gradient should be the same, but for rounding. (The squares of all
-# gradients are added up in `float64` by the ranks and in `float32` by the trainer, and there are so many that it shows in
-# the length's last digits. The processes have to start first, and each reads its own stage's weights. It takes some ten
-# seconds.)
+# forwards and backwards, one after the other. Loss and gradient should be the same, but for rounding. (The squares of
+# all gradients are added up in `float64` by the ranks and in `float32` by the trainer, and there are so many that it
+# shows in the length's last digits. The processes have to start first, and each reads its own stage's weights, of
+# `load_model()`'s model where `None` is given. It takes some ten seconds, and longer on a busy machine.)
 #
 # One matrix is at both ends: SmolLM2's head is its embedding. Each rank has a copy of it, and in its backward the copy
 # gets the gradient of its own use. At the end of a step the ranks exchange the two and add them up, so both copies are
@@ -654,10 +658,10 @@ executed = timelines[-1]
 measured("20.executed", 100 * executed.bubble_share, "%")
 
 # %% [markdown]
-# What became of your prediction? The simulated figure above is for ranks that take the same time for everything. The
-# real one may be close to it or twice as large: it depends on how well the cut balances the ranks, on this machine and at
-# this moment. Below is the second step as it was, in seconds. And below that is your simulator, told what the actions
-# took: the mean of each kind at each stage.
+# What became of your prediction? The figure simulated before it is for ranks that take the same time for everything.
+# The real one may be close to it or several times as large: it depends on how well the cut balances the ranks, on this
+# machine and at this moment. Below is the second step as it was, in seconds. And below that is your simulator, told
+# what the actions took: the mean of each kind at each stage.
 
 # %%
 costs = pipeline.costs_of(executed, two.num_stages)
@@ -699,11 +703,12 @@ for name, shown in (("executed", executed), ("simulated", told)):
 # ## On two GPUs
 #
 # Now a model that fills two GPUs, one rank on each, and microbatches that fill them, too: 20 layers with 1.2 billion
-# weights (width 2,048, 16 heads, an MLP of 5,632, in `bfloat16`), and 8 microbatches of 4 × 2,048 tokens. <!-- source:
-# MODEL in llmsys/bench/pipeline.py --> Recorded are four schedules, forward and backward without the optimiser's step.
-# *torch's* is torch's own runtime with the same model, schedule and microbatches; a step of ours and one of torch's were
-# taken alternately, and medians are compared. *Simulated* is the bubble as the simulator has it, told what the actions of
-# this very run took: the mean of each kind at each stage, and sends that take no time.
+# weights (width 2,048, 16 heads, an MLP of 5,632, a vocabulary of 32,000, in `bfloat16`), and 8 microbatches of 4 ×
+# 2,048 tokens. <!-- source: MODEL in llmsys/bench/pipeline.py --> Recorded are four schedules, forward and backward
+# without the optimiser's step. *torch's* is torch's own runtime with the same model, schedule and microbatches; a step
+# of ours and one of torch's were taken alternately, and medians are compared. *Simulated* is the bubble as the
+# simulator has it, told what the actions of this very run took: the mean of each kind at each stage, and sends that
+# take no time.
 
 # %% tags=["claim"]
 from statistics import fmean
@@ -713,7 +718,7 @@ from llmsys.bench.pipeline import MODEL
 record = recorded("pipeline", "H200")
 runs = {row["name"]: timeline_of(row) for row in record.rows}
 print(f"recorded on two {record.device}, {record.date}")
-print(f"{'':12} tokens/s   torch's   times as fast   bubble   simulated   layers of each stage, and the head")
+print(f"{'':12} tokens/s   torch's   times as fast   bubble   simulated   layers of each stage; the last has the head, too")
 for row in record.rows:
     speeds = f"{row['tokens_s']:9,.0f} {row['torch_tokens_s']:9,.0f} {row['ratio']:15.3f}"
     idle = f"{row['bubble']:8.1%} {row['bubble_simulated']:11.1%}"
@@ -721,6 +726,8 @@ for row in record.rows:
     print(f"{row['name']:12}{speeds} {idle}   {layers}")
 apart = max(abs(row["bubble"] - row["bubble_simulated"]) for row in record.rows)
 print(f"\nbetween a bubble and the simulated one lie {100 * apart:.1f} percentage points at most")
+layer, head = execute.costs(MODEL, 2048)
+print(f"the head costs as much as {head / layer:.1f} layers")
 
 # %%
 viz.pipeline_schedules.recorded_runs(record)
@@ -733,10 +740,10 @@ viz.pipeline_schedules.recorded_runs(record)
 # point of each run, and takes milliseconds. torch's runtime is about as fast as ours: a little slower with two stages a
 # rank, and a little faster with one, by 1.4% at most, with ZB-H1. <!-- source: the table above -->
 #
-# So are these the bubbles of the formulas? By (2) it is one of 9 with 1F1B, and one of 17 with the interleaved schedule,
-# whose bubble is half as long. If F, I and W took the same, it would be one of 25 with ZB-H1, and one of 49 with ZB-V:
-# rank 1's wait for a forward of half a rank, before it begins. The simulator says these, too. Then tell it one thing
-# after the other of what was measured:
+# So are these the bubbles of the formulas? By (2) it is one of 9 with 1F1B, and one of 17 with the interleaved
+# schedule, whose bubble is half as long. If F, I and W took the same, it would be one of 25 with ZB-H1, and one of 49
+# with ZB-V: a forward of half a rank, for which rank 1 waits before it begins, and rank 0 at the end. The simulator
+# says these, too. Then tell it one thing after the other of what was measured:
 
 # %% tags=["claim"]
 took = {row["name"]: pipeline.costs_of(runs[row["name"]], row["stages"]) for row in record.rows}
@@ -753,40 +760,47 @@ print()
 for name, kinds in (("1f1b", "FB"), ("zb-h1", "FIW")):
     print(f"{name:6} takes, in ms on ranks 0 and 1:", end=" ")
     print("; ".join(f"{kind} {', '.join(f'{ms:.1f}' for ms in getattr(took[name], kind))}" for kind in kinds))
-mean = {kind: fmean(getattr(took["zb-v"], kind)) for kind in "FIW"}
-idle = simulate(pipeline.zb_v(2, 8), Costs(**mean)).bubbles
-print(f"zb-v, equal stages: idle for {idle[0]:.1f}, {idle[1]:.1f} ms; 2 (I − W) = {2 * (mean['I'] - mean['W']):.1f} ms")
+for name in ("interleaved", "zb-v"):
+    mean = {kind: fmean(getattr(took[name], kind)) for kind in "FIWB"}
+    tries = {"equal stages": Costs(**mean), "as recorded": took[name]}
+    for stages_are, costs in tries.items():
+        idle = simulate(pipeline.make_schedule(name, 2, 8), costs).bubbles
+        print(f"{name:11} simulated, {stages_are}: ranks 0, 1 are idle for {idle[0]:.1f}, {idle[1]:.1f} ms")
+print(f"2 (I − W) of zb-v: {2 * (mean['I'] - mean['W']):.1f} ms")
 weights = 11 * execute.costs(MODEL, 0)[0]  # of rank 0's layers: without attention, a multiplication for each
 flops, peak = 2 * weights * 4 * 2048, DEVICES["H200"].flops["bfloat16"]
 rate = flops / took["zb-h1"].W[0] / 1e9
 print(f"rank 0's W, of {weights / 1e6:.0f} million weights, runs at {rate:.0f} of {peak / 1e12:.0f} TFLOP/s")
 
 # %% [markdown]
-# *Equal stages* has the times of each kind as recorded, and all stages alike; *I = W* has the stages as recorded, and each
-# backward in equal halves. So there are two reasons, and 1F1B has but the first one.
+# *Equal stages* has the times of each kind as recorded, and all stages alike; *I = W* has the stages as recorded, and
+# each backward in equal halves. So there are two reasons, and 1F1B and the interleaved schedule, which do not split B,
+# have but the first one.
 #
 # - **The cut.** Twenty layers and a head cannot be cut into equal halves. With one stage a rank, rank 1 is the faster
 #   one, and waits in every round. With ZB-V rank 0 is: it has the first stage and the last one, nine layers and the head.
-#   With the interleaved schedule the mean hardly changes: rank 1 waits longer, and rank 0, the slower one, less.
+#   With the interleaved schedule the mean of both ranks' bubbles hardly changes: against equal stages rank 1 waits
+#   longer, and rank 0, the slower one, less.
 # - **I takes more than three times as long as W.** By (1) the matrices have as many operations in each. But W is
 #   nothing else, and runs at nearly three quarters of the GPU's peak. Attention, the norms and the MLP's activation
 #   have their whole backward in I. They are few operations and a lot of time: a norm, for one, fetches each number from
 #   memory to do very little with it. If the matrices take as long in I as in W, more than half of I is no matrix. What
 #   ZB-H1 saves against 1F1B is $2 (p − 1) W$ by the formulas, and with such a W that is not much. ZB-V counts on a W
-#   wherever a rank waits for an I of the other one. Such a W is too short, and a gap is left: with equal stages $2 (I −
-#   W)$ on each rank.
+#   wherever a rank waits for an I of the other one. Such a W is too short, and gaps are left: with equal stages each rank
+#   is idle for $2 (I − W)$ in all, rank 1's wait at the beginning included (where W is at most half of I).
 #
 # So ZB-V, "without a bubble", has as large a one here as the interleaved schedule, which splits nothing. These two are
 # the fastest, since their stages are smaller. And ZB-H1, with a smaller bubble than 1F1B, is as fast as that and no
 # faster: what rank 0 is idle less, it is busy longer. For each microbatch its F takes 1.9 ms longer, and I and W together
 # 0.9 ms longer than B. <!-- source: the table above -->
 #
-# One reason may be transfers. Our runtime begins one as soon as, with equal costs, it could be there (*early*, further
-# down). If the other rank is not ready then, the transfer waits while its own rank computes; and with NCCL, what waits is
-# a kernel on the same GPU. Which actions had one beside them follows from the recorded times:
+# One reason may be transfers. Our runtime begins to receive at the place in a rank's order where, in a simulation with
+# $F = I = W$, the data would be there (*early*, further down). If in reality the other rank is not ready then, the
+# transfer waits while its own rank computes; and with NCCL, what waits is a kernel on the same GPU. Which actions had
+# one beside them follows from the recorded times:
 
 # %% tags=["claim"]
-print(f"{'in ms':22} alone   with a transfer beside it, for a fifth of its time or more")
+print(f"{'in ms':22} alone   with a transfer beside it, for a fifth of its time or more   longer by")
 for name, timeline in runs.items():
     waits = pipeline.waiting_beside(pipeline.make_schedule(name, 2, 8), timeline)
     of_it = {}  # a stage's actions of a kind
@@ -798,7 +812,8 @@ for name, timeline in runs.items():
         if beside:
             ms, share = fmean(event.duration for event in beside), fmean(waits[event.action] for event in beside)
             print(f"{name:12} stage {stage}, {kind} {fmean(alone):5.1f} {ms:7.1f}", end="")
-            print(f" in {len(beside)} of {len(events)} microbatches, for {share:.0%} of its time")
+            where = f"in {len(beside)} of {len(events)} microbatches, for {share:.0%} of its time"
+            print(f" {where:49} {ms / fmean(alone) - 1:8.0%}")
         if (name, stage, kind) == ("zb-h1", 0, "F"):
             schedule, recorded_costs = pipeline.make_schedule(name, 2, 8), took[name]
             without = replace(recorded_costs, F=[fmean(alone), recorded_costs.F[1]])
@@ -809,10 +824,11 @@ ours, torchs = (8 * 4 * 2048 / zb_h1_row[each] * 1e3 for each in ("tokens_s", "t
 print(f"measured {ours:.0f} ms, torch's {torchs:.0f} ms")
 
 # %% [markdown]
-# Forwards take longer with a transfer beside them, by a tenth to a fifth of the time for which it waits, except for a
-# single one; backwards take between 2% less and 4% more. For ZB-H1 that could be most of the 11 ms by which torch's
-# runtime is ahead, whose order of actions is ours. It is no proof, for torch's actions are not in the record. A remedy
-# would be to place transfers by measured costs. <!-- source: the table above -->
+# Forwards take 4% to 22% longer with a transfer beside them, except for a single one; backwards take between 2% less and
+# 4% more. For ZB-H1 that could be 7 of the 11 ms by which torch's runtime is ahead, whose order of actions is ours. It is
+# no proof, for torch's actions are not in the record. Of the 22 ms for which rank 0 is busier than with 1F1B it is a
+# third; what the rest is, we do not know. A remedy would be to place transfers by measured costs. <!-- source: the
+# tables above -->
 #
 # ## DualPipe
 #
@@ -871,7 +887,8 @@ for f, i, w, pair in ((1, 1, 1, 3), (2, 2, 1, 5), (2, 2, 1, 4)):
 # - *In between*, $H$ times, when its own forwards are at their end and it does backwards alone. They come to it from
 #   ranks that still do pairs: one in the time of a pair, where it takes that of a backward. Each time $F\&B − B$.
 # - *After its last one*, until the ranks at the ends are done, $H$ ranks further. Each of these takes an I to pass a
-#   gradient on, and the last ranks have a W to do meanwhile. What is left is $I − W$, $H$ times.
+#   gradient on. Meanwhile rank 3 does the W that it has left: $H$ more than a rank at the end. What remains is $I − W$,
+#   $H$ times.
 #
 # In all $H \,(F + (F\&B − B) + (I − W))$. And now put in that a forward takes as long as a backward for the input:
 # $F = I$, which is $B − W$. The first term is $B − W$, the last one $B − 2W$, and with the middle one it is
@@ -911,9 +928,10 @@ print(f"a pair in 2.5: formula {by_formula(1, 1, 1, 2.5)}, ranks 0 to 3 {faster[
 measured("20.dualpipe", by_simulation(2, 2, 3))
 
 # %% [markdown]
-# The gap at the end closes and does not become negative. Where $I$ takes longer than $F$, as in the fourth line, the
-# ramps are uneven, and other ranks decide. With a pair that is faster than its halves, (4) is what the ranks in the
-# middle wait; those at the ends, with fewer pairs, wait less.
+# The gap at the end closes and does not become negative. Where $I$ takes longer than $F$, as in the fourth line, ranks
+# wait at other places, too, and neither formula holds. In the fifth it is (4) alone that fails, for it takes $F$ for
+# $I$. With a pair that is faster than its halves, (4) is what the ranks in the middle wait; those at the ends, with
+# fewer pairs, wait less.
 #
 # No formula knows what your GPUs do. A simulation takes milliseconds: measure F, I, W and the pair, and put them in.
 #
@@ -934,8 +952,9 @@ for order in (pipeline.dualpipe(P, N).orders[1], v.orders[1]):
 # ## Exercise (f): fold DualPipe (20 minutes, optional)
 #
 # If you like (no points): fold it yourself, from a DualPipe schedule to one on `v_shaped`. What becomes of an action of
-# replica 1, of its stage and its microbatch? A pair is `pair(F(…), B(…))`, and has its halves in `.forward` and
-# `.backward`. Any order is right that is as fast and keeps as little; `pipeline.fold` is the library's.
+# replica 1, of its stage and its microbatch? `Action(kind, stage, microbatch)` makes one. A pair is `pair(F(…), B(…))`,
+# and has its halves in `.forward` and `.backward`. Any order is right that is as fast and keeps as little;
+# `pipeline.fold` is the library's.
 
 # %% tags=["exercise"] exercise="20.fold"
 from llmsys.parallel.pipeline import Action, Kind, Schedule, pair, v_shaped
@@ -969,8 +988,8 @@ check("20.fold", fold)
 #
 # One thing is missing from our rule: sending. If a send returns at once and the data wait in a buffer, nothing is
 # missing. But there may be no buffer. A **blocking send** returns only when the other side receives, and so a send
-# waits, too. `pipeline.programs` writes the sends and receives between the actions; `circle` plays them, and says who
-# waits for whom:
+# waits, too. `pipeline.programs` writes the sends and receives between the actions (*apart*: each for itself, sends first);
+# `circle` plays them, and says who waits for whom:
 
 # %% tags=["claim"]
 small = pipeline.one_f_one_b(2, 3)
@@ -993,6 +1012,13 @@ for transfers in ("together", "early"):
 # between two actions begins at the same time (Megatron's `send_forward_recv_backward`). With two stages a rank it is
 # not enough: a rank that receives only what it needs next keeps others waiting who are further ahead. *Early* is the
 # one that always works: receive as soon as something is there, and not when it is needed.
+#
+# It takes for granted that transfers that begin together do not wait for each other. With NCCL they do, where they share
+# a communicator: it carries out one send and one receive at a time, and so, on four H200s, one of our eleven schedules
+# hung, DualPipeV: of two sends and a receive, the second send waited for what the other rank was to make of it. Now each
+# direction between two ranks has a communicator of its own (`llmsys/parallel/execute/wire.py`); that has been run on CPUs
+# with gloo, and in a model of NCCL's queues, but not yet on four GPUs. <!-- source:
+# tests/parallel/execute/test_queues.py -->
 #
 # ## Exercise (g): repair it (20 minutes, optional)
 #
@@ -1072,17 +1098,17 @@ viz.pipeline_schedules.pareto(points)
 # Eight stages, of which the last has the head and takes longer, and the first is a little shorter. Twelve microbatches,
 # four ranks, each with room for **six** activations; a transfer takes 0.1. <!-- source: COSTS in
 # llmsys/lessons/lesson_20_pipeline_schedules/leaderboard.py --> Which rank has which stage, and who does what when, is
-# yours. The library's schedules are there to be beaten: most of them do not even fit. On a V, rank 0 is busy for 86.4,
-# and nobody can be faster than that.
+# yours. The library's schedules are there to be beaten: most of them do not even fit (those with one stage a rank are
+# listed with each stage cut in two). On a V, rank 0 is busy for 86.4, and nobody can be faster than that.
 
 # %% tags=["engine"]
 yours = pipeline.v_half(4, 12)  # begin with any, and change it: yours.with_order(rank, order), or Schedule(…)
 leaderboard(yours)
 
 # %% [markdown]
-# Ways to go on: who is idle when (`timelines(simulate(yours, COSTS))`, with the leaderboard's `COSTS`), and for what?
-# Which W could go there? Or write a scheduler, that runs through time and lets each rank choose among what can run and
-# fits: forwards, while there is room; gradients first, or last?
+# Ways to go on: who is idle when (`timelines(simulate(yours, COSTS))`, with `COSTS` from the module of `leaderboard`),
+# and for what? Which W could go there? Or write a scheduler, that runs through time and lets each rank choose among
+# what can run and fits: forwards, while there is room; gradients first, or last?
 #
 # ## What production does differently
 #

@@ -286,6 +286,21 @@ def test_with_a_faster_pair_the_middle_ranks_wait_by_the_formula_and_the_ends_le
         assert max(bubbles) == bubbles[3] == bubbles[4] == 3 * (pair_time + 2 - 3) and bubbles[0] < bubbles[3]
 
 
+def test_rank_0_of_1f1b_and_zb_h1_waits_where_the_lesson_says():
+    for f, i, w in ((1, 1, 1), (2, 2, 1), (2, 3, 1), (3, 2, 1), (2, 2, 3)):
+        costs = Costs(F=f, I=i, W=w)
+        for make, first, later in ((pipeline.one_f_one_b, i + w, f), (pipeline.zb_h1, i, max(f - w, 0))):
+            row = simulate(make(4, 8), costs).events[0]
+            gaps = [after.start - one.end for one, after in itertools.pairwise(row)]
+            assert [gap for gap in gaps if gap] == [3 * first] + [later] * 3 * bool(later)
+
+
+def test_ranks_of_zb_h1_leave_together_and_those_of_zb_h2_as_they_came():
+    for make, ends in ((pipeline.zb_h1, [27] * 4), (pipeline.zb_h2, [24, 25, 26, 27])):
+        events = simulate(make(4, 8)).events
+        assert [row[0].start for row in events] == [0, 1, 2, 3] and [row[-1].end for row in events] == ends
+
+
 def edited(start, times="1 1 1", **rows):
     shown = editor()
     shown.set(schedule=start, times=times)

@@ -198,7 +198,8 @@ def show_call(name: str, args: tuple, kwargs: dict, arguments: Collection[str] |
 
     The check's own argument `only`, which names a part of the result, is shown as that: `dq of backward(…)`. Where
     `arguments` are those of the learner's function, the others are told apart from them, for they are an adapter's;
-    `block` stands for a kernel's BLOCK: `softmax_kernel((3, 24) float32, BLOCK=16); for the check: columns=16`.
+    `block` stands for a kernel's BLOCK: `softmax_kernel((3, 24) float32, BLOCK=16); for the check: columns=16`. Where
+    all are the adapter's, it calls the function several times, with arguments of its own: `fill(…); for the check: …`.
     """
     given, others = [_brief(x) for x in args], []
     for key, x in kwargs.items():
@@ -207,7 +208,7 @@ def show_call(name: str, args: tuple, kwargs: dict, arguments: Collection[str] |
             (given if known else others).append(f"{known or key}={_brief(x)}")
     part = f"{kwargs['only']} of " if kwargs.get("only") else ""
     aside = f"; for the check: {', '.join(others)}" if others else ""
-    return f"{part}{name}({', '.join(given)}){aside}"
+    return f"{part}{name}({', '.join(given) or '…' * bool(others)}){aside}"
 
 
 def _text(value) -> str:

@@ -157,4 +157,5 @@ def test_a_call_tells_the_learners_arguments_from_those_of_the_check():
     options = {"block": 16, "columns": 8, "causal": True, "only": "dk"}
     shown = show_call("kernel", (torch.zeros(3, 24),), options, {"x_ptr", "BLOCK", "causal"})
     assert shown == "dk of kernel((3, 24) float32, BLOCK=16, causal=True); for the check: columns=8"
+    assert show_call("fill", (), {"p": 4, "m": 8}, {"order", "rank"}) == "fill(…); for the check: p=4, m=8"
     assert show_call("f", (1,), {"a": 2}, {"x", "a"}) == "f(1, a=2)" == show_call("f", (1,), {"a": 2}, frozenset())

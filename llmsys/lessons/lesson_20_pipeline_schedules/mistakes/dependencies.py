@@ -83,6 +83,14 @@ wrong(
     "elementary actions, F, I and W.",
 )
 wrong(
+    "whole_backward_of_the_next_alone",
+    "You answer with B of the next stage, and nothing else.",
+    (OWN, "            if stage == num_stages - 1:\n    " + OWN),
+    (GRADIENT, "needed.append(B(stage + 1, microbatch, replica))"),
+    why="What is needed is its I. Whether that is done alone, or inside a B, is for the schedule to say: answers are "
+    "elementary actions, F, I and W.",
+)
+wrong(
     "the_microbatch_before",
     "You let a forward wait for the microbatch before it at the same stage.",
     (

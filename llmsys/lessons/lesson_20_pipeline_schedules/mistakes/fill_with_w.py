@@ -91,6 +91,13 @@ wrong(
     (MANY, "if False:"),
     why="When the forwards are at their end, all W that are left come last, and nobody does any between two I.",
 )  # fmt: skip
+wrong(
+    "at_once_without_forwards",
+    "When no forwards are left, you do all W that wait.",
+    (MANY, "while len(waiting) > (rank if F(rank, action.microbatch + ahead) in order else 0):"),
+    (START, "    ahead = [each.kind for each in order].index(Kind.B)\n" + START),
+    why="The rank before then gets its last gradients later, by those W. As many as before may wait until the end.",
+)
 
 
 @misconception(
