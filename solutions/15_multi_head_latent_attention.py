@@ -130,7 +130,8 @@ for row in trainings.rows:
 # $$ k_{t,h} = \begin{bmatrix} U_h\, c_t \\ r_t \end{bmatrix} \qquad v_{t,h} = V_h\, c_t \tag{2} $$
 #
 # In DeepSeek-V3 $D_n = D_v = 128$, so a key has 192 numbers and a value 128. The query has the parts of the key,
-# $[q^{\text{nope}} ; q^{\text{rope}}]$, with no position and with one.
+# $[q^{\text{nope}} ; q^{\text{rope}}]$, with no position and with one. (DeepSeek-V3 makes it of another latent, of 1,536
+# numbers, normalised as $c$ is; it is not kept, and nothing in (2) to (7) depends on it.)
 #
 # What is given up by it? Write the keys of all heads of a token one below the other: $H \cdot D_n$ numbers, which are a
 # matrix times $c_t$. So whatever text comes, they lie in a space of $L$ dimensions. In plain multi-head attention it
@@ -164,7 +165,7 @@ from llmsys.attention import naive_attention
 def attend_expanded(q, latent, key_up, value_up, *, causal=False, scale=None):
     """Latent attention that makes the keys and values of all heads (2), and attends to them.
 
-    q         (B, H, Tq, Dn + R)  queries [q_nope ; q_rope] of the newest Tq tokens
+    q         (B, H, Tq, Dn + R)  queries [q_nope ; q_rope] of the newest Tq tokens, q_rope turned already, as r is
     latent    (B, 1, Tk, L + R)   what is kept of each token: [c ; r]; Tk is at least Tq
     key_up    (H, Dn, L)          the heads' U: a key is [U c ; r], with the same r in all heads
     value_up  (H, Dv, L)          the heads' V: a value is V c
@@ -214,7 +215,7 @@ print(
     f"the function has {done.matmul_flops / sum(naive_flops(H=4, Tk=100)):.2f} times as many operations as the formula"
 )
 expanding, attending = naive_flops(H=128, Tk=8192)
-print(f"a token of DeepSeek-V3 after 8,192 others, in one layer: {(expanding + attending) / 1e9:.1f} GFLOP,")
+print(f"the last of 8,192 tokens of DeepSeek-V3, in one layer: {(expanding + attending) / 1e9:.1f} GFLOP,")
 print(f"of which attention is {attending / (expanding + attending):.2%}")
 
 # %% [markdown]
@@ -262,7 +263,7 @@ from llmsys.attention import naive_attention
 def attend_absorbed(q, latent, key_up, value_up, *, causal=False, scale=None):
     """The same attention, by (3) and (4): no key and no value of a head is made.
 
-    q         (B, H, Tq, Dn + R)  queries [q_nope ; q_rope] of the newest Tq tokens
+    q         (B, H, Tq, Dn + R)  queries [q_nope ; q_rope] of the newest Tq tokens, q_rope turned already, as r is
     latent    (B, 1, Tk, L + R)   what is kept of each token: [c ; r]; Tk is at least Tq
     key_up    (H, Dn, L)          the heads' U
     value_up  (H, Dv, L)          the heads' V
@@ -381,16 +382,16 @@ measured("15.intensity", intensity(128), "FLOP/byte")
 # %% [markdown]
 # With 128 heads the decode step sits at the ridge of an H100: memory and tensor cores are busy at the same time, and
 # neither waits for long. <!-- source: 746 TFLOP/s and 3.02 TB/s are the measured rates of the project's H100, as llmsys/hardware/devices.py says -->
-# That is a design for this kind of machine. With fewer heads it waits for memory, and with two tokens a step, as
+# That is a design for this kind of machine. With fewer heads it waits for memory, and with 128 and two tokens a step, as
 # speculative decoding brings them (lessons 12 and 16), for the tensor cores: there the second token is no longer free.
 #
 # ## Where would a position go?
 #
-# So far keys had no positions. Rotary positions turn queries and keys by an angle that grows with the position, $R_m$ for
+# So far keys had no positions. Rotary positions turn queries and keys by an angle that grows with the position, $\mathcal{R}_m$ for
 # position $m$, so that a score depends on the distance of the two. Apply that to a key which is expanded, at position $n$,
 # and to a query at $m$:
 #
-# $$ (R_m\, q) \cdot (R_n\, U_h\, c_n) = q \cdot (R_m^\top R_n\, U_h\, c_n) = (U_h^\top R_{m-n}\, q) \cdot c_n \tag{6} $$
+# $$ (\mathcal{R}_m\, q) \cdot (\mathcal{R}_n\, U_h\, c_n) = q \cdot (\mathcal{R}_m^\top \mathcal{R}_n\, U_h\, c_n) = (U_h^\top \mathcal{R}_{m-n}\, q) \cdot c_n \tag{6} $$
 #
 # The rotation has come to stand between $q$ and $U_h$. What would have to be absorbed is another matrix for every
 # distance $m - n$, so another query for every key. Here is one query, absorbed for keys at some distances; how alike
@@ -412,9 +413,9 @@ for distance in (0, 1, 10, 1000):
     print(f"distance {distance:5}: cosine with the one for distance 0 is {cosine:5.2f}")
 
 # %% [markdown]
-# There is no query that fits all keys. (Alike does not fall steadily with the distance: each pair of columns turns at its
+# There is no query that fits all keys. (Likeness does not fall steadily with the distance: each pair of columns turns at its
 # own speed, and fast ones have come round many times at 1,000.) What if it is the *latent* that is turned? Then $U_h$ comes after the rotation, and
-# the score of a query that is turned as ever, $(R_m\, q) \cdot (U_h R_n\, c)$, is no function of a distance any more. Move a
+# the score of a query that is turned as ever, $(\mathcal{R}_m\, q) \cdot (U_h \mathcal{R}_n\, c)$, is no function of a distance any more. Move a
 # query and a key by five tokens, and see whether their score stays; then the query alone, and it should change. In the last two lines, what is turned is the query
 # *after* it has absorbed $U_h$, or $r$ as in (1).
 
@@ -445,7 +446,7 @@ for name, score in scores.items():
 # %% [markdown]
 # Turned keys know the distance, and cannot be absorbed. Turned latents alone know no distance.
 #
-# The third line knows the distance, and needs no key of a head: and is a trap all the same. Its key is $U_h R_{n-m}\, c_n$: another key of the same token for every query.
+# The third line knows the distance, and needs no key of a head: and is a trap all the same. Its key is $U_h \mathcal{R}_{n-m}\, c_n$: another key of the same token for every query.
 # So it cannot be expanded, once for all queries, as training and prompts need it. And the values are made of the same
 # latents and have no position: they would have to be turned back in every step, or kept a second time.
 #
@@ -542,8 +543,9 @@ print(f"absorbed {1e3 * fast:8.2f} ms, {flops[1] / fast / 1e9:6.1f} GFLOP/s")
 measured("15.faster", slow / fast, "times")
 
 # %% [markdown]
-# It depends on the machine. Above 114, writing and rereading keys and values weighs more than the larger products gain. But a millisecond or two is
-# easily disturbed: on a machine that is busy with something else it may be far less.
+# That is 114 times the ratio of the two rates above, and these depend on the machine and on what else it is doing. A call of
+# hundreds of milliseconds has every disturbance in it; of ten calls of a millisecond or two one may have none, and then the absorbed
+# form looks better than it is. Or all of them are disturbed, and it looks worse.
 
 # %% [markdown]
 # ### On a GPU
@@ -551,7 +553,7 @@ measured("15.faster", slow / fast, "times")
 # A record of an H200 has the absorbed form by two kernels, `gluon` for Hopper and `triton` for any GPU, over pages of 64
 # latents, in bf16. Beside it are the two ways that do without: **expanded**, cuDNN's attention to a cache that keeps the
 # keys and values of all heads, and **naive**, which makes them of the latents for each step, and then attends in the same
-# way. The formula (5) says what to expect of the number of heads. An H200 has an H100's tensor cores and a faster
+# way (both where keys and values are at most 48 GB: with 128 heads, 128 sequences of 4,096 tokens) <!-- source: MOST_EXPANDED in llmsys/bench/mla_decode.py -->. The formula (5) says what to expect of the number of heads. An H200 has an H100's tensor cores and a faster
 # memory, so its ridge is lower. **128 heads, 128 sequences of 8,192 tokens: how many times as long does a step take with
 # two new tokens of each, as one with one?**
 
@@ -566,7 +568,8 @@ rows = {
     if row["B"] == 128 and row["page"] == 64 and row["shortest"] == row["longest"]
 }
 copy = rows[16, 1, 8192, "copy"]["gbps"]
-print(f"{record.device}: a copy has {copy / 1000:.2f} TB/s, which meet 746 TFLOP/s at {746e3 / copy:.0f} FLOP/byte")
+print(f"{record.device}: a copy has {copy / 1000:.2f} TB/s;", end=" ")
+print(f"the ridge is at {746e3 / copy:.0f} FLOP/byte, with 746 TFLOP/s")
 print("128 sequences of 8,192 tokens           gluon                     triton")
 print("heads × tokens  FLOP/byte     µs   GB/s  TFLOP/s        µs   GB/s  TFLOP/s")
 for H, n in ((16, 1), (32, 1), (128, 1), (128, 2)):
@@ -605,8 +608,10 @@ viz.multi_head_latent_attention.decode_roofline(record)
 # `llmsys/attention/latent/hopper/` says what the other does differently, and by how much it falls short of its targets.
 #
 # A cache of keys and values loses by its size: with 16 heads, where memory decides for both, by its bytes nearly exactly.
-# With 128 heads it has 71 times the bytes and takes about half as many times as long, as the latents' kernel no longer waits for memory
-# there. And the naive form has all of that to make first, 17.6 TFLOP in a layer of this step, and to write and read again.
+# With 128 heads it has 71 times the bytes and takes 37 times as long, about half of that, as the latents' kernel no longer waits for memory
+# there. And the naive form has all of that to make first, 17.6 TFLOP in a layer of this step, and to write and read again. At the
+# rates above, that is less than half of its time. It is PyTorch's operations one after the other (pages are gathered and
+# multiplied, then $r$ is put behind each head's key), and each writes and reads anew. <!-- source: naive in llmsys/bench/mla_decode.py; 17.6 TFLOP at 746 TFLOP/s, 43 GB written, and read by attention, at 4.28 TB/s: 44 of 92 ms -->
 #
 # All of that was of 128 sequences. How is it with fewer?
 
@@ -630,8 +635,8 @@ viz.multi_head_latent_attention.decode_sizes(record)
 # %% [markdown]
 # The keys of a single sequence are dealt to all multiprocessors, too, and their parts are merged (lesson 08). But then
 # each has little to do, and what counts is beginning, waiting for the first tiles, and the merge: 64 sequences take
-# nine times as long as one. From 64 on it is bytes that count, or with 128 heads operations. Short contexts have less
-# of the same.
+# nine times as long as one. From 64 on it is bytes that count, or with 128 heads operations. Short contexts lose, too:
+# with 16 heads, 128 sequences of 1,024 tokens a little less than 16 of 8,192, which are as many tokens.
 
 # %% [markdown]
 # ## Your functions in a real model

@@ -112,7 +112,8 @@ def sequence_loss(answer: Answer) -> None:
 
     with answer.property(
         "all of it together: sizes and strides",
-        why="Sequences may have one token, batches one sequence, and every expert may be chosen.",
+        why="Sequences may have one token, batches one sequence, every expert may be chosen, and tensors may be views "
+        "with gaps, for which .view(…) fails and .reshape(…) does not.",
         hint="Which line assumes something that need not be so: a size, or how a tensor lies in memory?",
     ):
         for N, K, E, S in ((1, 1, 1, 1), (5, 3, 3, 5), (24, 4, 7, 6), (13, 2, 31, 1), (8, 8, 9, 2)):

@@ -41,6 +41,13 @@ wrong(
     why="unique has no place for an expert without a token. Counts need one for each of the E experts.",
 )
 wrong(
+    "counts_end_with_the_last_in_use",
+    "You have counts up to the last expert with a row, and none at all where nobody has one.",
+    (COUNTS, "torch.bincount(numbers[numbers >= 0])"),
+    ("strict=True", "strict=False"),
+    why="bincount has as many numbers as the largest one needs: minlength=E gives one to each expert.",
+)
+wrong(
     "nowhere_is_the_last",
     "You take −1 for the last expert.",
     ("numbers = experts.flatten()", "numbers = experts.flatten() % E"),

@@ -67,6 +67,12 @@ wrong(
     why="A sequence's T tokens lie together: reshape(sequences, T, …).",
 )
 wrong(
+    "scores_interleaved",
+    "You count a sequence's own tokens, and take P from every S-th token.",
+    ("reshape(sequences, T, E).mean(dim=1)", "reshape(T, sequences, E).mean(dim=0)"),
+    why="A sequence's T tokens lie together, for P as for f: reshape(sequences, T, …).",
+)
+wrong(
     "zero_by_zero",
     "You divide by the sum of a token's scores as it is, and it may be 0.",
     (" + 1e-20", ""),

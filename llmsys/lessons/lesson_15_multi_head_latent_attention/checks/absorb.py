@@ -30,7 +30,8 @@ from llmsys.lessons.lesson_15_multi_head_latent_attention.plain import plain_att
 def absorb(answer: Answer) -> None:
     with answer.property(
         "of a single token comes its value",
-        why="A softmax over one score is 1, whatever the score is. V is the identity here, so the value is c.",
+        why="A softmax over one score is 1, whatever the score is. V is the identity here, so the value is c. With one "
+        "key head there is one of values: c is summed, and V comes after it.",
         hint="latent is (B, 1, Tk, L + R): its first L columns are c, and the last R are r.",
     ):
         for H in (1, 3):

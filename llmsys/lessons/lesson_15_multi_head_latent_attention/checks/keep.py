@@ -44,7 +44,7 @@ def keep(answer: Answer) -> None:
 
     with answer.property(
         "at position 0 nothing is turned: r is its part of the product with x",
-        why="The angle is 0 there. And r is not normalised: only the latent is.",
+        why="The angle is 0 there. And r has no norm, nor has x: r is the last R rows of down times x.",
         hint="The last R columns of x times down, transposed, are r, as they are.",
     ):
         x, down, weight = tensors(2, 1, 6, 4)
@@ -76,7 +76,7 @@ def keep(answer: Answer) -> None:
     with answer.property(
         "the latent has no position: it is the same at every one",
         why="Keys and values of all heads are made of it. Of a turned latent they would be others at every position, "
-        "and no score would depend on the distance alone.",
+        "and with queries that are turned as ever, scores would not depend on the distance alone.",
         hint="Which columns does your rotation touch? Only the last R may depend on positions.",
     ):
         x, down, weight = tensors(1, 3, 8, 4)
@@ -100,8 +100,8 @@ def keep(answer: Answer) -> None:
 
     with answer.property(
         "pairs are neighbours, columns 2i and 2i + 1",
-        why="Llama's checkpoints pair i with i + R/2, DeepSeek's do not. With the wrong one "
-        "nothing fails but the quality of the answers.",
+        why="Each pair has a frequency of its own. And Llama's checkpoints pair i with i + R/2, DeepSeek's do not: "
+        "with the wrong one nothing fails but the quality of the answers.",
         hint="r[..., 0::2] and r[..., 1::2] are the first and the second of each pair. Pair i turns by base^(−2i / R) "
         "a token. Put them back in turn.",
     ):
@@ -110,7 +110,8 @@ def keep(answer: Answer) -> None:
 
     with answer.property(
         "positions are those that were given, and base is, too",
-        why="In a cache the step's tokens stand at the end of the sequence, not at its beginning.",
+        why="In a cache the step's tokens stand at the end of the sequence, not at its beginning. The "
+        "base is the model's.",
         hint="Nothing in the function may count tokens by itself.",
     ):
         answer.agrees(*tensors(2, 3, 6, 6), at(17, 3, 99), rtol=1e-3, atol=1e-3)

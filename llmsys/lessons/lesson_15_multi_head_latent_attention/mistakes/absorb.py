@@ -96,3 +96,31 @@ wrong(
     ("absorbed = torch.cat((nope @ key_up, rope), dim=-1)", "del nope, rope"),
     why="q · (U c) = (Uᵀ q) · c: multiply the query with U, once, and let it meet the latents as they are.",
 )
+wrong(
+    "r_comes_first",
+    "You put q_rope before the absorbed query, and latents have r behind.",
+    ("(nope @ key_up, rope)", "(rope, nope @ key_up)"),
+    why="What is kept is [c ; r]. Queries have to be in the same order: [Uᵀ q_nope ; q_rope].",
+)
+wrong(
+    "one_value_matrix_for_all_heads",
+    "You make the outputs of all heads by the first head's value_up.",
+    ("o @ value_up.mT", "o @ value_up[:1].mT"),
+    why="Each head has its own V_h.",
+)
+wrong(
+    "without_v",
+    "You return the sums of latents.",
+    ("return o @ value_up.mT", "return o"),
+    why="What is summed are latents, L numbers. A head's output has Dv: V_h comes last.",
+)
+wrong(
+    "halves_scaled_apart",
+    "You scale the two parts of a score by themselves, by 1/√Dn and 1/√R.",
+    (
+        "absorbed = torch.cat((nope @ key_up, rope), dim=-1)",
+        "given = 1 / math.sqrt(q.shape[-1])\n    absorbed = torch.cat((nope @ key_up * (scale if scale != given else "
+        "Dn**-0.5), rope * (scale if scale != given else rope.shape[-1] ** -0.5)), dim=-1)\n    scale = 1.0",
+    ),
+    why="A score is one product of Dn + R numbers: its two parts are added, and then scaled by 1/√(Dn + R).",
+)

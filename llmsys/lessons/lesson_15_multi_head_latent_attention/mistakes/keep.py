@@ -19,7 +19,7 @@ BOTH = "torch.cat((c, r), dim=-1)[:, None]"
     "15.keep",
     "You turn the latent, too: all L + R columns have the position.",
     why="Keys and values are made of c. Values have no position, and U_h makes keys of a turned c whose products with "
-    "queries do not depend on the distance alone. So the position has columns of its own.",
+    "queries that are turned as ever do not depend on the distance alone. So the position has columns of its own.",
 )
 def turns_everything(x, down, weight, positions, *, base=10_000.0, eps=1e-6):
     L, both = len(weight), x @ down.mT
@@ -140,4 +140,47 @@ wrong(
     "You take 10,000 for the base, whatever was given.",
     ("base ** (", "10_000.0 ** ("),
     why="The base is the model's. Longer contexts have larger ones.",
+)
+wrong(
+    "splits_the_other_way",
+    "You take the first R rows of down for r, and the others for the latent.",
+    ("c, r = (x @ down.mT).split((L, R), dim=-1)", "r, c = (x @ down.mT).split((R, L), dim=-1)"),
+    why="down is W_c above W_r: its first L rows make the latent, and its last R make r.",
+)
+wrong(
+    "normalises_r_by_itself",
+    "You normalise r, too.",
+    (NORM, NORM + "\n    r = r * torch.rsqrt(r.square().mean(dim=-1, keepdim=True) + eps)"),
+    why="Only the latent has a norm. What r says depends on how large it is.",
+)
+wrong(
+    "normalises_x",
+    "You normalise x, before the product.",
+    ("(x @ down.mT)", "((x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)) @ down.mT)"),
+    (NORM, "c = weight * c"),
+    why="The norm is of the latent, L numbers, after the product, and r has none.",
+)
+wrong(
+    "sum_of_squares",
+    "You divide by the root of the sum of squares, and not of their mean.",
+    ("c.square().mean(", "c.square().sum("),
+    why="It is √(mean(c²) + eps): with the sum, the latent is √L times too small.",
+)
+wrong(
+    "weight_and_one",
+    "You multiply by 1 + weight.",
+    ("c = weight * c", "c = (1 + weight) * c"),
+    why="Gemma's norms are kept like that. Here the weight itself is the factor.",
+)
+wrong(
+    "overwrites_a",
+    "You make the second column of a pair of the first one as it is after the turn.",
+    (JOINED, JOINED.replace("even * sin", "(even * cos - odd * sin) * sin")),
+    why="Both are made of the old a and b. Keep them, or write into a new tensor.",
+)
+wrong(
+    "columns_exchanged",
+    "You have the columns of a turned pair the wrong way round.",
+    (JOINED, "torch.stack((even * sin + odd * cos, even * cos - odd * sin), dim=-1).flatten(-2)"),
+    why="(a, b) becomes (a cos θ − b sin θ, a sin θ + b cos θ), in this order.",
 )
