@@ -305,16 +305,29 @@ class Instance:
         self.computed += n * stretch.tokens
         scheduler.steps_done += n - 1
         ended: list[Request] = []
+
+        def end(request: Request) -> None:
+            ended.append(request)
+            scheduler.finish(request.id, "length")
+
+        over: deque[Request] = deque()  # of those who decode, in the order in which they end
         if stretch.turn.decodes:
             self.lockstep.go_on(n)
-            ended = sorted(self.lockstep.ended(), key=scheduler.running.index)
+            over.extend(sorted(self.lockstep.ended(), key=scheduler.running.index))
         rows = stretch.rows
         if rows:
-            ended += take_in(stretch, n, scheduler, lockstep=self.lockstep, prompts=self._prompts)
-            if len(ended) > 1 and not stretch.turn.decodes_first:
-                ended.sort(key=scheduler.running.index)
-        for each in ended:
-            scheduler.finish(each.id, "length")
+            first = stretch.turn.decodes_first or not over
+            place = {} if first else {each.id: i for i, each in enumerate(scheduler.running)}
+
+            def before(row: Request) -> None:
+                while over and (first or place[over[0].id] < place[row.id]):
+                    end(over.popleft())
+
+            take_in(
+                stretch, n, scheduler, lockstep=self.lockstep, prompts=self._prompts, before=before, end=end
+            )
+        for each in over:
+            end(each)
         scheduler._ended.clear()  # which is for a runner
         scheduler.steps_done += 1
         if cut or stretch.steps == 0 or self.now == tick or ended:

@@ -18,7 +18,7 @@ here is all that it does for each request that decodes. Where blocks are short a
 the scheduler's, too: there is no stretch then, and the step is planned as ever.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmsys.serving.request import Request
 from llmsys.serving.scheduler import Scheduler
@@ -117,14 +117,17 @@ def plan_stretch(
 
 
 def take_in(
-    stretch: Stretch, n: int, scheduler: Scheduler, *, lockstep: Lockstep, prompts: list[Request]
-) -> list[Request]:
+    stretch: Stretch, n: int, scheduler: Scheduler, *, lockstep: Lockstep, prompts: list[Request],
+    before: Callable[[Request], object], end: Callable[[Request], object],
+) -> None:  # fmt: skip
     """The next n of its steps are done: what the rows have computed, and the tokens that were said of it. Some of them
-    decode from now on; those that have all tokens are returned, and still to be ended."""
-    said, ended, rows, size = [], [], [], scheduler.pool.block_size
+    decode from now on; `end` is called with each that has all tokens, and `before` with each row when it is its turn:
+    a step's requests end one after the other, and what is cached when one ends is what those before it computed."""
+    said, rows, size = [], [], scheduler.pool.block_size
     for request, start, tokens in stretch.rows:
         if request.ended:  # aborted
             continue
+        before(request)
         known = len(request.tokens)
         request.computed = start + n * tokens
         if request.computed < known:
@@ -144,13 +147,14 @@ def take_in(
         if known // size > len(request.table.prefixes):
             scheduler.pool.register(request.table, request.tokens, known)
         if known + 1 == request.limit:
-            ended.append(request)
+            scheduler.events.add_progress(Progress(scheduler.steps_done, scheduler.clock(), said))
+            said = []
+            end(request)
         else:
             lockstep.join(request)
     if said:
         scheduler.events.add_progress(Progress(scheduler.steps_done, scheduler.clock(), said))
     stretch.rows = rows
-    return ended
 
 
 def _how_many(scheduler: Scheduler, lockstep: Lockstep, turn: KindTurn, share: Share) -> tuple[int, bool]:
