@@ -94,7 +94,7 @@ print(f"by {percentile(off, 90):.0%} for nine in ten")
 # is what the prices are good for.
 #
 # A decoding sequence has one pair for each token that it attends to. So a token of context costs a decode step the last
-# two prices together, and so it does beside a prompt. There it is dearer if the step is short, and each sequence costs more.
+# two prices together, and so it does beside a prompt. There it is dearer if the step is short, and in any each sequence costs more.
 # Keep that in mind: it will matter in the end.
 
 # %% tags=["claim"]
@@ -374,7 +374,8 @@ viz.chunked_prefill.stalls(rows)
 # less. But look at what else comes out of these steps: 13 or 69 tokens for each of the 40 who are answering, where the one
 # step has a single token for each. So not all of that is a price.
 #
-# Does the library's scheduler do the same? In the simulator 40 conversations run, and one prompt comes:
+# Does the library's scheduler do the same? In the simulator 40 conversations run, and one prompt comes after 3 s, when their
+# contexts are longer:
 
 # %% tags=["claim"]
 from llmsys.serving.workload.arrivals import Arrival
@@ -423,7 +424,7 @@ viz.chunked_prefill.stepper(service)
 #
 # A small budget loses at the door, a large one in the middle of answers. So there is a best one, and it depends on the
 # limits, on the device, and on the conversations. Look for it as one would on a GPU: by trying rates. A run costs a
-# second here, and minutes there, so there should be few of them.
+# moment here, and minutes there, so there should be few of them.
 #
 # The share of requests within the limits falls as the rate rises. (Nearly: in a run of few requests it can rise by
 # chance. Take it as falling.) So the highest rate can be found by **bisection**. Keep two rates, a good one, at which
@@ -508,7 +509,7 @@ viz.chunked_prefill.budgets(best)
 # A service of these limits takes its prompts in steps of 1,024 or 2,048 tokens: for both the search ends at the same rate,
 # and the first is taken. With 4,096 it fails, because one full step takes longer than the longest gap may be, and soon
 # there is a full step in many an answer. With 512 it is the time to the first token that fails, and the longest gap is no
-# shorter than with 1,024: about 45 ms. <!-- source: service.run(rate, budget=512) and 1024, at 15, 20 and 28 a second -->
+# shorter than with 1,024, about 45 ms: many answer at once, and in short steps their context is dear. <!-- source: service.run(rate, budget=512) and 1024, at 15, 20 and 28 a second -->
 #
 # Two warnings. These are 120 requests, so a few seconds of a service: a queue that grows for a minute has not grown in
 # them, and 90% of 120 is decided by a dozen requests. What you compare is one slice under several budgets, which is fair,
@@ -535,7 +536,7 @@ for D, context, tokens in ((40, 1000, 2048), (80, 1500, 2048), (40, 1000, 384), 
 # What is won is the fixed cost of a decode step, 4.5 ms: the weights are read once less. What is lost is that the decodes
 # are dearer beside a piece. In the first row they cost 2.2 ms there. Alone they cost 6.2, of which 1.6 are their own: so 0.5
 # is lost, 4.5 are won. In the last row they cost 12.1 ms beside the piece, and alone their own cost is 4.5: more is lost
-# than won. <!-- source: the two tables above --> So the argument holds where a piece is long, and it is an argument about
+# than won. <!-- source: the two tables above --> So the argument holds where a piece is long, or few decode, and it is about
 # kernels as much as about schedulers.
 #
 # Why are they dearer? The two kinds of steps run different kernels. In a decode step attention is a kernel in Gluon that is
@@ -569,7 +570,7 @@ for words, prices in (("as recorded", times), ("context and sequences as alone",
 # %% [markdown]
 # Alternating gains less than a millisecond, by the prices of its pieces: no decode is beside one. With stall-free the kernel
 # takes two off the TPOT of 90%. That is as much as the choice between the two policies does. In long steps the gain is in the
-# price of a sequence, 27.5 to 5.7 µs; a token of context even goes from 26 to 32 ns. The fit had shared that out, and what counts
+# price of a sequence, 27.5 to 5.7 µs; a token of context even goes from 26 to 32 ns (the decode's 29.5, and its pair's 2.5 as before). The fit had shared that out, and what counts
 # is their sum: with 1,000 tokens, 38 µs instead of 54. <!-- source: 27.5 + 23.8 + 2.5 and 5.7 + 29.5 + 2.5 -->
 #
 # ## Measured on an H200
@@ -589,7 +590,7 @@ longest = {key: row["wait_longest_ms"] for key, row in served.items()}
 measured("10.recorded", longest["orca", 13.0] / longest["stall-free", 13.0], "×")
 
 # %% [markdown]
-# Now the goodput curves: the share of the requests whose first token came within 500 ms, and the others at 30 ms each or less.
+# Now the goodput curves: the share of the requests whose first token came within 500 ms, and the others at 30 ms each or less, on average.
 # What is filled is the device. What is hollow is the simulator, which was asked the same.
 
 # %%
@@ -639,8 +640,8 @@ for what in record.missing:
 # Up to 16 a second, 90% have 30 ms a token with each of the three policies that let requests join. At 19 stall-free misses it
 # by a hair, alternating by a little, Orca by far. The time to the first token is not the reason there: 90% have it within 500
 # ms up to 19 a second. Static batching has the best TPOT of all, and its first tokens come too late. And the limit to the gap,
-# which the curves above leave out, is what tells Orca from those that cut prompts. By the simulator, more than half of its
-# requests break it at every rate, and of theirs at most 18% up to 19 a second. (On the device, of theirs nobody up to 13 a
+# which the curves above leave out, is what tells Orca from those that cut prompts. By the simulator, more than half of Orca's
+# requests break it at every rate, and of the others' at most 18% up to 19 a second. (On the device, of these nobody up to 13 a
 # second, as the longest gap says. Orca's is half a second.) With that limit Orca's service cannot be sold at any of the rates.
 #
 # And exercise (c)? It found that the same steps serve 28 a second. That was with 120 requests, a few seconds, and these are
@@ -754,7 +755,7 @@ print("40 tokens, 9 a step beside three who answer:", math.ceil(40 / 9), "steps 
 #
 # Who keeps the promise at the highest rate? 120 other conversations, which come in bursts; steps of at most 2,048 tokens;
 # 500 ms to the first token, 30 ms a token, no gap above 100 ms, for 90% of the requests; the simulated H200 of this lesson.
-# The same seed for everybody, so your score is the same on every machine. (It takes ten or twenty seconds. Each run makes a
+# The same seed for everybody, so your score is the same on every machine. (It takes some seconds. Each run makes a
 # new policy of your class, so one may remember things. Where a policy is `steady`, the simulator skips equal steps: leave
 # the line out if yours counts them.)
 
@@ -792,7 +793,7 @@ leaderboard(MyPolicy)
 # <details><summary><b>1.</b> Your service cuts prompts into pieces of 512, and a user complains about a stall of two seconds. No step took
 # longer than 30 ms. What happened?</summary>
 #
-# It was preempted (lesson 09), or its own request was not in the steps: with a policy like alternating, or one of your own,
+# It was preempted (lesson 09), or its own request was not in the steps: with a policy like Orca's, or one of your own,
 # somebody who runs may sit out many steps. A budget bounds a step. The gap is bounded only if everybody who decodes is in
 # every step.
 # </details>

@@ -226,7 +226,7 @@ for many in (4, 8, 16, 32, 64):
 # could go back at once. Then each rank would give back activations about as often as it keeps new ones.
 #
 # That is **1F1B** ([PipeDream-Flush](https://arxiv.org/abs/2006.09503); Megatron-LM's standard). Each rank first does
-# as many forwards as it takes until a gradient can come back to it. Then it does a forward and a backward in turn. At
+# as many forwards as it takes until a gradient can come back to it. Then it does a backward and a forward in turn. At
 # the end there are backwards left.
 #
 # ## Exercise (b): 1F1B's order (20 minutes)
@@ -242,7 +242,7 @@ def one_f_one_b(rank, num_ranks, num_microbatches):
     """What one rank does, in order: a list of its 2 · num_microbatches actions.
 
     Rank r has stage r, so every action is F(rank, microbatch) or B(rank, microbatch). First some forwards, as few as can
-    be; then a forward and a backward in turn, in the microbatches' order; then the backwards that are left. There may be
+    be; then a backward and a forward in turn, in the microbatches' order; then the backwards that are left. There may be
     fewer microbatches than ranks. The result has the form [F(rank, 0), …, B(rank, num_microbatches − 1)].
     """
     ### BEGIN SOLUTION
@@ -659,7 +659,7 @@ measured("20.executed", 100 * executed.bubble_share, "%")
 
 # %% [markdown]
 # What became of your prediction? The figure simulated before it is for ranks that take the same time for everything.
-# The real one may be close to it or several times as large: it depends on how well the cut balances the ranks, on this
+# The real one may be smaller, close to it, or several times as large: it depends on how well the cut balances the ranks, on this
 # machine and at this moment. Below is the second step as it was, in seconds. And below that is your simulator, told
 # what the actions took: the mean of each kind at each stage.
 
@@ -743,7 +743,7 @@ viz.pipeline_schedules.recorded_runs(record)
 # So are these the bubbles of the formulas? By (2) it is one of 9 with 1F1B, and one of 17 with the interleaved
 # schedule, whose bubble is half as long. If F, I and W took the same, it would be one of 25 with ZB-H1, and one of 49
 # with ZB-V: a forward of half a rank, for which rank 1 waits before it begins, and rank 0 at the end. The simulator
-# says these, too. Then tell it one thing after the other of what was measured:
+# says these, too. Then tell it what was measured, each time all but one thing:
 
 # %% tags=["claim"]
 took = {row["name"]: pipeline.costs_of(runs[row["name"]], row["stages"]) for row in record.rows}
@@ -786,8 +786,9 @@ print(f"rank 0's W, of {weights / 1e6:.0f} million weights, runs at {rate:.0f} o
 #   have their whole backward in I. They are few operations and a lot of time: a norm, for one, fetches each number from
 #   memory to do very little with it. If the matrices take as long in I as in W, more than half of I is no matrix. What
 #   ZB-H1 saves against 1F1B is $2 (p − 1) W$ by the formulas, and with such a W that is not much. ZB-V counts on a W
-#   wherever a rank waits for an I of the other one. Such a W is too short, and gaps are left: with equal stages each rank
-#   is idle for $2 (I − W)$ in all, rank 1's wait at the beginning included (where W is at most half of I).
+#   wherever a rank waits for an I of the other one. Such a W is too short, and gaps are left: with equal stages, and where
+#   W is at most half of I, each rank is idle for $2 (I − W)$ in all, by simulation, rank 1's wait at the beginning
+#   included.
 #
 # So ZB-V, "without a bubble", has as large a one here as the interleaved schedule, which splits nothing. These two are
 # the fastest, since their stages are smaller. And ZB-H1, with a smaller bubble than 1F1B, is as fast as that and no
@@ -833,7 +834,7 @@ print(f"measured {ours:.0f} ms, torch's {torchs:.0f} ms")
 # ## DualPipe
 #
 # DeepSeek-V3 was trained with **DualPipe** ([DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), section 3.2.1). It
-# is made of three things that you have seen, and of one that you have not:
+# is made of two things that you have seen, 2 and 3, and of two that are new:
 #
 # 1. **Two directions.** There are two copies of the model, in opposite directions: rank $r$ has stage $r$ of the one
 #    and stage $P − 1 − r$ of the other, and half of the microbatches go each way. While one direction has not reached a
@@ -842,9 +843,9 @@ print(f"measured {ours:.0f} ms, torch's {torchs:.0f} ms")
 #    2F, the two directions get into each other's way, as the table at the end shows.)
 # 2. **1F1B's order** in each direction, which bounds the memory.
 # 3. **W in the gaps**, at both ends only.
-# 4. **Pairs.** In between, a rank always has a forward of one direction and a backward of the other at hand. They run
+# 4. **Pairs.** In between, a rank in the middle always has a forward of one direction and a backward of the other at hand. They run
 #    as one: while one computes, the other communicates. (Where nothing is hidden, a pair takes as long as its halves,
-#    $F + B$, and so it does here where nothing else is said.) With experts on many GPUs that is half of the time
+#    $F + B$, and so it does here where nothing else is said.) With experts on many GPUs communication is half of the time
 #    (lesson 21), and it is why the schedule exists.
 
 # %% tags=["claim"]
@@ -885,7 +886,7 @@ for f, i, w, pair in ((1, 1, 1, 3), (2, 2, 1, 5), (2, 2, 1, 4)):
 #
 # - *Before its first action*, for the forwards of the $H$ ranks from the end to it: $H \cdot F$.
 # - *In between*, $H$ times, when its own forwards are at their end and it does backwards alone. They come to it from
-#   ranks that still do pairs: one in the time of a pair, where it takes that of a backward. Each time $F\&B − B$.
+#   ranks that still do pairs: one comes in every $F\&B$, and takes this rank only $B$. Each time $F\&B − B$.
 # - *After its last one*, until the ranks at the ends are done, $H$ ranks further. Each of these takes an I to pass a
 #   gradient on. Meanwhile rank 3 does the W that it has left: $H$ more than a rank at the end. What remains is $I − W$,
 #   $H$ times.
@@ -1015,7 +1016,8 @@ for transfers in ("together", "early"):
 #
 # It takes for granted that transfers that begin together do not wait for each other. With NCCL they do, where they share
 # a communicator: it carries out one send and one receive at a time, and so, on four H200s, one of our eleven schedules
-# hung, DualPipeV: of two sends and a receive, the second send waited for what the other rank was to make of it. Now each
+# hung, DualPipeV: of two sends and a receive, the second send waited for the receive, and that for what the other rank was to make of
+# the second send. Now each
 # direction between two ranks has a communicator of its own (`llmsys/parallel/execute/wire.py`); that has been run on CPUs
 # with gloo, and in a model of NCCL's queues, but not yet on four GPUs. <!-- source:
 # tests/parallel/execute/test_queues.py -->
@@ -1089,14 +1091,14 @@ for name, make in pipeline.SCHEDULES.items():
 viz.pipeline_schedules.pareto(points)
 
 # %% [markdown]
-# Left and below is better, and the line joins those that no other one beats. It is a line of published orders, and no
+# Left and below is better, and the line joins those that no other one beats (it crosses ZB-H1, which ZB-V beats). It is a line of published orders, and no
 # theorem. What the picture does not show: interleaved and V-shaped schedules send twice as much; ZB-V's zero is one of
 # equal times; and DualPipe's point is that its pairs hide communication, which costs nothing here.
 #
 # ## Leaderboard
 #
 # Eight stages, of which the last has the head and takes longer, and the first is a little shorter. Twelve microbatches,
-# four ranks, each with room for **six** activations; a transfer takes 0.1. <!-- source: COSTS in
+# four ranks, each with room for **six** activations of a stage (three shares of a rank); a transfer takes 0.1. <!-- source: COSTS in
 # llmsys/lessons/lesson_20_pipeline_schedules/leaderboard.py --> Which rank has which stage, and who does what when, is
 # yours. The library's schedules are there to be beaten: most of them do not even fit (those with one stage a rank are
 # listed with each stage cut in two). On a V, rank 0 is busy for 86.4, and nobody can be faster than that.

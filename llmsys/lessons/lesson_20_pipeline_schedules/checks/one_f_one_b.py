@@ -20,8 +20,9 @@ from llmsys.lessons.lesson_20_pipeline_schedules.plain import plain_orders
         "When can the last rank do its first backward? And how many microbatches has rank 0 sent on by the time at "
         "which that gradient comes back to it? Count how many each rank must have under way, and let none have more.",
         "Rank r has at most num_ranks − r microbatches under way: forwards that are done, and backwards that are not. "
-        "It does num_ranks − 1 − r forwards first, then a forward and a backward in turn, and the backwards that are "
-        "left at the end. With few microbatches there are not that many.",
+        "It does so many forwards first, then a backward and a forward in turn, and the backwards that are left at "
+        "the end. (Written as below, it is a forward less, and then a forward and a backward in turn.) With few "
+        "microbatches there are not that many.",
         "ahead = min(num_ranks − 1 − rank, num_microbatches)\n"
         "F of 0, …, ahead − 1\n"
         "for n in 0, …, num_microbatches − 1:\n"
