@@ -83,9 +83,9 @@ wrong(
 )
 wrong(
     "a_share",
-    "You return the share of the requests that met the limits.",
+    "You do not divide how many requests met the limits by the seconds.",
     (SECONDS, "len(arrived)"),
-    why="That is attainment. Goodput is how many did in a second.",
+    why="A share of the requests is attainment. Goodput is how many did in a second.",
 )
 wrong(
     "from_zero",
