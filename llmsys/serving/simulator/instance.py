@@ -323,9 +323,7 @@ class Instance:
                 while over and (first or place[over[0].id] < place[row.id]):
                     end(over.popleft())
 
-            take_in(
-                stretch, n, scheduler, lockstep=self.lockstep, prompts=self._prompts, before=before, end=end
-            )
+            take_in(stretch, n, scheduler, lockstep=self.lockstep, prompts=self._prompts, before=before, end=end)
         for each in over:
             end(each)
         scheduler._ended.clear()  # which is for a runner

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsys.attention.latent.decode import Kernels, latent_decode, tiles_for
+from llmsys.attention.latent.decode import MANY_PARTS, Kernels, latent_decode, tiles_for
 from llmsys.attention.paged import paged_attention_reference
 from llmsys.hardware.compiler import Build, Compiled, compile_kernels
 from llmsys.hardware.launches import Recorder
@@ -169,16 +169,19 @@ def test_what_does_not_fit_is_refused_before_anything_runs(changes, message):
 # Compiled for GPUs that need not be here
 
 
-def builds(heads, tokens=1, dtype=torch.bfloat16, sizes=(512, 64), page=64, target="sm_90") -> tuple[Build, Build]:
-    """What a launch for 32 sequences would compile: the kernel and the merge."""
+def builds(
+    heads, tokens=1, dtype=torch.bfloat16, sizes=(512, 64), page=64, target="sm_90", sequences=32
+) -> tuple[Build, Build]:
+    """What a launch for so many sequences would compile: the kernel and the merge."""
     recorders = Kernels(*(Recorder(kernel, target=target) for kernel in (latent_kernel, merge_kernel)))
 
     def empty(*shape, dtype=torch.int32):
         return torch.empty(shape, dtype=dtype, device="meta")
 
     latent_decode(
-        empty(32 * tokens, heads, sum(sizes), dtype=dtype), empty(100, page, sum(sizes), dtype=dtype), latent=sizes[0],
-        query_start_loc=empty(33), seq_lens=empty(32), block_table=empty(32, 64), max_query_len=tokens, scale=SCALE,
+        empty(sequences * tokens, heads, sum(sizes), dtype=dtype), empty(100, page, sum(sizes), dtype=dtype),
+        latent=sizes[0], query_start_loc=empty(sequences + 1), seq_lens=empty(sequences),
+        block_table=empty(sequences, 64), max_query_len=tokens, scale=SCALE,
         tiles=tiles_for(heads * tokens, sum(sizes), dtype.itemsize, False, target)[0], programs=264, kernels=recorders,
     )  # fmt: skip
     merge, early = recorders.merge.builds[0], int(target.removeprefix("sm_")) >= 90
@@ -198,6 +201,14 @@ def test_compiled_for_hopper_the_kernel_uses_tensor_cores_fits_as_often_as_given
         assert latent.occupancy().programs >= tiles_for(heads * tokens, 576, 2, False, "sm_90")[1], what
         assert merge.occupancy().programs >= 4, what
         assert "griddepcontrol.wait" in merge.ptx, what
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_the_merge_of_one_sequences_many_parts_spills_nothing(tmp_path, target):
+    _, merge = builds(16, target=target, sequences=1)
+    assert merge.constants["PARTS"] == MANY_PARTS > builds(16)[1].constants["PARTS"]
+    (kernel,) = compile_kernels([merge], cache=tmp_path)
+    assert isinstance(kernel, Compiled) and kernel.spill_bytes == 0, kernel
 
 
 def test_other_gpus_and_float32_have_shared_memory_for_their_tiles(tmp_path):
