@@ -14,9 +14,6 @@ why, is in the record, and where the ranks were is printed.
 
 On a machine with two GPUs the ranks are theirs, with NCCL. Otherwise, and with --quick, they are two processes on the
 CPU with gloo and a tiny model: figures of no interest, but the same code.
-
-(When the record of 2026-11-29 was made, two ranks had one NCCL communicator for both directions. Now each direction has
-its own: `llmsys.parallel.execute.wire` says why.)
 """
 
 import statistics

@@ -76,9 +76,10 @@ class Cut:
     ) -> Stage:
         """A stage with copies of the whole model's `weights` of it, by name; ready to be trained.
 
-        `backward` is how a matrix's backward pass is split. `split=False` makes I a whole one, and W empty.
+        `backward` is how a matrix's backward pass is split. `split=False` makes I a whole one, and W empty. The first
+        stage is never split: nobody waits for its I.
         """
-        later = PutOff(backward) if split else None
+        later = PutOff(backward) if split and stage > 0 else None
         part = self.empty(stage, later)
         own = {name: weights[self.whole_name(name)].detach().clone() for name, _ in part.named_parameters()}
         part.load_state_dict(own, assign=True, strict=False)
@@ -133,8 +134,8 @@ def stages_of(
     """The stages of a rank, or of all, by (replica, stage), with copies of the model's weights.
 
     Backward passes are split (`split`) in those stages where the schedule has an I or a W of its own; where each is a
-    whole B, splitting would only cost. True or False says it for all of them. `backward` is how one of a matrix is
-    split.
+    whole B, splitting would only cost. True or False says it for all of them, but for the first stage, which is never
+    split. `backward` is how one of a matrix is split.
 
     Raises ValueError where the model cannot be cut, or not like that.
     """
@@ -154,9 +155,9 @@ def stages_of(
 
 
 def split_stages(schedule: Schedule) -> set[Key]:
-    """The stages, by (replica, stage), where the schedule does an I or a W by itself."""
+    """The stages, by (replica, stage), where the schedule does an I or a W by itself, and somebody waits for I."""
     halves = (half for _, _, action in schedule.actions() for half in action.halves)
-    return {(each.replica, each.stage) for each in halves if each.kind in (Kind.I, Kind.W)}
+    return {(each.replica, each.stage) for each in halves if each.kind in (Kind.I, Kind.W) and each.stage > 0}
 
 
 def load_stages(

@@ -34,7 +34,7 @@ def execute_here(
     Raises ValueError (`InvalidSchedule`) for a schedule that cannot be run, and as `Worker` does.
     """
     validate(schedule, gradients=gradients).check()
-    wire, lowered = MadeUpWire(), programs(schedule)
+    wire, lowered = MadeUpWire(), programs(schedule, "late")
     workers = [
         Worker(schedule, rank, _of_rank(stages, schedule, rank), wire, program=lowered[rank], gradients=gradients)
         for rank in range(schedule.num_ranks)
@@ -45,9 +45,8 @@ def execute_here(
         workers[event.rank].advance()
     losses, events = {}, []
     for worker in workers:
-        own, done = worker.finish()
-        losses |= own
-        events += done
+        losses |= worker.finish()
+        events += worker.events()
     return torch.stack([losses[m] for m in range(schedule.num_microbatches)]), timeline(schedule, events)
 
 

@@ -38,14 +38,13 @@ class Pipeline:
 
     def __init__(self, schedule: Schedule, stages: Mapping[Key, Stage], *, gradients: bool = True):
         validate(schedule, gradients=gradients).check()
-        lowered = programs(schedule)
+        lowered = programs(schedule, "late")
         transfers = [
             each for program in lowered for step in program if isinstance(step, Exchange) for each in step.transfers
         ]
         self.schedule, self.rank = schedule, dist.get_rank()
         wire = RankWire(schedule, transfers)
         self._worker = Worker(schedule, self.rank, stages, wire, program=lowered[self.rank], gradients=gradients)
-        self._events: list[Event] = []
         dist.barrier()  # NCCL connects all ranks in the first call of all, and that is no part of a step
 
     def step(self, microbatches: Sequence[Tensor]) -> Tensor:
@@ -62,7 +61,7 @@ class Pipeline:
         worker.begin(microbatches)
         while worker.advance() is not None:
             pass
-        own, self._events = worker.finish()
+        own = worker.finish()
         losses = torch.zeros(self.schedule.num_microbatches, dtype=torch.float64, device=device)
         for m, loss in own.items():
             losses[m] = loss
@@ -73,5 +72,5 @@ class Pipeline:
         """When every rank did what in the last step, in seconds since its first start. All ranks of one machine have
         one clock; those of several machines must be synchronised (NTP), and their shifts are in it."""
         rows: list[list[Event]] = [[] for _ in range(self.schedule.num_ranks)]
-        dist.all_gather_object(rows, self._events)
+        dist.all_gather_object(rows, self._worker.events())
         return timeline(self.schedule, [event for row in rows for event in row])

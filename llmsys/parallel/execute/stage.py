@@ -6,6 +6,9 @@
 
 x is the microbatch's tokens at the first stage and hidden states (B, T, C) at the others; y is hidden states, and at
 the last stage the loss, whose dy is 1.
+
+At the first stage nobody waits for dx, for tokens have none. So nothing is cut there: I only keeps dy, and W is the
+whole backward pass. It costs no memory, for what F has kept counts until W in any schedule, and it saves the cut.
 """
 
 from collections.abc import Callable
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from llmsys.cache import Backend, as_backend
 from llmsys.models.llama import Llama
 from llmsys.models.training_step import token_loss
-from llmsys.parallel.execute.put_off import PutOff, SplitLinear, Waiting
+from llmsys.parallel.execute.put_off import PutOff, Waiting
 
 Key = tuple[int, int]
 """(replica, stage)."""
@@ -31,22 +34,22 @@ class Stage:
     part
         The layers, with the embedding if they begin with the first and the head if they end with the last.
     later
-        The factory that made the part's matrices, if backward passes shall be split. None: W has nothing to do, and I
-        is the whole backward pass.
+        The factory that made the part's matrices, if backward passes shall be split. None at the first stage. None at
+        others: W has nothing to do, and I is the whole backward pass.
     backend
         Who attends; a stage's name or a function, as for `llmsys.training.train`.
+
+    Raises ValueError where a first stage has `later`.
     """
 
     def __init__(self, part: Llama, later: PutOff | None = None, backend: str | Callable | Backend = "sdpa"):
         self.part, self.backend = part, as_backend(backend, spec=part.cache_spec())
         self.is_first, self.is_last = part.embedding is not None, part.head is not None
+        if self.is_first and later is not None:
+            raise ValueError("later must be None at the first stage, where nobody waits for I: its W is the whole")
         self._later = later
         self._between: dict[int, tuple[Tensor, Tensor]] = {}  # x and y of microbatches between F and I
-        self._waiting: dict[int, list[Waiting]] = {}  # of microbatches between I and W
-        names = [id(weight) for _, weight in part.named_parameters(remove_duplicate=False)]
-        for each in part.modules():  # a matrix that is an embedding, too: autograd adds both gradients, once, in I
-            if isinstance(each, SplitLinear):
-                each.whole = names.count(id(each.weight)) > 1
+        self._waiting: dict[int, list[Waiting] | tuple[Tensor, Tensor | None]] = {}  # between I and W
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -85,15 +88,23 @@ class Stage:
     def backward_input(self, microbatch: int, dy: Tensor | None) -> Tensor | None:
         """I: the gradient of the stage's input, None at the first stage. `dy` is None at the last one."""
         x, y = self._between.pop(microbatch)
+        if self.is_first:
+            self._waiting[microbatch] = (y, dy)
+            return None
         y.backward(dy)
         if self._later is not None:
             self._waiting[microbatch] = self._later.take()
-        return None if self.is_first else x.grad
+        return x.grad
 
     def backward_weight(self, microbatch: int) -> None:
-        """W: the gradients that I has put off."""
-        for each in self._waiting.pop(microbatch, ()):
-            each.finish()
+        """W: the gradients that I has put off; at the first stage all of them."""
+        waiting = self._waiting.pop(microbatch, [])
+        if self.is_first:
+            y, dy = waiting
+            y.backward(dy)
+        else:
+            for each in waiting:
+                each.finish()
 
     def forget(self) -> None:
         """Drop what is kept of microbatches, as after a step that failed."""

@@ -3,14 +3,16 @@
     worker = Worker(schedule, rank, stages, wire)
     worker.begin(microbatches)
     while worker.advance(): ...          # an action, when its input is there; then the transfers after it begin
-    losses, events = worker.finish()
+    losses = worker.finish()
+    events = worker.events()             # when each action was done
 
-It follows the rank's program (`llmsys.parallel.pipeline.programs`), in which each transfer stands in the first pause
-where it can be done. The proof there, that ranks which wait for every transfer of a pause never hang, covers a worker
-all the more: it waits for a result only where an action needs it, and for its sends at the end.
+It follows the rank's program (`llmsys.parallel.pipeline.programs`), in which a result is received in the last pause
+before it is needed (*late*). A worker waits for results alone, where an action needs them, and for its sends at the
+end. So no worker hangs where the schedule has no circle: one that waits for a result waits for actions of its sender
+that come before the waiting action in every order that the schedule allows.
 
-A pair's halves are done one after the other: one stream of a device computes one thing at a time. What overlaps is
-their communication with the other's arithmetic, as transfers go on while a worker computes.
+What overlaps with a rank's arithmetic are its sends. A pair's halves are done one after the other: one stream of a
+device computes one thing at a time.
 """
 
 import time
@@ -60,8 +62,9 @@ class Worker:
             )
         self.schedule, self.rank, self.stages, self.wire = schedule, rank, stages, wire
         self.clock = clock or Clock()
-        self._program = in_order(programs(schedule)[rank] if program is None else program, schedule)
+        self._program = in_order(programs(schedule, "late")[rank] if program is None else program, schedule)
         self._gradients = gradients
+        self._marks: list[tuple[Action, object, object]] = []
         self._last = schedule.num_stages - 1
 
     def begin(self, microbatches: Sequence[Tensor]) -> None:
@@ -90,7 +93,7 @@ class Worker:
         self._results: dict[Action, Tensor] = {}  # of this rank, until they are used here or sent
         self._arriving: dict[Action, Arrival] = {}  # of other ranks, until they are used
         self._losses: dict[int, Tensor] = {}
-        self._marks: list[tuple[Action, object, object]] = []
+        self._marks = []
         self._pause()
 
     def advance(self) -> Action | None:
@@ -110,17 +113,19 @@ class Worker:
         self._pause()
         return action
 
-    def finish(self) -> tuple[dict[int, Tensor], list[Event]]:
+    def finish(self) -> dict[int, Tensor]:
         """The losses of the microbatches whose last stage is here, each divided so that their sum over the step is the
-        mean; and when each action was done, in seconds of `time.perf_counter`."""
+        mean. The results may still be under way on the device."""
         self.wire.finish()
         losses, self._losses = self._losses, {}
-        events = [
+        return losses
+
+    def events(self) -> list[Event]:
+        """When each action was done, in seconds of `time.perf_counter`. On a GPU it waits until they are."""
+        return [
             Event(self.rank, action, self.clock.seconds(start), self.clock.seconds(end))
             for action, start, end in self._marks
         ]
-        self._marks = []
-        return losses, events
 
     def _pause(self) -> None:
         """Begin the transfers before the next action."""

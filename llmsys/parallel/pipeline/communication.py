@@ -6,7 +6,7 @@ An action's result goes to the rank that needs it: F's output to the next stage'
 **What a blocking send is.** A send ends when its receive has begun, a rendezvous: nothing is buffered, as with large
 messages in MPI. The transfers of one `Exchange` begin together (as in torch.distributed.batch_isend_irecv), and the
 rank goes on when all of them have ended. If the programs come to their end that way, a schedule needs no buffers but
-the tensors themselves. Three ways to place the transfers, on 2 ranks with 1F1B:
+the tensors themselves. Four ways to place the transfers, the first three on 2 ranks with 1F1B:
 
     apart       rank 0   F0  →F0  F1  →F1  ←B0  B0  …           each alone: sent at once, received before it is needed
                 rank 1   ←F0  F0  B0  →B0  ←F1  F1  …
@@ -14,6 +14,9 @@ the tensors themselves. Three ways to place the transfers, on 2 ranks with 1F1B:
                 rank 1   ←F0  F0  B0  {→B0 ←F1}  F1  …
     early       rank 0   F0  →F0  F1  {→F1 ←B0}  B0  …          together, and received as soon as it is there: in
                 rank 1   ←F0  F0  ←F1  B0  →B0  F1  …           the first pause after the sender has it
+
+    late        together, and received in the last pause before it is needed. What the same rank sent earlier comes
+                before it
 
 Apart, 1F1B hangs: rank 0 sends F1 to rank 1, while that one sends B0's gradient to rank 0. Together, it runs, and that
 is how Megatron-LM's send_forward_recv_backward does it. But a rank that receives only what it needs next makes others
@@ -25,10 +28,15 @@ pause before an action that starts at t in that run. A transfer that it waits fo
 rank after an action that ended by t, or as received by it in the first pause after such an end. So if the other one
 has not come to it, it stands in a pause before an action that starts earlier than t. From rank to rank t falls, so
 nobody comes back to the first. (`validate` looks all the same.)
+
+Late is for sends that do not block, as a worker's (`llmsys.parallel.execute.worker`). Then a rank waits for nothing but
+results, and the schedule's own order has no circle. A receive that has begun and has nothing to receive is not free:
+with NCCL it is a kernel, which occupies some of the GPU's SMs while the rank computes on the others. Late, it is the
+sender that waits, if one of them must, and the sender is the one that is ahead.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,9 +44,12 @@ from llmsys.parallel.pipeline.actions import Action
 from llmsys.parallel.pipeline.dependencies import Rule, dependencies, where_done
 from llmsys.parallel.pipeline.schedule import Schedule
 from llmsys.parallel.pipeline.simulate import simulate
-from llmsys.parallel.pipeline.timeline import Timeline
+from llmsys.parallel.pipeline.timeline import Event, Timeline
 
-Transfers = Literal["early", "together", "apart"]
+Places = Mapping[Action, tuple[int, int]]
+"""Where elementary actions are done: rank, and place in its order."""
+
+Transfers = Literal["early", "late", "together", "apart"]
 """Where transfers stand, and whether those of a pause begin together."""
 
 
@@ -84,29 +95,46 @@ def programs(
     The schedule must have every action exactly once and no circle (`validate`).
     """
     if transfers not in get_args(Transfers):
-        raise ValueError(f'transfers must be "early", "together" or "apart", got {transfers!r}')
+        raise ValueError(f'transfers must be "early", "late", "together" or "apart", got {transfers!r}')
     place = where_done(schedule)
-    events = simulate(schedule, dependencies=dependencies).events
+    needed: dict[Transfer, int] = {}  # the place of the action that it is for
+    for rank, position, action in schedule.actions():
+        for before in dependencies(action, schedule.num_stages):
+            if place[before][0] != rank:
+                needed[Transfer(before, place[before][0], rank)] = position
+    received_at = needed
+    if transfers == "early":
+        events = simulate(schedule, dependencies=dependencies).events
+        received_at = {each: _first_pause_with(each, place, events) for each in needed}
+    elif transfers == "late":
+        received_at = _no_later_than_followers(needed, place)
     # sent[rank][n] and received[rank][n] are those in the pause before the rank's n-th action
     sent: list[list[list[Transfer]]] = [[[] for _ in range(len(order) + 1)] for order in schedule.orders]
     received: list[list[list[Transfer]]] = [[[] for _ in range(len(order) + 1)] for order in schedule.orders]
-    for rank, position, action in schedule.actions():
-        for before in dependencies(action, schedule.num_stages):
-            source, source_position = place[before]
-            if source == rank:
-                continue
-            transfer = Transfer(before, source, rank)
-            sent[source][source_position + 1].append(transfer)
-            if transfers == "early":
-                there = events[source][source_position].end
-                position_now = bisect_left(events[rank], there, key=lambda event: event.start)
-                received[rank][position_now].append(transfer)
-            else:
-                received[rank][position].append(transfer)
+    for transfer, position in received_at.items():
+        sent[transfer.source][place[transfer.of][1] + 1].append(transfer)
+        received[transfer.destination][position].append(transfer)
     return tuple(
         tuple(_program(order, sent[rank], received[rank], transfers != "apart"))
         for rank, order in enumerate(schedule.orders)
     )
+
+
+def _first_pause_with(transfer: Transfer, place: Places, events: Sequence[Sequence[Event]]) -> int:
+    """Before which action of the receiver the result is there, in that run."""
+    rank, position = place[transfer.of]
+    there = events[rank][position].end
+    return bisect_left(events[transfer.destination], there, key=lambda event: event.start)
+
+
+def _no_later_than_followers(needed: Mapping[Transfer, int], place: Places) -> dict[Transfer, int]:
+    """For each transfer the first place where it, or one that its sender sends to the same rank after it, is needed."""
+    first: dict[tuple[int, int], int] = {}  # by source and destination, of those that came so far
+    found = {}
+    for each in sorted(needed, key=lambda each: (place[each.of], each), reverse=True):  # what is sent last comes first
+        way = each.source, each.destination
+        found[each] = first[way] = min(first.get(way, needed[each]), needed[each])
+    return found
 
 
 def _program(

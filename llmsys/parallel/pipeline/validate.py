@@ -63,6 +63,7 @@ class Report:
         count = sum(map(len, self.schedule.orders))
         where = {
             "early": "if receives are posted early",
+            "late": "even if receives are posted late",
             "together": "if the transfers of a pause begin together",
             "apart": "even if transfers are done one by one",
         }[self.transfers]

@@ -5,6 +5,7 @@ script's own functions, closures. A tensor travels as its numbers in CPU memory,
 else its storage holds and without its graph. What cannot be pickled is named, by the way that leads to it.
 """
 
+import importlib
 import io
 import pickle
 import sys
@@ -29,6 +30,8 @@ class _Pickler(cloudpickle.Pickler):
                 return _tensor, (kind, numbers, compact.dtype, tuple(compact.shape), compact.requires_grad)
             if compact is not value:
                 return compact.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        if _is_module_of_own_class(value):
+            return importlib.import_module, (value.__name__,)
         return super().reducer_override(value)
 
 
@@ -51,6 +54,16 @@ def _is_plain(torch, tensor) -> bool:
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.is_contiguous()
     marked = tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.__dict__
     return plain and not marked and tensor.numel() > 0
+
+
+def _is_module_of_own_class(value) -> bool:
+    """Whether it is a module whose class is not Python's, which cloudpickle does not take for a module.
+
+    torch's settings are some. A function that uses `torch.distributed`, and says `.config` of anything, takes along
+    `torch.distributed.config`: cloudpickle goes by names, lest a module that the function needs be missing there.
+    """
+    own = isinstance(value, types.ModuleType) and type(value) is not types.ModuleType
+    return own and sys.modules.get(value.__name__) is value
 
 
 def _tensor(kind: str, numbers: bytearray, dtype, shape: tuple[int, ...], requires_grad: bool):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from llmsys.attention import naive_attention
-from llmsys.parallel.execute import Cut, Stage
+from llmsys.models import Llama
+from llmsys.parallel.execute import Cut, PutOff, Stage
 from tests.parallel.execute.models import make_microbatches, make_model
 
 
@@ -55,6 +56,23 @@ def test_the_graph_is_kept_until_i_and_what_matrices_need_until_w(watched):
     stage.backward_weight(0)
     assert stage.unfinished == ()
     assert all(weight.grad is not None for weight in stage.weights.values())
+
+
+def test_at_the_first_stage_nothing_is_done_before_w():
+    model = make_model(4)
+    (tokens,) = make_microbatches(1)
+    first = Cut.by_cost(model.config, 2, 7).stage(0, dict(model.named_parameters()))
+    y = first.forward(0, None, tokens)
+    assert first.backward_input(0, torch.ones_like(y)) is None
+    assert all(weight.grad is None for weight in first.weights.values()) and first.unfinished == (0,)
+    first.backward_weight(0)
+    assert all(weight.grad is not None for weight in first.weights.values()) and first.unfinished == ()
+
+
+def test_a_first_stage_takes_no_factory_that_puts_off():
+    model, later = make_model(4), PutOff()
+    with pytest.raises(ValueError, match="later must be None at the first stage"):
+        Stage(Llama(model.config, layers=range(2), linear=later), later)
 
 
 def test_microbatches_may_be_finished_in_any_order(watched):

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmsys.parallel.execute.wire import in_order
 from llmsys.parallel.pipeline import (
     SCHEDULES,
+    Action,
     B,
     Costs,
     Exchange,
@@ -73,7 +75,7 @@ def hangs(rank_programs) -> bool:
 @settings(max_examples=60)
 def test_blocking_sends_hang_exactly_where_a_circle_is_found(data):
     schedule = data.draw(by_hand.schedules(4, 6))
-    way = data.draw(st.sampled_from(["early", "together", "apart"]))
+    way = data.draw(st.sampled_from(["early", "late", "together", "apart"]))
     run = programs(schedule, way)
     waits = circle(run)
     assert bool(waits) == hangs(run)
@@ -98,7 +100,7 @@ def test_no_order_without_a_circle_hangs_when_transfers_come_early(data):
     assert circle(programs(schedule)) == ()
 
 
-@pytest.mark.parametrize("way", ["early", "together", "apart"])
+@pytest.mark.parametrize("way", ["early", "late", "together", "apart"])
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_every_result_that_another_rank_needs_is_sent_after_it_is_there_and_received_before_it_is_needed(name, way):
     schedule = SCHEDULES[name](4, 8)
@@ -184,6 +186,61 @@ def test_the_examples_of_1f1b_are_what_the_text_says():
     assert words("early", 1, 5) == "←F0 F0 ←F1 B0 →I0"
 
 
+def sent_and_received(run, schedule) -> dict[tuple[int, int], tuple[list[Action], list[Action]]]:
+    """By source and destination: what the one sends and the other receives, each in its order."""
+    found: dict = {}
+    for rank, program in enumerate(run):
+        for step in in_order(program, schedule):
+            for each in step.transfers if isinstance(step, Exchange) else ():
+                way = found.setdefault((each.source, each.destination), ([], []))
+                way[each.destination == rank].append(each.of)
+    return found
+
+
+@pytest.mark.parametrize("way", ["early", "late"])
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_ranks_receive_in_the_order_in_which_others_send(way, data):
+    schedule = data.draw(by_hand.schedules(6, 8))
+    run = programs(schedule, way)
+    assert all(sent == received for sent, received in sent_and_received(run, schedule).values())
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_late_transfers_are_as_late_as_their_senders_order_allows(data):
+    """Where a receive stands further ahead than the action that needs it, one that is sent later is needed there."""
+    schedule = data.draw(by_hand.schedules(6, 8))
+    late, together = programs(schedule, "late"), programs(schedule, "together")
+    for rank, program in enumerate(late):
+        needed = {each: place for each, place in places(together[rank]).items() if each.destination == rank}
+        stands = {each: place for each, place in places(program).items() if each.destination == rank}
+        orders = sent_and_received(late, schedule)
+        for each, place in stands.items():
+            sent, _ = orders[each.source, rank]
+            followers = [Transfer(of, each.source, rank) for of in sent[sent.index(each.of) :]]
+            assert place == min(needed[follower] for follower in followers)
+
+
+def places(program) -> dict[Transfer, int]:
+    """Before which of a rank's actions each of its transfers stands."""
+    found, actions = {}, 0
+    for step in program:
+        if isinstance(step, Exchange):
+            found |= dict.fromkeys(step.transfers, actions)
+        else:
+            actions += 1
+    return found
+
+
+def test_late_a_result_that_is_sent_first_is_received_first_though_it_is_needed_last():
+    """Rank 0 sends F0 and then F1, and rank 1 has F1 first."""
+    first, second = [F(0, 0), F(0, 1), B(0, 1), B(0, 0)], [F(1, 1), B(1, 1), F(1, 0), B(1, 0)]
+    schedule = Schedule("crossed", linear(2), 2, [first, second])
+    assert places(programs(schedule, "together")[1])[Transfer(F(0, 0), 0, 1)] == 2
+    assert programs(schedule, "late")[1][0] == Exchange((Transfer(F(0, 0), 0, 1), Transfer(F(0, 1), 0, 1)))
+
+
 def test_programs_repaired_by_hand_are_judged_too():
     schedule = one_f_one_b(2, 2)
     first, second = (list(program) for program in programs(schedule, "apart"))
@@ -201,8 +258,8 @@ def test_a_transfer_without_its_other_end_is_found():
 
 
 def test_an_unknown_way_is_refused():
-    with pytest.raises(ValueError, match="""transfers must be "early", "together" or "apart", got 'late'"""):
-        programs(gpipe(2, 2), "late")
+    with pytest.raises(ValueError, match="""transfers must be "early", "late", "together" or "apart", got 'soon'"""):
+        programs(gpipe(2, 2), "soon")
 
 
 @pytest.mark.parametrize("schedule", [chimera(4, 8), dualpipe(4, 8), interleaved(4, 10, 3), v_half(5, 9), zb_h1(3, 4),
