@@ -9,6 +9,9 @@ The simulator is given what the actions of the median step took, for each stage 
 that are free. How long it says that ranks are idle, and how long they were, are the two bubbles, as shares of the step;
 their difference is what the simulator leaves out.
 
+A third run takes turns with these two: ours, but each receive begins early (`llmsys.parallel.pipeline.programs`), and
+waits beside what its rank computes.
+
 Each schedule has a run of its own, with a deadline. Where one fails, ours is measured alone; what is missing then, and
 why, is in the record, and where the ranks were is printed.
 
@@ -122,22 +125,26 @@ def _on_a_rank(name: str, size: Size, with_torch: bool) -> dict:
     schedule = make_schedule(name, RANKS, size.microbatches)
     cut = Cut.by_cost(model.config, schedule.num_stages, size.T)
     ours = stages_of(model, schedule, cut, dist.get_rank())
-    pipeline = Pipeline(schedule, ours)
+    pipelines = {way: Pipeline(schedule, ours, transfers=way) for way in ("early", "late")}
     microbatches = batch.chunk(size.microbatches)
-
-    def step() -> None:
-        pipeline.step(microbatches)
-
-    step()
-    torch_step = _torch_step(name, model, schedule, cut, batch, ours, size) if with_torch else None
-    own, others, timelines = [], [], []
-    for _ in range(size.steps):
+    for pipeline in pipelines.values():
         _forget(ours)
-        own.append(_seconds(step))
-        timelines.append(pipeline.timeline())
+        pipeline.step(microbatches)
+    torch_step = _torch_step(name, model, schedule, cut, batch, ours, size) if with_torch else None
+    runs: dict[str, list[tuple[float, Timeline]]] = {way: [] for way in pipelines}
+    others = []
+    for _ in range(size.steps):
+        for way, pipeline in pipelines.items():
+            _forget(ours)
+            runs[way].append((_seconds(lambda pipeline=pipeline: pipeline.step(microbatches)), pipeline.timeline()))
         if torch_step is not None:
             others.append(_seconds(torch_step))
-    return _row(name, schedule, size, own, others, timelines[own.index(statistics.median_low(own))])
+    return _row(name, schedule, size, _median(runs["late"]), _median(runs["early"]), others)
+
+
+def _median(runs: list[tuple[float, Timeline]]) -> tuple[float, Timeline]:
+    """The seconds that are the median, and the timeline of the run that took them."""
+    return sorted(runs, key=lambda run: run[0])[(len(runs) - 1) // 2]
 
 
 def _torch_step(
@@ -160,27 +167,41 @@ def _torch_step(
 
 
 def _row(
-    name: str, schedule: Schedule, size: Size, own: list[float], others: list[float], timeline: Timeline
+    name: str,
+    schedule: Schedule,
+    size: Size,
+    late: tuple[float, Timeline],
+    early: tuple[float, Timeline],
+    others: list[float],
 ) -> dict:
-    """What is recorded of a schedule, of whose steps these are the seconds; `timeline` is the median one's."""
+    """What is recorded of a schedule: our median steps, seconds and timeline, and the seconds of torch's steps."""
     tokens = size.microbatches * size.B * size.T
+    seconds, timeline = late
+    torch_seconds = statistics.median_low(others) if others else None
     return {
         "name": name,
         "model": size.model.name,
         "stages": schedule.num_stages,
         "microbatches": size.microbatches,
         "shape": f"{size.B} × {size.T}",
-        "tokens_s": tokens / statistics.median(own),
-        "torch_tokens_s": tokens / statistics.median(others) if others else None,
-        "ratio": statistics.median(others) / statistics.median(own) if others else None,
+        "tokens_s": tokens / seconds,
+        "torch_tokens_s": tokens / torch_seconds if torch_seconds else None,
+        "ratio": torch_seconds / seconds if torch_seconds else None,
         "bubble": timeline.bubble_share,
         "bubble_simulated": simulate(schedule, costs_of(timeline, schedule.num_stages)).bubble_share,
-        "events": [
-            [event.rank, str(event.action), round(1000 * event.start, 3), round(1000 * event.end, 3)]
-            for row in timeline.events
-            for event in row
-        ],  # ms, of the median step
+        "events": _events(timeline),
+        "early_tokens_s": tokens / early[0],
+        "early_events": _events(early[1]),
     }
+
+
+def _events(timeline: Timeline) -> list[list]:
+    """Rank, action, and its start and end in ms."""
+    return [
+        [event.rank, str(event.action), round(1000 * event.start, 3), round(1000 * event.end, 3)]
+        for row in timeline.events
+        for event in row
+    ]
 
 
 class _Part(nn.Module):

@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -31,14 +32,26 @@ class Pipeline:
         This rank's, by (replica, stage), on its device.
     gradients
         False for a schedule of forwards alone, which keeps nothing.
+    transfers
+        Where results are received: "late", in the last pause before they are needed, or "early", in the first one where
+        they are there if all actions take the same (`llmsys.parallel.pipeline.programs`). Only the time differs.
 
     Raises ValueError (`InvalidSchedule`) for a schedule that cannot be run, and where ranks or stages are others than
     the schedule's.
     """
 
-    def __init__(self, schedule: Schedule, stages: Mapping[Key, Stage], *, gradients: bool = True):
+    def __init__(
+        self,
+        schedule: Schedule,
+        stages: Mapping[Key, Stage],
+        *,
+        gradients: bool = True,
+        transfers: Literal["late", "early"] = "late",
+    ):
         validate(schedule, gradients=gradients).check()
-        lowered = programs(schedule, "late")
+        if transfers not in ("late", "early"):
+            raise ValueError(f'transfers must be "late" or "early", got {transfers!r}')
+        lowered = programs(schedule, transfers)
         transfers = [
             each for program in lowered for step in program if isinstance(step, Exchange) for each in step.transfers
         ]
