@@ -30,6 +30,7 @@ BENCHMARKS = {
     "moe": "llmsys.bench.moe",
     "moe_training": "llmsys.bench.moe_training",
     "pipeline": "llmsys.bench.pipeline",
+    "transfers": "llmsys.bench.transfers",
 }
 """Name -> module with `measure(quick) -> Record` and `table(record) -> rich table`."""
 
