@@ -604,8 +604,9 @@ print(f"simulated with F = I = W: idle for {own_simulate(two, Costs()).bubble_sh
 # %% [markdown]
 # Those are your orders (b), filled by your (d). Each rank does its actions one after the other: an F computes the layers
 # of its stage; an I is autograd's backward through them, with your halves in every matrix; and a W calls the functions
-# that this I has left. Between two actions, what others need is sent to them. A microbatch is one sequence of 32 tokens
-# of the course's corpus. **For what share of a step will a rank be idle,** on the mean of both? (A step is all forwards
+# that this I has left. But nobody waits for the I of the first stage, whose input is tokens, which have no gradient. So
+# on rank 0 nothing is split: I does nothing, and W is the whole backward. Between two actions, what others need is sent
+# to them. A microbatch is one sequence of 32 tokens of the course's corpus. **For what share of a step will a rank be idle,** on the mean of both? (A step is all forwards
 # and backwards, from the first start to the last end; the optimiser's part of it does not count. Two steps are taken, and
 # the second one is measured.)
 
@@ -691,9 +692,9 @@ for name, shown in (("executed", executed), ("simulated", told)):
 # fills the difference. If one rank takes longer in all, the other one waits for it in every round. The cut has balanced
 # operations, and how long they take is for the machine to say.
 #
-# F, I and W are not 1 : 1 : 1. What is no matrix has its whole backward in I: attention, the norms, and at rank 0 the
-# embedding, whose gradient is 49,152 × 576 numbers large for every microbatch, however few tokens that has. The head's is
-# as large, and is in rank 1's W. <!-- source: smollm2.config -->
+# F, I and W are not 1 : 1 : 1. On rank 0, W is all of the backward, with the embedding's gradient in it: 49,152 × 576
+# numbers for every microbatch, however few tokens that has. The head's is as large, and is in rank 1's W. Rank 1's I has,
+# beside its half of every matrix, all that is no matrix: attention and the norms. <!-- source: smollm2.config -->
 #
 # Where the executed bubble is another one than the simulated, a mean cannot tell it: an action takes longer now and then,
 # and others wait for it, or it takes longer where nobody waits. Here that is mostly two processes on one machine that
@@ -733,12 +734,13 @@ print(f"the head costs as much as {head / layer:.1f} layers")
 viz.pipeline_schedules.recorded_runs(record)
 
 # %% [markdown]
-# (The picture has the run that a row is the median of, in milliseconds, action by action as they were recorded. What a
-# rank keeps is in shares of a rank: of the activations of its whole half of the model.)
+# (The picture has the run that a row is the median of, in milliseconds, action by action as they were recorded. In the
+# first stage, W is the whole backward. What a rank keeps is in shares of a rank: of the activations of its whole half of
+# the model.)
 #
 # Where an action takes tens of milliseconds, what the simulator leaves out hardly counts: it is within half a percentage
-# point of each run, and takes milliseconds. torch's runtime is about as fast as ours: a little slower with two stages a
-# rank, and a little faster with one, by 1.4% at most, with ZB-H1. <!-- source: the table above -->
+# point of each run, and takes milliseconds. Ours is as fast as torch's runtime with one stage a rank, and 1.3% faster
+# with two. <!-- source: the table above -->
 #
 # So are these the bubbles of the formulas? By (2) it is one of 9 with 1F1B, and one of 17 with the interleaved
 # schedule, whose bubble is half as long. If F, I and W took the same, it would be one of 25 with ZB-H1, and one of 49
@@ -747,12 +749,18 @@ viz.pipeline_schedules.recorded_runs(record)
 
 # %% tags=["claim"]
 took = {row["name"]: pipeline.costs_of(runs[row["name"]], row["stages"]) for row in record.rows}
+
+
+def mean_of(costs):
+    """The mean of each kind over all stages; of I and W over those whose backward is cut, all but the first."""
+    return {kind: fmean(getattr(costs, kind)[kind in "IW" :]) for kind in "FIWB"}
+
+
 print("bubble        F = I = W   equal stages   I = W   as recorded: simulated   measured   each rank busy for, ms")
 for row in record.rows:
     schedule, each = pipeline.make_schedule(row["name"], 2, 8), took[row["name"]]
     half = [(i + w + b) / 2 for i, w, b in zip(each.I, each.W, each.B, strict=True)]  # I and W, or B: one is 0
-    mean = {kind: fmean(getattr(each, kind)) for kind in ("F", "I", "W", "B")}
-    tries = Costs(), Costs(**mean), Costs(F=each.F, I=half, W=half), each
+    tries = Costs(), Costs(**mean_of(each)), Costs(F=each.F, I=half, W=half), each
     unit, equal, halved, all_of_it = (simulate(schedule, costs).bubble_share for costs in tries)
     busy = ", ".join(f"{runs[row['name']].busy(rank):.0f}" for rank in range(2))
     print(f"{row['name']:12} {unit:10.1%} {equal:14.1%} {halved:7.1%} {all_of_it:24.1%} {row['bubble']:10.1%}   {busy}")
@@ -761,16 +769,17 @@ for name, kinds in (("1f1b", "FB"), ("zb-h1", "FIW")):
     print(f"{name:6} takes, in ms on ranks 0 and 1:", end=" ")
     print("; ".join(f"{kind} {', '.join(f'{ms:.1f}' for ms in getattr(took[name], kind))}" for kind in kinds))
 for name in ("interleaved", "zb-v"):
-    mean = {kind: fmean(getattr(took[name], kind)) for kind in "FIWB"}
-    tries = {"equal stages": Costs(**mean), "as recorded": took[name]}
+    tries = {"equal stages": Costs(**mean_of(took[name])), "as recorded": took[name]}
     for stages_are, costs in tries.items():
         idle = simulate(pipeline.make_schedule(name, 2, 8), costs).bubbles
         print(f"{name:11} simulated, {stages_are}: ranks 0, 1 are idle for {idle[0]:.1f}, {idle[1]:.1f} ms")
+mean = mean_of(took["zb-v"])
 print(f"2 (I − W) of zb-v: {2 * (mean['I'] - mean['W']):.1f} ms")
-weights = 11 * execute.costs(MODEL, 0)[0]  # of rank 0's layers: without attention, a multiplication for each
+layer, head = execute.costs(MODEL, 0)  # without attention, a multiplication for each weight
+weights = 9 * layer + head  # of rank 1
 flops, peak = 2 * weights * 4 * 2048, DEVICES["H200"].flops["bfloat16"]
-rate = flops / took["zb-h1"].W[0] / 1e9
-print(f"rank 0's W, of {weights / 1e6:.0f} million weights, runs at {rate:.0f} of {peak / 1e12:.0f} TFLOP/s")
+rate = flops / took["zb-h1"].W[1] / 1e9
+print(f"rank 1's W in zb-h1, of {weights / 1e6:.0f} million weights, runs at {rate:.0f} of {peak / 1e12:.0f} TFLOP/s")
 
 # %% [markdown]
 # *Equal stages* has the times of each kind as recorded, and all stages alike; *I = W* has the stages as recorded, and
@@ -778,58 +787,84 @@ print(f"rank 0's W, of {weights / 1e6:.0f} million weights, runs at {rate:.0f} o
 # have but the first one.
 #
 # - **The cut.** Twenty layers and a head cannot be cut into equal halves. With one stage a rank, rank 1 is the faster
-#   one, and waits in every round. With ZB-V rank 0 is: it has the first stage and the last one, nine layers and the head.
-#   With the interleaved schedule the mean of both ranks' bubbles hardly changes: against equal stages rank 1 waits
-#   longer, and rank 0, the slower one, less.
-# - **I takes more than three times as long as W.** By (1) the matrices have as many operations in each. But W is
-#   nothing else, and runs at nearly three quarters of the GPU's peak. Attention, the norms and the MLP's activation
-#   have their whole backward in I. They are few operations and a lot of time: a norm, for one, fetches each number from
-#   memory to do very little with it. If the matrices take as long in I as in W, more than half of I is no matrix. What
-#   ZB-H1 saves against 1F1B is $2 (p − 1) W$ by the formulas, and with such a W that is not much. ZB-V counts on a W
-#   wherever a rank waits for an I of the other one. Such a W is too short, and gaps are left: with equal stages, and where
-#   W is at most half of I, each rank is idle for $2 (I − W)$ in all, by simulation, rank 1's wait at the beginning
-#   included.
+#   one, and waits in every round; with the interleaved schedule, too. With ZB-V rank 0 is: it has the first stage and the
+#   last one, nine layers and the head.
+# - **I takes more than three times as long as W**, where there are two. By (1) the matrices have as many operations in
+#   each. But W is nothing else, and runs at nearly three quarters of the GPU's peak. Attention, the norms and the MLP's
+#   activation have their whole backward in I. They are few operations and a lot of time: a norm, for one, fetches each
+#   number from memory to do very little with it. If the matrices take as long in I as in W, more than half of I is no
+#   matrix. What ZB-H1 saves against 1F1B is $2 (p − 1) W$ by the formulas, and with such a W that is 24 of 768 ms. ZB-V
+#   counts on a W wherever a rank waits for an I of the other one. Such a W is too short, and gaps are left: with equal
+#   stages, and where W is at most half of I, each rank is idle for $2 (I − W)$ in all, by simulation, rank 1's wait at the
+#   beginning included.
 #
-# So ZB-V, "without a bubble", has as large a one here as the interleaved schedule, which splits nothing. These two are
-# the fastest, since their stages are smaller. And ZB-H1, with a smaller bubble than 1F1B, is as fast as that and no
-# faster: what rank 0 is idle less, it is busy longer. For each microbatch its F takes 1.9 ms longer, and I and W together
-# 0.9 ms longer than B. <!-- source: the table above -->
+# So ZB-V, "without a bubble", has a larger one here than the interleaved schedule, which splits nothing, and its step
+# takes the same 729 ms. These two are the fastest, since their stages are smaller. With ZB-H1 a step takes 748 ms, 19 less
+# than with 1F1B. <!-- source: the tables above -->
 #
-# One reason may be transfers. Our runtime begins to receive at the place in a rank's order where, in a simulation with
-# $F = I = W$, the data would be there (*early*, further down). If in reality the other rank is not ready then, the
-# transfer waits while its own rank computes; and with NCCL, what waits is a kernel on the same GPU. Which actions had
-# one beside them follows from the recorded times:
+# ## Predict: a transfer that waits
+#
+# A rank sends a result as soon as it has it, and computes on. When should the other rank begin to receive? *Early*, as
+# soon as the data may be there, so that they have come when they are needed? Or *late*, just before they are needed?
+#
+# Early seems to cost nothing, for the GPU computes meanwhile. But if the sender takes longer than was thought, the
+# receive waits, and with NCCL what waits is a kernel on the same GPU: between these two, one of 16 blocks, each of which
+# takes an SM for itself. <!-- source: MEASURED.md --> An H200 has 132 of them. **Beside such a receive, how much longer
+# does a matrix product take than alone?** (A layer's gate and up projections, of one microbatch.)
+
+# %% tags=["predict"]
+predict("20.beside", None, "%")
+
+# %% tags=["measure", "claim"]
+transfers = recorded("transfers", "H200")
+ms = {(row["rank"], row["name"], row.get("beside", row.get("bytes"))): row["ms"] for row in transfers.rows}
+for (rank, name, beside), took_ms in ms.items():
+    if name in ("matrix product", "SiLU") and beside != "nothing":
+        alone = ms[rank, name, "nothing"]
+        longer = round(100 * (took_ms / alone - 1))
+        print(f"{name:14} beside {beside:18} {took_ms:.3f} ms, alone {alone:.3f}: {longer:+}%")
+print("\na send, where the receive begins 30 ms later:")
+print("   MiB", *(f"{count / 2**20:6.0f}" for _, name, count in ms if name == "send"))
+print("    ms", *(f"{each:6.2f}" for (_, name, _), each in ms.items() if name == "send"))
+beside, alone = (ms[1, "matrix product", each] for each in ("a receive", "nothing"))
+measured("20.beside", 100 * (beside / alone - 1), "%")
+
+# %% [markdown]
+# Of 132 SMs 116 are left, and 132 / 116 is 1.14. SiLU, which memory's bandwidth limits and not the SMs, takes 5% longer.
+#
+# A send that nobody has received yet costs the same if it is large. But up to 64 MiB have left, as the last two lines
+# say, before anybody receives them: NCCL has buffers, 4 MiB for each of 16 channels (`NCCL_BUFFSIZE`). What a microbatch
+# sends here is 4 × 2,048 × 2,048 numbers of two bytes, 32 MiB. So if one end must wait, let it be the sender: receive
+# *late*. All that is above was recorded so. Below it is compared with *early*, step by step in turns; there each receive
+# begins where the data would be there if F, I and W took the same:
 
 # %% tags=["claim"]
-print(f"{'in ms':22} alone   with a transfer beside it, for a fifth of its time or more   longer by")
-for name, timeline in runs.items():
-    waits = pipeline.waiting_beside(pipeline.make_schedule(name, 2, 8), timeline)
+early = {row["name"]: timeline_of({**row, "events": row["early_events"]}) for row in record.rows}
+print(f"{'in ms':12} {'a step, early':>14} {'late':>7}   ranks 0 and 1 are busy for, early {'late':>16}")
+for row in record.rows:
+    name = row["name"]
+    steps = [8 * 4 * 2048 / row[each] * 1e3 for each in ("early_tokens_s", "tokens_s")]
+    busy = [f"{each.busy(0):8.0f}, {each.busy(1):4.0f}" for each in (early[name], runs[name])]
+    print(f"{name:12} {steps[0]:14.1f} {steps[1]:7.1f} {busy[0]:>37} {busy[1]:>16}")
+print("\nearly, actions with a transfer beside them that waits, for a fifth of their time or more:")
+for name, timeline in early.items():
+    waits = pipeline.waiting_beside(pipeline.make_schedule(name, 2, 8), timeline, "early")
     of_it = {}  # a stage's actions of a kind
     for event in itertools.chain(*timeline.events):
         of_it.setdefault((event.action.stage, event.action.kind.value), []).append(event)
     for (stage, kind), events in of_it.items():
-        alone = [event.duration for event in events if waits[event.action] < 0.01]
-        beside = [event for event in events if waits[event.action] >= 0.2]
-        if beside:
-            ms, share = fmean(event.duration for event in beside), fmean(waits[event.action] for event in beside)
-            print(f"{name:12} stage {stage}, {kind} {fmean(alone):5.1f} {ms:7.1f}", end="")
-            where = f"in {len(beside)} of {len(events)} microbatches, for {share:.0%} of its time"
-            print(f" {where:49} {ms / fmean(alone) - 1:8.0%}")
-        if (name, stage, kind) == ("zb-h1", 0, "F"):
-            schedule, recorded_costs = pipeline.make_schedule(name, 2, 8), took[name]
-            without = replace(recorded_costs, F=[fmean(alone), recorded_costs.F[1]])
-print(f"\na step of zb-h1: simulated {simulate(schedule, recorded_costs).makespan:.0f} ms;", end=" ")
-print(f"if all F of rank 0 were like those alone, {simulate(schedule, without).makespan:.0f} ms")
-zb_h1_row = next(row for row in record.rows if row["name"] == "zb-h1")
-ours, torchs = (8 * 4 * 2048 / zb_h1_row[each] * 1e3 for each in ("tokens_s", "torch_tokens_s"))
-print(f"measured {ours:.0f} ms, torch's {torchs:.0f} ms")
+        others = [event.duration for event in events if waits[event.action] < 0.01]
+        found = [event.duration for event in events if waits[event.action] >= 0.2]
+        if len(found) > 1 and fmean(found) > 0.1:  # not the first stage's I
+            of = f"{len(found)} of {len(events)}"
+            print(f"{name:12} stage {stage}, {kind}: {of} take {fmean(found):.1f}, those without {fmean(others):.1f}")
 
 # %% [markdown]
-# Forwards take 4% to 22% longer with a transfer beside them, except for a single one; backwards take between 2% less and
-# 4% more. For ZB-H1 that could be 7 of the 11 ms by which torch's runtime is ahead, whose order of actions is ours. It is
-# no proof, for torch's actions are not in the record. Of the 22 ms for which rank 0 is busier than with 1F1B it is a
-# third; what the rest is, we do not know. A remedy would be to place transfers by measured costs. <!-- source: the
-# tables above -->
+# Early, forwards and the first stage's W take up to a sixth longer where a receive waits beside them. Whether the step
+# does depends on whose they are. With ZB-H1 they are rank 0's, for which rank 1 waits: the step takes 0.9% longer. With
+# ZB-V and the interleaved schedule they are of the rank that is ahead anyway: it is busy longer, waits less, and the step
+# takes the same, within 0.4%. With 1F1B the step is 0.3% longer *late*: rank 1 is busy 1.5% longer then, and we do not know why.
+# <!-- source: the tables above -->
 #
 # ## DualPipe
 #
@@ -1012,15 +1047,15 @@ for transfers in ("together", "early"):
 # happens in every pipeline that has more than one microbatch. *Together* is a way out with one stage a rank: what lies
 # between two actions begins at the same time (Megatron's `send_forward_recv_backward`). With two stages a rank it is
 # not enough: a rank that receives only what it needs next keeps others waiting who are further ahead. *Early* is the
-# one that always works: receive as soon as something is there, and not when it is needed.
+# one that always works: receive as soon as something is there, and not when it is needed. (Our own ranks receive late,
+# for their sends do not block: they go on computing, and wait for their sends at the end of the step.)
 #
 # It takes for granted that transfers that begin together do not wait for each other. With NCCL they do, where they share
-# a communicator: it carries out one send and one receive at a time, and so, on four H200s, one of our eleven schedules
-# hung, DualPipeV: of two sends and a receive, the second send waited for the receive, and that for what the other rank was to make of
-# the second send. Now each
-# direction between two ranks has a communicator of its own (`llmsys/parallel/execute/wire.py`); that has been run on CPUs
-# with gloo, and in a model of NCCL's queues, but not yet on four GPUs. <!-- source:
-# tests/parallel/execute/test_queues.py -->
+# a communicator: it carries out one send and one receive at a time. On four ranks, one of our eleven schedules hung for
+# that, DualPipeV: of two sends and a receive, the second send waited for the receive, and that for what the other rank
+# was to make of the second send. Now each direction between two ranks has a communicator of its own
+# (`llmsys/parallel/execute/wire.py`), and all eleven run over NCCL on 2, 4 and 8 ranks. <!-- source:
+# tests/parallel/execute/test_on_gpus.py and test_queues.py, and MEASURED.md -->
 #
 # ## Exercise (g): repair it (20 minutes, optional)
 #

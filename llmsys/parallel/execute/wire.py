@@ -13,9 +13,13 @@ receive, so a pause's receives are begun in the order in which their sender comp
 And with NCCL the transfers of a group are a queue at each rank: those that begin together end together, and later ones
 begin when they have ended. Even those that begin together come in turn, a send and a receive at a time: of two sends
 and a receive, the second send begins when the receive has ended. If what is received was made of that send, both wait
-for ever. (So it went with one group for both directions: DualPipe-V on four H200s, and by the same rule DualPipe, too,
+for ever. (So it went with one group for both directions: DualPipe-V on four ranks, and by the same rule DualPipe, too,
 on eight. `tests/parallel/execute/test_queues.py` plays it.) So each direction between two ranks has a group of its own,
 in which one of them only sends and the other only receives, in the order of the sender's work.
+
+A transfer that waits is a kernel that waits, and its blocks take some of the GPU's SMs from what is computed beside it.
+A send that fits into NCCL's buffers does not wait for its receive, but a receive always waits for its data: it begins
+only when they are needed (*late* in `programs`; `python -m llmsys.bench transfers` measures both).
 """
 
 from collections.abc import Callable, Sequence
