@@ -26,6 +26,7 @@ https://arxiv.org/abs/2401.04088 (Mixtral), https://arxiv.org/abs/2412.19437 (De
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +92,8 @@ def route_softmax(logits: Float[Tensor, "N E"], k: int, *, normalise: bool = Tru
     ValueError
         k experts are not to be had, or a probability is NaN (seen on a CPU).
     """
-    check_choice(logits.shape[1], k)
+    _, E = _sizes(logits)
+    check_choice(E, k)
     check_logits(logits, wait=False)
     scores = torch.softmax(logits.float(), dim=-1)
     weights, experts = scores.topk(k, dim=-1)
@@ -114,7 +116,7 @@ def route_softmax_in_groups(
     Experts e to e + E/groups − 1 are a group, and it counts as much as its best expert
     (https://arxiv.org/abs/2405.04434, section 2.2.2). Arguments and errors as those of `route_sigmoid`.
     """
-    N, E = logits.shape
+    N, E = _sizes(logits)
     check_choice(E, k, groups, kept_groups)
     check_logits(logits, wait=False)
     scores = torch.softmax(logits.float(), dim=-1)
@@ -156,7 +158,7 @@ def route_sigmoid(
         k experts are not to be had in the groups that are kept, the groups do not divide the experts, the bias is not
         one for each expert; or a logit is NaN, or a bias no finite number (both seen on a CPU).
     """
-    N, E = logits.shape
+    N, E = _sizes(logits)
     check_choice(E, k, groups, kept_groups)
     check_logits(logits, wait=False)
     scores = torch.sigmoid(logits.float())
@@ -231,6 +233,9 @@ class Router(nn.Module):
 
 def check_choice(experts: int, k: int, groups: int = 1, kept_groups: int = 1) -> None:
     """Check that k of the experts can be chosen. Raises ValueError, which names what is wrong."""
+    for name, value in (("experts", experts), ("k", k), ("groups", groups), ("kept_groups", kept_groups)):
+        if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
     if experts < 1:
         raise ValueError(f"experts must be at least 1, got {experts}")
     if not 1 <= k <= experts:
@@ -244,6 +249,16 @@ def check_choice(experts: int, k: int, groups: int = 1, kept_groups: int = 1) ->
             f"k must be at most the {kept_groups * (experts // groups)} experts of the {kept_groups} groups that are "
             f"kept, got {k}; keep more groups, or choose fewer experts"
         )
+
+
+def _sizes(logits: Tensor) -> tuple[int, int]:
+    """N and E. Raises ValueError where the logits are of another shape."""
+    if logits.dim() != 2:
+        raise ValueError(
+            f"logits must be (tokens, experts), got {tuple(logits.shape)}; flatten what a token is found by: "
+            "logits.flatten(0, -2)"
+        )
+    return logits.shape[0], logits.shape[1]
 
 
 def check_logits(logits: Float[Tensor, "N E"], *, wait: bool = True) -> None:

@@ -1,5 +1,7 @@
 """Routers: equal to transformers' on the same weights, to plain loops, safe from traps that others fell into."""
 
+from inspect import unwrap
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from llmsys.moe.router import (
     Router,
     RouterConfig,
     Routing,
+    check_choice,
     check_logits,
     route_sigmoid,
     route_softmax,
@@ -265,7 +268,7 @@ def test_a_router_of_softmax_in_groups_routes_so():
     torch.testing.assert_close(router(x).weights, expected.weights)
 
 
-# Refusals
+# Refusals (`unwrap`: as they are outside of tests, where nothing checks shapes before)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +276,10 @@ def test_a_router_of_softmax_in_groups_routes_so():
     [
         (lambda: route_softmax(torch.zeros(2, 4), 5), "k must be from 1 to the 4 experts that there are, got 5"),
         (lambda: route_sigmoid(torch.zeros(2, 4), 0), "k must be from 1 to the 4"),
+        (lambda: unwrap(check_choice)(4, 2.0), "k must be a whole number, got 2.0"),
+        (lambda: RouterConfig(4, 2, "sigmoid", groups=True), "groups must be a whole number, got True"),
+        (lambda: unwrap(route_softmax)(torch.zeros(3, 2, 4), 2), r"logits must be \(tokens, experts\), got \(3,"),
+        (lambda: unwrap(route_sigmoid)(torch.zeros(4), 2), r"logits must be \(tokens, experts\), got \(4,\)"),
         (lambda: route_sigmoid(torch.zeros(2, 4), 1, groups=3), "groups must divide the 4 experts into"),
         (lambda: route_sigmoid(torch.zeros(2, 4), 1, groups=2, kept_groups=3), "kept_groups must be from 1 to the 2"),
         (lambda: route_sigmoid(torch.zeros(2, 4), 3, groups=2), "k must be at most the 2 experts of the 1 groups"),
