@@ -620,7 +620,7 @@ predict("20.executed", None, "%")
 # forwards and backwards, one after the other. Loss and gradient should be the same, but for rounding. (The squares of
 # all gradients are added up in `float64` by the ranks and in `float32` by the trainer, and there are so many that it
 # shows in the length's last digits. The processes have to start first, and each reads its own stage's weights, of
-# `load_model()`'s model where `None` is given. It takes some ten seconds, and longer on a busy machine.)
+# `load_model()`'s model where `None` is given. It takes some ten seconds, and a minute on a busy machine.)
 #
 # One matrix is at both ends: SmolLM2's head is its embedding. Each rank has a copy of it, and in its backward the copy
 # gets the gradient of its own use. At the end of a step the ranks exchange the two and add them up, so both copies are
@@ -694,7 +694,9 @@ for name, shown in (("executed", executed), ("simulated", told)):
 #
 # F, I and W are not 1 : 1 : 1. On rank 0, W is all of the backward, with the embedding's gradient in it: 49,152 × 576
 # numbers for every microbatch, however few tokens that has. The head's is as large, and is in rank 1's W. Rank 1's I has,
-# beside its half of every matrix, all that is no matrix: attention and the norms. <!-- source: smollm2.config -->
+# beside its half of every matrix, all that is no matrix: attention and the norms. But with so few tokens a matrix's W is
+# mostly memory: 32 tokens are 64 operations for each weight, whose gradient of 4 bytes is written, fetched, and added to
+# the last one, which is fetched and written. So W may well be the longer one here. <!-- source: smollm2.config -->
 #
 # Where the executed bubble is another one than the simulated, a mean cannot tell it: an action takes longer now and then,
 # and others wait for it, or it takes longer where nobody waits. Here that is mostly two processes on one machine that
@@ -719,16 +721,16 @@ from llmsys.bench.pipeline import MODEL
 record = recorded("pipeline", "H200")
 runs = {row["name"]: timeline_of(row) for row in record.rows}
 print(f"recorded on two {record.device}, {record.date}")
-print(f"{'':12} tokens/s   torch's   times as fast   bubble   simulated   layers of each stage; the last has the head, too")
+print(f"{'':12} tokens/s   torch's   times as fast   ms a step   bubble   simulated   layers of each stage")
 for row in record.rows:
     speeds = f"{row['tokens_s']:9,.0f} {row['torch_tokens_s']:9,.0f} {row['ratio']:15.3f}"
-    idle = f"{row['bubble']:8.1%} {row['bubble_simulated']:11.1%}"
+    idle = f"{8 * 4 * 2048 / row['tokens_s'] * 1e3:11.1f} {row['bubble']:8.1%} {row['bubble_simulated']:11.1%}"
     layers = ", ".join(str(len(each)) for each in execute.Cut.by_cost(MODEL, row["stages"], 2048).ranges)
     print(f"{row['name']:12}{speeds} {idle}   {layers}")
 apart = max(abs(row["bubble"] - row["bubble_simulated"]) for row in record.rows)
 print(f"\nbetween a bubble and the simulated one lie {100 * apart:.1f} percentage points at most")
 layer, head = execute.costs(MODEL, 2048)
-print(f"the head costs as much as {head / layer:.1f} layers")
+print(f"the last stage has the head, too, which costs as much as {head / layer:.1f} layers")
 
 # %%
 viz.pipeline_schedules.recorded_runs(record)
@@ -739,13 +741,14 @@ viz.pipeline_schedules.recorded_runs(record)
 # the model.)
 #
 # Where an action takes tens of milliseconds, what the simulator leaves out hardly counts: it is within half a percentage
-# point of each run, and takes milliseconds. Ours is as fast as torch's runtime with one stage a rank, and 1.3% faster
-# with two. <!-- source: the table above -->
+# point of each run, and takes milliseconds. Ours is as fast as torch's runtime with one stage a rank, and a little faster
+# with two, by 1.3% here; on two other GPUs, an hour before, it was 2.9% and 0.6%. <!-- source: the table above,
+# MEASURED.md -->
 #
 # So are these the bubbles of the formulas? By (2) it is one of 9 with 1F1B, and one of 17 with the interleaved
 # schedule, whose bubble is half as long. If F, I and W took the same, it would be one of 25 with ZB-H1, and one of 49
 # with ZB-V: a forward of half a rank, for which rank 1 waits before it begins, and rank 0 at the end. The simulator
-# says these, too. Then tell it what was measured, each time all but one thing:
+# says these, too. Then tell it some of what was measured, and at last all of it:
 
 # %% tags=["claim"]
 took = {row["name"]: pipeline.costs_of(runs[row["name"]], row["stages"]) for row in record.rows}
@@ -782,25 +785,25 @@ rate = flops / took["zb-h1"].W[1] / 1e9
 print(f"rank 1's W in zb-h1, of {weights / 1e6:.0f} million weights, runs at {rate:.0f} of {peak / 1e12:.0f} TFLOP/s")
 
 # %% [markdown]
-# *Equal stages* has the times of each kind as recorded, and all stages alike; *I = W* has the stages as recorded, and
-# each backward in equal halves. So there are two reasons, and 1F1B and the interleaved schedule, which do not split B,
+# *Equal stages* has the times of each kind as recorded, and all stages alike, the first one cut like the others; *I = W*
+# has the stages as recorded, and each backward in equal halves. So there are two reasons, and 1F1B and the interleaved schedule, which do not split B,
 # have but the first one.
 #
 # - **The cut.** Twenty layers and a head cannot be cut into equal halves. With one stage a rank, rank 1 is the faster
 #   one, and waits in every round; with the interleaved schedule, too. With ZB-V rank 0 is: it has the first stage and the
-#   last one, nine layers and the head.
+#   last one, nine layers and the head. (By operations that is 11 layers against 10.2, by time 9 to 13%.)
 # - **I takes more than three times as long as W**, where there are two. By (1) the matrices have as many operations in
 #   each. But W is nothing else, and runs at nearly three quarters of the GPU's peak. Attention, the norms and the MLP's
 #   activation have their whole backward in I. They are few operations and a lot of time: a norm, for one, fetches each
 #   number from memory to do very little with it. If the matrices take as long in I as in W, more than half of I is no
 #   matrix. What ZB-H1 saves against 1F1B is $2 (p − 1) W$ by the formulas, and with such a W that is 24 of 768 ms. ZB-V
 #   counts on a W wherever a rank waits for an I of the other one. Such a W is too short, and gaps are left: with equal
-#   stages, and where W is at most half of I, each rank is idle for $2 (I − W)$ in all, by simulation, rank 1's wait at the
-#   beginning included.
+#   stages, and where F is at most I and W at most half of it, each rank is idle for $2 (I − W)$ in all, by simulation,
+#   rank 1's wait at the beginning included.
 #
 # So ZB-V, "without a bubble", has a larger one here than the interleaved schedule, which splits nothing, and its step
-# takes the same 729 ms. These two are the fastest, since their stages are smaller. With ZB-H1 a step takes 748 ms, 19 less
-# than with 1F1B. <!-- source: the tables above -->
+# takes as long, for its ranks are busy for a little less. These two are the fastest, since their stages are smaller. With
+# ZB-H1 a step is 19 ms shorter than with 1F1B, and not 24: the stages are not equal. <!-- source: the tables above -->
 #
 # ## Predict: a transfer that waits
 #
@@ -808,7 +811,7 @@ print(f"rank 1's W in zb-h1, of {weights / 1e6:.0f} million weights, runs at {ra
 # soon as the data may be there, so that they have come when they are needed? Or *late*, just before they are needed?
 #
 # Early seems to cost nothing, for the GPU computes meanwhile. But if the sender takes longer than was thought, the
-# receive waits, and with NCCL what waits is a kernel on the same GPU: between these two, one of 16 blocks, each of which
+# receive waits, and with NCCL what waits is a kernel on the same GPU: between these two GPUs, one of 16 blocks, each of which
 # takes an SM for itself. <!-- source: MEASURED.md --> An H200 has 132 of them. **Beside such a receive, how much longer
 # does a matrix product take than alone?** (A layer's gate and up projections, of one microbatch.)
 
@@ -835,36 +838,40 @@ measured("20.beside", 100 * (beside / alone - 1), "%")
 # A send that nobody has received yet costs the same if it is large. But up to 64 MiB have left, as the last two lines
 # say, before anybody receives them: NCCL has buffers, 4 MiB for each of 16 channels (`NCCL_BUFFSIZE`). What a microbatch
 # sends here is 4 × 2,048 × 2,048 numbers of two bytes, 32 MiB. So if one end must wait, let it be the sender: receive
-# *late*. All that is above was recorded so. Below it is compared with *early*, step by step in turns; there each receive
-# begins where the data would be there if F, I and W took the same:
+# *late*. All that is above was recorded so. Below it is compared with *early*, step by step in turns. There a receive
+# begins in the pause in which a simulation with F = I = W has the data arrive:
 
 # %% tags=["claim"]
 early = {row["name"]: timeline_of({**row, "events": row["early_events"]}) for row in record.rows}
-print(f"{'in ms':12} {'a step, early':>14} {'late':>7}   ranks 0 and 1 are busy for, early {'late':>16}")
+print(f"{'in ms':12} a step: early   late   ranks 0 and 1 are busy for: early        late")
 for row in record.rows:
     name = row["name"]
     steps = [8 * 4 * 2048 / row[each] * 1e3 for each in ("early_tokens_s", "tokens_s")]
-    busy = [f"{each.busy(0):8.0f}, {each.busy(1):4.0f}" for each in (early[name], runs[name])]
-    print(f"{name:12} {steps[0]:14.1f} {steps[1]:7.1f} {busy[0]:>37} {busy[1]:>16}")
-print("\nearly, actions with a transfer beside them that waits, for a fifth of their time or more:")
+    busy = [f"{each.busy(0):.1f}, {each.busy(1):.1f}" for each in (early[name], runs[name])]
+    print(f"{name:12} {steps[0]:13.1f} {steps[1]:6.1f} {busy[0]:>35} {busy[1]:>14}")
+print("\nearly, with a receive beside them that waits:")
 for name, timeline in early.items():
-    waits = pipeline.waiting_beside(pipeline.make_schedule(name, 2, 8), timeline, "early")
-    of_it = {}  # a stage's actions of a kind
+    waits = pipeline.waiting_beside(pipeline.make_schedule(name, 2, 8), timeline, "early", sends=False)
+    late = {event.action: event.duration for event in itertools.chain(*runs[name].events)}
+    found = {}  # a stage's actions of a kind
     for event in itertools.chain(*timeline.events):
-        of_it.setdefault((event.action.stage, event.action.kind.value), []).append(event)
-    for (stage, kind), events in of_it.items():
-        others = [event.duration for event in events if waits[event.action] < 0.01]
-        found = [event.duration for event in events if waits[event.action] >= 0.2]
-        if len(found) > 1 and fmean(found) > 0.1:  # not the first stage's I
-            of = f"{len(found)} of {len(events)}"
-            print(f"{name:12} stage {stage}, {kind}: {of} take {fmean(found):.1f}, those without {fmean(others):.1f}")
+        if waits[event.action] >= 0.02:
+            found.setdefault((event.action.stage, event.action.kind.value), []).append(event)
+    for (stage, kind), events in found.items():
+        took_early, took_late = fmean(each.duration for each in events), fmean(late[each.action] for each in events)
+        if len(events) > 1 and took_late > 0.1:  # not the first stage's I
+            share = fmean(waits[each.action] for each in events)
+            print(f"{name:12} stage {stage}, {kind}: {len(events)} of 8, for {share:4.0%} of their time;", end=" ")
+            print(f"{took_early:.1f} ms, the same late {took_late:.1f}: {took_early / took_late - 1:+.1%}")
 
 # %% [markdown]
-# Early, forwards and the first stage's W take up to a sixth longer where a receive waits beside them. Whether the step
-# does depends on whose they are. With ZB-H1 they are rank 0's, for which rank 1 waits: the step takes 0.9% longer. With
-# ZB-V and the interleaved schedule they are of the rank that is ahead anyway: it is busy longer, waits less, and the step
-# takes the same, within 0.4%. With 1F1B the step is 0.3% longer *late*: rank 1 is busy 1.5% longer then, and we do not know why.
-# <!-- source: the tables above -->
+# Early, an action takes longer by about 14% of the time that a receive waits beside it: 3% where it waits for a fifth, 11
+# to 15% where it waits for most of it. (Stage 3's backwards, with the least of it, show nothing.) Whether the step takes
+# longer depends on whose actions these are. With ZB-H1 they are the forwards of rank 0, which has more to do: six of the
+# 9.7 ms that it is busy longer, and the step takes 6.7 ms longer, or 0.9%, as it did in another run. With ZB-V and the
+# interleaved schedule they are of the rank that has less to do: it is busy longer, waits less, and the step takes the
+# same, within 0.4%. Late, in turn, rank 1 is busy longer with one stage a rank, by 1.5 and 2.4%; with 1F1B the step is
+# 0.3% longer for that, and we do not know why. <!-- source: the tables above; MEASURED.md for the other run -->
 #
 # ## DualPipe
 #
@@ -1044,18 +1051,19 @@ for transfers in ("together", "early"):
 
 # %% [markdown]
 # Rank 0 sends a forward while rank 1 sends a gradient, and both wait for the other one to receive. With 1F1B this
-# happens in every pipeline that has more than one microbatch. *Together* is a way out with one stage a rank: what lies
-# between two actions begins at the same time (Megatron's `send_forward_recv_backward`). With two stages a rank it is
-# not enough: a rank that receives only what it needs next keeps others waiting who are further ahead. *Early* is the
-# one that always works: receive as soon as something is there, and not when it is needed. (Our own ranks receive late,
-# for their sends do not block: they go on computing, and wait for their sends at the end of the step.)
+# happens in every pipeline that has more than one microbatch. *Together* is a way out for 1F1B: what lies between two
+# actions begins at the same time (Megatron's `send_forward_recv_backward`). For others it is not enough: a rank that
+# receives only what it needs next keeps others waiting who are further ahead. *Early* is the one that always works:
+# receive in the first pause in which the data can be there. (Our own ranks receive late all the same, for their sends do
+# not block: they go on computing, and wait for their sends at the end of the step.)
 #
-# It takes for granted that transfers that begin together do not wait for each other. With NCCL they do, where they share
-# a communicator: it carries out one send and one receive at a time. On four ranks, one of our eleven schedules hung for
-# that, DualPipeV: of two sends and a receive, the second send waited for the receive, and that for what the other rank
-# was to make of the second send. Now each direction between two ranks has a communicator of its own
-# (`llmsys/parallel/execute/wire.py`), and all eleven run over NCCL on 2, 4 and 8 ranks. <!-- source:
-# tests/parallel/execute/test_on_gpus.py and test_queues.py, and MEASURED.md -->
+# All this takes for granted that transfers that begin together do not wait for each other. With NCCL they do, where they
+# share a communicator: it carries out a send and a receive at a time, and what else has begun waits until both have ended. So
+# DualPipeV hung on four ranks when both directions between two ranks had one communicator: a rank began two sends and a
+# receive; the second send waited for the receive, and the receive for what the other rank was to make of the second send.
+# Now each direction has a communicator of its own (`llmsys/parallel/execute/wire.py`). All eleven schedules have run so
+# on two GPUs: on 2 ranks, and on 4 and 8 that share the two. <!-- source: tests/parallel/execute/test_on_gpus.py and
+# test_queues.py -->
 #
 # ## Exercise (g): repair it (20 minutes, optional)
 #

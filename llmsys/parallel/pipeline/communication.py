@@ -185,7 +185,9 @@ def circle(rank_programs: Sequence[Program]) -> tuple[Wait, ...]:
     return _walk(waits)
 
 
-def waiting_beside(schedule: Schedule, timeline: Timeline, transfers: Transfers = "early") -> dict[Action, float]:
+def waiting_beside(
+    schedule: Schedule, timeline: Timeline, transfers: Transfers = "early", *, sends: bool = True
+) -> dict[Action, float]:
     """For each action, the share of its time (0 to 1) in which a transfer of its rank waited for the other rank.
 
     A rank begins the transfers of a pause when the action before has ended, and computes on (unlike above, where it
@@ -193,6 +195,7 @@ def waiting_beside(schedule: Schedule, timeline: Timeline, transfers: Transfers 
     computes meanwhile.
 
     timeline    a run of `schedule`, simulated or measured, with the transfers placed as `transfers` says
+    sends       False: receives alone count, as where every send fits into buffers
 
     Raises ValueError where the timeline has other actions, or another order.
     """
@@ -208,7 +211,8 @@ def waiting_beside(schedule: Schedule, timeline: Timeline, transfers: Transfers 
                 now = next(events).end
     waits: list[list[tuple[float, float]]] = [[] for _ in schedule.orders]
     for (transfer, rank), at in begun.items():
-        waits[rank].append((at, begun[transfer, _other(transfer, rank)]))
+        if sends or rank == transfer.destination:
+            waits[rank].append((at, begun[transfer, _other(transfer, rank)]))
     shares = {}
     for rank, row in enumerate(timeline.events):
         for event in row:

@@ -1,9 +1,32 @@
-"""Wrong answers to 20.dependencies: a right one with an edit."""
+"""Wrong answers to 20.dependencies: a right one with an edit.
+
+Two answers are right: one that says all that is needed, and one that leaves out what follows from the rest (`shorter`).
+So some mistakes are written down twice.
+"""
 
 from llmsys.course.checking.mistakes import Mistakes
 from llmsys.lessons.lesson_20_pipeline_schedules.right import dependencies
+from llmsys.parallel.pipeline.actions import F, I, Kind, W  # noqa: F401 (W is in an edit)
 
 wrong = Mistakes("20.dependencies", dependencies)
+
+
+
+def shorter(action, num_stages):
+    """The elementary actions that must be done before this one, but for those that come before another one."""
+    needed = []
+    for part in action.parts:
+        stage, microbatch, replica = part.stage, part.microbatch, part.replica
+        if part.kind is Kind.F and stage > 0:
+            needed.append(F(stage - 1, microbatch, replica))
+        if part.kind is Kind.I and stage == num_stages - 1:
+            needed.append(F(stage, microbatch, replica))
+        if part.kind is Kind.I and stage < num_stages - 1:
+            needed.append(I(stage + 1, microbatch, replica))
+        if part.kind is Kind.W:
+            needed.append(I(stage, microbatch, replica))
+    return [each for each in needed if each not in action.parts]
+
 
 OWN = "            needed.append(F(stage, microbatch, replica))\n"
 GRADIENT = "needed.append(I(stage + 1, microbatch, replica))"
@@ -131,4 +154,62 @@ wrong(
     "You have no answer for a pair: nothing must be done before it.",
     ("for part in action.parts:", "for part in () if action.kind is Kind.FB else action.parts:"),
     why="A pair begins when both of its halves can. action.parts has them, with a stage and a microbatch each.",
+)
+
+IS_LAST = " and stage == num_stages - 1"
+IS_NOT_LAST = " and stage < num_stages - 1"
+
+wrong(
+    "stage_after_the_last_shorter",
+    "Your last stage's I waits for a stage that there is not.",
+    (IS_LAST, " and stage == num_stages"),
+    (IS_NOT_LAST, " and stage < num_stages"),
+    of=shorter,
+    why="Stages count from 0, so the last one is num_stages − 1. Its gradient comes from the loss.",
+)
+wrong(
+    "last_gradient_for_nothing_shorter",
+    "Your last stage's I waits for nothing.",
+    (IS_LAST, " and stage < 0"),
+    of=shorter,
+    why="The loss must have been computed: it needs the forward of its own stage.",
+)
+wrong(
+    "gradient_from_the_stage_before_shorter",
+    "Gradients come from the stage before in your answer.",
+    (IS_LAST, " and stage == 0"),
+    (IS_NOT_LAST, " and stage > 0"),
+    (GRADIENT, "needed.append(I(stage - 1, microbatch, replica))"),
+    of=shorter,
+    why="Forwards go down the stages; gradients come back up, from the last to the first.",
+)
+wrong(
+    "weights_need_what_i_needs_shorter",
+    "Your W waits for what I waits for, and not for I.",
+    ("part.kind is Kind.I", "part.kind in (Kind.I, Kind.W)", 2),
+    (WEIGHTS, "            pass\n"),
+    of=shorter,
+    why="The next stage's I gives the gradient of this stage's last layer only. Those of the layers before it are made "
+    "by this stage's I, on its way.",
+)
+wrong(
+    "gradient_needs_the_next_weights_shorter",
+    "Your I waits for the next stage's W.",
+    (GRADIENT, "needed += [I(stage + 1, microbatch, replica), W(stage + 1, microbatch, replica)]"),
+    of=shorter,
+    why="Nobody waits for a W, but the optimiser. If others did, splitting the backward would be of no use.",
+)
+wrong(
+    "always_the_first_replica_shorter",
+    "You leave the replica out.",
+    (", replica))", "))", 4),
+    of=shorter,
+    why="Two copies of the model run through the same ranks. A microbatch stays in its own.",
+)
+wrong(
+    "waits_for_itself_shorter",
+    "Your backward waits for its own I.",
+    (ITS_OWN, "needed"),
+    of=shorter,
+    why="B is I and W, and its W needs that I. Take away what is in the action itself, or it never begins.",
 )

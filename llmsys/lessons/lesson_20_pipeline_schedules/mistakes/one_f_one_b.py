@@ -43,6 +43,13 @@ wrong(
     why="The way to the end and back is shorter from rank r: num_ranks − 1 − rank will do. The last rank needs none.",
 )
 wrong(
+    "twice_as_far_ahead",
+    "You are twice as many forwards ahead as you must be.",
+    (AHEAD, "min(2 * (num_ranks - 1 - rank), num_microbatches)"),
+    why="That is for forwards that others wait for, as where a rank has two stages, or to fill the first bubble with "
+    "more memory. Here nobody is faster for it, and rank 0 keeps nearly twice as much.",
+)
+wrong(
     "counted_from_the_wrong_end",
     "You count the forwards ahead from the wrong end.",
     (AHEAD, "min(rank, num_microbatches)"),
