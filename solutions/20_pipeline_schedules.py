@@ -528,8 +528,8 @@ viz.pipeline_schedules.editor(mine_of_six, step=own_step, dependencies=own_rule)
 # stage, and W calls them.
 #
 # The library's models have their matrices made by a factory, which can be exchanged. `PutOff(f)` is one whose matrices
-# have their backward split by the function f: yours. What is no matrix (attention, the norms, the embedding) keeps an
-# ordinary backward, in I.
+# have their backward split by the function f: yours. What is no matrix (attention, the norms) keeps an ordinary
+# backward, in I.
 #
 # ## Exercise (e): split a backward (15 minutes)
 #

@@ -1,7 +1,7 @@
 """Training in stages: the same run as `train`'s, on the ranks of a pipeline.
 
-    plan = Stages.of("zb-v", 4, microbatches=8)          # four stages, two on each of two ranks
-    run = train_in_stages(None, corpus, config, plan)    # on each rank
+    schedule = schedule_for("zb-v", 4, 8)                    # four stages, two on each of two ranks; 8 microbatches
+    run = train_in_stages(None, corpus, config, schedule)    # on each rank
 
 A step of `accumulate` batches is a step of as many microbatches. So a run in stages sees the batches that `train` sees
 with the same settings, in the same order, and has its losses and weights but for rounding. The optimiser runs on each
@@ -87,7 +87,7 @@ def train_in_stages(
     out
         A folder that all ranks see. Rank 0 writes there.
     backward
-        How a matrix's backward pass is split, where the schedule has an I or a W.
+        How a matrix's backward pass is split, where the schedule has an I or a W; at all stages but the first.
     progress, on_step
         Of each rank that asks for it.
     on_timeline

@@ -102,7 +102,7 @@ def test_each_steps_timeline_is_told_and_the_backward_is_the_one_that_is_given(d
     for timeline in seen:
         assert [[event.action for event in row] for row in timeline.events] == [*map(list, schedule.orders)]
     plain = in_stages(deep(), corpus, replace(SETTINGS, steps=1), "zb-h1", 2).steps[0].gradient_norm
-    assert 1.2 * plain < length < 2 * plain  # that of norms and embedding is as it was
+    assert 1.2 * plain < length < 2 * plain  # the first stage's is as it was, and that of norms
 
 
 def forward_only(q, k, v, **options):

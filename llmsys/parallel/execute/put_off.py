@@ -89,14 +89,15 @@ class PutOff:
 
 
 class SplitLinear(Linear):
-    """x Wᵀ, whose backward pass leaves the weight's gradient for later."""
+    """x Wᵀ, whose backward pass leaves the weight's gradient for later. `whole=True` makes it an ordinary one."""
 
     def __init__(self, inputs: int, outputs: int, waiting: list[Waiting], backward: SplitBackward = split_backward):
         super().__init__(inputs, outputs)
+        self.whole = False
         self._waiting, self._backward = waiting, backward
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+        if self.whole or not (torch.is_grad_enabled() and self.weight.requires_grad):
             return super().forward(x)
         if not x.requires_grad:  # or autograd would see no reason to come here
             x = x.detach().requires_grad_()

@@ -8,15 +8,15 @@
 
 It follows the rank's program (`llmsys.parallel.pipeline.programs`), in which a result is received in the last pause
 before it is needed (*late*). A worker waits for results alone, where an action needs them, and for its sends at the
-end. So no worker hangs where the schedule has no circle: one that waits for a result waits for actions of its sender
-that come before the waiting action in every order that the schedule allows.
+end. So no worker hangs where the schedule has no circle: what it waits for comes before the waiting action, by the
+rule or by the order of a rank, and so does what is sent ahead of it.
 
 What overlaps with a rank's arithmetic are its sends. A pair's halves are done one after the other: one stream of a
 device computes one thing at a time.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ class Worker:
     stages
         This rank's stages, by (replica, stage). Anything with `Stage`'s methods.
     clock
-        What the time of an action's start and end is taken with; by default the host's clock. On a GPU, which the host
-        is ahead of, a `GpuClock`, made before `begin`.
+        What makes a step's clock, with which the time of an action's start and end is taken: `Clock`, the host's, or on
+        a GPU, which the host is ahead of, `GpuClock`.
     gradients
         False runs schedules of forwards alone, and keeps nothing.
 
@@ -52,7 +52,7 @@ class Worker:
         wire: Wire,
         *,
         program: Sequence[Action | Exchange] | None = None,
-        clock: "Clock | None" = None,
+        clock: "Callable[[], Clock] | None" = None,
         gradients: bool = True,
     ):
         wanted = schedule.placement.stages(rank)
@@ -61,7 +61,7 @@ class Worker:
                 f"stages must be those of rank {rank}, {wanted}, by (replica, stage); got {sorted(stages)}"
             )
         self.schedule, self.rank, self.stages, self.wire = schedule, rank, stages, wire
-        self.clock = clock or Clock()
+        self._make_clock = clock or Clock
         self._program = in_order(programs(schedule, "late")[rank] if program is None else program, schedule)
         self._gradients = gradients
         self._marks: list[tuple[Action, object, object]] = []
@@ -71,7 +71,8 @@ class Worker:
         """Take a step's microbatches: (B, T + 1) token ids each, on the stages' device, the same on all ranks.
 
         Their sizes may differ: the loss is the mean over all tokens of the step. ValueError where there are not as many
-        as the schedule has, or fewer than two tokens in a row. What a step that failed has left is dropped.
+        as the schedule has, or fewer than two tokens in a row; then nothing has begun. What this rank has left of a
+        step that failed is dropped.
         """
         if len(microbatches) != self.schedule.num_microbatches:
             raise ValueError(
@@ -94,6 +95,8 @@ class Worker:
         self._arriving: dict[Action, Arrival] = {}  # of other ranks, until they are used
         self._losses: dict[int, Tensor] = {}
         self._marks = []
+        # Before the first transfers begin, for a GPU's clock waits until it has nothing to do: for those receives, too.
+        self.clock = self._make_clock()
         self._pause()
 
     def advance(self) -> Action | None:

@@ -15,8 +15,8 @@ the tensors themselves. Four ways to place the transfers, the first three on 2 r
     early       rank 0   F0  →F0  F1  {→F1 ←B0}  B0  …          together, and received as soon as it is there: in
                 rank 1   ←F0  F0  ←F1  B0  →B0  F1  …           the first pause after the sender has it
 
-    late        together, and received in the last pause before it is needed. What the same rank sent earlier comes
-                before it
+    late        together, and received in the last pause before it is needed, or before something is needed that the
+                same rank sends after it
 
 Apart, 1F1B hangs: rank 0 sends F1 to rank 1, while that one sends B0's gradient to rank 0. Together, it runs, and that
 is how Megatron-LM's send_forward_recv_backward does it. But a rank that receives only what it needs next makes others
@@ -32,7 +32,7 @@ nobody comes back to the first. (`validate` looks all the same.)
 Late is for sends that do not block, as a worker's (`llmsys.parallel.execute.worker`). Then a rank waits for nothing but
 results, and the schedule's own order has no circle. A receive that has begun and has nothing to receive is not free:
 with NCCL it is a kernel, which occupies some of the GPU's SMs while the rank computes on the others. Late, it is the
-sender that waits, if one of them must, and the sender is the one that is ahead.
+send that waits, if one of them must, and a send that fits into buffers does not.
 """
 
 from bisect import bisect_left
@@ -186,7 +186,7 @@ def circle(rank_programs: Sequence[Program]) -> tuple[Wait, ...]:
 
 
 def waiting_beside(
-    schedule: Schedule, timeline: Timeline, transfers: Transfers = "early", *, sends: bool = True
+    schedule: Schedule, timeline: Timeline, transfers: Transfers, *, sends: bool = True
 ) -> dict[Action, float]:
     """For each action, the share of its time (0 to 1) in which a transfer of its rank waited for the other rank.
 

@@ -63,7 +63,7 @@ def _is_module_of_own_class(value) -> bool:
     `torch.distributed.config`: cloudpickle goes by names, lest a module that the function needs be missing there.
     """
     own = isinstance(value, types.ModuleType) and type(value) is not types.ModuleType
-    return own and sys.modules.get(value.__name__) is value
+    return own and sys.modules.get(value.__name__) is value and getattr(value, "__spec__", None) is not None
 
 
 def _tensor(kind: str, numbers: bytearray, dtype, shape: tuple[int, ...], requires_grad: bool):

@@ -26,7 +26,6 @@ def main(rank: int, ranks: int, file: str) -> None:
         schedule = make_schedule(name, ranks, 2 * ranks)
         model, tokens = make_model(schedule.num_stages), make_microbatches(2 * ranks)
         expected = unsplit(model, tokens)
-        model.zero_grad()
         check(two_steps(model, schedule, tokens), schedule, *expected)
         dist.barrier()
         print("right", name, flush=True)

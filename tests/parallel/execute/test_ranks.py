@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llmsys.parallel.execute import Clock, Cut, Joint, Pipeline, RankWire, stages_of
+from llmsys.parallel.execute import Clock, Cut, Joint, Pipeline, RankWire, Stage, stages_of
 from llmsys.parallel.pipeline import dependencies, draw, make_schedule
 from llmsys.parallel.ranks import run
 from tests.parallel.execute.models import make_microbatches, make_model, unsplit
@@ -82,8 +82,7 @@ def what_comes_first(model, microbatches):
     """On a rank: in which order a step's clock is made and its first transfers begin."""
     schedule = make_schedule("1f1b", 2, len(microbatches))
     stages = stages_of(model, schedule, Cut.by_cost(model.config, 2, 7), dist.get_rank())
-    pipeline, seen = Pipeline(schedule, stages), []
-    exchange = RankWire.exchange
+    seen, exchange = [], RankWire.exchange
 
     class Seen(Clock):
         def __init__(self):
@@ -94,7 +93,7 @@ def what_comes_first(model, microbatches):
         return exchange(wire, sends, receives)
 
     with patch("llmsys.parallel.execute.ranks.Clock", Seen), patch.object(RankWire, "exchange", noted):
-        pipeline.step(microbatches)
+        Pipeline(schedule, stages).step(microbatches)
     return seen[:2]
 
 
@@ -113,3 +112,64 @@ def refused(model):
 
 def test_a_schedule_for_other_ranks_is_refused():
     assert run(refused, 2, make_model(), backend="gloo") == ["1f1b is for 3 ranks, and there are 2"] * 2
+
+
+def what_failed_steps_leave(model, microbatches):
+    """On a rank: what is said of a pipeline's timeline and steps, before the first, after a refused one, after one that
+    failed midway; and whether the losses of a new pipeline are the first one's."""
+    schedule, rank = make_schedule("gpipe", 2, len(microbatches)), dist.get_rank()
+    stages = stages_of(model, schedule, Cut.by_cost(model.config, 2, 7), rank)
+    pipeline, said = Pipeline(schedule, stages), []
+
+    def attempt(call, *arguments):
+        try:
+            return call(*arguments)
+        except (RuntimeError, ValueError, ZeroDivisionError) as error:
+            said.append(f"{type(error).__name__}: {error}"[:60])
+
+    attempt(pipeline.timeline)
+    losses = attempt(pipeline.step, microbatches)
+    before = attempt(pipeline.timeline)
+    attempt(pipeline.step, microbatches[1:])
+    assert attempt(pipeline.timeline) == before
+    forward = Stage.forward
+
+    def fails(stage, m, *rest):  # rank 0 when it has sent something, rank 1 when it has received that
+        return forward(stage, m, *rest) if m < 1 - rank else 1 / 0
+
+    with patch.object(Stage, "forward", fails):
+        attempt(pipeline.step, microbatches)
+    attempt(pipeline.step, microbatches)
+    attempt(pipeline.timeline)
+    return said, torch.equal(losses, attempt(Pipeline(schedule, stages).step, microbatches))
+
+
+def test_after_a_step_that_failed_midway_there_is_no_other_and_no_timeline():
+    said = [
+        "RuntimeError: there was no step yet, whose it could be",
+        "ValueError: microbatches must be 3, as gpipe was made for; got 2",
+        "ZeroDivisionError: division by zero",
+        "RuntimeError: the step before failed midway, and what ranks have",
+        "RuntimeError: the last step failed midway",
+    ]
+    said = [each[:60] for each in said]
+    assert run(what_failed_steps_leave, 2, make_model(), make_microbatches(3), backend="gloo") == [(said, True)] * 2
+
+
+def early_and_late(model, microbatches):
+    """On a rank: the gradients of both ways of placing transfers, and what is said of a third."""
+    schedule = make_schedule("zb-v", 2, len(microbatches))
+    cut, found = Cut.by_cost(model.config, 4, 7), []
+    for way in ("early", "late"):
+        stages = stages_of(model, schedule, cut, dist.get_rank())
+        Pipeline(schedule, stages, transfers=way).step(microbatches)
+        found.append([weight.grad for stage in stages.values() for weight in stage.weights.values()])
+    try:
+        Pipeline(schedule, stages, transfers="together")
+    except ValueError as error:
+        return all(map(torch.equal, *found)), str(error)
+
+
+def test_where_results_are_received_changes_no_number():
+    says = 'transfers must be "late" or "early", got \'together\''
+    assert run(early_and_late, 2, make_model(), make_microbatches(4), backend="gloo") == [(True, says)] * 2

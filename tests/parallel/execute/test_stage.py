@@ -75,6 +75,32 @@ def test_a_first_stage_takes_no_factory_that_puts_off():
         Stage(Llama(model.config, layers=range(2), linear=later), later)
 
 
+def test_matrices_that_put_off_what_nobody_takes_are_refused():
+    model = make_model(4)
+    with pytest.raises(ValueError, match="part must be made without a factory that puts off"):
+        Stage(Llama(model.config, layers=range(2), linear=PutOff()))
+
+
+def test_a_weight_that_two_layers_share_calls_its_hooks_once():
+    model, later = make_model(4), PutOff()
+    part = Llama(model.config, layers=range(2, 4), linear=later).double().requires_grad_(True)
+    part.layers[3].down.weight = part.layers[2].down.weight
+    stage, calls = Stage(part, later), []
+    part.layers[2].down.weight.register_post_accumulate_grad_hook(calls.append)
+    stage.forward(0, torch.randn(2, 7, 12, dtype=torch.float64), make_microbatches(1)[0])
+    stage.backward_input(0, None)
+    stage.backward_weight(0)
+    assert len(calls) == 1
+
+
+def test_a_w_without_its_i_is_refused(watched):
+    stage, _ = watched
+    (tokens,) = make_microbatches(1)
+    stage.forward(0, torch.randn(2, 7, 12, dtype=torch.float64), tokens)
+    with pytest.raises(ValueError, match="W of microbatch 0 must come once, after its I"):
+        stage.backward_weight(0)
+
+
 def test_microbatches_may_be_finished_in_any_order(watched):
     stage, _ = watched
     several = make_microbatches(3)

@@ -272,7 +272,7 @@ def test_a_receive_that_was_begun_early_waits_beside_a_forward():
     """ZB-H1 with F = 2, I = 3, W = 1. Rank 0 has W0 from 10 to 11 and F2 until 13; the receive of I1 begins at 11, in
     the pause where it is there with equal costs. Rank 1 has I1 from 9 to 12: the receive waits for half of F2."""
     schedule = zb_h1(2, 3)
-    shares = waiting_beside(schedule, simulate(schedule, Costs(F=2, I=3, W=1)))
+    shares = waiting_beside(schedule, simulate(schedule, Costs(F=2, I=3, W=1)), "early")
     assert set(shares) == {action for order in schedule.orders for action in order}
     assert {action: share for action, share in shares.items() if share} == {F(0, 2): 0.5}
 
@@ -280,8 +280,17 @@ def test_a_receive_that_was_begun_early_waits_beside_a_forward():
 def test_a_send_waits_beside_what_its_rank_does_next():
     """GPipe with F = 3 at rank 1: rank 0 sends F1 at 2, and rank 1 takes it in the pause after its F0, at 4."""
     schedule = gpipe(2, 3)
-    shares = waiting_beside(schedule, simulate(schedule, Costs(F=[1, 3], B=4)))
+    shares = waiting_beside(schedule, simulate(schedule, Costs(F=[1, 3], B=4)), "early")
     assert shares[F(0, 1)] == 0 and shares[F(0, 2)] == 1  # from 2 to 3, as rank 1 has F0 until 4
+
+
+def test_receives_alone_are_counted_where_sends_are_said_not_to_wait():
+    """The same run: rank 0's send waits, and no receive."""
+    schedule = gpipe(2, 3)
+    timeline = simulate(schedule, Costs(F=[1, 3], B=4))
+    assert not any(waiting_beside(schedule, timeline, "early", sends=False)[F(0, m)] for m in range(3))
+    other = zb_h1(2, 3)
+    assert waiting_beside(other, simulate(other, Costs(F=2, I=3, W=1)), "early", sends=False)[F(0, 2)] == 0.5
 
 
 @settings(deadline=None)
@@ -290,11 +299,11 @@ def test_with_any_costs_an_action_has_a_share(name, data):
     schedule = SCHEDULES[name](2, 4)
     times = st.lists(st.integers(1, 4), min_size=schedule.num_stages, max_size=schedule.num_stages)
     timeline = simulate(schedule, Costs(**{kind: data.draw(times) for kind in "FIW"}))
-    shares = waiting_beside(schedule, timeline)
+    shares = waiting_beside(schedule, timeline, "early")
     assert set(shares) == {event.action for row in timeline.events for event in row}
     assert all(0 <= share <= 1 for share in shares.values())
 
 
 def test_waits_of_another_schedules_run_are_refused():
     with pytest.raises(ValueError, match="timeline must be a run of zb-h1"):
-        waiting_beside(zb_h1(2, 3), simulate(one_f_one_b(2, 3)))
+        waiting_beside(zb_h1(2, 3), simulate(one_f_one_b(2, 3)), "early")

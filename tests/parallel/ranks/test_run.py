@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -297,6 +298,25 @@ def test_a_flood_without_a_line_end_is_read_in_time_in_proportion_and_leaves_the
     assert log == "rank 0 | (more than 8 MiB: what follows is not kept)\n"
     assert run(lambda: print("heard"), 1).log == "rank 0 | heard\n"
     assert len(run(lambda: print("x" * 3_000_000), 1).log) > 3_000_000, "a long line in one piece"
+
+
+def test_a_function_may_say_config_of_its_model_beside_torch_distributed():
+    """`torch.distributed.config` is a module of a class of its own, and goes along with both names."""
+    namespace = {"__name__": "cells", "dist": dist}
+    exec("def told(model):\n    return dist.get_rank(), model.config", namespace)
+    assert run(namespace["told"], 2, types.SimpleNamespace(config=3), backend="gloo") == [(0, 3), (1, 3)]
+
+
+def test_a_module_that_no_file_makes_is_said_not_to_travel():
+    class Own(types.ModuleType):
+        """A module's class."""
+
+    sys.modules["made_here"] = made = Own("made_here")
+    try:
+        with pytest.raises(NotPicklable, match="argument 0 of the function cannot be sent"):
+            run(type, 1, made, backend="gloo")
+    finally:
+        del sys.modules["made_here"]
 
 
 def test_what_cannot_be_pickled_is_named():
