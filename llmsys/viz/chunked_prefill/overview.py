@@ -32,7 +32,7 @@ def overview() -> Picture:
     ))  # fmt: skip
     y = 16
     for name, steps, words in (
-        ("A whole prompt", whole, f"is one step of {PROMPT:,} tokens: A and B stand still"),
+        ("A whole prompt", whole, f"is one step of {PROMPT:,} tokens: A and B wait for its end"),
         ("In pieces", pieces, f"of {BUDGET:,} tokens, with A and B in each of their steps"),
     ):
         svg.text(0, y, [(name, "bold"), (f" {words}", "muted")])
@@ -54,7 +54,7 @@ def overview() -> Picture:
         y += 150
     svg.rect(0, 306, 760, 62, "panel", rx=8)
     svg.text(14, 331, [("The same tokens of all three, in the same time, ", "bold"),
-                       f"and the prompt is read {later:.0f} ms later than alone."])  # fmt: skip
+                       f"and the prompt is read {later:.0f} ms later than in one step."])  # fmt: skip
     svg.text(14, 353, "(Blue: a token of an answer, as its step ends. An example: 5 ms a step, and 20 µs a token of "
              "the prompt.)")  # fmt: skip
     return svg.picture()

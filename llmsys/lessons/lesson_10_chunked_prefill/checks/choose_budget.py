@@ -4,10 +4,8 @@ import math
 
 from llmsys.course.checking.answer import Answer
 from llmsys.course.checking.checks import exercise_check
+from llmsys.course.checking.runner import Run
 from llmsys.lessons.lesson_10_chunked_prefill.plain import plain_choice
-
-ROOM = 2
-"""So many times the runs that bisection needs may be taken: whoever halves differences and not ratios needs more."""
 
 
 def halvings(low: float, high: float, within: float) -> int:
@@ -61,11 +59,18 @@ def choose_budget(answer: Answer) -> None:
         if at_the_end:
             answer.that(run, lambda r: r.value["rate"] == high, f"the rate {high:g}, which is good",
                         got=lambda r: f"{r.value['rate']:.6g}", by=lambda r: r.value["rate"])  # fmt: skip
-        if few:
-            most = ROOM * len(curves) * (2 + halvings(low, high, within))
-            answer.that(run, lambda r: len(r.value["tried"]) <= most,
-                        f"at most {most} runs: two and the halvings for each budget, twice over",
-                        got=lambda r: f"{len(r.value['tried'])} runs", by=lambda r: len(r.value["tried"]))  # fmt: skip
+        for budget, knee, *_ in curves if few else ():
+            between = halvings(low, high, within)
+            most, words = (1, "`low`, which is not good") if knee < low else (2, "`low`, and `high`, which is good")
+            if low <= knee < high:
+                most, words = 2 + between, f"`low`, `high`, and {between} that halve what is between them"
+
+            def runs(r: Run, budget: int = budget) -> int:
+                return sum(of == budget for of, _ in r.value["tried"])
+
+            answer.that(run, lambda r, most=most, runs=runs: runs(r) <= most,
+                        f"at most {most} run{'s' * (most > 1)} with the budget {budget}: {words}",
+                        got=lambda r, runs=runs: f"{runs(r)}", by=runs)  # fmt: skip
 
     def rate(low: int, high: int) -> float:
         return int(answer.randint(low, high)) / 16
@@ -84,7 +89,7 @@ def choose_budget(answer: Answer) -> None:
     ):
         for _ in range(3):
             chooses([[512, rate(8, 900), 0.0]])
-        chooses([[512, 0.25, 0.0]])
+        chooses([[512, 0.251, 0.0]])
 
     with answer.property(
         "where `high` is good, it is the rate",
@@ -92,7 +97,7 @@ def choose_budget(answer: Answer) -> None:
         hint="What do you know if `high` attains the share?",
     ):
         chooses([[512, 100.0, 0.0]], at_the_end=True)
-        chooses([[512, 64.0, 0.0]], at_the_end=True)
+        chooses([[512, 64.5, 0.0]], at_the_end=True)
 
     with answer.property(
         "with other ends, another share, and another `within`",
@@ -116,6 +121,7 @@ def choose_budget(answer: Answer) -> None:
         why="90% was promised, and 90% is kept.",
         hint="Do you compare with > or with >=, and in each place?",
     ):
+        chooses([[512, 64.0, 0.0]], at_the_end=True)
         for _ in range(2):
             chooses([[512, rate(16, 900), 0.3, "just"]])
 
@@ -133,7 +139,7 @@ def choose_budget(answer: Answer) -> None:
         why="With it the limits cannot be met by anybody: a budget of 8,192 under a limit of 100 ms a token, say.",
         hint="Do you look at `low` at all?",
     ):
-        chooses([[256, 0.1, 0.2], [512, rate(16, 64), 0.2], [8192, 0.2, 0.0]])
+        chooses([[512, rate(16, 64), 0.2], [256, 0.1, 0.2], [1024, rate(128, 256), 0.2], [8192, 0.2, 0.0]])
         chooses([[256, rate(16, 64), 0.2], [512, 0.2, 0.8]])
 
     with answer.property(
@@ -144,9 +150,12 @@ def choose_budget(answer: Answer) -> None:
         answer.raises(ValueError, [[256, 0.1, 0.2], [512, 0.2, 0.0]], 0.25, 64.0, 0.9, 0.02)
 
     with answer.property(
-        "by halving: a few runs for each budget, and not one for each rate that there might be",
+        "no run more than needed: `low`, `high` if that is good, and then each halves the ratio of the two rates",
         why="A run is a simulation of seconds, or an hour on a GPU.",
-        hint="How many rates are left after a run, of those that were left before it?",
+        hint="Which runs do you make with a budget that is too slow at `low`? And what does a run between two rates "
+        "halve: their difference, or their ratio?",
     ):
         chooses([[256, rate(16, 900), 0.3]], few=True)
+        chooses([[256, 0.3, 0.3]], few=True)
         chooses([[256, 3.0, 0.2], [512, 12.0 + rate(0, 16), 0.3], [1024, 7.5, 0.4]], 0.5, 32.0, 0.8, 0.01, few=True)
+        chooses([[256, 0.1, 0.2], [512, rate(16, 64), 0.3], [1024, 99.0, 0.0], [2048, 0.2, 0.2]], few=True)

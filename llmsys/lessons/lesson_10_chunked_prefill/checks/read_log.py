@@ -71,7 +71,8 @@ def read_log(answer: Answer) -> None:
         hint="Two events of a request say when that was. Which ones?",
     ):
         for _ in range(2):
-            lines = log_of(life("a", number(1, 64), [number(80, 200)]))
+            came, first = number(1, 64), number(80, 200)
+            lines = log_of([*life("a", came, [first])[:-1], ["Finished", first + 1, "a", 1]])
             ttft = expected(lines, {})[0]
             run = answer(lines, {"ttft": NEVER, "tpot": NEVER})
             answer.that(run, lambda r, ttft=ttft: r.value[0] == ttft, f"that ttft is {ttft}", got=lambda r: r.value[0])
@@ -97,7 +98,7 @@ def read_log(answer: Answer) -> None:
         why="There is nothing between its tokens to wait for.",
         hint="Which requests may be keys of tpot? And what does one without an entry there have to meet?",
     ):
-        agrees(log_of(life("a", 0.5, [1.5]), life("b", 1.0, [2.0, 2.5])), ttft=1.25, tpot=0.5)
+        agrees(log_of(life("a", 0.5, [1.5]), life("b", 1.0, [2.0, 2.5])), ttft=1.25, tpot=0.75)
 
     with answer.property(
         "requests side by side, whose tokens come in the same steps",
@@ -119,14 +120,16 @@ def read_log(answer: Answer) -> None:
             life("later", 0.0, [1.5, 1.75, 2.0]), life("slow", 1.0, [1.5, 2.25]), life("neither", 1.0, [4.0, 6.0]),
             life("quick", 2.0, [2.5, 2.75, 3.0]),
         )  # fmt: skip
+        agrees(log_of(*lives), ttft=1.125, tpot=0.5)
         agrees(log_of(*lives), ttft=1.0, tpot=0.5)
         agrees(log_of(*lives), ttft=1.25, tpot=0.5)
         agrees(log_of(*lives), ttft=0.25, tpot=0.25)
 
     with answer.property(
         "seconds run from the first arrival to the last end",
-        why="A log may begin an hour after the clock did, and whoever misses the limits keeps the service busy, too.",
-        hint="Which times stand in the log at its beginning and at its end? And whose are they?",
+        why="A log may begin an hour after the clock did, and go on after the last end. Whoever misses the limits "
+        "keeps the service busy, too.",
+        hint="Which event is the first arrival, and which ones are an end? Which of the ends is the last?",
     ):
         start = 512 + number(0, 640)
         lives = (
@@ -135,6 +138,8 @@ def read_log(answer: Answer) -> None:
         )  # fmt: skip
         agrees(log_of(*lives), ttft=1.5, tpot=1.0)
         agrees(log_of(*lives))
+        goes_on = [*life("goes on", start + 4, [start + 5, start + 12])[:-1], ["Computed", start + 13, "goes on", 1]]
+        agrees(log_of(*lives, goes_on, [["Arrived", start + 14, "waits", 3]]))
 
     with answer.property(
         "who was preempted has waited, and has one arrival, one first token and one last",

@@ -118,6 +118,20 @@ wrong(
     why="Nobody meets the limits at that rate: say so.",
 )
 wrong(
+    "arithmetic_mean",
+    "You try the rate half-way between the two.",
+    ("math.sqrt(good * bad)", "(good + bad) / 2"),
+    why="Rates are compared by their ratio: halving the difference takes more runs where the highest rate is low. "
+        "Take √(good · bad).",
+)  # fmt: skip
+wrong(
+    "high_before_low",
+    "You try `high` before `low`.",
+    (LOW, "        fast = attained(budget, high) >= share\n" + LOW),
+    ("if attained(budget, high) >= share", "if fast"),
+    why="Where `low` is not good, `high` is not either: a run for nothing.",
+)
+wrong(
     "step_by_step",
     "You try one rate after the other.",
     ("            middle = math.sqrt(good * bad)\n" + TRY,

@@ -52,6 +52,34 @@ wrong(
     why="StepLoad.of wants what is in the cache before the step.",
 )
 wrong(
+    "pairs_swapped",
+    "Your pairs are the wrong way round.",
+    (LOAD, "StepLoad.of([(1, tokens) for tokens in cached] + [(piece, computed)])"),
+    why="StepLoad.of wants (tokens in the cache, new tokens).",
+)
+wrong(
+    "one_too_many",
+    "You count the token that a decode computes as one that is in the cache.",
+    ("[(tokens, 1) for", "[(tokens + 1, 1) for"),
+    why="StepLoad.of wants what is in the cache before the step, and adds what is new.",
+)
+wrong(
+    "decodes_merged",
+    "You make one sequence of all that decode.",
+    (LOAD, "StepLoad.of([(sum(cached), len(cached))] * bool(cached) + [(computed, piece)])"),
+    why="Each is a sequence of its own: none attends to another's tokens.",
+)
+wrong(
+    "two_steps",
+    "You add the time of a step of the decodes to that of a step of the piece.",
+    (
+        "times.seconds(load)",
+        "times.seconds(load) + (times.seconds(StepLoad.of([(n, 1) for n in cached])) if cached else 0)",
+    ),
+    (LOAD, "StepLoad.of([(computed, piece)])"),
+    why="They are in one step, which has its fixed cost once.",
+)
+wrong(
     "contexts_stand_still",
     "Those that decode have the same context in every step.",
     (GROWS, ""),

@@ -22,6 +22,27 @@ wrong(
     why="The wait for the first token is TTFT's. TPOT is what comes after it.",
 )
 wrong(
+    "all_by_the_tokens",
+    "You divide the time from the arrival to the last token by the number of tokens.",
+    ("(last[name] - first[name]) / (count[name] - 1)", "(last[name] - arrived[name]) / count[name]"),
+    why="The wait for the first token is TTFT's. Between n tokens there are n − 1 pauses.",
+)
+wrong(
+    "begins_again",
+    "You forget what a request has said when it is preempted.",
+    ("        elif isinstance(event, Finished",
+     '        elif type(event).__name__ == "Preempted":\n            first.pop(event.request, None)\n'
+     "            count[event.request] = 0\n        elif isinstance(event, Finished"),
+    why="Its user has read these tokens. They are not said again.",
+)  # fmt: skip
+wrong(
+    "only_finished",
+    "You give TTFT and TPOT of those alone that finished.",
+    ("for name in first}", "for name in first if name in finished}"),
+    ("if count[name] > 1", "if count[name] > 1 and name in finished"),
+    why="Whoever has a token has waited for it, however it ends.",
+)
+wrong(
     "from_admission",
     "Your TTFT begins when the request is admitted.",
     (ARRIVED, '        if type(event).__name__ == "Admitted":\n'),
@@ -94,6 +115,12 @@ wrong(
     why="The clock may have run long before the first request came.",
 )
 wrong(
+    "from_the_first_token",
+    "Your seconds begin with the first token.",
+    ("min(arrived.values())", "min(first.values())"),
+    why="They run from the first arrival: from then on somebody waits.",
+)
+wrong(
     "from_the_last_arrival",
     "Your seconds begin with the last arrival.",
     ("min(arrived.values())", "max(arrived.values())"),
@@ -108,9 +135,23 @@ wrong(
 wrong(
     "until_the_last_token",
     "Your seconds end with the last token.",
-    ("ended[event.request] = event.time", "ended[event.request] = last.get(event.request, event.time)"),
-    why="A request may end after its last token: one that is aborted, say. The end has an event of its own.",
+    ("max(ended.values())", "max(last.values())"),
+    why="A request may end after its last token, one that is aborted, say; and one that has not ended has tokens, too.",
 )
+wrong(
+    "until_the_last_event",
+    "Your seconds end with the last event of the log.",
+    ("max(ended.values())", "event.time"),
+    why="A log may go on after the last end. An end has an event of its own: Finished, Failed or Aborted.",
+)
+wrong(
+    "until_the_last_step",
+    "Your seconds end with the last step.",
+    ("    for event in events:\n",
+     '    for event in events:\n        if type(event).__name__ == "StepDone":\n            done = event.time\n'),
+    ("max(ended.values())", "done"),
+    why="Steps may go on after the last end. An end has an event of its own: Finished, Failed or Aborted.",
+)  # fmt: skip
 wrong(
     "aborted_count",
     "You count those that failed or were aborted among those that met the limits.",
