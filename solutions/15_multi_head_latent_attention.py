@@ -50,6 +50,8 @@ from llmsys.models.shapes import SHAPES
 viz.multi_head_latent_attention.overview()
 
 # %% [markdown]
+# (The picture's letters come with (1) and (2).)
+#
 # ## Predict: a cache of how many heads?
 #
 # DeepSeek-V3 has 128 heads in each layer, and its cache has 576 numbers of a token there: the 512 of the latent, and 64
@@ -74,7 +76,8 @@ print(f"DeepSeek-V3: {v3.cache_spec().bytes_per_token:,} bytes a token, in {len(
 for name in ("Qwen2.5-72B", "Llama-3.1-405B"):
     print(f"{name}: {cache_spec_of(SHAPES[name]).bytes_per_token:,} bytes a token")
 alike = replace(with_kv_heads(SHAPES["DeepSeek-V3"], 128), name="DeepSeek-V3's heads")
-print(f"128 heads of 128 in 61 layers, with keys and values of their own: {bytes_per_token(alike):,}")
+print(f"128 heads of 128 in 61 layers, with keys and values of their own: {bytes_per_token(alike):,},", end=" ")
+print(f"{bytes_per_token(alike) / v3.cache_spec().bytes_per_token:.0f} times as many as DeepSeek-V3")
 print(f"DeepSeek-V3's heads as they are, keys of 128 + 64, values of 128: {128 * (192 + 128):,} in a layer,", end=" ")
 print(f"{128 * (192 + 128) / layer.Dk:.0f} times as many")
 
@@ -83,8 +86,8 @@ measured("15.heads", layer.Dk / (2 * 128), "heads")
 
 # %% [markdown]
 # Two and a quarter heads, and each of 128 heads has its own keys. (Their keys have 64 numbers for the position beside the
-# 128: that is (2) below.) On one axis, with plain heads of 128 numbers, without those 64, for the bar of "DeepSeek-V3's
-# heads":
+# 128: that is (2) below. Against these keys of 192 it is 71 times less, against plain heads of 128 it is 57 times.) On one
+# axis, with plain heads for the bar of "DeepSeek-V3's heads":
 
 # %%
 viz.kv_cache.bytes_per_token(["Llama-2-7B", alike, "Qwen2.5-72B", "Llama-3.1-405B", "DeepSeek-V3"])
@@ -102,7 +105,7 @@ viz.kv_cache.bytes_per_token(["Llama-2-7B", alike, "Qwen2.5-72B", "Llama-3.1-405
 trainings = recorded("mla_training", "H200")
 first = trainings.rows[0]
 print(f"{first['steps']} steps of {first['tokens_a_step']:,} bytes, on {trainings.device}, one run each")
-print("attention  numbers kept  parameters, of a token  held-out loss, nats a byte  above the best")
+print("attention  numbers kept  parameters, all/active  held-out loss, nats a byte  above the best")
 best = min(row["loss"] for row in trainings.rows)
 for row in trainings.rows:
     sizes = f"{row['parameters'] / 1e6:.1f}M, {row['active'] / 1e6:.1f}M"
@@ -134,8 +137,8 @@ for row in trainings.rows:
 # numbers, normalised as $c$ is; it is not kept, and nothing in (2) to (7) depends on it.)
 #
 # What is given up by it? Write the keys of all heads of a token one below the other: $H \cdot D_n$ numbers, which are a
-# matrix times $c_t$. So whatever text comes, they lie in a space of $L$ dimensions. In plain multi-head attention it
-# would be up to $C$:
+# matrix times $c_t$. So whatever text comes, they lie in a space of $L$ dimensions: in DeepSeek-V3 16,384 numbers in 512.
+# In plain multi-head attention it would be up to $\min(C, H \cdot D_n)$, which is 7,168 there: <!-- source: 128 · 128, and hidden_size of DEEPSEEK_V3 -->
 
 # %% tags=["claim"]
 torch.manual_seed(0)
@@ -191,7 +194,8 @@ check("15.expand", attend_expanded)
 
 # %% [markdown]
 # (For the paper: a score is a product of a query and a key, of $D_n + R = 192$ numbers, so the scale is $1/\sqrt{192}$.
-# DeepSeek-V3 itself hands over a larger one: it was stretched to longer contexts by YaRN, which sharpens the softmax.)
+# DeepSeek-V3 itself hands over a larger one: it was stretched to longer contexts by YaRN, which slows its rotations down
+# and sharpens the softmax.)
 #
 # It is right, and saves memory. But look at what it computes for a single new token:
 
@@ -241,7 +245,7 @@ print(f"of which attention is {attending / (expanding + attending):.2%}")
 # ## Predict: how many times less?
 #
 # Now a score costs 576 multiplications in place of 192, and its part of the output 512 in place of 128; but nothing is
-# expanded. **For one token after 8,192 others: how many times fewer operations are that?**
+# expanded. **For the last of 8,192 tokens: how many times fewer operations are that?**
 
 # %% tags=["predict"]
 predict("15.times", None, "times")
@@ -356,7 +360,7 @@ predict("15.intensity", None, "FLOP/byte")
 # A latent has $L + R$ numbers of two bytes. With each of $H$ heads and of $n$ new tokens it takes $L + R$ multiply-adds
 # in the score and $L$ in the sum:
 #
-# $$ I = \frac{2\,n H\,(2L + R)}{2\,(L + R)} \approx 2\,n H \tag{5} $$
+# $$ I = \frac{2\,n H\,(2L + R)}{2\,(L + R)} \approx 1.9\,n H \tag{5} $$
 
 
 # %% tags=["claim"]
@@ -380,21 +384,21 @@ for H, n in ((16, 1), (32, 1), (128, 1), (128, 2)):
 measured("15.intensity", intensity(128), "FLOP/byte")
 
 # %% [markdown]
-# With 128 heads the decode step sits at the ridge of an H100: memory and tensor cores are busy at the same time, and
-# neither waits for long. <!-- source: 746 TFLOP/s and 3.02 TB/s are the measured rates of the project's H100, as llmsys/hardware/devices.py says -->
-# That is a design for this kind of machine. With fewer heads it waits for memory, and with 128 and two tokens a step, as
-# speculative decoding brings them (lessons 12 and 16), for the tensor cores: there the second token is no longer free.
+# With 128 heads the decode step sits at the ridge of an H100, as measured: at full rates, memory would need about as long
+# for the latents as the tensor cores for the products. What kernels reach of that is below. <!-- source: 746 TFLOP/s and 3.02 TB/s are the measured rates of the project's H100, as llmsys/hardware/devices.py says -->
+# With fewer heads it waits for memory, and with 128 and two tokens a step, as speculative decoding brings them (lessons 12
+# and 16), for the tensor cores: there the second token is no longer free.
 #
 # ## Where would a position go?
 #
 # So far keys had no positions. Rotary positions turn queries and keys by an angle that grows with the position, $\mathcal{R}_m$ for
-# position $m$, so that a score depends on the distance of the two. Apply that to a key which is expanded, at position $n$,
-# and to a query at $m$:
+# position $m$ (with as many columns as what it turns), so that a score depends on the distance of the two. Apply that to
+# the expanded key of token $t$, and to a query at $m$:
 #
-# $$ (\mathcal{R}_m\, q) \cdot (\mathcal{R}_n\, U_h\, c_n) = q \cdot (\mathcal{R}_m^\top \mathcal{R}_n\, U_h\, c_n) = (U_h^\top \mathcal{R}_{m-n}\, q) \cdot c_n \tag{6} $$
+# $$ (\mathcal{R}_m\, q) \cdot (\mathcal{R}_t\, U_h\, c_t) = q \cdot (\mathcal{R}_m^\top \mathcal{R}_t\, U_h\, c_t) = (U_h^\top \mathcal{R}_{m-t}\, q) \cdot c_t \tag{6} $$
 #
 # The rotation has come to stand between $q$ and $U_h$. What would have to be absorbed is another matrix for every
-# distance $m - n$, so another query for every key. Here is one query, absorbed for keys at some distances; how alike
+# distance $m - t$, so another query for every key. Here is one query, absorbed for keys at some distances; how alike
 # are they?
 
 # %% tags=["claim"]
@@ -415,7 +419,7 @@ for distance in (0, 1, 10, 1000):
 # %% [markdown]
 # There is no query that fits all keys. (Likeness does not fall steadily with the distance: each pair of columns turns at its
 # own speed, and fast ones have come round many times at 1,000.) What if it is the *latent* that is turned? Then $U_h$ comes after the rotation, and
-# the score of a query that is turned as ever, $(\mathcal{R}_m\, q) \cdot (U_h \mathcal{R}_n\, c)$, is no function of a distance any more. Move a
+# the score of a query that is turned as ever, $(\mathcal{R}_m\, q) \cdot (U_h \mathcal{R}_t\, c_t)$, is no function of a distance any more. Move a
 # query and a key by five tokens, and see whether their score stays; then the query alone, and it should change. In the last two lines, what is turned is the query
 # *after* it has absorbed $U_h$, or $r$ as in (1).
 
@@ -433,10 +437,10 @@ def absorbed(q):
 
 q, c, q_rope, r = q.flatten(), torch.randn(32), torch.randn(16), torch.randn(16)
 scores = {
-    "expanded keys, queries": lambda m, n: turned(q, m) @ turned(up[0] @ c, n),
-    "latents, queries": lambda m, n: absorbed(turned(q, m)) @ turned(c, n),
-    "latents, absorbed queries": lambda m, n: turned(absorbed(q), m) @ turned(c, n),
-    "r, q_rope": lambda m, n: absorbed(q) @ c + turned(q_rope, m) @ turned(r, n),
+    "expanded keys, queries": lambda m, t: turned(q, m) @ turned(up[0] @ c, t),
+    "latents, queries": lambda m, t: absorbed(turned(q, m)) @ turned(c, t),
+    "latents, absorbed queries": lambda m, t: turned(absorbed(q), m) @ turned(c, t),
+    "r, q_rope": lambda m, t: absorbed(q) @ c + turned(q_rope, m) @ turned(r, t),
 }
 for name, score in scores.items():
     here, there, other = (float(score(*at)) for at in ((9, 4), (14, 9), (14, 4)))
@@ -446,9 +450,10 @@ for name, score in scores.items():
 # %% [markdown]
 # Turned keys know the distance, and cannot be absorbed. Turned latents alone know no distance.
 #
-# The third line knows the distance, and needs no key of a head: and is a trap all the same. Its key is $U_h \mathcal{R}_{n-m}\, c_n$: another key of the same token for every query.
-# So it cannot be expanded, once for all queries, as training and prompts need it. And the values are made of the same
-# latents and have no position: they would have to be turned back in every step, or kept a second time.
+# The third line knows the distance, and needs no key of a head. Decoding could use it; but training and prompts need the
+# expanded form, and it has none: its key is $U_h \mathcal{R}_{t-m}\, c_t$, another key of the same token for every query.
+# And the values are made of the same latents and have no position: they would have to be turned back in every step, or
+# kept a second time.
 #
 # Therefore positions are **decoupled**: the latent has none, and beside it there is $r_t$, a key of 64 numbers that is not
 # expanded. It is turned once, when it is kept, and all heads share it. Both forms can have it.
@@ -498,12 +503,21 @@ check("15.keep", keep)
 # ## Watch it
 #
 # Step through the products of one layer's attention in a decode step, with their shapes, what they read, and what they
-# compute, and watch where they come to stand on an H100's roofline. Three things to look for:
+# compute, and watch where they come to stand on an H100's roofline (the data sheet's). Three things to look for:
 #
 # - DeepSeek-V3, absorbed: with which product does the time grow, and why does the sum, with nearly as many operations, add
 #   nothing? And naive: what is written, and how much of the time passes before attention begins?
 # - The same heads with a cache of their own keys and values (MHA; keys of 192 here, so more than in the bar above): do 32 sequences of 8k fit into an H100? Does one of 32k?
 # - Absorbed, with 1, 2 and 4 new tokens: from where on does another token cost more time?
+#
+# <details><summary>What is to be seen, with 32 sequences of 8k</summary>
+#
+# Absorbed, the time grows with the scores: they read the latents. The sum reads nothing more, and its operations are done
+# in the time of that reading. Naive, 21 GB of keys and values are written, and 58% of the time is over before attention
+# begins. MHA's cache would have 1.3 TB, and 164 GB for one sequence of 32k: neither fits. New tokens cost time from the
+# second on: two take 158 µs in place of 100, four take 305.
+# <!-- source: total_seconds(operations(products(…))) of llmsys/viz/multi_head_latent_attention/products.py on DEVICES["H100 SXM"], and bytes_per_token of its designs -->
+# </details>
 
 # %% tags=["widget"]
 viz.multi_head_latent_attention.stepper()
@@ -511,11 +525,11 @@ viz.multi_head_latent_attention.stepper()
 # %% [markdown]
 # ## Measure
 #
-# On this machine: one decode step of one layer, 16 heads of DeepSeek's size, as DeepSeek-V2-Lite has them, after 2,048
-# tokens. The operations differ by a factor of 114.
-# **How many times faster is the absorbed form?** (Beside the operations, the naive form has keys and values of all heads
-# to write and to read again. On the other hand, a large product keeps a processor busy, and what the absorbed form has
-# left is soon done when U, V and the latents have been read.)
+# On one core of this machine: a decode step of one layer, 16 heads of DeepSeek's size, as DeepSeek-V2-Lite has them, for
+# the last of 2,048 tokens. The operations differ by a factor of 114.
+# **How many times faster is the absorbed form?** (More than that, if what counts is that the naive form has keys and values
+# of all heads to write and to read again. Less, if it is that its large products keep a core busy, and the absorbed form
+# has small ones, with as many small operations between them.)
 
 # %% tags=["predict"]
 predict("15.faster", None, "times")
@@ -533,25 +547,33 @@ def seconds(attend, tensors, calls):
     return min(found)
 
 
+threads = torch.get_num_threads()
+torch.set_num_threads(1)  # of several that share a product, all wait for one that is disturbed
 with torch.inference_mode():
     tensors = drawn(H=16, Tk=2048)
     in_turn = [(seconds(own_expanded, tensors, 2), seconds(own_absorbed, tensors, 10)) for _ in range(2)]
+torch.set_num_threads(threads)
 slow, fast = (min(each) for each in zip(*in_turn, strict=True))
 flops = sum(naive_flops(16, 2048)), sum(absorbed_flops(16, 2048))
 print(f"naive    {1e3 * slow:8.2f} ms, {flops[0] / slow / 1e9:6.1f} GFLOP/s")
 print(f"absorbed {1e3 * fast:8.2f} ms, {flops[1] / fast / 1e9:6.1f} GFLOP/s")
+rates = flops[1] / fast / (flops[0] / slow)
+print(
+    f"{flops[0] / flops[1]:.0f} times fewer operations, at {rates:.2f} times the rate: {slow / fast:.0f} times faster"
+)
 measured("15.faster", slow / fast, "times")
 
 # %% [markdown]
-# That is 114 times the ratio of the two rates above, and these depend on the machine and on what else it is doing. A call of
-# hundreds of milliseconds has every disturbance in it; of ten calls of a millisecond or two one may have none, and then the absorbed
-# form looks better than it is. Or all of them are disturbed, and it looks worse.
+# Where the last line has a rate below 1, the gain is smaller than the operations promise: a call as short as the absorbed
+# one has small products, and what is beside them (the softmax, copies, the calls themselves) weighs more. <!-- source: its four products, timed one by one on a core, are 1.3 of 2.1 ms -->
+# Where it is above 1, what the naive form writes and reads outweighs that; or the machine is busy: the naive form's long
+# calls have every disturbance in them, while of ten short ones one may have none.
 
 # %% [markdown]
 # ### On a GPU
 #
 # A record of an H200 has the absorbed form by two kernels, `gluon` for Hopper and `triton` for any GPU, over pages of 64
-# latents, in bf16. Beside it are the two ways that do without: **expanded**, cuDNN's attention to a cache that keeps the
+# latents, in bf16. Beside it are two ways without absorbing: **expanded**, cuDNN's attention to a cache that keeps the
 # keys and values of all heads, and **naive**, which makes them of the latents for each step, and then attends in the same
 # way (both where keys and values are at most 48 GB: with 128 heads, 128 sequences of 4,096 tokens) <!-- source: MOST_EXPANDED in llmsys/bench/mla_decode.py -->. The formula (5) says what to expect of the number of heads. An H200 has an H100's tensor cores and a faster
 # memory, so its ridge is lower. **128 heads, 128 sequences of 8,192 tokens: how many times as long does a step take with
@@ -567,8 +589,8 @@ rows = {
     for row in record.rows
     if row["B"] == 128 and row["page"] == 64 and row["shortest"] == row["longest"]
 }
-copy = rows[16, 1, 8192, "copy"]["gbps"]
-print(f"{record.device}: a copy has {copy / 1000:.2f} TB/s;", end=" ")
+copy = max(row["gbps"] for row in record.rows if row["name"] == "copy")
+print(f"{record.device}: a copy has up to {copy / 1000:.2f} TB/s;", end=" ")
 print(f"the ridge is at {746e3 / copy:.0f} FLOP/byte, with 746 TFLOP/s")
 print("128 sequences of 8,192 tokens           gluon                     triton")
 print("heads × tokens  FLOP/byte     µs   GB/s  TFLOP/s        µs   GB/s  TFLOP/s")
@@ -599,19 +621,21 @@ measured("15.second", two["us"] / one["us"], "times")
 viz.multi_head_latent_attention.decode_roofline(record)
 
 # %% [markdown]
-# It is as (5) has it. From 16 to 32 heads there is twice the work in nearly the same time: memory is what both wait for.
+# `gluon` does as (5) has it. With 32 heads it has twice the work of 16, in nearly the same time: with both it waits for memory.
 # 128 heads are four times the work of 32, and far from four times as long, but longer: now it is the tensor cores, and
-# from here on each token costs time. (Not quite twice as much for the second, for the longer product fills them better.)
+# from here on each token costs time. (Not quite twice as much for the second: the TFLOP/s are a little higher. Why, the
+# record does not say.)
 # How near `gluon` comes to its two roofs is printed above: the copy's speed, where heads are few, and with 128 what the
 # project measured for large products of matrices, on an H100, which has the same tensor cores. (The picture's flat roof is
-# the data sheet's; the points of a column are the record's lengths, of 1,024 tokens and more.) `triton` is the portable kernel, and with many heads less than half as fast;
+# the data sheet's, and so its ridge is at 231; the points of a column are the record's lengths, of 1,024 tokens and more.) <!-- source: 989 TFLOP/s over 4.29 TB/s -->
+# `triton` is the portable kernel: 32 heads take it nearly half as long again as 16, and with 128 it is less than half as fast as `gluon`;
 # `llmsys/attention/latent/hopper/` says what the other does differently, and by how much it falls short of its targets.
 #
 # A cache of keys and values loses by its size: with 16 heads, where memory decides for both, by its bytes nearly exactly.
 # With 128 heads it has 71 times the bytes and takes 37 times as long, about half of that, as the latents' kernel no longer waits for memory
 # there. And the naive form has all of that to make first, 17.6 TFLOP in a layer of this step, and to write and read again. At the
 # rates above, that is less than half of its time. It is PyTorch's operations one after the other (pages are gathered and
-# multiplied, then $r$ is put behind each head's key), and each writes and reads anew. <!-- source: naive in llmsys/bench/mla_decode.py; 17.6 TFLOP at 746 TFLOP/s, 43 GB written, and read by attention, at 4.28 TB/s: 44 of 92 ms -->
+# multiplied, then $r$ is put behind each head's key), and each writes and reads anew. <!-- source: naive in llmsys/bench/mla_decode.py; 17.6 TFLOP at 746 TFLOP/s, 43 GB written, and read by attention, at 4.29 TB/s: 44 of 92 ms -->
 #
 # All of that was of 128 sequences. How is it with fewer?
 
@@ -636,7 +660,8 @@ viz.multi_head_latent_attention.decode_sizes(record)
 # The keys of a single sequence are dealt to all multiprocessors, too, and their parts are merged (lesson 08). But then
 # each has little to do, and what counts is beginning, waiting for the first tiles, and the merge: 64 sequences take
 # nine times as long as one. From 64 on it is bytes that count, or with 128 heads operations. Short contexts lose, too:
-# with 16 heads, 128 sequences of 1,024 tokens a little less than 16 of 8,192, which are as many tokens.
+# with 16 heads, 128 sequences of 1,024 tokens have 0.77 of the copy's speed; 16 of 8,192, which are as many tokens, have
+# 0.71.
 
 # %% [markdown]
 # ## Your functions in a real model
@@ -733,6 +758,8 @@ print(f"bytes a token on {gpus} GPUs together, by tensor parallelism:")
 print(f"    Llama-3.1-405B {llama:9,}: {llama // gpus:,} on each")
 print(f"    DeepSeek-V3    {gpus * mla:9,}: {mla:,} on each,", end=" ")
 print(f"with {128 // gpus} heads and {intensity(128 // gpus):.0f} FLOP/byte")
+plain = bytes_per_token(alike)
+print(f"    128 heads with their own keys {plain:,}: {plain // gpus:,} on each, {plain / gpus / mla:.0f} times as many")
 weights = sum(
     weight.numel()
     for name, weight in v3.named_parameters()
@@ -743,10 +770,11 @@ print(f"attention's weights: {weights / 1e9:.1f} billion, {2 * weights / 1e9:.0f
 print(f"{2 * weights / mla / 1000:.0f} thousand tokens of latents")
 
 # %% [markdown]
-# Both halves of the gain would be lost: eight copies of the cache, and each GPU reads all latents for a few heads. So
-# DeepSeek-V3 is served with **data-parallel attention**: each GPU has all heads, and sequences of its own. Attention's
-# weights are on each GPU then, which takes room of its own, and pays where many or long sequences are served. The
-# experts, nearly all of the model, stay spread over all GPUs, and between the two the tokens are sent around (lesson 21).
+# Most of the gain would be lost. There would be eight copies of the cache: on each GPU it would be 7 times smaller than with
+# 128 plain heads, and not 57 times; and each reads all latents for 16 heads, at an eighth of the FLOP a byte. So DeepSeek-V3
+# is served with **data-parallel attention**: each GPU has all heads, and sequences of its own. Attention's weights are on
+# each GPU then, which takes room of its own, and pays where many or long sequences are served. The experts, nearly all of
+# the model, stay spread over all GPUs, and between the two the tokens are sent around (lesson 21).
 #
 # ## What production does differently
 #
@@ -774,18 +802,19 @@ print(f"{2 * weights / mla / 1000:.0f} thousand tokens of latents")
 # absorbing is free". Is it right? Would you do it for DeepSeek-V3? <!-- source: an assumption --></summary>
 #
 # It is right: $U_h^\top W_q$ is one matrix, for the part without a position. But $W_q$ of a head has 128 rows, the
-# product 512: four times as many, for every head, to save a small product. DeepSeek-V3 makes its queries of a latent of
-# their own, of 1,536 numbers. Counted with $U_h$, which is then not read any more, that is 1,536 · 512 numbers a head in place of
-# 1,536 · 128 + 128 · 512: three times as much to keep, and to read in each step.
-# Decoding waits for bytes. One would not.
+# product 512. DeepSeek-V3 makes its queries of a latent of their own, of 1,536 numbers. So it would be 1,536 · 512 numbers
+# a head in place of 1,536 · 128 + 128 · 512, those of $W_q$ and of $U_h$, which is then not read any more: three times as
+# much to keep and to read. And each new token is multiplied with all of them: three times the operations, too. Nothing is
+# saved. One would not.
 # </details>
 #
 # <details><summary><b>2.</b> Somebody serves a model with 16 heads of latent attention, and complains that speculative decoding with two tokens a
-# step costs no more time than one. A friend with DeepSeek-V3 says that it costs nearly double. Who is wrong? <!-- source: an assumption --></summary>
+# step costs no more time than one. A friend with DeepSeek-V3 on H200s says that it costs nearly double. Who is wrong? <!-- source: an assumption --></summary>
 #
 # Nobody, if it is attention's time that they mean. By (5), 16 heads have 30 FLOP a byte, 60 with two tokens, both far below
-# the ridge: memory decides, and it reads the same latents. 128 heads are at the ridge with one token already, and above
-# it everything costs what it computes.
+# the ridge: memory decides, and it reads the same latents. 128 heads are above an H200's ridge with one token already, and
+# there everything costs what it computes. (An H100's ridge is higher: in the stepper, two
+# tokens take 158 µs in place of 100.)
 # </details>
 #
 # <details><summary><b>3.</b> To save 64 numbers a token, you leave out $r$, and add positions to $x$ before the first layer instead, as the first
@@ -793,7 +822,7 @@ print(f"{2 * weights / mla / 1000:.0f} thousand tokens of latents")
 #
 # It works: nothing stands between $q$ and $U_h$. What is lost is that scores depend on distances by construction: the
 # model has to learn to take positions out of $x$, through 512 numbers of latent, and it has never seen positions beyond
-# those it was trained on. Rotations can be stretched (YaRN); learnt positions cannot.
+# those it was trained on. Rotations are a part of the scores, and can be slowed down there for longer texts (YaRN).
 # </details>
 #
-# **Next:** lesson 16, Multi-token prediction, which is not built yet.
+# **Next:** lesson 16, Multi-token prediction, which is not built yet; nor are 12, 13, 19 and 21.

@@ -71,16 +71,6 @@ def r_is_expanded_by_nobody(q, latent, key_up, value_up, *, causal=False, scale=
     return by_einsum(q, latent, key_up, value_up, causal=causal, scale=scale)
 
 
-def tokens_for_heads(q, latent, key_up, value_up, **options):
-    """Expanded keys viewed as (B, H, T, Dn) without a transpose."""
-    (B, _, T, _), (H, Dn, L) = latent.shape, key_up.shape
-    k = (latent[:, 0, :, :L] @ key_up.flatten(0, 1).T).reshape(B, H, T, Dn)
-    v = (latent[:, 0, :, :L] @ value_up.flatten(0, 1).T).reshape(B, H, T, -1)
-    k = torch.cat((k, latent[..., L:].expand(-1, H, -1, -1)), dim=-1)
-    mask = torch.ones(q.shape[2], T, dtype=torch.bool).tril(T - q.shape[2]) if options.get("causal") else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=options.get("scale"))
-
-
 # (b)
 
 
@@ -220,10 +210,6 @@ def degrees(x, down, weight, positions, **options):
     return by_complex_numbers(x, down, weight, torch.deg2rad(positions.float()), **options)
 
 
-def relative_to_the_first(x, down, weight, positions, **options):
-    return by_complex_numbers(x, down, weight, positions - positions[0], **options)
-
-
 def eps_is_fixed(x, down, weight, positions, *, base=10_000.0, eps=1e-6):
     return by_complex_numbers(x, down, weight, positions, base=base)
 
@@ -235,12 +221,12 @@ RIGHT = {
 }
 WRONG = {
     "15.expand": (
-        causal_at_the_top_left, first_sequence_only, in_float32_out, r_is_expanded_by_nobody, tokens_for_heads,
+        causal_at_the_top_left, first_sequence_only, in_float32_out, r_is_expanded_by_nobody,
     ),
     "15.absorb": (
         expands_by_chunks, expands_without_a_product, scale_of_the_latent_alone, scaled_twice,
         remembers_the_absorbed_query, by_einsum,
         scales_the_callers_query,
     ),
-    "15.keep": (eps_outside, one_dimension_short, r_first, degrees, relative_to_the_first, eps_is_fixed),
+    "15.keep": (eps_outside, one_dimension_short, r_first, degrees, eps_is_fixed),
 }  # fmt: skip

@@ -105,7 +105,7 @@ def products(design: Design, *, batch: int, context: int, queries: int = 1) -> l
                     "weights"),
             Product("scores:  q [c ; r]ᵀ", "attention", (rows * d.heads, d.L + d.R, T), B, latents),
             Product("sum:  P c", "attention", (rows * d.heads, T, d.L), B, 0, 0, "nothing new"),
-            Product("expand:  o Vᵀ", "outputs", (rows * B, d.L, d.Dv), d.heads, d.heads * d.Dv * d.L * BYTES, 0,
+            Product("outputs:  o Vᵀ", "outputs", (rows * B, d.L, d.Dv), d.heads, d.heads * d.Dv * d.L * BYTES, 0,
                     "weights"),
         ]  # fmt: skip
     made = {}

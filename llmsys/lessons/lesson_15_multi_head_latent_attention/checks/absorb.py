@@ -29,6 +29,15 @@ from llmsys.lessons.lesson_15_multi_head_latent_attention.plain import plain_att
 )
 def absorb(answer: Answer) -> None:
     with answer.property(
+        "of each query comes a vector for each head",
+        why="Each head has queries and values of its own, and a result for each of its queries.",
+        hint="The result is (B, H, Tq, Dv). Which dimensions does yours have, and in which order?",
+    ):
+        for sizes in (Sizes(L=6, Dn=6, Dv=6), Sizes(B=2, Tq=3, L=6, Dn=6, Dv=6)):
+            given = step(answer, sizes)
+            answer.form(answer(*given), answer.reference(*given))
+
+    with answer.property(
         "of a single token comes its value",
         why="A softmax over one score is 1, whatever the score is. V is the identity here, so the value is c. With one "
         "key head there is one of values: c is summed, and V comes after it.",

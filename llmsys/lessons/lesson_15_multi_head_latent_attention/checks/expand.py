@@ -31,6 +31,15 @@ HALF = 4e-3
 )
 def expand(answer: Answer) -> None:
     with answer.property(
+        "of each query comes a vector for each head",
+        why="Each head has queries and values of its own, and a result for each of its queries.",
+        hint="The result is (B, H, Tq, Dv). Which dimensions does yours have, and in which order?",
+    ):
+        for sizes in (Sizes(L=6, Dn=6, Dv=6), Sizes(B=2, Tq=3, L=6, Dn=6, Dv=6)):
+            given = step(answer, sizes)
+            answer.form(answer(*given), answer.reference(*given))
+
+    with answer.property(
         "of a single token comes its value",
         why="A softmax over one score is 1, whatever the score is. V is the identity here, so the value is c.",
         hint="latent is (B, 1, Tk, L + R): its first L columns are c, and the last R are r.",
@@ -67,7 +76,8 @@ def expand(answer: Answer) -> None:
 
     with answer.property(
         "the scale: where none is given, and as it is given",
-        why="A score is a product of Dn + R numbers. How many are kept of a token has nothing to do with it.",
+        why="A score is a product of Dn + R numbers, however many are kept of a token. And a model may have a scale of "
+        "its own, as under YaRN.",
         hint="How long are the vectors whose product is a score? Is a scale that was given used as it is?",
     ):
         for sizes in (Sizes(L=30, R=2), Sizes(R=12, Dn=3)):

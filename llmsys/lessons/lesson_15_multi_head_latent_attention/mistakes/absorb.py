@@ -36,7 +36,7 @@ wrong(
     "one_matrix_for_all_heads",
     "You absorb the first head's matrix into the queries of all heads.",
     ("nope @ key_up,", "nope @ key_up[:1],"),
-    why="Each head has its own U_h. That is the difference from multi-query attention.",
+    why="Each head has its own U_h. With one for all, every head would look at the same keys.",
 )
 wrong(
     "without_r",
@@ -123,4 +123,38 @@ wrong(
         "Dn**-0.5), rope * (scale if scale != given else rope.shape[-1] ** -0.5)), dim=-1)\n    scale = 1.0",
     ),
     why="A score is one product of Dn + R numbers: its two parts are added, and then scaled by 1/√(Dn + R).",
+)
+wrong(
+    "values_are_the_last_columns",
+    "You sum the last L columns of what is kept, with r among them.",
+    ("latent[..., :L], causal", "latent[..., -L:], causal"),
+    why="What is kept is [c ; r], and the values are made of c, the first L columns.",
+)
+wrong(
+    "queries_have_rope_first",
+    "You take the first R numbers of a query for q_rope, and the others for q_nope.",
+    ("nope, rope = q[..., :Dn], q[..., Dn:]", "rope, nope = q.split((q.shape[-1] - Dn, Dn), dim=-1)"),
+    why="Queries are [q_nope ; q_rope]: q_nope is the first Dn numbers.",
+)
+wrong(
+    "a_softmax_for_each_part",
+    "You attend twice, once by c and once by r, and add what comes out.",
+    (
+        "naive_attention(absorbed, latent, latent[..., :L], causal=causal, scale=scale)",
+        "sum(naive_attention(one, key, latent[..., :L], causal=causal, scale=scale) for one, key in "
+        "((absorbed[..., :L], latent[..., :L]), (rope, latent[..., L:])))",
+    ),
+    why="A score is the sum of both parts (3), and there is one softmax over the scores.",
+)
+wrong(
+    "heads_are_summed",
+    "You add up what the heads have summed, before V: every head gets the same latent.",
+    ("o @ value_up.mT", "o.sum(dim=1, keepdim=True) @ value_up.mT"),
+    why="Head h has weights of its own, and V_h takes what they have summed. In an einsum, both have the letter h.",
+)
+wrong(
+    "matrices_of_values_are_summed",
+    "You multiply each head's sum with the value_up of all heads, added up.",
+    ("o @ value_up.mT", "o @ value_up.sum(dim=0).mT"),
+    why="Head h takes V_h, and no other. In an einsum, both have the letter h.",
 )

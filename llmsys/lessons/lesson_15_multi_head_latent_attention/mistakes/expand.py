@@ -53,7 +53,7 @@ wrong(
     "heads_in_the_wrong_order",
     "You let all heads take the matrix of the first one.",
     ("k = c @ key_up.mT", "k = (c @ key_up[:1].mT).expand(-1, H, -1, -1)"),
-    why="Each head has its own U_h. With one for all, this would be multi-query attention.",
+    why="Each head has its own U_h. With one for all, every head would look at the same keys.",
 )
 wrong(
     "matrices_transposed",
@@ -75,4 +75,39 @@ wrong(
     "You let queries see the tokens after them.",
     ("causal=causal", "causal=False"),
     why="Where causal is set, query i of Tq sees the keys up to Tk − Tq + i.",
+)
+wrong(
+    "latents_have_r_first",
+    "You take the first R numbers of what is kept for r, and the others for c.",
+    ("c, r = latent[..., :L], latent[..., L:]", "r, c = latent.split((latent.shape[-1] - L, L), dim=-1)"),
+    why="What is kept is [c ; r]: c is the first L numbers.",
+)
+wrong(
+    "matrices_exchanged",
+    "You make the keys by value_up, and the values by key_up.",
+    ("k = c @ key_up.mT", "k = c @ value_up.mT"),
+    ("v = c @ value_up.mT", "v = c @ key_up.mT"),
+    why="A key is U_h c, by key_up, and a value V_h c, by value_up.",
+)
+wrong(
+    "tokens_for_heads",
+    "You make the keys and values of all heads in one product, and reshape it to (B, H, Tk, …) without transposing.",
+    ("k = c @ key_up.mT", "k = (c @ key_up.flatten(0, 1).mT).reshape(len(q), H, -1, Dn)"),
+    ("v = c @ value_up.mT", "v = (c @ value_up.flatten(0, 1).mT).reshape(len(q), H, -1, value_up.shape[1])"),
+    why="The product is (B, Tk, H · Dn): split its last dimension into (H, Dn), and then exchange tokens and heads.",
+)
+wrong(
+    "normalises_again",
+    "You normalise c before you expand it.",
+    (
+        "    k = c @",
+        "    c = c * torch.rsqrt(c.square().mean(dim=-1, keepdim=True) + 1e-6)\n    k = c @",
+    ),
+    why="What is kept is normalised already, with the norm's weight (1). It is expanded as it is.",
+)
+wrong(
+    "r_in_the_first_head_only",
+    "You put r behind the first head's keys, and zeros behind those of the others.",
+    ("r.expand(-1, H, -1, -1)", "torch.nn.functional.pad(r, (0, 0, 0, 0, 0, H - 1))"),
+    why="All heads share r: it is the end of every head's key.",
 )

@@ -184,3 +184,21 @@ wrong(
     (JOINED, "torch.stack((even * sin + odd * cos, even * cos - odd * sin), dim=-1).flatten(-2)"),
     why="(a, b) becomes (a cos θ − b sin θ, a sin θ + b cos θ), in this order.",
 )
+wrong(
+    "mean_over_everything",
+    "You divide the latent by the root of the mean over all L + R numbers.",
+    (NORM, NORM.replace("c.square()", "torch.cat((c, r), dim=-1).square()")),
+    why="The norm is of c alone: split off r first.",
+)
+wrong(
+    "positions_from_one",
+    "You turn by the position and one more.",
+    ("positions[:, None]", "(positions[:, None] + 1)"),
+    why="Positions are counted from 0, and queries are turned by theirs as they are: the first token is not turned.",
+)
+wrong(
+    "positions_from_the_first",
+    "You count positions from the first of these tokens.",
+    ("positions[:, None]", "(positions - positions[0])[:, None]"),
+    why="With a cache, the first of the step's tokens comes after all those that are kept already.",
+)
