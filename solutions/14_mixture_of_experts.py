@@ -100,7 +100,7 @@ measured("14.active", 100 * active / deepseek.parameters, "%")
 
 # %% [markdown]
 # Nearly all of the model is in experts, and a token sees one in 32 of those. (37 billion is what the report says: the
-# embedding, of which a token reads one row, can be counted or not.) In training, and in reading prompts, a GPU is busy
+# embedding, of which a token reads one row, is counted here, and in what follows it is not.) In training, and in reading prompts, a GPU is busy
 # with operations, and there it is as simple as that: about 18 times the parameters for the same work.
 #
 # ## What sparse costs
@@ -118,7 +118,8 @@ predict("14.touched", None, "experts")
 #
 # $$ \text{read} = E\,\Big(1 - \big(1 - \tfrac{K}{E}\big)^n\Big) \tag{1} $$
 #
-# are read, on average, and each of them for $nK/\text{read}$ tokens. In 8 bits, as DeepSeek-V3 is served:
+# are read, on average, and each of them for $nK/\text{read}$ tokens. In 8 bits, as DeepSeek-V3 is served, and of weights
+# alone (the cache, and attention over it, come on top):
 
 # %% tags=["claim"]
 E, K = experts.routed, experts.active
@@ -179,7 +180,7 @@ print("loads:", library.loads.tolist())
 
 # %% [markdown]
 # (With $K = 1$ a weight that is divided by the sum is 1, whatever the logit, and has no gradient. Switch, where $K$ is 1, takes
-# the score itself.)
+# the score itself, in which the softmax has the other logits, too.)
 #
 # The weights are part of the model, and not only of its plumbing. Which experts are best has no gradient: it jumps. But
 # $y$ is differentiable in the *weights* of those that were chosen, and so the router learns: where an expert's answer
@@ -198,7 +199,7 @@ print("loads:", library.loads.tolist())
 #   changed by that, so the weights are made of the scores without it.
 # - **Groups.** The experts lie in groups of equal size, on 8 nodes of a cluster, say, and a token may only go to
 #   experts of its 4 best groups: then its copies cross the network to at most 4 nodes. A group is as good as its best
-#   two experts together, by $s + b$. Let $\mathcal{G}$ be the experts of the groups that stay. What is chosen by is
+#   two experts together, by $s + b$: two, for V3 takes 8 experts of 4 groups; here it is two whatever $K$ is. Let $\mathcal{G}$ be the experts of the groups that stay. What is chosen by is
 #
 # $$ c_e = \begin{cases} s_e + b_e & e \in \mathcal{G} \\ -\infty & \text{else} \end{cases} \tag{4} $$
 #
@@ -261,12 +262,15 @@ def route(logits, k, *, bias=None, groups=1, kept_groups=1, normalise=True, scal
 check("14.router", route)
 
 # %% [markdown]
-# (For the paper: the second group stays, with 1.1 against 1.0. A token has several experts in a group, and two good ones
-# are worth the journey. With biases of −2 every $c$ is
-# below −1, for no sigmoid is above 1; and whoever masks with 0 in place of −∞ chooses only
+# <details><summary>On paper</summary>
+#
+# The second group stays, with 1.1 against 1.0. A token has several experts in a group, and two good ones
+# are worth the journey. With biases of −2 no $c$ is
+# above −1, for no sigmoid is above 1; and whoever masks with 0 in place of −∞ chooses only
 # experts that are out: vLLM had that bug for a while,
 # and took a group to be as good as its best one, too ([#13474](https://github.com/vllm-project/vllm/pull/13474)); and before that the bias
-# was in the weights ([#12002](https://github.com/vllm-project/vllm/pull/12002)).)
+# was in the weights ([#12002](https://github.com/vllm-project/vllm/pull/12002)).
+# </details>
 #
 # Your router goes into the library's layer, whose argument `route=` takes any function with this contract: DeepSeek-V3's
 # own settings, 256 experts, and a smaller width.
@@ -432,7 +436,8 @@ print(prompt + own_text.text)
 
 # %% [markdown]
 # What is it worth? On this machine, 2,000 tokens, of 32 experts 4 for each, by the three ways. Every expert for every
-# token is $E/K = 8$ times the operations of the sorted way, in larger products, which are quicker for their size:
+# token is $E/K = 8$ times the operations of the sorted way, in larger products, which are quicker for their size: is it 8
+# times as long? (Token by token, 100 tokens are timed, and 2,000 taken to be 20 times as long.)
 
 # %% tags=["measure"]
 torch.manual_seed(2)
@@ -525,18 +530,33 @@ for shape in MEASURED:
     computed = sum(-(-rows // 128) * 128 for rows in loads)  # in tiles of 128 rows
     print(f"{shape.R:,} rows, {min(loads):,} to {max(loads):,} an expert:", end=" ")
     print(f"{computed / shape.R - 1:.0%} more are computed", end="")
+    print("; product, dx, dweight are slower by", end="")
     for name in ("llmsys", "torch._grouped_mm"):
         slower = [
             1 - speed[shape.R, "skewed", what, name] / speed[shape.R, "even", what, name]
             for what in ("product", "dx", "dweight")
         ]
-        print(f"; {name.split('.')[0]} is {min(slower):.0%} to {max(slower):.0%} slower", end="")
+        print(f" {', '.join(f'{each:.0%}' for each in slower)} ({name.split('.')[0]})", end="")
     print()
+took = {
+    row["load"]: row["ms"]
+    for row in speeds.rows
+    if (row["name"], row["what"], row.get("R")) == ("llmsys", "dweight", 65_536)
+}
+shape = next(shape for shape in MEASURED if shape.load == "one in eight")
+zeros = shape.loads().count(0) * shape.IN * shape.OUT * 2  # bytes, in bf16
+print(f"dweight, one in eight: {took['one in eight']:.2f} ms, where even loads take {took['even']:.2f}.", end=" ")
+print(f"{shape.loads().count(0)} experts have no row: their zeros are {zeros / 1e9:.2f} GB,", end=" ")
+print(f"{1e3 * zeros / DEVICES['H200'].bandwidth:.2f} ms at least")
 
 # %% [markdown]
-# With 65,536 rows that is all of it for the library's kernels. With half as many rows and larger matrices a skewed load
-# costs them up to a quarter, and torch a fifth: there, in product and dx, torch is ahead. Of that the rows of tiles are
+# In product and dx that is, with 65,536 rows, all of it for the library's kernels. With half as many rows and larger
+# matrices a skewed load costs the two a quarter, and torch's a fifth: there torch is ahead. Of that the rows of tiles are
 # less than half; what the rest is the record does not say.
+#
+# In the table the largest fall is another one: *dweight*, where **one expert in eight** has rows. An expert without any
+# has a gradient all the same, of zeros, which must be written, and that can be nearly all of the difference. Torch's falls
+# as far.
 #
 # But on *one* GPU one busy expert does not make the others wait: it has many tiles, and tiles are dealt to the GPU's
 # multiprocessors whosever they are. With the experts on many GPUs, each waits for the one with the most rows.
@@ -581,9 +601,10 @@ print(f"a loop over experts: {layers['loop']['ms']:.2f} ms, {layers['loop']['ms'
 # %% [markdown]
 # ## The rich stay rich
 #
-# Why are the loads of that model as they are? At the beginning all tokens look much alike to a router, and a random
-# matrix sends most of them to the same few experts. These see most tokens and learn fastest, so there is no reason to
-# score others higher; what is never chosen gets no gradient at all. In the runs that are shown further down, loads are
+# Why are the loads of that model as they are? The usual explanation: at the beginning all tokens look much alike to a
+# router, and a random matrix sends most of them to the same few experts. (You will see that below.) These get most of the
+# learning, so others have no reason to be scored higher. The matrices of an expert that is never chosen get no gradient
+# from the model's loss, and with (5) its score gets none either; with Switch's it does. In the runs that are shown further down, loads are
 # uneven from the first steps on, and stay so. There is nothing in the model's loss against it: it wants good answers, and
 # does not know what a GPU is.
 #
@@ -609,23 +630,30 @@ print("what a step down its gradient does to each score:", [f"{-g:+.2f}" for g i
 
 # %% [markdown]
 # It works. Does it have a price? The gradient of $\alpha L$ comes on top of the one that makes the model better. Take
-# both, of the trained mixture's routers, on the text that it has just read:
+# both, of the trained mixture's routers and of the same mixture's with random weights, on the text that it has just read:
 
 # %% tags=["claim"]
-learning = load_unbalanced().requires_grad_(True)
-x, routings = learning.routed(tokens)
-own = token_loss(learning.head(x[:, :-1]), tokens[:, 1:])
-for layer, routing in routings.items():
-    matrix = learning.mixtures[layer].router.weight
-    (ours,) = torch.autograd.grad(own, matrix, retain_graph=True)
-    (balancing,) = torch.autograd.grad(balance_loss(routing), matrix, retain_graph=True)
-    cosine = torch.cosine_similarity(ours.flatten(), balancing.flatten(), dim=0)
-    longer = 10 * round(float(balancing.norm() / ours.norm()) / 10)
-    print(f"layer {layer}: cosine of the two gradients {cosine:+.1f}; that of L is about {longer} times as long")
+torch.manual_seed(0)
+for when, learning in {
+    "random weights": MixtureLlama(trained.config, byte_tokenizer()),
+    "trained": load_unbalanced().requires_grad_(True),
+}.items():
+    x, routings = learning.routed(tokens)
+    own = token_loss(learning.head(x[:, :-1]), tokens[:, 1:])
+    for layer, routing in routings.items():
+        matrix = learning.mixtures[layer].router.weight
+        (ours,) = torch.autograd.grad(own, matrix, retain_graph=True)
+        (balancing,) = torch.autograd.grad(balance_loss(routing), matrix, retain_graph=True)
+        cosine = torch.cosine_similarity(ours.flatten(), balancing.flatten(), dim=0)
+        longer = float(f"{float(balancing.norm() / ours.norm()):.1g}")  # one digit
+        most = float(load_statistics(routing.loads).busiest)
+        print(f"{when}, layer {layer}: busiest {most:.1f} × the mean; cosine of the two gradients", end=" ")
+        print(f"{cosine:+.1f}, that of L about {longer:.0f} times as long")
 
 # %% [markdown]
-# They are about at right angles, as directions are that have nothing to do with each other: a step down the one is a
-# step sideways for the other. And $L$'s is by far the longer one here. So $\alpha$ has to be small, or it drowns what the
+# In the trained model they are about at right angles, as directions are that have nothing to do with each other: a step down
+# the one is a step sideways for the other. (At the beginning they have something in common.) And $L$'s is by far the longer
+# one, at both ends of a training: with an $\alpha$ of 0.01, Switch's, 20 become 0.2, and 200 become 2. So $\alpha$ has to be small, or it drowns what the
 # model wants; and not too small, or it balances nothing. Somebody has to search for it. (Whether the model becomes worse
 # is measured further down.)
 #
@@ -648,7 +676,7 @@ def move_bias(bias, loads, rate):
     """Moves the router's bias by one step against the loads, in place (7). Returns nothing.
 
     bias   (E,)  float32; this tensor is to change
-    loads  (E,)  int64: how many tokens each expert was given in this step, summed over all batches and ranks; any
+    loads  (E,)  int64: how many tokens each expert was given in this step, summed over all batches and GPUs; any
                  number, also above 2²⁴
     rate   γ, at least 0
     """
@@ -663,7 +691,7 @@ check("14.bias", move_bias)
 
 # %% [markdown]
 # The counts come from the layers as *results* of the forward pass, and the trainer adds them up over the batches of a
-# step and over all ranks before it hands them to `model.after_step`. Were they added up in a buffer of the layer while
+# step and over all GPUs before it hands them to `model.after_step`. Were they added up in a buffer of the layer while
 # it runs, a layer that is computed again in the backward pass, to save memory, would count its tokens twice.
 
 # %% [markdown]
@@ -689,8 +717,8 @@ for n, part in enumerate(experts.split(T)):
 # Is that bad? Not for the model: those *are* specialists, and a loss that forbids them costs some of what experts are
 # for. Nor in training, where a GPU sees many sequences at once. It is bad where a step has few sequences: one long prompt
 # in a service of many GPUs runs on those few that hold its experts. So DeepSeek-V3 has a loss by sequence as well, with
-# a very small weight, $\alpha = 0.0001$, against the extremes ([its report](https://arxiv.org/abs/2412.19437), section
-# 2.1.2): (6) of each sequence by itself, and the mean of that.
+# a very small weight, $\alpha = 0.0001$, against the extremes ([its report](https://arxiv.org/abs/2412.19437), sections
+# 2.1.2 and 4.2): (6) of each sequence by itself, and the mean of that.
 #
 # ## Exercise (d): the loss by sequence (20 minutes)
 #
@@ -734,7 +762,7 @@ check("14.sequence_loss", sequence_loss)
 own_loss = mine("sequence_loss", default=balance_loss)
 print(f"the two specialists: L of the batch {balance_loss(specialists):.2f}", end="")
 print(f", by sequence {own_loss(specialists, sequences=2):.2f}")
-two = {"nothing": trained, "the bias": load_balanced()}
+two = {"nothing": trained, "bias and loss": load_balanced()}
 for kept_even, model in two.items():
     with torch.no_grad():
         routings = model.routed(tokens)[1]
@@ -748,11 +776,12 @@ for kept_even, model in two.items():
         print(f", by sequence {each:.2f}")
 
 # %% [markdown]
-# A single sequence is a little less even than the batch. And with the bias the loss can even be below 1, which
+# A single sequence is a little less even than the batch. And with a bias the loss can even be below 1, which
 # looks like more than even. It is not: 1 is where loads *or* scores are even, and less is where experts with high scores
-# are chosen seldom. That is the bias at work, against the scores.
+# are chosen seldom. A bias does that: it works against the scores.
 #
-# Is a busiest expert with 1.6 times the mean even? Those were 4,096 bytes, few for 16 experts, and of files that the bias
+# Is a busiest expert with 1.6 times the mean even? Those were 16 excerpts, and the bytes of one go together: far fewer
+# independent choices than 4,096. And they are of files that the model
 # never saw. Loads follow the text. Over 32 batches, eight times as many bytes, of such files and of those that it was trained on:
 
 # %% tags=["claim"]
@@ -779,14 +808,13 @@ for kept_even, model in two.items():
 #   sequence*, is the mean over all sequences of the batch: of each by itself, its busiest expert.)
 #
 # How hard the loss pulls is a number that was chosen for this picture: a step goes 0.3 of its gradient. With a larger one it
-# would even more, as the bias does with a larger $\gamma$. So compare the ways in what they do, and not in how far they get. <!-- source: PULL in llmsys/viz/mixture_of_experts/stream.py -->
+# would even out more, as the bias does with a larger $\gamma$. So compare the ways in what they do, and not in how far they get. <!-- source: PULL in llmsys/viz/mixture_of_experts/stream.py -->
 
 # %% tags=["widget"]
 own_move = mine("move_bias", default=library_move_bias)
-layer = 1
-moe = trained.mixtures[layer]
-going_by = passing(trained, [batches[n][:, :-1] for n in range(32)], layer)
-viz.mixture_of_experts.stepper(going_by, moe.router.weight.detach(), moe.router.config, move=own_move, balance=own_loss)
+router = trained.mixtures[1].router
+going_by = passing(trained, [batches[n][:, :-1] for n in range(32)], 1)
+viz.mixture_of_experts.stepper(going_by, router.weight.detach(), router.config, move=own_move, balance=own_loss)
 
 # %% [markdown]
 # (Only the router learns here, and only from the balance loss: in training, the model's own loss has its say, and the
@@ -796,7 +824,7 @@ viz.mixture_of_experts.stepper(going_by, moe.router.weight.detach(), moe.router.
 print("γ       loss        busiest × mean   in a sequence   chosen as by scores alone   scores moved by")
 for rate, loss in ((0.0, ""), (0.003, ""), (0.01, ""), (0.03, ""), (0.0, "batch"), (0.0, "sequence")):
     ways = dict(rate=rate, loss=loss, move=own_move, balance=own_loss)
-    last = stream(going_by, moe.router.weight.detach(), moe.router.config, **ways)[-1]
+    last = stream(going_by, router.weight.detach(), router.config, **ways)[-1]
     print(f"{rate:<7g} {loss or 'none':10} {last.busiest[-1]:15.1f} {last.of_sequences:15.1f}", end="")
     print(f" {last.own_choice:27.0%} {last.moved:17.2f}")
 
@@ -833,6 +861,8 @@ for name in ("none", "sequence", "batch", "bias"):
     print(f"{means[name]:.4f} ({min(losses):.4f} to {max(losses):.4f})", end="")
     print(f"{fmean(ends):9.2f} ({min(ends):.2f} to {max(ends):.2f})", end="")
     print(f"{fmean(inside):13.2f} ({min(inside):.2f} to {max(inside):.2f})")
+paired = zip(*([row["loss"] for row in record.rows if row["name"] == name] for name in ("sequence", "none")), strict=True)
+print("sequence less none, seed by seed:", ", ".join(f"{ours - none:+.4f}" for ours, none in paired))
 apart, best, widest = max(means.values()) - min(means.values()), min(means.values()), max(spreads.values())
 print(
     f"the ways are {apart:.4f} apart, {apart / best:.1%}; the seeds of one way up to {widest:.4f}, {widest / best:.1%}"
@@ -845,8 +875,9 @@ measured("14.price", 100 * apart / best, "%")
 viz.mixture_of_experts.training_arms(record)
 
 # %% [markdown]
-# **The losses** first, in the upper row. The four ways are 0.6% apart, and the seeds of a single way up to 7.3%. So these runs do not
-# say which way gives the better model, not even whether balancing costs anything at all; three seeds are far too few for
+# **The losses** first, in the upper row. The four ways are 0.6% apart, and the seeds of a single way up to 7.3%. Nor does it
+# help to compare seed by seed: the loss by sequence ends below *none* with two of them, and above it with the third. So these runs do not
+# say which way gives the better model, not even whether balancing costs anything; three seeds are far too few for
 # a difference as small as this one, if there is any. DeepSeek reports for models of a billion parameters 2.258 with the
 # loss by sequence, and 2.253 with the loss by batch and with the bias ([its report](https://arxiv.org/abs/2412.19437),
 # section 4.5.3): 0.2%, in runs that are far longer. Whoever tells you that one of these is better by a few
@@ -854,20 +885,22 @@ viz.mixture_of_experts.training_arms(record)
 # either; of three, that may be chance.)
 #
 # **The loads**, in the lower row, are another matter. The ways are much further apart than their seeds, but for the two with a balance loss. (What
-# is shown is the mean over the five layers, and not the worst of them: in the curves of training steps, in the table and the
-# lower right of held-out text, where loads are a little less even.)
+# is shown is the mean over the five layers, and not the worst of them. The curves are of training steps; table and lower
+# right are of held-out text, where loads are a little less even.)
 #
 # - Without anything, the busiest experts have five to seven times the mean all the time, 5.40 on held-out text at the end.
 # - Either loss brings that down to about 1.3 within 200 steps, with an $\alpha$ of 0.01, which somebody had to find: it is
 #   Switch's.
-# - The bias is still on its way. It moves by $\gamma = 0.001$ a step, so by a quarter at most in 250 steps. In a training of
-#   a hundred thousand steps nobody would notice: the small DeepSeek-V3 from above has had 700 steps, with the same
-#   $\gamma$, and over its training files its busiest experts have 1.09 and 1.14 times the mean. <!-- source: SHIPPED_TRAINING in llmsys/bench/mla_training.py -->
+# - The bias is slow. It moves by $\gamma = 0.001$ a step, so by a quarter at most in 250 steps, and where it would end these
+#   runs do not say. The small DeepSeek-V3 from above has had 700 steps with the same $\gamma$, and over its training files its
+#   busiest experts have 1.09 and 1.14 times the mean. But it has 16 experts, in groups, and had the loss by sequence as well:
+#   how much of that is the bias's, it does not say. <!-- source: SHIPPED_TRAINING and BALANCE in llmsys/bench/mla_training.py -->
 # - Within a single sequence, last column, the loss by sequence is the most even, 2.02 against 2.31 of the loss by batch,
 #   and no seed of the one comes near the other. That is what it is for.
 #
 # What each costs: nothing at all costs GPUs that wait, and experts that are paid for and do not work. A loss costs the
-# search for $\alpha$, and a pull at the weights. The bias costs a rate, and patience.
+# search for $\alpha$, and a pull at the weights. The bias costs a rate, and the steps until
+# it has arrived.
 
 # %% [markdown]
 # ## All of it is yours
@@ -875,7 +908,7 @@ viz.mixture_of_experts.training_arms(record)
 # Last, a mixture that is trained from nothing on this machine, in the library's trainer, in the same four ways, with
 # your code wherever you have written some: the router in each layer, the experts, the bias in the trainer's hook after
 # each step, the loss by sequence. It is 80 steps of 1,024 bytes
-# for each way: far too few for a verdict about losses, and enough to see what becomes of the loads. (In
+# for each way, which may take minutes: far too few for a verdict about losses, and enough to see what becomes of the loads. (In
 # so short a run $\gamma$ is ten times what it was above.)
 
 
@@ -916,7 +949,7 @@ for name, balance in LESSON.arms().items():
     print(f"{name:10} {run.held_out[LESSON.training.steps]:13.3f}   {[round(float(each), 1) for each in last]}")
 
 # %% [markdown]
-# Neither losses nor loads are in the order of the record, and both are right. The bias, which was slow there, is ten times
+# Neither losses nor loads are in the order of the record, and neither run is wrong. The bias, which was slow there, is ten times
 # as fast here. The losses, with the same $\alpha$ of 0.01, are slower: in the record they had the busiest experts below twice
 # the mean after as many steps. Steps there have 24 times the bytes, and model and learning rate are others; which of these
 # it is, these runs do not say. <!-- source: LESSON and FULL in llmsys/bench/moe_training.py; "busiest" in the record, steps 76 to 80 -->
@@ -945,8 +978,8 @@ for layer in range(2):
     print(f"busiest GPU {gpus:.3f} × the mean")
 
 # %% [markdown]
-# Four experts of twelve are there twice, and instead of the busiest expert's 2.126 and 2.045 times the mean, the busiest
-# GPU has 1.208 and 1.242, as EPLB's own example has it.
+# Four experts of twelve are there twice. The busiest expert has 2.126 and 2.045 times the mean of the 12 experts; the
+# busiest GPU has 1.208 and 1.242 times the mean of the 8 GPUs, as follows from the placement that EPLB's README prints.
 #
 # ## What production does differently
 #
@@ -961,8 +994,8 @@ for layer in range(2):
 #   `TEGroupedMLP` multiplies. `moe_expert_capacity_factor` still drops what is too much, as GShard did; with
 #   ragged groups nothing has to be dropped.
 # - **PyTorch** has `torch._grouped_mm`, the peer in the record above.
-# - **DeepSeek**: [DeepEP](https://github.com/deepseek-ai/DeepEP) takes tokens to experts on other GPUs and back: what
-#   `dispatch=` of the layer is for, and lesson 21's subject.
+# - **DeepSeek**: [DeepEP](https://github.com/deepseek-ai/DeepEP) takes tokens to experts on other GPUs and back: lesson
+#   21's subject, for which the library's layer has an argument, `dispatch=`.
 # - Papers: [GShard](https://arxiv.org/abs/2006.16668) and the [Switch Transformer](https://arxiv.org/abs/2101.03961)
 #   (capacity, and the loss by batch); [Mixtral](https://arxiv.org/abs/2401.04088);
 #   [MegaBlocks](https://arxiv.org/abs/2211.15841) (ragged groups in place of dropped tokens);
@@ -974,7 +1007,7 @@ for layer in range(2):
 # <details><summary><b>1.</b> Somebody initialises all biases with 100, to be far from 0/0 and negative numbers. What changes? And why would you
 # still not do it?</summary>
 #
-# In exact arithmetic nothing: all $c$ are 100 higher, and the order is the same, in groups, too (200 for each). But near
+# Against 0/0 nothing: a bias is in no weight. And in exact arithmetic nothing else: all $c$ are 100 higher, and the order is the same, in groups, too (200 for each). But near
 # 100 fp32 has a number every 0.0000076, and near 0.5 every 0.00000006: scores that differ by less are equal then, and
 # steps of γ are rounded. The mask of 0 would seem to work, until a bias has come down far enough. <!-- source: 2^-17 and 2^-24 -->
 # </details>
@@ -993,7 +1026,7 @@ for layer in range(2):
 # step's assignments, those of the first ones do not. Some layers are recomputed. Where do you look first?</summary>
 #
 # At where loads are counted. A layer that is computed again in the backward pass counts its tokens again, if it counts
-# by itself: twice for layers that are recomputed. (Sums over ranks that are taken twice would be too large in all layers.) Loads
+# by itself: twice for layers that are recomputed. (Sums over GPUs that are taken twice would be too large in all layers.) Loads
 # that are returned by the forward pass, and added up by the trainer alone, cannot.
 # </details>
 #

@@ -131,6 +131,14 @@ def in_half(logits, k, **options):
     return Routing(found.experts, found.weights.half().float(), found.scores)
 
 
+def masks_what_it_returns(logits, k, *, groups=1, **options):
+    """The scores of groups of which no expert was chosen are 0."""
+    found = by_argsort(logits, k, groups=groups, **options)
+    size = logits.shape[1] // groups
+    there = torch.zeros(len(logits), groups).scatter(1, found.experts // size, 1.0).repeat_interleave(size, dim=1)
+    return Routing(found.experts, found.weights, found.scores * there)
+
+
 # (b)
 
 
@@ -219,6 +227,11 @@ def marks_in_the_argument(x, experts, weights, gate_up, down):
     return back_by_the_inverse(x, numbers, weights, gate_up, down)
 
 
+def weights_by_columns(x, experts, weights, gate_up, down):
+    """The weights of a batch that lies the other way."""
+    return back_by_the_inverse(x, experts, weights.t().reshape(weights.shape), gate_up, down)
+
+
 @fresh
 def remembers_the_order():
     orders = {}
@@ -273,6 +286,10 @@ def softly(bias, loads, rate):
 
 def the_mean_as_an_int(bias, loads, rate):
     bias += rate * (loads.sum() // len(loads) - loads).sign()
+
+
+def to_the_middle(bias, loads, rate):
+    bias += rate * ((loads.max() + loads.min()).double() / 2 - loads).sign().float()
 
 
 def through_data(bias, loads, rate):
@@ -332,6 +349,14 @@ def over_sequences_first(routing, *, sequences=1):
     return (f * P).sum(1).mean()
 
 
+def with_a_large_epsilon(routing, *, sequences=1):
+    """1e-6 beside scores of 1e-7."""
+    E, K = routing.scores.shape[1], routing.experts.shape[1]
+    counts = F.one_hot(routing.experts, E).sum(1).float().unflatten(0, (sequences, -1)).mean(1)
+    shares = routing.scores / (routing.scores.sum(-1, keepdim=True) + 1e-6)
+    return torch.einsum("se,se->", counts, shares.unflatten(0, (sequences, -1)).mean(1)) * E / K / sequences
+
+
 def softmaxed_again(routing, *, sequences=1):
     """P by a softmax of the scores."""
     return by_one_hot(Routing(routing.experts, routing.weights, routing.scores.softmax(-1)), sequences=sequences)
@@ -346,12 +371,12 @@ RIGHT = {
 WRONG = {
     "14.router": (
         bias_on_the_logits, mask_that_is_not_low_enough, one_group_for_all_tokens, experts_in_int32,
-        all_that_are_as_good, sigmoid_written_out, a_tuple, in_half,
+        all_that_are_as_good, sigmoid_written_out, a_tuple, in_half, masks_what_it_returns,
     ),
     "14.dispatch": (
         drops_what_is_too_much, through_both_products_at_once, matrices_for_each_assignment, marks_in_the_argument,
-        remembers_the_order,
+        remembers_the_order, weights_by_columns,
     ),
-    "14.bias": (busiest_and_idlest, stays_centred, softly, the_mean_as_an_int, through_data),
-    "14.sequence_loss": (with_the_weights, variance, over_sequences_first, softmaxed_again),
+    "14.bias": (busiest_and_idlest, stays_centred, softly, the_mean_as_an_int, to_the_middle, through_data),
+    "14.sequence_loss": (with_the_weights, variance, over_sequences_first, softmaxed_again, with_a_large_epsilon),
 }  # fmt: skip

@@ -35,7 +35,8 @@ def bias(answer: Answer) -> None:
         why="At the end of its training, DeepSeek-V3 sets the rate to 0, and the biases stay as they are.",
         hint="What is the step multiplied with?",
     ):
-        answer.agrees(answer.randn(E), loads(E), 0.0)
+        biases = answer.randn(E)
+        answer.agrees(biases - biases.mean(), loads(E), 0.0)
 
     with answer.property(
         "up where an expert had fewer tokens than the mean, down where it had more",
@@ -69,6 +70,7 @@ def bias(answer: Answer) -> None:
         why="The mean is what each would have if all were even. Where few have most, the median expert has far less.",
         hint="Add up all loads, and divide by their number, those of 0 included.",
     ):
+        answer.agrees(torch.zeros(6), torch.tensor([0, 0, 9, 12, 17, 31]), 0.01)  # 11.5; the middle of all is 15.5
         answer.agrees(torch.zeros(5), torch.tensor([0, 0, 9, 11, 31]), 0.01)
         answer.agrees(torch.zeros(4), torch.tensor([2, 2, 2, 4]), 0.01)  # 2.5
         answer.agrees(torch.zeros(6), torch.tensor([0, 0, 0, 8, 7, 9]), 0.01)
@@ -83,7 +85,7 @@ def bias(answer: Answer) -> None:
 
     with answer.property(
         "equal is equal, also where loads are large",
-        why="Loads are sums over batches and ranks, millions for each expert. float32 has whole numbers up to "
+        why="Loads are sums over batches and GPUs, millions for each expert. float32 has whole numbers up to "
         "16,777,216, and a mean that is rounded is no longer the one that somebody has.",
         hint="Loads are int64. Keep them whole: compare E · load with the sum of all. Or compute the mean in float64.",
     ):

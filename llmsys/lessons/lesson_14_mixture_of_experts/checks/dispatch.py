@@ -65,8 +65,15 @@ def dispatch(answer: Answer) -> None:
     N = int(answer.randint(4, 8))
 
     with answer.property(
+        "one token and one expert",
+        why="Then a mixture of experts is an MLP.",
+        hint="one_expert(rows, gate_up[e], down[e]) takes a matrix of rows: here it has one.",
+    ):
+        right(answer.randn(1, 6), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), *matrices(1, 6, 5))
+
+    with answer.property(
         "one expert, and every token goes to it",
-        why="Then there is nothing to sort, and a mixture of experts is an MLP.",
+        why="Then there is nothing to sort, and all rows are in one product.",
         hint="one_expert(rows, gate_up[e], down[e]) computes all rows of an expert at once.",
     ):
         right(answer.randn(N, 6), torch.zeros(N, 1, dtype=torch.int64), torch.ones(N, 1), *matrices(1, 6, 5))
@@ -94,7 +101,7 @@ def dispatch(answer: Answer) -> None:
         hint="A token's number is there K times in `token`. What does out[token] += … do with a number that is there "
         "twice?",
     ):
-        right(answer.randn(2, 6), torch.tensor([[0, 1], [1, 0]]), weights(2, 2), *matrices(2, 6, 5))
+        right(answer.randn(3, 6), torch.tensor([[0, 1], [1, 0], [1, 0]]), weights(3, 2), *matrices(2, 6, 5))
         right(answer.randn(9, 6), chosen(9, 3, 3), weights(9, 3), *matrices(3, 6, 5))
 
     with answer.property(

@@ -120,6 +120,13 @@ def router(answer: Answer) -> None:
         chooses(apart + answer.randn(4, 8, scale=0.2), 1, groups=4, kept_groups=1)
 
     with answer.property(
+        "and yet all experts have their scores, those of other groups, too",
+        why="A balance loss asks for them (6), and a group that is out for this token is not out for all.",
+        hint="What do you mask: what is chosen by, or the scores that you return?",
+    ):
+        answer.agrees(logits(some, 8), 2, groups=4, kept_groups=1)
+
+    with answer.property(
         "a group is as good as its best two experts together",
         why="A token has several experts in a group. One good expert makes a group less useful than two that are "
         "nearly as good; and its worst ones do not matter.",

@@ -42,6 +42,13 @@ def sequence_loss(answer: Answer) -> None:
         return torch.softmax(answer.randn(N, E, scale=1.5), dim=-1)
 
     with answer.property(
+        "1 for one token and one expert",
+        why="It has all of the load and all of the score: f is 1 and P is 1.",
+        hint="Is it one number, of shape ()?",
+    ):
+        answer.agrees(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
+
+    with answer.property(
         "1 where loads and scores are even",
         why="Then f is 1 and P is 1/E for each expert.",
         hint="Compute f and P for two experts and two tokens, each of which goes to another one.",
@@ -94,13 +101,14 @@ def sequence_loss(answer: Answer) -> None:
             answer.agrees(chosen(N, K, E), sigmoids(N, E), sequences=S)
 
     with answer.property(
-        "numbers, where all scores of a token are 0",
+        "numbers, where all scores of a token are 0, and exact where they are small",
         why="A sigmoid can be 0 in fp32. 0/0 in one token would be NaN for all.",
-        hint="Add 1e-20 to the sum of the scores before you divide.",
+        hint="Add 1e-20 to the sum of the scores before you divide. More than that would change small shares.",
     ):
         scores = sigmoids(6, 4)
         scores[2] = 0
         answer.agrees(chosen(6, 2, 4), scores)
+        answer.agrees(chosen(6, 2, 4), torch.sigmoid(answer.randn(6, 4) - 18))
 
     with answer.property(
         "its gradient comes through P: it lowers the scores of experts that were chosen too often",

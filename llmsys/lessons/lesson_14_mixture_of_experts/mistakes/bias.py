@@ -57,6 +57,36 @@ wrong(
     why="Where a few experts have most of the tokens, the median is far below the mean.",
 )
 wrong(
+    "midrange",
+    "You compare with the middle between the smallest and the largest load.",
+    (MISSING, "missing = loads.max() + loads.min() - 2 * loads"),
+    why="One expert that has most of the tokens moves that middle, and says nothing of what the others have.",
+)
+wrong(
+    "the_largest",
+    "You compare with the largest load, so that all others go up.",
+    (MISSING, "missing = loads.max() - loads"),
+    why="Where all biases go up alike, nothing changes. The mean says who has too few, and who has too many.",
+)
+wrong(
+    "softmax_of_loads",
+    "You put the loads through a softmax.",
+    (MISSING, "missing = 1 / len(loads) - torch.softmax(loads.double(), 0)"),
+    why="Of counts, a softmax leaves the largest alone. A share of the load is load / loads.sum().",
+)
+wrong(
+    "mean_of_the_biases",
+    "You compare the biases with their mean. It is the loads that say who has too much.",
+    (MISSING, "missing = bias.mean() - bias"),
+    why="That draws the biases together, whatever the loads are.",
+)
+wrong(
+    "recentred",
+    "You move all biases back to a mean of 0.",
+    (STEP, STEP + "\n    bias -= bias.mean()"),
+    why="Each bias moves by one step or not at all (7). Where all are moved alike, the choice stays the same.",
+)
+wrong(
     "mean_of_the_busy",
     "You leave experts without a token out of the mean.",
     (MISSING, "missing = loads.sum() - (loads > 0).sum() * loads"),

@@ -28,6 +28,24 @@ wrong(
     why="The weight of row r is that of its assignment, order[r].",
 )
 wrong(
+    "weights_of_the_transpose",
+    "You take the weights in another order than the experts: all tokens' first weights, then all second ones.",
+    (WEIGHTED, "weights.t().flatten()[order, None]"),
+    why="experts.flatten() has token 0's K assignments first. Flatten the weights in the same way.",
+)
+wrong(
+    "no_weights",
+    "You add up what the experts say, without the weights.",
+    (" * " + WEIGHTED, ""),
+    why="How much each of a token's experts counts is what the router has to say of it, and by what it learns.",
+)
+wrong(
+    "divides_by_the_tokens",
+    "You take assignment a for one of token a // N: it is a // K.",
+    ("token = order // K", "token = (order // len(x)) % len(x)"),
+    why="A token has K assignments, one after the other: 0 to K − 1 are token 0's.",
+)
+wrong(
     "assignment_is_token",
     "You take assignment a for one of token a % N, as if all tokens' first experts came first.",
     ("token = order // K", "token = order % len(x)"),
@@ -71,6 +89,24 @@ wrong(
     "You add up in x's dtype.",
     (ADDED, "torch.zeros_like(x).index_add(0, token, weighted.to(x.dtype))"),
     why="float16 has eleven bits: each weighted term is rounded to them before it is added.",
+)
+wrong(
+    "weights_in_half",
+    "You round the weights to x's dtype.",
+    (WEIGHTED, "weights.to(x.dtype).float().flatten()[order, None]"),
+    why="They are float32. float16 has eleven bits: 2049 becomes 2048.",
+)
+wrong(
+    "result_in_float32",
+    "You return float32. What comes back has x's dtype.",
+    (".to(x.dtype)", ""),
+    why="The sum is in float32, and is rounded to x's dtype once, at the end: the next layer expects that.",
+)
+wrong(
+    "counts_the_nowhere",
+    "You count the −1, too, and bincount takes no negative numbers.",
+    ("torch.bincount(numbers[numbers >= 0], minlength=E)", "torch.bincount(numbers, minlength=E)"),
+    why="−1 is nowhere, and no expert's. Count the others, and leave as many rows out at the beginning of the order.",
 )
 wrong(
     "nowhere_is_the_first",
@@ -198,3 +234,21 @@ def token_by_token(x, experts, weights, gate_up, down):
                 total = total + weights[n, j] * one_expert(x[n], gate_up[e], down[e]).float()
         out.append(total)
     return torch.stack(out).to(x.dtype)
+
+
+@misconception(
+    "14.dispatch",
+    "You bring the rows back by the order itself, and it is its inverse that does that.",
+    why="order[r] is the assignment that row r was made of. Assignment a is in the row where order is a.",
+)
+def back_by_the_order(x, experts, weights, gate_up, down):
+    E, K = len(gate_up), experts.shape[1]
+    numbers = experts.flatten()
+    order = numbers.argsort(stable=True)
+    counts = torch.bincount(numbers[numbers >= 0], minlength=E)
+    here = order[len(order) - int(counts.sum()) :]
+    rows = x[here // K].split(counts.tolist())
+    done = [one_expert(*each) for each in zip(rows, gate_up.unbind(), down.unbind(), strict=True)]
+    weighted = torch.cat(done).float() * weights.flatten()[here, None]
+    nowhere = weighted.new_zeros(len(order) - len(here), x.shape[1])
+    return torch.cat([nowhere, weighted])[order].view(len(x), K, -1).sum(1).to(x.dtype)

@@ -30,6 +30,19 @@ wrong(
     why="It is added to the scores: a step of it then means the same, wherever on the sigmoid an expert is.",
 )
 wrong(
+    "bias_in_the_sigmoid",
+    "You add the bias to the logits, and with them it is in the weights and in the scores that are returned.",
+    ("torch.sigmoid(logits.float())", "torch.sigmoid(logits.float() + (0 if bias is None else bias))"),
+    ("scores if bias is None else scores + bias", "scores"),
+    why="The bias is added to the scores, to choose, and nowhere else.",
+)
+wrong(
+    "all_in_half",
+    "You compute in the type of the logits.",
+    ("torch.sigmoid(logits.float())", "torch.sigmoid(logits)"),
+    why="Scores and weights are float32, whatever the logits are. In float16, two experts may have one score.",
+)
+wrong(
     "sigmoid_in_half",
     "You compute the scores in the type of the logits, and make them float32 only then.",
     ("torch.sigmoid(logits.float())", "torch.sigmoid(logits).float()"),
@@ -58,6 +71,21 @@ wrong(
     "You take a group for as good as all of its experts together.",
     ("topk(min(2, E // groups), dim=-1).values.sum(dim=-1)", "sum(dim=-1)"),
     why="Experts that will not be chosen should not matter. The best two say what a group has to offer.",
+)
+wrong(
+    "two_of_one",
+    "You ask each group for its best two experts, and a group may have one.",
+    ("topk(min(2, E // groups), dim=-1)", "topk(2, dim=-1)"),
+    why="topk(2) of one number is an error. Such a group is as good as its only expert: min(2, E // groups).",
+)
+wrong(
+    "masks_the_scores",
+    "You return scores of 0 for the experts of groups that are out.",
+    (
+        "    weights = scores.gather(1, experts)\n",
+        '    weights = scores.gather(1, experts)\n    scores = scores.masked_fill(choice == float("-inf"), 0.0)\n',
+    ),
+    why="The scores are those of all experts (3). Mask what is chosen by, in a tensor of its own.",
 )
 wrong(
     "groups_without_bias",

@@ -79,9 +79,39 @@ wrong(
     why="In fp32 the sigmoid of −200 is 0. Where all are, 0/0 is NaN.",
 )
 wrong(
+    "small_sum_is_cut",
+    "What you add to the sum is not small beside small scores.",
+    ("1e-20", "1e-6"),
+    why="The sigmoid of −15 is 3e-7. Such scores are divided by their sum like any others.",
+)
+wrong(
+    "without_E",
+    "Your loss is E times too small: f has no factor E, or you take the mean over experts for their sum.",
+    ("E / (K * T)", "1 / (K * T)"),
+    why="Where all is even, every f is 1 and every P is 1/E, and their products add up to 1.",
+)
+wrong(
+    "counts_the_weights",
+    "You add up the router's weights, and f counts: each choice is 1.",
+    ("scatter(1, routing.experts, 1.0)", "scatter(1, routing.experts, routing.weights.detach())"),
+    why="An expert that is chosen with a small weight has a row to compute like any other.",
+)
+wrong(
+    "shares_of_the_tokens",
+    "You divide by the sum over tokens: that is dimension 0, and a token's scores lie along dimension 1.",
+    ("routing.scores.sum(dim=-1, keepdim=True)", "routing.scores.sum(dim=0, keepdim=True)"),
+    why="It is the scores of each token that add up to 1 then, and not those of each expert.",
+)
+wrong(
+    "the_worst_sequence",
+    "You take the loss of the worst sequence.",
+    (".sum(dim=-1).mean()", ".sum(dim=-1).max()"),
+    why="Then the others get no gradient. It is the mean of all.",
+)
+wrong(
     "no_gradient",
     "Your loss has no gradient: P is made of scores that are detached.",
-    ("shares = routing.scores /", "shares = routing.scores.detach() /"),
+    ("(f * P)", "(f * P.detach())"),
     why="f counts, and a count has no gradient. It must come through P.",
 )
 wrong(
