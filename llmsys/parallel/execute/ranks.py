@@ -55,7 +55,7 @@ class Pipeline:
         exchanges = [step for program in lowered for step in program if isinstance(step, Exchange)]
         self.schedule, self.rank = schedule, dist.get_rank()
         wire = RankWire(schedule, [each for step in exchanges for each in step.transfers])
-        self._device = next(iter(stages.values())).device
+        self._device = next((stage.device for stage in stages.values()), torch.device("cpu"))
         self._worker = Worker(
             schedule, self.rank, stages, wire, program=lowered[self.rank],
             clock=GpuClock if self._device.type == "cuda" else Clock, gradients=gradients,
