@@ -833,10 +833,11 @@ beside, alone = (ms[1, "matrix product", each] for each in ("a receive", "nothin
 measured("20.beside", 100 * (beside / alone - 1), "%")
 
 # %% [markdown]
-# Of 132 SMs 116 are left, and 132 / 116 is 1.14. SiLU, which memory's bandwidth limits and not the SMs, takes 5% longer.
+# Of 132 SMs 116 are left, and 132 / 116 is 1.14. <!-- source: that division --> SiLU, which memory's bandwidth limits and not the SMs, takes 5% longer.
 #
 # A send that nobody has received yet costs the same if it is large. But up to 64 MiB have left, as the last two lines
-# say, before anybody receives them: NCCL has buffers, 4 MiB for each of 16 channels (`NCCL_BUFFSIZE`). What a microbatch
+# say, before anybody receives them: NCCL has buffers, 4 MiB for each of 16 channels
+# (`NCCL_BUFFSIZE`). <!-- source: the table above; NCCL's documentation of that variable --> What a microbatch
 # sends here is 4 × 2,048 × 2,048 numbers of two bytes, 32 MiB. So if one end must wait, let it be the sender: receive
 # *late*. All that is above was recorded so. Below it is compared with *early*, step by step in turns. There a receive
 # begins in the pause in which a simulation with F = I = W has the data arrive:
