@@ -36,8 +36,8 @@ class Stage:
     part
         The layers, with the embedding if they begin with the first and the head if they end with the last.
     later
-        The factory that made the part's matrices, if backward passes shall be split. None at the first stage. None at
-        others: W has nothing to do, and I is the whole backward pass.
+        The factory that made the part's matrices, if backward passes shall be split. None at the first stage; at others
+        None makes I the whole backward pass, and W has nothing to do.
     backend
         Who attends; a stage's name or a function, as for `llmsys.training.train`.
 
